@@ -1,0 +1,252 @@
+"""Observer: watches a training run through public hooks, callbacks and files, and writes the Trace.
+
+It is handed the model before training starts, the optimizer when it exists, the name of each callback event and the
+path of each checkpoint. It never changes a tensor, and draws no random number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import names
+from harness.environment import describe
+from harness.spec import RunSpec
+from harness.trace import Checkpoint, Evaluation, Group, MicroBatch, Step, Tensors, Trace
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Observer:
+    """Watches one run.
+
+    spec: what is trained. subject: who trains it. rows: training and evaluation rows (see `fixtures.data`), to name
+    the rows of each batch by index; evaluation rows count on from the training rows.
+    """
+
+    def __init__(self, spec: RunSpec, subject: str, rows: Iterable[dict[str, list[int]]], directory: str | Path):
+        self.trace = Trace(spec, subject, describe(spec.launch.device), directory=str(directory))
+        # An augmented row differs in its last token at every access, so it is known by the others.
+        self._known = slice(None, -1) if spec.data.augment else slice(None)
+        self._rows = {self._key(row["input_ids"]): index for index, row in enumerate(rows)}
+        self._batches: list[MicroBatch] = []
+        self._evaluated: list[list[int]] = []
+        self._unclipped: Tensors = {}
+        self._handles: list[Any] = []
+        self._names: dict[int, str] = {}
+        self._model: torch.nn.Module | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._forward_kwargs: dict[str, Any] = {}
+        self._started = self._stepped = time.perf_counter()
+        self._step = 0
+
+    # ---- what the subject hands over ----
+
+    def watch_model(self, model: torch.nn.Module) -> None:
+        """Record the base and the adapter as they are now, and watch each forward pass and each gradient.
+
+        model: the object given to the trainer, adapters injected.
+        """
+        self._model = model
+        adapter = self.trace.spec.adapter.name
+        self._names = {id(p): names.canonical(n, adapter) for n, p in model.named_parameters()}
+        self.trace.trainable = [self._names[id(p)] for p in model.parameters() if p.requires_grad]
+        self.trace.parameters = {
+            self._names[id(p)]: [str(p.dtype).removeprefix("torch."), list(p.shape)] for p in model.parameters()
+        }
+        self.trace.adapter_before, self.trace.base_before = self._tensors()
+        self._handles.append(model.register_forward_pre_hook(self._before_forward, with_kwargs=True))
+        self._handles.append(model.register_forward_hook(self._after_forward))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                self._handles.append(parameter.register_post_accumulate_grad_hook(self._accumulated))
+
+    def watch_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Record the parameter groups, and look at gradients and learning rates before each step."""
+        # accelerate wraps the optimizer; hooks belong on the one that steps.
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        if optimizer is self._optimizer:
+            return
+        self._optimizer = optimizer
+        self.trace.groups = [
+            Group(
+                [self._names.get(id(p), "?") for p in group["params"]],
+                {k: v for k, v in group.items() if isinstance(v, (int, float, bool, str)) or v is None},
+            )
+            for group in optimizer.param_groups
+        ]
+        self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+
+    def event(self, name: str, step: int) -> None:
+        """A callback event (without "on_"), at a global step."""
+        self._step = step
+        self.trace.events.append(name)
+        if name == "train_begin":
+            self._started = self._stepped = time.perf_counter()
+        if name == "train_end":
+            self.trace.seconds = time.perf_counter() - self._started
+
+    def evaluated(self, metrics: dict[str, Any]) -> None:
+        """An evaluation has ended."""
+        self.trace.evaluations.append(Evaluation(self._step, self._evaluated, dict(metrics)))
+        self._evaluated = []
+
+    def checkpoint(self, path: str | Path) -> None:
+        """A checkpoint directory ("checkpoint-<step>") has been written."""
+        self.trace.checkpoints.append(inspect_checkpoint(Path(path), self.trace.spec.adapter.name))
+
+    def finish(self, error: BaseException | None = None) -> Trace:
+        """Record the end of the run, take all hooks off, and return the trace."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if error is not None:
+            message = str(error).strip()
+            self.trace.error = f"{type(error).__name__}: {message}" if message else type(error).__name__
+        if self._model is not None:
+            self.trace.adapter, self.trace.base = self._tensors()
+        if self._optimizer is not None:
+            self.trace.optimizer_state = {
+                self._names[id(parameter)]: {k: _copy(v) for k, v in state.items() if hasattr(v, "dtype")}
+                for parameter, state in self._optimizer.state.items()
+                if id(parameter) in self._names
+            }
+        self.trace.memory_bytes = _peak_memory(self.trace.spec.launch.device)
+        # Nothing of the run outlives it here: a trace is kept, a model is not.
+        self._model = self._optimizer = None
+        return self.trace
+
+    # ---- hooks ----
+
+    def _key(self, tokens: list[int]) -> tuple[int, ...]:
+        return tuple(tokens[self._known])
+
+    def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        rows = [] if tokens is None else [self._rows.get(self._key(row), -1) for row in tokens.tolist()]
+        if not module.training:
+            self._evaluated.append(rows)
+            return
+        labels = kwargs.get("labels")
+        items = kwargs.get("num_items_in_batch")
+        self._batches.append(
+            MicroBatch(
+                rows,
+                tokens=0 if labels is None else int((labels[..., 1:] != -100).sum()),
+                num_items=None if items is None else float(items),
+            )
+        )
+
+    def _after_forward(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        loss = output.get("loss") if hasattr(output, "get") else None
+        if module.training and loss is not None:
+            self._batches[-1].loss = float(loss.detach())
+
+    def _accumulated(self, parameter: torch.nn.Parameter) -> None:
+        # Fires after every backward pass; the last one before the step leaves the whole window's gradient.
+        assert parameter.grad is not None
+        self._unclipped[self._names[id(parameter)]] = _copy(parameter.grad)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert self._model is not None
+        now = time.perf_counter()
+        clipped = {}
+        for parameter in self._model.parameters():
+            if parameter.grad is None:
+                continue
+            name = self._names[id(parameter)]
+            if parameter.requires_grad:
+                clipped[name] = _copy(parameter.grad)
+            elif name not in self.trace.base_gradients:
+                self.trace.base_gradients.append(name)
+        self.trace.steps.append(
+            Step(
+                number=self._step + 1,
+                batches=self._batches,
+                learning_rates=[float(group["lr"]) for group in optimizer.param_groups],
+                gradients=self._unclipped,
+                clipped=clipped,
+                seconds=now - self._stepped,
+            )
+        )
+        self._batches, self._unclipped, self._stepped = [], {}, now
+
+    def _tensors(self) -> tuple[Tensors, dict[str, str]]:
+        """Adapter and other trainable tensors by value, all others by digest."""
+        assert self._model is not None
+        adapter = self.trace.spec.adapter.name
+        trainable = set(self.trace.trainable)
+        values: Tensors = {}
+        digests: dict[str, str] = {}
+        for raw, tensor in self._model.state_dict().items():
+            name = names.canonical(raw, adapter)
+            if not hasattr(tensor, "dtype"):
+                continue
+            if name in trainable:
+                values[name] = _copy(tensor)
+            else:
+                digests[name] = digest(tensor)
+        return values, digests
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """A digest of a tensor's dtype, shape and bytes: equal if and only if it is the same tensor bit for bit."""
+    import torch
+
+    plain = tensor.detach().cpu().contiguous()
+    seal = hashlib.blake2b(f"{plain.dtype}{tuple(plain.shape)}".encode(), digest_size=16)
+    if plain.numel():
+        seal.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return seal.hexdigest()
+
+
+def inspect_checkpoint(path: Path, adapter_name: str) -> Checkpoint:
+    """What a checkpoint directory holds: files, tensor inventories, the adapter's tensors, trainer_state.json.
+
+    Reads safetensors headers and JSON only; no pickle is opened.
+    """
+    from safetensors import safe_open
+
+    files = {str(f.relative_to(path)): f.stat().st_size for f in sorted(path.rglob("*")) if f.is_file()}
+    tensors: dict[str, dict[str, list[Any]]] = {}
+    adapter: Tensors = {}
+    wanted = [f"{adapter_name}/adapter_model.safetensors", "adapter_model.safetensors"]
+    chosen = next((name for name in wanted if name in files), None)
+    for name in files:
+        if not name.endswith(".safetensors"):
+            continue
+        with safe_open(path / name, framework="pt") as opened:
+            tensors[name] = {}
+            for key in opened.keys():  # noqa: SIM118 - safe_open is no mapping
+                part = opened.get_slice(key)
+                tensors[name][key] = [part.get_dtype(), list(part.get_shape())]
+                if name == chosen:
+                    adapter[names.canonical(key, adapter_name)] = opened.get_tensor(key)
+    state = json.loads((path / "trainer_state.json").read_text()) if "trainer_state.json" in files else {}
+    siblings = sorted(checkpoint_step(p) for p in path.parent.glob("checkpoint-*") if p.is_dir())
+    return Checkpoint(checkpoint_step(path), str(path), files, tensors, adapter, state, siblings)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The global step in a checkpoint directory's name, -1 where it holds none."""
+    tail = path.name.rpartition("-")[2]
+    return int(tail) if tail.isdigit() else -1
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().clone()
+
+
+def _peak_memory(device: str) -> int:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

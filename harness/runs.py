@@ -1,0 +1,77 @@
+"""Runs: trains each spec once, keeps its trace, and lets every clause judge that."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shutil
+import time
+from pathlib import Path
+
+from harness import subjects
+from harness.damage import apply
+from harness.spec import RunSpec
+from harness.subjects import Subject
+from harness.trace import Trace
+
+
+class Runs:
+    """Traces of one subject, by spec. Checkpoints stay on disk below `root` until the caller removes it.
+
+    made, seconds: how many training runs were made, and how long they took altogether.
+    """
+
+    def __init__(self, subject: Subject, root: Path, device: str = "cpu"):
+        self.subject = subject
+        self.root = root
+        self.device = device
+        self.made = 0
+        self.seconds = 0.0
+        self._traces: dict[tuple[str, str], Trace] = {}
+        self._fresh = itertools.count(1)
+
+    def train(self, spec: RunSpec, subject: Subject | None = None, again: bool = False) -> Trace:
+        """The trace of a spec, trained now unless it was before. `again` trains anew, to compare with the first.
+
+        A spec that resumes has its first leg trained to the end, and the checkpoint to resume from copied, damaged
+        as the spec says, and handed over.
+        """
+        subject = subject or self.subject
+        spec = self.on_device(spec)
+        key = (subject.name, spec.hash)
+        if key in self._traces and not again:
+            return self._traces[key]
+        directory = self.directory(f"{subject.name}-{spec.hash}".replace(":", "-"))
+        if spec.resume is not None:
+            self._hand_over(spec, subject, directory)
+        started = time.perf_counter()
+        trace = subject.train(spec, directory)
+        self.seconds += time.perf_counter() - started
+        self.made += 1
+        if not again:
+            self._traces[key] = trace
+        return trace
+
+    def directory(self, name: str) -> Path:
+        """A directory of that name that nobody has used yet."""
+        path = self.root / f"{next(self._fresh):04d}-{name}"
+        path.mkdir(parents=True)
+        return path
+
+    def on_device(self, spec: RunSpec) -> RunSpec:
+        """The spec on the device that is judged."""
+        if spec.launch.device == self.device:
+            return spec
+        return dataclasses.replace(spec, launch=dataclasses.replace(spec.launch, device=self.device))
+
+    def _hand_over(self, spec: RunSpec, subject: Subject, directory: Path) -> None:
+        assert spec.resume is not None
+        writer = subjects.load(spec.resume.writer) if spec.resume.writer else subject
+        first = self.train(spec.first_leg(), writer)
+        for checkpoint in first.checkpoints:
+            wanted = spec.resume.checkpoint
+            if (wanted is True or checkpoint.step == wanted) and Path(checkpoint.path).is_dir():
+                # Copies keep their times: resume_from_checkpoint=True and rotation sort by them.
+                shutil.copytree(checkpoint.path, directory / Path(checkpoint.path).name)
+        for damage in spec.resume.damage:
+            apply(damage, directory)

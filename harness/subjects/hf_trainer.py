@@ -1,0 +1,241 @@
+"""The subject `hf-trainer`: transformers.Trainer over a model whose adapters peft injected, by either route."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fixtures import data, models
+from harness import compat
+from harness.environment import version
+from harness.errors import UsageError
+from harness.observe import Observer
+from harness.spec import ADD, GET, AdapterSpec, RunSpec
+from harness.trace import Trace
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+
+def inject(model: torch.nn.Module, spec: AdapterSpec) -> torch.nn.Module:
+    """The model with adapters injected by the spec's route, seeded by `spec.seed`.
+
+    get_peft_model returns a PeftModel around `model`; add_adapter changes `model` itself and returns it.
+    """
+    import peft
+    import torch
+
+    config = adapter_config(spec.peft_type, dict(spec.config))
+    torch.manual_seed(spec.seed)
+    if spec.route == GET:
+        wrapped = peft.get_peft_model(model, config, adapter_name=spec.name, **spec.options)
+    elif spec.route == ADD:
+        wrapped = model
+        wrapped.add_adapter(config, adapter_name=spec.name, **spec.options)
+    else:
+        raise UsageError(f"adapter route {spec.route!r} is neither {GET!r} nor {ADD!r}")
+    for name, other in spec.others.items():
+        values = {**spec.config, **other}
+        if spec.route == GET:
+            wrapped.add_adapter(name, adapter_config(spec.peft_type, values))
+        else:
+            wrapped.add_adapter(adapter_config(spec.peft_type, values), adapter_name=name)
+    if spec.others and spec.route == ADD:
+        wrapped.set_adapter(spec.name)
+    return wrapped
+
+
+def adapter_config(peft_type: str, values: dict[str, Any]) -> Any:
+    """The peft config object of a type ("LORA") and its fields."""
+    import peft
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise UsageError(f"peft {version('peft')} has no adapter type {peft_type!r}")
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(peft_type)]
+    return kind(**{key: tuple(value) if isinstance(value, tuple) else value for key, value in values.items()})
+
+
+def observing_callback(observer: Observer) -> Any:
+    """A TrainerCallback that reports every event to the observer, and nothing else."""
+    from transformers import TrainerCallback
+
+    class Reporter(TrainerCallback):
+        def __getattribute__(self, name: str) -> Any:
+            if not name.startswith("on_"):
+                return super().__getattribute__(name)
+
+            def report(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if name == "on_train_begin":
+                    observer.watch_optimizer(kwargs["optimizer"])
+                observer.event(name.removeprefix("on_"), state.global_step)
+                if name == "on_evaluate":
+                    observer.evaluated(kwargs["metrics"])
+                elif name == "on_save":
+                    observer.checkpoint(newest_checkpoint(args.output_dir, state.global_step))
+
+            return report
+
+    return Reporter()
+
+
+def newest_checkpoint(output_dir: str, step: int) -> Path:
+    """Where the Trainer has just saved: output_dir, or the trial's directory below it."""
+    found = [Path(output_dir) / f"checkpoint-{step}", *Path(output_dir).glob(f"run-*/checkpoint-{step}")]
+    return max((path for path in found if path.is_dir()), key=lambda path: path.stat().st_mtime_ns)
+
+
+def _early_stopping(**options: Any) -> Any:
+    from transformers import EarlyStoppingCallback
+
+    return EarlyStoppingCallback(**options)
+
+
+#: Names that RunSpec.trainer["callbacks"] may hold, as "name" or ["name", {options}].
+CALLBACKS: dict[str, Callable[..., Any]] = {"early_stopping": _early_stopping}
+
+#: What else RunSpec.trainer may hold: keyword arguments of the Trainer given as "module:object".
+EXTRAS = ("callbacks", "compute_loss_func", "compute_metrics", "data_collator", "optimizer_cls_and_kwargs")
+
+
+class HFTrainer:
+    """transformers.Trainer, or a subclass of it.
+
+    trainer_class: what to judge; it is built as Trainer(model, args, train_dataset, eval_dataset, callbacks). To judge
+    your own, give it here in a factory: `def subject(): return HFTrainer(MyTrainer)`, then `--subject my_module:subject`.
+    """
+
+    def __init__(self, trainer_class: type[Trainer] | None = None, name: str | None = None):
+        self._trainer_class = trainer_class
+        self.name = name or (trainer_class.__name__ if trainer_class else "hf-trainer")
+
+    @property
+    def trainer_class(self) -> type[Trainer]:
+        if self._trainer_class is None:
+            from transformers import Trainer
+
+            self._trainer_class = Trainer
+        return self._trainer_class
+
+    def unsupported(self, spec: RunSpec) -> str | None:
+        if spec.model.quantization and version("bitsandbytes") is None:
+            return "bitsandbytes is not installed"
+        if spec.launch.strategy != "single" or spec.launch.ranks != 1:
+            return f"strategy {spec.launch.strategy!r} over {spec.launch.ranks} ranks needs several processes"
+        try:
+            compat.training_arguments(dict(spec.arguments))
+        except LookupError as missing:
+            return str(missing)
+        return None
+
+    def arguments(self, spec: RunSpec, directory: Path) -> TrainingArguments:
+        """The spec's TrainingArguments, writing to `directory`, on the spec's device."""
+        from transformers import TrainingArguments
+
+        values = {**spec.arguments, "output_dir": str(directory), "use_cpu": spec.launch.device == "cpu"}
+        return TrainingArguments(**compat.training_arguments(values))
+
+    def build(
+        self, spec: RunSpec, directory: Path, observer: Observer | None = None, model: torch.nn.Module | None = None
+    ) -> Trainer:
+        """The Trainer for a spec, ready to train(): base built, adapters injected, rows made."""
+        train_rows, eval_rows = data.rows(spec.data)
+        if model is None:
+            model = inject(models.build(spec.model), spec.adapter)
+        if observer is not None:
+            observer.watch_model(model)
+        keywords = {name: value for name, value in spec.trainer.items() if name != "callbacks"}
+        unknown = sorted(set(spec.trainer) - set(EXTRAS))
+        if unknown:
+            raise UsageError(f"spec.trainer: unknown {unknown[0]!r}; known are {', '.join(EXTRAS)}")
+        callbacks = [_callback(item) for item in spec.trainer.get("callbacks", [])]
+        # The observer comes last, so that it sees the control flow that the other callbacks left.
+        if observer is not None:
+            callbacks.append(observing_callback(observer))
+        return self.trainer_class(
+            model=model,
+            args=self.arguments(spec, directory),
+            train_dataset=data.dataset(train_rows, spec.data),
+            eval_dataset=data.dataset(eval_rows, spec.data) if eval_rows else None,
+            callbacks=callbacks,
+            **{name: models.load_object(value) if isinstance(value, str) else value for name, value in keywords.items()},
+        )
+
+    def train(self, spec: RunSpec, directory: Path) -> Trace:
+        train_rows, eval_rows = data.rows(spec.data)
+        observer = Observer(spec, self.name, [*train_rows, *eval_rows], directory)
+        error: Exception | None = None
+        with recorded_warnings(observer.trace.warnings):
+            try:
+                trainer = self.build(spec, directory, observer)
+                try:
+                    resume = None if spec.resume is None else _checkpoint_argument(spec, directory)
+                    record_output(observer.trace, trainer.train(resume_from_checkpoint=resume))
+                finally:
+                    # Also when train() raised: what was logged until then is evidence.
+                    record_state(observer.trace, trainer.state)
+            except UsageError:
+                raise
+            except Exception as caught:
+                error = caught
+        return observer.finish(error)
+
+
+def record_output(trace: Trace, output: Any) -> None:
+    """Copy a TrainOutput into the trace."""
+    trace.output = {
+        "global_step": output.global_step,
+        "training_loss": output.training_loss,
+        "metrics": dict(output.metrics),
+    }
+
+
+def record_state(trace: Trace, state: Any) -> None:
+    """Copy a TrainerState's log and best model into the trace."""
+    trace.log_history = [dict(entry) for entry in state.log_history]
+    trace.best = {
+        "metric": state.best_metric,
+        "step": getattr(state, "best_global_step", None),
+        "checkpoint": state.best_model_checkpoint,
+    }
+
+
+def _checkpoint_argument(spec: RunSpec, directory: Path) -> str | bool:
+    assert spec.resume is not None
+    step = spec.resume.checkpoint
+    return step if isinstance(step, bool) else str(directory / f"checkpoint-{step}")
+
+
+def _callback(item: Any) -> Any:
+    name, options = (item, {}) if isinstance(item, str) else item
+    if name in CALLBACKS:
+        return CALLBACKS[name](**options)
+    return models.load_object(name)(**options)
+
+
+@contextlib.contextmanager
+def recorded_warnings(into: list[str]) -> Iterator[None]:
+    """Collect what upstream warns of, through `warnings` and through its loggers, instead of printing it."""
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            into.append(record.getMessage())
+
+    handler = Collect(level=logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("transformers", "peft", "accelerate")]
+    kept = [(logger.propagate, logger.handlers[:]) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        into.extend(str(warning.message) for warning in caught)
+    finally:
+        for logger, (propagate, handlers) in zip(loggers, kept, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
