@@ -47,4 +47,8 @@ def dtype_keyword() -> str:
 
 def processing_keyword(trainer_class: type) -> str:
     """The Trainer keyword that takes a tokenizer: "processing_class", or "tokenizer" before transformers 4.46."""
-    return "processing_class" if "processing_class" in inspect.signature(trainer_class.__init__).parameters else "tokenizer"
+    return (
+        "processing_class"
+        if "processing_class" in inspect.signature(trainer_class.__init__).parameters
+        else "tokenizer"
+    )

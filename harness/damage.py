@@ -28,7 +28,9 @@ def apply(damage: str, directory: Path) -> None:
             case ["remove"]:
                 shutil.rmtree(checkpoint)
             case _:
-                raise UsageError(f"unknown damage {damage!r}; known are delete PATH, truncate PATH BYTES, empty, remove")
+                raise UsageError(
+                    f"unknown damage {damage!r}; known are delete PATH, truncate PATH BYTES, empty, remove"
+                )
 
 
 def _existing(checkpoint: Path, name: str, damage: str) -> Path:

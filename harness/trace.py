@@ -171,7 +171,9 @@ class Trace:
         body = read_json(directory / "trace.json")
         version = body.pop("schema_version", 0)
         if version > SCHEMA_VERSION:
-            raise UsageError(f"{directory}: trace schema_version {version} is newer than {SCHEMA_VERSION}; upgrade peft-harness")
+            raise UsageError(
+                f"{directory}: trace schema_version {version} is newer than {SCHEMA_VERSION}; upgrade peft-harness"
+            )
         tensors = load_file(directory / "trace.safetensors")
         read = _unpack(body, tensors)
         read["spec"] = RunSpec.from_json(read["spec"])

@@ -163,7 +163,9 @@ class HFTrainer:
             train_dataset=data.dataset(train_rows, spec.data),
             eval_dataset=data.dataset(eval_rows, spec.data) if eval_rows else None,
             callbacks=callbacks,
-            **{name: models.load_object(value) if isinstance(value, str) else value for name, value in keywords.items()},
+            **{
+                name: models.load_object(value) if isinstance(value, str) else value for name, value in keywords.items()
+            },
         )
 
     def train(self, spec: RunSpec, directory: Path) -> Trace:

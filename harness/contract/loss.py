@@ -1,0 +1,7 @@
+from harness.contract.clause import Chapter, Clause
+
+CHAPTER = Chapter(
+    "LOSS",
+    "the loss",
+    (),
+)

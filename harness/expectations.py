@@ -1,0 +1,81 @@
+"""Known upstream faults: which clause fails, where, in which versions, why, and who said so upstream.
+
+`suites/expectations/*.toml` holds them, one [[defect]] each. They are strict both ways: a case that an expectation
+names must fail, with the words that the expectation gives, or the run fails as an unexpected pass or as a new fault.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from harness.environment import satisfies
+from harness.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """One known fault.
+
+    clause: its id. scenario: glob over the names of the cases that fail. versions: requirements that must all hold
+    for the fault to be there ("peft>=0.21"). match: words that the failure's message must contain. reason: one
+    sentence. link: the upstream thread, empty where none was found. subjects: globs over subject names.
+    """
+
+    clause: str
+    scenario: str
+    versions: tuple[str, ...]
+    match: str
+    reason: str
+    link: str = ""
+    subjects: tuple[str, ...] = ("hf-trainer",)
+    file: str = ""
+
+    def names(self, scenario: str) -> bool:
+        """Whether the scenario is one that this expectation is about."""
+        return fnmatchcase(scenario, self.scenario)
+
+    def applies(self, clause: str, scenario: str, subject: str) -> bool:
+        """Whether a case of this name is expected to fail on the installed stack."""
+        return (
+            self.clause == clause
+            and self.names(scenario)
+            and any(fnmatchcase(subject, glob) for glob in self.subjects)
+            and all(satisfies(requirement) for requirement in self.versions)
+        )
+
+
+def load(directory: Path) -> list[Expectation]:
+    """All expectations below a directory. UsageError names the file and the entry that is wrong."""
+    return [
+        _read(entry, file.name, number) for file in sorted(directory.glob("*.toml")) for number, entry in _entries(file)
+    ]
+
+
+def _entries(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    try:
+        body = tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{file}: not TOML ({error})") from None
+    return list(enumerate(body.get("defect", []), start=1))
+
+
+_REQUIRED = ("clause", "scenario", "versions", "match", "reason")
+
+
+def _read(entry: dict[str, Any], file: str, number: int) -> Expectation:
+    where = f"suites/expectations/{file}, defect {number}"
+    missing = [name for name in _REQUIRED if not entry.get(name)]
+    unknown = sorted(set(entry) - {*_REQUIRED, "link", "subjects"})
+    if missing or unknown:
+        raise UsageError(f"{where}: {'missing ' + missing[0] if missing else 'unknown field ' + unknown[0]}")
+    lists = {name: tuple(entry[name]) for name in ("versions", "subjects") if name in entry}
+    return Expectation(**{**entry, **lists, "file": file})

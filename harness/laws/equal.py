@@ -1,0 +1,157 @@
+"""Whether two runs are the same run: exact state first (rows, tensors), then numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from harness.laws.runs import incomplete
+from harness.tolerance import EXACT, Tolerance
+from harness.trace import Step, Tensors, Trace
+from harness.verdict import Verdict, verdict
+
+
+def equal_runs(seen: Trace, wanted: Trace, within: Tolerance = EXACT, after: int = 0) -> Verdict:
+    """Both runs trained the same rows and went the same way: gradients, losses, learning rates, adapter, optimizer.
+
+    after: only optimizer steps after this one are compared; a resumed run has no others.
+    """
+    findings = incomplete(seen) + [f"(the run it is compared with) {one}" for one in incomplete(wanted)]
+    if not findings:
+        findings = _all_differences(seen, wanted, within, after)
+    return verdict(f"the two runs are equal ({within.name})", findings, **distance(seen, wanted))
+
+
+def _all_differences(seen: Trace, wanted: Trace, within: Tolerance, after: int) -> list[str]:
+    ours, theirs = _steps(seen, after), _steps(wanted, after)
+    findings = []
+    if list(ours) != list(theirs):
+        findings.append(f"steps {_span(ours)}, expected {_span(theirs)}")
+    findings += _first(
+        f"step {n}: trained rows {_rows(ours[n])}, expected {_rows(theirs[n])}"
+        for n in ours
+        if n in theirs and within.exact and _rows(ours[n]) != _rows(theirs[n])
+    )
+    for what in ("gradients", "clipped"):
+        findings += _first(
+            sentence
+            for n in ours
+            if n in theirs
+            for sentence in differences(
+                getattr(ours[n], what), getattr(theirs[n], what), within.gradient, f"step {n}: {what} of"
+            )
+        )
+    findings += _first(
+        f"step {n}: learning rates {ours[n].learning_rates}, expected {theirs[n].learning_rates}"
+        for n in ours
+        if n in theirs and ours[n].learning_rates != theirs[n].learning_rates
+    )
+    findings += _numbers("logged loss", seen.losses, wanted.losses, within.loss, after)
+    findings += _numbers("logged grad_norm", seen.grad_norms, wanted.grad_norms, within.gradient, after)
+    findings += differences(seen.adapter, wanted.adapter, within.adapter, "adapter at the end:")
+    if within.exact:
+        findings += _first(
+            sentence
+            for name in wanted.optimizer_state
+            for sentence in differences(
+                seen.optimizer_state.get(name, {}), wanted.optimizer_state[name], 0.0, f"optimizer state of {name}:"
+            )
+        )
+    return findings
+
+
+def same_adapter(seen: Tensors, wanted: Tensors, within: Tolerance = EXACT) -> Verdict:
+    """Two sets of adapter tensors have the same names, dtypes, shapes and values."""
+    return verdict(f"the adapters are equal ({within.name})", differences(seen, wanted, within.adapter, ""))
+
+
+def differences(
+    seen: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], bound: float, where: str
+) -> list[str]:
+    """Sentences on how two sets of tensors differ by more than `bound` (0: bit for bit); the largest value first.
+
+    A name, dtype or shape that differs is always a difference.
+    """
+    found: list[tuple[float, str]] = []
+    for name in sorted(set(seen) | set(wanted)):
+        if name not in seen or name not in wanted:
+            found.append((float("inf"), f"{where} {name} is {'missing' if name not in seen else 'there, unexpected'}"))
+            continue
+        a, b = seen[name], wanted[name]
+        if a.dtype != b.dtype or a.shape != b.shape:
+            found.append((float("inf"), f"{where} {name} is {_kind(a)}, expected {_kind(b)}"))
+        elif not _same_bits(a, b):
+            gap = largest_gap(a, b)
+            if bound == 0.0 or not gap <= bound:
+                at = int((a.double() - b.double()).abs().nan_to_num(nan=float("inf")).argmax()) if a.numel() else 0
+                x, y = float(a.reshape(-1)[at]), float(b.reshape(-1)[at])
+                found.append((gap, f"{where} {name} differs by {gap:.3g} at most ({x:.9g}, expected {y:.9g})".strip()))
+    return [sentence for _, sentence in sorted(found, key=lambda pair: -pair[0])]
+
+
+def distance(seen: Trace, wanted: Trace) -> dict[str, float]:
+    """The largest differences of logged loss, gradient and adapter elements between two runs, over what both have."""
+    ours, theirs = _steps(seen, 0), _steps(wanted, 0)
+    gaps = {
+        "loss": [abs(seen.losses[n] - wanted.losses[n]) for n in seen.losses if n in wanted.losses],
+        "gradient": [
+            largest_gap(ours[n].gradients[k], theirs[n].gradients[k])
+            for n in ours
+            if n in theirs
+            for k in ours[n].gradients
+            if k in theirs[n].gradients
+        ],
+        "adapter": [largest_gap(seen.adapter[k], wanted.adapter[k]) for k in seen.adapter if k in wanted.adapter],
+    }
+    return {f"largest_{name}_difference": max(values, default=0.0) for name, values in gaps.items()}
+
+
+def largest_gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest absolute difference of two tensors' elements; infinite where shapes differ or one is NaN."""
+    if a.shape != b.shape:
+        return float("inf")
+    if _same_bits(a, b) or a.numel() == 0:
+        return 0.0
+    return float((a.double() - b.double()).abs().nan_to_num(nan=float("inf")).max())
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(a, b) or torch.equal(
+        a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8)
+    )
+
+
+def _numbers(what: str, seen: dict[int, float], wanted: dict[int, float], bound: float, after: int) -> list[str]:
+    steps = sorted({n for n in (*seen, *wanted) if n > after})
+    for n in steps:
+        a, b = seen.get(n), wanted.get(n)
+        if a is None or b is None:
+            return [f"step {n}: {what} is {a}, expected {b}"]
+        # `not <=` rather than `>`: NaN on one side is a difference, NaN on both is not.
+        if not abs(a - b) <= bound and not (a != a and b != b):
+            return [f"step {n}: {what} {a!r}, expected {b!r}"]
+    return []
+
+
+def _steps(trace: Trace, after: int) -> dict[int, Step]:
+    return {step.number: step for step in trace.steps if step.number > after}
+
+
+def _rows(step: Step) -> list[list[int]]:
+    return [batch.rows for batch in step.batches]
+
+
+def _span(steps: Iterable[int]) -> str:
+    numbers = list(steps)
+    return f"{numbers[0]} to {numbers[-1]}" if numbers else "none"
+
+
+def _first(sentences: Iterable[str]) -> list[str]:
+    return next(([sentence] for sentence in sentences), [])
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

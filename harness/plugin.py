@@ -1,0 +1,352 @@
+"""The pytest plugin of `suites/`: options, fixtures, and the way from a test's outcome to a clause's verdict.
+
+suites/conftest.py loads it. It is not a pytest11 entry point: options such as --device would then clash with those of
+any other test suite in an environment where the harness is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness import contract, environment, expectations, report, subjects
+from harness.errors import UsageError
+from harness.paths import SUITES, make_importable
+from harness.report import Case
+from harness.runs import Runs
+from harness.spec import RunSpec
+from harness.trace import Trace
+from harness.verdict import (
+    AMBIGUOUS,
+    FAIL,
+    KNOWN_DEFECT,
+    NOT_COMPARABLE,
+    PASS,
+    SKIPPED,
+    UNEXPECTED_PASS,
+    Verdict,
+)
+
+_CASE = pytest.StashKey[Case]()
+_STATE = pytest.StashKey["State"]()
+_PROPERTY = "peft_harness_case"
+
+
+class ClauseFailure(AssertionError):
+    """A verdict that is no pass."""
+
+    def __init__(self, verdict: Verdict):
+        super().__init__("\n".join([verdict.expected, *verdict.seen]))
+        self.verdict = verdict
+
+
+class State:
+    """What the session knows: options, chosen clauses, expectations, and the cases judged so far."""
+
+    def __init__(self, config: pytest.Config):
+        self.subject: str = config.getoption("--subject")
+        self.device: str = config.getoption("--device")
+        self.json: str | None = config.getoption("--json")
+        self.preload: list[str] = config.getoption("--preload")
+        self.clauses = contract.select(config.getoption("--clause"))
+        self.expectations = expectations.load(SUITES / "expectations")
+        self.cases: list[Case] = []
+        self.runs = 0
+        self.seconds = 0.0
+
+
+# ---- options ----
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("peft-harness", "conformance of adapter fine-tuning")
+    group.addoption(
+        "--subject", default="hf-trainer", help=f"who is judged: {', '.join(subjects.NAMES)} or module:factory"
+    )
+    group.addoption("--device", default="cpu", help="cpu or cuda")
+    group.addoption(
+        "--clause", action="append", default=[], metavar="GLOB", help="judge these clauses only; may be repeated"
+    )
+    group.addoption(
+        "--preload", action="append", default=[], metavar="MODULE", help="import this before upstream is used"
+    )
+    group.addoption("--json", default=None, metavar="FILE", help="write the report as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "clause(id): the clause of the contract that a test judges")
+    make_importable()
+    try:
+        state = State(config)
+        _check_options(state)
+        from harness.warm import warm
+
+        warm(state.preload)
+        subjects.load(state.subject)
+    except UsageError as error:
+        pytest.exit(str(error), returncode=2)
+    config.stash[_STATE] = state
+
+
+def _check_options(state: State) -> None:
+    if state.device not in ("cpu", "cuda"):
+        raise UsageError(f"--device {state.device!r} is neither cpu nor cuda")
+    if state.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError("--device cuda: torch finds no CUDA device here; run with --device cpu")
+    if state.json is not None and Path(state.json).is_dir():
+        raise UsageError(f"--json {state.json}: is a directory; name a file")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    state = config.stash[_STATE]
+    seen = environment.describe(state.device)
+    stack = ", ".join(f"{name} {version}" for name, version in seen["versions"].items() if version)
+    return [f"judged: {state.subject} on {seen['device']}", f"stack: {stack}"]
+
+
+# ---- collection ----
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    state = config.stash[_STATE]
+    known = contract.clauses()
+    chosen, others, errors = [], [], []
+    for item in items:
+        marks = [mark.args[0] for mark in item.iter_markers("clause") if mark.args]
+        if len(marks) != 1:
+            errors.append(f"{item.nodeid} names {len(marks)} clauses; a test judges exactly one")
+        elif marks[0] not in known:
+            errors.append(f"{item.nodeid} names clause {marks[0]!r}, which harness/contract/ does not have")
+        else:
+            item.stash[_CASE] = Case(marks[0], scenario(item), item.nodeid, state.subject, state.device)
+            (chosen if marks[0] in state.clauses else others).append(item)
+    if _is_whole(config):
+        tested = {item.stash[_CASE].clause for item in items if _CASE in item.stash}
+        errors += [f"clause {id} has no test in suites/" for id in known if id not in tested]
+        errors += _stale(state, [item.stash[_CASE] for item in items if _CASE in item.stash])
+    if errors:
+        raise pytest.UsageError("\n".join(errors))
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = chosen
+
+
+def scenario(item: pytest.Item) -> str:
+    """The scenario's name: the parameters of the test, or its name where it has none."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.id if callspec is not None else item.name.removeprefix("test_")
+
+
+def _is_whole(config: pytest.Config) -> bool:
+    """Whether all of suites/ was asked for, so that a clause without a test is an error."""
+    narrowed = config.getoption("keyword") or config.getoption("markexpr") or config.getoption("deselect")
+    args = [Path(str(arg)) for arg in config.args]
+    return not narrowed and any(path.resolve() == SUITES for path in args)
+
+
+def _stale(state: State, cases: list[Case]) -> list[str]:
+    return [
+        f"suites/expectations/{one.file}: {one.clause} {one.scenario!r} names no case"
+        for one in state.expectations
+        if not any(case.clause == one.clause and one.names(case.scenario) for case in cases)
+    ]
+
+
+# ---- fixtures ----
+
+
+@pytest.fixture(scope="session")
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """The session's training runs, each made once."""
+    state = request.config.stash[_STATE]
+    root = tmp_path_factory.mktemp("runs")
+    made = Runs(subjects.load(state.subject), root, state.device)
+    yield made
+    state.runs, state.seconds = made.made, made.seconds
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def train(request: pytest.FixtureRequest, runs: Runs) -> Callable[..., Trace]:
+    """train(spec, again=False): the subject's trace of a spec. Skips, with the reason, what it does not train."""
+
+    def trained(spec: RunSpec, again: bool = False) -> Trace:
+        reason = runs.subject.unsupported(spec)
+        if reason is not None:
+            pytest.skip(reason)
+        request.node.stash[_CASE].specs.append(spec.to_json())
+        return runs.train(spec, again=again)
+
+    return trained
+
+
+@pytest.fixture
+def trace(request: pytest.FixtureRequest, train: Callable[..., Trace]) -> Trace:
+    """The trace of the scenario that `harness.scenarios.over` names."""
+    return train(request.param)
+
+
+@pytest.fixture
+def judge(request: pytest.FixtureRequest) -> Callable[[Verdict], None]:
+    """judge(verdict): record its evidence; end the test unless it holds."""
+
+    def judged(verdict: Verdict) -> None:
+        case = request.node.stash[_CASE]
+        case.evidence.update(verdict.measured)
+        if not verdict.holds:
+            raise ClauseFailure(verdict)
+
+    return judged
+
+
+@pytest.fixture
+def upstream(runs: Runs) -> Any:
+    """The subject, for clauses about transformers' and peft's own interfaces; skipped for one that is no Trainer."""
+    from harness.subjects.hf_trainer import HFTrainer
+
+    if not isinstance(runs.subject, HFTrainer):
+        pytest.skip(f"subject {runs.subject.name} is no transformers.Trainer, and the clause is about its interface")
+    return runs.subject
+
+
+# ---- verdicts ----
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Any:
+    outcome = yield
+    case = item.stash.get(_CASE, None)
+    if case is None or call.when == "teardown":
+        return outcome
+    case.seconds += call.duration
+    if call.when == "setup" and outcome.passed:
+        return outcome
+    _decide(item.config.stash[_STATE], case, call, outcome)
+    item.user_properties.append((_PROPERTY, report.dump(case)))
+    outcome.user_properties = list(item.user_properties)
+    return outcome
+
+
+def _decide(state: State, case: Case, call: pytest.CallInfo[Any], outcome: pytest.TestReport) -> None:
+    """Set the case's verdict, and pytest's outcome to match."""
+    expected = next((e for e in state.expectations if e.applies(case.clause, case.scenario, case.subject)), None)
+    if outcome.skipped:
+        case.verdict, case.reason = SKIPPED, _skip_reason(outcome)
+        return
+    if call.excinfo is None:
+        if expected is not None:
+            case.verdict, case.reason, case.link = UNEXPECTED_PASS, expected.reason, expected.link
+            outcome.outcome = "failed"
+            outcome.longrepr = (
+                f"{case.clause} holds on {case.scenario}, but suites/expectations/{expected.file} says it must fail "
+                f"with {expected.match!r} on {', '.join(expected.versions)}: narrow its versions"
+            )
+        return
+    error = call.excinfo.value
+    failed = error.verdict if isinstance(error, ClauseFailure) else None
+    case.verdict = failed.outcome if failed else FAIL
+    case.evidence["expected"] = failed.expected if failed else "the case runs to its end"
+    case.evidence["seen"] = list(failed.seen) if failed else [f"{type(error).__name__}: {error}"]
+    message = _message(state, case)
+    if expected is not None and case.verdict == FAIL and expected.match in message:
+        case.verdict, case.reason, case.link = KNOWN_DEFECT, expected.reason, expected.link
+        outcome.outcome = "skipped"
+        outcome.wasxfail = expected.reason  # type: ignore[attr-defined]
+        return
+    # A law's failure is told by its message; anything else is a fault of the case and needs its traceback.
+    outcome.longrepr = message if failed else f"{outcome.longreprtext}\n\n{message}"
+
+
+def _skip_reason(outcome: pytest.TestReport) -> str:
+    text = outcome.longrepr[2] if isinstance(outcome.longrepr, tuple) else str(outcome.longrepr)
+    return text.removeprefix("Skipped: ")
+
+
+def _message(state: State, case: Case) -> str:
+    clause = contract.clauses()[case.clause]
+    seen = case.evidence["seen"]
+    lines = [
+        f"{case.clause} does not hold: scenario {case.scenario}, subject {case.subject}, {case.device}",
+        f"  clause    {clause.statement}",
+        f"  upstream  {clause.source}",
+        f"  expected  {case.evidence['expected']}",
+        *[f"  {'seen' if index == 0 else '    '}      {one}" for index, one in enumerate(seen[:8])],
+    ]
+    if len(seen) > 8:
+        lines.append(f"            and {len(seen) - 8} more")
+    lines.append(f"  repeat    peft-harness repro {_case_file(state, case)}")
+    return "\n".join(lines)
+
+
+def _case_file(state: State, case: Case) -> Path:
+    """Write what it takes to repeat just this case, and say where."""
+    directory = Path(".peft-harness")
+    (directory / "cases").mkdir(parents=True, exist_ok=True)
+    (directory / ".gitignore").write_text("*\n")
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{case.clause}-{case.scenario}")
+    path = directory / "cases" / f"{name[:120]}.json"
+    body = {
+        "schema_version": report.SCHEMA_VERSION,
+        "clause": case.clause,
+        "scenario": case.scenario,
+        "test": case.nodeid.rpartition("suites/")[2],
+        "subject": case.subject,
+        "device": case.device,
+        "preload": state.preload,
+        "spec": case.specs[0] if case.specs else None,
+    }
+    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+# ---- the end ----
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    for name, value in report.user_properties:
+        if name == _PROPERTY and report.when in ("setup", "call"):
+            _cases.append(Case(**value))
+
+
+#: Cases of this process, or under xdist of all workers, in the order in which they ended.
+_cases: list[Case] = []
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    state = session.config.stash[_STATE]
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peft_harness"] = [state.runs, state.seconds]
+        return
+    state.cases = list(_cases)
+    if state.json is not None:
+        report.write_json(Path(state.json), state.cases, environment.describe(state.device))
+    if exitstatus in (0, 1) and state.cases:
+        session.exitstatus = max(report.exit_code(state.cases), exitstatus)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    made, seconds = getattr(node, "workeroutput", {}).get("peft_harness", [0, 0.0])
+    state = node.config.stash[_STATE]
+    state.runs += made
+    state.seconds += seconds
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    state = config.stash[_STATE]
+    if state.cases:
+        console = Console(file=terminalreporter._tw._file, width=terminalreporter._tw.fullwidth, soft_wrap=True)
+        report.summary(console, state.cases, state.runs, state.seconds)
+
+
+__all__ = ["PASS", "AMBIGUOUS", "NOT_COMPARABLE", "judge", "runs", "trace", "train", "upstream"]

@@ -1,0 +1,158 @@
+"""The report of a run: JSON for machines, a table by chapter for people."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness import contract
+from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, ORDER, PASS, SKIPPED, UNEXPECTED_PASS
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Case:
+    """One clause judged on one scenario. evidence: what was measured, and what was seen where it does not hold.
+
+    specs: the specs that were trained for it, as JSON. reason, link: of a skip or of a known defect.
+    """
+
+    clause: str
+    scenario: str
+    nodeid: str
+    subject: str
+    device: str = "cpu"
+    verdict: str = PASS
+    evidence: dict[str, Any] = field(default_factory=dict)
+    specs: list[dict[str, Any]] = field(default_factory=list)
+    reason: str = ""
+    link: str = ""
+    seconds: float = 0.0
+
+
+def worst(verdicts: list[str]) -> str:
+    """The verdict of several: the worst of them."""
+    return min(verdicts, key=ORDER.index)
+
+
+def by_clause(cases: list[Case]) -> dict[str, list[Case]]:
+    """Cases by clause id, in the contract's order."""
+    found: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        found[case.clause].append(case)
+    order = list(contract.clauses())
+    return {clause: found[clause] for clause in sorted(found, key=order.index)}
+
+
+def to_json(cases: list[Case], environment: dict[str, Any]) -> dict[str, Any]:
+    """The report as design and schema (harness/report_schema.json) have it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "environment": environment,
+        "clauses": [
+            {
+                "id": clause,
+                "verdict": worst([case.verdict for case in judged]),
+                "cases": [
+                    {
+                        "scenario": case.scenario,
+                        "verdict": case.verdict,
+                        "evidence": {
+                            **case.evidence,
+                            **({"reason": case.reason} if case.reason else {}),
+                            **({"link": case.link} if case.link else {}),
+                        },
+                        "spec": case.specs[0] if case.specs else None,
+                    }
+                    for case in judged
+                ],
+            }
+            for clause, judged in by_clause(cases).items()
+        ],
+    }
+
+
+def write_json(path: Path, cases: list[Case], environment: dict[str, Any]) -> None:
+    """Write the report whole or not at all: readers never see half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(to_json(cases, environment), indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def exit_code(cases: list[Case]) -> int:
+    """0 all hold (known defects allowed), 1 a clause fails or passes unexpectedly, 3 undecided."""
+    found = {case.verdict for case in cases}
+    if found & {FAIL, UNEXPECTED_PASS}:
+        return 1
+    return 3 if found & {AMBIGUOUS, NOT_COMPARABLE} else 0
+
+
+def summary(console: Console, cases: list[Case], runs: int, seconds: float) -> None:
+    """Print the table by chapter, known defects with their links, why cases were skipped, and the slowest five."""
+    console.print()
+    console.print(_table(cases))
+    _known(console, cases)
+    skipped = Counter(case.reason for case in cases if case.verdict == SKIPPED)
+    for reason, count in skipped.most_common():
+        console.print(Text(f"skipped {count} case{'s' * (count > 1)}: {reason}"))
+    slowest = sorted(cases, key=lambda case: -case.seconds)[:5]
+    console.print(Text("slowest: " + ", ".join(f"{c.clause}[{c.scenario}] {c.seconds:.1f} s" for c in slowest)))
+    rate = f", {60 * runs / seconds:.0f} a minute" if seconds else ""
+    console.print(Text(f"{runs} training runs in {seconds:.1f} s{rate}"))
+
+
+_COLUMNS = (
+    ("held", {PASS}),
+    ("failed", {FAIL, UNEXPECTED_PASS}),
+    ("known defect", {KNOWN_DEFECT}),
+    ("undecided", {AMBIGUOUS, NOT_COMPARABLE}),
+    ("skipped", {SKIPPED}),
+)
+
+
+def _table(cases: list[Case]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("chapter")
+    table.add_column("clauses", justify="right")
+    for name, _ in _COLUMNS:
+        table.add_column(name, justify="right")
+    table.add_column("cases", justify="right")
+    verdicts = {clause: worst([case.verdict for case in judged]) for clause, judged in by_clause(cases).items()}
+    counted = Counter(case.clause for case in cases)
+    for chapter in contract.chapters():
+        ids = [clause.id for clause in chapter.clauses if clause.id in verdicts]
+        if ids:
+            _row(table, f"{chapter.id} {chapter.title}", ids, verdicts, counted)
+    _row(table, "all", list(verdicts), verdicts, counted)
+    return table
+
+
+def _row(table: Table, name: str, ids: list[str], verdicts: dict[str, str], counted: Counter[str]) -> None:
+    counts = [sum(verdicts[id] in kinds for id in ids) for _, kinds in _COLUMNS]
+    cells = [str(count) if count else "-" for count in counts]
+    if counts[1]:
+        cells[1] = f"[bold red]{counts[1]}[/]"
+    table.add_row(name, str(len(ids)), *cells, str(sum(counted[id] for id in ids)))
+
+
+def _known(console: Console, cases: list[Case]) -> None:
+    known = [case for case in cases if case.verdict == KNOWN_DEFECT]
+    for reason in dict.fromkeys(case.reason for case in known):
+        same = [case for case in known if case.reason == reason]
+        ids = ", ".join(dict.fromkeys(case.clause for case in same))
+        console.print(Text.assemble((f"known defect {ids}", "yellow"), f": {reason} {same[0].link}".rstrip()))
+
+
+def dump(case: Case) -> dict[str, Any]:
+    """A case as JSON, for the way from an xdist worker to its controller."""
+    return asdict(case)

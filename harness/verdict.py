@@ -1,0 +1,93 @@
+"""Verdict: what a law says of the traces it was given, with the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+PASS = "pass"
+FAIL = "fail"
+AMBIGUOUS = "ambiguous"
+NOT_COMPARABLE = "not_comparable"
+SKIPPED = "skipped"
+KNOWN_DEFECT = "known_defect"
+UNEXPECTED_PASS = "unexpected_pass"
+
+#: Every verdict, the worst first: a clause's verdict is the worst of its cases'.
+ORDER = (FAIL, UNEXPECTED_PASS, AMBIGUOUS, NOT_COMPARABLE, KNOWN_DEFECT, PASS, SKIPPED)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """outcome: PASS, FAIL, AMBIGUOUS or NOT_COMPARABLE. expected: what must hold, in one sentence.
+
+    seen: sentences that say what was found instead, and where (step, tensor, file); for NOT_COMPARABLE the reasons.
+    measured: numbers worth keeping, whatever the outcome.
+    """
+
+    outcome: str
+    expected: str
+    seen: tuple[str, ...] = ()
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        return self.outcome == PASS
+
+
+def verdict(expected: str, findings: Iterable[str], **measured: Any) -> Verdict:
+    """PASS where nothing was found against `expected`, FAIL with the findings otherwise."""
+    seen = tuple(findings)
+    return Verdict(FAIL if seen else PASS, expected, seen, measured)
+
+
+def same(what: str, seen: Any, expected: Any, **measured: Any) -> Verdict:
+    """PASS where `seen` equals `expected`. `what` names it: "files of checkpoint-3"."""
+    findings = [] if seen == expected else _difference(seen, expected)
+    return verdict(f"{what}: {_short(expected)}", findings, **measured)
+
+
+def raises(what: str, kind: type[BaseException], words: str, call: Callable[[], Any]) -> Verdict:
+    """PASS where `call` raises an exception of `kind` whose message contains `words`."""
+    expected = f"{what} raises {kind.__name__} saying {words!r}"
+    try:
+        result = call()
+    except Exception as error:
+        right = isinstance(error, kind) and words in str(error)
+        return verdict(expected, [] if right else [f"raised {type(error).__name__}: {_short(str(error))}"])
+    return verdict(expected, [f"raised nothing and returned {_short(result)}"])
+
+
+def both(*verdicts: Verdict) -> Verdict:
+    """One verdict of several that must all hold: the worst outcome, all expectations and findings."""
+    worst = min(verdicts, key=lambda one: ORDER.index(one.outcome)).outcome
+    failing = [one for one in verdicts if not one.holds] or list(verdicts)
+    return Verdict(
+        worst,
+        "; ".join(dict.fromkeys(one.expected for one in failing)),
+        tuple(sentence for one in verdicts for sentence in one.seen),
+        {name: value for one in verdicts for name, value in one.measured.items()},
+    )
+
+
+def _difference(seen: Any, expected: Any) -> list[str]:
+    if isinstance(seen, (set, frozenset)) and isinstance(expected, (set, frozenset)):
+        found = [f"missing: {_short(sorted(map(str, expected - seen)))}"] if expected - seen else []
+        return found + ([f"besides: {_short(sorted(map(str, seen - expected)))}"] if seen - expected else [])
+    if isinstance(seen, dict) and isinstance(expected, dict):
+        keys = sorted(set(seen) | set(expected), key=str)
+        return [
+            f"{key}: {_short(seen.get(key, 'absent'))}, expected {_short(expected.get(key, 'absent'))}"
+            for key in keys
+            if key not in seen or key not in expected or seen[key] != expected[key]
+        ]
+    if isinstance(seen, list) and isinstance(expected, list) and len(seen) == len(expected):
+        at = next((i for i, (a, b) in enumerate(zip(seen, expected, strict=True)) if a != b), 0)
+        return [f"differs first at index {at}: {_short(seen[at])}, expected {_short(expected[at])}"]
+    return [f"{_short(seen)}"]
+
+
+def _short(value: Any, limit: int = 300) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

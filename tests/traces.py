@@ -1,0 +1,74 @@
+"""Made-up traces: small, consistent and changeable, so that each law can be shown to fail without training anything."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from harness.observe import inspect_checkpoint
+from harness.spec import RunSpec
+from harness.trace import Group, MicroBatch, Step, Trace
+
+A = "model.layers.0.self_attn.q_proj.lora_A.weight"
+B = "model.layers.0.self_attn.q_proj.lora_B.weight"
+BASE = "model.layers.0.self_attn.q_proj.weight"
+
+
+def made_up(spec: RunSpec | None = None, steps: int = 4, **changes: Any) -> Trace:
+    """A trace that holds every universal law: one adapter pair of rank 2, `steps` steps of two rows.
+
+    changes: attributes of the Trace to set afterwards.
+    """
+    spec = spec or RunSpec().but(max_steps=steps, per_device_train_batch_size=2)
+    draw = torch.Generator().manual_seed(0)
+    before = {A: torch.randn(2, 4, generator=draw), B: torch.zeros(4, 2)}
+    after = {name: tensor + 0.01 * (1 + torch.rand(tensor.shape, generator=draw)) for name, tensor in before.items()}
+    trace = Trace(spec, "made-up", {"versions": {}, "python": "", "platform": "", "device": "cpu"})
+    trace.adapter_before, trace.adapter = before, after
+    trace.trainable = [A, B]
+    trace.parameters = {BASE: ["float32", [4, 4]], A: ["float32", [2, 4]], B: ["float32", [4, 2]]}
+    trace.base_before = {BASE: "0123"}
+    trace.base = {BASE: "0123"}
+    trace.groups = [
+        Group([A, B], {"lr": 0.0, "weight_decay": 0.0, "initial_lr": 0.01}),
+        Group([], {"lr": 0.0, "weight_decay": 0.0, "initial_lr": 0.01}),
+    ]
+    trace.optimizer_state = {name: {"exp_avg": 0.1 * tensor} for name, tensor in after.items()}
+    for number in range(1, steps + 1):
+        gradients = {name: torch.full_like(tensor, 0.01 * number) for name, tensor in before.items()}
+        rate = 0.01 * (steps - number + 1) / steps
+        batch = MicroBatch([2 * number - 2, 2 * number - 1], tokens=30, num_items=30.0, loss=5.5 - 0.1 * number)
+        trace.steps.append(Step(number, [batch], [rate, rate], gradients, copy.deepcopy(gradients)))
+        trace.log_history.append(
+            {
+                "step": number,
+                "epoch": number / 20,
+                "loss": batch.loss,
+                "grad_norm": math.sqrt(sum(float((g**2).sum()) for g in gradients.values())),
+                "learning_rate": rate,
+            }
+        )
+    trace.output = {"global_step": steps, "training_loss": 5.5 - 0.05 * (steps + 1), "metrics": {"train_loss": 5.25}}
+    for name, value in changes.items():
+        setattr(trace, name, value)
+    return trace
+
+
+def with_checkpoint(trace: Trace, directory: Path, step: int, adapter: dict[str, torch.Tensor] | None = None) -> Trace:
+    """The trace with a real checkpoint directory of its adapter (or of `adapter`), inspected as a run's would be."""
+    path = directory / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    tensors = trace.adapter if adapter is None else adapter
+    save_file(
+        {f"base_model.model.{name}": value for name, value in tensors.items()}, path / "adapter_model.safetensors"
+    )
+    (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    trace.checkpoints.append(inspect_checkpoint(path, trace.spec.adapter.name))
+    return trace
