@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from typing import Any
 
 from harness.environment import satisfies
@@ -40,15 +39,6 @@ def training_arguments(values: dict[str, Any]) -> dict[str, Any]:
     return translated
 
 
-def dtype_keyword() -> str:
-    """The keyword of from_pretrained that takes a dtype: "dtype", or "torch_dtype" before transformers 4.56."""
-    return "dtype" if satisfies("transformers>=4.56") else "torch_dtype"
-
-
-def processing_keyword(trainer_class: type) -> str:
-    """The Trainer keyword that takes a tokenizer: "processing_class", or "tokenizer" before transformers 4.46."""
-    return (
-        "processing_class"
-        if "processing_class" in inspect.signature(trainer_class.__init__).parameters
-        else "tokenizer"
-    )
+def dtype_argument(dtype: Any) -> dict[str, Any]:
+    """The keyword of from_pretrained that sets the dtype: `dtype`, or `torch_dtype` before transformers 4.56."""
+    return {"dtype" if satisfies("transformers>=4.56") else "torch_dtype": dtype}

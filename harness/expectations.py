@@ -78,4 +78,5 @@ def _read(entry: dict[str, Any], file: str, number: int) -> Expectation:
     if missing or unknown:
         raise UsageError(f"{where}: {'missing ' + missing[0] if missing else 'unknown field ' + unknown[0]}")
     lists = {name: tuple(entry[name]) for name in ("versions", "subjects") if name in entry}
-    return Expectation(**{**entry, **lists, "file": file})
+    values: dict[str, Any] = {**entry, **lists, "file": file}
+    return Expectation(**values)

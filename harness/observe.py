@@ -10,7 +10,7 @@ import hashlib
 import json
 import resource
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,9 @@ from harness.trace import Checkpoint, Evaluation, Group, MicroBatch, Step, Tenso
 
 if TYPE_CHECKING:
     import torch
+
+#: Called with the trace so far and the event's name at each event of every run in this process, to show progress.
+listeners: list[Callable[[Trace, str], None]] = []
 
 
 class Observer:
@@ -92,6 +95,8 @@ class Observer:
             self._started = self._stepped = time.perf_counter()
         if name == "train_end":
             self.trace.seconds = time.perf_counter() - self._started
+        for listener in listeners:
+            listener(self.trace, name)
 
     def evaluated(self, metrics: dict[str, Any]) -> None:
         """An evaluation has ended."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -23,11 +24,8 @@ from harness.runs import Runs
 from harness.spec import RunSpec
 from harness.trace import Trace
 from harness.verdict import (
-    AMBIGUOUS,
     FAIL,
     KNOWN_DEFECT,
-    NOT_COMPARABLE,
-    PASS,
     SKIPPED,
     UNEXPECTED_PASS,
     Verdict,
@@ -57,8 +55,7 @@ class State:
         self.clauses = contract.select(config.getoption("--clause"))
         self.expectations = expectations.load(SUITES / "expectations")
         self.cases: list[Case] = []
-        self.runs = 0
-        self.seconds = 0.0
+        self.effort = report.Effort()
 
 
 # ---- options ----
@@ -85,13 +82,19 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         state = State(config)
         _check_options(state)
-        from harness.warm import warm
-
-        warm(state.preload)
+        if state.preload:
+            _warm(state)
         subjects.load(state.subject)
     except UsageError as error:
         pytest.exit(str(error), returncode=2)
     config.stash[_STATE] = state
+    config.pluginmanager.register(_Collector(state), "peft-harness-collector")
+
+
+def _warm(state: State) -> None:
+    from harness.warm import warm
+
+    warm(state.preload)
 
 
 def _check_options(state: State) -> None:
@@ -119,7 +122,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     state = config.stash[_STATE]
     known = contract.clauses()
-    chosen, others, errors = [], [], []
+    chosen: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    errors: list[str] = []
     for item in items:
         marks = [mark.args[0] for mark in item.iter_markers("clause") if mark.args]
         if len(marks) != 1:
@@ -138,6 +143,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = chosen
+    # Here rather than in a fixture, so that the imports are not charged to the first case.
+    if any("runs" in getattr(item, "fixturenames", ()) for item in items):
+        _warm(state)
 
 
 def scenario(item: pytest.Item) -> str:
@@ -161,6 +169,13 @@ def _stale(state: State, cases: list[Case]) -> list[str]:
     ]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    clause = contract.clauses()[item.stash[_CASE].clause]
+    for requirement in clause.needs:
+        if not environment.satisfies(requirement):
+            pytest.skip(f"needs {requirement}")
+
+
 # ---- fixtures ----
 
 
@@ -171,7 +186,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     root = tmp_path_factory.mktemp("runs")
     made = Runs(subjects.load(state.subject), root, state.device)
     yield made
-    state.runs, state.seconds = made.made, made.seconds
+    state.effort.runs, state.effort.seconds = made.made, made.seconds
     shutil.rmtree(root, ignore_errors=True)
 
 
@@ -231,7 +246,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     if call.when == "setup" and outcome.passed:
         return outcome
     _decide(item.config.stash[_STATE], case, call, outcome)
-    item.user_properties.append((_PROPERTY, report.dump(case)))
+    item.user_properties.append((_PROPERTY, asdict(case)))
     outcome.user_properties = list(item.user_properties)
     return outcome
 
@@ -260,7 +275,7 @@ def _decide(state: State, case: Case, call: pytest.CallInfo[Any], outcome: pytes
     if expected is not None and case.verdict == FAIL and expected.match in message:
         case.verdict, case.reason, case.link = KNOWN_DEFECT, expected.reason, expected.link
         outcome.outcome = "skipped"
-        outcome.wasxfail = expected.reason  # type: ignore[attr-defined]
+        outcome.wasxfail = expected.reason
         return
     # A law's failure is told by its message; anything else is a fault of the case and needs its traceback.
     outcome.longrepr = message if failed else f"{outcome.longreprtext}\n\n{message}"
@@ -311,23 +326,25 @@ def _case_file(state: State, case: Case) -> Path:
 # ---- the end ----
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    for name, value in report.user_properties:
-        if name == _PROPERTY and report.when in ("setup", "call"):
-            _cases.append(Case(**value))
+class _Collector:
+    """Gathers the cases of this process, or under xdist of all workers, in the order in which they ended."""
 
+    def __init__(self, state: State):
+        self.state = state
 
-#: Cases of this process, or under xdist of all workers, in the order in which they ended.
-_cases: list[Case] = []
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties:
+            if name == _PROPERTY and report.when in ("setup", "call"):
+                self.state.cases.append(Case(**cast(dict[str, Any], value)))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     state = session.config.stash[_STATE]
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["peft_harness"] = [state.runs, state.seconds]
+        session.config.workeroutput["peft_harness"] = asdict(state.effort.measured())
         return
-    state.cases = list(_cases)
+    state.effort.measured()
     if state.json is not None:
         report.write_json(Path(state.json), state.cases, environment.describe(state.device))
     if exitstatus in (0, 1) and state.cases:
@@ -336,17 +353,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: Any) -> None:
-    made, seconds = getattr(node, "workeroutput", {}).get("peft_harness", [0, 0.0])
-    state = node.config.stash[_STATE]
-    state.runs += made
-    state.seconds += seconds
+    done = getattr(node, "workeroutput", {}).get("peft_harness")
+    if done is not None:
+        node.config.stash[_STATE].effort.add(report.Effort(**done))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     state = config.stash[_STATE]
     if state.cases:
         console = Console(file=terminalreporter._tw._file, width=terminalreporter._tw.fullwidth, soft_wrap=True)
-        report.summary(console, state.cases, state.runs, state.seconds)
-
-
-__all__ = ["PASS", "AMBIGUOUS", "NOT_COMPARABLE", "judge", "runs", "trace", "train", "upstream"]
+        report.summary(console, state.cases, state.effort)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,27 @@ class Case:
     reason: str = ""
     link: str = ""
     seconds: float = 0.0
+
+
+@dataclass
+class Effort:
+    """What a session cost. runs: training runs made. seconds: of those. peak_bytes: resident memory, per process."""
+
+    runs: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+    def measured(self) -> Effort:
+        """This, with the memory that the process has used at its peak until now."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.peak_bytes = max(self.peak_bytes, peak)
+        return self
+
+    def add(self, other: Effort) -> None:
+        """Take in what another process did."""
+        self.runs += other.runs
+        self.seconds += other.seconds
+        self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
 
 
 def worst(verdicts: list[str]) -> str:
@@ -97,7 +119,7 @@ def exit_code(cases: list[Case]) -> int:
     return 3 if found & {AMBIGUOUS, NOT_COMPARABLE} else 0
 
 
-def summary(console: Console, cases: list[Case], runs: int, seconds: float) -> None:
+def summary(console: Console, cases: list[Case], effort: Effort) -> None:
     """Print the table by chapter, known defects with their links, why cases were skipped, and the slowest five."""
     console.print()
     console.print(_table(cases))
@@ -107,8 +129,9 @@ def summary(console: Console, cases: list[Case], runs: int, seconds: float) -> N
         console.print(Text(f"skipped {count} case{'s' * (count > 1)}: {reason}"))
     slowest = sorted(cases, key=lambda case: -case.seconds)[:5]
     console.print(Text("slowest: " + ", ".join(f"{c.clause}[{c.scenario}] {c.seconds:.1f} s" for c in slowest)))
-    rate = f", {60 * runs / seconds:.0f} a minute" if seconds else ""
-    console.print(Text(f"{runs} training runs in {seconds:.1f} s{rate}"))
+    rate = f", {60 * effort.runs / effort.seconds:.0f} a minute" if effort.seconds else ""
+    memory = f"peak memory {effort.peak_bytes / 2**30:.1f} GiB"
+    console.print(Text(f"{effort.runs} training runs in {effort.seconds:.1f} s{rate}; {memory}"))
 
 
 _COLUMNS = (
@@ -122,7 +145,7 @@ _COLUMNS = (
 
 def _table(cases: list[Case]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("chapter")
+    table.add_column("chapter", no_wrap=True)
     table.add_column("clauses", justify="right")
     for name, _ in _COLUMNS:
         table.add_column(name, justify="right")
@@ -151,8 +174,3 @@ def _known(console: Console, cases: list[Case]) -> None:
         same = [case for case in known if case.reason == reason]
         ids = ", ".join(dict.fromkeys(case.clause for case in same))
         console.print(Text.assemble((f"known defect {ids}", "yellow"), f": {reason} {same[0].link}".rstrip()))
-
-
-def dump(case: Case) -> dict[str, Any]:
-    """A case as JSON, for the way from an xdist worker to its controller."""
-    return asdict(case)

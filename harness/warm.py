@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import os
 import sys
 
@@ -51,9 +52,15 @@ def warm(preloads: list[str] | None = None, threads: int = 1) -> None:
     preload(preloads or [])
     if _warmed:
         return
+    # bitsandbytes warns at import of an optional kernel that it does not need here.
+    quiet = logging.getLogger("bitsandbytes")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
     import accelerate  # noqa: F401
     import peft  # noqa: F401
     import transformers
+
+    quiet.setLevel(level)
 
     _ = transformers.Trainer, transformers.TrainingArguments, transformers.LlamaForCausalLM
     gc.collect()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
 
-def inject(model: torch.nn.Module, spec: AdapterSpec) -> torch.nn.Module:
+def inject(model: Any, spec: AdapterSpec) -> Any:
     """The model with adapters injected by the spec's route, seeded by `spec.seed`.
 
     get_peft_model returns a PeftModel around `model`; add_adapter changes `model` itself and returns it.
@@ -53,12 +53,11 @@ def inject(model: torch.nn.Module, spec: AdapterSpec) -> torch.nn.Module:
 def adapter_config(peft_type: str, values: dict[str, Any]) -> Any:
     """The peft config object of a type ("LORA") and its fields."""
     import peft
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise UsageError(f"peft {version('peft')} has no adapter type {peft_type!r}")
-    kind = PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(peft_type)]
-    return kind(**{key: tuple(value) if isinstance(value, tuple) else value for key, value in values.items()})
+    try:
+        return peft.get_peft_config({"peft_type": peft_type, **values})
+    except KeyError:
+        raise UsageError(f"peft {version('peft')} has no adapter type {peft_type!r}") from None
 
 
 def observing_callback(observer: Observer) -> Any:

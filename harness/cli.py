@@ -1,0 +1,144 @@
+"""The command line `peft-harness`. Imports neither torch nor pytest until a command needs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import harness
+from harness.errors import UsageError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Does this stack of torch, transformers, peft, accelerate and bitsandbytes still train adapters as the "
+    "contract says? Exit codes: 0 all hold, 1 a clause fails, 2 used wrongly or could not run, 3 undecided.",
+)
+
+Subject = Annotated[str, typer.Option(help="Who is judged: hf-trainer, reference or module:factory.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Preload = Annotated[list[str] | None, typer.Option(metavar="MODULE", help="Import this before upstream is used.")]
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print versions and leave.")] = False,
+) -> None:
+    if version:
+        from harness.environment import PACKAGES
+        from harness.environment import version as installed
+
+        stack = ", ".join(f"{name} {installed(name) or 'not installed'}" for name in PACKAGES)
+        print(f"peft-harness {harness.__version__} ({stack})")
+        raise typer.Exit()
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def check(
+    context: typer.Context,
+    subject: Subject = "hf-trainer",
+    device: Device = "cpu",
+    clause: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Judge these clauses only.")] = None,
+    preload: Preload = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
+) -> None:
+    """Judge the installed stack: `pytest suites/`, from a checkout or a wheel. Arguments after -- go to pytest."""
+    from harness.paths import SUITES
+
+    raise typer.Exit(_pytest([str(SUITES)], subject, device, clause or [], preload or [], json, context.args))
+
+
+@app.command()
+def repro(
+    file: Annotated[Path, typer.Argument(metavar="SPEC", help="A case file that a failure named, or a run spec.")],
+    subject: Annotated[str | None, typer.Option(help="Another subject than the case file names.")] = None,
+    device: Annotated[str | None, typer.Option(help="Another device than the case file names.")] = None,
+) -> None:
+    """Repeat just one case of a failure; or train a run spec and judge it by every universal law."""
+    from harness.spec import read_json
+
+    body = read_json(file)
+    if isinstance(body, dict) and "test" in body:
+        from harness.paths import SUITES
+
+        test = SUITES / str(body["test"])
+        if not Path(str(test).partition("::")[0]).is_file():
+            raise UsageError(f"{file}: names the test {body['test']!r}, which this release does not have")
+        chosen = (subject or body["subject"], device or body["device"])
+        raise typer.Exit(_pytest([str(test)], *chosen, [], body["preload"], None, []))
+    from harness.repro import judge_spec
+
+    raise typer.Exit(judge_spec(file, subject or "hf-trainer", device))
+
+
+@app.command()
+def clauses(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids or globs, such as 'RES-*'.")] = None,
+) -> None:
+    """List the clauses of the contract, or explain some: statement, source, known defects."""
+    from harness.explain import explain
+
+    explain(ids or [])
+
+
+@app.command()
+def train(
+    model: Annotated[Path | None, typer.Option(help="A model directory (save_pretrained) with a tokenizer.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="JSONL: question/answer, prompt/completion, messages or text.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A new directory for what is written.")] = None,
+    steps: Annotated[int | None, typer.Option(min=2, help="Optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a step.")] = None,
+    length: Annotated[int | None, typer.Option(min=8, help="Tokens a row, longer ones are cut.")] = None,
+    device: Device = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="torch's intra-op threads; default: all cores.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the adapter and of the training run.")] = 42,
+) -> None:
+    """See the path work: LoRA on a real model and real text, by the Trainer and by the reference, side by side."""
+    from harness.real.command import train as run
+
+    chosen = {"steps": steps, "batch_size": batch_size, "length": length, "threads": threads}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    raise typer.Exit(run(model=model, data=data, output=output, device=device, seed=seed, **given))
+
+
+def _pytest(
+    tests: list[str],
+    subject: str,
+    device: str,
+    clauses: list[str],
+    preloads: list[str],
+    json: Path | None,
+    rest: list[str],
+) -> int:
+    arguments = ["--subject", subject, "--device", device]
+    for clause in clauses:
+        arguments += ["--clause", clause]
+    for module in preloads:
+        arguments += ["--preload", module]
+    if json is not None:
+        arguments += ["--json", str(json)]
+    cache = Path.cwd() / ".pytest_cache"
+    command = [sys.executable, "-m", "pytest", *tests, *arguments, "-o", f"cache_dir={cache}", *rest]
+    code = subprocess.run(command, check=False).returncode
+    return 2 if code in (4, 5) else code  # pytest calls wrong usage 4 and no test 5
+
+
+def main() -> None:
+    """Entry point. A UsageError is one sentence on stderr and exit code 2, never a traceback."""
+    try:
+        app()
+    except UsageError as error:
+        print(f"peft-harness: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""The pytest plugin: from a test's outcome to a clause's verdict, the register's own errors, and bad usage."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import jsonschema
+import pytest
+
+from harness import contract, expectations, plugin
+from harness.contract.clause import Chapter, Clause
+from harness.errors import UsageError
+from harness.paths import PACKAGE
+
+pytest_plugins = ["pytester"]
+
+CONFTEST = 'pytest_plugins = ["harness.plugin"]'
+
+HOLDS = """
+import pytest
+from harness.verdict import same, verdict, Verdict
+
+@pytest.mark.clause("XYZ-01")
+@pytest.mark.parametrize("number", [pytest.param(1, id="one"), pytest.param({second}, id="other")])
+def test_one(judge, number):
+    judge(same("the number", number, 1, number=number))
+
+@pytest.mark.clause("XYZ-02")
+def test_two():
+    raise RuntimeError("never run")
+"""
+
+
+CHAPTER = Chapter(
+    "XYZ",
+    "made up",
+    (
+        Clause("XYZ-01", "One MUST be one.", "nowhere:1"),
+        Clause("XYZ-02", "Two MUST be two.", "nowhere:2", needs=("no-such-package>=1",)),
+    ),
+)
+
+
+@pytest.fixture
+def suite(pytester, monkeypatch):
+    """suite(code, *options): run a suite of one file under a made-up contract; (exit code, output, JSON report)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(code, *options, expectations=""):
+        folder = pytester.mkdir("suites")
+        (folder / "conftest.py").write_text(CONFTEST)
+        (folder / "test_xyz.py").write_text(code)
+        (folder / "expectations").mkdir()
+        (folder / "expectations" / "xyz.toml").write_text(expectations)
+        monkeypatch.setattr(plugin, "SUITES", folder)
+        monkeypatch.setattr(contract, "CHAPTERS", ("xyz",))
+        monkeypatch.setitem(sys.modules, "harness.contract.xyz", SimpleNamespace(CHAPTER=CHAPTER))
+        done = pytester.runpytest_inprocess("suites", "-p", "no:cacheprovider", "--json", "out.json", *options)
+        out = pytester.path / "out.json"
+        output = done.stdout.str() + done.stderr.str()
+        return int(done.ret), output, json.loads(out.read_text()) if out.exists() else None
+
+    return run
+
+
+def defect(**fields):
+    values = {
+        "clause": "XYZ-01",
+        "scenario": "other",
+        "versions": ["torch>=1"],
+        "match": "2",
+        "reason": "known",
+        **fields,
+    }
+    return "[[defect]]\n" + "\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
+
+
+def verdicts(report):
+    return {
+        (clause["id"], case["scenario"]): case["verdict"] for clause in report["clauses"] for case in clause["cases"]
+    }
+
+
+def test_clauses_that_hold_and_clauses_that_do_not_apply(suite):
+    code, output, report = suite(HOLDS.format(second=1))
+    assert code == 0, output
+    jsonschema.validate(report, json.loads((PACKAGE / "report_schema.json").read_text()))
+    assert verdicts(report) == {
+        ("XYZ-01", "one"): "pass",
+        ("XYZ-01", "other"): "pass",
+        ("XYZ-02", "two"): "skipped",
+    }
+    assert report["clauses"][0]["cases"][0]["evidence"] == {"number": 1}
+    assert "skipped 1 case: needs no-such-package>=1" in output
+
+
+def test_a_clause_that_fails_says_what_was_expected_seen_and_how_to_repeat_it(suite, pytester):
+    code, output, report = suite(HOLDS.format(second=2))
+    assert code == 1
+    assert verdicts(report)[("XYZ-01", "other")] == "fail"
+    assert report["clauses"][0]["verdict"] == "fail"
+    assert report["clauses"][0]["cases"][1]["evidence"] == {"number": 2, "expected": "the number: 1", "seen": ["2"]}
+    for words in ("XYZ-01 does not hold", "clause    One MUST be one.", "expected  the number: 1", "seen      2"):
+        assert words in output
+    assert "Traceback" not in output
+    case = json.loads((pytester.path / ".peft-harness/cases/XYZ-01-other.json").read_text())
+    assert case["test"] == "test_xyz.py::test_one[other]"
+    assert "peft-harness repro .peft-harness/cases/XYZ-01-other.json" in output
+
+
+def test_a_known_defect_is_no_failure_and_is_listed_with_its_link(suite):
+    code, output, report = suite(HOLDS.format(second=2), expectations=defect(link="https://example.org/1"))
+    assert code == 0, output
+    assert verdicts(report)[("XYZ-01", "other")] == "known_defect"
+    assert "known defect XYZ-01: known https://example.org/1" in output
+
+
+def test_a_known_defect_that_fails_with_other_words_is_a_failure(suite):
+    code, _, report = suite(HOLDS.format(second=2), expectations=defect(match="another fault"))
+    assert code == 1
+    assert verdicts(report)[("XYZ-01", "other")] == "fail"
+
+
+def test_a_known_defect_that_holds_is_an_unexpected_pass(suite):
+    code, output, report = suite(HOLDS.format(second=1), expectations=defect())
+    assert code == 1
+    assert verdicts(report)[("XYZ-01", "other")] == "unexpected_pass"
+    assert "narrow its versions" in output
+
+
+def test_a_defect_of_other_versions_excuses_nothing(suite):
+    code, _, report = suite(HOLDS.format(second=2), expectations=defect(versions=["torch<1"]))
+    assert code == 1
+    assert verdicts(report)[("XYZ-01", "other")] == "fail"
+
+
+def test_a_crash_in_a_test_is_a_failure_with_its_traceback(suite):
+    code, output, report = suite(HOLDS.format(second="'x' * 3").replace("judge(same", "1 / 0; judge(same"))
+    assert code == 1
+    assert set(verdicts(report).values()) == {"fail", "skipped"}
+    assert "ZeroDivisionError" in output
+
+
+def test_what_is_undecided_ends_with_3(suite):
+    undecided = 'Verdict("ambiguous", "the number", ("too noisy",))'
+    code, _, report = suite(HOLDS.format(second=1).replace('same("the number", number, 1, number=number)', undecided))
+    assert code == 3
+    assert verdicts(report)[("XYZ-01", "one")] == "ambiguous"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            HOLDS.format(second=1).replace("XYZ-02", "XYZ-09"),
+            "names clause 'XYZ-09', which harness/contract/ does not have",
+        ),
+        (HOLDS.format(second=1).replace('@pytest.mark.clause("XYZ-02")', ""), "test_two names 0 clauses"),
+        (HOLDS.format(second=1).split('@pytest.mark.clause("XYZ-02")')[0], "clause XYZ-02 has no test in suites/"),
+    ],
+)
+def test_register_and_suite_must_agree(suite, code, words):
+    status, output, _ = suite(code)
+    assert status == 4
+    assert words in output
+
+
+def test_an_expectation_that_names_no_case_is_an_error(suite):
+    code, output, _ = suite(HOLDS.format(second=1), expectations=defect(scenario="nowhere"))
+    assert code == 4
+    assert "XYZ-01 'nowhere' names no case" in output
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (defect(reason=""), "xyz.toml, defect 1: missing reason"),
+        (defect(surprise="?"), "xyz.toml, defect 1: unknown field surprise"),
+        ("[[defect", "not TOML"),
+    ],
+)
+def test_a_wrong_expectation_is_one_sentence(tmp_path, entry, words):
+    (tmp_path / "xyz.toml").write_text(entry)
+    with pytest.raises(UsageError, match=words):
+        expectations.load(tmp_path)
+
+
+def test_clause_option_judges_those_clauses_only(suite):
+    code, _, report = suite(HOLDS.format(second=1), "--clause", "*-01")
+    assert code == 0
+    assert [clause["id"] for clause in report["clauses"]] == ["XYZ-01"]

@@ -1,0 +1,120 @@
+"""Trace and names: what a run was seen to do survives storage, and one tensor has one name."""
+
+import math
+
+import pytest
+import torch
+
+from harness.errors import UsageError
+from harness.laws.equal import equal_runs
+from harness.names import canonical
+from harness.observe import digest
+from harness.runs import Runs
+from harness.scenarios import PLAIN
+from harness.spec import ADD
+from harness.subjects.hf_trainer import HFTrainer
+from harness.trace import Trace
+from harness.warm import warm
+from tests.traces import made_up, with_checkpoint
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    warm()
+    return Runs(HFTrainer(), tmp_path_factory.mktemp("runs"))
+
+
+def test_a_trace_is_the_same_after_a_round_trip_through_files(tmp_path):
+    trace = with_checkpoint(made_up(), tmp_path, 4)
+    trace.log_history[1]["grad_norm"] = float("nan")
+    trace.output["training_loss"] = float("inf")
+    trace.save(tmp_path / "trace")
+    again = Trace.load(tmp_path / "trace")
+    assert equal_runs(again, trace).holds
+    assert again.spec == trace.spec
+    assert again.steps[0].batches == trace.steps[0].batches
+    assert again.groups == trace.groups
+    assert again.checkpoints[0].files == trace.checkpoints[0].files
+    assert again.checkpoints[0].adapter.keys() == trace.checkpoints[0].adapter.keys()
+    assert math.isnan(again.grad_norms[2])
+    assert again.output["training_loss"] == float("inf")
+
+
+def test_the_trace_of_a_real_run_survives_storage(runs, tmp_path):
+    trace = runs.train(PLAIN.but(save_strategy="steps", save_steps=4))
+    trace.save(tmp_path)
+    again = Trace.load(tmp_path)
+    assert equal_runs(again, trace).holds
+    assert [c.files for c in again.checkpoints] == [c.files for c in trace.checkpoints]
+
+
+def test_a_trace_of_a_newer_schema_is_refused_in_one_sentence(tmp_path):
+    made_up().save(tmp_path)
+    body = (tmp_path / "trace.json").read_text().replace('"schema_version": 1\n}', '"schema_version": 2\n}')
+    (tmp_path / "trace.json").write_text(body)
+    with pytest.raises(UsageError, match="trace schema_version 2 is newer than 1"):
+        Trace.load(tmp_path)
+
+
+def test_observation_changes_nothing(runs, tmp_path):
+    """The same run without the observer ends with the same adapter, bit for bit."""
+    watched = runs.train(PLAIN)
+    trainer = HFTrainer().build(PLAIN, tmp_path)
+    trainer.train()
+    alone = {canonical(n): p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert set(alone) == set(watched.adapter)
+    assert all(torch.equal(alone[name], watched.adapter[name]) for name in alone)
+
+
+def test_what_a_run_was_seen_to_do_adds_up(runs):
+    trace = runs.train(PLAIN.but(gradient_accumulation_steps=2, max_steps=5))
+    assert [step.number for step in trace.steps] == [1, 2, 3, 4, 5]
+    assert all(len(step.batches) == 2 for step in trace.steps)
+    assert sorted(row for step in trace.rows for row in step) == list(range(40))
+    assert trace.steps[0].batches[0].num_items == sum(batch.tokens for batch in trace.steps[0].batches)
+    assert sum(batch.loss for batch in trace.steps[0].batches) == pytest.approx(trace.losses[1], abs=1e-6)
+    norm = torch.cat([g.flatten() for g in trace.steps[0].gradients.values()]).norm()
+    assert float(norm) == pytest.approx(trace.grad_norms[1], rel=1e-6)
+    assert len(trace.trainable) == 8
+
+
+def test_both_routes_are_seen_under_the_same_names(runs):
+    assert equal_runs(runs.train(PLAIN.but(adapter={"route": ADD})), runs.train(PLAIN)).holds
+
+
+@pytest.mark.parametrize(
+    ("raw", "adapter", "name"),
+    [
+        (
+            "base_model.model.model.layers.0.q_proj.lora_A.default.weight",
+            "default",
+            "model.layers.0.q_proj.lora_A.weight",
+        ),
+        ("model.layers.0.q_proj.lora_A.foo.weight", "foo", "model.layers.0.q_proj.lora_A.weight"),
+        ("model.layers.0.q_proj.lora_A.foobar.weight", "foo", "model.layers.0.q_proj.lora_A.foobar.weight"),
+        ("base_model.model.model.layers.0.q_proj.lora_A.weight", "default", "model.layers.0.q_proj.lora_A.weight"),
+        ("base_model.model.model.layers.0.q_proj.base_layer.weight", "default", "model.layers.0.q_proj.weight"),
+        ("base_model.model.lm_head.modules_to_save.default.weight", "default", "lm_head.weight"),
+        ("base_model.model.lm_head.original_module.weight", "default", "lm_head.original_module.weight"),
+        (
+            "model.layers.0.q_proj.lora_magnitude_vector.default.weight",
+            "default",
+            "model.layers.0.q_proj.lora_magnitude_vector",
+        ),
+        ("module.base_model.model.a._orig_mod.b.weight", "default", "a.b.weight"),
+        ("model.default.weight", "default", "model.default.weight"),
+    ],
+)
+def test_one_tensor_has_one_name(raw, adapter, name):
+    assert canonical(raw, adapter) == name
+
+
+def test_a_digest_tells_the_last_bit_the_dtype_and_the_shape():
+    tensor = torch.zeros(4)
+    other = tensor.clone()
+    other[3] = -0.0
+    digests = {
+        digest(t) for t in (tensor, other, tensor.double(), tensor.view(2, 2), tensor.bfloat16(), torch.zeros(0))
+    }
+    assert len(digests) == 6
+    assert digest(tensor) == digest(torch.zeros(8)[::2])
