@@ -26,17 +26,23 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Preload = Annotated[list[str] | None, typer.Option(metavar="MODULE", help="Import this before upstream is used.")]
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print versions and leave.")] = False,
-) -> None:
-    if version:
+def _print_versions(wanted: bool) -> None:
+    if wanted:
         from harness.environment import PACKAGES
         from harness.environment import version as installed
 
         stack = ", ".join(f"{name} {installed(name) or 'not installed'}" for name in PACKAGES)
         print(f"peft-harness {harness.__version__} ({stack})")
         raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_versions, help="Print versions and leave.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(context_settings={"allow_extra_args": True})
