@@ -364,5 +364,5 @@ def pytest_testnodedown(node: Any, error: Any) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     state = config.stash[_STATE]
     if state.cases:
-        console = Console(file=terminalreporter._tw._file, width=terminalreporter._tw.fullwidth, soft_wrap=True)
+        console = Console(file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 110), soft_wrap=True)
         report.summary(console, state.cases, state.effort)

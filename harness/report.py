@@ -148,7 +148,7 @@ def _table(cases: list[Case]) -> Table:
     table.add_column("chapter", no_wrap=True)
     table.add_column("clauses", justify="right")
     for name, _ in _COLUMNS:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("cases", justify="right")
     verdicts = {clause: worst([case.verdict for case in judged]) for clause, judged in by_clause(cases).items()}
     counted = Counter(case.clause for case in cases)

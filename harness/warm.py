@@ -61,6 +61,7 @@ def warm(preloads: list[str] | None = None, threads: int = 1) -> None:
     import transformers
 
     quiet.setLevel(level)
+    transformers.utils.logging.disable_progress_bar()
 
     _ = transformers.Trainer, transformers.TrainingArguments, transformers.LlamaForCausalLM
     gc.collect()
