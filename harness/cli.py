@@ -97,22 +97,33 @@ def clauses(
 def train(
     model: Annotated[Path | None, typer.Option(help="A model directory (save_pretrained) with a tokenizer.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="JSONL: question/answer, prompt/completion, messages or text.")
+        Path | None, typer.Option(help="JSONL: question/answer, prompt/completion, messages, text.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="A new directory for what is written.")] = None,
-    steps: Annotated[int | None, typer.Option(min=2, help="Optimizer steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a step.")] = None,
-    length: Annotated[int | None, typer.Option(min=8, help="Tokens a row, longer ones are cut.")] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Optimizer steps.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 4,
+    length: Annotated[int, typer.Option(min=8, help="Tokens a row; longer ones are cut.")] = 80,
+    subject: Annotated[list[str] | None, typer.Option(help="One or two; default hf-trainer and reference.")] = None,
     device: Device = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="torch's intra-op threads; default: all cores.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the adapter and of the training run.")] = 42,
+    threads: Annotated[int, typer.Option(min=0, help="torch's intra-op threads; 0: all cores.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training run.")] = 42,
 ) -> None:
     """See the path work: LoRA on a real model and real text, by the Trainer and by the reference, side by side."""
-    from harness.real.command import train as run
+    from harness.real import command
 
-    chosen = {"steps": steps, "batch_size": batch_size, "length": length, "threads": threads}
-    given = {name: value for name, value in chosen.items() if value is not None}
-    raise typer.Exit(run(model=model, data=data, output=output, device=device, seed=seed, **given))
+    code = command.train(
+        model=model,
+        data=data,
+        output=output,
+        steps=steps,
+        batch_size=batch_size,
+        length=length,
+        subject=subject or (),
+        device=device,
+        threads=threads,
+        seed=seed,
+    )
+    raise typer.Exit(code)
 
 
 def _pytest(

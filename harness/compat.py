@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 from harness.environment import satisfies
@@ -33,12 +34,30 @@ def training_arguments(values: dict[str, Any]) -> dict[str, Any]:
         here = name if name in known else _OLDER_NAMES.get(name, name)
         if here == "warmup_steps" and 0 < value < 1 and "warmup_ratio" in known and satisfies("transformers<5"):
             here = "warmup_ratio"  # before 5.0 a share of the steps had a field of its own
+        if name == "train_sampling_strategy" and value == "group_by_length" and name not in known:
+            here, value = "group_by_length", True  # a flag until the strategies had a field
         if here not in known:
             raise LookupError(f"this transformers has no TrainingArguments.{name}")
+        if here == "save_strategy" and value == "best" and satisfies("transformers<4.47"):
+            raise LookupError("this transformers has no save_strategy 'best'")
         translated[here] = value
     return translated
+
+
+def missing_adapter_field(peft_type: str, config: Iterable[str]) -> str | None:
+    """Which field of an adapter config this peft has not, as "LoraConfig.use_dora"; None where it has them all."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
+    known = {field.name for field in dataclasses.fields(kind)} if kind else set(config)
+    return next((f"{kind.__name__}.{name}" for name in config if kind and name not in known), None)
 
 
 def dtype_argument(dtype: Any) -> dict[str, Any]:
     """The keyword of from_pretrained that sets the dtype: `dtype`, or `torch_dtype` before transformers 4.56."""
     return {"dtype" if satisfies("transformers>=4.56") else "torch_dtype": dtype}
+
+
+def logged_digits() -> int | None:
+    """How many digits the Trainer rounds a logged loss to: four before transformers 5.0, all of them (None) since."""
+    return 4 if satisfies("transformers<5") else None

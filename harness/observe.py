@@ -42,6 +42,7 @@ class Observer:
         self._evaluated: list[list[int]] = []
         self._unclipped: Tensors = {}
         self._handles: list[Any] = []
+        self._gradient_handles: list[Any] = []
         self._names: dict[int, str] = {}
         self._model: torch.nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
@@ -57,8 +58,7 @@ class Observer:
         model: the object given to the trainer, adapters injected.
         """
         self._model = model
-        adapter = self.trace.spec.adapter.name
-        self._names = {id(p): names.canonical(n, adapter) for n, p in model.named_parameters()}
+        self._watch_gradients(model)
         self.trace.trainable = [self._names[id(p)] for p in model.parameters() if p.requires_grad]
         self.trace.parameters = {
             self._names[id(p)]: [str(p.dtype).removeprefix("torch."), list(p.shape)] for p in model.parameters()
@@ -66,9 +66,6 @@ class Observer:
         self.trace.adapter_before, self.trace.base_before = self._tensors()
         self._handles.append(model.register_forward_pre_hook(self._before_forward, with_kwargs=True))
         self._handles.append(model.register_forward_hook(self._after_forward))
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                self._handles.append(parameter.register_post_accumulate_grad_hook(self._accumulated))
 
     def watch_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Record the parameter groups, and look at gradients and learning rates before each step."""
@@ -78,6 +75,9 @@ class Observer:
         if optimizer is self._optimizer:
             return
         self._optimizer = optimizer
+        if self._model is not None:
+            # Resuming may have replaced Parameter objects: peft casts an adapter that it loads by putting new ones in.
+            self._watch_gradients(self._model)
         self.trace.groups = [
             Group(
                 [self._names.get(id(p), "?") for p in group["params"]],
@@ -92,6 +92,8 @@ class Observer:
         self._step = step
         self.trace.events.append(name)
         if name == "train_begin":
+            if self.trace.spec.resume is not None and self._model is not None:
+                self.trace.adapter_resumed = self._trainable_tensors()
             self._started = self._stepped = time.perf_counter()
         if name == "train_end":
             self.trace.seconds = time.perf_counter() - self._started
@@ -109,9 +111,9 @@ class Observer:
 
     def finish(self, error: BaseException | None = None) -> Trace:
         """Record the end of the run, take all hooks off, and return the trace."""
-        for handle in self._handles:
+        for handle in [*self._handles, *self._gradient_handles]:
             handle.remove()
-        self._handles = []
+        self._handles, self._gradient_handles = [], []
         if error is not None:
             message = str(error).strip()
             self.trace.error = f"{type(error).__name__}: {message}" if message else type(error).__name__
@@ -129,6 +131,15 @@ class Observer:
         return self.trace
 
     # ---- hooks ----
+
+    def _watch_gradients(self, model: torch.nn.Module) -> None:
+        adapter = self.trace.spec.adapter.name
+        self._names = {id(p): names.canonical(n, adapter) for n, p in model.named_parameters()}
+        for handle in self._gradient_handles:
+            handle.remove()
+        self._gradient_handles = [
+            p.register_post_accumulate_grad_hook(self._accumulated) for p in model.parameters() if p.requires_grad
+        ]
 
     def _key(self, tokens: list[int]) -> tuple[int, ...]:
         return tuple(tokens[self._known])
@@ -199,6 +210,11 @@ class Observer:
             else:
                 digests[name] = digest(tensor)
         return values, digests
+
+    def _trainable_tensors(self) -> Tensors:
+        assert self._model is not None
+        named = {names.canonical(n, self.trace.spec.adapter.name): t for n, t in self._model.state_dict().items()}
+        return {name: _copy(named[name]) for name in self.trace.trainable if name in named}
 
 
 def digest(tensor: torch.Tensor) -> str:

@@ -70,7 +70,7 @@ class Runs:
         first = self.train(spec.first_leg(), writer)
         for checkpoint in first.checkpoints:
             wanted = spec.resume.checkpoint
-            if (wanted is True or checkpoint.step == wanted) and Path(checkpoint.path).is_dir():
+            if (isinstance(wanted, bool) or checkpoint.step == wanted) and Path(checkpoint.path).is_dir():
                 # Copies keep their times: resume_from_checkpoint=True and rotation sort by them.
                 shutil.copytree(checkpoint.path, directory / Path(checkpoint.path).name)
         for damage in spec.resume.damage:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.spec import ADD, RunSpec
+from harness.spec import ADD, ResumeSpec, RunSpec
 
 PLAIN = RunSpec()
 
@@ -29,10 +29,54 @@ SCENARIOS: dict[str, RunSpec] = {
     "cosine": PLAIN.but(lr_scheduler_type="cosine", warmup_steps=2),
 }
 
+#: Rows of unequal lengths, with labels left out here and there, that fill neither the last batch nor the last window.
+RAGGED: dict[str, Any] = {"rows": 37, "min_length": 6, "ignored": 0.2}
+
+#: A run whose adapter stays where it starts, without dropout: each step's loss and gradient can be computed anew.
+STILL = PLAIN.but(learning_rate=0.0, lora={"lora_dropout": 0.0}, max_steps=5)
+
+#: The same over windows of three ragged micro-batches; the fourth window of an epoch has one.
+STILL_RAGGED = STILL.but(data=RAGGED, gradient_accumulation_steps=3)
+
+#: An adapter whose lora_B is not zero, so that lora_A has a gradient at the first step too.
+RANDOM_B = {"init_lora_weights": False}
+
 
 def by_route(scenarios: dict[str, RunSpec]) -> dict[str, RunSpec]:
     """Each scenario through get_peft_model under its own name, and through add_adapter as "name/add_adapter"."""
     return scenarios | {f"{name}/{ADD}": spec.but(adapter={"route": ADD}) for name, spec in scenarios.items()}
+
+
+def continued(
+    spec: RunSpec, step: int | bool, every: int = 2, damage: tuple[str, ...] = (), **first_leg: Any
+) -> RunSpec:
+    """`spec`, continued from the checkpoint at `step` of a run that saved every `every` steps.
+
+    first_leg: what that run's spec had otherwise. The resumed run itself saves nothing.
+    """
+    resume = ResumeSpec(step, first_leg={"save_strategy": "steps", **first_leg}, damage=damage)
+    return spec.but(save_strategy="no", save_steps=every, resume=resume)
+
+
+def saving(spec: RunSpec, every: float = 3) -> RunSpec:
+    """`spec`, with a checkpoint every `every` steps and at the end."""
+    return spec.but(save_strategy="steps", save_steps=every)
+
+
+SHORT = PLAIN.but(max_steps=4)
+
+#: Runs with a checkpoint after each third step and the last, each with another set of trainable tensors.
+SAVING: dict[str, RunSpec] = {
+    "plain": saving(PLAIN),
+    "rank-1": saving(SHORT.but(lora={"r": 1})),
+    "rank-16": saving(SHORT.but(lora={"r": 16})),
+    "tied-embeddings": saving(SHORT.but(model={"family": "llama-tied"})),
+    "dora": saving(SHORT.but(lora={"use_dora": True})),
+    "modules-to-save": saving(SHORT.but(lora={"modules_to_save": ["lm_head"]})),
+    "bias-all": saving(SHORT.but(model={"family": "gpt2"}, lora={"bias": "all", "target_modules": ["c_attn"]})),
+    "named-foo": saving(SHORT.but(adapter={"name": "foo"})),
+    "nf4": saving(SHORT.but(model={"quantization": "nf4"})),
+}
 
 
 def over(scenarios: dict[str, RunSpec]) -> Any:

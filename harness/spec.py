@@ -117,7 +117,8 @@ class LaunchSpec:
 class ResumeSpec:
     """How a run is continued: from which checkpoint, written by whom, and what happened to it in between.
 
-    checkpoint: the global step of the checkpoint; True lets the subject pick (resume_from_checkpoint=True).
+    checkpoint: the global step of the checkpoint; True lets the subject pick (resume_from_checkpoint=True), False
+    leaves all of them unread (resume_from_checkpoint=False).
     writer: the subject that ran the first leg; None means the one that resumes.
     first_leg: what the first leg's spec had otherwise, as keyword arguments of `RunSpec.but`.
     damage: done to the copied checkpoint in order, "delete FILE", "truncate FILE BYTES" (see `harness.damage`).

@@ -95,6 +95,7 @@ class Trace:
     """All that was seen of a run. `error` is the exception that ended it ("Type: message"), None when it completed.
 
     log_history: TrainerState.log_history. adapter_before, adapter: trainable tensors at the start and at the end.
+    adapter_resumed: trainable tensors after a checkpoint was loaded, before the first step; empty for other runs.
     base_before, base: canonical name -> digest of every other tensor of state_dict(). trainable: canonical names of
     the parameters that require gradients. parameters: all parameters' canonical name -> [dtype, shape].
     optimizer_state: canonical name -> state name -> tensor, at the end. output: TrainOutput as
@@ -114,6 +115,7 @@ class Trace:
     log_history: list[dict[str, Any]] = field(default_factory=list)
     adapter_before: Tensors = field(default_factory=dict)
     adapter: Tensors = field(default_factory=dict)
+    adapter_resumed: Tensors = field(default_factory=dict)
     base_before: dict[str, str] = field(default_factory=dict)
     base: dict[str, str] = field(default_factory=dict)
     base_gradients: list[str] = field(default_factory=list)

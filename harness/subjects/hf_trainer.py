@@ -124,13 +124,17 @@ class HFTrainer:
     def unsupported(self, spec: RunSpec) -> str | None:
         if spec.model.quantization and version("bitsandbytes") is None:
             return "bitsandbytes is not installed"
+        optimizer = str(spec.arguments.get("optim", ""))
+        if optimizer.endswith(("_8bit", "_32bit")) and "torch" not in optimizer and version("bitsandbytes") is None:
+            return f"optimizer {optimizer!r} needs bitsandbytes, which is not installed"
         if spec.launch.strategy != "single" or spec.launch.ranks != 1:
             return f"strategy {spec.launch.strategy!r} over {spec.launch.ranks} ranks needs several processes"
         try:
             compat.training_arguments(dict(spec.arguments))
         except LookupError as missing:
             return str(missing)
-        return None
+        field = compat.missing_adapter_field(spec.adapter.peft_type, spec.adapter.config)
+        return f"this peft has no {field}" if field else None
 
     def arguments(self, spec: RunSpec, directory: Path) -> TrainingArguments:
         """The spec's TrainingArguments, writing to `directory`, on the spec's device."""
@@ -227,6 +231,10 @@ def recorded_warnings(into: list[str]) -> Iterator[None]:
         def emit(self, record: logging.LogRecord) -> None:
             into.append(record.getMessage())
 
+    from transformers.utils import logging as upstream_logging
+
+    # Said once a process, such a warning would be missing from all runs but the first.
+    upstream_logging.warning_once.cache_clear()
     handler = Collect(level=logging.WARNING)
     loggers = [logging.getLogger(name) for name in ("transformers", "peft", "accelerate")]
     kept = [(logger.propagate, logger.handlers[:]) for logger in loggers]

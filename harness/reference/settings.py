@@ -1,0 +1,60 @@
+"""What a run can be told: upstream's own names and defaults, no more fields than are implemented."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """transformers/training_args.py:TrainingArguments. A name that is not here is a TypeError.
+
+    Counts of steps below 1 are a share of all steps, rounded up. Strategies are "no", "steps" or "epoch"; eval_steps
+    None means logging_steps.
+    """
+
+    per_device_train_batch_size: int = 8
+    per_device_eval_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    learning_rate: float = 5e-5
+    lr_scheduler_type: str = "linear"
+    warmup_steps: float = 0
+    optim: str = "adamw_torch_fused"
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    label_smoothing_factor: float = 0.0
+    seed: int = 42
+    data_seed: int | None = None
+    dataloader_drop_last: bool = False
+    bf16: bool = False
+    activation_checkpointing: bool = False
+    activation_checkpointing_kwargs: Mapping[str, Any] | None = None
+    logging_strategy: str = "steps"
+    logging_steps: float = 500
+    logging_first_step: bool = False
+    logging_nan_inf_filter: bool = True
+    eval_strategy: str = "no"
+    eval_steps: float | None = None
+    save_strategy: str = "steps"
+    save_steps: float = 500
+    save_total_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """peft/tuners/lora/config.py:LoraConfig.
+
+    target_modules: ends of module paths ("q_proj"), or "all-linear": every nn.Linear but the output embeddings.
+    """
+
+    target_modules: list[str] | str
+    r: int = 8
+    lora_alpha: int = 8
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    task_type: str | None = None
