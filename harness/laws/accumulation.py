@@ -1,0 +1,80 @@
+"""Gradient accumulation: windows of micro-batches, each of which makes one optimizer step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from harness.laws.equal import differences, equal_runs
+from harness.laws.loss import logged_rounding, scale
+from harness.laws.runs import incomplete
+from harness.laws.schedule import plan
+from harness.tolerance import ACCUMULATION, Tolerance
+from harness.trace import Trace
+from harness.verdict import Verdict, both, verdict
+
+
+def same_split(small: Trace, large: Trace, within: Tolerance = ACCUMULATION) -> Verdict:
+    """A run with small batches accumulated is the run with large ones: rows, gradients, logged losses, adapter."""
+    expected = "each step trains the same rows, and its gradient is that of the large batch"
+    findings = []
+    if len(small.steps) != len(large.steps):
+        findings.append(f"{len(small.steps)} optimizer steps, {len(large.steps)} with large batches")
+    for ours, theirs in zip(small.steps, large.steps, strict=False):
+        rows, wanted = [[row for batch in step.batches for row in batch.rows] for step in (ours, theirs)]
+        if rows != wanted:
+            findings.append(f"step {ours.number}: trained rows {rows}, expected {wanted}")
+        if differences(ours.gradients, theirs.gradients, within.gradient, ""):
+            factor = scale(ours.gradients, theirs.gradients)
+            if factor is not None and not math.isclose(factor, 1, rel_tol=1e-3):
+                findings.append(f"step {ours.number}: the gradient is {factor:.4g} times that of the large batch")
+    # Two roundings of nearly the same loss may be one whole digit apart.
+    within = dataclasses.replace(within, loss=within.loss + 2 * min(logged_rounding(small), logged_rounding(large)))
+    return both(verdict(expected, findings[:3]), equal_runs(small, large, within))
+
+
+def draws_differ(small: Trace, large: Trace) -> Verdict:
+    """With dropout, another split of the same rows is another run: the first gradients differ by far more than noise."""
+    findings = incomplete(small) + [f"(large batches) {one}" for one in incomplete(large)]
+    if not findings:
+        ours, theirs = small.steps[0].gradients, large.steps[0].gradients
+        if not differences(ours, theirs, 10 * ACCUMULATION.gradient, ""):
+            findings.append("step 1: the gradients are equal, so both splits drew the same dropout masks, or none")
+    return verdict("each micro-batch draws dropout masks of its own", findings)
+
+
+def windows(trace: Trace) -> Verdict:
+    """Each optimizer step has the micro-batches that the spec asks for; the last window of an epoch may be short."""
+    planned, findings = plan(trace.spec), incomplete(trace)
+    for step in trace.steps:
+        seen, wanted = [len(batch.rows) for batch in step.batches], planned.row_counts(step.number)
+        if seen != wanted:
+            findings.append(f"step {step.number}: micro-batches of {seen} rows, expected {wanted}")
+    if len(trace.steps) != planned.total:
+        findings.append(f"{len(trace.steps)} optimizer steps, expected {planned.total}")
+    return verdict(
+        f"an epoch has {len(planned.windows)} windows of {list(planned.windows)} micro-batches",
+        findings,
+        steps=len(trace.steps),
+    )
+
+
+#: The events of a window, in order; substep_end comes once for each micro-batch but the last.
+_WINDOW = ("step_begin", "substep_end", "pre_optimizer_step", "optimizer_step", "step_end")
+
+
+def events(trace: Trace) -> Verdict:
+    """In each window: one step_begin, a substep_end for each micro-batch but the last, then one step of the optimizer."""
+    planned, findings = plan(trace.spec), incomplete(trace)
+    seen = [event for event in trace.events if event in _WINDOW]
+    for step in trace.steps:
+        substeps = ["substep_end"] * (planned.window(step.number) - 1)
+        wanted = [_WINDOW[0], *substeps, *_WINDOW[2:]]
+        if seen[: len(wanted)] != wanted:
+            findings.append(f"step {step.number}: events {seen[: len(wanted)]}, expected {wanted}")
+            break
+        seen = seen[len(wanted) :]
+    else:
+        if seen:
+            findings.append(f"events after the last step: {seen[:5]}")
+    return verdict("clipping, step, schedule and zeroing happen once a window", findings, steps=len(trace.steps))

@@ -1,0 +1,110 @@
+"""What the loss of an optimizer step is, and the gradient that it leaves: judged against both computed anew."""
+
+from __future__ import annotations
+
+import math
+
+from harness.laws.equal import differences
+from harness.laws.recompute import TOKENS, Recomputed, Targets, next_tokens, obstacles
+from harness.laws.runs import incomplete
+from harness.tolerance import ORACLE
+from harness.trace import Step, Tensors, Trace
+from harness.verdict import NOT_COMPARABLE, Verdict, verdict
+
+
+def window_mean(
+    trace: Trace, mean: str = TOKENS, smoothing: float | None = None, targets: Targets = next_tokens
+) -> Verdict:
+    """The gradient at each optimizer step, and the loss logged for it, are those of the window's mean loss.
+
+    mean: TOKENS, BATCHES or GIVEN (see `harness.laws.recompute`). smoothing: label smoothing, None for what the spec says.
+    targets: what each position of a row predicts. Steps are judged at which the adapter is known: the first, and all
+    of them where the learning rate is 0.
+    """
+    expected = f"gradient and loss of each step are the mean over the window's {mean}"
+    if reasons := obstacles(trace.spec):
+        return Verdict(NOT_COMPARABLE, expected, tuple(reasons))
+    if findings := incomplete(trace):
+        return verdict(expected, findings)
+    if smoothing is None:
+        smoothing = trace.spec.arguments.get("label_smoothing_factor", 0.0)
+    anew = Recomputed(trace.spec, trace.adapter_before)
+    judged = trace.steps if trace.spec.arguments.get("learning_rate") == 0.0 else trace.steps[:1]
+    gaps = []
+    for step in judged:
+        loss, gradients = anew.window(step.batches, mean, smoothing, targets)
+        found = gradient_findings(step, gradients)
+        logged = trace.losses.get(step.number)
+        if trace.spec.arguments.get("logging_steps") == 1:
+            if logged is None:
+                found.append(f"step {step.number}: no loss was logged")
+            elif not abs(logged - loss) <= ORACLE.loss + logged_rounding(trace):
+                found.append(f"step {step.number}: logged loss {logged:.9g}, expected {loss:.9g}")
+            else:
+                gaps.append(abs(logged - loss))
+        if found and mean == TOKENS:
+            findings += _count(step, anew.tokens(step.batches, targets))
+        findings += found
+    return verdict(expected, findings, steps=len(judged), largest_loss_difference=max(gaps, default=0.0))
+
+
+def logged_rounding(trace: Trace) -> float:
+    """By how much logged losses are rounded: releases before transformers 5.0 log four digits, later ones all.
+
+    Taken from the trace itself: float32 losses that all happen to have four digits do not occur.
+    """
+    return 0.5e-4 if all(loss == round(loss, 4) for loss in trace.losses.values()) else 0.0
+
+
+def _count(step: Step, tokens: int) -> list[str]:
+    given = {batch.num_items for batch in step.batches if batch.num_items is not None} - {float(tokens)}
+    return [
+        f"step {step.number}: the model was given num_items_in_batch {items:g}, but {tokens} labels are predicted"
+        for items in sorted(given)
+    ]
+
+
+def gradient_findings(step: Step, expected: Tensors) -> list[str]:
+    """How a step's gradients, before clipping, differ from the expected ones; first by which factor, if by one."""
+    wanted = {name: value.to(step.gradients[name].dtype) for name, value in expected.items() if name in step.gradients}
+    wanted |= {name: value for name, value in expected.items() if name not in wanted}
+    found = differences(step.gradients, wanted, ORACLE.gradient, f"step {step.number}: gradient of")
+    if found and (factor := scale(step.gradients, wanted)) is not None and not math.isclose(factor, 1, rel_tol=1e-4):
+        found.insert(0, f"step {step.number}: the gradient is {factor:.4g} times what it must be")
+    return found
+
+
+def scale(seen: Tensors, wanted: Tensors) -> float | None:
+    """The factor that brings `wanted` closest to `seen` (least squares); None where there is nothing to scale."""
+    both = [name for name in wanted if name in seen and seen[name].shape == wanted[name].shape]
+    length = sum(float((wanted[name].double() ** 2).sum()) for name in both)
+    return sum(float((seen[name].double() * wanted[name].double()).sum()) for name in both) / length if length else None
+
+
+def labels_taken(trace: Trace) -> Verdict:
+    """No forward pass in training was given labels, and none returned a loss: the loss is computed outside."""
+    findings = incomplete(trace) + [
+        f"step {step.number}: the model was given {batch.tokens} labels"
+        if batch.tokens
+        else f"step {step.number}: the model returned the loss {batch.loss:.6g}"
+        for step in trace.steps
+        for batch in step.batches
+        if batch.tokens or batch.loss is not None
+    ]
+    return verdict("the model runs without labels and returns no loss", findings, steps=len(trace.steps))
+
+
+def nonfinite_shows(trace: Trace) -> Verdict:
+    """Each step with a micro-batch whose loss is NaN or infinite has a logged loss that is not finite."""
+    findings = incomplete(trace)
+    broken = [s.number for s in trace.steps if any(not math.isfinite(b.loss) for b in s.batches if b.loss is not None)]
+    if not broken:
+        findings.append("no micro-batch had a loss that is not finite, so nothing could show")
+    for number in broken:
+        logged = trace.losses.get(number)
+        if logged is not None and math.isfinite(logged):
+            findings.append(f"step {number}: a micro-batch's loss is not finite, but {logged!r} is logged")
+    total = trace.output.get("training_loss", math.nan)
+    if broken and math.isfinite(total):
+        findings.append(f"training_loss is {total:.6g}, though steps {broken} had a loss that is not finite")
+    return verdict("a loss that is not finite shows in the log", findings, steps_not_finite=len(broken))

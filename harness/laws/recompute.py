@@ -1,0 +1,98 @@
+"""A window of micro-batches computed anew: its loss and its gradient in float64, from the spec and the rows alone.
+
+The oracle of the laws on the loss. The model is built in float64 from the spec's seed, the adapter is the trace's,
+and the loss is written out here: none of the loss functions of transformers is called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+
+from fixtures import data, models
+from harness import names
+from harness.spec import RunSpec
+from harness.trace import MicroBatch, Tensors
+
+#: How a window's loss is normalised: by the tokens of all its micro-batches, as the mean over micro-batches of each
+#: one's mean over its own tokens, or by the num_items_in_batch that the model was given, right or wrong.
+TOKENS = "tokens"
+BATCHES = "micro-batches"
+GIVEN = "num_items_in_batch"
+
+Targets = Callable[[data.Row], list[int]]
+
+
+def next_tokens(row: data.Row) -> list[int]:
+    """The target of each position of a row, -100 where there is none: a causal model predicts the next label."""
+    return [*row["labels"][1:], data.IGNORED]
+
+
+def obstacles(spec: RunSpec) -> list[str]:
+    """Why the gradients of such a run cannot be computed anew; empty where they can."""
+    found = []
+    if spec.adapter.config.get("lora_dropout") or spec.model.config.get("attention_dropout"):
+        found.append("dropout draws random numbers that are not recorded")
+    if spec.model.quantization or spec.arguments.get("bf16") or spec.arguments.get("fp16"):
+        found.append("the base is quantized or computes in half precision")
+    if spec.data.augment:
+        found.append("augmented rows differ at every access")
+    return found
+
+
+class Recomputed:
+    """The model of a spec in float64, with an adapter's values (canonical name -> tensor)."""
+
+    def __init__(self, spec: RunSpec, adapter: Tensors):
+        from harness.subjects.hf_trainer import inject
+
+        base = models.build(dataclasses.replace(spec.model, dtype="float64"))
+        self.model = inject(base, spec.adapter).double().eval()
+        self.rows = data.rows(spec.data)[0]
+        self.virtual_tokens = spec.adapter.config.get("num_virtual_tokens", 0)
+        self.parameters = {
+            names.canonical(name, spec.adapter.name): parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(adapter[name])
+
+    def window(
+        self, batches: Sequence[MicroBatch], mean: str = TOKENS, smoothing: float = 0.0, targets: Targets = next_tokens
+    ) -> tuple[float, Tensors]:
+        """Loss and gradients of a window of micro-batches, of which their rows count (and num_items for GIVEN)."""
+        self.model.zero_grad()
+        loss = torch.zeros((), dtype=torch.float64)
+        for batch in batches:
+            count: float = self.tokens(batches, targets)
+            if mean == BATCHES:
+                count = self.tokens([batch], targets) * len(batches)
+            elif mean == GIVEN and batch.num_items is not None:
+                count = batch.num_items
+            loss = loss + self._sum(batch.rows, smoothing, targets) / count
+        loss.backward()
+        return float(loss.detach()), {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
+
+    def tokens(self, batches: Sequence[MicroBatch], targets: Targets = next_tokens) -> int:
+        """How many targets the rows of some micro-batches have."""
+        made = (self._targets(self.rows[row], targets) for batch in batches for row in batch.rows)
+        return sum(target != data.IGNORED for row in made for target in row)
+
+    def _targets(self, row: data.Row, targets: Targets) -> list[int]:
+        # Prompt learning puts virtual tokens before the row: the last of them predicts the row's first label.
+        before = [data.IGNORED] * (self.virtual_tokens - 1) + row["labels"][:1] if self.virtual_tokens else []
+        return before + targets(row)
+
+    def _sum(self, rows: Sequence[int], smoothing: float, targets: Targets) -> torch.Tensor:
+        chosen = [self.rows[row] for row in rows]
+        # No attention mask: padding is on the right, where no label sees it.
+        output = self.model(input_ids=torch.tensor([row["input_ids"] for row in chosen]))
+        wanted = torch.tensor([self._targets(row, targets) for row in chosen])
+        negative = -torch.log_softmax(output["logits"].double(), dim=-1)
+        nll = negative.gather(-1, wanted.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        each = (1 - smoothing) * nll + smoothing * negative.mean(-1)
+        return each[wanted != data.IGNORED].sum()

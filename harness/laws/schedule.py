@@ -1,0 +1,224 @@
+"""How many steps a run makes, at which learning rates, with which gradients: computed from the spec by own formulas."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from harness.laws.equal import differences
+from harness.laws.runs import incomplete
+from harness.spec import RunSpec
+from harness.tolerance import ADAMW, ORACLE
+from harness.trace import Tensors, Trace
+from harness.verdict import Verdict, verdict
+
+#: What TrainingArguments has where a spec says nothing.
+DEFAULTS = {
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "num_train_epochs": 3.0,
+    "max_steps": -1,
+    "learning_rate": 5e-5,
+    "warmup_steps": 0,
+    "lr_scheduler_type": "linear",
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "max_grad_norm": 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a spec asks for on one device.
+
+    batches: row counts of an epoch's micro-batches. windows: how many micro-batches each optimizer step of an epoch
+    has. total: optimizer steps. epochs: epochs begun. warmup: steps of warm-up.
+    """
+
+    batches: tuple[int, ...]
+    windows: tuple[int, ...]
+    total: int
+    epochs: int
+    warmup: int
+
+    def window(self, number: int) -> int:
+        """How many micro-batches the optimizer step of a 1-based number has."""
+        return self.windows[(number - 1) % len(self.windows)]
+
+    def row_counts(self, number: int) -> list[int]:
+        """Rows of each micro-batch of an optimizer step."""
+        start = sum(self.windows[: (number - 1) % len(self.windows)])
+        return list(self.batches[start : start + self.window(number)])
+
+    def epoch(self, number: int) -> float:
+        """state.epoch after an optimizer step: epochs done, and the share of this one's micro-batches."""
+        done, place = divmod(number - 1, len(self.windows))
+        return done + sum(self.windows[: place + 1]) / len(self.batches)
+
+
+def argument(spec: RunSpec, name: str) -> float | str:
+    """A TrainingArguments value of a spec, or its default."""
+    return spec.arguments.get(name, DEFAULTS[name])
+
+
+def number(spec: RunSpec, name: str) -> float:
+    value = argument(spec, name)
+    assert not isinstance(value, str)
+    return value
+
+
+def plan(spec: RunSpec) -> Plan:
+    """The plan of a spec with a map-style dataset. ValueError for an IterableDataset: it has no length."""
+    if spec.data.iterable:
+        raise ValueError(f"spec {spec.hash} trains on an IterableDataset, so its epochs have no known length")
+    size = int(number(spec, "per_device_train_batch_size"))
+    accelerator = spec.arguments.get("accelerator_config", {}).get("gradient_accumulation_kwargs", {})
+    per_window = int(accelerator.get("num_steps", number(spec, "gradient_accumulation_steps")))
+    full, rest = divmod(spec.data.rows, size)
+    batches = (size,) * full + ((rest,) if rest and not spec.arguments.get("dataloader_drop_last") else ())
+    windows = tuple(min(per_window, len(batches) - start) for start in range(0, len(batches), per_window))
+    wanted, share = int(number(spec, "max_steps")), number(spec, "num_train_epochs")
+    total = wanted if wanted > 0 else math.ceil(share * len(windows))
+    epochs = math.ceil(total / len(windows)) if wanted > 0 else math.ceil(share)
+    warmup = number(spec, "warmup_steps")
+    return Plan(batches, windows, total, epochs, int(warmup) if warmup >= 1 else math.ceil(warmup * total))
+
+
+def learning_rate(spec: RunSpec, step: int) -> float:
+    """The learning rate of the optimizer step of a 1-based number: linear, cosine or constant, after warm-up."""
+    planned, peak = plan(spec), number(spec, "learning_rate")
+    done, kind = step - 1, argument(spec, "lr_scheduler_type")
+    if done < planned.warmup and kind != "constant":
+        return peak * (done / max(1, planned.warmup))
+    left = max(1, planned.total - planned.warmup)
+    if kind == "linear":
+        return peak * max(0.0, (planned.total - done) / left)
+    if kind == "cosine":
+        return peak * max(0.0, 0.5 * (1 + math.cos(math.pi * ((done - planned.warmup) / left))))
+    if kind in ("constant", "constant_with_warmup"):
+        return peak
+    raise ValueError(f"no formula for lr_scheduler_type {kind!r}")
+
+
+def all_steps(trace: Trace) -> Verdict:
+    """The run makes exactly the steps, and begins exactly the epochs, that its spec asks for."""
+    planned, resumed = plan(trace.spec), trace.spec.resume is not None
+    numbers = [step.number for step in trace.steps]
+    first = numbers[0] if resumed and numbers else 1
+    findings = incomplete(trace)
+    if numbers != list(range(first, planned.total + 1)):
+        findings.append(f"made {len(numbers)} optimizer steps, {numbers[:1]} to {numbers[-1:]}")
+    if trace.output.get("global_step") != planned.total:
+        findings.append(f"TrainOutput.global_step is {trace.output.get('global_step')}")
+    begun = trace.events.count("epoch_begin")
+    epochs = planned.epochs - (first - 1) // len(planned.windows)
+    if begun != epochs:
+        findings.append(f"began {begun} epochs, expected {epochs}")
+    return verdict(f"{planned.total} optimizer steps in {planned.epochs} epochs", findings, steps=len(numbers))
+
+
+def learning_rates(trace: Trace) -> Verdict:
+    """Each step uses, in every parameter group, the learning rate that the schedule has for it."""
+    findings = incomplete(trace)
+    for step in trace.steps:
+        expected = learning_rate(trace.spec, step.number)
+        if any(rate != expected for rate in step.learning_rates):
+            findings.append(f"step {step.number}: learning rates {step.learning_rates}, expected {expected!r}")
+    return verdict("each step uses the schedule's learning rate", findings, steps=len(trace.steps))
+
+
+def logged_rates(trace: Trace) -> Verdict:
+    """The learning rate logged for a step is the one that the step has just used, not the next step's."""
+    findings = incomplete(trace)
+    used = {step.number: step.learning_rates[0] for step in trace.steps}
+    logged = {entry["step"]: entry["learning_rate"] for entry in trace.log_history if "learning_rate" in entry}
+    if not logged:
+        findings.append("no learning rate was logged")
+    for step, rate in logged.items():
+        if rate != used.get(step):
+            findings.append(f"step {step}: logged learning rate {rate!r}, but the step used {used.get(step)!r}")
+    return verdict("the logged learning rate is the one that the step used", findings, logged=len(logged))
+
+
+def epochs(trace: Trace) -> Verdict:
+    """The epoch logged for a step is the epochs done and the share of micro-batches of the current one."""
+    planned, findings = plan(trace.spec), incomplete(trace)
+    logged = {entry["step"]: entry["epoch"] for entry in trace.log_history if "loss" in entry}
+    if not logged:
+        findings.append("no step was logged")
+    for step, epoch in logged.items():
+        if epoch != planned.epoch(step):
+            findings.append(f"step {step}: epoch {epoch!r}, expected {planned.epoch(step)!r}")
+    return verdict("state.epoch counts micro-batches", findings, logged=len(logged))
+
+
+def clipping(trace: Trace) -> Verdict:
+    """grad_norm is logged before clipping; the optimizer sees gradients scaled down to max_grad_norm, or as they were.
+
+    max_grad_norm 0 turns clipping off, and the norm is logged all the same.
+    """
+    limit, findings = number(trace.spec, "max_grad_norm"), incomplete(trace)
+    if not trace.grad_norms:
+        findings.append("no gradient norm was logged")
+    for step in trace.steps:
+        norm = total_norm(step.gradients)
+        logged = trace.grad_norms.get(step.number, norm)
+        if not abs(logged - norm) <= ORACLE.gradient:
+            findings.append(f"step {step.number}: logged grad_norm {logged:.9g}, the gradients' is {norm:.9g}")
+        # torch divides by the norm and 1e-6, so that a norm of zero does not divide by zero.
+        factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
+        wanted = {name: (g.double() * factor).to(g.dtype) for name, g in step.gradients.items()}
+        bound = 0.0 if factor == 1.0 else ORACLE.gradient
+        findings += differences(step.clipped, wanted, bound, f"step {step.number}: clipped gradient of")
+    norms = [total_norm(step.gradients) for step in trace.steps]
+    return verdict(
+        f"gradients are clipped to norm {limit:g}, and the norm before that is logged"
+        if limit
+        else "nothing is clipped",
+        findings,
+        largest_norm=max(norms, default=0.0),
+    )
+
+
+def total_norm(tensors: Tensors) -> float:
+    """The L2 norm over all elements of all tensors."""
+    return math.sqrt(sum(float((tensor.double() ** 2).sum()) for tensor in tensors.values()))
+
+
+def adamw(trace: Trace) -> Verdict:
+    """The adapter at the end is what AdamW makes, in float64, of the start, the gradients and the learning rates."""
+    findings = incomplete(trace) + _missing(trace)
+    if findings:
+        return verdict("every update is AdamW's", findings)
+    beta1, beta2 = number(trace.spec, "adam_beta1"), number(trace.spec, "adam_beta2")
+    epsilon = number(trace.spec, "adam_epsilon")
+    decay = {name: group.settings["weight_decay"] for group in trace.groups for name in group.names}
+    adapter = {name: trace.adapter_before[name].double() for name in decay}
+    first = {name: torch.zeros_like(value) for name, value in adapter.items()}
+    second = {name: torch.zeros_like(value) for name, value in adapter.items()}
+    for done, step in enumerate(trace.steps, start=1):
+        rate = step.learning_rates[0]
+        for name, gradient in step.clipped.items():
+            g = gradient.double()
+            first[name] = beta1 * first[name] + (1 - beta1) * g
+            second[name] = beta2 * second[name] + (1 - beta2) * g**2
+            mean, spread = first[name] / (1 - beta1**done), second[name] / (1 - beta2**done)
+            adapter[name] = adapter[name] * (1 - rate * decay[name]) - rate * mean / (spread.sqrt() + epsilon)
+    wanted = {name: value.to(trace.adapter[name].dtype) for name, value in adapter.items()}
+    findings = differences({n: trace.adapter[n] for n in wanted}, wanted, ADAMW.adapter, "adapter at the end:")
+    return verdict("every update is AdamW's", findings, steps=len(trace.steps))
+
+
+def _missing(trace: Trace) -> list[str]:
+    if not any(group.names for group in trace.groups):
+        return ["the optimizer holds no parameter"]
+    held = [name for group in trace.groups for name in group.names]
+    return [
+        f"step {step.number}: no gradient for {name}"
+        for step in trace.steps
+        for name in held
+        if name not in step.clipped
+    ]
