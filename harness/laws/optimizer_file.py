@@ -1,0 +1,139 @@
+"""optimizer.pt and scheduler.pt of a checkpoint. Both are read with weights_only=True: no code in them is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.laws.equal import differences
+from harness.laws.runs import incomplete
+from harness.trace import Checkpoint, Trace
+from harness.verdict import Verdict, verdict
+
+#: Bytes of AdamW's step counter: one float32 for each tensor.
+STEP_BYTES = 4
+
+#: What AdamW keeps beside the step counter for each tensor, in the tensor's own dtype and shape.
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def load_state(checkpoint: Checkpoint, file: str) -> dict[str, Any]:
+    """The state dict in a checkpoint's file, read without running what is in it."""
+    return torch.load(Path(checkpoint.path) / file, map_location="cpu", weights_only=True)
+
+
+def holds_the_trained_tensors(trace: Trace) -> Verdict:
+    """optimizer.pt holds AdamW's state of each trained tensor and of no other: two moments and a step counter.
+
+    Its tensor bytes are 2 * the trained tensors' + 4 a tensor: 8P + 4n for n float32 tensors of P numbers.
+    """
+    findings = _written(trace, "optimizer.pt")
+    sizes = [len(group.names) for group in trace.groups]
+    held = [name for group in trace.groups for name in group.names]
+    findings += [f"{name} is trained, but in no group" for name in trace.trainable if name not in held]
+    expected = 2 * sum(_bytes(trace.adapter[name]) for name in trace.trainable) + STEP_BYTES * len(trace.trainable)
+    for checkpoint in _having(trace, "optimizer.pt"):
+        where, saved = f"checkpoint-{checkpoint.step}/optimizer.pt:", load_state(checkpoint, "optimizer.pt")
+        seen = [len(group["params"]) for group in saved["param_groups"]]
+        if seen != sizes:
+            findings.append(f"{where} groups of {seen} tensors, expected {sizes}")
+        if sorted(saved["state"]) != list(range(len(held))):
+            findings.append(f"{where} state of tensors {sorted(saved['state'])}, expected 0 to {len(held) - 1}")
+        for index, state in saved["state"].items():
+            findings += _state_findings(
+                f"{where} {held[index] if index < len(held) else index}", state, checkpoint.step
+            )
+            if index < len(held):
+                wanted = trace.adapter[held[index]]
+                findings += [
+                    f"{where} {key} of {held[index]} is {_kind(state[key])}, expected {_kind(wanted)}"
+                    for key in MOMENTS
+                    if key in state and _kind(state[key]) != _kind(wanted)
+                ]
+        total = tensor_bytes(saved)
+        if total != expected:
+            findings.append(f"{where} {total} bytes of tensors, expected {expected}")
+    return verdict("optimizer.pt is AdamW's state of the trained tensors", findings, tensor_bytes=expected)
+
+
+def optimizer_is_current(trace: Trace) -> Verdict:
+    """optimizer.pt of the last step holds the optimizer's state at the end of the run, bit for bit."""
+    findings = _written(trace, "optimizer.pt")
+    held = [name for group in trace.groups for name in group.names]
+    last = [c for c in _having(trace, "optimizer.pt") if c.step == trace.output.get("global_step")]
+    if not last:
+        findings.append("no optimizer.pt was written at the last step")
+    for checkpoint in last:
+        saved = load_state(checkpoint, "optimizer.pt")["state"]
+        for index, name in enumerate(held):
+            findings += differences(
+                {key: value for key, value in saved.get(index, {}).items() if isinstance(value, torch.Tensor)},
+                trace.optimizer_state.get(name, {}),
+                0.0,
+                f"checkpoint-{checkpoint.step}/optimizer.pt: {name}:",
+            )
+    return verdict("the last optimizer.pt is the optimizer's state at the end", findings, tensors=len(held))
+
+
+def scheduler_is_current(trace: Trace) -> Verdict:
+    """scheduler.pt of step N stands after N steps, and at the learning rates that step N + 1 uses."""
+    findings = _written(trace, "scheduler.pt")
+    rates = {step.number: step.learning_rates for step in trace.steps}
+    for checkpoint in _having(trace, "scheduler.pt"):
+        saved, step = load_state(checkpoint, "scheduler.pt"), checkpoint.step
+        wanted = {
+            "base_lrs": [trace.spec.arguments["learning_rate"]] * len(trace.groups),
+            "last_epoch": step,
+            "_step_count": step + 1,  # LambdaLR steps once when it is made
+            "_last_lr": rates.get(step + 1, saved.get("_last_lr")),
+        }
+        findings += [
+            f"checkpoint-{step}/scheduler.pt: {key} is {saved.get(key)}, expected {value}"
+            for key, value in wanted.items()
+            if saved.get(key) != value
+        ]
+        lambdas = len(saved.get("lr_lambdas", []))
+        if lambdas != len(trace.groups):
+            findings.append(f"checkpoint-{step}/scheduler.pt: lr_lambdas: {lambdas}, expected {len(trace.groups)}")
+    return verdict("scheduler.pt stands where the schedule stood", findings)
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors inside a state dict."""
+    if isinstance(value, torch.Tensor):
+        return _bytes(value)
+    if isinstance(value, dict):
+        return sum(tensor_bytes(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(tensor_bytes(item) for item in value)
+    return 0
+
+
+def _state_findings(where: str, state: dict[str, Any], step: int) -> list[str]:
+    findings = []
+    if set(state) != {"step", *MOMENTS}:
+        findings.append(f"{where} has {sorted(state)}, expected {sorted({'step', *MOMENTS})}")
+    if "step" in state and float(state["step"]) != step:
+        findings.append(f"{where} counts {float(state['step']):g} steps, expected {step}")
+    return findings
+
+
+def _having(trace: Trace, file: str) -> list[Checkpoint]:
+    return [checkpoint for checkpoint in trace.checkpoints if file in checkpoint.files]
+
+
+def _written(trace: Trace, file: str) -> list[str]:
+    findings = incomplete(trace)
+    if not trace.checkpoints:
+        findings.append("no checkpoint was written")
+    return findings + [f"checkpoint-{c.step} has no {file}" for c in trace.checkpoints if file not in c.files]
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
