@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,6 +39,10 @@ def training_arguments(values: dict[str, Any]) -> dict[str, Any]:
             here, value = "group_by_length", True  # a flag until the strategies had a field
         if here not in known:
             raise LookupError(f"this transformers has no TrainingArguments.{name}")
+        if name == "data_seed" and satisfies("transformers>=4.46") and not satisfies("accelerate>=1.1"):
+            raise LookupError("TrainingArguments.data_seed needs accelerate 1.1")
+        if here == "include_num_input_tokens_seen" and isinstance(value, str) and satisfies("transformers<4.57"):
+            raise LookupError(f"this transformers has no include_num_input_tokens_seen {value!r}")
         if here == "save_strategy" and value == "best" and satisfies("transformers<4.47"):
             raise LookupError("this transformers has no save_strategy 'best'")
         translated[here] = value
@@ -53,6 +58,13 @@ def missing_adapter_field(peft_type: str, config: Iterable[str]) -> str | None:
     return next((f"{kind.__name__}.{name}" for name in config if kind and name not in known), None)
 
 
+def loads_quantized() -> bool:
+    """Whether this transformers loads a bitsandbytes model here: without a GPU not before 4.53."""
+    import torch
+
+    return satisfies("transformers>=4.53") or torch.cuda.is_available()
+
+
 def dtype_argument(dtype: Any) -> dict[str, Any]:
     """The keyword of from_pretrained that sets the dtype: `dtype`, or `torch_dtype` before transformers 4.56."""
     return {"dtype" if satisfies("transformers>=4.56") else "torch_dtype": dtype}
@@ -61,3 +73,39 @@ def dtype_argument(dtype: Any) -> dict[str, Any]:
 def logged_digits() -> int | None:
     """How many digits the Trainer rounds a logged loss to: four before transformers 5.0, all of them (None) since."""
     return 4 if satisfies("transformers<5") else None
+
+
+def logs_unclipped_norm() -> bool:
+    """Whether the Trainer logs grad_norm with max_grad_norm=0 too: since transformers 5.3."""
+    return satisfies("transformers>=5.3")
+
+
+def forget_precision() -> None:
+    """Let the next TrainingArguments decide on mixed precision.
+
+    Before transformers 5.0 they write it into the environment, where the next ones in the process find it again: a
+    run in float32 after one in bfloat16 would compute in bfloat16.
+    """
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+
+
+def tokenizer_places() -> tuple[str, ...]:
+    """Where save_model finds a tokenizer: an attribute of the Trainer, and since 4.50 one of its data collator."""
+    if satisfies("transformers<4.46"):
+        return ("tokenizer",)
+    return ("processing_class",) if satisfies("transformers<4.50") else ("processing_class", "data_collator.tokenizer")
+
+
+def token_rates() -> tuple[str, ...]:
+    """What a log entry has besides a count of tokens: since transformers 4.52 the seconds and the tokens a second."""
+    return ("train_runtime", "train_tokens_per_second") if satisfies("transformers>=4.52") else ()
+
+
+def tensorboard_directory_from_environment() -> bool:
+    """Whether TENSORBOARD_LOGGING_DIR is read: since transformers 5.0, before that it was the argument logging_dir."""
+    return satisfies("transformers>=5")
+
+
+def bf16_without_a_gpu() -> str | None:
+    """Why bf16=True without a GPU and without use_cpu is no error in this release: before 4.52 the CPU was taken."""
+    return "transformers before 4.52 takes the CPU for bf16 unasked" if satisfies("transformers<4.52") else None

@@ -50,7 +50,7 @@ def apply(damage: str, directory: Path) -> None:
             case ["torn", "after" | "in" as where, name] if name in WRITTEN:
                 target = _existing(checkpoint, name, damage)
                 for later in WRITTEN[WRITTEN.index(name) + 1 :]:
-                    _existing(checkpoint, later, damage).unlink()
+                    (checkpoint / later).unlink(missing_ok=True)
                 if where == "in":
                     _cut(target, target.stat().st_size // 2)
             case _:

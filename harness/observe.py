@@ -167,8 +167,9 @@ class Observer:
 
     def _accumulated(self, parameter: torch.nn.Parameter) -> None:
         # Fires after every backward pass; the last one before the step leaves the whole window's gradient.
-        assert parameter.grad is not None
-        self._unclipped[self._names[id(parameter)]] = _copy(parameter.grad)
+        # It fires too where the pass reached a parameter without a gradient for it, which then is missing in the step.
+        if parameter.grad is not None:
+            self._unclipped[self._names[id(parameter)]] = _copy(parameter.grad)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._model is not None

@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from harness import contract, environment, expectations, report, subjects
+from harness import contract, drawn, environment, expectations, report, subjects
 from harness.errors import UsageError
 from harness.paths import SUITES, make_importable
 from harness.report import Case
@@ -31,17 +31,18 @@ from harness.verdict import (
     Verdict,
 )
 
-_CASE = pytest.StashKey[Case]()
+_CASES = pytest.StashKey[list[Case]]()
 _STATE = pytest.StashKey["State"]()
 _PROPERTY = "peft_harness_case"
 
 
 class ClauseFailure(AssertionError):
-    """A verdict that is no pass."""
+    """A verdict on a clause that is no pass."""
 
-    def __init__(self, verdict: Verdict):
+    def __init__(self, verdict: Verdict, clause: str):
         super().__init__("\n".join([verdict.expected, *verdict.seen]))
         self.verdict = verdict
+        self.clause = clause
 
 
 class State:
@@ -78,6 +79,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(id): the clause of the contract that a test judges")
+    drawn.register_profiles(config.getoption("--hypothesis-profile", None))
     # Deprecations are for upstream's own tests; what a clause needs to see of warnings is in Trace.warnings.
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning")
     config.addinivalue_line("filterwarnings", "ignore::FutureWarning")
@@ -127,20 +129,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     known = contract.clauses()
     chosen: list[pytest.Item] = []
     others: list[pytest.Item] = []
+    collected: list[Case] = []
     errors: list[str] = []
     for item in items:
-        marks = [mark.args[0] for mark in item.iter_markers("clause") if mark.args]
-        if len(marks) != 1:
-            errors.append(f"{item.nodeid} names {len(marks)} clauses; a test judges exactly one")
-        elif marks[0] not in known:
-            errors.append(f"{item.nodeid} names clause {marks[0]!r}, which harness/contract/ does not have")
+        ids = [id for mark in item.iter_markers("clause") for id in mark.args]
+        unknown = [id for id in ids if id not in known]
+        if len(ids) != 1 and not (ids and "draw" in getattr(item, "fixturenames", ())):
+            errors.append(f"{item.nodeid} names {len(ids)} clauses; a test judges one, unless it draws its runs")
+        elif unknown:
+            errors.append(f"{item.nodeid} names clause {unknown[0]!r}, which harness/contract/ does not have")
         else:
-            item.stash[_CASE] = Case(marks[0], scenario(item), item.nodeid, state.subject, state.device)
-            (chosen if marks[0] in state.clauses else others).append(item)
+            cases = [Case(id, scenario(item), item.nodeid, state.subject, state.device) for id in ids]
+            item.stash[_CASES] = [case for case in cases if case.clause in state.clauses]
+            (chosen if item.stash[_CASES] else others).append(item)
+            collected += cases
     if _is_whole(config):
-        tested = {item.stash[_CASE].clause for item in items if _CASE in item.stash}
+        tested = {case.clause for case in collected}
         errors += [f"clause {id} has no test in suites/" for id in known if id not in tested]
-        errors += _stale(state, [item.stash[_CASE] for item in items if _CASE in item.stash])
+        errors += _stale(state, collected)
     if errors:
         raise pytest.UsageError("\n".join(errors))
     if others:
@@ -173,8 +179,9 @@ def _stale(state: State, cases: list[Case]) -> list[str]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    clause = contract.clauses()[item.stash[_CASE].clause]
-    for requirement in clause.needs:
+    if len(item.stash[_CASES]) > 1:
+        return
+    for requirement in contract.clauses()[item.stash[_CASES][0].clause].needs:
         if not environment.satisfies(requirement):
             pytest.skip(f"needs {requirement}")
 
@@ -201,7 +208,8 @@ def train(request: pytest.FixtureRequest, runs: Runs) -> Callable[..., Trace]:
         reason = runs.subject.unsupported(spec)
         if reason is not None:
             pytest.skip(reason)
-        request.node.stash[_CASE].specs.append(spec.to_json())
+        for case in request.node.stash[_CASES]:
+            case.specs.append(spec.to_json())
         return runs.train(spec, again=again)
 
     return trained
@@ -217,13 +225,24 @@ def trace(request: pytest.FixtureRequest, train: Callable[..., Trace]) -> Trace:
 def judge(request: pytest.FixtureRequest) -> Callable[[Verdict], None]:
     """judge(verdict): record its evidence; end the test unless it holds."""
 
+    (case,) = request.node.stash[_CASES]
+
     def judged(verdict: Verdict) -> None:
-        case = request.node.stash[_CASE]
         case.evidence.update(verdict.measured)
         if not verdict.holds:
-            raise ClauseFailure(verdict)
+            raise ClauseFailure(verdict, case.clause)
 
     return judged
+
+
+@pytest.fixture
+def draw(request: pytest.FixtureRequest, runs: Runs) -> drawn.Draw:
+    """Runs that hypothesis draws, each judged by several clauses (see `harness.drawn`)."""
+
+    def fail(verdict: Verdict, clause: str) -> None:
+        raise ClauseFailure(verdict, clause)
+
+    return drawn.Draw(request.node.stash[_CASES], runs, fail, request.config.getoption("--hypothesis-seed", None))
 
 
 @pytest.fixture
@@ -242,14 +261,14 @@ def upstream(runs: Runs) -> Any:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Any:
     outcome = yield
-    case = item.stash.get(_CASE, None)
-    if case is None or call.when == "teardown":
+    cases = item.stash.get(_CASES, [])
+    for case in cases:
+        case.seconds += call.duration / len(cases)
+    if not cases or call.when == "teardown" or (call.when == "setup" and outcome.passed):
         return outcome
-    case.seconds += call.duration
-    if call.when == "setup" and outcome.passed:
-        return outcome
-    _decide(item.config.stash[_STATE], case, call, outcome)
-    item.user_properties.append((_PROPERTY, asdict(case)))
+    for case in cases:
+        _decide(item.config.stash[_STATE], case, call, outcome)
+        item.user_properties.append((_PROPERTY, asdict(case)))
     outcome.user_properties = list(item.user_properties)
     return outcome
 
@@ -257,11 +276,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
 def _decide(state: State, case: Case, call: pytest.CallInfo[Any], outcome: pytest.TestReport) -> None:
     """Set the case's verdict, and pytest's outcome to match."""
     expected = next((e for e in state.expectations if e.applies(case.clause, case.scenario, case.subject)), None)
-    if outcome.skipped:
-        case.verdict, case.reason = SKIPPED, _skip_reason(outcome)
+    error = call.excinfo.value if call.excinfo else None
+    if isinstance(error, pytest.skip.Exception):
+        case.verdict, case.reason = SKIPPED, str(error)
         return
-    if call.excinfo is None:
-        if expected is not None:
+    if error is None or (isinstance(error, ClauseFailure) and error.clause != case.clause):
+        if case.drawn == 0:
+            case.verdict, case.reason = SKIPPED, "the law says nothing of the runs that were drawn"
+        elif expected is not None:
             case.verdict, case.reason, case.link = UNEXPECTED_PASS, expected.reason, expected.link
             outcome.outcome = "failed"
             outcome.longrepr = (
@@ -269,7 +291,6 @@ def _decide(state: State, case: Case, call: pytest.CallInfo[Any], outcome: pytes
                 f"with {expected.match!r} on {', '.join(expected.versions)}: narrow its versions"
             )
         return
-    error = call.excinfo.value
     failed = error.verdict if isinstance(error, ClauseFailure) else None
     case.verdict = failed.outcome if failed else FAIL
     case.evidence["expected"] = failed.expected if failed else "the case runs to its end"
@@ -282,11 +303,6 @@ def _decide(state: State, case: Case, call: pytest.CallInfo[Any], outcome: pytes
         return
     # A law's failure is told by its message; anything else is a fault of the case and needs its traceback.
     outcome.longrepr = message if failed else f"{outcome.longreprtext}\n\n{message}"
-
-
-def _skip_reason(outcome: pytest.TestReport) -> str:
-    text = outcome.longrepr[2] if isinstance(outcome.longrepr, tuple) else str(outcome.longrepr)
-    return text.removeprefix("Skipped: ")
 
 
 def _message(state: State, case: Case) -> str:
@@ -316,7 +332,8 @@ def _case_file(state: State, case: Case) -> Path:
         "schema_version": report.SCHEMA_VERSION,
         "clause": case.clause,
         "scenario": case.scenario,
-        "test": case.nodeid.rpartition("suites/")[2],
+        # A drawn run is repeated from its spec: a test would draw anew.
+        **({} if case.drawn else {"test": case.nodeid.rpartition("suites/")[2]}),
         "subject": case.subject,
         "device": case.device,
         "preload": state.preload,
@@ -364,5 +381,7 @@ def pytest_testnodedown(node: Any, error: Any) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     state = config.stash[_STATE]
     if state.cases:
-        console = Console(file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 110), soft_wrap=True)
+        console = Console(
+            file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 110), soft_wrap=True
+        )
         report.summary(console, state.cases, state.effort)

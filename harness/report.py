@@ -24,7 +24,8 @@ SCHEMA_VERSION = 1
 class Case:
     """One clause judged on one scenario. evidence: what was measured, and what was seen where it does not hold.
 
-    specs: the specs that were trained for it, as JSON. reason, link: of a skip or of a known defect.
+    specs: the specs that were trained for it, as JSON. reason, link: of a skip or of a known defect. drawn: for a case
+    over runs that were drawn, how many of them it judged.
     """
 
     clause: str
@@ -38,6 +39,7 @@ class Case:
     reason: str = ""
     link: str = ""
     seconds: float = 0.0
+    drawn: int | None = None
 
 
 @dataclass

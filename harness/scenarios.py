@@ -21,7 +21,8 @@ SCENARIOS: dict[str, RunSpec] = {
     "eval-every-5": PLAIN.but(data={"eval_rows": 10}, eval_strategy="steps", eval_steps=5),
     "epochs-1.5": PLAIN.but(max_steps=None, num_train_epochs=1.5),
     "data-seed": PLAIN.but(data_seed=7, max_steps=20),
-    "checkpointing": PLAIN.but(activation_checkpointing=True),
+    # Non-reentrant is the default since transformers 5.0; before, get_peft_model could not train with the default.
+    "checkpointing": PLAIN.but(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": False}),
     "unfused-adamw": PLAIN.but(optim="adamw_torch"),
     "attention-dropout": PLAIN.but(model={"config": {"attention_dropout": 0.1}}),
     "no-dropout": PLAIN.but(lora={"lora_dropout": 0.0}),
@@ -29,14 +30,17 @@ SCENARIOS: dict[str, RunSpec] = {
     "cosine": PLAIN.but(lr_scheduler_type="cosine", warmup_steps=2),
 }
 
-#: Rows of unequal lengths, with labels left out here and there, that fill neither the last batch nor the last window.
+#: Rows of unequal lengths, with labels left out here and there. Batches of four make ten, the last of one row.
 RAGGED: dict[str, Any] = {"rows": 37, "min_length": 6, "ignored": 0.2}
 
 #: A run whose adapter stays where it starts, without dropout: each step's loss and gradient can be computed anew.
-STILL = PLAIN.but(learning_rate=0.0, lora={"lora_dropout": 0.0}, max_steps=5)
+STILL = PLAIN.but(learning_rate=0.0, lora={"lora_dropout": 0.0}, max_steps=6)
 
-#: The same over windows of three ragged micro-batches; the fourth window of an epoch has one.
-STILL_RAGGED = STILL.but(data=RAGGED, gradient_accumulation_steps=3)
+#: The same over windows of two ragged micro-batches; five windows fill an epoch.
+STILL_RAGGED = STILL.but(data=RAGGED, gradient_accumulation_steps=2)
+
+#: The same over windows of three, of which the fourth and last of an epoch is short: one micro-batch of one row.
+STILL_SHORT_WINDOW = STILL_RAGGED.but(gradient_accumulation_steps=3)
 
 #: An adapter whose lora_B is not zero, so that lora_A has a gradient at the first step too.
 RANDOM_B = {"init_lora_weights": False}

@@ -5,7 +5,7 @@ import pytest
 from harness.laws import accumulation, loss
 from harness.laws.equal import equal_runs
 from harness.laws.recompute import BATCHES
-from harness.scenarios import PLAIN, RAGGED, SCENARIOS, STILL, STILL_RAGGED, by_route, cases, over
+from harness.scenarios import PLAIN, RAGGED, SCENARIOS, STILL, STILL_RAGGED, STILL_SHORT_WINDOW, by_route, cases, over
 from harness.verdict import raises, same
 
 #: Runs of ten steps over two micro-batches each, without dropout, which would part them (ACC-07).
@@ -25,9 +25,8 @@ def large_batch(spec):
         {
             "full-rows": SPLIT,
             "ragged": SPLIT.but(data=RAGGED),
-            "ragged-4": SPLIT.but(data=RAGGED, per_device_train_batch_size=2, gradient_accumulation_steps=4),
+            "ragged-5": SPLIT.but(data=RAGGED, gradient_accumulation_steps=5),
             "ragged-sgd": SPLIT.but(data=RAGGED, optim="sgd"),
-            "short-last-window": SPLIT.but(data=RAGGED, gradient_accumulation_steps=3),
         }
     )
 )
@@ -39,7 +38,7 @@ def test_accumulated_micro_batches_train_as_the_large_batch(spec, train, judge):
 @over(
     SCENARIOS
     | {
-        "short-last-window": STILL_RAGGED,
+        "short-last-window": STILL_SHORT_WINDOW,
         "short-last-window-and-batch": PLAIN.but(data={"rows": 37}, gradient_accumulation_steps=4, max_steps=7),
         "drop-last": PLAIN.but(data={"rows": 37}, dataloader_drop_last=True, gradient_accumulation_steps=2),
         "fewer-batches-than-a-window": PLAIN.but(data={"rows": 7}, gradient_accumulation_steps=4, max_steps=3),
@@ -50,7 +49,7 @@ def test_an_epoch_ends_with_a_window_of_what_is_left(trace, judge):
 
 
 @pytest.mark.clause("ACC-02")
-@cases(by_route({"short-window": STILL_RAGGED}))
+@cases(by_route({"short-last-window": STILL_SHORT_WINDOW}))
 def test_a_short_window_is_normalised_by_its_own_tokens(spec, train, judge):
     judge(accumulation.same_split(train(spec), train(large_batch(spec))))
 
@@ -78,14 +77,14 @@ def test_num_steps_beside_gradient_accumulation_steps_is_refused(upstream, tmp_p
 
 
 @pytest.mark.clause("ACC-05")
-@over(SCENARIOS | {"short-last-window": STILL_RAGGED})
+@over(SCENARIOS | {"short-last-window": STILL_SHORT_WINDOW})
 def test_a_window_is_substeps_and_one_optimizer_step(trace, judge):
     judge(accumulation.events(trace))
 
 
 @pytest.mark.clause("ACC-05")
 def test_gradients_live_from_the_first_micro_batch_to_the_optimizer_step(upstream, tmp_path, judge):
-    trainer = upstream.build(STILL_RAGGED.but(max_steps=2), tmp_path)
+    trainer = upstream.build(STILL.but(gradient_accumulation_steps=3, max_steps=2), tmp_path)
     trainer.add_callback(watcher := gradient_watcher())
     trainer.train()
     window = [
@@ -148,7 +147,7 @@ def test_a_model_without_loss_keywords_has_the_gradient_of_the_large_batch(spec,
 
 
 @pytest.mark.clause("ACC-08")
-@over(by_route({"short-last-window": STILL_RAGGED.but(model=PLAIN_LOSS)}))
+@over(by_route({"short-last-window": STILL_SHORT_WINDOW.but(model=PLAIN_LOSS)}))
 def test_a_model_without_loss_keywords_is_divided_by_the_micro_batches_of_its_window(trace, judge):
     judge(loss.window_mean(trace, BATCHES))
 
@@ -167,6 +166,6 @@ def test_label_smoothing_accumulated_trains_as_the_large_batch(spec, train, judg
 
 
 @pytest.mark.clause("ACC-09")
-@over(by_route({"window-of-4": STILL.but(data=RAGGED, gradient_accumulation_steps=4, label_smoothing_factor=0.1)}))
+@over(by_route({"window-of-5": STILL_RAGGED.but(gradient_accumulation_steps=5, label_smoothing_factor=0.1)}))
 def test_label_smoothing_is_the_mean_over_the_tokens_of_its_window(trace, judge):
     judge(loss.window_mean(trace))

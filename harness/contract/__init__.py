@@ -9,7 +9,27 @@ from harness.contract.clause import Chapter, Clause
 from harness.errors import UsageError
 
 #: In the order of the summary table. A new chapter is a module here and a line in this list.
-CHAPTERS = ("api", "frz", "loss", "acc", "loop", "ckpt", "res", "rng")
+CHAPTERS = (
+    "api",
+    "frz",
+    "loss",
+    "acc",
+    "loop",
+    "ckpt",
+    "emb",
+    "io",
+    "res",
+    "best",
+    "evaluation",
+    "amp",
+    "qlora",
+    "cb",
+    "log",
+    "hpo",
+    "mem",
+    "rng",
+    "gen",
+)
 
 
 def chapters() -> list[Chapter]:

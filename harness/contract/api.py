@@ -1,7 +1,85 @@
+"""API: adapter injection and detection."""
+
 from harness.contract.clause import Chapter, Clause
 
 CHAPTER = Chapter(
     "API",
     "adapter injection and detection",
-    (),
+    (
+        Clause(
+            "API-01",
+            "The Trainer MUST find the base model in whatever holds it, a PeftModel, a PeftMixedModel, a model with "
+            "add_adapter adapters or a compiled one, and train the same run in it.",
+            source="transformers/trainer_utils.py:69-99 (_is_peft_model, unwrap_peft_model); "
+            "transformers/trainer.py:512-532 (Trainer.__init__)",
+        ),
+        Clause(
+            "API-02",
+            "A fresh LoRA MUST be an identity: in eval mode the logits are those of the base model, bit for bit, and "
+            "so they are within disable_adapter() after training.",
+            source="peft/tuners/lora/layer.py:332-345 (LoraLayer.reset_lora_parameters)",
+        ),
+        Clause(
+            "API-03",
+            "Injection MUST draw from torch's global generator alone, module by module in the order of the model: the "
+            "two linear layers A and B, then A anew as kaiming_uniform(a=sqrt(5)); B MUST be zero. One seed is one "
+            "adapter, by either route.",
+            source="peft/tuners/lora/layer.py:263-264, 332-345 (LoraLayer.update_layer, reset_lora_parameters)",
+        ),
+        Clause(
+            "API-04",
+            "An adapted layer MUST return base(x) + B(A(dropout(x))) * scaling in the dtype of the base, x cast to "
+            "the dtype of A, with scaling lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora.",
+            source="peft/tuners/lora/layer.py:278-281, 1087-1113 (LoraLayer.update_layer, Linear.forward)",
+        ),
+        Clause(
+            "API-05",
+            "get_peft_model and add_adapter MUST train as one run: the same gradients, losses and adapter, bit for bit.",
+            source="peft/mapping_func.py:105-158 (get_peft_model); "
+            "transformers/integrations/peft.py:390-428 (PeftAdapterMixin.add_adapter)",
+        ),
+        Clause(
+            "API-06",
+            "What the Trainer learns from a model it MUST learn from the base model, by either route: the names of the "
+            "labels, the columns that forward() takes (all others are dropped), and whether forward() takes "
+            "num_items_in_batch.",
+            source="transformers/trainer.py:512-532 (Trainer.__init__), 1179-1193 "
+            "(Trainer._set_signature_columns_if_needed)",
+        ),
+        Clause(
+            "API-07",
+            "The Trainer MUST set config.use_cache of the base model to TrainingArguments.use_cache, False by default, "
+            "by either route, and leave it so after training.",
+            source="transformers/trainer.py:644-646 (Trainer.__init__)",
+            needs=("transformers>=5.0",),
+        ),
+        Clause(
+            "API-08",
+            "A second adapter added to a PeftModel MUST be inactive and frozen, and training trains the first; one "
+            "added by add_adapter MUST be the active one, and training trains it alone.",
+            source="transformers/integrations/peft.py:428 (PeftAdapterMixin.add_adapter); "
+            "peft/tuners/tuners_utils.py:882-900, 1141-1153 (BaseTuner.inject_adapter)",
+        ),
+        Clause(
+            "API-09",
+            "Injection MUST refuse a name that is taken and activation a name that is not; add_adapter MUST refuse "
+            "what is no PeftConfig and prompt learning. A model that refused MUST take a right config afterwards.",
+            source="transformers/integrations/peft.py:408-462 (PeftAdapterMixin.add_adapter, set_adapter); "
+            "peft/mapping.py:78-83 (inject_adapter_in_model)",
+        ),
+        Clause(
+            "API-10",
+            "A model of which no parameter is trainable, its adapter loaded for inference or made with "
+            "inference_mode=True, MUST NOT train: train() raises a RuntimeError.",
+            source="peft/tuners/tuners_utils.py:1141 (BaseTuner.inject_adapter); peft/peft_model.py:423, 496 "
+            "(PeftModel.from_pretrained)",
+        ),
+        Clause(
+            "API-11",
+            "add_adapter, load_adapter and their kin MUST refuse a peft that is older than they need, and name the "
+            "release.",
+            source="transformers/integrations/peft.py:47, 408 (PeftAdapterMixin.add_adapter); "
+            "transformers/utils/peft_utils.py:99-113 (check_peft_version)",
+        ),
+    ),
 )

@@ -2,6 +2,8 @@
 
 from harness.contract.clause import Chapter, Clause
 
+_BNB = ("bitsandbytes>=0.43",)
+
 CHAPTER = Chapter(
     "FRZ",
     "what is trained, what stays frozen",
@@ -11,6 +13,91 @@ CHAPTER = Chapter(
             "After training, every tensor of model.state_dict() that is no adapter MUST be bit-identical to what it "
             "was before.",
             source="peft/tuners/tuners_utils.py:506-543 (BaseTuner._mark_only_adapters_as_trainable)",
+        ),
+        Clause(
+            "FRZ-02",
+            "The optimizer MUST hold exactly the adapter's parameters: its r * (inputs + outputs) numbers in the group "
+            "with weight decay, and nothing in the group without.",
+            source="transformers/trainer.py:1259-1286 (Trainer.create_optimizer)",
+        ),
+        Clause(
+            "FRZ-03",
+            "A frozen parameter MUST NOT hold a gradient when the optimizer steps.",
+            source="peft/tuners/tuners_utils.py:506-543 (BaseTuner._mark_only_adapters_as_trainable)",
+        ),
+        Clause(
+            "FRZ-04",
+            "After training on a quantized base, its packed weights and all of its quantization state MUST be "
+            "bit-identical to what they were before.",
+            source="bitsandbytes/nn/modules.py:504-640 (Linear4bit)",
+            needs=_BNB,
+        ),
+        Clause(
+            "FRZ-05",
+            'bias="all" MUST train every bias of the base and bias="lora_only" those of the adapted layers: without '
+            "weight decay, and saved with the adapter.",
+            source="peft/tuners/tuners_utils.py:525-539 (BaseTuner._mark_only_adapters_as_trainable)",
+        ),
+        Clause(
+            "FRZ-06",
+            "modules_to_save MUST train a copy of the module and leave the original as it was; the copy is saved under "
+            "the module's own name, and resuming restores it.",
+            source="peft/utils/other.py:598-667 (ModulesToSaveWrapper)",
+        ),
+        Clause(
+            "FRZ-07",
+            "A base parameter that the user unfreezes after injection MUST be trained, and MUST be saved with the "
+            "adapter.",
+            source="peft/utils/save_and_load.py:225-245 (get_peft_model_state_dict)",
+        ),
+        Clause(
+            "FRZ-08",
+            "DoRA MUST train a magnitude for each output of each adapted layer beside A and B, with weight decay, and "
+            "save it.",
+            source="peft/tuners/lora/dora.py:130 (DoraLinearLayer.update_layer)",
+        ),
+        Clause(
+            "FRZ-09",
+            "The name of an adapter MUST NOT decide on weight decay: the same adapter under any name is the same run.",
+            source="transformers/trainer.py:1408-1418 (Trainer.get_decay_parameter_names); "
+            "transformers/trainer_pt_utils.py:1348-1369 (get_parameter_names)",
+        ),
+        Clause(
+            "FRZ-10",
+            "The Trainer MUST refuse a quantized model without adapters.",
+            source="transformers/trainer_utils.py:102-136 (validate_quantization_for_training)",
+            needs=_BNB,
+        ),
+        Clause(
+            "FRZ-11",
+            "Disabling adapters for a while, switching between them and adding another MUST leave trainable what was "
+            "trainable and frozen what was frozen; no base tensor and no original of modules_to_save ever requires "
+            "gradients.",
+            source="peft/tuners/tuners_utils.py:2000-2017 (BaseTunerLayer.enable_adapters); peft/utils/other.py:669-738 "
+            "(ModulesToSaveWrapper.enable_adapters, set_adapter); "
+            "transformers/integrations/peft.py:490-505 (PeftAdapterMixin.enable_adapters)",
+        ),
+        Clause(
+            "FRZ-12",
+            "An adapter loaded with is_trainable=False MUST leave no parameter trainable, modules_to_save, biases and "
+            "second adapters included, and MUST stay frozen beside one that is trained.",
+            source="peft/peft_model.py:423, 1487-1497 (PeftModel.from_pretrained, load_adapter); "
+            "transformers/integrations/peft.py:235, 334 (PeftAdapterMixin.load_adapter)",
+        ),
+        Clause(
+            "FRZ-13",
+            "The update MUST reach every adapter tensor: each lora_B from the first step on, each lora_A from the "
+            "second, also beside a trainable head, and also under either kind of activation checkpointing.",
+            source="transformers/modeling_utils.py:2137-2172, 3110-3189 (enable_input_require_grads, "
+            "activation_checkpointing_enable)",
+        ),
+        Clause(
+            "FRZ-14",
+            "Adapters MUST sit on exactly the modules that target_modules names, by suffix, path or pattern, less "
+            'exclude_modules; "all-linear" MUST NOT adapt the head of the task, which is trained whole where the task '
+            "is SEQ_CLS.",
+            source="peft/tuners/tuners_utils.py:2337, 2430-2487 (check_target_module_exists, "
+            "_maybe_include_all_linear_layers); peft/peft_model.py:1830 (PeftModelForSequenceClassification.__init__)",
         ),
     ),
 )

@@ -10,7 +10,7 @@ CHAPTER = Chapter(
             "LOOP-01",
             "The default optimizer MUST be torch's AdamW with learning rate 5e-5, betas 0.9 and 0.999, epsilon 1e-8 "
             "and no weight decay, wrapped by accelerate; each update MUST be AdamW's of the clipped gradient.",
-            source="transformers/trainer_optimizer.py:201-208 (_get_adamw_torch), transformers/training_args.py:806-815",
+            source="transformers/trainer_optimizer.py:201-208 (_get_adamw_torch), training_args.py:806-815",
         ),
         Clause(
             "LOOP-02",

@@ -20,6 +20,7 @@ CHAPTER = Chapter(
             "Where a collator provides `shift_labels`, these MUST be the targets, and MUST be counted as they are for "
             "num_items_in_batch, without a further shift.",
             source="transformers/trainer.py:2325-2335 (Trainer._get_num_items_in_batch)",
+            needs=("transformers>=4.50",),
         ),
         Clause(
             "LOSS-03",
@@ -42,7 +43,7 @@ CHAPTER = Chapter(
         ),
         Clause(
             "LOSS-06",
-            "Label smoothing MUST work with prompt learning: the smoothed loss over the labels that the model predicts.",
+            "Label smoothing MUST work with prompt learning, as the smoothed loss over the labels that are predicted.",
             source="transformers/trainer.py:2180-2189 (Trainer.compute_loss)",
         ),
         Clause(

@@ -1,7 +1,170 @@
+"""RES: what a resumed run has in common with the run that was interrupted."""
+
 from harness.contract.clause import Chapter, Clause
 
 CHAPTER = Chapter(
     "RES",
     "resume",
-    (),
+    (
+        Clause(
+            "RES-01",
+            "train(resume_from_checkpoint=PATH) MUST go on as the uninterrupted run did, whatever the configuration: "
+            "rows, gradients, learning rates, logged losses and gradient norms of each later step, and the adapter and "
+            "the optimizer state at the end, bit for bit.",
+            source="transformers/trainer.py:1557-1568 (Trainer.train), 1819-1882 (Trainer._run_epoch)",
+        ),
+        Clause(
+            "RES-02",
+            "A run through add_adapter MUST resume from its own checkpoint bit for bit, and the same checkpoint MUST "
+            "resume through get_peft_model.",
+            source="transformers/trainer.py:3671-3731 (Trainer._load_from_checkpoint)",
+        ),
+        Clause(
+            "RES-03",
+            "resume_from_checkpoint=False MUST start afresh, whatever lies in output_dir; True MUST take the "
+            "checkpoint of the highest step, by number, and raise ValueError where there is none.",
+            source="transformers/trainer.py:1473, 1553-1556 (Trainer.train); "
+            "transformers/trainer_utils.py:270-279 (get_last_checkpoint)",
+        ),
+        Clause(
+            "RES-04",
+            'A path without an adapter file MUST be refused with ValueError "Can\'t find a valid checkpoint at", one '
+            "without trainer_state.json with FileNotFoundError, before the first step.",
+            source="transformers/trainer.py:3642-3657 (Trainer._load_from_checkpoint), 1565 (Trainer.train)",
+        ),
+        Clause(
+            "RES-05",
+            "A truncated file of the checkpoint MUST be an error before the first step; training_args.bin, "
+            "adapter_config.json and README.md are not read: without them the run MUST resume bit for bit.",
+            source="transformers/trainer.py:3720 (Trainer._load_from_checkpoint), 3886-3991 "
+            "(Trainer._load_optimizer_and_scheduler); peft/peft_model.py:1417-1525 (PeftModel.load_adapter)",
+        ),
+        Clause(
+            "RES-06",
+            "train() MUST NOT read TrainingArguments.resume_from_checkpoint, which is documented as meant for the "
+            "caller's own script: without an argument of its own it starts afresh.",
+            source="transformers/training_args.py:754-756, 1501-1506 (TrainingArguments.resume_from_checkpoint)",
+        ),
+        Clause(
+            "RES-07",
+            "Resuming a finished run MUST make no optimizer step, keep global_step and the adapter, and report a "
+            "training_loss of 0, wherever in an epoch the run ended.",
+            source="transformers/trainer.py:1657-1674 (Trainer._inner_training_loop), 1998-2000 "
+            "(Trainer._finalize_training); transformers/trainer_callback.py:591-593 (DefaultFlowCallback.on_step_end)",
+        ),
+        Clause(
+            "RES-08",
+            "training_loss and train_steps_per_second of a resumed run MUST be those of the steps that this call made.",
+            source="transformers/trainer.py:1643-1644 (Trainer._inner_training_loop), 1997-2008 "
+            "(Trainer._finalize_training)",
+        ),
+        Clause(
+            "RES-09",
+            "The first loss logged after resuming inside a logging window MUST be the mean over the steps since the "
+            "checkpoint; adapter and later logs are not affected.",
+            source="transformers/trainer.py:1645-1649 (Trainer._inner_training_loop), 2254 "
+            "(Trainer._maybe_log_save_evaluate)",
+        ),
+        Clause(
+            "RES-10",
+            "log_history MUST be restored and extended to what the uninterrupted run logs, evaluations included, and "
+            "trainer_state.json (total_flos, num_input_tokens_seen, best_metric, callbacks' states) likewise.",
+            source="transformers/trainer.py:1694-1704 (Trainer._init_training_state)",
+        ),
+        Clause(
+            "RES-11",
+            "The base learning rate MUST come from the checkpoint, not from a changed learning_rate; a changed number "
+            "of steps MUST stretch the schedule from the second resumed step on, the first still using the rate saved.",
+            source="transformers/trainer.py:3969-3991 (Trainer._load_optimizer_and_scheduler), 1347 "
+            "(Trainer.create_scheduler)",
+        ),
+        Clause(
+            "RES-12",
+            "A batch size, accumulation, logging, evaluation or save interval other than the checkpoint's MUST be "
+            "warned of, by name and with both values; the data position is that of a run with the new sizes.",
+            source="transformers/trainer_utils.py:1133-1170 (compare_trainer_and_checkpoint_args); "
+            "transformers/trainer.py:1706-1709 (Trainer._init_training_state)",
+        ),
+        Clause(
+            "RES-13",
+            "A checkpoint of another rank or of other target_modules than the model's MUST be an error before the "
+            "first step, or a warning.",
+            source="peft/peft_model.py:1506-1539 (PeftModel.load_adapter); transformers/trainer.py:3720 "
+            "(Trainer._load_from_checkpoint, which drops the result)",
+        ),
+        Clause(
+            "RES-14",
+            "With ignore_data_skip=True a resumed run MUST train the rows of the epoch that the checkpoint lies in "
+            "from the first one on, and go on to the same last step.",
+            source="transformers/trainer.py:1706-1709 (Trainer._init_training_state), 1842-1849 (Trainer._run_epoch)",
+        ),
+        Clause(
+            "RES-15",
+            "Each step of a resumed run MUST begin with torch's, numpy's and Python's generators in the state that "
+            "they had there in the uninterrupted run, in the middle of an epoch and at its start.",
+            source="transformers/trainer.py:1838-1882 (Trainer._run_epoch), 3841-3884 (Trainer._load_rng_state)",
+        ),
+        Clause(
+            "RES-16",
+            "Resuming MUST keep the adapter's dtype: a bfloat16 adapter (autocast_adapter_dtype=False) resumes bit for "
+            "bit.",
+            source="transformers/trainer.py:3720 (Trainer._load_from_checkpoint); peft/peft_model.py:1596-1599 "
+            "(PeftModel.load_adapter)",
+        ),
+        Clause(
+            "RES-17",
+            "All adapters of a model MUST be restored, whatever their names, the active one alone trained on, bit for "
+            "bit.",
+            source="transformers/trainer.py:3624-3640, 3703-3720 (Trainer._load_from_checkpoint)",
+        ),
+        Clause(
+            "RES-18",
+            "A run with prompt tuning MUST resume bit for bit.",
+            source="peft/utils/save_and_load.py:549 (set_peft_model_state_dict)",
+        ),
+        Clause(
+            "RES-20",
+            "With auto_find_batch_size a resumed run MUST use the batch size of the checkpoint, and without it that of "
+            "the arguments.",
+            source="transformers/trainer.py:1566-1568 (Trainer.train)",
+        ),
+        Clause(
+            "RES-21",
+            "Every adapter tensor of the checkpoint MUST be restored before the first step, bit for bit, whatever the "
+            "adapter and its wrapping.",
+            source="transformers/trainer.py:3700-3720 (Trainer._load_from_checkpoint); peft/peft_model.py:1506-1519 "
+            "(PeftModel.load_adapter)",
+        ),
+        Clause(
+            "RES-22",
+            "A run resumed inside any epoch MUST train the rest of that epoch's rows in that epoch's order, and each "
+            "later epoch in its own.",
+            source="transformers/trainer.py:1842-1857 (Trainer._run_epoch); accelerate/data_loader.py:1395 "
+            "(skip_first_batches)",
+        ),
+        Clause(
+            "RES-23",
+            "With an accumulation that does not divide the epoch a run MUST resume bit for bit from each of its steps.",
+            source="transformers/trainer.py:1706-1709 (Trainer._init_training_state), 1860-1871 (Trainer._run_epoch)",
+        ),
+        Clause(
+            "RES-24",
+            "A dataset that draws random numbers in __getitem__ MUST resume bit for bit.",
+            source="transformers/trainer.py:1873-1882 (Trainer._run_epoch)",
+        ),
+        Clause(
+            "RES-25",
+            "A checkpoint whose save was cut short MUST NOT be taken for a good one: resume_from_checkpoint=True takes "
+            "the newest complete one, or the error says which file of which directory is missing.",
+            source="transformers/trainer_utils.py:270-279 (get_last_checkpoint); transformers/trainer.py:3355-3429 "
+            "(Trainer._save_checkpoint)",
+        ),
+        Clause(
+            "RES-26",
+            "A missing optimizer.pt, scheduler.pt or rng_state.pth MUST be an error or a warning that names it, not "
+            "silently another run.",
+            source="transformers/trainer.py:3841-3863 (Trainer._load_rng_state), 3903-3928 "
+            "(Trainer._load_optimizer_and_scheduler)",
+        ),
+    ),
 )

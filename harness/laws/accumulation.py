@@ -34,7 +34,7 @@ def same_split(small: Trace, large: Trace, within: Tolerance = ACCUMULATION) -> 
 
 
 def draws_differ(small: Trace, large: Trace) -> Verdict:
-    """With dropout, another split of the same rows is another run: the first gradients differ by far more than noise."""
+    """With dropout, another split of the same rows is another run: the first gradients differ, beyond noise."""
     findings = incomplete(small) + [f"(large batches) {one}" for one in incomplete(large)]
     if not findings:
         ours, theirs = small.steps[0].gradients, large.steps[0].gradients
@@ -64,7 +64,7 @@ _WINDOW = ("step_begin", "substep_end", "pre_optimizer_step", "optimizer_step", 
 
 
 def events(trace: Trace) -> Verdict:
-    """In each window: one step_begin, a substep_end for each micro-batch but the last, then one step of the optimizer."""
+    """A window is one step_begin, a substep_end for each micro-batch but the last, then one optimizer step."""
     planned, findings = plan(trace.spec), incomplete(trace)
     seen = [event for event in trace.events if event in _WINDOW]
     for step in trace.steps:

@@ -17,7 +17,7 @@ def window_mean(
 ) -> Verdict:
     """The gradient at each optimizer step, and the loss logged for it, are those of the window's mean loss.
 
-    mean: TOKENS, BATCHES or GIVEN (see `harness.laws.recompute`). smoothing: label smoothing, None for what the spec says.
+    mean: TOKENS, BATCHES or GIVEN (see `harness.laws.recompute`). smoothing: of labels, None for what the spec says.
     targets: what each position of a row predicts. Steps are judged at which the adapter is known: the first, and all
     of them where the learning rate is 0.
     """

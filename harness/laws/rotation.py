@@ -34,7 +34,7 @@ def due(trace: Trace) -> list[int]:
     strategy = arguments.get("save_strategy", "steps")
     if strategy == "best":
         return [step for step, is_best in _records(trace) if is_best]
-    if strategy == "no":
+    if strategy == "no" or not total:
         return []
     if strategy == "epoch":
         return _epoch_ends(trace)

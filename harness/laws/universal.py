@@ -1,23 +1,107 @@
-"""The laws that every completed run obeys, whatever its spec, by the clause that each judges."""
+"""The laws that every run obeys, whatever its spec, by the clause that each judges.
+
+`OF_ONE` judge a single trace. `OF_MORE` train further runs and compare; they are given the way to train.
+A verdict that is not comparable means that the law has nothing to say of such a spec.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.laws import checkpoint, frozen
+from harness import subjects
+from harness.laws import accumulation, checkpoint, data_order, frozen, loss, optimizer_file, output, resume, schedule
+from harness.laws.equal import equal_runs
+from harness.laws.rotation import saved_when_due
+from harness.spec import ADD, GET, RunSpec
 from harness.trace import Trace
-from harness.verdict import Verdict
+from harness.verdict import NOT_COMPARABLE, Verdict, both
 
-Law = Callable[[Trace], Verdict]
+#: train(spec, subject=None, again=False) -> Trace, as `harness.runs.Runs.train`.
+Train = Callable[..., Trace]
+
+OF_ONE: dict[str, Callable[[Trace], Verdict]] = {
+    "FRZ-01": frozen.base_frozen,
+    "FRZ-02": frozen.optimizer_holds_trainables,
+    "FRZ-03": frozen.base_without_gradients,
+    "LOSS-01": loss.window_mean,
+    "ACC-02": accumulation.windows,
+    "ACC-05": accumulation.events,
+    "LOOP-02": schedule.learning_rates,
+    "LOOP-04": schedule.all_steps,
+    "LOOP-05": schedule.clipping,
+    "LOOP-06": schedule.epochs,
+    "LOOP-09": output.training_loss,
+    "CKPT-04": checkpoint.size_law,
+    "CKPT-07": optimizer_file.holds_the_trained_tensors,
+    "CKPT-12": saved_when_due,
+    "CKPT-25": checkpoint.adapter_only,
+    "RNG-02": data_order.follows_seed,
+}
 
 
-def laws_for(trace: Trace) -> dict[str, Law]:
-    """Clause id -> law, for the laws that a run of this spec can be judged by."""
-    laws: dict[str, Law] = {
-        "FRZ-01": frozen.base_frozen,
-        "FRZ-02": frozen.optimizer_holds_trainables,
-        "FRZ-03": frozen.base_without_gradients,
-    }
-    if trace.spec.arguments.get("save_strategy") != "no":
-        laws |= {"CKPT-25": checkpoint.adapter_only, "CKPT-04": checkpoint.size_law}
-    return laws
+def resumes(train: Train, spec: RunSpec) -> Verdict:
+    """From each of its checkpoints but the last, the run continues as if it had never stopped."""
+    whole = train(spec)
+    if spec.adapter.route == ADD:
+        return _nothing("RES-02 is about resuming through add_adapter")
+    every = spec.arguments.get("logging_steps", 500)
+    # A logging window that the checkpoint cuts in two is RES-09's: its first entry is a mean over fewer steps.
+    steps = [c.step for c in whole.checkpoints[:-1] if c.step % every == 0]
+    return (
+        both(*[resume.continues(train(spec.resumed(step)), whole, step) for step in steps])
+        if steps
+        else _nothing("no checkpoint but the last lies on a logging step")
+    )
+
+
+def both_routes(train: Train, spec: RunSpec) -> Verdict:
+    """get_peft_model and add_adapter train the same run."""
+    other = GET if spec.adapter.route == ADD else ADD
+    return equal_runs(train(spec.but(adapter={"route": other})), train(spec))
+
+
+def splits(train: Train, spec: RunSpec) -> Verdict:
+    """Micro-batches accumulated are the large batch."""
+    window = spec.arguments.get("gradient_accumulation_steps", 1)
+    if window == 1:
+        return _nothing("nothing is accumulated")
+    if spec.arguments.get("bf16") or spec.arguments.get("dataloader_drop_last"):
+        return _nothing("in bf16 the noise is as large as a fault; drop_last drops other rows of a large batch")
+    even = {"lora": {"lora_dropout": 0.0}, "model": {"config": {**spec.model.config, "attention_dropout": 0.0}}}
+    # Noise in AdamW's quotient of tiny moments has no bound; SGD has none of it, and the gradients are the same.
+    small = spec.but(**even, optim="sgd", save_strategy="no")
+    batch = spec.arguments["per_device_train_batch_size"] * window
+    return accumulation.same_split(
+        train(small), train(small.but(per_device_train_batch_size=batch, gradient_accumulation_steps=1))
+    )
+
+
+def repeats(train: Train, spec: RunSpec) -> Verdict:
+    """The same run made twice is the same run."""
+    return equal_runs(train(spec, again=True), train(spec))
+
+
+def as_reference(train: Train, spec: RunSpec) -> Verdict:
+    """The run is the reference's, bit for bit."""
+    reference = subjects.load("reference")
+    reason = reference.unsupported(spec)
+    return _nothing(reason) if reason else equal_runs(train(spec), train(spec, subject=reference))
+
+
+OF_MORE: dict[str, Callable[[Train, RunSpec], Verdict]] = {
+    "GEN-01": as_reference,
+    "GEN-02": repeats,
+    "RES-01": resumes,
+    "API-05": both_routes,
+    "ACC-01": splits,
+}
+
+
+def laws_for(trace: Trace) -> dict[str, Callable[[Trace], Verdict]]:
+    """Clause id -> law of one trace, for the laws that a run of this spec can be judged by."""
+    saves = trace.spec.arguments.get("save_strategy") != "no"
+    return {clause: law for clause, law in OF_ONE.items() if saves or not clause.startswith("CKPT")}
+
+
+def _nothing(reason: str) -> Verdict:
+    return Verdict(NOT_COMPARABLE, "the law says nothing of such a spec", (reason,))

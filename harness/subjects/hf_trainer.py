@@ -124,6 +124,8 @@ class HFTrainer:
     def unsupported(self, spec: RunSpec) -> str | None:
         if spec.model.quantization and version("bitsandbytes") is None:
             return "bitsandbytes is not installed"
+        if spec.model.quantization and not compat.loads_quantized():
+            return "transformers before 4.53 loads no bitsandbytes model without a GPU"
         optimizer = str(spec.arguments.get("optim", ""))
         if optimizer.endswith(("_8bit", "_32bit")) and "torch" not in optimizer and version("bitsandbytes") is None:
             return f"optimizer {optimizer!r} needs bitsandbytes, which is not installed"
@@ -140,6 +142,7 @@ class HFTrainer:
         """The spec's TrainingArguments, writing to `directory`, on the spec's device."""
         from transformers import TrainingArguments
 
+        compat.forget_precision()
         values = {**spec.arguments, "output_dir": str(directory), "use_cpu": spec.launch.device == "cpu"}
         return TrainingArguments(**compat.training_arguments(values))
 
@@ -171,13 +174,14 @@ class HFTrainer:
             },
         )
 
-    def train(self, spec: RunSpec, directory: Path) -> Trace:
+    def train(self, spec: RunSpec, directory: Path, model: torch.nn.Module | None = None) -> Trace:
+        """See `Subject.train`. model: trained instead of the one that the spec describes, adapters injected."""
         train_rows, eval_rows = data.rows(spec.data)
         observer = Observer(spec, self.name, [*train_rows, *eval_rows], directory)
         error: Exception | None = None
         with recorded_warnings(observer.trace.warnings):
             try:
-                trainer = self.build(spec, directory, observer)
+                trainer = self.build(spec, directory, observer, model)
                 try:
                     resume = None if spec.resume is None else _checkpoint_argument(spec, directory)
                     record_output(observer.trace, trainer.train(resume_from_checkpoint=resume))

@@ -1,0 +1,79 @@
+"""QLORA: adapters on a quantized base, and what a QLoRA run is set up with."""
+
+from harness.contract.clause import Chapter, Clause
+
+_BNB = ("bitsandbytes>=0.43",)
+
+CHAPTER = Chapter(
+    "QLORA",
+    "adapters on a quantized base",
+    (
+        Clause(
+            "QLORA-01",
+            "An NF4 base prepared with prepare_model_for_kbit_training MUST train a LoRA under activation "
+            "checkpointing: every linear layer of the decoder packed, two weights a byte, losses finite, and every "
+            "adapter tensor moved.",
+            source="transformers/integrations/bitsandbytes.py (replace_with_bnb_linear); "
+            "bitsandbytes/nn/modules.py:504 (Linear4bit)",
+            needs=_BNB,
+        ),
+        Clause(
+            "QLORA-02",
+            "target_modules=None MUST be the modules that peft has for the model type (q_proj and v_proj for llama): "
+            "the same run and the same file; for a model type that it does not know, a ValueError.",
+            source="peft/tuners/lora/model.py:696-704 (LoraModel._prepare_adapter_config); peft/utils/constants.py:85",
+        ),
+        Clause(
+            "QLORA-03",
+            'target_modules="all-linear" MUST adapt every linear layer of the decoder and not the output layer, '
+            "whether the base is quantized or not.",
+            source="peft/tuners/tuners_utils.py:2430 (_maybe_include_all_linear_layers)",
+            needs=_BNB,
+        ),
+        Clause(
+            "QLORA-04",
+            "A run on an NF4 base MUST resume bit for bit, and be the same run through both injection routes.",
+            source="transformers/trainer.py:3671-3731 (Trainer._load_from_checkpoint); "
+            "transformers/integrations/peft.py:390-430 (PeftAdapterMixin.add_adapter)",
+            needs=_BNB,
+        ),
+        Clause(
+            "QLORA-05",
+            "prepare_model_for_kbit_training MUST freeze the base, cast what is not packed to float32 and switch "
+            "activation checkpointing on with gradients for its inputs; without it the base keeps its dtype. The "
+            "adapter of get_peft_model is float32 either way.",
+            source="peft/utils/other.py:158-261 (prepare_model_for_kbit_training)",
+            needs=_BNB,
+        ),
+        Clause(
+            "QLORA-06",
+            "Under non-reentrant checkpointing a float32 base that was not prepared MUST train as one that was, bit "
+            "for bit.",
+            source="peft/utils/other.py:226-261 (prepare_model_for_kbit_training)",
+            needs=_BNB,
+        ),
+        Clause(
+            "QLORA-07",
+            "The adapter file of a QLoRA run MUST hold the adapter in float32 and nothing of the quantized base; "
+            "adapter_config.json MUST name the base, and the model card list the quantization config.",
+            source="peft/peft_model.py:302-415 (PeftModel.save_pretrained), 1738-1754 "
+            "(PeftModel.create_or_update_model_card)",
+            needs=_BNB,
+        ),
+        Clause(
+            "QLORA-08",
+            "The 8-bit optimizers MUST keep the moments of a tensor in 8 bits from 4096 numbers on and in float32 "
+            "below, and MUST resume bit for bit.",
+            source="bitsandbytes/optim/optimizer.py:414, 502 (Optimizer2State.init_state); "
+            "transformers/trainer_optimizer.py (bitsandbytes optimizers)",
+            needs=_BNB,
+        ),
+        Clause(
+            "QLORA-12",
+            "The 4-bit base and its quantization state MUST survive save_pretrained, load_state_dict and resume bit "
+            "for bit: the forward pass after reloading equals the one before.",
+            source="bitsandbytes/nn/modules.py:504-640 (Linear4bit)",
+            needs=_BNB,
+        ),
+    ),
+)

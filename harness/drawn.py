@@ -1,0 +1,93 @@
+"""Runs that hypothesis draws: each is trained, and judged by every law that has something to say of it."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis.strategies import SearchStrategy
+
+from harness.laws.universal import OF_MORE, Train, laws_for
+from harness.report import Case
+from harness.runs import Runs
+from harness.spec import RunSpec
+from harness.verdict import NOT_COMPARABLE, Verdict
+
+#: Runs drawn by each part of the suite: a minute, ten minutes and some hours on two cores altogether.
+PROFILES = {"quick": 10, "deep": 180, "soak": 5000}
+
+
+def register_profiles(chosen: str | None) -> None:
+    """Make --hypothesis-profile know quick, deep and soak; quick, which always draws the same runs, is the default."""
+    for name, examples in PROFILES.items():
+        settings.register_profile(
+            name,
+            max_examples=examples,
+            deadline=None,
+            derandomize=name == "quick",
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        )
+    settings.load_profile(chosen or "quick")
+
+
+class Draw:
+    """Draws runs for a test. cases: of the test, one a clause. fail: called with a verdict that is no pass."""
+
+    def __init__(self, cases: list[Case], runs: Runs, fail: Callable[[Verdict, str], None], chosen_seed: Any):
+        self._cases = {case.clause: case for case in cases}
+        self._runs = runs
+        self._fail = fail
+        self._seed = chosen_seed
+        for case in cases:
+            case.drawn = 0
+
+    def judge_all(self, specs: SearchStrategy[RunSpec], part: int) -> None:
+        """Draw specs, train each, and judge it by all universal laws. part: another part draws other specs."""
+        first = 0 if settings.default.derandomize else random.SystemRandom().randrange(2**32)
+        chosen = int(self._seed) if self._seed not in (None, "random") else first
+
+        @seed(chosen + part)
+        @settings(derandomize=False)
+        @given(specs)
+        def every_law_holds(spec: RunSpec) -> None:
+            self._judge(spec)
+
+        every_law_holds()
+
+    def _judge(self, spec: RunSpec) -> None:
+        # What a drawn run left behind is not needed for the next one.
+        with tempfile.TemporaryDirectory() as directory:
+            runs = Runs(self._runs.subject, Path(directory), self._runs.device)
+            try:
+                self._laws(spec, runs.train)
+            finally:
+                self._runs.made += runs.made
+                self._runs.seconds += runs.seconds
+
+    def _laws(self, spec: RunSpec, train: Train) -> None:
+        if self._runs.subject.unsupported(spec) is not None:
+            return
+        for case in self._cases.values():
+            case.specs = [spec.to_json()]
+        trace = train(spec)
+        for clause, law in laws_for(trace).items():
+            self._record(clause, lambda law=law: law(trace))
+        for clause, compare in OF_MORE.items():
+            self._record(clause, lambda compare=compare: compare(train, spec))
+
+    def _record(self, clause: str, judged: Callable[[], Verdict]) -> None:
+        case = self._cases.get(clause)
+        if case is None:
+            return
+        verdict = judged()
+        if verdict.outcome == NOT_COMPARABLE:
+            return
+        case.drawn = (case.drawn or 0) + 1
+        case.evidence = {"runs judged": case.drawn, **verdict.measured}
+        if not verdict.holds:
+            self._fail(verdict, clause)

@@ -1,0 +1,82 @@
+"""Which of the evaluated checkpoints is the best, and whether its adapter is what training left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.laws.equal import differences
+from harness.laws.runs import incomplete
+from harness.spec import RunSpec
+from harness.trace import Trace
+from harness.verdict import NOT_COMPARABLE, Verdict, verdict
+
+
+def metric_name(spec: RunSpec) -> str:
+    """The metric that a spec compares checkpoints by, as evaluations report it."""
+    name = str(spec.arguments.get("metric_for_best_model", "loss"))
+    return name if name.startswith("eval_") else f"eval_{name}"
+
+
+def greater_is_better(spec: RunSpec) -> bool:
+    return bool(spec.arguments.get("greater_is_better", not metric_name(spec).endswith("loss")))
+
+
+def best_evaluation(trace: Trace) -> tuple[int, float] | None:
+    """Step and metric of the best evaluation whose adapter was saved; of equal ones the first. None if there is none."""
+    saved = {checkpoint.step for checkpoint in trace.checkpoints}
+    name = metric_name(trace.spec)
+    seen = [(e.step, e.metrics[name]) for e in trace.evaluations if e.step in saved and name in e.metrics]
+    choose: Any = max if greater_is_better(trace.spec) else min
+    return choose(seen, key=lambda pair: pair[1], default=None)
+
+
+def best_loaded(trace: Trace) -> Verdict:
+    """The adapter at the end is that of the best evaluated checkpoint, bit for bit, and TrainerState says so."""
+    expected = "the adapter at the end is that of the best evaluated checkpoint"
+    findings, best = incomplete(trace), best_evaluation(trace)
+    if findings or best is None:
+        return verdict(expected, findings or [f"no checkpoint was evaluated by {metric_name(trace.spec)}"])
+    step, metric = best
+    last = trace.steps[-1].number if trace.steps else 0
+    measured = {"best_step": step, "last_step": last, "best_metric": metric}
+    if step == last:
+        reason = f"the best checkpoint, {step}, is of the last step: that it was loaded would not show"
+        return Verdict(NOT_COMPARABLE, expected, (reason,), measured)
+    if trace.best["metric"] != metric:
+        findings.append(f"best_metric is {trace.best['metric']!r}, expected {metric!r}, that of checkpoint-{step}")
+    if Path(trace.best["checkpoint"] or "none").name != f"checkpoint-{step}":
+        findings.append(f"best_model_checkpoint is {trace.best['checkpoint']}, expected checkpoint-{step}")
+    if wrong := differences(trace.adapter, trace.checkpoint(step).adapter, 0.0, ""):
+        instead = [c.step for c in trace.checkpoints if not differences(trace.adapter, c.adapter, 0.0, "")]
+        whose = f"but that of checkpoint-{instead[0]}" if instead else f"nor that of any other:{wrong[0]}"
+        findings.append(f"the adapter at the end is not that of checkpoint-{step}, {whose}")
+    return verdict(expected, findings, **measured)
+
+
+def evaluates_to_best(again: float | None, best_metric: float | None, evaluations: dict[int, float]) -> Verdict:
+    """Evaluated once more after training, the model has the best metric, to the last digit.
+
+    evaluations: step -> the metric that was logged there.
+    """
+    expected = "an evaluation after training returns best_metric"
+    if best_metric is None or len(set(evaluations.values())) < 2:
+        return Verdict(NOT_COMPARABLE, expected, (f"best_metric is {best_metric!r}, evaluations were {evaluations}",))
+    where = [step for step, value in evaluations.items() if value == best_metric]
+    findings = (
+        [] if again == best_metric else [f"it returns {again!r}, best_metric is {best_metric!r} of steps {where}"]
+    )
+    return verdict(expected, findings, best_metric=best_metric)
+
+
+def ready_for_inference(training: list[str], before: list[str], after: list[str]) -> Verdict:
+    """No module is in training mode, and the parameters that require gradients are those that did before.
+
+    training: names of modules in training mode. before, after: names of parameters that require gradients.
+    """
+    findings = [f"{len(training)} modules are in training mode, {training[0] or 'the model'} first"] if training else []
+    if not before:
+        findings.append("no parameter required gradients before training")
+    findings += [f"{name} no longer requires gradients" for name in before if name not in after]
+    findings += [f"{name} requires gradients now" for name in after if name not in before]
+    return verdict("the model is in eval mode, and what was trainable still is", findings, trainable=len(after))

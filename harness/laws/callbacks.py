@@ -1,0 +1,158 @@
+"""Callback events: their order, when early stopping stops, what callbacks are given. Computed from the spec."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from harness.laws.best import greater_is_better, metric_name
+from harness.laws.evaluation import batches
+from harness.laws.schedule import plan
+from harness.spec import RunSpec
+from harness.trace import Checkpoint, Trace
+from harness.verdict import Verdict, verdict
+
+#: What TrainingArguments has where a spec says nothing.
+_DEFAULTS = {"logging": ("steps", 500), "eval": ("no", 500), "save": ("steps", 500)}
+
+
+def event_order(trace: Trace) -> Verdict:
+    """The events of a run are those that its spec asks for, in their order. A resumed run is judged from its step on."""
+    expected = list(events(trace.spec))
+    findings = [f"the run ended with {trace.error}"] if trace.error else []
+    for index, (seen, wanted) in enumerate(zip(trace.events, expected, strict=False)):
+        if seen != wanted:
+            before = ", ".join(expected[max(0, index - 3) : index])
+            findings.append(f"event {index + 1} is {seen}, expected {wanted}, after {before}")
+            break
+    else:
+        if len(trace.events) < len(expected):
+            findings.append(f"the events end after {len(trace.events)}, expected {expected[len(trace.events)]} next")
+        findings += [f"{seen} comes after the last event" for seen in trace.events[len(expected) :][:1]]
+    return verdict("callback events in the order of the training loop", findings, events=len(trace.events))
+
+
+def events(spec: RunSpec) -> Iterator[str]:
+    """The events of a run of this spec, on one device and without early stopping."""
+    planned = plan(spec)
+    first = 0 if spec.resume is None else int(spec.resume.checkpoint)
+    in_epoch = len(planned.windows)
+    yield from ("init_end", "train_begin")
+    logged = first
+    for epoch in range(first // in_epoch, planned.epochs):
+        yield "epoch_begin"
+        for number in range(max(epoch * in_epoch, first) + 1, min((epoch + 1) * in_epoch, planned.total) + 1):
+            yield "step_begin"
+            yield from ["substep_end"] * (planned.window(number) - 1)
+            yield from ("pre_optimizer_step", "optimizer_step", "step_end")
+            last = number == planned.total
+            if due(spec, "logging", number) or (number == 1 and spec.arguments.get("logging_first_step")):
+                logged = number
+                yield "log"
+            yield from _evaluation(spec) if due(spec, "eval", number, last) else ()
+            yield from ["save"] if due(spec, "save", number, last) else ()
+        yield "epoch_end"
+        if strategy(spec, "logging") == "epoch" and logged < number:
+            logged = number
+            yield "log"
+        yield from _evaluation(spec) if strategy(spec, "eval") == "epoch" else ()
+        yield from ["save"] if strategy(spec, "save") == "epoch" else ()
+    yield from ("log", "train_end")
+
+
+def strategy(spec: RunSpec, kind: str) -> str:
+    """When something is due: "no", "steps" or "epoch". kind: "logging", "eval" or "save"."""
+    return str(spec.arguments.get(f"{kind}_strategy", _DEFAULTS[kind][0]))
+
+
+def due(spec: RunSpec, kind: str, number: int, last: bool = False) -> bool:
+    """Whether a step's number asks for it; `last` steps do where the strategy is "steps"."""
+    every: Any = spec.arguments.get(f"{kind}_steps", _DEFAULTS[kind][1])
+    if kind == "eval" and "eval_steps" not in spec.arguments:
+        every = spec.arguments.get("logging_steps", every)
+    every = math.ceil(every * plan(spec).total) if every < 1 else int(every)
+    return strategy(spec, kind) == "steps" and (last or number % every == 0)
+
+
+def _evaluation(spec: RunSpec) -> list[str]:
+    return [*["prediction_step"] * len(batches(spec)), "log", "evaluate"]
+
+
+def stops_early(
+    trace: Trace, patience: int, threshold: float = 0.0, before: Trace | None = None, kept: bool = False
+) -> Verdict:
+    """The run ends at the evaluation that is the patience-th in a row not to improve by more than the threshold.
+
+    The best metric moves at every improvement, by the threshold or not. before: the run that wrote the checkpoint which
+    this one resumes from. kept: whether the counter goes on where it was then, rather than from zero.
+    """
+    first = 0 if trace.spec.resume is None else int(trace.spec.resume.checkpoint)
+    earlier = [evaluation for evaluation in (before.evaluations if before else []) if evaluation.step <= first]
+    name, upwards = metric_name(trace.spec), greater_is_better(trace.spec)
+    counter, best, wanted = 0, None, plan(trace.spec).total
+    counters: dict[int, int] = {}
+    for evaluation in [*earlier, *trace.evaluations]:
+        metric = evaluation.metrics[name]
+        gain = math.inf if best is None else (metric - best if upwards else best - metric)
+        if evaluation.step > first and not counters and not kept:
+            counter = 0
+        counter = 0 if gain > threshold else counter + 1
+        best = metric if gain > 0 else best
+        if evaluation.step > first:
+            counters[evaluation.step] = counter
+            if counter >= patience:
+                wanted = evaluation.step
+                break
+    findings = [f"the run ended with {trace.error}"] if trace.error else []
+    if not trace.evaluations:
+        findings.append("nothing was evaluated")
+    made = trace.steps[-1].number if trace.steps else first
+    if made != wanted:
+        told = ", ".join(f"{count} at step {step}" for step, count in counters.items())
+        findings.append(f"the last step is {made}, expected {wanted}: patience is {patience}, the count {told}")
+    for checkpoint in trace.checkpoints:
+        saved = checkpoint.state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {})
+        count = saved.get("attributes", {}).get("early_stopping_patience_counter")
+        if count != counters.get(checkpoint.step):
+            findings.append(
+                f"checkpoint-{checkpoint.step}: the counter is {count}, expected {counters.get(checkpoint.step)}"
+            )
+    return verdict(
+        "early stopping counts the evaluations without an improvement", findings, last_step=made, counters=counters
+    )
+
+
+def states_saved(checkpoint: Checkpoint, name: str, expected: Sequence[Mapping[str, Any]]) -> Verdict:
+    """trainer_state.json holds the state of each callback of a class, as it is now, in their order and nothing else.
+
+    name: of the class. expected: a state for each, as {"args": ..., "attributes": ...}.
+    """
+    where = f"checkpoint-{checkpoint.step}/trainer_state.json"
+    saved = checkpoint.state.get("stateful_callbacks", {}).get(name, [])
+    states = saved if isinstance(saved, list) else [saved]
+    findings = []
+    if len(states) != len(expected):
+        findings.append(f"{where} holds {len(states)} states of {name}, expected {len(expected)}")
+    for index, (seen, wanted) in enumerate(zip(states, expected, strict=False)):
+        if seen != wanted:
+            findings.append(f"{where}: state {index + 1} of {name} is {seen}, expected {wanted}")
+    return verdict(f"{where} holds the current state of each {name}", findings, states=len(states))
+
+
+def given_to_callbacks(seen: Sequence[tuple[str, Mapping[str, Any]]], expected: Mapping[str, Any]) -> Verdict:
+    """At each event, each keyword argument is the very object expected.
+
+    seen: (event, keyword arguments of the callback) in order. expected: name of the argument -> object.
+    """
+    findings = [] if seen else ["no event was seen"]
+    for name, wanted in expected.items():
+        wrong = [(event, given.get(name)) for event, given in seen if given.get(name) is not wanted]
+        if wrong:
+            event, other = wrong[0]
+            same = "another " if type(other) is type(wanted) else ""
+            findings.append(
+                f"{name} is {same}{type(other).__name__} at {len(wrong)} of {len(seen)} events, {event} first; "
+                f"expected the run's {type(wanted).__name__}"
+            )
+    return verdict(f"callbacks are given the run's own {', '.join(expected)}", findings, events=len(seen))

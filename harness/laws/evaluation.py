@@ -1,0 +1,169 @@
+"""Evaluations: what is reported, and that they leave the run as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from fixtures import data
+from harness.laws.equal import differences, equal_runs
+from harness.laws.recompute import Recomputed, obstacles
+from harness.laws.resume import continues
+from harness.laws.runs import incomplete
+from harness.spec import RunSpec
+from harness.tolerance import ORACLE
+from harness.trace import Evaluation, MicroBatch, Tensors, Trace
+from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
+
+#: What TrainingArguments has where a spec says nothing.
+EVAL_BATCH_SIZE = 8
+
+
+def batches(spec: RunSpec) -> list[list[int]]:
+    """Rows of each batch of an evaluation: all evaluation rows in order, which count on from the training rows."""
+    size = int(spec.arguments.get("per_device_eval_batch_size", EVAL_BATCH_SIZE))
+    rows = list(range(spec.data.rows, spec.data.rows + spec.data.eval_rows))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def losses(trace: Trace) -> Verdict:
+    """Each eval_loss is the mean over rows of their batch's mean loss over its own labels, computed anew in float64.
+
+    Evaluations are judged at which the adapter is known: before the first step, and where a checkpoint was saved.
+    """
+    expected = "eval_loss is the mean, weighted by rows, of each batch's mean over its labels"
+    reasons = [reason for reason in obstacles(trace.spec) if "dropout" not in reason]  # evaluations have none
+    known = {0: trace.adapter_before} | {checkpoint.step: checkpoint.adapter for checkpoint in trace.checkpoints}
+    judged = [evaluation for evaluation in trace.evaluations if evaluation.step in known]
+    findings = incomplete(trace)
+    if reasons or not (judged or findings):
+        return Verdict(NOT_COMPARABLE, expected, tuple(reasons) or ("no evaluation has a checkpoint beside it",))
+    anew, gaps, others = _Anew(trace.spec, trace.adapter_before), [0.0], []
+    for evaluation in judged:
+        where = f"evaluation at step {evaluation.step}"
+        if evaluation.rows != batches(trace.spec):
+            findings.append(f"{where}: batches of rows {evaluation.rows}, expected {batches(trace.spec)}")
+            continue
+        by_rows, by_tokens = anew.means(known[evaluation.step])
+        seen = evaluation.metrics.get("eval_loss", math.nan)
+        others.append(abs(by_rows - by_tokens))
+        if not abs(seen - by_rows) <= ORACLE.loss:
+            findings.append(
+                f"{where}: eval_loss {seen:.9g}, expected {by_rows:.9g} (weighted by tokens {by_tokens:.9g})"
+            )
+        else:
+            gaps.append(abs(seen - by_rows))
+    return verdict(
+        expected,
+        findings,
+        evaluations=len(judged),
+        largest_loss_difference=max(gaps),
+        # How far the mean over all tokens is from what is asked for: what this clause can tell apart.
+        largest_distance_of_the_token_mean=max(others, default=0.0),
+    )
+
+
+class _Anew:
+    """Evaluation losses of a spec in float64, for any adapter."""
+
+    def __init__(self, spec: RunSpec, adapter: Tensors):
+        self.spec = spec
+        self.recomputed = Recomputed(spec, adapter)
+        self.recomputed.rows = [row for part in data.rows(spec.data) for row in part]
+
+    def means(self, adapter: Tensors) -> tuple[float, float]:
+        """The mean weighted by rows, and the mean over all labels."""
+        with torch.no_grad():
+            for name, parameter in self.recomputed.parameters.items():
+                parameter.copy_(adapter[name])
+        smoothing = self.spec.arguments.get("label_smoothing_factor", 0.0)
+        made = [MicroBatch(rows, tokens=0) for rows in batches(self.spec)]
+        means = [self.recomputed.window([batch], smoothing=smoothing)[0] for batch in made]
+        tokens = [self.recomputed.tokens([batch]) for batch in made]
+        return _weighted(means, [len(batch.rows) for batch in made]), _weighted(means, tokens)
+
+
+def _weighted(values: list[float], weights: list[int]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+
+def leaves_no_trace(evaluated: Trace, plain: Trace) -> Verdict:
+    """A run with evaluations is the run without them: rows, gradients, logs, adapter, optimizer, base, bit for bit."""
+    expected = "evaluations leave the run as it is"
+    if not evaluated.error and not evaluated.evaluations:
+        return verdict(expected, ["nothing was evaluated"])
+    return both(verdict(expected, [], evaluations=len(evaluated.evaluations)), continues(evaluated, plain, after=0))
+
+
+def draws_one_number(evaluated: Trace, drawn: Trace, passes: int) -> Verdict:
+    """The run with `passes` evaluations is one that draws a number where the other evaluates.
+
+    The steps have dropout, so that each number drawn changes all masks after it.
+    """
+    findings = incomplete(evaluated)
+    if len(evaluated.evaluations) != passes:
+        findings.append(f"{len(evaluated.evaluations)} evaluations, expected {passes}")
+    return both(verdict("an evaluation draws one number", findings), equal_runs(evaluated, drawn))
+
+
+def reported(trace: Trace, steps: list[int], *names: str) -> Verdict:
+    """There is an evaluation at each of `steps`, and each has a finite eval_loss and exactly the metrics `names` besides.
+
+    Timings and the epoch are not looked at.
+    """
+    findings = incomplete(trace)
+    if [evaluation.step for evaluation in trace.evaluations] != steps:
+        findings.append(f"evaluations at steps {[e.step for e in trace.evaluations]}, expected {steps}")
+    for evaluation in trace.evaluations:
+        findings += [f"evaluation at step {evaluation.step}: {one}" for one in _metrics(evaluation, names)]
+    return verdict(f"evaluations report eval_loss{', '.join(['', *names])}", findings, evaluations=len(steps))
+
+
+def _metrics(evaluation: Evaluation, names: tuple[str, ...]) -> list[str]:
+    seen = plain_metrics(evaluation.metrics)
+    found = [f"no {name} among {', '.join(seen) or 'no metrics'}" for name in ("eval_loss", *names) if name not in seen]
+    found += [f"{name} besides" for name in seen if name not in ("eval_loss", *names)]
+    if not math.isfinite(seen.get("eval_loss", 0.0)):
+        found.append(f"eval_loss is {seen['eval_loss']}")
+    return found
+
+
+def plain_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics without timings and the epoch."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name != "epoch" and not name.endswith(("_runtime", "_per_second"))
+    }
+
+
+def counted(trace: Trace) -> Verdict:
+    """compute_metrics was given every evaluation row and label: the metrics of `fixtures.metrics.counts` say so."""
+    rows = data.rows(trace.spec.data)[1]
+    labels = sum(label != data.IGNORED for row in rows for label in row["labels"])
+    findings = incomplete(trace) + ([] if trace.evaluations else ["nothing was evaluated"])
+    for evaluation in trace.evaluations:
+        for name, wanted in (("eval_rows", len(rows)), ("eval_labels", labels)):
+            if evaluation.metrics.get(name) != wanted:
+                seen = evaluation.metrics.get(name, "absent")
+                findings.append(f"evaluation at step {evaluation.step}: {name} is {seen}, expected {wanted}")
+    return verdict("compute_metrics is given all rows and labels", findings, rows=len(rows), labels=labels)
+
+
+def same_predictions(seen: Tensors, wanted: Tensors) -> Verdict:
+    """What compute_metrics was given is what the model returns, batch by batch, bit for bit."""
+    return verdict("all predictions and labels, in the order of the rows", differences(seen, wanted, 0.0, ""))
+
+
+def ended_with(trace: Trace, kind: str, *words: str) -> Verdict:
+    """The run ended with an error of this kind whose message contains each of `words`."""
+    findings = []
+    if trace.error is None:
+        findings.append(f"no error: it made {len(trace.steps)} steps")
+    elif not trace.error.startswith(f"{kind}:"):
+        findings.append(f"the run ended with {trace.error}")
+    else:
+        findings += [f"{word!r} is not in the message: {trace.error}" for word in words if word not in trace.error]
+    return verdict(f"{kind} saying {', '.join(words)}", findings)

@@ -1,0 +1,191 @@
+"""What is logged: entries of log_history, TensorBoard's event files, the console. Computed from the spec and the steps."""
+
+from __future__ import annotations
+
+import ast
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fixtures import data
+from harness.laws.callbacks import due, strategy
+from harness.laws.runs import incomplete
+from harness.laws.schedule import plan
+from harness.spec import RunSpec
+from harness.tolerance import SUMMATION
+from harness.trace import Trace
+from harness.verdict import Verdict, verdict
+
+ENTRY = ("loss", "grad_norm", "learning_rate", "epoch", "step")
+LAST_ENTRY = (
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "total_flos",
+    "train_loss",
+    "epoch",
+    "step",
+)
+TOKENS = "num_input_tokens_seen"
+
+
+def logging_steps(spec: RunSpec) -> list[int]:
+    """The optimizer steps after which the training loss is logged, of a run that is not resumed."""
+    planned, kind = plan(spec), strategy(spec, "logging")
+    in_epoch = len(planned.windows)
+    return [
+        number
+        for number in range(1, planned.total + 1)
+        if due(spec, "logging", number)
+        or (number == 1 and spec.arguments.get("logging_first_step"))
+        or (kind == "epoch" and (number % in_epoch == 0 or number == planned.total))
+    ]
+
+
+def entries(trace: Trace, digits: int | None = None, also: Sequence[str] = ()) -> Verdict:
+    """The log has an entry for each logging step, with these keys, and the mean loss since the entry before.
+
+    digits: how many the logged loss is rounded to (None: not at all). also: further keys that each entry has.
+    """
+    findings, wanted = incomplete(trace), logging_steps(trace.spec)
+    keys = {*ENTRY, *also}
+    seen = [entry for entry in trace.log_history if "loss" in entry]
+    if [entry["step"] for entry in seen] != wanted:
+        findings.append(f"logged after steps {[entry['step'] for entry in seen]}, expected {wanted}")
+    losses, before = {step.number: _loss(step.batches) for step in trace.steps}, 0
+    rounding = 0.0 if digits is None else 0.5 * 10.0**-digits
+    for entry in seen:
+        where = f"entry of step {entry['step']}"
+        findings += [f"{where} lacks {key}" for key in keys if key not in entry]
+        findings += [f"{where} has {key} besides" for key in entry if key not in keys]
+        window = [loss for number, loss in losses.items() if before < number <= entry["step"]]
+        mean = sum(window) / max(1, len(window))
+        if not abs(entry["loss"] - mean) <= SUMMATION.loss + rounding:
+            findings.append(f"{where}: loss {entry['loss']!r}, the mean of its {len(window)} steps is {mean!r}")
+        before = entry["step"]
+    return verdict(f"an entry after steps {wanted}, with the mean loss of its steps", findings, entries=len(seen))
+
+
+def _loss(batches: Iterable[Any]) -> float:
+    """A window's loss: shares of its mean where the model was given num_items_in_batch, means otherwise."""
+    made = list(batches)
+    total = sum(math.nan if batch.loss is None else batch.loss for batch in made)
+    return total if made[0].num_items is not None else total / len(made)
+
+
+def tokens(trace: Trace, padding: bool = True) -> Verdict:
+    """Every entry counts the tokens of all rows fed until then, with their padding or without."""
+    findings = incomplete(trace)
+    rows = data.rows(trace.spec.data)[0]
+    fed, total = {0: 0}, 0
+    for step in trace.steps:
+        for row in (row for batch in step.batches for row in batch.rows):
+            total += trace.spec.data.length if padding else sum(rows[row]["attention_mask"])
+        fed[step.number] = total
+    for entry in trace.log_history:
+        if entry.get(TOKENS) != fed[entry["step"]]:
+            kind = "training" if "loss" in entry else "evaluation" if "eval_loss" in entry else "last"
+            findings.append(
+                f"{kind} entry of step {entry['step']}: {TOKENS} {entry.get(TOKENS, 'absent')}, "
+                f"expected {fed[entry['step']]}"
+            )
+    return verdict(f"{TOKENS} counts the tokens fed", findings, tokens=total)
+
+
+def last_entry(trace: Trace) -> Verdict:
+    """The last entry holds the metrics of TrainOutput at the last step."""
+    findings, total = incomplete(trace), plan(trace.spec).total
+    last = trace.log_history[-1] if trace.log_history else {}
+    findings += [f"the last entry lacks {key}" for key in LAST_ENTRY if key not in last]
+    findings += [f"the last entry has {key} besides" for key in last if key not in LAST_ENTRY]
+    if last.get("step", total) != total:
+        findings.append(f"the last entry is of step {last['step']}, expected {total}")
+    for key, value in trace.output.get("metrics", {}).items():
+        if key in last and last[key] != value:
+            findings.append(f"the last entry's {key} is {last[key]!r}, that of TrainOutput {value!r}")
+    return verdict("the log ends with the metrics of training", findings, entries=len(trace.log_history))
+
+
+# ---- TensorBoard ----
+
+
+def tensorboard(trace: Trace, directory: Path) -> Verdict:
+    """The one event file below a directory holds every number of log_history, and the two texts.
+
+    Scalars are float32 in the file, so each must be the float32 nearest to what log_history has.
+    """
+    findings = incomplete(trace)
+    files = sorted(directory.rglob("events.out.tfevents.*"))
+    if len(files) != 1:
+        findings.append(f"{len(files)} event files below {directory.name}/, expected 1")
+    scalars, texts = read_events(files[0]) if files else ({}, [])
+    wanted: dict[str, list[tuple[int, float]]] = {}
+    for entry in trace.log_history:
+        for key, value in entry.items():
+            if key != "step":
+                wanted.setdefault(tag(key), []).append((entry["step"], _float32(value)))
+    findings += [f"no scalar {name}" for name in wanted if name not in scalars]
+    findings += [f"a scalar {name}, which is not in log_history" for name in scalars if name not in wanted]
+    for name, points in wanted.items():
+        other = [(a, b) for a, b in zip(scalars.get(name, []), points, strict=False) if a != b]
+        if other:
+            findings.append(f"{name}: {other[0][0]} (step, value), log_history has {other[0][1]}")
+        elif name in scalars and len(scalars[name]) != len(points):
+            findings.append(f"{name}: {len(scalars[name])} points, log_history has {len(points)}")
+    if texts != ["args", "model_config"]:
+        findings.append(f"texts {', '.join(texts) or 'none'}, expected args, model_config")
+    return verdict("TensorBoard has what log_history has", findings, scalars=len(scalars))
+
+
+def tag(key: str) -> str:
+    """TensorBoard's name of a key of log_history."""
+    return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
+
+
+def read_events(file: Path) -> tuple[dict[str, list[tuple[int, float]]], list[str]]:
+    """Scalars of an event file (tag -> (step, value) in order) and the names of its texts, sorted."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # 0 keeps every point: by default the reader samples.
+    events = EventAccumulator(str(file), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    names = events.Tags()
+    scalars = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names["scalars"]}
+    return scalars, sorted(name.removesuffix("/text_summary") for name in names["tensors"])
+
+
+def _float32(value: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", value))[0])
+
+
+# ---- the console ----
+
+
+def console(log_history: Sequence[Mapping[str, Any]], text: str) -> Verdict:
+    """Standard output shows each entry once, in order, as a dict: all its numbers but the step and total_flos."""
+    findings, shown = [], list(_dicts(text))
+    if len(shown) != len(log_history):
+        findings.append(f"{len(shown)} entries on standard output, log_history has {len(log_history)}")
+    for number, (seen, entry) in enumerate(zip(shown, log_history, strict=False), start=1):
+        wanted = {key: value for key, value in entry.items() if key not in ("step", "total_flos")}
+        findings += [f"entry {number} shows no {key}" for key in wanted if key not in seen]
+        findings += [f"entry {number} shows {key} besides" for key in seen if key not in wanted]
+        findings += [
+            f"entry {number} shows {key} {seen[key]}, log_history has {value!r}"
+            for key, value in wanted.items()
+            if key in seen and not _shows(seen[key], value)
+        ]
+    return verdict("the console shows each entry of log_history", findings, entries=len(shown))
+
+
+def _dicts(text: str) -> Iterable[dict[str, Any]]:
+    for line in text.replace("\r", "\n").splitlines():
+        if line.strip().startswith("{"):
+            yield ast.literal_eval(line.strip())
+
+
+def _shows(seen: Any, value: float) -> bool:
+    """Whether a number, or a string of it, is the value or the value rounded to four significant digits."""
+    return float(seen) in (value, float(f"{value:.4g}"))

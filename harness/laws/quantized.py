@@ -1,0 +1,130 @@
+"""Training on a quantized base: what is packed, what is computed in which dtype, and what survives saving."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from harness.laws.equal import differences
+from harness.laws.runs import incomplete
+from harness.trace import Tensors, Trace
+from harness.verdict import Verdict, verdict
+
+#: Module path -> (outputs, inputs).
+Linears = Mapping[str, tuple[int, int]]
+
+#: bitsandbytes keeps the optimizer state of smaller tensors in 32 bits (min_8bit_size of its optimizers).
+SMALLEST_8BIT = 4096
+
+
+def packed(trace: Trace, linears: Linears) -> Verdict:
+    """Each of these linear layers holds its weight as NF4, two numbers a byte, and no other parameter is packed."""
+    findings = incomplete(trace)
+    wanted = {f"{path}.weight": [outputs * inputs // 2, 1] for path, (outputs, inputs) in linears.items()}
+    for name, shape in wanted.items():
+        kind = trace.parameters.get(name, ["absent", []])
+        if kind != ["uint8", shape]:
+            findings.append(f"{name} is {kind[0]} {kind[1]}, expected uint8 {shape}")
+    findings += [
+        f"{name} is {dtype}, expected a floating dtype"
+        for name, (dtype, _) in trace.parameters.items()
+        if name not in wanted and "float" not in dtype
+    ]
+    return verdict(f"{len(wanted)} linear layers are packed, two weights a byte", findings, packed=len(wanted))
+
+
+def learns(trace: Trace) -> Verdict:
+    """Every logged loss is finite, every gradient norm finite and above zero."""
+    findings = incomplete(trace)
+    if not trace.losses or not trace.grad_norms:
+        findings.append("no loss or no gradient norm was logged")
+    findings += [f"step {step}: loss {loss}" for step, loss in trace.losses.items() if not math.isfinite(loss)]
+    findings += [
+        f"step {step}: gradient norm {norm}"
+        for step, norm in trace.grad_norms.items()
+        if not (math.isfinite(norm) and norm > 0)
+    ]
+    return verdict("losses are finite, gradient norms finite and above zero", findings)
+
+
+def adapts(trace: Trace, expected: Mapping[str, Sequence[int]]) -> Verdict:
+    """The trainable tensors are exactly these, of these shapes."""
+    findings = incomplete(trace)
+    findings += [f"{name} is trained, unexpected" for name in trace.trainable if name not in expected]
+    for name, shape in expected.items():
+        if name not in trace.trainable:
+            findings.append(f"{name} is not trained")
+        elif list(trace.adapter[name].shape) != list(shape):
+            findings.append(f"{name} is {list(trace.adapter[name].shape)}, expected {list(shape)}")
+    numbers = sum(math.prod(shape) for shape in expected.values())
+    return verdict(f"{len(expected)} tensors of {numbers} numbers are trained", findings, numbers=numbers)
+
+
+def computes_in(trace: Trace, base: str, adapter: str) -> Verdict:
+    """Parameters of the base that are not packed have one dtype, those of the adapter another."""
+    findings = incomplete(trace)
+    counted = 0
+    for name, (dtype, _) in trace.parameters.items():
+        if dtype in ("uint8", "int8"):
+            continue
+        wanted = adapter if name in trace.trainable else base
+        counted += 1
+        if dtype != wanted:
+            findings.append(f"{name} is {dtype}, expected {wanted}")
+    if not counted:
+        findings.append("the model has no parameter that is not packed")
+    return verdict(f"the rest of the base is {base}, the adapter {adapter}", findings, parameters=counted)
+
+
+def state_in_8_bits(trace: Trace, smallest: int = SMALLEST_8BIT) -> Verdict:
+    """Both moments of each trained tensor are uint8 from `smallest` numbers on, float32 below."""
+    findings = incomplete(trace)
+    findings += [f"{name} has no optimizer state" for name in trace.trainable if name not in trace.optimizer_state]
+    small = 0
+    for name, state in trace.optimizer_state.items():
+        numbers = trace.adapter[name].numel() if name in trace.adapter else 0
+        wanted = torch.uint8 if numbers >= smallest else torch.float32
+        small += numbers < smallest
+        for moment in ("state1", "state2"):
+            seen = state.get(moment)
+            if seen is None or seen.dtype != wanted or seen.numel() != numbers:
+                what = "absent" if seen is None else f"{_plain(seen.dtype)} of {seen.numel()}"
+                findings.append(f"{moment} of {name} is {what}, expected {_plain(wanted)} of {numbers}")
+    tensors = len(trace.optimizer_state)
+    return verdict(f"moments are 8-bit from {smallest} numbers on", findings, in_8_bits=tensors - small, in_32=small)
+
+
+def same_base(resumed: Trace, first: Trace) -> Verdict:
+    """The packed base and its quantization state are the same bits in a run and in its continuation, at the end too."""
+    findings = incomplete(resumed) + incomplete(first)
+    states = [name for name in first.base if "quant_state" in name]
+    if not states:
+        findings.append("the base has no quantization state")
+    for when, seen in (("before", resumed.base_before), ("after", resumed.base)):
+        for name in sorted(set(first.base) | set(seen)):
+            if seen.get(name) != first.base.get(name):
+                findings.append(f"{name} {when} the resumed run: digest {seen.get(name)}, expected {first.base[name]}")
+    return verdict("the quantized base is the same, bit for bit", findings, quantization_states=len(states))
+
+
+def same_model(state: Tensors, logits: torch.Tensor, wanted_state: Tensors, wanted_logits: torch.Tensor) -> Verdict:
+    """A quantized model after saving and loading: state_dict() and logits are what they were, bit for bit."""
+    findings = differences(state, wanted_state, 0.0, "state_dict():")
+    findings += differences({"logits": logits}, {"logits": wanted_logits}, 0.0, "forward:")
+    if not any("quant_state" in name for name in wanted_state):
+        findings.append("the model that was saved has no quantization state")
+    return verdict("a reloaded model is the saved one, bit for bit", findings, tensors=len(wanted_state))
+
+
+def requires_grad(names: Iterable[str], wanted: Iterable[str]) -> Verdict:
+    """Exactly the wanted parameters require gradients."""
+    seen, expected = set(names), set(wanted)
+    findings = [f"{name} requires gradients" for name in sorted(seen - expected)]
+    findings += [f"{name} does not require gradients" for name in sorted(expected - seen)]
+    return verdict(f"{len(expected)} parameters require gradients", findings)
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,132 @@
+"""Hyperparameter searches: what each trial trained, what it is judged by, what comes out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.laws.checkpoint import adapter_only
+from harness.laws.equal import equal_runs
+from harness.search import Search, Trial
+from harness.spec import RunSpec
+from harness.trace import Trace
+from harness.verdict import Verdict, verdict
+
+
+def as_own_runs(seen: Search, train: Callable[[RunSpec], Trace]) -> Verdict:
+    """Each trial trains, bit for bit, as a run of its own with the values that were suggested."""
+    findings = [] if seen.trials else ["there was no trial"]
+    for trial in seen.trials:
+        own = equal_runs(trial.trace, train(trial.trace.spec))
+        findings += [f"{_where(trial)}: {one}" for one in own.seen]
+    return verdict("each trial is a run of its own with the suggested values", findings, trials=len(seen.trials))
+
+
+def seeded(seen: Search) -> Verdict:
+    """Training of each trial begins with torch seeded by the suggested seed."""
+    findings = [] if seen.trials else ["there was no trial"]
+    for trial in seen.trials:
+        if trial.initial_seed != trial.params["seed"]:
+            findings.append(f"{_where(trial)}: torch.initial_seed() is {trial.initial_seed}")
+    return verdict("each trial begins with the suggested seed", findings, trials=len(seen.trials))
+
+
+def made_models(seen: Search, ranks: Sequence[int]) -> Verdict:
+    """model_init is called once without a trial and once with each, and its model is the one that is trained."""
+    calls = [None, *range(len(ranks))]
+    findings = [] if seen.made_for == calls else [f"model_init was called for {seen.made_for}, expected {calls}"]
+    for trial, rank in zip(seen.trials, ranks, strict=True):
+        found = {shape[0] for name, (_, shape) in trial.trace.parameters.items() if name.endswith("lora_A.weight")}
+        if found != {rank}:
+            findings.append(f"{_where(trial)}: adapters of rank {sorted(found)}, expected {rank}")
+    return verdict("model_init makes the model of each trial", findings, trials=len(seen.trials))
+
+
+def best_run(seen: Search) -> Verdict:
+    """What is returned is the number, as a string, the objective and all parameters of the best finished trial."""
+    finished = [trial for trial in seen.trials if trial.state == "COMPLETE" and trial.trace.evaluations]
+    if not finished:
+        return verdict("the best of the finished trials", ["no trial was finished and evaluated"])
+    best = min(finished, key=lambda trial: _eval_loss(trial))
+    expected = (str(best.number), _eval_loss(best), best.params)
+    returned = (seen.best.run_id, seen.best.objective, seen.best.hyperparameters)
+    findings = [
+        f"{name} is {one!r}, expected {wanted!r}"
+        for name, one, wanted in zip(("run_id", "objective", "hyperparameters"), returned, expected, strict=True)
+        if one != wanted
+    ]
+    return verdict("BestRun is the trial with the lowest eval_loss", findings, objectives=_objectives(seen))
+
+
+def objectives(seen: Search, expected: Callable[[Mapping[str, float]], float]) -> Verdict:
+    """The objective of each trial is what `expected` makes of the metrics of its last evaluation."""
+    findings = [] if seen.trials else ["there was no trial"]
+    for trial in seen.trials:
+        if not trial.trace.evaluations:
+            findings.append(f"{_where(trial)}: nothing was evaluated")
+            continue
+        metrics = trial.trace.evaluations[-1].metrics
+        if trial.value != expected(metrics):
+            findings.append(f"{_where(trial)}: the objective is {_named(trial.value, metrics)}, not {expected(metrics)!r}")
+    return verdict("the objective is that of the last evaluation", findings, objectives=_objectives(seen))
+
+
+def reported(seen: Search) -> Verdict:
+    """Each evaluation of a trial is reported at its step, with its eval_loss."""
+    findings = [] if seen.trials else ["there was no trial"]
+    for trial in seen.trials:
+        wanted = {evaluation.step: evaluation.metrics["eval_loss"] for evaluation in trial.trace.evaluations}
+        if trial.reported != wanted or not wanted:
+            findings.append(f"{_where(trial)}: reported {trial.reported}, evaluated {wanted}")
+    return verdict("every evaluation is reported to the study", findings, trials=len(seen.trials))
+
+
+def pruned(seen: Search, number: int, step: int) -> Verdict:
+    """One trial is pruned at a step: its training ends there, with train_end; the others are finished."""
+    findings = []
+    for trial in seen.trials:
+        state = "PRUNED" if trial.number == number else "COMPLETE"
+        last = step if trial.number == number else int(trial.trace.spec.arguments["max_steps"])
+        made = len(trial.trace.steps)
+        if trial.state != state:
+            findings.append(f"{_where(trial)}: {trial.state}, expected {state}")
+        if made != last:
+            findings.append(f"{_where(trial)}: {made} optimizer steps, expected {last}")
+        if trial.trace.events[-1:] != ["train_end"] or trial.trace.events.count("train_end") != 1:
+            findings.append(f"{_where(trial)}: the last events are {trial.trace.events[-3:]}, expected one train_end")
+    return verdict(f"trial {number} ends at step {step} with train_end", findings, trials=len(seen.trials))
+
+
+def checkpoints(seen: Search, directory: Path, steps: Sequence[int]) -> Verdict:
+    """Each trial saves below run-<number>, adapters only, and trainer_state.json names all that was suggested."""
+    wanted = {f"run-{trial.number}/checkpoint-{step}" for trial in seen.trials for step in steps}
+    found = {str(path.relative_to(directory)) for path in directory.rglob("checkpoint-*") if path.is_dir()}
+    findings = [f"{name} is missing" for name in sorted(wanted - found)]
+    findings += [f"{name} is there besides" for name in sorted(found - wanted)]
+    for trial in seen.trials:
+        findings += [f"{_where(trial)}: {one}" for one in adapter_only(trial.trace).seen]
+        for name in sorted(found & {f"run-{trial.number}/checkpoint-{step}" for step in steps}):
+            state = json.loads((directory / name / "trainer_state.json").read_text())
+            if state["trial_params"] != trial.params or not state["is_hyper_param_search"]:
+                findings.append(f"{name}: trial_params {state['trial_params']}, suggested were {trial.params}")
+    return verdict("each trial has checkpoints of its own", findings, checkpoints=len(found))
+
+
+def _where(trial: Trial) -> str:
+    return f"trial {trial.number} ({', '.join(f'{name} {value}' for name, value in trial.params.items())})"
+
+
+def _named(value: float | None, metrics: Mapping[str, float]) -> str:
+    """A number, and which of the metrics it is."""
+    name = next((f", {name}" for name, one in metrics.items() if one == value), "")
+    return f"{value!r}{name}"
+
+
+def _eval_loss(trial: Trial) -> float:
+    return trial.trace.evaluations[-1].metrics["eval_loss"]
+
+
+def _objectives(seen: Search) -> dict[str, Any]:
+    return {str(trial.number): trial.value for trial in seen.trials}

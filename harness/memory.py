@@ -1,0 +1,84 @@
+"""What tensors a run holds, in bytes of torch's CPU allocator: the same numbers at every run, unlike resident memory."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.spec import RunSpec
+from harness.subjects.hf_trainer import HFTrainer, recorded_warnings
+
+_BEGIN = "peft-harness: train begins"
+_STEP = "peft-harness: step ends"
+
+
+@dataclass
+class Memory:
+    """Bytes allocated since train() was called, and not yet freed.
+
+    held: after each optimizer step. peaks: the most at any moment of each step.
+    """
+
+    held: list[int]
+    peaks: list[int]
+
+
+def measure(subject: HFTrainer, spec: RunSpec, directory: Path) -> Memory:
+    """Train a spec under torch's profiler, which reports every allocation of its CPU allocator."""
+    from torch.profiler import ProfilerActivity, profile, record_function
+    from transformers import TrainerCallback
+
+    def mark(name: str) -> None:
+        # Tensors in cycles wait for the collector, whose time is its own: what is held is what is left after it.
+        gc.collect()
+        with record_function(name):
+            pass
+
+    class Marks(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            mark(_BEGIN)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            mark(_STEP)
+
+    with recorded_warnings([]):
+        trainer = subject.build(spec, directory)
+        trainer.add_callback(Marks())
+        gc.collect()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            trainer.train()
+    file = directory / "profile.json"
+    profiled.export_chrome_trace(str(file))
+    return Memory(*read(json.loads(file.read_text(encoding="utf-8"))["traceEvents"]))
+
+
+def read(events: Iterable[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
+    """Bytes held after each step and the peak of each, from a profile's events in the Chrome trace format.
+
+    What is freed without having been allocated in the profile is not counted: it was there before.
+    """
+    relevant = [event for event in events if event.get("name") in ("[memory]", _BEGIN, _STEP) and "ts" in event]
+    own: dict[int, int] = {}
+    held, peaks = [], []
+    live = peak = 0
+    for event in sorted(relevant, key=lambda event: event["ts"]):
+        if event["name"] == "[memory]":
+            size, address = event["args"]["Bytes"], event["args"]["Addr"]
+            if event["args"].get("Device Type") != 0:
+                continue
+            if size > 0:
+                own[address] = size
+                live += size
+            else:
+                live -= own.pop(address, 0)
+            peak = max(peak, live)
+        elif event.get("cat") == "user_annotation":
+            if event["name"] == _STEP:
+                held.append(live)
+                peaks.append(peak)
+            peak = live
+    return held, peaks

@@ -1,0 +1,253 @@
+"""EMB: embedding and output layers: when they are looked up, saved, tied and trained."""
+
+from collections import Counter
+
+import peft
+import pytest
+
+from fixtures import data, hub, models, shapes
+from fixtures.resized import FAMILY
+from harness.laws import embeddings
+from harness.scenarios import PLAIN, by_route, cases, continued, over
+from harness.spec import ADD, GET
+from harness.verdict import both, same
+
+#: Four steps, saved at the second and the fourth.
+SAVED = PLAIN.but(max_steps=4, save_strategy="steps", save_steps=2)
+SAVES = 2
+EMBEDDINGS, HEAD = f"{shapes.EMBEDDINGS}.weight", f"{shapes.HEAD}.weight"
+NAME = "someone/their-base"
+
+
+def based_on(origin, vocab_size=256, **config):
+    """SAVED on a base of this origin (see fixtures.resized), resized to `vocab_size`."""
+    return SAVED.but(model={"family": FAMILY, "config": {"origin": origin, "vocab_size": vocab_size, **config}})
+
+
+def reload(spec, path, route):
+    """state_dict() of the spec's base with the adapter at `path` loaded by one of the two routes."""
+    base = models.build(spec.model)
+    if route == GET:
+        return peft.PeftModel.from_pretrained(base, path).state_dict()
+    base.load_adapter(path)
+    return base.state_dict()
+
+
+# ---- lookups at the hub ----
+
+
+@pytest.mark.clause("EMB-01")
+@cases(by_route({"hub-name": based_on(NAME)}))
+def test_a_base_with_a_hub_name_is_looked_up_once_a_save(spec, train, judge):
+    with hub.standing_in(answer=False) as asked:
+        train(spec, again=True)
+    judge(same("lookups", asked.lookups, [(NAME, "config.json")] * SAVES))
+
+
+@pytest.mark.clause("EMB-01")
+@cases(by_route({"built-from-config": based_on("config"), "directory": based_on("directory")}))
+def test_a_base_without_a_hub_name_is_not_looked_up(spec, train, judge):
+    with hub.standing_in(answer=True) as asked:
+        train(spec, again=True)
+    judge(same("lookups", asked.lookups, []))
+
+
+@pytest.mark.clause("EMB-01")
+@cases(by_route({"resized": based_on(NAME, 260)}))
+def test_another_vocabulary_at_the_hub_saves_the_embeddings(spec, train, judge):
+    with hub.standing_in(answer=True, vocab_size=256) as asked:
+        trace = train(spec, again=True)
+    read = same("configs read from the hub", asked.configs, [NAME] * SAVES)
+    judge(both(read, embeddings.saved_whole(trace, shapes.embeddings(260))))
+
+
+@pytest.mark.clause("EMB-01")
+@cases(by_route({"not-resized": based_on(NAME)}))
+def test_the_same_vocabulary_at_the_hub_saves_the_adapter_alone(spec, train, judge):
+    with hub.standing_in(answer=True, vocab_size=256):
+        trace = train(spec, again=True)
+    judge(embeddings.tensors_saved(trace, shapes.lora()))
+
+
+ASSUMED = f"Could not find a config file in {NAME} - will assume that the vocabulary was not modified."
+
+
+@pytest.mark.clause("EMB-02")
+@cases(by_route({"offline": based_on(NAME)}))
+def test_offline_nothing_is_asked_and_each_save_warns(spec, train, judge):
+    with hub.standing_in(answer=True, offline=True) as asked:
+        trace = train(spec, again=True)
+    silent = same("lookups", asked.lookups, [])
+    judge(both(silent, embeddings.told(trace, ASSUMED, SAVES), embeddings.tensors_saved(trace, shapes.lora())))
+
+
+@pytest.mark.clause("EMB-02")
+@cases(by_route({"no-network": based_on(NAME)}))
+def test_a_failing_network_costs_a_warning_and_not_the_run(spec, train, judge):
+    with hub.standing_in(answer=ConnectionError("no route to host")):
+        trace = train(spec, again=True)
+    why = embeddings.told(trace, "no route to host", SAVES)
+    judge(both(why, embeddings.told(trace, ASSUMED, SAVES), embeddings.tensors_saved(trace, shapes.lora())))
+
+
+# ---- resized embeddings ----
+
+DIRECTORY = based_on("directory", 260)
+
+
+@pytest.mark.clause("EMB-03")
+@over(by_route({"directory": DIRECTORY}))
+def test_resized_embeddings_are_saved_whole(trace, judge):
+    judge(embeddings.saved_whole(trace, shapes.embeddings(260)))
+
+
+@pytest.mark.clause("EMB-03")
+@over({"second-adapter": DIRECTORY.but(adapter={"others": {"second": {}}})})
+def test_resized_embeddings_are_saved_with_every_adapter(trace, judge):
+    judge(embeddings.saved_whole(trace, shapes.embeddings(260)))
+
+
+@pytest.mark.clause("EMB-03")
+def test_resuming_restores_resized_embeddings(train, judge):
+    # Both legs resize the same base, but draw other values for the new rows.
+    other = based_on("directory", 260, new_rows_seed=1).model
+    spec = continued(DIRECTORY, 2, model={"config": other.config})
+    judge(embeddings.restored(train(spec), train(spec.first_leg()), (EMBEDDINGS, HEAD)))
+
+
+@pytest.mark.clause("EMB-03")
+@pytest.mark.parametrize("route", [GET, ADD])
+@cases(by_route({"saved": DIRECTORY}))
+def test_reloading_restores_resized_embeddings(spec, route, upstream, train, judge):
+    trace = train(spec)
+    other = based_on("directory", 260, new_rows_seed=1)
+    judge(embeddings.reloaded(reload(other, trace.checkpoint(4).path, route), trace, (EMBEDDINGS, HEAD)))
+
+
+@pytest.mark.clause("EMB-04")
+@over(by_route({"built-from-config": based_on("config", 260)}))
+def test_resized_embeddings_of_a_built_base_are_saved_whole(trace, judge):
+    judge(embeddings.saved_whole(trace, shapes.embeddings(260)))
+
+
+# ---- adapted embeddings ----
+
+LORA_OF_EMBEDDINGS = {
+    f"{shapes.EMBEDDINGS}.lora_embedding_A": [8, 256],
+    f"{shapes.EMBEDDINGS}.lora_embedding_B": [64, 8],
+}
+LORA_OF_HEAD = {f"{shapes.HEAD}.lora_A.weight": [8, 64], f"{shapes.HEAD}.lora_B.weight": [256, 8]}
+#: target_modules, which of the two layers they name.
+TARGETS = {
+    "both": (["q_proj", "v_proj", "embed_tokens", "lm_head"], (EMBEDDINGS, HEAD)),
+    "embed_tokens": (["q_proj", "v_proj", "embed_tokens"], (EMBEDDINGS,)),
+    "lm_head": (["q_proj", "v_proj", "lm_head"], (HEAD,)),
+    # Earlier releases of peft looked for the whole name in the pattern's text.
+    "regular-expression": (r".*\.(q_proj|v_proj|embed_\w+)", (EMBEDDINGS,)),
+    "path": (["q_proj", "v_proj", "model.embed_tokens"], (EMBEDDINGS,)),
+}
+
+
+@pytest.mark.clause("EMB-05")
+@pytest.mark.parametrize(
+    ("spec", "layers"),
+    [
+        pytest.param(spec, TARGETS[id.partition("/")[0]][1], id=id)
+        for id, spec in by_route(
+            {name: SAVED.but(lora={"target_modules": targets}) for name, (targets, _) in TARGETS.items()}
+        ).items()
+    ],
+)
+def test_an_adapted_embedding_is_saved_with_its_base_weight(spec, layers, train, judge):
+    trace = train(spec)
+    whole = {name: shape for name, shape in shapes.embeddings().items() if name in layers}
+    own = {**(LORA_OF_EMBEDDINGS if EMBEDDINGS in layers else {}), **(LORA_OF_HEAD if HEAD in layers else {})}
+    judge(
+        both(
+            embeddings.tensors_saved(trace, {**shapes.lora(), **own, **whole}),
+            embeddings.saved_whole(trace, whole),
+            embeddings.moved(trace, trained=own, kept=whole),
+        )
+    )
+
+
+# ---- tied embeddings ----
+
+TIED = SAVED.but(model={"family": "llama-tied"})
+
+
+@pytest.mark.clause("EMB-06")
+@over(by_route({"plain": TIED}))
+def test_a_plain_lora_leaves_tied_embeddings_alone(trace, judge):
+    judge(
+        both(
+            embeddings.tied(trace, EMBEDDINGS, HEAD),
+            embeddings.moved(trace, kept=(EMBEDDINGS, HEAD)),
+            embeddings.tensors_saved(trace, shapes.lora()),
+        )
+    )
+
+
+@pytest.mark.clause("EMB-06")
+@over(by_route({"one-of-two/embed_tokens": TIED.but(lora={"modules_to_save": ["embed_tokens"]})}))
+def test_saving_the_embedding_trains_it_apart_from_the_output_layer(trace, judge):
+    judge(trained_alone(trace, EMBEDDINGS, HEAD))
+
+
+@pytest.mark.clause("EMB-06")
+@over(by_route({"one-of-two/lm_head": TIED.but(lora={"modules_to_save": ["lm_head"]})}))
+def test_saving_the_output_layer_trains_it_apart_from_the_embedding(trace, judge):
+    judge(trained_alone(trace, HEAD, EMBEDDINGS))
+
+
+def trained_alone(trace, one, other):
+    original = one.replace(".weight", ".original_module.weight")
+    saved = {**shapes.lora(), one: [256, 64]}
+    return both(embeddings.moved(trace, trained=(one,), kept=(other, original)), embeddings.tensors_saved(trace, saved))
+
+
+@pytest.mark.clause("EMB-06")
+@cases(
+    by_route(
+        {
+            f"ensure-weight-tying/{name}": TIED.but(lora={"modules_to_save": [name], "ensure_weight_tying": True})
+            for name in ("embed_tokens", "lm_head")
+        }
+    )
+)
+def test_ensure_weight_tying_keeps_one_trained_tensor(spec, upstream, train, judge):
+    trace = train(spec)
+    judge(both(embeddings.moved(trace, trained=(EMBEDDINGS, HEAD)), embeddings.tied(trace, EMBEDDINGS, HEAD)))
+    state = reload(spec, trace.checkpoint(4).path, spec.adapter.route)
+    judge(embeddings.reloaded(state, trace, (EMBEDDINGS, HEAD)))
+
+
+# ---- single rows ----
+
+#: The two commonest token ids, so that the ten steps of an epoch have a gradient for both.
+ROWS = [
+    token
+    for token, _ in Counter(token for row in data.rows(SAVED.data)[0] for token in row["input_ids"]).most_common(2)
+]
+DELTA = f"{shapes.EMBEDDINGS}.token_adapter.trainable_tokens_delta"
+TOKENS = SAVED.but(lora={"trainable_token_indices": ROWS}, max_steps=10, save_steps=5)
+
+
+@pytest.mark.clause("EMB-07")
+@over(by_route({"untied": TOKENS}))
+def test_chosen_rows_alone_are_trained_and_saved(trace, judge):
+    judge(both(rows_alone(trace), embeddings.moved(trace, kept=(HEAD,))))
+
+
+@pytest.mark.clause("EMB-07")
+@over(by_route({"tied": TOKENS.but(model={"family": "llama-tied"})}))
+def test_chosen_rows_of_tied_layers_are_trained_as_one(trace, judge):
+    judge(both(rows_alone(trace), embeddings.tied(trace, DELTA, DELTA.replace(shapes.EMBEDDINGS, shapes.HEAD))))
+
+
+def rows_alone(trace):
+    embedding = f"{shapes.EMBEDDINGS}.token_adapter.weight"
+    return both(
+        embeddings.moved(trace, trained=(DELTA,), kept=(embedding,)),
+        embeddings.tensors_saved(trace, {**shapes.lora(), DELTA: [len(ROWS), 64]}),
+    )

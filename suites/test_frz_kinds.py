@@ -1,0 +1,156 @@
+"""FRZ: what else than A and B is trained: biases, copies of modules, magnitudes, and parameters unfrozen by hand."""
+
+import pytest
+
+from fixtures import models, shapes
+from fixtures.models import FAMILIES
+from harness.laws import checkpoint, embeddings, frozen, resume
+from harness.scenarios import PLAIN, SAVING, SHORT, by_route, cases, continued, over, saving
+from harness.subjects.hf_trainer import inject
+from harness.verdict import both, same
+
+QUANTIZED = SAVING["nf4"]
+
+
+@pytest.mark.clause("FRZ-04")
+@over(by_route({"nf4": QUANTIZED}))
+def test_an_nf4_base_is_bit_identical(trace, judge):
+    # 14 linear layers of 6 tensors each, and 7 other tensors: 91.
+    judge(frozen.quantized_base_frozen(trace, shapes.linears()))
+
+
+@pytest.mark.clause("FRZ-04")
+@over(by_route({"int8": SHORT.but(model={"quantization": "int8"})}))
+def test_an_int8_base_is_bit_identical(trace, judge):
+    judge(frozen.base_frozen(trace))
+
+
+# ---- biases ----
+
+
+def gpt2_biases(*modules):
+    """The biases of the tiny GPT-2 by canonical name, of these modules of each layer (with none, all of the model's)."""
+    fields = FAMILIES["gpt2"].config
+    hidden = fields["n_embd"]
+    layer = {
+        "ln_1": hidden,
+        "attn.c_attn": 3 * hidden,
+        "attn.c_proj": hidden,
+        "ln_2": hidden,
+        "mlp.c_fc": 4 * hidden,
+        "mlp.c_proj": hidden,
+    }
+    found = {
+        f"transformer.h.{index}.{name}.bias": [size]
+        for index in range(fields["n_layer"])
+        for name, size in layer.items()
+        if not modules or name in modules
+    }
+    return found if modules else {**found, "transformer.ln_f.bias": [hidden]}
+
+
+def gpt2_lora(r=8):
+    hidden = FAMILIES["gpt2"].config["n_embd"]
+    paths = [f"transformer.h.{index}.attn.c_attn" for index in range(FAMILIES["gpt2"].config["n_layer"])]
+    return {f"{path}.lora_A.weight": [r, hidden] for path in paths} | {
+        f"{path}.lora_B.weight": [3 * hidden, r] for path in paths
+    }
+
+
+LORA_ONLY = saving(SHORT.but(model={"family": "gpt2"}, lora={"bias": "lora_only", "target_modules": ["c_attn"]}))
+BIASED = {"all": (SAVING["bias-all"], gpt2_biases()), "lora_only": (LORA_ONLY, gpt2_biases("attn.c_attn"))}
+
+
+@pytest.mark.clause("FRZ-05")
+@pytest.mark.parametrize(
+    ("spec", "biases"),
+    [
+        pytest.param(spec, BIASED[id.partition("/")[0]][1], id=id)
+        for id, spec in by_route({name: spec for name, (spec, _) in BIASED.items()}).items()
+    ],
+)
+def test_biases_are_trained_without_decay_and_saved(spec, biases, train, judge):
+    # Of gpt2, "all" are 13 biases: 17 tensors in the file with the 4 of the LoRA.
+    trace = train(spec)
+    judge(
+        both(
+            frozen.groups_hold(trace, gpt2_lora(), biases),
+            frozen.adapter_moved(trace),
+            embeddings.tensors_saved(trace, {**gpt2_lora(), **biases}),
+        )
+    )
+
+
+# ---- modules_to_save ----
+
+HEAD = f"{shapes.HEAD}.weight"
+WITH_HEAD = {**shapes.lora(), HEAD: shapes.embeddings()[HEAD]}
+
+
+@pytest.mark.clause("FRZ-06")
+@over(by_route({"lm_head": SAVING["modules-to-save"]}))
+def test_a_copy_of_the_module_is_trained_and_saved(trace, judge):
+    keys = {key for c in trace.checkpoints for key in c.tensors["adapter_model.safetensors"] if "lora" not in key}
+    judge(
+        both(
+            frozen.groups_hold(trace, WITH_HEAD),
+            embeddings.moved(trace, trained=[HEAD], kept=[f"{shapes.HEAD}.original_module.weight"]),
+            embeddings.tensors_saved(trace, WITH_HEAD),
+            same("keys of the copy in the adapter file", keys, {f"base_model.model.{HEAD}"}),
+        )
+    )
+
+
+@pytest.mark.clause("FRZ-06")
+@cases({"lm_head/resumed": continued(SHORT.but(lora={"modules_to_save": ["lm_head"]}), 3, every=3)})
+def test_a_copy_is_restored_by_resuming(spec, train, judge):
+    judge(resume.continues(train(spec), train(spec.first_leg()), after=3))
+
+
+# ---- unfrozen by hand ----
+
+NORM = "model.norm.weight"
+
+
+def unfrozen(upstream, spec, directory):
+    """The trace of a run whose last norm was unfrozen after injection."""
+    model = inject(models.build(spec.model), spec.adapter)
+    next(p for name, p in model.named_parameters() if name.endswith(NORM)).requires_grad_(True)
+    return upstream.train(spec, directory, model=model)
+
+
+@pytest.mark.clause("FRZ-07")
+@cases(by_route({"trained": saving(SHORT)}))
+def test_a_parameter_unfrozen_by_hand_is_trained(spec, upstream, tmp_path, judge):
+    trace = unfrozen(upstream, spec, tmp_path)
+    judge(
+        both(frozen.groups_hold(trace, shapes.lora(), {NORM: [64]}), frozen.adapter_moved(trace), frozen.base_frozen(trace))
+    )
+
+
+@pytest.mark.clause("FRZ-07")
+@cases(by_route({"saved": saving(SHORT)}))
+def test_a_parameter_unfrozen_by_hand_is_saved(spec, upstream, tmp_path, judge):
+    judge(checkpoint.adapter_only(unfrozen(upstream, spec, tmp_path)))
+
+
+# ---- DoRA ----
+
+MAGNITUDES = {
+    f"{path}.lora_magnitude_vector": [outputs]
+    for path, (outputs, _) in shapes.linears().items()
+    if path.endswith(("q_proj", "v_proj"))
+}
+
+
+@pytest.mark.clause("FRZ-08")
+@over(by_route({"dora": SAVING["dora"]}))
+def test_dora_trains_and_saves_a_magnitude_for_each_output(trace, judge):
+    expected = {**shapes.lora(), **MAGNITUDES}
+    judge(
+        both(
+            frozen.groups_hold(trace, expected),
+            frozen.adapter_moved(trace),
+            embeddings.tensors_saved(trace, expected),
+        )
+    )

@@ -1,0 +1,180 @@
+"""FRZ: what requires gradients after adapters were disabled, switched, added and loaded."""
+
+import contextlib
+
+import peft
+import pytest
+
+from fixtures import models, shapes
+from harness.laws.frozen import trainable_names, trains_exactly
+from harness.scenarios import PLAIN, by_route, cases
+from harness.spec import GET
+from harness.subjects.hf_trainer import adapter_config, inject
+from harness.verdict import both
+from suites.test_frz_kinds import gpt2_biases, gpt2_lora
+
+HEAD = f"{shapes.HEAD}.weight"
+DELTA = f"{shapes.EMBEDDINGS}.token_adapter.trainable_tokens_delta"
+GPT2 = {"target_modules": ["c_attn"]}
+
+#: A spec of each kind of adapter, and the parameters that it trains.
+KINDS = {
+    "lora": (PLAIN, {*shapes.lora()}),
+    "modules-to-save": (PLAIN.but(lora={"modules_to_save": ["lm_head"]}), {*shapes.lora(), HEAD}),
+    "token-rows": (PLAIN.but(lora={"trainable_token_indices": [3, 5]}), {*shapes.lora(), DELTA}),
+    "bias-all": (PLAIN.but(model={"family": "gpt2"}, lora={**GPT2, "bias": "all"}), {*gpt2_lora(), *gpt2_biases()}),
+}
+SPECS = {name: spec for name, (spec, _) in KINDS.items()}
+
+
+def wanted(spec):
+    """The parameters that an adapter of this spec trains, by canonical name."""
+    return next(names for kind, names in KINDS.values() if kind.adapter.config == spec.adapter.config)
+
+
+@pytest.fixture
+def supported(upstream):
+    """supported(spec): skip, with the reason, what this stack cannot make."""
+
+    def check(spec):
+        if reason := upstream.unsupported(spec):
+            pytest.skip(reason)
+
+    return check
+
+
+def make(spec):
+    return inject(models.build(spec.model), spec.adapter)
+
+
+def add(model, name, spec):
+    config = adapter_config(spec.adapter.peft_type, dict(spec.adapter.config))
+    if spec.adapter.route == GET:
+        model.add_adapter(name, config)
+    else:
+        model.add_adapter(config, adapter_name=name)
+
+
+def loaded(spec, directory, **options):
+    """A model with the spec's adapter, loaded by its route from where it was saved before."""
+    make(spec.but(adapter={"route": GET})).save_pretrained(directory)
+    base = models.build(spec.model)
+    if spec.adapter.route == GET:
+        return peft.PeftModel.from_pretrained(base, directory, **options)
+    base.load_adapter(str(directory), **options)
+    return base
+
+
+@contextlib.contextmanager
+def disabled(model):
+    """The model with its adapters disabled for a while, by the means of its route."""
+    if isinstance(model, peft.PeftModel):
+        with model.disable_adapter():
+            yield
+    else:
+        model.disable_adapters()
+        yield
+        model.enable_adapters()
+
+
+# ---- disabling ----
+
+
+@pytest.mark.clause("FRZ-11")
+@cases(by_route({f"disabled/{name}": spec for name, spec in SPECS.items()}))
+def test_disabling_leaves_what_is_trained(spec, supported, judge):
+    supported(spec)
+    model = make(spec)
+    with disabled(model):
+        # Whether the adapter itself requires gradients meanwhile is left open.
+        unexpected = set(trainable_names(model)) - wanted(spec)
+    judge(
+        both(
+            trains_exactly(unexpected, (), when="disabled"),
+            trains_exactly(trainable_names(model), wanted(spec), when="enabled again"),
+        )
+    )
+
+
+@pytest.mark.clause("FRZ-11")
+@cases(by_route({f"disabled-frozen/{name}": SPECS[name] for name in ("lora", "modules-to-save")}))
+def test_disabling_leaves_a_frozen_adapter_frozen(spec, upstream, tmp_path, judge):
+    model = loaded(spec, tmp_path)
+    before = trainable_names(model)
+    with disabled(model):
+        pass
+    judge(trains_exactly(trainable_names(model), before, when="enabled again"))
+
+
+# ---- several adapters ----
+
+
+@pytest.mark.clause("FRZ-11")
+@cases(by_route({f"switched/{name}": spec for name, spec in SPECS.items()}))
+def test_switching_trains_the_chosen_adapter_alone(spec, supported, judge):
+    supported(spec)
+    model = make(spec)
+    # Biases belong to the base: one adapter at most can train them, whichever is active.
+    add(model, "second", spec.but(lora={"bias": "none"}))
+    verdicts = []
+    for name in ("default", "second", "default"):
+        model.set_adapter(name)
+        verdicts.append(trains_exactly(trainable_names(model, name), wanted(spec), when=f"set_adapter({name!r})"))
+    judge(both(*verdicts))
+
+
+@pytest.mark.clause("FRZ-11")
+@cases({f"added-to-trained/{name}": SPECS[name] for name in ("lora", "modules-to-save", "token-rows")})
+def test_a_second_adapter_leaves_the_first_as_it_was(spec, supported, tmp_path, judge):
+    supported(spec)
+    verdicts = []
+    model = make(spec)
+    add(model, "second", spec)
+    verdicts.append(trains_exactly(trainable_names(model), wanted(spec), when="a second adapter added"))
+    model = make(spec)
+    model.save_pretrained(tmp_path)
+    model.load_adapter(str(tmp_path), "second")
+    verdicts.append(trains_exactly(trainable_names(model), wanted(spec), when="a frozen adapter loaded"))
+    judge(both(*verdicts))
+
+
+# ---- loading ----
+
+
+@pytest.mark.clause("FRZ-12")
+@cases(by_route({f"loaded/{name}": spec for name, spec in SPECS.items()}))
+def test_an_adapter_loaded_for_inference_leaves_nothing_trainable(spec, supported, tmp_path, judge):
+    supported(spec)
+    judge(trains_exactly(trainable_names(loaded(spec, tmp_path)), ()))
+
+
+@pytest.mark.clause("FRZ-12")
+@cases(by_route({f"loaded-twice/{name}": SPECS[name] for name in ("lora", "modules-to-save")}))
+def test_two_adapters_loaded_for_inference_leave_nothing_trainable(spec, upstream, tmp_path, judge):
+    model = loaded(spec, tmp_path)
+    model.load_adapter(str(tmp_path), "second")
+    judge(trains_exactly(trainable_names(model), ()))
+
+
+@pytest.mark.clause("FRZ-12")
+@cases(by_route({f"loaded-beside-a-trained-one/{name}": SPECS[name] for name in ("lora", "modules-to-save")}))
+def test_a_frozen_adapter_stays_frozen_beside_one_that_is_trained(spec, upstream, tmp_path, judge):
+    model = loaded(spec, tmp_path)
+    add(model, "second", spec)
+    model.set_adapter("second")
+    judge(trains_exactly(trainable_names(model, "second"), wanted(spec)))
+
+
+@pytest.mark.clause("FRZ-12")
+@cases(by_route({f"loaded-before-a-trained-one/{name}": SPECS[name] for name in ("lora", "modules-to-save")}))
+def test_loading_a_trainable_adapter_leaves_the_frozen_one_frozen(spec, upstream, tmp_path, judge):
+    model = loaded(spec, tmp_path)
+    model.load_adapter(str(tmp_path), "second", is_trainable=True)
+    judge(trains_exactly(trainable_names(model, "second"), wanted(spec)))
+
+
+@pytest.mark.clause("FRZ-12")
+@cases(by_route({f"trainable/{name}": spec for name, spec in SPECS.items()}))
+def test_an_adapter_loaded_as_trainable_trains_what_it_trained(spec, supported, tmp_path, judge):
+    supported(spec)
+    judge(trains_exactly(trainable_names(loaded(spec, tmp_path, is_trainable=True)), wanted(spec)))

@@ -1,0 +1,78 @@
+"""IO: model cards and trackers."""
+
+import pytest
+
+from harness.environment import satisfies, version
+from harness.laws import model_card
+from harness.scenarios import PLAIN, cases, over
+from harness.spec import ADD
+from harness.subjects.hf_trainer import recorded_warnings
+from harness.verdict import both, same
+
+SAVED = PLAIN.but(max_steps=4, save_strategy="steps", save_steps=2)
+NAMED = SAVED.but(model={"family": "fixtures.resized:resized", "config": {"origin": "someone/their-base"}})
+#: Tags that peft gives a LoRA on a transformers model.
+TAGS = ("lora", "transformers", "base_model:adapter:someone/their-base")
+PIPELINE = "text-generation"
+
+tags_cards = pytest.mark.skipif(
+    not satisfies("peft>=0.16"), reason="peft gives model cards no tags before release 0.16"
+)
+
+
+@pytest.mark.clause("IO-01")
+@over({"plain": SAVED, "named-base": NAMED})
+def test_each_checkpoint_has_a_card_of_library_peft(trace, upstream, judge):
+    judge(model_card.names_peft(model_card.cards(trace), version("peft")))
+
+
+@tags_cards
+@pytest.mark.clause("IO-01")
+@over({"tags": NAMED})
+def test_the_card_is_tagged_with_task_method_and_base(trace, upstream, judge):
+    judge(model_card.tagged(model_card.cards(trace), TAGS, PIPELINE))
+
+
+@pytest.mark.clause("IO-01")
+@over({f"plain/{ADD}": SAVED.but(adapter={"route": ADD})})
+def test_add_adapter_writes_no_card(trace, upstream, judge):
+    judge(model_card.absent(model_card.cards(trace)))
+
+
+@pytest.fixture
+def card(upstream, tmp_path):
+    """The card that Trainer.create_model_card(tags=["my-tag"]) leaves over that of save_model()."""
+    trainer = upstream.build(NAMED.but(max_steps=1, save_strategy="no"), tmp_path)
+    with recorded_warnings([]):
+        trainer.train()
+        trainer.save_model()
+        trainer.create_model_card(tags=["my-tag"])
+    return {"README.md": model_card.read(tmp_path / "README.md")}
+
+
+@pytest.mark.clause("IO-02")
+def test_the_trainers_card_stays_one_of_library_peft(card, judge):
+    judge(model_card.names_peft(card, version("peft")))
+
+
+@tags_cards
+@pytest.mark.clause("IO-02")
+def test_the_trainers_card_keeps_the_tags_of_peft(card, judge):
+    judge(model_card.tagged(card, TAGS, PIPELINE))
+
+
+@pytest.mark.clause("IO-02")
+def test_the_trainers_card_has_the_tags_it_was_given(card, judge):
+    judge(model_card.has_tags(card, ("my-tag",)))
+
+
+@pytest.mark.clause("IO-03")
+@cases({"default": PLAIN.but(report_to=None)})
+def test_nothing_is_reported_unless_asked_for(spec, upstream, tmp_path, judge):
+    trainer = upstream.build(spec, tmp_path)
+    trackers = {
+        type(callback).__name__
+        for callback in trainer.callback_handler.callbacks
+        if type(callback).__module__.startswith("transformers.integrations")
+    }
+    judge(both(same("report_to", trainer.args.report_to, []), same("callbacks of trackers", trackers, set())))

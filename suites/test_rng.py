@@ -1,0 +1,126 @@
+"""RNG: who draws random numbers, from which generator, and which rows follow from the seed."""
+
+import math
+
+import pytest
+
+from fixtures import data, models
+from harness.laws import data_order, resume
+from harness.laws.equal import equal_runs
+from harness.observe import Observer
+from harness.scenarios import PLAIN, SCENARIOS, cases, continued, over
+from harness.subjects.hf_trainer import inject, record_output, record_state
+from harness.verdict import same
+
+SHORT = PLAIN.but(data={"rows": 16}, max_steps=8)
+
+
+def noisy(upstream, spec, directory, before=0, between=0):
+    """The trace of a run with this many random numbers drawn before Trainer(), and between Trainer() and train()."""
+    import torch
+
+    observer = Observer(spec, upstream.name, data.rows(spec.data)[0], directory)
+    model = inject(models.build(spec.model), spec.adapter)
+    torch.rand(before)
+    trainer = upstream.build(spec, directory, observer, model=model)
+    torch.rand(between)
+    record_output(observer.trace, trainer.train())
+    record_state(observer.trace, trainer.state)
+    return observer.finish()
+
+
+@pytest.mark.clause("RNG-01")
+def test_numbers_drawn_before_trainer_change_nothing(upstream, train, tmp_path, judge):
+    judge(equal_runs(noisy(upstream, SHORT, tmp_path, before=3), train(SHORT)))
+
+
+@pytest.mark.clause("RNG-01")
+def test_numbers_drawn_between_trainer_and_train_shift_its_dropout(upstream, train, tmp_path, judge):
+    judge(data_order.other_draws(noisy(upstream, SHORT, tmp_path, between=3), train(SHORT)))
+
+
+@pytest.mark.clause("RNG-01")
+def test_train_seeds_again_where_it_builds_the_model(upstream, tmp_path, judge):
+    import torch
+    from transformers import Trainer
+
+    def model_init():
+        # Building the model seeds the generator; what train() left it at is put back.
+        with torch.random.fork_rng(devices=[]):
+            return inject(models.build(SHORT.model), SHORT.adapter)
+
+    def trained(name, between):
+        rows, _ = data.rows(SHORT.data)
+        trainer = Trainer(
+            model_init=model_init,
+            args=upstream.arguments(SHORT, tmp_path / name),
+            train_dataset=data.dataset(rows, SHORT.data),
+        )
+        torch.rand(between)
+        trainer.train()
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    judge(same("losses of each step", trained("noise", 3), trained("silence", 0)))
+
+
+#: The runs whose order of rows follows from the spec alone.
+ORDERED = {
+    "two-epochs": SHORT,
+    "data-seed-0": SHORT.but(data_seed=0),
+    "sequential": SHORT.but(train_sampling_strategy="sequential"),
+    "drop-last": PLAIN.but(data={"rows": 18}, max_steps=8, dataloader_drop_last=True),
+    "short-last-batch-and-window": PLAIN.but(
+        data={"rows": 9}, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=4
+    ),
+    "iterable": SHORT.but(data={"rows": 16, "iterable": True}),
+}
+
+
+@pytest.mark.clause("RNG-02")
+@over(SCENARIOS | ORDERED)
+def test_the_seed_alone_gives_the_order_of_the_rows(trace, judge):
+    judge(data_order.follows_seed(trace))
+
+
+@pytest.mark.clause("RNG-02")
+def test_the_order_does_not_depend_on_the_global_generator(upstream, tmp_path, judge):
+    judge(data_order.follows_seed(noisy(upstream, SHORT, tmp_path, before=5, between=7)))
+
+
+NO_DROPOUT = SHORT.but(lora={"lora_dropout": 0.0})
+EVALUATED = {"data": {"rows": 16, "eval_rows": 4}, "eval_strategy": "steps", "eval_steps": 2}
+
+
+@pytest.mark.clause("RNG-03")
+@cases(
+    {
+        "plain": NO_DROPOUT,
+        "saved-and-logged-at-each-step": NO_DROPOUT.but(save_strategy="steps", save_steps=1),
+        "logged-never": NO_DROPOUT.but(logging_strategy="no"),
+        "evaluated-every-2": NO_DROPOUT.but(**EVALUATED),
+        "accumulation": NO_DROPOUT.but(per_device_train_batch_size=2, gradient_accumulation_steps=2),
+        "checkpointing": NO_DROPOUT.but(
+            activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": False}
+        ),
+        "bf16": NO_DROPOUT.but(bf16=True),
+    }
+)
+def test_each_pass_draws_one_number_and_nothing_else_does(spec, train, judge):
+    import torch
+
+    trace = train(spec, again=True)
+    passes = math.ceil(8 / data_order.steps_per_epoch(spec)) + len(trace.evaluations)
+    judge(data_order.one_draw_each(torch.get_rng_state(), spec.arguments["seed"], passes))
+
+
+WORKERS = continued(SHORT.but(dataloader_num_workers=2), 2)
+
+
+@pytest.mark.clause("RNG-04")
+def test_workers_do_not_change_a_run(train, judge):
+    judge(equal_runs(train(WORKERS.first_leg()), train(SHORT)))
+
+
+@pytest.mark.clause("RNG-04")
+def test_workers_do_not_change_how_a_run_resumes(train, judge):
+    judge(resume.continues(train(WORKERS), train(WORKERS.first_leg()), after=2))

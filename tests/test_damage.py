@@ -1,0 +1,57 @@
+"""harness/damage.py: what is left of a checkpoint, and that files go in the order in which the Trainer writes them."""
+
+from pathlib import Path
+
+import pytest
+
+from harness import damage, subjects
+from harness.errors import UsageError
+from harness.runs import Runs
+from harness.scenarios import PLAIN, continued
+from harness.warm import warm
+
+
+def test_files_are_torn_off_in_the_order_in_which_the_trainer_writes_them(tmp_path):
+    warm()
+    spec = continued(PLAIN.but(max_steps=3), 2).first_leg()
+    checkpoint = Path(Runs(subjects.load("hf-trainer"), tmp_path).train(spec).checkpoint(2).path)
+    assert {path.name for path in checkpoint.iterdir()} == set(damage.WRITTEN)
+    times = [(checkpoint / name).stat().st_mtime_ns for name in damage.WRITTEN]
+    assert times == sorted(times)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """checkpoint-9 and checkpoint-10, each file four bytes long."""
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        for name in damage.WRITTEN:
+            (tmp_path / f"checkpoint-{step}" / name).write_bytes(b"1234")
+    return tmp_path
+
+
+def left(checkpoints, step):
+    return {path.name: path.stat().st_size for path in (checkpoints / f"checkpoint-{step}").iterdir()}
+
+
+def test_torn_after_a_file_leaves_it_and_what_was_written_before(checkpoints):
+    damage.apply("newest torn after adapter_config.json", checkpoints)
+    assert left(checkpoints, 10) == dict.fromkeys(damage.WRITTEN[:3], 4)
+    assert left(checkpoints, 9) == dict.fromkeys(damage.WRITTEN, 4)
+
+
+def test_torn_in_a_file_leaves_half_of_it(checkpoints):
+    damage.apply("torn in adapter_model.safetensors", checkpoints)
+    for step in (9, 10):
+        assert left(checkpoints, step) == {"README.md": 4, "adapter_model.safetensors": 2}
+
+
+def test_the_newest_is_the_one_of_the_highest_step(checkpoints):
+    damage.apply("newest remove", checkpoints)
+    assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-9"]
+
+
+@pytest.mark.parametrize("wrong", ["torn under README.md", "torn after model.bin", "newest", "newest torn after"])
+def test_unknown_damage_is_refused(checkpoints, wrong):
+    with pytest.raises(UsageError, match="unknown damage"):
+        damage.apply(wrong, checkpoints)

@@ -1,0 +1,353 @@
+"""Faults put into upstream, one line each, under which the checks of suites/test_res_*.py and test_rng.py must fail."""
+
+from pathlib import Path
+
+import pytest
+
+from harness import subjects
+from harness.laws.resume import continues
+from harness.runs import Runs
+from harness.scenarios import continued
+from harness.warm import warm
+from suites import test_res_equal as equal
+from suites import test_res_errors as errors
+from suites import test_res_reports as reports
+from suites import test_rng as rng
+from tests.faults import nothing, replace, verdict_of
+
+SHORT = equal.SHORT
+
+
+@pytest.fixture
+def runs(tmp_path):
+    warm()
+    return Runs(subjects.load("hf-trainer"), tmp_path)
+
+
+# ---- faults: what is patched, and how ----
+
+TRAINER = "transformers.trainer:Trainer"
+no_rng = replace(TRAINER, "_load_rng_state", nothing)
+no_adapter = replace("peft:PeftModel", "load_adapter", nothing)
+epoch_0_again = replace("accelerate.data_loader:SeedableRandomSampler", "set_epoch", nothing)
+no_optimizer = replace(TRAINER, "_load_optimizer_and_scheduler", nothing)
+
+
+def skipping_the_second(original, model, path, name, **options):
+    return None if name == "second" else original(model, path, name, **options)
+
+
+def reading_the_model_card(original, model, path, *args, **options):
+    (Path(path) / "README.md").read_text()
+    return original(model, path, *args, **options)
+
+
+def last_by_name(original, folder):
+    import os
+
+    return os.path.join(folder, max(name for name in os.listdir(folder) if name.startswith("checkpoint-")))
+
+
+def resuming_anyway(original, trainer, resume_from_checkpoint=None, **options):
+    chosen = True if resume_from_checkpoint is False else resume_from_checkpoint
+    return original(trainer, resume_from_checkpoint=chosen, **options)
+
+
+def reading_the_argument(original, trainer, resume_from_checkpoint=None, **options):
+    chosen = resume_from_checkpoint or trainer.args.resume_from_checkpoint
+    return original(trainer, resume_from_checkpoint=chosen, **options)
+
+
+def an_epoch_less(original, *args):
+    epochs, _ = original(*args)
+    return epochs - 1, 0
+
+
+def a_batch_too_many(original, *args):
+    epochs, skipped = original(*args)
+    return epochs, skipped + (skipped > 0)
+
+
+def never_skipping(original, trainer, *args):
+    trainer.args.ignore_data_skip = False
+    return original(trainer, *args)
+
+
+def counting_all_steps(original, trainer, *args):
+    trainer._initial_global_step = 0
+    return original(trainer, *args)
+
+
+def whole_windows(original, trainer, *args, **options):
+    trainer._globalstep_last_logged = 0
+    return original(trainer, *args, **options)
+
+
+def without(**fields):
+    def forgetful(original, *args):
+        state = original(*args)
+        for name, value in fields.items():
+            setattr(state, name, value)
+        return state
+
+    return replace("transformers.trainer_callback:TrainerState", "load_from_json", forgetful)
+
+
+def fresh_base_rates(original, scheduler, state):
+    return original(scheduler, {**state, "base_lrs": scheduler.base_lrs})
+
+
+def not_skipping(original, loader, count):
+    return loader
+
+
+def drawing(original, *args, **options):
+    import torch
+
+    torch.rand(1)
+    return original(*args, **options)
+
+
+def drawing_with_workers(original, trainer):
+    import torch
+
+    torch.rand(min(1, trainer.args.dataloader_num_workers))
+    return original(trainer)
+
+
+def seeding_again(original, trainer, *args, **options):
+    from transformers import set_seed
+
+    set_seed(42)
+    return original(trainer, *args, **options)
+
+
+STEP_6 = {"spec": continued(SHORT, 6)}
+
+#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+FAULTS = {
+    "RES-01/rng": (equal.test_each_of_twenty_steps_can_be_resumed, STEP_6, no_rng, "step 7: gradients of"),
+    "RES-01/optimizer": (
+        equal.test_each_of_twenty_steps_can_be_resumed,
+        STEP_6,
+        no_optimizer,
+        "step 7: learning rates [0.01, 0.01]",
+    ),
+    "RES-02": (
+        equal.test_get_peft_model_resumes_from_a_checkpoint_of_add_adapter,
+        {"spec": continued(SHORT, 2, adapter={"route": "add_adapter"})},
+        no_adapter,
+        "step 3: gradients of",
+    ),
+    "RES-03/false": (
+        errors.test_false_starts_afresh_beside_checkpoints,
+        {},
+        replace(TRAINER, "train", resuming_anyway),
+        "steps none, expected 1 to 8",
+    ),
+    "RES-03/highest": (
+        errors.test_true_takes_the_highest_number_not_the_last_name,
+        {},
+        replace("transformers.trainer", "get_last_checkpoint", last_by_name),
+        "[10, 11, 12]",
+    ),
+    "RES-03/none": (
+        errors.test_true_without_a_checkpoint_is_refused,
+        {},
+        replace("transformers.trainer", "get_last_checkpoint", lambda original, folder: folder),
+        "the run ended with ValueError: Can't find",
+    ),
+    "RES-04/adapter": (
+        errors.test_a_path_without_an_adapter_is_refused,
+        {"spec": errors.damaged("delete adapter_model.safetensors")},
+        replace(TRAINER, "_load_from_checkpoint", nothing),
+        "no error: it trained steps 5 to 8",
+    ),
+    "RES-04/state": (
+        errors.test_a_path_without_trainer_state_is_refused,
+        {},
+        replace(TRAINER, "_load_from_checkpoint", lambda *args: (_ for _ in ()).throw(ValueError("unread"))),
+        "the run ended with ValueError: unread",
+    ),
+    "RES-05/truncated": (
+        errors.test_a_truncated_file_is_an_error,
+        {"spec": errors.damaged("truncate rng_state.pth 5000")},
+        no_rng,
+        "no error: it trained steps 5 to 8",
+    ),
+    "RES-05/not-read": (
+        errors.test_files_that_are_not_read_are_not_missed,
+        {"name": "README.md"},
+        replace("peft:PeftModel", "load_adapter", reading_the_model_card),
+        "the run ended with FileNotFoundError",
+    ),
+    "RES-06": (
+        errors.test_the_training_argument_of_that_name_is_not_read,
+        {},
+        replace(TRAINER, "train", reading_the_argument),
+        "steps 5 to 8, expected 1 to 8",
+    ),
+    "RES-07": (
+        reports.test_a_finished_run_stays_finished,
+        {"spec": continued(SHORT, 8, every=8)},
+        replace(TRAINER, "_init_training_state", an_epoch_less),
+        "it trained step 9, past the last step 8",
+    ),
+    "RES-08": (
+        reports.test_training_loss_and_throughput_are_those_of_this_call,
+        STEP_6,
+        replace(TRAINER, "_finalize_training", counting_all_steps),
+        "the mean of these 2 steps",
+    ),
+    "RES-09": (
+        reports.test_the_first_log_covers_the_steps_since_the_checkpoint,
+        {"spec": continued(SHORT.but(logging_steps=3), 4)},
+        replace(TRAINER, "_run_epoch", whole_windows),
+        "the mean of the 2 steps since",
+    ),
+    "RES-10/log": (
+        reports.test_the_log_is_restored_and_extended,
+        {"spec": reports.REPORTED.resumed(4)},
+        without(log_history=[]),
+        "log_history[0] is",
+    ),
+    "RES-10/flos": (
+        reports.test_totals_and_best_metric_are_restored,
+        {"spec": reports.REPORTED.resumed(4)},
+        without(total_flos=0),
+        "trainer_state.json, total_flos",
+    ),
+    "RES-11": (
+        reports.test_another_learning_rate_is_not_used,
+        {},
+        replace("torch.optim.lr_scheduler:LambdaLR", "load_state_dict", fresh_base_rates),
+        "step 6: learning rates",
+    ),
+    "RES-11/schedule": (
+        reports.test_another_number_of_steps_stretches_the_schedule,
+        {},
+        no_optimizer,
+        "differs first at index 0: 0.01, expected 0.005",
+    ),
+    "RES-12/warning": (
+        reports.test_a_changed_interval_or_size_is_warned_of,
+        {"argument": "save_steps"},
+        replace("transformers.trainer", "compare_trainer_and_checkpoint_args", nothing),
+        "no warning names save_steps, 3 here and 2",
+    ),
+    "RES-12/position": (
+        reports.test_the_data_position_is_that_of_the_new_sizes,
+        {"spec": continued(SHORT.but(per_device_train_batch_size=2), 4, per_device_train_batch_size=4)},
+        replace("transformers.trainer", "skip_first_batches", not_skipping),
+        "step 5: trained rows",
+    ),
+    "RES-13": (
+        errors.test_a_checkpoint_of_another_adapter_is_not_passed_over,
+        {"spec": continued(SHORT.but(lora={"r": 4}), 4, lora={"r": 8}), "what": "another rank", "words": ("mismatch",)},
+        no_adapter,
+        "neither an error nor a warning: with another rank it trained steps 5 to 8",
+    ),
+    "RES-14": (
+        reports.test_ignore_data_skip_starts_the_epoch_again,
+        {"spec": continued(SHORT.but(ignore_data_skip=True), 6), "epoch": 1},
+        replace(TRAINER, "_init_training_state", never_skipping),
+        "step 7: trained rows",
+    ),
+    "RES-15": (equal.test_each_step_begins_with_the_same_random_state, {}, no_rng, "step 3: "),
+    "RES-17": (
+        equal.test_every_adapter_is_restored_whatever_its_name,
+        {"spec": equal.redrawn(name="foo", others={"second": {"r": 4}})},
+        replace("peft:PeftModel", "load_adapter", skipping_the_second),
+        "which is not trained, is another",
+    ),
+    "RES-18": (
+        equal.test_prompt_tuning_resumes,
+        {
+            "spec": continued(
+                SHORT.but(
+                    adapter={
+                        "peft_type": "PROMPT_TUNING",
+                        "config": {"num_virtual_tokens": 4, "task_type": "CAUSAL_LM"},
+                    }
+                ),
+                6,
+            )
+        },
+        no_adapter,
+        "step 7: gradients of",
+    ),
+    "RES-20": (
+        reports.test_auto_find_batch_size_keeps_the_size_of_the_checkpoint,
+        {},
+        without(train_batch_size=4),
+        "step 5: trained rows",
+    ),
+    "RES-21": (
+        equal.test_every_adapter_tensor_is_restored_before_the_first_step,
+        {"spec": equal.counted(), "count": 8},
+        no_adapter,
+        "after loading checkpoint-2:",
+    ),
+    "RES-22": (
+        equal.test_the_rest_of_an_epoch_keeps_its_order,
+        STEP_6,
+        epoch_0_again,
+        "step 7: trained rows",
+    ),
+    "RES-23": (
+        equal.test_accumulation_that_does_not_divide_the_epoch_resumes,
+        {"spec": continued(equal.UNEVEN["three-of-eight"], 2, every=1)},
+        replace(TRAINER, "_init_training_state", a_batch_too_many),
+        "step 3: trained rows",
+    ),
+    "RNG-01/before": (
+        rng.test_numbers_drawn_before_trainer_change_nothing,
+        {},
+        replace("transformers.trainer", "set_seed", nothing),
+        "step 1: gradients of",
+    ),
+    "RNG-01/between": (
+        rng.test_numbers_drawn_between_trainer_and_train_shift_its_dropout,
+        {},
+        replace(TRAINER, "_inner_training_loop", seeding_again),
+        "the same dropout",
+    ),
+    "RNG-01/model_init": (
+        rng.test_train_seeds_again_where_it_builds_the_model,
+        {},
+        replace("transformers.trainer", "set_seed", nothing),
+        "differs first at index",
+    ),
+    "RNG-02": (
+        rng.test_the_order_does_not_depend_on_the_global_generator,
+        {},
+        epoch_0_again,
+        "step 5: trained rows",
+    ),
+    "RNG-03": (
+        rng.test_each_pass_draws_one_number_and_nothing_else_does,
+        {"spec": rng.NO_DROPOUT},
+        replace(TRAINER, "log", drawing),
+        "the generator is not where 2 draws",
+    ),
+    "RNG-04": (
+        rng.test_workers_do_not_change_a_run,
+        {},
+        replace(TRAINER, "get_train_dataloader", drawing_with_workers),
+        "step 1: gradients of",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(FAULTS))
+def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
+    test, arguments, put, words = FAULTS[name]
+    put(monkeypatch)
+    verdict = verdict_of(test, runs, tmp_path / "own", **arguments)
+    assert not verdict.holds
+    assert words in "\n".join(verdict.seen)
+
+
+def test_a_plain_resume_holds_without_a_fault(runs):
+    spec = continued(SHORT, 6)
+    assert continues(runs.train(spec), runs.train(spec.first_leg()), after=6).holds

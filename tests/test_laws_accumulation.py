@@ -1,0 +1,132 @@
+"""harness/laws/accumulation.py on made-up traces."""
+
+import copy
+
+import pytest
+
+from harness.laws import accumulation
+from harness.scenarios import PLAIN
+from harness.trace import MicroBatch
+from tests.traces import A, made_up
+
+SMALL = PLAIN.but(data={"rows": 7}, per_device_train_batch_size=2, gradient_accumulation_steps=3, max_steps=3)
+#: Seven rows in batches of two make windows of three batches and of one; the third step is in the second epoch.
+ROWS = [[[0, 1], [2, 3], [4, 5]], [[6]], [[0, 1], [2, 3], [4, 5]]]
+WINDOW = ["step_begin", "substep_end", "substep_end", "pre_optimizer_step", "optimizer_step", "step_end"]
+SHORT = ["step_begin", "pre_optimizer_step", "optimizer_step", "step_end"]
+
+
+def accumulated():
+    """A trace of SMALL whose losses are shares of a mean, with the events of its windows."""
+    trace = made_up(SMALL, steps=3)
+    for step, rows in zip(trace.steps, ROWS, strict=True):
+        total = step.batches[0].loss
+        step.batches = [MicroBatch(batch, 15 * len(batch), 75.0, total / len(rows)) for batch in rows]
+    trace.events = ["train_begin", "epoch_begin", *WINDOW, "log", *SHORT, "epoch_end", "epoch_begin", *WINDOW]
+    return trace
+
+
+def large():
+    trace = accumulated()
+    for step in trace.steps:
+        step.batches = [MicroBatch([row for batch in step.batches for row in batch.rows], tokens=0)]
+    return trace
+
+
+def test_the_same_rows_in_smaller_batches_are_the_same_run():
+    assert accumulation.same_split(accumulated(), large()).holds
+
+
+def _gradient(trace):
+    step = trace.steps[1]
+    step.gradients = {name: g * 0.25 for name, g in step.gradients.items()}
+
+
+def _rows(trace):
+    trace.steps[0].batches[1].rows = [2, 6]
+
+
+def _loss(trace):
+    trace.log_history[2]["loss"] *= 4
+
+
+def _adapter(trace):
+    trace.adapter[A] += 1e-3
+
+
+def _short(trace):
+    trace.steps.pop()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_gradient, "step 2: the gradient is 0.25 times that of the large batch"),
+        (_rows, "step 1: trained rows [0, 1, 2, 6, 4, 5], expected [0, 1, 2, 3, 4, 5]"),
+        (_loss, "step 3: logged loss"),
+        (_adapter, f"adapter at the end: {A} differs by 0.001"),
+        (_short, "2 optimizer steps, 3 with large batches"),
+    ],
+)
+def test_another_split_that_trains_otherwise_is_seen(change, words):
+    other = accumulated()
+    change(other)
+    verdict = accumulation.same_split(other, large())
+    assert not verdict.holds
+    assert words in "\n".join(verdict.seen)
+
+
+def test_losses_logged_with_four_digits_may_differ_in_the_last():
+    ours, theirs = accumulated(), large()
+    for trace, last in ((ours, 0.0001), (theirs, 0.0)):
+        trace.log_history[0]["loss"] = 5.4 + last
+    assert accumulation.same_split(ours, theirs).holds
+    ours.log_history[1]["loss"] += 1e-7  # no longer four digits: both are exact
+    theirs.log_history[1]["loss"] += 1e-7
+    assert not accumulation.same_split(ours, theirs).holds
+
+
+def test_equal_first_gradients_mean_equal_dropout_masks():
+    other = large()
+    other.steps[0].gradients = {name: g + 0.01 for name, g in other.steps[0].gradients.items()}
+    assert accumulation.draws_differ(accumulated(), other).holds
+    assert "drew the same dropout masks, or none" in accumulation.draws_differ(accumulated(), large()).seen[0]
+
+
+def test_windows_and_events_of_a_faultless_run_hold():
+    assert accumulation.windows(accumulated()).holds
+    assert accumulation.events(accumulated()).holds
+
+
+def test_a_window_that_takes_from_the_next_epoch_is_seen():
+    greedy = accumulated()
+    greedy.steps[1].batches += [MicroBatch([0, 1], 30), MicroBatch([2, 3], 30)]
+    assert accumulation.windows(greedy).seen == ("step 2: micro-batches of [1, 2, 2] rows, expected [1]",)
+
+
+def test_a_dropped_last_window_is_seen():
+    dropped = accumulated()
+    del dropped.steps[1]
+    assert "2 optimizer steps, expected 3" in accumulation.windows(dropped).seen
+
+
+def _twice(events):
+    events.insert(events.index("optimizer_step"), "optimizer_step")
+
+
+def _no_substep(events):
+    events.remove("substep_end")
+
+
+def _after(events):
+    events.append("optimizer_step")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(_twice, "step 1: events"), (_no_substep, "step 1: events"), (_after, "events after the last step")],
+)
+def test_a_step_that_happens_twice_or_not_is_seen(change, words):
+    other = copy.deepcopy(accumulated())
+    change(other.events)
+    assert words in accumulation.events(other).seen[0]

@@ -1,0 +1,203 @@
+"""harness/laws/schedule.py: its plan by hand-counted examples, its laws on made-up traces."""
+
+import copy
+
+import pytest
+import torch
+
+from harness.laws import schedule
+from harness.scenarios import PLAIN
+from tests.traces import A, made_up
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "expected"),
+    [
+        ({}, 40, (10, 1, 0)),
+        ({"max_steps": 25}, 40, (25, 3, 0)),
+        ({"max_steps": None, "num_train_epochs": 1.5}, 40, (15, 2, 0)),
+        ({"max_steps": None, "num_train_epochs": 1.5}, 37, (15, 2, 0)),
+        ({"max_steps": None, "num_train_epochs": 1, "dataloader_drop_last": True}, 37, (9, 1, 0)),
+        ({"max_steps": None, "gradient_accumulation_steps": 4}, 37, (9, 3, 0)),
+        ({"max_steps": 4, "gradient_accumulation_steps": 4}, 7, (4, 4, 0)),
+        ({"warmup_steps": 3}, 40, (10, 1, 3)),
+        ({"warmup_steps": 0.25}, 40, (10, 1, 3)),
+        ({"warmup_steps": 1}, 40, (10, 1, 1)),
+    ],
+)
+def test_the_plan_is_what_a_person_counts(changes, rows, expected):
+    planned = schedule.plan(PLAIN.but(data={"rows": rows}, **changes))
+    assert (planned.total, planned.epochs, planned.warmup) == expected
+
+
+def test_the_last_window_and_the_last_batch_of_an_epoch_are_short():
+    planned = schedule.plan(PLAIN.but(data={"rows": 37}, gradient_accumulation_steps=4))
+    assert planned.windows == (4, 4, 2)
+    assert [planned.row_counts(number) for number in (1, 3, 4)] == [[4] * 4, [4, 1], [4] * 4]
+    assert [planned.epoch(number) for number in (1, 3, 4)] == [0.4, 1.0, 1.4]
+
+
+def test_an_iterable_dataset_has_no_plan():
+    with pytest.raises(ValueError, match="no known length"):
+        schedule.plan(PLAIN.but(data={"iterable": True}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates"),
+    [
+        ({}, [0.01, 0.0075, 0.005, 0.0025]),
+        ({"warmup_steps": 2}, [0.0, 0.005, 0.01, 0.005]),
+        ({"lr_scheduler_type": "cosine"}, [0.01, 0.00853553, 0.005, 0.00146447]),
+        ({"lr_scheduler_type": "constant"}, [0.01] * 4),
+    ],
+)
+def test_rates_are_those_of_the_textbook(changes, rates):
+    spec = PLAIN.but(max_steps=4, **changes)
+    assert [schedule.learning_rate(spec, number) for number in (1, 2, 3, 4)] == pytest.approx(rates, abs=1e-8)
+
+
+def test_a_schedule_without_formula_is_an_error():
+    with pytest.raises(ValueError, match="no formula for lr_scheduler_type 'polynomial'"):
+        schedule.learning_rate(PLAIN.but(lr_scheduler_type="polynomial"), 1)
+
+
+# ---- laws ----
+
+
+def complete():
+    """A made-up run of four steps, updated by torch's AdamW, with the events of its epoch."""
+    trace = made_up()
+    trace.events = ["train_begin", "epoch_begin", "epoch_end", "train_end"]
+    parameters = {name: torch.nn.Parameter(value.clone()) for name, value in trace.adapter_before.items()}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=0.01, weight_decay=0.1)
+    for group in trace.groups:
+        group.settings["weight_decay"] = 0.1
+    for step in trace.steps:
+        optimizer.param_groups[0]["lr"] = step.learning_rates[0]
+        for name, parameter in parameters.items():
+            parameter.grad = step.clipped[name].clone()
+        optimizer.step()
+    trace.adapter = {name: parameter.detach() for name, parameter in parameters.items()}
+    return trace
+
+
+LAWS = {
+    law.__name__: law
+    for law in (
+        schedule.all_steps,
+        schedule.learning_rates,
+        schedule.logged_rates,
+        schedule.epochs,
+        schedule.clipping,
+        schedule.adamw,
+    )
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_faultless_run_holds(law):
+    assert LAWS[law](complete()).seen == ()
+
+
+def _lost_step(trace):
+    trace.steps.pop()
+
+
+def _stops_early(trace):
+    trace.output["global_step"] = 3
+
+
+def _second_epoch(trace):
+    trace.events.append("epoch_begin")
+
+
+def _rate_of_next_step(trace):
+    trace.log_history[1]["learning_rate"] = trace.log_history[2]["learning_rate"]
+
+
+def _rate_used(trace):
+    trace.steps[2].learning_rates[1] = 0.01
+
+
+def _epoch(trace):
+    trace.log_history[3]["epoch"] = 4 / 10
+
+
+def _norm_after_clipping(trace):
+    trace.log_history[0]["grad_norm"] *= 0.5
+
+
+def _no_norm(trace):
+    for entry in trace.log_history:
+        del entry["grad_norm"]
+
+
+def _clipped_too_far(trace):
+    trace.steps[1].clipped = {name: g * 0.5 for name, g in trace.steps[1].clipped.items()}
+
+
+def _skipped_update(trace):
+    trace.adapter[A] = trace.adapter_before[A]
+
+
+def _no_gradient(trace):
+    del trace.steps[0].clipped[A]
+
+
+def _no_decay(trace):
+    for group in trace.groups:
+        group.settings["weight_decay"] = 0.0
+
+
+def _nothing_held(trace):
+    trace.groups = []
+
+
+def _nothing_logged(trace):
+    trace.log_history = []
+
+
+@pytest.mark.parametrize(
+    ("law", "change", "words"),
+    [
+        ("all_steps", _lost_step, "made 3 optimizer steps"),
+        ("all_steps", _stops_early, "TrainOutput.global_step is 3"),
+        ("all_steps", _second_epoch, "began 2 epochs, expected 1"),
+        ("learning_rates", _rate_used, "step 3: learning rates [0.005, 0.01], expected 0.005"),
+        ("logged_rates", _rate_of_next_step, "step 2: logged learning rate 0.005, but the step used 0.0075"),
+        ("logged_rates", _nothing_logged, "no learning rate was logged"),
+        ("epochs", _epoch, "step 4: epoch 0.4, expected 0.2"),
+        ("epochs", _nothing_logged, "no step was logged"),
+        ("clipping", _norm_after_clipping, "step 1: logged grad_norm 0.02, the gradients' is 0.04"),
+        ("clipping", _no_norm, "no gradient norm was logged"),
+        ("clipping", _clipped_too_far, f"step 2: clipped gradient of {A} differs by 0.01"),
+        ("adamw", _skipped_update, f"adapter at the end: {A} differs by"),
+        ("adamw", _no_decay, f"adapter at the end: {A} differs by"),
+        ("adamw", _no_gradient, f"step 1: no gradient for {A}"),
+        ("adamw", _nothing_held, "the optimizer holds no parameter"),
+    ],
+)
+def test_a_fault_is_seen_and_named(law, change, words):
+    trace = copy.deepcopy(complete())
+    change(trace)
+    verdict = LAWS[law](trace)
+    assert not verdict.holds
+    assert words in "\n".join(verdict.seen)
+
+
+def test_gradients_above_the_limit_must_be_scaled_down_to_it():
+    trace = complete()
+    trace.spec = trace.spec.but(max_grad_norm=0.01)
+    assert "clipped gradient of" in schedule.clipping(trace).seen[0]
+    for step in trace.steps:
+        factor = 0.01 / (schedule.total_norm(step.gradients) + 1e-6)
+        step.clipped = {name: g * factor for name, g in step.gradients.items()}
+    assert schedule.clipping(trace).holds
+
+
+def test_without_a_limit_nothing_may_be_clipped():
+    trace = complete()
+    trace.spec = trace.spec.but(max_grad_norm=0.0)
+    assert schedule.clipping(trace).holds
+    trace.steps[0].clipped[A] *= 0.999
+    assert "step 1: clipped gradient of" in schedule.clipping(trace).seen[0]

@@ -1,0 +1,163 @@
+"""`peft-harness train` from one end to the other on a tiny model, and on the real one (marker `real`)."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fixtures import smollm2
+from harness.paths import ROOT
+from harness.real.command import train
+from harness.spec import RunSpec
+from tests.tiny import jsonl, save_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+ROWS = [{"question": f"What is {n}?", "answer": f"It is {n} and no more."} for n in range(12)]
+
+
+def run_tiny(tiny, target, **options):
+    data = jsonl(target.parent / "rows.jsonl", *ROWS)
+    code = train(model=tiny, data=data, output=target, steps=4, batch_size=2, length=48, threads=1, **options)
+    return code, json.loads((target / "result.json").read_text())
+
+
+def test_a_users_model_and_data(tiny, tmp_path, capsys):
+    target = tmp_path / "out"
+    code, result = run_tiny(tiny, target)
+    assert code == 0, capsys.readouterr().out
+    assert {check["verdict"] for check in result["checks"]} == {"pass"}
+    assert len(result["checks"]) == 8
+    assert result["schema_version"] == 1
+    assert result["bit_equal"] is True
+    assert result["subjects"] == ["hf-trainer", "reference"]
+    assert [row["step"] for row in result["steps"]] == [1, 2, 3, 4]
+    assert all(row["difference"] == 0 and row["grad_norm"]["reference"] > 0 for row in result["steps"])
+    assert result["environment"]["versions"]["torch"]
+    assert result["rows"]["rows"] == 8
+    assert (target / "loss-curves.png").read_bytes().startswith(b"\x89PNG")
+    spec = RunSpec.load(target / "spec.json")
+    assert spec.data.path == str(target / "rows.jsonl")
+    assert spec.arguments["save_steps"] == 2
+    assert {"r": 16, "lora_alpha": 32}.items() <= spec.adapter.config.items()
+    sizes = {check["check"]: check["detail"] for check in result["checks"]}
+    # 4 x numbers: r * (in + out) of q_proj (64, 64) and v_proj (64, 32), two layers.
+    assert f"4 x {2 * 16 * (128 + 96):,} trained numbers" in sizes["adapter size: hf-trainer"]
+
+
+def test_a_trainer_that_differs_fails(tiny, tmp_path, capsys, monkeypatch):
+    (tmp_path / "scaled_trainer.py").write_text(
+        "from transformers import Trainer\n"
+        "from harness.subjects.hf_trainer import HFTrainer\n"
+        "class Scaled(Trainer):\n"
+        "    def compute_loss(self, *args, **kwargs):\n"
+        "        return super().compute_loss(*args, **kwargs) * 1.001\n"
+        "def subject():\n"
+        "    return HFTrainer(Scaled)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, result = run_tiny(tiny, tmp_path / "out", subject=["scaled_trainer:subject", "hf-trainer"])
+    verdicts = {check["check"]: check["verdict"] for check in result["checks"]}
+    assert code == 1
+    assert verdicts.pop("bit-equal") == "fail"
+    assert set(verdicts.values()) == {"pass"}
+    assert result["bit_equal"] is False
+    assert "7 of 8 checks hold, 1 fail" in capsys.readouterr().out
+
+
+def test_a_run_that_raises_fails(tiny, tmp_path, capsys, monkeypatch):
+    (tmp_path / "raising_trainer.py").write_text(
+        "from transformers import Trainer\n"
+        "from harness.subjects.hf_trainer import HFTrainer\n"
+        "class Raising(Trainer):\n"
+        "    def compute_loss(self, *args, **kwargs):\n"
+        "        raise RuntimeError('out of luck')\n"
+        "def subject():\n"
+        "    return HFTrainer(Raising)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, result = run_tiny(tiny, tmp_path / "out", subject=["raising_trainer:subject", "hf-trainer"])
+    assert code == 1
+    assert result["errors"] == {"Raising": "RuntimeError: out of luck"}
+    assert "out of luck" in capsys.readouterr().out
+
+
+def test_numbers_that_are_not_in_the_file_fail_the_size(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    from harness.observe import inspect_checkpoint
+    from harness.real.checks import _size
+    from harness.trace import Trace
+
+    def made(dtype):
+        path = tmp_path / str(dtype) / "checkpoint-1"
+        path.mkdir(parents=True)
+        save_file(
+            {"base_model.model.a.lora_A.weight": torch.ones(4, 8, dtype=dtype)}, path / "adapter_model.safetensors"
+        )
+        trace = Trace(RunSpec(), "made up", {}, output={"global_step": 1})
+        trace.adapter_before = {"a.lora_A.weight": torch.ones(4, 8)}
+        trace.checkpoints = [inspect_checkpoint(path, "default")]
+        return _size(trace)
+
+    verdict, detail = made(torch.float32)
+    assert verdict.holds
+    assert "= 4 x 32 trained numbers + " in detail
+    verdict, _ = made(torch.float16)
+    assert verdict.seen == ("64 bytes of tensors in it, expected 4 x 32 = 128",)
+
+
+def test_on_a_gpu_the_distance_is_told_and_not_judged():
+    import torch
+
+    from harness.real.checks import judge
+    from harness.verdict import FAIL, NOT_COMPARABLE, PASS
+    from tests.traces import A, made_up
+
+    def outcome(change=lambda trace: None, device="cuda"):
+        spec = RunSpec().but(max_steps=4, per_device_train_batch_size=2, launch={"device": device})
+        first, second = made_up(spec), made_up(spec)
+        change(first)
+        check = judge({"mine": first, "reference": second}, None)[0]
+        return check.verdict.outcome, check.detail
+
+    def rounded(trace):
+        trace.adapter[A] = trace.adapter[A] * torch.tensor(1 + 1e-6)
+
+    def other_rows(trace):
+        trace.steps[1].batches[0].rows = [0, 1]
+
+    assert outcome()[0] == PASS
+    assert outcome(rounded, "cpu")[0] == FAIL
+    told = outcome(rounded)
+    assert told[0] == NOT_COMPARABLE
+    assert told[1].startswith("not judged bit-equal on cuda")
+    assert "adapter_difference" in told[1]
+    assert outcome(other_rows)[0] == FAIL
+
+
+@pytest.mark.real
+def test_smollm2_end_to_end(tmp_path):
+    """As a user has it: SmolLM2-135M-Instruct, two steps of the Trainer and of the reference, one resumed."""
+    lack = smollm2.missing()
+    if lack is not None:
+        pytest.skip(lack)
+    call = "train(output=sys.argv[1], steps=2, batch_size=1, length=64)"
+    code = f"import sys; from harness.real.command import train; sys.exit({call})"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["trained_numbers"] == 921_600
+    assert result["bit_equal"] is True
+    assert "4 x 921,600 trained numbers" in json.dumps(result["checks"])

