@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -53,9 +54,11 @@ def missing_adapter_field(peft_type: str, config: Iterable[str]) -> str | None:
     """Which field of an adapter config this peft has not, as "LoraConfig.use_dora"; None where it has them all."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
-    known = {field.name for field in dataclasses.fields(kind)} if kind else set(config)
-    return next((f"{kind.__name__}.{name}" for name in config if kind and name not in known), None)
+    kind = dict[Any, Any](PEFT_TYPE_TO_CONFIG_MAPPING).get(peft_type)
+    if kind is None:
+        return None
+    known = {field.name for field in dataclasses.fields(kind)}
+    return next((f"{kind.__name__}.{name}" for name in config if name not in known), None)
 
 
 def loads_quantized() -> bool:
@@ -109,3 +112,11 @@ def tensorboard_directory_from_environment() -> bool:
 def bf16_without_a_gpu() -> str | None:
     """Why bf16=True without a GPU and without use_cpu is no error in this release: before 4.52 the CPU was taken."""
     return "transformers before 4.52 takes the CPU for bf16 unasked" if satisfies("transformers<4.52") else None
+
+
+def missing_load_option() -> str | None:
+    """Why load_adapter of a transformers model takes no is_trainable in this release; None where it does."""
+    from transformers import PreTrainedModel
+
+    takes = inspect.signature(PreTrainedModel.load_adapter).parameters
+    return None if "is_trainable" in takes else "load_adapter of this transformers takes no is_trainable"

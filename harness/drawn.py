@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import tempfile
 from collections.abc import Callable
@@ -48,7 +49,8 @@ class Draw:
 
     def judge_all(self, specs: SearchStrategy[RunSpec], part: int) -> None:
         """Draw specs, train each, and judge it by all universal laws. part: another part draws other specs."""
-        first = 0 if settings.default.derandomize else random.SystemRandom().randrange(2**32)
+        default = settings.default
+        first = 0 if default is None or default.derandomize else random.SystemRandom().randrange(2**32)
         chosen = int(self._seed) if self._seed not in (None, "random") else first
 
         @seed(chosen + part)
@@ -76,9 +78,9 @@ class Draw:
             case.specs = [spec.to_json()]
         trace = train(spec)
         for clause, law in laws_for(trace).items():
-            self._record(clause, lambda law=law: law(trace))
+            self._record(clause, functools.partial(law, trace))
         for clause, compare in OF_MORE.items():
-            self._record(clause, lambda compare=compare: compare(train, spec))
+            self._record(clause, functools.partial(compare, train, spec))
 
     def _record(self, clause: str, judged: Callable[[], Verdict]) -> None:
         case = self._cases.get(clause)

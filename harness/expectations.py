@@ -77,6 +77,8 @@ def _read(entry: dict[str, Any], file: str, number: int) -> Expectation:
     unknown = sorted(set(entry) - {*_REQUIRED, "link", "subjects"})
     if missing or unknown:
         raise UsageError(f"{where}: {'missing ' + missing[0] if missing else 'unknown field ' + unknown[0]}")
-    lists = {name: tuple(entry[name]) for name in ("versions", "subjects") if name in entry}
-    values: dict[str, Any] = {**entry, **lists, "file": file}
+    values: dict[str, Any] = {**entry, "file": file}
+    for name in ("versions", "subjects"):
+        if name in entry:
+            values[name] = tuple(entry[name])
     return Expectation(**values)

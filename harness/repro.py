@@ -14,6 +14,7 @@ from harness.errors import UsageError
 from harness.laws.universal import laws_for
 from harness.runs import Runs
 from harness.spec import RunSpec
+from harness.verdict import FAIL
 from harness.warm import warm
 
 
@@ -43,7 +44,7 @@ def judge_spec(file: Path, subject_name: str, device: str | None) -> int:
         holds = trace.error is None
         for clause, law in laws_for(trace).items():
             verdict = law(trace)
-            holds &= verdict.holds
+            holds &= verdict.outcome != FAIL
             console.print(f"{clause} {verdict.outcome}: {verdict.expected}", highlight=False)
             for sentence in verdict.seen:
                 console.print(f"    {sentence}", highlight=False)

@@ -143,7 +143,8 @@ class _Watch:
 
     def finish(self) -> list[Trial]:
         self.end_of_trial()
-        for trial, made in zip(self.trials, self.study.trials, strict=True):
+        for trial in self.trials:
+            made = self.study.trials[trial.number]
             trial.params, trial.state, trial.value = dict(made.params), made.state.name, made.value
             trial.reported = dict(made.intermediate_values)
         return self.trials

@@ -8,8 +8,8 @@ from harness.laws.recompute import BATCHES
 from harness.scenarios import PLAIN, RAGGED, SCENARIOS, STILL, STILL_RAGGED, STILL_SHORT_WINDOW, by_route, cases, over
 from harness.verdict import raises, same
 
-#: Runs of ten steps over two micro-batches each, without dropout, which would part them (ACC-07).
-SPLIT = PLAIN.but(lora={"lora_dropout": 0.0}, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+#: Runs of six steps over two micro-batches each, without dropout, which would part them (ACC-07).
+SPLIT = PLAIN.but(lora={"lora_dropout": 0.0}, gradient_accumulation_steps=2, max_steps=6)
 PLAIN_LOSS = {"family": "fixtures.plain_loss:llama"}
 
 

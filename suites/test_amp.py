@@ -8,7 +8,6 @@ from harness.laws import precision
 from harness.laws.equal import differences
 from harness.laws.resume import continues
 from harness.scenarios import PLAIN, by_route, cases, over
-from harness.spec import ADD
 from harness.verdict import both, raises, same, verdict
 
 #: Rows of unequal lengths; every step is saved, so that the adapter of every step is known.
@@ -66,7 +65,9 @@ def logits(model, spec):
     """What a model makes of the first rows, outside any autocast."""
     rows = data.rows(spec.data)[0][:4]
     device = next(model.parameters()).device
-    inputs = {name: torch.tensor([row[name] for row in rows], device=device) for name in ("input_ids", "attention_mask")}
+    inputs = {
+        name: torch.tensor([row[name] for row in rows], device=device) for name in ("input_ids", "attention_mask")
+    }
     with torch.no_grad():
         return model.eval()(**inputs)["logits"].cpu()
 

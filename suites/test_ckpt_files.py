@@ -18,7 +18,6 @@ EPOCHS = PLAIN.but(data={"rows": 16}, max_steps=None, save_strategy="epoch")
 
 STRATEGIES = {
     "steps": saving(PLAIN, every=3),
-    "steps-that-divide": saving(PLAIN, every=5),
     "share-of-the-steps": saving(PLAIN, every=0.25),
     "epoch": EPOCHS.but(num_train_epochs=2),
     "epoch-cut-short": EPOCHS.but(num_train_epochs=1.5),

@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-import peft
 import pytest
 
 from fixtures import data, hub, models, shapes
@@ -26,6 +25,8 @@ def based_on(origin, vocab_size=256, **config):
 
 def reload(spec, path, route):
     """state_dict() of the spec's base with the adapter at `path` loaded by one of the two routes."""
+    import peft
+
     base = models.build(spec.model)
     if route == GET:
         return peft.PeftModel.from_pretrained(base, path).state_dict()

@@ -106,7 +106,9 @@ def has_avx512_bf16():
         pytest.param(RAGGED, [("step_end", 2)], 2, id="each-second-step"),
         pytest.param(RAGGED.but(adapter={"route": ADD}), [("step_end", 2)], 2, id=f"each-second-step/{ADD}"),
         pytest.param(RAGGED.but(**EACH_EPOCH), [("epoch_end", 1)], 2, id="each-epoch"),
-        pytest.param(RAGGED.but(eval_on_start=True), [("train_begin", 1), ("step_end", 2)], 3, id="before-the-first-step"),
+        pytest.param(
+            RAGGED.but(eval_on_start=True), [("train_begin", 1), ("step_end", 2)], 3, id="before-the-first-step"
+        ),
         pytest.param(RAGGED.but(trainer=COUNTS), [("step_end", 2)], 2, id="with-predictions"),
         pytest.param(RAGGED.but(per_device_eval_batch_size=1), [("step_end", 2)], 2, id="row-by-row"),
     ],

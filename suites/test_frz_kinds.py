@@ -5,7 +5,7 @@ import pytest
 from fixtures import models, shapes
 from fixtures.models import FAMILIES
 from harness.laws import checkpoint, embeddings, frozen, resume
-from harness.scenarios import PLAIN, SAVING, SHORT, by_route, cases, continued, over, saving
+from harness.scenarios import SAVING, SHORT, by_route, cases, continued, over, saving
 from harness.subjects.hf_trainer import inject
 from harness.verdict import both, same
 

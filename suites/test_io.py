@@ -4,7 +4,7 @@ import pytest
 
 from harness.environment import satisfies, version
 from harness.laws import model_card
-from harness.scenarios import PLAIN, cases, over
+from harness.scenarios import PLAIN, over
 from harness.spec import ADD
 from harness.subjects.hf_trainer import recorded_warnings
 from harness.verdict import both, same
@@ -39,37 +39,35 @@ def test_add_adapter_writes_no_card(trace, upstream, judge):
     judge(model_card.absent(model_card.cards(trace)))
 
 
-@pytest.fixture
-def card(upstream, tmp_path):
-    """The card that Trainer.create_model_card(tags=["my-tag"]) leaves over that of save_model()."""
-    trainer = upstream.build(NAMED.but(max_steps=1, save_strategy="no"), tmp_path)
+def card_of_the_trainer(upstream, directory):
+    """The card that create_model_card(tags=["my-tag"]) leaves over that of save_model()."""
+    trainer = upstream.build(NAMED.but(max_steps=1, save_strategy="no"), directory)
     with recorded_warnings([]):
         trainer.train()
         trainer.save_model()
         trainer.create_model_card(tags=["my-tag"])
-    return {"README.md": model_card.read(tmp_path / "README.md")}
+    return {"README.md": model_card.read(directory / "README.md")}
 
 
 @pytest.mark.clause("IO-02")
-def test_the_trainers_card_stays_one_of_library_peft(card, judge):
-    judge(model_card.names_peft(card, version("peft")))
+def test_the_trainers_card_stays_one_of_library_peft(upstream, tmp_path, judge):
+    judge(model_card.names_peft(card_of_the_trainer(upstream, tmp_path), version("peft")))
 
 
 @tags_cards
 @pytest.mark.clause("IO-02")
-def test_the_trainers_card_keeps_the_tags_of_peft(card, judge):
-    judge(model_card.tagged(card, TAGS, PIPELINE))
+def test_the_trainers_card_keeps_the_tags_of_peft(upstream, tmp_path, judge):
+    judge(model_card.tagged(card_of_the_trainer(upstream, tmp_path), TAGS, PIPELINE))
 
 
 @pytest.mark.clause("IO-02")
-def test_the_trainers_card_has_the_tags_it_was_given(card, judge):
-    judge(model_card.has_tags(card, ("my-tag",)))
+def test_the_trainers_card_has_the_tags_it_was_given(upstream, tmp_path, judge):
+    judge(model_card.has_tags(card_of_the_trainer(upstream, tmp_path), ("my-tag",)))
 
 
 @pytest.mark.clause("IO-03")
-@cases({"default": PLAIN.but(report_to=None)})
-def test_nothing_is_reported_unless_asked_for(spec, upstream, tmp_path, judge):
-    trainer = upstream.build(spec, tmp_path)
+def test_nothing_is_reported_unless_asked_for(upstream, tmp_path, judge):
+    trainer = upstream.build(PLAIN.but(report_to=None), tmp_path)
     trackers = {
         type(callback).__name__
         for callback in trainer.callback_handler.callbacks

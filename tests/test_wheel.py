@@ -1,5 +1,6 @@
 """A wheel carries suites and fixtures, and works where there is no checkout."""
 
+import json
 import os
 import subprocess
 import sys
@@ -47,9 +48,8 @@ def test_its_command_line_judges_a_clause(installed):
 def test_it_repeats_a_case_of_its_own_suites(installed, tmp_path):
     _, run = installed
     case = tmp_path / "case.json"
-    case.write_text(
-        '{"test": "test_frz.py::test_base_is_bit_identical[plain]", "subject": "hf-trainer", "device": "cpu", "preload": []}'
-    )
+    test = "test_frz.py::test_base_is_bit_identical[plain]"
+    case.write_text(json.dumps({"test": test, "subject": "hf-trainer", "device": "cpu", "preload": []}))
     done = run("repro", str(case))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout

@@ -8,14 +8,14 @@ CHAPTER = Chapter(
     (
         Clause(
             "AMP-01",
-            "bf16=True MUST compute each forward pass under torch.autocast(bfloat16) and nothing else in half precision: "
-            "the model's outputs, adapter, gradients, optimizer state and adapter files are float32.",
+            "bf16=True MUST compute each forward pass under torch.autocast(bfloat16) and nothing else in half "
+            "precision: the model's outputs, adapter, gradients, optimizer state and adapter files are float32.",
             source="accelerate/accelerator.py:586-597 (Accelerator.__init__), 1824-1835 (Accelerator.prepare_model)",
         ),
         Clause(
             "AMP-02",
             "Once train(bf16=True) has ended, the model MUST compute in the precision of its parameters again.",
-            source="accelerate/accelerator.py:1824-1835 (Accelerator.prepare_model, which wraps model.forward for good)",
+            source="accelerate/accelerator.py:1824-1835 (Accelerator.prepare_model, which wraps forward for good)",
         ),
         Clause(
             "AMP-03",
@@ -31,11 +31,11 @@ CHAPTER = Chapter(
         ),
         Clause(
             "AMP-09",
-            "fp16 and bf16 together MUST be refused, and bf16 without a device for it; fp16_full_eval and bf16_full_eval "
-            "MUST cast the model for an evaluation on its own only: evaluations within train() change nothing, and "
-            "after evaluate() the model is what it was.",
-            source="transformers/training_args.py:288-293, 1775-1788 (TrainingArguments); transformers/trainer.py:2939-2945 "
-            "(Trainer.evaluation_loop)",
+            "fp16 and bf16 together MUST be refused, and bf16 without a device for it; fp16_full_eval and "
+            "bf16_full_eval MUST cast the model for an evaluation on its own only: evaluations within train() change "
+            "nothing, and after evaluate() the model is what it was.",
+            source="transformers/training_args.py:288-293, 1775-1788 (TrainingArguments); "
+            "transformers/trainer.py:2939-2945 (Trainer.evaluation_loop)",
         ),
     ),
 )

@@ -11,8 +11,8 @@ CHAPTER = Chapter(
             "With load_best_model_at_end=True the adapter MUST end as that of the best evaluated checkpoint, bit for "
             "bit, whatever the strategies, the metric and the adapter, and an evaluation afterwards MUST return "
             "best_metric to the last digit.",
-            source="transformers/trainer.py:3735-3800 (Trainer._load_best_model), 3371-3389 (Trainer._save_checkpoint), "
-            "3424-3459 (Trainer._determine_best_metric)",
+            source="transformers/trainer.py:3735-3800 (Trainer._load_best_model), 3371-3389 "
+            "(Trainer._save_checkpoint), 3424-3459 (Trainer._determine_best_metric)",
         ),
         Clause(
             "BEST-02",

@@ -30,8 +30,8 @@ CHAPTER = Chapter(
         ),
         Clause(
             "EMB-04",
-            "Embeddings that were resized MUST be saved whole also where the base was built from a config, so that no "
-            "model has the values that the adapter was trained with but this one.",
+            "Embeddings that were resized MUST be saved whole also where the base was built from a config: nothing "
+            "else holds the rows that the adapter was trained beside.",
             source="peft/utils/save_and_load.py:308-332 (get_peft_model_state_dict)",
         ),
         Clause(
@@ -45,7 +45,7 @@ CHAPTER = Chapter(
             "Tied embeddings MUST stay tied, unchanged and unsaved under a plain LoRA; modules_to_save of one of the "
             "two layers MUST train and save that copy alone; with ensure_weight_tying=True both layers MUST be one "
             "trained tensor, also after reloading.",
-            source="peft/tuners/tuners_utils.py:1421-1470 (BaseTuner._check_tied_modules); "
+            source="peft/tuners/tuners_utils.py:1417-1470 (BaseTuner._check_tied_modules); "
             "peft/tuners/lora/model.py:1293 (LoraModel._add_modules_to_save_to_tie)",
         ),
         Clause(

@@ -8,8 +8,8 @@ CHAPTER = Chapter(
     (
         Clause(
             "EVAL-01",
-            "eval_loss MUST be the mean over rows of their batch's mean loss over its own labels (weighted by rows, not "
-            "by labels), each evaluation row taken once, in order, without dropout.",
+            "eval_loss MUST be the mean over rows of their batch's mean loss over its own labels (weighted by rows, "
+            "not by labels), each evaluation row taken once, in order, without dropout.",
             source="transformers/trainer.py:2980-3000, 3089-3094 (Trainer.evaluation_loop); "
             "accelerate/accelerator.py:3154-3165 (Accelerator.gather_for_metrics)",
         ),
@@ -18,14 +18,14 @@ CHAPTER = Chapter(
             "An evaluation MUST change neither adapter nor base nor optimizer, and MUST draw one number from torch's "
             "global generator and no other: without dropout, a run with evaluations is the run without them, bit for "
             "bit; with dropout, the run with one number drawn where the other evaluates.",
-            source="torch/utils/data/dataloader.py:690 (_BaseDataLoaderIter.__init__); transformers/trainer.py:2896-3094 "
-            "(Trainer.evaluation_loop)",
+            source="torch/utils/data/dataloader.py:690 (_BaseDataLoaderIter.__init__); "
+            "transformers/trainer.py:2896-3094 (Trainer.evaluation_loop)",
         ),
         Clause(
             "EVAL-05",
-            "compute_metrics MUST be given the labels and all outputs of the model but the loss and the keys to ignore, "
-            "of every row in order: by default config.keys_to_ignore_at_inference, else ignore_keys in their place, "
-            "which train(ignore_keys_for_eval=) hands on.",
+            "compute_metrics MUST be given the labels and all outputs of the model but the loss and the keys to "
+            "ignore, of every row in order: by default config.keys_to_ignore_at_inference, else ignore_keys in their "
+            "place, which train(ignore_keys_for_eval=) hands on.",
             source="transformers/trainer.py:3224-3229, 3270-3275 (Trainer.prediction_step), 2270 "
             "(Trainer._maybe_log_save_evaluate)",
         ),
@@ -33,7 +33,8 @@ CHAPTER = Chapter(
             "EVAL-06",
             "Without compute_metrics an evaluation MUST gather losses only; a dict of evaluation sets MUST report "
             "eval_NAME_* for each; eval_on_start MUST evaluate once before the first step.",
-            source="transformers/trainer.py:2843-2855, 2868 (Trainer.evaluate), 1655-1656 (Trainer._inner_training_loop)",
+            source="transformers/trainer.py:2843-2855, 2868 (Trainer.evaluate), 1655-1656 "
+            "(Trainer._inner_training_loop)",
         ),
         Clause(
             "EVAL-07",

@@ -13,7 +13,7 @@ CHAPTER = Chapter(
             "An NF4 base prepared with prepare_model_for_kbit_training MUST train a LoRA under activation "
             "checkpointing: every linear layer of the decoder packed, two weights a byte, losses finite, and every "
             "adapter tensor moved.",
-            source="transformers/integrations/bitsandbytes.py (replace_with_bnb_linear); "
+            source="transformers/integrations/bitsandbytes.py:162 (replace_with_bnb_linear); "
             "bitsandbytes/nn/modules.py:504 (Linear4bit)",
             needs=_BNB,
         ),
@@ -21,7 +21,7 @@ CHAPTER = Chapter(
             "QLORA-02",
             "target_modules=None MUST be the modules that peft has for the model type (q_proj and v_proj for llama): "
             "the same run and the same file; for a model type that it does not know, a ValueError.",
-            source="peft/tuners/lora/model.py:696-704 (LoraModel._prepare_adapter_config); peft/utils/constants.py:85",
+            source="peft/tuners/lora/model.py:695-704 (LoraModel._prepare_adapter_config); peft/utils/constants.py:85",
         ),
         Clause(
             "QLORA-03",
@@ -65,7 +65,7 @@ CHAPTER = Chapter(
             "The 8-bit optimizers MUST keep the moments of a tensor in 8 bits from 4096 numbers on and in float32 "
             "below, and MUST resume bit for bit.",
             source="bitsandbytes/optim/optimizer.py:414, 502 (Optimizer2State.init_state); "
-            "transformers/trainer_optimizer.py (bitsandbytes optimizers)",
+            "transformers/trainer_optimizer.py:246 (_get_bitsandbytes_optimizer)",
             needs=_BNB,
         ),
         Clause(

@@ -23,7 +23,7 @@ def greater_is_better(spec: RunSpec) -> bool:
 
 
 def best_evaluation(trace: Trace) -> tuple[int, float] | None:
-    """Step and metric of the best evaluation whose adapter was saved; of equal ones the first. None if there is none."""
+    """Step and metric of the best evaluation whose adapter was saved; of equal ones the first."""
     saved = {checkpoint.step for checkpoint in trace.checkpoints}
     name = metric_name(trace.spec)
     seen = [(e.step, e.metrics[name]) for e in trace.evaluations if e.step in saved and name in e.metrics]

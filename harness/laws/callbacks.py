@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.laws.best import greater_is_better, metric_name
 from harness.laws.evaluation import batches
+from harness.laws.runs import incomplete
 from harness.laws.schedule import plan
 from harness.spec import RunSpec
 from harness.trace import Checkpoint, Trace
@@ -104,11 +105,11 @@ def stops_early(
             if counter >= patience:
                 wanted = evaluation.step
                 break
-    findings = [f"the run ended with {trace.error}"] if trace.error else []
-    if not trace.evaluations:
+    findings = incomplete(trace)
+    if not findings and not trace.evaluations:
         findings.append("nothing was evaluated")
     made = trace.steps[-1].number if trace.steps else first
-    if made != wanted:
+    if not findings and made != wanted:
         told = ", ".join(f"{count} at step {step}" for step, count in counters.items())
         findings.append(f"the last step is {made}, expected {wanted}: patience is {patience}, the count {told}")
     for checkpoint in trace.checkpoints:
@@ -121,6 +122,15 @@ def stops_early(
     return verdict(
         "early stopping counts the evaluations without an improvement", findings, last_step=made, counters=counters
     )
+
+
+def stops_at(trace: Trace, step: int) -> Verdict:
+    """The last optimizer step of a run is this one."""
+    findings = incomplete(trace)
+    made = trace.steps[-1].number if trace.steps else 0
+    if not findings and made != step:
+        findings.append(f"the run stopped at step {made}, expected {step}")
+    return verdict(f"the run stops at step {step}", findings, last_step=made)
 
 
 def states_saved(checkpoint: Checkpoint, name: str, expected: Sequence[Mapping[str, Any]]) -> Verdict:

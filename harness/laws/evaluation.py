@@ -109,7 +109,7 @@ def draws_one_number(evaluated: Trace, drawn: Trace, passes: int) -> Verdict:
 
 
 def reported(trace: Trace, steps: list[int], *names: str) -> Verdict:
-    """There is an evaluation at each of `steps`, and each has a finite eval_loss and exactly the metrics `names` besides.
+    """There is an evaluation at each of `steps`, with a finite eval_loss and exactly the metrics `names` besides.
 
     Timings and the epoch are not looked at.
     """

@@ -61,7 +61,9 @@ def groups_hold(trace: Trace, decayed: Shapes, others: Shapes | None = None) -> 
     decay = trace.spec.arguments.get("weight_decay", 0.0)
     if len(trace.groups) != 2:
         findings.append(f"the optimizer has {len(trace.groups)} groups, expected 2")
-    for index, (group, wanted, rate) in enumerate(zip(trace.groups, (decayed, others or {}), (decay, 0.0), strict=False)):
+    for index, (group, wanted, rate) in enumerate(
+        zip(trace.groups, (decayed, others or {}), (decay, 0.0), strict=False)
+    ):
         where = f"group {index}"
         if group.settings.get("weight_decay") != rate:
             findings.append(f"{where}: weight decay {group.settings.get('weight_decay')}, expected {rate}")

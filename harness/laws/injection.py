@@ -48,7 +48,8 @@ def initialised(trace: Trace) -> Verdict:
 
 def same_tensor(what: str, seen: torch.Tensor, wanted: torch.Tensor) -> Verdict:
     """Two tensors are the same, bit for bit."""
-    return verdict(f"{what}, bit for bit", differences({what: seen}, {what: wanted}, 0.0, "at the end:"))
+    findings = [one.strip() for one in differences({what: seen}, {what: wanted}, 0.0, "")]
+    return verdict(f"{what}, bit for bit", findings)
 
 
 def adapted(

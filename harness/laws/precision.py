@@ -14,7 +14,7 @@ from harness.verdict import NOT_COMPARABLE, Verdict, verdict
 
 
 def adapter_dtype(spec: RunSpec) -> str:
-    """The dtype that the adapter of a spec must have: float32 through get_peft_model unless told not to, else the base's."""
+    """The dtype that a spec's adapter must have: through get_peft_model float32 unless told not to, else the base's."""
     half = spec.model.dtype in ("float16", "bfloat16")
     upcast = spec.adapter.route != ADD and spec.adapter.options.get("autocast_adapter_dtype", True)
     return "float32" if half and upcast else spec.model.dtype
@@ -60,7 +60,7 @@ def plain_autocast(trace: Trace) -> Verdict:
     judged = [step for step in trace.steps if step.number in known and len(step.batches) == 1]
     if not findings and not judged:
         return Verdict(NOT_COMPARABLE, expected, ("no step has one micro-batch",))
-    anew = _Autocast(spec)
+    anew = Autocast(spec)
     for step in judged:
         loss, gradients = anew.step(step.batches[0], known[step.number])
         if step.batches[0].loss != loss:
@@ -69,7 +69,7 @@ def plain_autocast(trace: Trace) -> Verdict:
     return verdict(expected, findings, steps=len(judged))
 
 
-class _Autocast:
+class Autocast:
     """The model of a spec, under torch.autocast and nothing else."""
 
     def __init__(self, spec: RunSpec):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -104,8 +104,9 @@ def same_base(resumed: Trace, first: Trace) -> Verdict:
         findings.append("the base has no quantization state")
     for when, seen in (("before", resumed.base_before), ("after", resumed.base)):
         for name in sorted(set(first.base) | set(seen)):
-            if seen.get(name) != first.base.get(name):
-                findings.append(f"{name} {when} the resumed run: digest {seen.get(name)}, expected {first.base[name]}")
+            here, there = seen.get(name, "absent"), first.base.get(name, "absent")
+            if here != there:
+                findings.append(f"{name} {when} the resumed run: digest {here}, expected {there}")
     return verdict("the quantized base is the same, bit for bit", findings, quantization_states=len(states))
 
 
@@ -116,14 +117,6 @@ def same_model(state: Tensors, logits: torch.Tensor, wanted_state: Tensors, want
     if not any("quant_state" in name for name in wanted_state):
         findings.append("the model that was saved has no quantization state")
     return verdict("a reloaded model is the saved one, bit for bit", findings, tensors=len(wanted_state))
-
-
-def requires_grad(names: Iterable[str], wanted: Iterable[str]) -> Verdict:
-    """Exactly the wanted parameters require gradients."""
-    seen, expected = set(names), set(wanted)
-    findings = [f"{name} requires gradients" for name in sorted(seen - expected)]
-    findings += [f"{name} does not require gradients" for name in sorted(expected - seen)]
-    return verdict(f"{len(expected)} parameters require gradients", findings)
 
 
 def _plain(dtype: torch.dtype) -> str:

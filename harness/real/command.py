@@ -72,9 +72,6 @@ def train(
     directory = None if model is None else inputs.model_directory(model)
 
     threads = threads or _cores()
-    # Read when torch is imported. Threads that spin while they wait make a step of 2 s one of 30 s where two cores are
-    # shared with other work; asleep they cost little where they are not. It changes no result.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with console.status("importing torch, transformers and peft"):
         warm(threads=threads)
     import torch

@@ -65,13 +65,17 @@ def observing_callback(observer: Observer) -> Any:
     from transformers import TrainerCallback
 
     class Reporter(TrainerCallback):
+        #: Set by `HFTrainer.build`: transformers 4.49 hands its callbacks no optimizer.
+        trainer: Any = None
+
         def __getattribute__(self, name: str) -> Any:
             if not name.startswith("on_"):
                 return super().__getattribute__(name)
 
             def report(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 if name == "on_train_begin":
-                    observer.watch_optimizer(kwargs["optimizer"])
+                    optimizer = kwargs.get("optimizer")
+                    observer.watch_optimizer(self.trainer.optimizer if optimizer is None else optimizer)
                 observer.event(name.removeprefix("on_"), state.global_step)
                 if name == "on_evaluate":
                     observer.evaluated(kwargs["metrics"])
@@ -161,18 +165,20 @@ class HFTrainer:
             raise UsageError(f"spec.trainer: unknown {unknown[0]!r}; known are {', '.join(EXTRAS)}")
         callbacks = [_callback(item) for item in spec.trainer.get("callbacks", [])]
         # The observer comes last, so that it sees the control flow that the other callbacks left.
-        if observer is not None:
-            callbacks.append(observing_callback(observer))
-        return self.trainer_class(
+        reporter = None if observer is None else observing_callback(observer)
+        trainer = self.trainer_class(
             model=model,
             args=self.arguments(spec, directory),
             train_dataset=data.dataset(train_rows, spec.data),
             eval_dataset=data.dataset(eval_rows, spec.data) if eval_rows else None,
-            callbacks=callbacks,
+            callbacks=[*callbacks, reporter] if reporter else callbacks,
             **{
                 name: models.load_object(value) if isinstance(value, str) else value for name, value in keywords.items()
             },
         )
+        if reporter is not None:
+            reporter.trainer = trainer
+        return trainer
 
     def train(self, spec: RunSpec, directory: Path, model: torch.nn.Module | None = None) -> Trace:
         """See `Subject.train`. model: trained instead of the one that the spec describes, adapters injected."""

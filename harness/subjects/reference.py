@@ -74,7 +74,7 @@ def lora(given: Mapping[str, Any]) -> LoraConfig:
     targets = taken.get("target_modules")
     if targets != "all-linear" and not (isinstance(targets, list) and targets):
         raise UsageError(f"LoraConfig.target_modules = {targets!r}: the reference wants names of layers, or all-linear")
-    if saved_whole := {"embed_tokens", "lm_head"} & set(targets):
+    if saved_whole := {name for name in targets if name.rpartition(".")[2] in ("embed_tokens", "lm_head")}:
         raise UsageError(f"the reference does not adapt {min(saved_whole)}, of which peft saves the base layer as well")
     return LoraConfig(**taken)
 

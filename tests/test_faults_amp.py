@@ -1,0 +1,184 @@
+"""Faults put into upstream, one line each, under which the checks of suites/test_amp.py must fail; and mended ones."""
+
+import pytest
+import torch
+
+from harness import subjects
+from harness.runs import Runs
+from harness.warm import warm
+from suites import test_amp as amp
+from tests.faults import nothing, replace, verdict_of
+
+TRAINER = "transformers.trainer:Trainer"
+ARGUMENTS = ("transformers:TrainingArguments", "__post_init__")
+
+
+@pytest.fixture
+def runs(tmp_path):
+    warm()
+    return Runs(subjects.load("hf-trainer"), tmp_path)
+
+
+# ---- faults: what upstream does instead ----
+
+
+def without_autocast(original, accelerator, *args, **options):
+    accelerator.native_amp = False
+    return original(accelerator, *args, **options)
+
+
+def as_they_are(original, forward):
+    return forward
+
+
+def in_bfloat16(original, *args, **options):
+    return {name: tensor.bfloat16() for name, tensor in original(*args, **options).items()}
+
+
+def unchecked(original, arguments):
+    asked = {name: getattr(arguments, name) for name in ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval")}
+    vars(arguments).update(dict.fromkeys(asked, False))
+    original(arguments)
+    vars(arguments).update(asked)
+
+
+def as_if_alone(original, trainer, *args, **options):
+    trainer.is_in_train = False
+    result = original(trainer, *args, **options)
+    trainer.is_in_train = True
+    return result
+
+
+def uncast(original, trainer, *args, **options):
+    trainer.args.fp16_full_eval = trainer.args.bf16_full_eval = False
+    return original(trainer, *args, **options)
+
+
+BASE = amp.BF16.but(model={"dtype": "bfloat16"})
+ALONE = amp.EVALUATED.but(bf16_full_eval=True)
+#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+FAULTS = {
+    "AMP-01/autocast": (
+        amp.test_bf16_computes_what_autocast_does,
+        {"trace": amp.BF16},
+        replace("accelerate:Accelerator", "prepare_model", without_autocast),
+        "step 1: the model returned",
+    ),
+    "AMP-01/adapter": (
+        amp.test_bf16_keeps_the_adapter_in_float32,
+        {"trace": BASE},
+        replace("peft.tuners.tuners_utils:BaseTuner", "_cast_adapter_dtype", nothing),
+        "step 1: the gradient: 8 tensors are not float32",
+    ),
+    "AMP-01/files": (
+        amp.test_bf16_keeps_the_adapter_in_float32,
+        {"trace": amp.BF16},
+        replace("peft.peft_model", "get_peft_model_state_dict", in_bfloat16),
+        "checkpoint-1: 8 tensors are not float32",
+    ),
+    "AMP-01/outputs": (
+        amp.test_bf16_returns_float32,
+        {"spec": amp.BF16},
+        replace("accelerate.accelerator", "convert_outputs_to_fp32", as_they_are),
+        "besides: ['torch.bfloat16']",
+    ),
+    "AMP-04/upcast": (
+        amp.test_an_adapter_is_upcast_by_get_peft_model_only,
+        {"trace": amp.half("float16")["float16"]},
+        replace("peft.tuners.tuners_utils:BaseTuner", "_cast_adapter_dtype", nothing),
+        "the adapter before training: 8 tensors are not float32",
+    ),
+    "AMP-04/files": (
+        amp.test_an_adapter_is_upcast_by_get_peft_model_only,
+        {"trace": amp.half("float16")["float16/add_adapter"]},
+        replace("peft", "get_peft_model_state_dict", in_bfloat16),
+        "checkpoint-1: 8 tensors are not float16",
+    ),
+    "AMP-09/two": (
+        amp.test_two_half_precisions_are_refused,
+        {"changes": {"fp16": True, "bf16": True}, "words": "At most one"},
+        replace(*ARGUMENTS, unchecked),
+        "raised nothing",
+    ),
+    "AMP-09/device": (
+        amp.test_bf16_without_a_device_for_it_is_refused,
+        {"argument": "bf16"},
+        replace(*ARGUMENTS, unchecked),
+        "raised nothing",
+    ),
+    "AMP-09/training": (
+        amp.test_full_evaluation_in_half_precision_leaves_training_alone,
+        {"spec": ALONE},
+        replace(TRAINER, "evaluation_loop", as_if_alone),
+        "expected scalar type BFloat16 but found Float",
+    ),
+    "AMP-09/cast": (
+        amp.test_an_evaluation_of_its_own_casts_the_model_and_gives_it_back,
+        {"spec": ALONE},
+        replace(TRAINER, "evaluation_loop", uncast),
+        "missing: ['torch.bfloat16']",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
+    test, arguments, fault, words = FAULTS[name]
+    if name == "AMP-09/device" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device, so nothing is missing")
+    fault(monkeypatch)
+    if "trace" in arguments:
+        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
+    verdict = verdict_of(test, runs, tmp_path / "test", **arguments)
+    assert not verdict.holds
+    assert words in "\n".join(verdict.seen)
+
+
+# ---- upstream with its known faults mended ----
+
+
+def unwrapped(original, trainer, *args, **options):
+    result = original(trainer, *args, **options)
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return result
+
+
+def refused_on_a_cpu(original, arguments):
+    if arguments.fp16 and arguments.use_cpu:
+        raise ValueError("fp16 wants a GPU")
+    original(arguments)
+
+
+def cast_back(original, trainer, *args, **options):
+    before = {name: parameter.data for name, parameter in trainer.model.named_parameters()}
+    result = original(trainer, *args, **options)
+    for name, parameter in trainer.model.named_parameters():
+        parameter.data = before[name]
+    return result
+
+
+MENDED = {
+    "AMP-02": (
+        amp.test_after_bf16_training_the_model_computes_in_float32_again,
+        {"spec": amp.BF16},
+        replace(TRAINER, "train", unwrapped),
+    ),
+    "AMP-03": (
+        amp.test_fp16_on_a_cpu_is_not_silently_float32,
+        {"spec": amp.SHORT.but(fp16=True)},
+        replace(*ARGUMENTS, refused_on_a_cpu),
+    ),
+    "AMP-09": (
+        amp.test_an_evaluation_of_its_own_casts_the_model_and_gives_it_back,
+        {"spec": ALONE},
+        replace(TRAINER, "evaluate", cast_back),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_a_mended_fault_is_no_longer_seen(name, runs, tmp_path, monkeypatch):
+    test, arguments, mend = MENDED[name]
+    mend(monkeypatch)
+    verdict = verdict_of(test, runs, tmp_path / "test", **arguments)
+    assert verdict.holds, verdict.seen

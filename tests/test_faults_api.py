@@ -1,0 +1,257 @@
+"""Faults put into upstream, one line each, under which the checks of the chapter API must fail."""
+
+import pytest
+import torch
+
+from harness import subjects
+from harness.runs import Runs
+from harness.spec import ADD, GET
+from harness.warm import warm
+from suites import test_api as api
+from suites import test_api_layers as layers
+from tests.faults import nothing, replace, verdict_of
+
+TRAINER = "transformers.trainer:Trainer"
+LLAMA = "transformers:LlamaForCausalLM"
+TUNER = "peft.tuners.lora.layer:LoraLayer"
+LINEAR = "peft.tuners.lora.layer:Linear"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    warm()
+    return Runs(subjects.load("hf-trainer"), tmp_path)
+
+
+# ---- faults: what upstream does instead ----
+
+
+def not_unwrapped(original, model):
+    return model
+
+
+def no_columns_known(original, trainer):
+    trainer._signature_columns = ["labels"]
+
+
+def every_column_kept(original, trainer, collator, description=None):
+    return collator
+
+
+def not_from_zero(original, layer, name, *args, **options):
+    original(layer, name, *args, **options)
+    for module in layer.lora_B.values():
+        torch.nn.init.constant_(module.weight, 1e-6)
+
+
+def drawn_from_another_range(original, layer, name, *args, **options):
+    original(layer, name, *args, **options)
+    for module in layer.lora_A.values():
+        module.weight.data.mul_(2)
+
+
+def without_scaling(original, layer, x, *args, **options):
+    name = layer.active_adapters[0]
+    return layer.base_layer(x) + layer.lora_B[name](layer.lora_A[name](layer.lora_dropout[name](x)))
+
+
+def without_dropout(original, layer, *args, **options):
+    layer.lora_dropout.eval()
+    return original(layer, *args, **options)
+
+
+def drawing(original, *args, **options):
+    torch.rand(1)
+    return original(*args, **options)
+
+
+def with_cache(original, trainer, *args, **options):
+    output = original(trainer, *args, **options)
+    trainer.model.config.use_cache = True
+    return output
+
+
+def with_loss_keywords(original, trainer, *args, **options):
+    original(trainer, *args, **options)
+    trainer.model_accepts_loss_kwargs = True
+
+
+def always_trainable(original, layer, names, inference_mode=False):
+    return original(layer, names)
+
+
+def under_another_name(original, model, name, config):
+    return original(model, "another", config)
+
+
+def first_alone(original, model, name):
+    return original(model, "default")
+
+
+def added_under_another_name(original, model, config, adapter_name=None):
+    return original(model, config, adapter_name="another" if model._hf_peft_config_loaded else adapter_name)
+
+
+def loaded_as_trainable(original, *args, **options):
+    return original(*args, **{**options, "is_trainable": True})
+
+
+#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+FAULTS = {
+    "API-01/columns": (
+        api.test_the_base_is_found_in_whatever_holds_it,
+        {"spec": api.PLAIN, "compiled": False},
+        replace(TRAINER, "_set_signature_columns_if_needed", no_columns_known),
+        "the batch lacks input_ids",
+    ),
+    "API-01/labels": (
+        api.test_the_base_is_found_in_whatever_holds_it,
+        {"spec": api.MIXED, "compiled": False},
+        replace("transformers.trainer", "unwrap_peft_model", not_unwrapped),
+        "label_names is [], expected ['labels']",
+    ),
+    "API-01/mixed": (
+        api.test_a_mixed_model_is_the_same_run,
+        {},
+        replace("peft:PeftMixedModel", "__init__", drawing),
+        "step 1: gradients of",
+    ),
+    "API-02/fresh": (
+        layers.test_a_fresh_lora_is_an_identity,
+        {"spec": layers.PLAIN},
+        replace(TUNER, "reset_lora_parameters", not_from_zero),
+        "logits differs by",
+    ),
+    "API-02/disabled": (
+        layers.test_a_disabled_lora_is_an_identity_after_training,
+        {"route": ADD},
+        replace(LLAMA, "disable_adapters", nothing),
+        "logits differs by",
+    ),
+    "API-03": (
+        layers.test_an_adapter_is_drawn_from_its_seed,
+        {"trace": layers.PLAIN},
+        replace(TUNER, "reset_lora_parameters", drawn_from_another_range),
+        "lora_A.weight differs by",
+    ),
+    "API-04/scaling": (
+        layers.test_a_layer_adds_its_scaled_adapter,
+        {"spec": layers.PLAIN, "scaling": 2.0},
+        replace(LINEAR, "forward", without_scaling),
+        "the layer's output differs by",
+    ),
+    "API-04/dropout": (
+        layers.test_dropout_is_of_the_adapters_input_alone,
+        {"route": GET},
+        replace(LINEAR, "forward", without_dropout),
+        "in training mode differs by",
+    ),
+    "API-05": (
+        api.test_both_routes_are_one_run,
+        {"spec": api.PLAIN},
+        replace(LLAMA, "add_adapter", drawing),
+        "step 1: gradients of",
+    ),
+    "API-06/columns": (
+        api.test_columns_are_those_that_the_bases_forward_takes,
+        {"spec": api.PLAIN, "taken": "position_ids"},
+        replace(TRAINER, "_get_collator_with_removed_columns", every_column_kept),
+        "the batch has source, which forward() does not take",
+    ),
+    "API-06/not-given": (
+        api.test_a_base_with_loss_keywords_is_given_the_number_of_items,
+        {"spec": api.PLAIN},
+        replace(TRAINER, "_get_num_items_in_batch", nothing),
+        "False, expected True",
+    ),
+    "API-06/given": (
+        api.test_a_base_without_loss_keywords_is_not_given_the_number_of_items,
+        {"spec": api.BRIEF.but(model={"family": "fixtures.plain_loss:llama"})},
+        replace(TRAINER, "__init__", with_loss_keywords),
+        "unexpected keyword argument 'num_items_in_batch'",
+    ),
+    "API-07/Trainer": (
+        api.test_the_cache_is_switched_as_the_arguments_say,
+        {"spec": api.BRIEF, "use_cache": False},
+        replace(TRAINER, "__init__", with_cache),
+        "Trainer(): True, expected False",
+    ),
+    "API-07/train": (
+        api.test_the_cache_is_switched_as_the_arguments_say,
+        {"spec": api.BRIEF, "use_cache": False},
+        replace(TRAINER, "train", with_cache),
+        "train(): True, expected False",
+    ),
+    "API-08/add_adapter": (
+        api.test_which_of_two_adapters_is_trained,
+        {"spec": api.ADDED, "trained": "second"},
+        replace(LLAMA, "set_adapter", first_alone),
+        "adapter 'default': model.layers.0.self_attn.q_proj.lora_B.weight has moved",
+    ),
+    "API-08/get_peft_model": (
+        api.test_which_of_two_adapters_is_trained,
+        {"spec": api.BRIEF, "trained": "default"},
+        replace("peft:PeftModel", "add_adapter", under_another_name),
+        "the model has no adapter 'second'",
+    ),
+    "API-09/taken/add_adapter": (
+        api.test_a_name_that_is_taken_is_refused,
+        {"spec": api.ADDED, "words": "already exists"},
+        replace(LLAMA, "add_adapter", added_under_another_name),
+        "raised nothing",
+    ),
+    "API-09/unknown": (
+        api.test_activating_an_unknown_adapter_is_refused,
+        {"spec": api.ADDED, "names": "second"},
+        replace(LLAMA, "set_adapter", nothing),
+        "raised nothing",
+    ),
+    "API-09/none": (
+        api.test_activating_an_adapter_before_one_is_added_is_refused,
+        {},
+        replace(LLAMA, "set_adapter", nothing),
+        "raised nothing",
+    ),
+    "API-09/not-a-config": (
+        api.test_add_adapter_refuses_what_it_cannot_inject,
+        {"config": api.REFUSED["dict"][0], "kind": TypeError, "words": "should be an instance of PeftConfig"},
+        replace(LLAMA, "add_adapter", nothing),
+        "raised nothing",
+    ),
+    "API-10/inference_mode": (
+        api.test_an_adapter_for_inference_does_not_train,
+        {"spec": api.BRIEF.but(lora={"inference_mode": True})},
+        replace("peft.tuners.tuners_utils:BaseTunerLayer", "set_adapter", always_trainable),
+        "raised nothing",
+    ),
+    "API-10/loaded": (
+        api.test_an_adapter_loaded_for_inference_does_not_train,
+        {"route": GET},
+        replace("peft:PeftModel", "from_pretrained", loaded_as_trainable),
+        "raised nothing",
+    ),
+    "API-10/trainable": (
+        api.test_an_adapter_loaded_as_trainable_trains,
+        {"route": GET},
+        replace("torch.optim:AdamW", "step", nothing),
+        "is what it was before training",
+    ),
+    "API-11": (
+        api.test_an_old_peft_is_refused,
+        {"call": api.OF_ADAPTERS["set_adapter"]},
+        replace("transformers.integrations.peft", "check_peft_version", nothing),
+        "raised nothing",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
+    test, arguments, fault, words = FAULTS[name]
+    fault(monkeypatch)
+    if "trace" in arguments:
+        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
+    (tmp_path / "test").mkdir()
+    verdict = verdict_of(test, runs, tmp_path / "test", **arguments)
+    assert not verdict.holds
+    assert words in "\n".join(verdict.seen)

@@ -1,0 +1,174 @@
+"""Faults put into upstream, one line each, under which the checks of suites/test_emb.py must fail."""
+
+import pytest
+
+from harness import subjects
+from harness.runs import Runs
+from harness.spec import GET
+from harness.warm import warm
+from suites import test_emb as emb
+from tests.faults import nothing, replace, verdict_of
+
+SAVING = "peft.utils.save_and_load"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    warm()
+    return Runs(subjects.load("hf-trainer"), tmp_path)
+
+
+# ---- faults: what upstream does instead ----
+
+
+def twice(original, *args, **options):
+    original(*args, **options)
+    return original(*args, **options)
+
+
+def always_asking(original, *args, **options):
+    from peft.utils import other
+
+    other.file_exists("", "config.json")
+    return original(*args, **options)
+
+
+def whatever_is_set(original, name, file):
+    from peft.utils import other
+
+    other.file_exists(name, file)
+    return original(name, file)
+
+
+def with_embeddings(wanted):
+    """Saving with save_embedding_layers=True or False, whatever was asked for."""
+    return replace(
+        "peft.peft_model",
+        "get_peft_model_state_dict",
+        lambda original, *args, **options: original(*args, **{**options, "save_embedding_layers": wanted}),
+    )
+
+
+def without_the_layers(original, model, tensors, *args, **options):
+    kept = {name: value for name, value in tensors.items() if "lm_head" not in name}
+    return original(model, kept, *args, **options)
+
+
+def by_the_original(original, wrapper, *args):
+    return wrapper.original_module(*args)
+
+
+#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+FAULTS = {
+    "EMB-01/twice": (
+        emb.test_a_base_with_a_hub_name_is_looked_up_once_a_save,
+        {"spec": emb.based_on(emb.NAME)},
+        replace(SAVING, "check_file_exists_on_hf_hub", twice),
+        emb.NAME,
+    ),
+    "EMB-01/no-name": (
+        emb.test_a_base_without_a_hub_name_is_not_looked_up,
+        {"spec": emb.based_on("directory")},
+        replace("peft.peft_model", "get_peft_model_state_dict", always_asking),
+        "[('', 'config.json'), ('', 'config.json')]",
+    ),
+    "EMB-01/another-vocabulary": (
+        emb.test_another_vocabulary_at_the_hub_saves_the_embeddings,
+        {"spec": emb.based_on(emb.NAME, 260)},
+        replace(SAVING, "get_embedding_layer_name", nothing),
+        "no model.embed_tokens.weight",
+    ),
+    "EMB-01/same-vocabulary": (
+        emb.test_the_same_vocabulary_at_the_hub_saves_the_adapter_alone,
+        {"spec": emb.based_on(emb.NAME)},
+        with_embeddings(True),
+        "lm_head.weight is saved, unexpected",
+    ),
+    "EMB-02/offline": (
+        emb.test_offline_nothing_is_asked_and_each_save_warns,
+        {"spec": emb.based_on(emb.NAME)},
+        replace(SAVING, "check_file_exists_on_hf_hub", whatever_is_set),
+        emb.NAME,
+    ),
+    "EMB-02/silent": (
+        emb.test_offline_nothing_is_asked_and_each_save_warns,
+        {"spec": emb.based_on(emb.NAME)},
+        replace(SAVING, "check_file_exists_on_hf_hub", lambda *args: False),
+        "0 warnings say 'Could not find a config file",
+    ),
+    "EMB-02/no-network": (
+        emb.test_a_failing_network_costs_a_warning_and_not_the_run,
+        {"spec": emb.based_on(emb.NAME)},
+        replace(SAVING, "check_file_exists_on_hf_hub", lambda original, *args: whatever_is_set(nothing, *args)),
+        "the run ended with ConnectionError: no route to host",
+    ),
+    "EMB-03/saved": (
+        emb.test_resized_embeddings_are_saved_whole,
+        {"trace": emb.DIRECTORY},
+        with_embeddings(False),
+        "checkpoint-2/adapter_model.safetensors: no model.embed_tokens.weight",
+    ),
+    "EMB-03/resumed": (
+        emb.test_resuming_restores_resized_embeddings,
+        {},
+        replace("peft.peft_model", "set_peft_model_state_dict", without_the_layers),
+        "lm_head.weight is not what it was in the run that wrote the checkpoint",
+    ),
+    "EMB-03/reloaded": (
+        emb.test_reloading_restores_resized_embeddings,
+        {"spec": emb.DIRECTORY, "route": GET},
+        replace("peft.peft_model", "set_peft_model_state_dict", without_the_layers),
+        "lm_head.weight is not what it was when training ended",
+    ),
+    "EMB-05": (
+        emb.test_an_adapted_embedding_is_saved_with_its_base_weight,
+        {"spec": emb.SAVED.but(lora={"target_modules": emb.TARGETS["lm_head"][0]}), "layers": (emb.HEAD,)},
+        with_embeddings(False),
+        "no lm_head.weight",
+    ),
+    "EMB-06/plain": (
+        emb.test_a_plain_lora_leaves_tied_embeddings_alone,
+        {"trace": emb.TIED},
+        with_embeddings(True),
+        "model.embed_tokens.weight is saved, unexpected",
+    ),
+    "EMB-06/one-of-two": (
+        emb.test_saving_the_embedding_trains_it_apart_from_the_output_layer,
+        {"trace": emb.TIED.but(lora={"modules_to_save": ["embed_tokens"]})},
+        replace(
+            "peft.utils.other:ModulesToSaveWrapper",
+            "forward",
+            lambda original, self, *args: self.original_module(*args),
+        ),
+        "model.embed_tokens.weight is what it was before training",
+    ),
+    "EMB-06/both": (
+        emb.test_ensure_weight_tying_keeps_one_trained_tensor,
+        {"spec": emb.TIED.but(lora={"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True})},
+        replace("peft.tuners.lora.model:LoraModel", "_add_modules_to_save_to_tie", nothing),
+        "model.embed_tokens.weight and lm_head.weight differ after training",
+    ),
+    "EMB-07/saved": (
+        emb.test_chosen_rows_alone_are_trained_and_saved,
+        {"trace": emb.TOKENS},
+        with_embeddings(True),
+        "is saved, unexpected",
+    ),
+    "EMB-07/tied": (
+        emb.test_chosen_rows_of_tied_layers_are_trained_as_one,
+        {"trace": emb.TOKENS.but(model={"family": "llama-tied"})},
+        replace("peft.utils.other", "_get_module_names_tied_with_embedding", lambda *args: []),
+        "lm_head.token_adapter.trainable_tokens_delta is not in the model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
+    test, arguments, fault, words = FAULTS[name]
+    fault(monkeypatch)
+    if "trace" in arguments:
+        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
+    verdict = verdict_of(test, runs, tmp_path, **arguments)
+    assert not verdict.holds
+    assert words in "\n".join(verdict.seen)

@@ -1,0 +1,82 @@
+"""Faults put into upstream, one line each, under which the checks of suites/test_io.py must fail."""
+
+from pathlib import Path
+
+import pytest
+
+from harness import subjects
+from harness.runs import Runs
+from harness.spec import ADD
+from harness.warm import warm
+from suites import test_io as io
+from tests.faults import nothing, replace, verdict_of
+
+
+@pytest.fixture
+def runs(tmp_path):
+    warm()
+    return Runs(subjects.load("hf-trainer"), tmp_path)
+
+
+def writing_a_card(original, model, directory, **options):
+    original(model, directory, **options)
+    (Path(directory) / "README.md").write_text("---\nlibrary_name: peft\n---\n")
+
+
+def reporting_to_tensorboard(original, arguments):
+    original(arguments)
+    arguments.report_to = arguments.report_to or ["tensorboard"]
+
+
+#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+FAULTS = {
+    "IO-01/card": (
+        io.test_each_checkpoint_has_a_card_of_library_peft,
+        {"trace": io.SAVED},
+        replace("peft:PeftModel", "create_or_update_model_card", nothing),
+        "checkpoint-2/README.md is missing",
+    ),
+    "IO-01/tags": (
+        io.test_the_card_is_tagged_with_task_method_and_base,
+        {"trace": io.NAMED},
+        replace("peft:PeftModel", "_get_peft_specific_model_tags", lambda *args: ["transformers"]),
+        "no tag 'lora'",
+    ),
+    "IO-01/add_adapter": (
+        io.test_add_adapter_writes_no_card,
+        {"trace": io.SAVED.but(adapter={"route": ADD})},
+        replace("transformers:LlamaForCausalLM", "save_pretrained", writing_a_card),
+        "checkpoint-2/README.md is there",
+    ),
+    "IO-02/library": (
+        io.test_the_trainers_card_stays_one_of_library_peft,
+        {},
+        replace("peft:PeftModel", "create_or_update_model_card", nothing),
+        "library_name is 'transformers', expected 'peft'",
+    ),
+    "IO-02/tags": (
+        io.test_the_trainers_card_keeps_the_tags_of_peft,
+        {},
+        replace("peft:PeftModel", "_get_peft_specific_model_tags", lambda *args: ["transformers"]),
+        "no tag 'lora'",
+    ),
+    "IO-03": (
+        io.test_nothing_is_reported_unless_asked_for,
+        {},
+        replace("transformers:TrainingArguments", "__post_init__", reporting_to_tensorboard),
+        "TensorBoardCallback",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
+    test, arguments, fault, words = FAULTS[name]
+    if name == "IO-03":
+        pytest.importorskip("tensorboard", reason="a tracker must be installed for the fault to report to")
+    fault(monkeypatch)
+    if "trace" in arguments:
+        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
+    verdict = verdict_of(test, runs, tmp_path, **arguments)
+    assert not verdict.holds
+    assert words in "\n".join(verdict.seen)

@@ -1,0 +1,267 @@
+"""Faults put into upstream, under which the checks of suites/test_loss.py and suites/test_acc.py must fail."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from harness import subjects
+from harness.runs import Runs
+from harness.scenarios import STILL, STILL_RAGGED, STILL_SHORT_WINDOW
+from harness.subjects.hf_trainer import HFTrainer
+from harness.warm import warm
+from suites import test_acc as acc
+from suites import test_loss as loss
+from tests.faults import nothing, replace, verdict_of
+
+TRAINER = "transformers.trainer:Trainer"
+SMOOTHER = "transformers.trainer_pt_utils:LabelSmoother"
+PLAIN_LOSS = STILL_SHORT_WINDOW.but(model=acc.PLAIN_LOSS)
+SPLIT = acc.SPLIT.but(max_steps=3)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    warm()
+    return Runs(subjects.load("hf-trainer"), tmp_path)
+
+
+def fails(runs, tmp_path, test, words, **arguments):
+    """The check must fail and say why; `spec` is for the check, or for the trace that it judges."""
+    if "spec" in arguments and "trace" in inspect.signature(test).parameters:
+        arguments["trace"] = runs.train(arguments.pop("spec"))
+    verdict = verdict_of(test, runs, tmp_path, **arguments)
+    assert not verdict.holds
+    assert words in "\n".join(verdict.seen)
+
+
+# ---- faults that leave the logged loss as it is ----
+
+#: Every backward pass once more divided, as by accelerate's own accumulation: a third of the gradient.
+DIVIDED = replace(
+    "accelerate:Accelerator", "backward", lambda original, self, loss, **options: original(self, loss / 3)
+)
+
+
+@pytest.mark.parametrize(
+    ("test", "spec", "words"),
+    [
+        (loss.test_a_step_is_the_mean_over_the_tokens_of_its_window, STILL_RAGGED, "0.3333 times what it must be"),
+        (loss.test_a_normalised_loss_is_not_divided_again, STILL, "0.3333 times what it must be"),
+        (loss.test_a_batch_mean_is_divided_once_by_the_micro_batches_of_its_window, STILL_RAGGED, "0.3333 times"),
+        (loss.test_label_smoothing_mixes_in_the_mean_over_the_vocabulary, loss.SMOOTHED, "0.3333 times"),
+        (acc.test_a_model_without_loss_keywords_is_divided_by_the_micro_batches_of_its_window, PLAIN_LOSS, "0.3333"),
+    ],
+)
+def test_a_gradient_divided_twice_is_seen(test, spec, words, runs, tmp_path, monkeypatch):
+    DIVIDED(monkeypatch)
+    fails(runs, tmp_path, test, words, spec=spec)
+
+
+@pytest.mark.parametrize(
+    ("test", "spec"),
+    [
+        (acc.test_accumulated_micro_batches_train_as_the_large_batch, SPLIT),
+        (acc.test_a_model_without_loss_keywords_has_the_gradient_of_the_large_batch, SPLIT.but(model=acc.PLAIN_LOSS)),
+        (acc.test_label_smoothing_accumulated_trains_as_the_large_batch, SPLIT.but(label_smoothing_factor=0.1)),
+        (acc.test_a_short_window_is_normalised_by_its_own_tokens, STILL_SHORT_WINDOW),
+    ],
+)
+def test_accumulation_that_divides_twice_is_seen(test, spec, runs, tmp_path, monkeypatch):
+    def backward(original, self, loss, **options):
+        return original(self, loss / steps.get("of this run", 1))
+
+    def prepared(original, self, *args, **options):
+        steps["of this run"] = self.args.gradient_accumulation_steps
+        return original(self, *args, **options)
+
+    steps: dict[str, int] = {}
+    replace("accelerate:Accelerator", "backward", backward)(monkeypatch)
+    replace(TRAINER, "train", prepared)(monkeypatch)
+    fails(runs, tmp_path, test, "times that of the large batch", spec=spec)
+
+
+# ---- wrong counts ----
+
+
+def count_with(counted):
+    """num_items_in_batch counted by another function of a batch."""
+    return replace(
+        TRAINER, "_get_num_items_in_batch", lambda original, self, batches, device: sum(map(counted, batches))
+    )
+
+
+WITH_FIRST = count_with(lambda batch: batch["labels"].ne(-100).sum())
+
+
+def test_a_count_that_includes_the_first_label_is_seen(runs, tmp_path, monkeypatch):
+    WITH_FIRST(monkeypatch)
+    words = "labels are predicted"
+    fails(runs, tmp_path, loss.test_a_step_is_the_mean_over_the_tokens_of_its_window, words, spec=STILL_RAGGED)
+
+
+def test_a_count_that_shifts_shift_labels_is_seen(runs, tmp_path, monkeypatch):
+    count_with(lambda batch: batch["shift_labels"][..., 1:].ne(-100).sum())(monkeypatch)
+    spec = STILL_RAGGED.but(trainer={"data_collator": "fixtures.plain_loss:shifted_collator"})
+    test = loss.test_shift_labels_of_a_collator_are_the_targets_and_are_counted
+    fails(runs, tmp_path, test, "labels are predicted", spec=spec)
+
+
+def test_a_count_of_each_micro_batch_alone_is_seen(runs, tmp_path, monkeypatch):
+    # What accumulation did before transformers 4.46: the mean over micro-batches, with a logged loss that looks right.
+    replace(TRAINER, "_get_num_items_in_batch", nothing)(monkeypatch)
+    spec = SPLIT.but(data=acc.RAGGED)
+    words = "times that of the large batch"
+    fails(runs, tmp_path, acc.test_accumulated_micro_batches_train_as_the_large_batch, words, spec=spec)
+
+
+# ---- label smoothing ----
+
+
+def test_smoothing_that_ignores_the_window_is_seen(runs, tmp_path, monkeypatch):
+    def alone(original, self, outputs, labels, num_items_in_batch=None, **options):
+        return original(self, outputs, labels, **options)
+
+    replace(SMOOTHER, "__call__", alone)(monkeypatch)
+    smoothed = SPLIT.but(label_smoothing_factor=0.1, data=acc.RAGGED)
+    words = "times that of the large batch"
+    fails(runs, tmp_path, acc.test_label_smoothing_accumulated_trains_as_the_large_batch, words, spec=smoothed)
+    test = acc.test_label_smoothing_is_the_mean_over_the_tokens_of_its_window
+    fails(runs, tmp_path, test, "times what it must be", spec=STILL_RAGGED.but(label_smoothing_factor=0.1))
+
+
+def test_smoothing_by_another_factor_is_seen(runs, tmp_path, monkeypatch):
+    def doubled(original, self, *args, **options):
+        return original(type(self)(epsilon=0.2), *args, **options)
+
+    replace(SMOOTHER, "__call__", doubled)(monkeypatch)
+    test = loss.test_label_smoothing_mixes_in_the_mean_over_the_vocabulary
+    fails(runs, tmp_path, test, "gradient of", spec=loss.SMOOTHED)
+
+
+def test_smoothing_that_differs_between_routes_is_seen(runs, tmp_path, monkeypatch):
+    from peft import PeftModel
+
+    def unsmoothed(original, self, model, *args, **options):
+        if isinstance(model, PeftModel):
+            self.label_smoother = None
+        return original(self, model, *args, **options)
+
+    replace(TRAINER, "compute_loss", unsmoothed)(monkeypatch)
+    spec = SPLIT.but(label_smoothing_factor=0.1)
+    fails(runs, tmp_path, loss.test_label_smoothing_is_the_same_through_both_routes, "step 1: gradients", spec=spec)
+    smoothed = {"spec": loss.SMOOTHED}
+    test = loss.test_with_label_smoothing_the_model_runs_without_labels
+    fails(runs, tmp_path, test, "the model was given", **smoothed)
+
+
+def test_smoothing_that_shifts_a_classifiers_labels_is_seen(runs, tmp_path, monkeypatch):
+    def shifted(original, self, outputs, labels, **options):
+        return original(self, outputs, labels.roll(-1), **options)
+
+    replace(SMOOTHER, "__call__", shifted)(monkeypatch)
+    test = loss.test_label_smoothing_does_not_shift_the_labels_of_a_classifier
+    fails(runs, tmp_path, test, "expected", spec=loss.CLASSIFIER)
+
+
+def test_smoothing_that_is_dropped_without_a_word_is_seen(runs, tmp_path, monkeypatch):
+    replace("warnings", "warn", nothing)(monkeypatch)
+    spec = loss.CLASSIFIER.but(model={"config": {"problem_type": "multi_label_classification"}})
+    test = loss.test_multi_label_classification_warns_and_trains_with_its_own_loss
+    fails(runs, tmp_path, test, "False", spec=spec)
+
+
+def test_another_loss_for_multi_label_classification_is_seen(runs, tmp_path, monkeypatch):
+    replace("torch.nn:BCEWithLogitsLoss", "forward", lambda original, *args: 2 * original(*args))(monkeypatch)
+    spec = loss.CLASSIFIER.but(model={"config": {"problem_type": "multi_label_classification"}})
+    test = loss.test_multi_label_classification_warns_and_trains_with_its_own_loss
+    fails(runs, tmp_path, test, ", expected 0.", spec=spec)
+
+
+# ---- a subclass's loss and compute_loss_func ----
+
+
+def test_a_batch_mean_that_is_not_divided_is_seen(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(loss, "mean_loss_trainer", scaled_already)
+    test = loss.test_a_batch_mean_is_divided_once_by_the_micro_batches_of_its_window
+    fails(runs, tmp_path, test, "step 1: the gradient is 3 times what it must be", spec=STILL_SHORT_WINDOW)
+
+
+def scaled_already():
+    from fixtures.plain_loss import mean_loss_trainer
+
+    class Scaled(mean_loss_trainer()):
+        loss_is_scaled_for_ga = True
+
+    return Scaled
+
+
+def test_a_loss_function_whose_result_is_divided_is_seen(runs, tmp_path, monkeypatch):
+    DIVIDED(monkeypatch)
+    spec = STILL_RAGGED.but(trainer={"compute_loss_func": "fixtures.plain_loss:window_loss"})
+    fails(runs, tmp_path, loss.test_compute_loss_func_has_the_last_word, "0.3333 times what it must be", spec=spec)
+
+
+# ---- accumulation: windows, accelerate, zeroing, dropout ----
+
+
+def test_a_window_that_drops_a_micro_batch_is_seen(runs, tmp_path, monkeypatch):
+    def one_less(original, self, iterator, count, device):
+        return original(self, iterator, max(1, count - 1), device)
+
+    replace(TRAINER, "get_batch_samples", one_less)(monkeypatch)
+    test = acc.test_an_epoch_ends_with_a_window_of_what_is_left
+    fails(runs, tmp_path, test, "micro-batches of", spec=STILL_SHORT_WINDOW)
+
+
+def subject_of(**methods):
+    """A subject that is a Trainer with some methods of its own."""
+    import transformers
+
+    return HFTrainer(type("Faulty", (transformers.Trainer,), methods))
+
+
+def test_accelerate_that_accumulates_is_seen(runs, tmp_path):
+    def create(self):
+        super(type(self), self).create_accelerator_and_postprocess()
+        self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
+
+    upstream = subject_of(create_accelerator_and_postprocess=create)
+    fails(runs, tmp_path, acc.test_accelerate_itself_accumulates_nothing, "3", upstream=upstream)
+
+
+def test_num_steps_that_is_ignored_or_taken_beside_another_is_seen(runs, tmp_path):
+    def ignore(self):
+        self.args.accelerator_config.gradient_accumulation_kwargs = None
+        super(type(self), self).create_accelerator_and_postprocess()
+
+    faulty = subject_of(create_accelerator_and_postprocess=ignore)
+    test = acc.test_num_steps_beside_gradient_accumulation_steps_is_refused
+    fails(runs, tmp_path, test, "raised nothing", upstream=faulty)
+    spec = SPLIT.but(gradient_accumulation_steps=None, accelerator_config=acc.ACCELERATE)
+    test = acc.test_num_steps_of_accelerate_is_gradient_accumulation_steps
+    fails(Runs(faulty, tmp_path / "faulty"), tmp_path, test, "step 1: trained rows", spec=spec)
+
+
+def test_gradients_that_outlive_the_window_are_seen(runs, tmp_path, monkeypatch):
+    def kept(original, self, set_to_none=True):
+        original(self, set_to_none=False)
+
+    replace("torch.nn:Module", "zero_grad", kept)(monkeypatch)
+    test = acc.test_gradients_live_from_the_first_micro_batch_to_the_optimizer_step
+    fails(runs, tmp_path, test, "('step_end', True), expected ('step_end', False)")
+
+
+def test_an_optimizer_step_that_is_not_reported_is_seen(runs, tmp_path, monkeypatch):
+    silent = lambda original, self, args, state, control: control  # noqa: E731
+    replace("transformers.trainer_callback:CallbackHandler", "on_substep_end", silent)(monkeypatch)
+    test = acc.test_a_window_is_substeps_and_one_optimizer_step
+    fails(runs, tmp_path, test, "step 1: events", spec=STILL_RAGGED)
+
+
+def test_dropout_that_is_off_is_seen(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, value: value)
+    test = acc.test_dropout_parts_two_splits_of_the_same_rows
+    fails(runs, tmp_path, test, "the same dropout masks, or none", spec=SPLIT.but(lora={"lora_dropout": 0.1}))

@@ -1,0 +1,205 @@
+"""Faults put into upstream, one line each, under which the checks of suites/test_qlora.py must fail."""
+
+import pytest
+import torch
+
+from harness import subjects
+from harness.runs import Runs
+from harness.warm import warm
+from suites import test_qlora as qlora
+from tests.faults import nothing, replace, verdict_of
+
+pytest.importorskip("bitsandbytes", reason="quantized bases need bitsandbytes")
+
+TRAINER = "transformers.trainer:Trainer"
+MAPPING = "peft.tuners.lora.model:LoraModel"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    warm()
+    return Runs(subjects.load("hf-trainer"), tmp_path)
+
+
+# ---- faults: what upstream does instead ----
+
+
+def default_targets(model_type, modules):
+    """peft's table of target modules with another row."""
+
+    def put(monkeypatch):
+        from peft.tuners.lora import LoraModel
+
+        monkeypatch.setitem(LoraModel.target_module_mapping, model_type, modules)
+
+    return put
+
+
+def eight_bits(original, config, *args, **options):
+    original(config, load_in_8bit=True)
+
+
+def the_head_too(original, config, model):
+    changed = original(config, model)
+    changed.target_modules.add("lm_head")
+    return changed
+
+
+def drawing(original, *args, **options):
+    torch.rand(1)
+    return original(*args, **options)
+
+
+def unprepared(original, model, *args, **options):
+    return model
+
+
+def scaled(original, model, *args, **options):
+    prepared = original(model, *args, **options)
+    prepared.lm_head.weight.data.mul_(1.001)
+    return prepared
+
+
+def in_half(original, *args, **options):
+    return {name: tensor.half() for name, tensor in original(*args, **options).items()}
+
+
+def nameless(original, config, *args, **options):
+    config.base_model_name_or_path = None
+    return original(config, *args, **options)
+
+
+def never_in_8_bits(original, optimizer, *args):
+    return {**original(optimizer, *args), "min_8bit_size": 10**9}
+
+
+def another_scale(original, *args, **options):
+    state = original(*args, **options)
+    state.absmax.add_(1)
+    return state
+
+
+def another_base(original, model, *args, **options):
+    loaded = original(model, *args, **options)
+    next(p for p in model.parameters() if hasattr(p, "quant_state")).quant_state.absmax.add_(1)
+    return loaded
+
+
+PREPARE = "prepare_model_for_kbit_training"
+#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+FAULTS = {
+    "QLORA-01/packed": (
+        qlora.test_a_prepared_nf4_base_trains_under_checkpointing,
+        {"trace": qlora.SAVED},
+        replace("transformers:BitsAndBytesConfig", "__init__", eight_bits),
+        "q_proj.weight is int8 [64, 64], expected uint8 [2048, 1]",
+    ),
+    "QLORA-01/moved": (
+        qlora.test_a_prepared_nf4_base_trains_under_checkpointing,
+        {"trace": qlora.SAVED},
+        replace("torch.optim:AdamW", "step", nothing),
+        "lora_B.weight is what it was before training",
+    ),
+    "QLORA-02/run": (
+        qlora.test_no_target_modules_are_those_of_the_model_type,
+        {"spec": qlora.BRIEF, "modules": ["q_proj", "v_proj"]},
+        default_targets("llama", ["q_proj", "k_proj"]),
+        "besides: ['k_proj']",
+    ),
+    "QLORA-02/unknown": (
+        qlora.test_an_unknown_model_type_is_refused,
+        {"model_type": "unheard-of"},
+        default_targets("unheard-of", ["q_proj"]),
+        "raised nothing",
+    ),
+    "QLORA-03": (
+        qlora.test_all_linear_adapts_the_decoder_and_not_the_output_layer,
+        {"trace": qlora.ALL_OF_NF4},
+        replace("peft.tuners.tuners_utils", "_maybe_include_all_linear_layers", the_head_too),
+        "lm_head.lora_A.weight is trained, unexpected",
+    ),
+    "QLORA-04/resume": (
+        qlora.test_a_run_on_nf4_resumes,
+        {"spec": qlora.continued(qlora.QLORA, 2)},
+        replace(TRAINER, "_load_rng_state", nothing),
+        "step 3: gradients of",
+    ),
+    "QLORA-04/routes": (
+        qlora.test_both_routes_are_one_run,
+        {},
+        replace("transformers:LlamaForCausalLM", "add_adapter", drawing),
+        "step 1: gradients of",
+    ),
+    "QLORA-05/cast": (
+        qlora.test_preparation_casts_what_is_not_packed,
+        {"spec": qlora.PREPARED_BF16, "base": "float32"},
+        replace("peft", PREPARE, unprepared),
+        "lm_head.weight is bfloat16, expected float32",
+    ),
+    "QLORA-05/freeze": (
+        qlora.test_preparation_freezes_the_base,
+        {},
+        replace("peft", PREPARE, unprepared),
+        "lm_head.weight",
+    ),
+    "QLORA-05/checkpointing": (
+        qlora.test_preparation_switches_checkpointing_on,
+        {"prepared": True, "switched": True},
+        replace("peft", PREPARE, unprepared),
+        "checkpointing: False, expected True",
+    ),
+    "QLORA-06": (
+        qlora.test_without_preparation_a_float32_base_trains_the_same,
+        {"spec": qlora.QLORA},
+        replace("peft", PREPARE, scaled),
+        "step 1: gradients of",
+    ),
+    "QLORA-07/dtype": (
+        qlora.test_the_file_holds_the_adapter_in_float32_alone,
+        {"trace": qlora.SAVED},
+        replace("peft.peft_model", "get_peft_model_state_dict", in_half),
+        "is F16, expected F32",
+    ),
+    "QLORA-07/name": (
+        qlora.test_the_config_names_the_base,
+        {"spec": qlora.BRIEF},
+        replace("peft:LoraConfig", "save_pretrained", nameless),
+        "None",
+    ),
+    "QLORA-08/bits": (
+        qlora.test_moments_are_8_bit_from_4096_numbers_on,
+        {"trace": qlora.WIDE.but(optim="adamw_bnb_8bit")},
+        replace("bitsandbytes.optim.optimizer:Optimizer8bit", "get_config", never_in_8_bits),
+        "is float32 of 8192, expected uint8 of 8192",
+    ),
+    "QLORA-08/resume": (
+        qlora.test_runs_with_8_bit_and_paged_optimizers_resume,
+        {"spec": qlora.continued(qlora.WIDE.but(optim="adamw_bnb_8bit"), 2)},
+        replace(TRAINER, "_load_optimizer_and_scheduler", nothing),
+        "step 3: learning rates",
+    ),
+    "QLORA-12/resume": (
+        qlora.test_the_packed_base_is_the_same_in_a_continued_run,
+        {"spec": qlora.continued(qlora.QLORA, 2)},
+        replace("peft:PeftModel", "load_adapter", another_base),
+        "absmax after the resumed run",
+    ),
+    "QLORA-12/save_pretrained": (
+        qlora.test_the_packed_base_survives_save_pretrained,
+        {},
+        replace("bitsandbytes.functional:QuantState", "from_dict", another_scale),
+        "absmax differs by",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
+    test, arguments, fault, words = FAULTS[name]
+    fault(monkeypatch)
+    if "trace" in arguments:
+        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
+    (tmp_path / "test").mkdir()
+    verdict = verdict_of(test, runs, tmp_path / "test", loads_nf4=runs.subject, **arguments)
+    assert not verdict.holds
+    assert words in "\n".join(verdict.seen)

@@ -1,0 +1,83 @@
+"""Each tolerance's negative control: a fault, in a run really trained, that exceeds each of its bounds tenfold."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from harness import subjects, tolerance
+from harness.laws import accumulation, loss, output, schedule
+from harness.laws.equal import differences, distance
+from harness.laws.recompute import Recomputed
+from harness.runs import Runs
+from harness.scenarios import PLAIN, STILL_RAGGED
+from harness.tolerance import Tolerance
+from harness.warm import warm
+from suites.test_acc import RAGGED, SPLIT, large_batch
+from tests.faults import replace
+
+BOUNDS = ("loss", "gradient", "adapter")
+NAMES = [name for name, value in vars(tolerance).items() if isinstance(value, Tolerance) and not value.exact]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    warm()
+    return Runs(subjects.load("hf-trainer"), tmp_path_factory.mktemp("runs"))
+
+
+def _accumulation(runs, monkeypatch):
+    """Micro-batches averaged whatever their tokens, as before transformers 4.46."""
+    wanted = runs.train(large_batch(SPLIT.but(data=RAGGED)))
+    replace("transformers.trainer:Trainer", "_get_num_items_in_batch", lambda *args: None)(monkeypatch)
+    seen = runs.train(SPLIT.but(data=RAGGED), again=True)
+    assert not accumulation.same_split(seen, wanted).holds
+    gaps = distance(seen, wanted)
+    return {bound: gaps[f"largest_{bound}_difference"] for bound in BOUNDS}
+
+
+def _oracle(runs, monkeypatch):
+    """The first label of each row counted, as by transformers 4.46.2 to 5.9."""
+    counted = lambda original, self, batches, device: sum(b["labels"].ne(-100).sum() for b in batches)  # noqa: E731
+    replace("transformers.trainer:Trainer", "_get_num_items_in_batch", counted)(monkeypatch)
+    trace = runs.train(STILL_RAGGED.but(max_steps=1), again=True)
+    assert not loss.window_mean(trace).holds
+    expected, gradients = Recomputed(trace.spec, trace.adapter_before).window(trace.steps[0].batches)
+    seen = trace.steps[0].gradients
+    largest = max(float((seen[name] - gradients[name]).abs().max()) for name in seen)
+    return {"loss": abs(trace.losses[1] - expected), "gradient": largest}
+
+
+def _adamw(runs, monkeypatch):
+    """Weight decay of 0.01 that no parameter group admits to."""
+    trace = copy.deepcopy(runs.train(PLAIN.but(weight_decay=0.01)))
+    for group in trace.groups:
+        group.settings["weight_decay"] = 0.0
+    assert not schedule.adamw(trace).holds
+    without = runs.train(PLAIN)
+    assert differences(trace.adapter, without.adapter, tolerance.ADAMW.adapter, "")
+    return {"adapter": distance(trace, without)["largest_adapter_difference"]}
+
+
+def _summation(runs, monkeypatch):
+    """The last step's loss lost: what was not yet logged when training ended."""
+    trace = copy.deepcopy(runs.train(PLAIN))
+    mean = trace.output["training_loss"]
+    trace.output["training_loss"] -= trace.losses[10] / 10
+    assert not output.training_loss(trace).holds
+    return {"loss": abs(trace.output["training_loss"] - mean)}
+
+
+CONTROLS = {"ACCUMULATION": _accumulation, "ORACLE": _oracle, "ADAMW": _adamw, "SUMMATION": _summation}
+
+
+def test_every_tolerance_has_a_negative_control():
+    assert set(NAMES) == set(CONTROLS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fault_exceeds_each_bound_tenfold(name, runs, monkeypatch):
+    bounds = {bound: getattr(getattr(tolerance, name), bound) for bound in BOUNDS}
+    seen = CONTROLS[name](runs, monkeypatch)
+    assert {bound: seen.get(bound, 0.0) >= 10 * limit for bound, limit in bounds.items()} == dict.fromkeys(BOUNDS, True)
