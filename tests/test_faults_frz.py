@@ -1,0 +1,315 @@
+"""Faults put into upstream, one line each, under which the checks of the chapter FRZ must fail."""
+
+import pytest
+import torch
+
+from harness import subjects
+from harness.runs import Runs
+from harness.spec import GET
+from harness.warm import warm
+from suites import test_frz as frz
+from suites import test_frz_kinds as kinds
+from suites import test_frz_requires_grad as flags
+from suites import test_frz_targets as targets
+from tests.faults import nothing, replace, verdict_of
+
+TRAINER = "transformers.trainer:Trainer"
+TUNER = "peft.tuners.tuners_utils:BaseTuner"
+LAYER = "peft.tuners.tuners_utils:BaseTunerLayer"
+COPY = "peft.utils.other:ModulesToSaveWrapper"
+NORM = "model.norm.weight"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    warm()
+    return Runs(subjects.load("hf-trainer"), tmp_path)
+
+
+# ---- faults: what upstream does instead ----
+
+
+def the_norm_too(original, trainer, *args, **options):
+    """Trains a parameter that was frozen, as a lost requires_grad does."""
+    model = trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
+    model.model.norm.weight.requires_grad_(True)
+    return original(trainer, *args, **options)
+
+
+def drifting(original, trainer, *args, **options):
+    with torch.no_grad():
+        trainer.model.get_base_model().model.norm.weight.mul_(1.0001)
+    return original(trainer, *args, **options)
+
+
+def absmax_drifts(original, trainer, *args, **options):
+    next(p for p in trainer.model.parameters() if hasattr(p, "quant_state")).quant_state.absmax.add_(1)
+    return original(trainer, *args, **options)
+
+
+def leaving_a_gradient(original, trainer, *args, **options):
+    loss = original(trainer, *args, **options)
+    norm = trainer.model.get_base_model().model.norm.weight
+    norm.grad = torch.ones_like(norm)
+    return loss
+
+
+def biases_decayed(original, *args, **options):
+    return [name for name, _ in args[1].named_parameters()]
+
+
+def no_biases(original, tuner, model):
+    original(tuner, model)
+    for name, parameter in model.named_parameters():
+        if name.endswith("ln_1.bias"):
+            parameter.requires_grad_(False)
+
+
+def without_the_copy(original, *args, **options):
+    return {name: tensor for name, tensor in original(*args, **options).items() if "lm_head" not in name}
+
+
+def original_trained(original, wrapper, *args, **options):
+    original(wrapper, *args, **options)
+    wrapper.original_module.requires_grad_(True)
+
+
+def original_unfrozen_when_disabled(original, wrapper, enabled):
+    """What peft did before 0.19: the original required gradients while the copy was out of use."""
+    original(wrapper, enabled)
+    wrapper.original_module.requires_grad_(not enabled)
+
+
+def every_adapter_trainable(original, layer, names, inference_mode=False):
+    original(layer, names)
+    for part in layer.adapter_layer_names:
+        getattr(layer, part).requires_grad_(True)
+
+
+def always_trainable(original, layer, names, inference_mode=False):
+    return original(layer, names)
+
+
+def first_frozen(original, tuner, *args, **options):
+    """What peft 0.18 and 0.19 did: a second adapter loaded for inference froze the first as well."""
+    injected = original(tuner, *args, **options)
+    tuner.model.requires_grad_(False)
+    return injected
+
+
+def dora_frozen(original, layer, *args, **options):
+    original(layer, *args, **options)
+    layer.weight.requires_grad_(False)
+
+
+def without_the_exception(original, config, model):
+    """What peft did before 0.13: the head of a task is a linear layer like any other."""
+    changed = original(config, model)
+    if changed.target_modules and not isinstance(changed.target_modules, str):
+        changed.target_modules |= {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    return changed
+
+
+def also_k_proj(original, config, key):
+    return original(config, key) or key.endswith("k_proj")
+
+
+def nowhere_is_somewhere(original, config, key):
+    return key.endswith("q_proj")
+
+
+def second_elsewhere(original, model, name, config):
+    config.target_modules = {"q_proj"}
+    return original(model, name, config)
+
+
+PLAIN = frz.PLAIN
+SHORT = PLAIN.but(max_steps=2)
+HEAD = flags.SPECS["modules-to-save"]
+LORA = flags.SPECS["lora"]
+
+#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+FAULTS = {
+    "FRZ-01": (
+        frz.test_base_is_bit_identical,
+        {"trace": SHORT},
+        replace(TRAINER, "training_step", drifting),
+        f"{NORM}: digest",
+    ),
+    "FRZ-02": (
+        frz.test_the_optimizer_holds_the_lora_alone,
+        {"trace": SHORT},
+        replace(TRAINER, "create_optimizer", the_norm_too),
+        f"group 1: {NORM} is in it, unexpected",
+    ),
+    "FRZ-02/universal": (
+        frz.test_the_optimizer_holds_what_requires_gradients,
+        {"trace": SHORT},
+        replace(TRAINER, "create_optimizer", the_norm_too),
+        f"{NORM} is in a group but does not require gradients",
+    ),
+    "FRZ-03": (
+        frz.test_the_base_gets_no_gradient,
+        {"trace": SHORT},
+        replace(TRAINER, "training_step", leaving_a_gradient),
+        f"{NORM} held a gradient at an optimizer step",
+    ),
+    "FRZ-04": (
+        kinds.test_an_nf4_base_is_bit_identical,
+        {"trace": SHORT.but(model={"quantization": "nf4"})},
+        replace(TRAINER, "training_step", absmax_drifts),
+        "q_proj.weight.absmax: digest",
+    ),
+    "FRZ-05/decay": (
+        kinds.test_biases_are_trained_without_decay_and_saved,
+        {"spec": kinds.BIASED["all"][0], "biases": kinds.BIASED["all"][1]},
+        replace(TRAINER, "get_decay_parameter_names", biases_decayed),
+        "group 0: transformer.h.0.ln_1.bias is in it, unexpected",
+    ),
+    "FRZ-05/trained": (
+        kinds.test_biases_are_trained_without_decay_and_saved,
+        {"spec": kinds.BIASED["all"][0], "biases": kinds.BIASED["all"][1]},
+        replace(TUNER, "_mark_only_adapters_as_trainable", no_biases),
+        "group 1: no transformer.h.0.ln_1.bias",
+    ),
+    "FRZ-06/saved": (
+        kinds.test_a_copy_of_the_module_is_trained_and_saved,
+        {"trace": frz.SAVING["modules-to-save"]},
+        replace("peft.peft_model", "get_peft_model_state_dict", without_the_copy),
+        "adapter_model.safetensors: no lm_head.weight",
+    ),
+    "FRZ-06/original": (
+        kinds.test_a_copy_of_the_module_is_trained_and_saved,
+        {"trace": frz.SAVING["modules-to-save"]},
+        replace(COPY, "update", original_trained),
+        "lm_head.original_module.weight is in it, unexpected",
+    ),
+    "FRZ-06/resumed": (
+        kinds.test_a_copy_is_restored_by_resuming,
+        {"spec": kinds.continued(kinds.SHORT.but(lora={"modules_to_save": ["lm_head"]}), 3, every=3)},
+        replace("peft:PeftModel", "load_adapter", nothing),
+        "step 4: gradients of",
+    ),
+    "FRZ-07/trained": (
+        kinds.test_a_parameter_unfrozen_by_hand_is_trained,
+        {"spec": kinds.saving(kinds.SHORT)},
+        replace("torch.optim:AdamW", "step", nothing),
+        f"{NORM} is what it was before training",
+    ),
+    "FRZ-08": (
+        kinds.test_dora_trains_and_saves_a_magnitude_for_each_output,
+        {"trace": frz.SAVING["dora"]},
+        replace("peft.tuners.lora.dora:DoraLinearLayer", "update_layer", dora_frozen),
+        "group 0: no model.layers.0.self_attn.q_proj.lora_magnitude_vector",
+    ),
+    "FRZ-09": (
+        frz.test_weight_decay_does_not_depend_on_the_adapters_name,
+        {"spec": PLAIN.but(max_steps=3, weight_decay=0.1, adapter={"name": "other"})},
+        replace(TRAINER, "get_decay_parameter_names", lambda original, trainer, model: []),
+        "group 0: no model.layers.0.self_attn.q_proj.lora_A.weight",
+    ),
+    "FRZ-10": (
+        frz.test_a_quantized_base_without_adapters_is_refused,
+        {"quantization": "nf4"},
+        replace("transformers.trainer", "validate_quantization_for_training", nothing),
+        "raised nothing",
+    ),
+    "FRZ-11/disabled": (
+        flags.test_disabling_leaves_what_is_trained,
+        {"spec": HEAD},
+        replace(COPY, "enable_adapters", original_unfrozen_when_disabled),
+        "disabled: lm_head.original_module.weight requires gradients",
+    ),
+    "FRZ-11/switched": (
+        flags.test_switching_trains_the_chosen_adapter_alone,
+        {"spec": LORA},
+        replace(LAYER, "set_adapter", every_adapter_trainable),
+        "lora_A.second.weight requires gradients",
+    ),
+    "FRZ-11/added": (
+        flags.test_a_second_adapter_leaves_the_first_as_it_was,
+        {"spec": LORA},
+        replace(TUNER, "inject_adapter", first_frozen),
+        "q_proj.lora_A.weight does not require gradients",
+    ),
+    "FRZ-12/loaded": (
+        flags.test_an_adapter_loaded_for_inference_leaves_nothing_trainable,
+        {"spec": LORA},
+        replace(LAYER, "set_adapter", always_trainable),
+        "q_proj.lora_A.weight requires gradients",
+    ),
+    "FRZ-12/copy": (
+        flags.test_an_adapter_loaded_for_inference_leaves_nothing_trainable,
+        {"spec": HEAD},
+        replace(COPY, "set_adapter", always_trainable),
+        "lm_head.weight requires gradients",
+    ),
+    "FRZ-12/twice": (
+        flags.test_two_adapters_loaded_for_inference_leave_nothing_trainable,
+        {"spec": LORA},
+        replace(LAYER, "set_adapter", every_adapter_trainable),
+        "requires gradients",
+    ),
+    "FRZ-12/beside": (
+        flags.test_a_frozen_adapter_stays_frozen_beside_one_that_is_trained,
+        {"spec": LORA},
+        replace(LAYER, "set_adapter", every_adapter_trainable),
+        "lora_A.default.weight requires gradients",
+    ),
+    "FRZ-12/trainable": (
+        flags.test_an_adapter_loaded_as_trainable_trains_what_it_trained,
+        {"spec": LORA},
+        replace(TUNER, "inject_adapter", first_frozen),
+        "q_proj.lora_A.weight does not require gradients",
+    ),
+    "FRZ-13/reentrant": (
+        frz.test_one_step_moves_every_lora_b,
+        {"trace": frz.REENTRANT.but(max_steps=1, lora=frz.HEAD)},
+        replace("transformers:LlamaForCausalLM", "enable_input_require_grads", nothing),
+        "q_proj.lora_B.weight is what it was before training",
+    ),
+    "FRZ-13/gradients": (
+        frz.test_the_update_reaches_every_tensor,
+        {"trace": frz.REENTRANT.but(max_steps=2, lora=frz.HEAD)},
+        replace("transformers:LlamaForCausalLM", "enable_input_require_grads", nothing),
+        "step 1: model.layers.0.self_attn.q_proj.lora_B.weight has no gradient",
+    ),
+    "FRZ-14/named": (
+        targets.test_adapters_sit_on_the_modules_that_are_named,
+        {"spec": targets.NAMED["suffixes"][0], "paths": targets.NAMED["suffixes"][1]},
+        replace("peft.tuners.tuners_utils", "check_target_module_exists", also_k_proj),
+        "k_proj.lora_A.weight requires gradients",
+    ),
+    "FRZ-14/nowhere": (
+        targets.test_names_that_no_module_has_are_refused,
+        {"spec": targets.given(target_modules=["nowhere"])},
+        replace("peft.tuners.tuners_utils", "check_target_module_exists", nowhere_is_somewhere),
+        "raised nothing",
+    ),
+    "FRZ-14/second": (
+        targets.test_a_second_adapter_sits_on_the_same_modules,
+        {"spec": targets.given(target_modules="all-linear")},
+        replace("peft:PeftModel", "add_adapter", second_elsewhere),
+        "missing: ['model.layers.0.mlp.down_proj.lora_A.weight'",
+    ),
+    "FRZ-14/head": (
+        targets.test_all_linear_leaves_a_head_alone_that_no_task_type_names,
+        {"spec": targets.given(target_modules="all-linear"), "names": targets.lora_of(targets.LLAMA)},
+        replace("peft.tuners.tuners_utils", "_maybe_include_all_linear_layers", without_the_exception),
+        "besides: ['lm_head.lora_A.weight', 'lm_head.lora_B.weight']",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
+    test, arguments, fault, words = FAULTS[name]
+    if "nf4" in str(arguments):
+        pytest.importorskip("bitsandbytes", reason="quantized bases need bitsandbytes")
+    fault(monkeypatch)
+    if "trace" in arguments:
+        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
+    (tmp_path / "test").mkdir()
+    verdict = verdict_of(test, runs, tmp_path / "test", supported=lambda *args, **options: None, **arguments)
+    assert not verdict.holds
+    assert words in "\n".join(verdict.seen)
