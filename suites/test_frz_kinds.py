@@ -124,7 +124,11 @@ def unfrozen(upstream, spec, directory):
 def test_a_parameter_unfrozen_by_hand_is_trained(spec, upstream, tmp_path, judge):
     trace = unfrozen(upstream, spec, tmp_path)
     judge(
-        both(frozen.groups_hold(trace, shapes.lora(), {NORM: [64]}), frozen.adapter_moved(trace), frozen.base_frozen(trace))
+        both(
+            frozen.groups_hold(trace, shapes.lora(), {NORM: [64]}),
+            frozen.adapter_moved(trace),
+            frozen.base_frozen(trace),
+        )
     )
 
 
