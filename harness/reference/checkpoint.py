@@ -68,10 +68,11 @@ def load(directory: Path, model: AdapterModel, parts: dict[str, Any]) -> dict[st
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory} is no complete checkpoint: it has no {name}")
     try:
-        found, state = load_file(directory / ADAPTER), json.loads((directory / STATE).read_text(encoding="utf-8"))
-        states = {n: torch.load(directory / f"{n}.pt", map_location="cpu", weights_only=True) for n in parts}
+        found = load_file(directory / (name := ADAPTER))
+        state = json.loads((directory / (name := STATE)).read_text(encoding="utf-8"))
+        states = {n: torch.load(directory / (name := f"{n}.pt"), map_location="cpu", weights_only=True) for n in parts}
     except Exception as error:  # each format has errors of its own
-        raise CheckpointError(f"{directory} cannot be read: {str(error).partition('. ')[0]}") from error
+        raise CheckpointError(f"{directory / name} cannot be read: {str(error).partition('. ')[0]}") from error
     for name in sorted(found.keys() | (wanted := model.adapter()).keys()):
         there, here = (tuple(tensors[name].shape) if name in tensors else None for tensors in (found, wanted))
         if there != here:
