@@ -3,20 +3,11 @@
 import pytest
 import torch
 
-from harness import subjects
-from harness.runs import Runs
-from harness.warm import warm
 from suites import test_amp as amp
 from tests.faults import nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 ARGUMENTS = ("transformers:TrainingArguments", "__post_init__")
-
-
-@pytest.fixture
-def runs(tmp_path):
-    warm()
-    return Runs(subjects.load("hf-trainer"), tmp_path)
 
 
 # ---- faults: what upstream does instead ----

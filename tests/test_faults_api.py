@@ -3,10 +3,7 @@
 import pytest
 import torch
 
-from harness import subjects
-from harness.runs import Runs
 from harness.spec import ADD, GET
-from harness.warm import warm
 from suites import test_api as api
 from suites import test_api_layers as layers
 from tests.faults import nothing, replace, verdict_of
@@ -15,12 +12,6 @@ TRAINER = "transformers.trainer:Trainer"
 LLAMA = "transformers:LlamaForCausalLM"
 TUNER = "peft.tuners.lora.layer:LoraLayer"
 LINEAR = "peft.tuners.lora.layer:Linear"
-
-
-@pytest.fixture
-def runs(tmp_path):
-    warm()
-    return Runs(subjects.load("hf-trainer"), tmp_path)
 
 
 # ---- faults: what upstream does instead ----

@@ -2,21 +2,12 @@
 
 import pytest
 
-from harness import subjects
-from harness.runs import Runs
 from harness.spec import ADD
-from harness.warm import warm
 from suites import test_best as best
 from tests.faults import nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 LOAD = ("peft:PeftModel", "load_adapter")
-
-
-@pytest.fixture
-def runs(tmp_path):
-    warm()
-    return Runs(subjects.load("hf-trainer"), tmp_path)
 
 
 # ---- faults: what upstream does instead ----

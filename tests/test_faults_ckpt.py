@@ -6,22 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import subjects
-from harness.runs import Runs
 from harness.spec import GET
-from harness.warm import warm
 from suites import test_ckpt_adapters as adapters
 from suites import test_ckpt_content as content
 from suites import test_ckpt_files as files
 from tests.faults import nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
-
-
-@pytest.fixture
-def runs(tmp_path):
-    warm()
-    return Runs(subjects.load("hf-trainer"), tmp_path)
 
 
 def checkpoint_of(trainer):

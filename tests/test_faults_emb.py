@@ -2,20 +2,11 @@
 
 import pytest
 
-from harness import subjects
-from harness.runs import Runs
 from harness.spec import GET
-from harness.warm import warm
 from suites import test_emb as emb
 from tests.faults import nothing, replace, verdict_of
 
 SAVING = "peft.utils.save_and_load"
-
-
-@pytest.fixture
-def runs(tmp_path):
-    warm()
-    return Runs(subjects.load("hf-trainer"), tmp_path)
 
 
 # ---- faults: what upstream does instead ----

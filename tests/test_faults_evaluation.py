@@ -4,19 +4,10 @@ import pytest
 import torch
 
 from fixtures.metrics import counts
-from harness import subjects
-from harness.runs import Runs
-from harness.warm import warm
 from suites import test_eval as evaluation
 from tests.faults import nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
-
-
-@pytest.fixture
-def runs(tmp_path):
-    warm()
-    return Runs(subjects.load("hf-trainer"), tmp_path)
 
 
 # ---- faults: what upstream does instead ----

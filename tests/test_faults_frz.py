@@ -3,9 +3,6 @@
 import pytest
 import torch
 
-from harness import subjects
-from harness.runs import Runs
-from harness.warm import warm
 from suites import test_frz as frz
 from suites import test_frz_kinds as kinds
 from suites import test_frz_requires_grad as flags
@@ -17,12 +14,6 @@ TUNER = "peft.tuners.tuners_utils:BaseTuner"
 LAYER = "peft.tuners.tuners_utils:BaseTunerLayer"
 COPY = "peft.utils.other:ModulesToSaveWrapper"
 NORM = "model.norm.weight"
-
-
-@pytest.fixture
-def runs(tmp_path):
-    warm()
-    return Runs(subjects.load("hf-trainer"), tmp_path)
 
 
 # ---- faults: what upstream does instead ----

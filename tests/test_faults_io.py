@@ -4,18 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import subjects
-from harness.runs import Runs
 from harness.spec import ADD
-from harness.warm import warm
 from suites import test_io as io
 from tests.faults import nothing, replace, verdict_of
-
-
-@pytest.fixture
-def runs(tmp_path):
-    warm()
-    return Runs(subjects.load("hf-trainer"), tmp_path)
 
 
 def writing_a_card(original, model, directory, **options):

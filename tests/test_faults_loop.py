@@ -7,21 +7,13 @@ import inspect
 import pytest
 import torch
 
-from harness import subjects
 from harness.runs import Runs
 from harness.scenarios import PLAIN
 from harness.subjects.hf_trainer import HFTrainer
-from harness.warm import warm
 from suites import test_loop as loop
 from tests.faults import replace, verdict_of
 
 SHORT = PLAIN.but(max_steps=4)
-
-
-@pytest.fixture
-def runs(tmp_path):
-    warm()
-    return Runs(subjects.load("hf-trainer"), tmp_path)
 
 
 def subject_of(**methods):

@@ -7,11 +7,9 @@ import inspect
 import pytest
 import torch
 
-from harness import subjects
 from harness.runs import Runs
 from harness.scenarios import STILL, STILL_RAGGED, STILL_SHORT_WINDOW
 from harness.subjects.hf_trainer import HFTrainer
-from harness.warm import warm
 from suites import test_acc as acc
 from suites import test_loss as loss
 from tests.faults import nothing, replace, verdict_of
@@ -20,12 +18,6 @@ TRAINER = "transformers.trainer:Trainer"
 SMOOTHER = "transformers.trainer_pt_utils:LabelSmoother"
 PLAIN_LOSS = STILL_SHORT_WINDOW.but(model=acc.PLAIN_LOSS)
 SPLIT = acc.SPLIT.but(max_steps=3)
-
-
-@pytest.fixture
-def runs(tmp_path):
-    warm()
-    return Runs(subjects.load("hf-trainer"), tmp_path)
 
 
 def fails(runs, tmp_path, test, words, **arguments):

@@ -3,9 +3,6 @@
 import pytest
 import torch
 
-from harness import subjects
-from harness.runs import Runs
-from harness.warm import warm
 from suites import test_qlora as qlora
 from tests.faults import nothing, replace, verdict_of
 
@@ -13,12 +10,6 @@ pytest.importorskip("bitsandbytes", reason="quantized bases need bitsandbytes")
 
 TRAINER = "transformers.trainer:Trainer"
 MAPPING = "peft.tuners.lora.model:LoraModel"
-
-
-@pytest.fixture
-def runs(tmp_path):
-    warm()
-    return Runs(subjects.load("hf-trainer"), tmp_path)
 
 
 # ---- faults: what upstream does instead ----

@@ -4,11 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import subjects
 from harness.laws.resume import continues
-from harness.runs import Runs
 from harness.scenarios import continued
-from harness.warm import warm
 from suites import test_res_equal as equal
 from suites import test_res_errors as errors
 from suites import test_res_reports as reports
@@ -16,12 +13,6 @@ from suites import test_rng as rng
 from tests.faults import nothing, replace, verdict_of
 
 SHORT = equal.SHORT
-
-
-@pytest.fixture
-def runs(tmp_path):
-    warm()
-    return Runs(subjects.load("hf-trainer"), tmp_path)
 
 
 # ---- faults: what is patched, and how ----

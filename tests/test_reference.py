@@ -262,8 +262,7 @@ def test_a_checkpoint_that_lacks_a_file_is_refused(runs):
         ("truncate trainer_state.json 100", "cannot be read"),
     ):
         spec = LONG.resumed(6, damage=(damage,))
-        error = runs.train(spec, subjects.load("reference")).error
-        assert error is not None
+        error = runs.train(spec, subjects.load("reference")).error or "none"
         assert error.startswith("CheckpointError")
         assert words in error
         assert "checkpoint-6" in error
