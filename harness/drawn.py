@@ -12,6 +12,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
+from harness.expectations import Expectation
 from harness.laws.universal import OF_MORE, Train, laws_for
 from harness.report import Case
 from harness.runs import Runs
@@ -37,13 +38,24 @@ def register_profiles(chosen: str | None) -> None:
 
 
 class Draw:
-    """Draws runs for a test. cases: of the test, one a clause. fail: called with a verdict that is no pass."""
+    """Draws runs for a test. cases: of the test, one a clause. fail: called with a verdict that is no pass.
 
-    def __init__(self, cases: list[Case], runs: Runs, fail: Callable[[Verdict, str], None], chosen_seed: Any):
+    expected: known defects; those with a spec excuse the runs that they describe.
+    """
+
+    def __init__(
+        self,
+        cases: list[Case],
+        runs: Runs,
+        fail: Callable[[Verdict, str], None],
+        chosen_seed: Any,
+        expected: list[Expectation],
+    ):
         self._cases = {case.clause: case for case in cases}
         self._runs = runs
         self._fail = fail
         self._seed = chosen_seed
+        self._expected = expected
         for case in cases:
             case.drawn = 0
 
@@ -78,18 +90,25 @@ class Draw:
             case.specs = [spec.to_json()]
         trace = train(spec)
         for clause, law in laws_for(trace).items():
-            self._record(clause, functools.partial(law, trace))
+            self.record(clause, spec, functools.partial(law, trace))
         for clause, compare in OF_MORE.items():
-            self._record(clause, functools.partial(compare, train, spec))
+            self.record(clause, spec, functools.partial(compare, train, spec))
 
-    def _record(self, clause: str, judged: Callable[[], Verdict]) -> None:
+    def record(self, clause: str, spec: RunSpec, judged: Callable[[], Verdict]) -> bool:
+        """Judge a clause on a drawn spec, if it is one of the test's. False where a known defect explains a failure."""
         case = self._cases.get(clause)
         if case is None:
-            return
+            return True
         verdict = judged()
         if verdict.outcome == NOT_COMPARABLE:
-            return
+            return True
         case.drawn = (case.drawn or 0) + 1
-        case.evidence = {"runs judged": case.drawn, **verdict.measured}
+        met = case.evidence.get("known defects met", {})
         if not verdict.holds:
-            self._fail(verdict, clause)
+            seen, plain = "\n".join(verdict.seen), spec.to_json()
+            known = [e for e in self._expected if e.excuses(clause, self._runs.subject.name, plain, seen)]
+            if not known:
+                self._fail(verdict, clause)
+            met = {**met, known[0].reason: met.get(known[0].reason, 0) + 1}
+        case.evidence = {"runs judged": case.drawn, **verdict.measured, **({"known defects met": met} if met else {})}
+        return verdict.holds

@@ -242,7 +242,9 @@ def draw(request: pytest.FixtureRequest, runs: Runs) -> drawn.Draw:
     def fail(verdict: Verdict, clause: str) -> None:
         raise ClauseFailure(verdict, clause)
 
-    return drawn.Draw(request.node.stash[_CASES], runs, fail, request.config.getoption("--hypothesis-seed", None))
+    state = request.config.stash[_STATE]
+    chosen_seed = request.config.getoption("--hypothesis-seed", None)
+    return drawn.Draw(request.node.stash[_CASES], runs, fail, chosen_seed, state.expectations)
 
 
 @pytest.fixture

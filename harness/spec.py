@@ -88,7 +88,8 @@ class DataSpec:
     rows, eval_rows: how many. length: tokens a row after padding. min_length: shortest row (ragged where below
     `length`; padding has label -100). ignored: share of the remaining labels set to -100. vocab_size: token ids used.
     iterable: an IterableDataset. augment: tokens are drawn from torch's global RNG at every access.
-    path: JSONL with "input_ids" and "labels" a line.
+    path: JSONL with "input_ids" and "labels" a line. order: training row i is the row order[i] of what that makes; as
+    they are made where it is empty.
     """
 
     rows: int = 40
@@ -101,6 +102,7 @@ class DataSpec:
     iterable: bool = False
     augment: bool = False
     path: str | None = None
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,7 @@ def _read(kind: type, value: Any, where: str) -> Any:
         raise UsageError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(fields)}")
     read = {}
     for name, item in value.items():
-        if fields[name].type == "tuple[str, ...]":
+        if str(fields[name].type).startswith("tuple") and isinstance(item, list):
             item = tuple(item)
         _check(item, str(fields[name].type), f"{where}, {name}")
         read[name] = item
@@ -284,6 +286,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "None": (type(None),),
     "tuple[str, ...]": (tuple,),
+    "tuple[int, ...]": (tuple,),
 }
 
 

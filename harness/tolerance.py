@@ -31,11 +31,21 @@ EXACT = Tolerance("bit for bit", 0.0, 0.0, 0.0, "the same operations in the same
 
 ACCUMULATION = Tolerance(
     "another split of the same rows",
-    loss=1e-6,
-    gradient=2e-7,
-    adapter=2e-5,
-    reason="sums of float32 in another order; measured over ten AdamW steps at lr 1e-2: loss 1e-6, gradient norm 6e-8, "
-    "adapter 8e-6 (AdamW divides by the root of tiny second moments, which magnifies the last bits)",
+    loss=5e-6,
+    gradient=3e-7,
+    adapter=1e-7,
+    reason="sums of float32 in another order; measured over 72 runs of ten SGD steps at lr 1e-2, on a processor with AVX2 "
+    "alone: loss (5.5) 1.4e-6, gradient (up to 0.07) 3.4e-8, gradient norm 4.5e-8, adapter 7.5e-9",
+)
+
+ACCUMULATION_ADAPTIVE = Tolerance(
+    "another split of the same rows, under AdamW",
+    loss=1e-5,
+    gradient=1e-5,
+    adapter=3e-4,
+    reason="AdamW divides by the root of tiny second moments, which magnifies the last bits of a gradient, and the steps "
+    "after that have other weights; measured over 72 runs of ten steps at lr 1e-2: loss 1.4e-6, gradient 1.6e-6, "
+    "gradient norm 6.6e-7, adapter 4.4e-5",
 )
 
 ORACLE = Tolerance(
@@ -62,4 +72,13 @@ SUMMATION = Tolerance(
     gradient=0.0,
     adapter=0.0,
     reason="the Trainer adds losses up in float32 until it logs; measured on sums of ten losses of 5.5: 4e-7",
+)
+
+MERGED = Tolerance(
+    "merged into the base",
+    loss=2e-6,
+    gradient=0.0,
+    adapter=1e-7,
+    reason="float32 adds the adapter to the weight rather than to the output; measured on weights up to 0.09: unmerged "
+    "weights 7e-9, logits (up to 0.6) 2e-7",
 )

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fixtures import models, shapes
-from harness.laws import injection
+from harness.laws import injection, rebuilt
 from harness.names import canonical
-from harness.scenarios import PLAIN, RANDOM_B, SAVING, by_route, over
+from harness.scenarios import PLAIN, RANDOM_B, SAVING, SHORT, by_route, over
 from harness.spec import ADD, GET
 from harness.subjects.hf_trainer import inject
 
@@ -134,3 +134,30 @@ def test_dropout_is_of_the_adapters_input_alone(route, upstream, judge):
     torch.manual_seed(7)
     expected = injection.adapted(x, base, a, b, 2.0, dropout=lambda y: torch.nn.functional.dropout(y, 0.1))
     judge(injection.same_tensor("the layer's output in training mode", seen, expected))
+
+
+# ---- merged ----
+
+#: Adapters of either route on linear and on transposed (Conv1D) layers, with a magnitude beside A and B, and large.
+MERGED = by_route(
+    {
+        "plain": SAVING["plain"],
+        "all-linear": SHORT.but(lora={"target_modules": "all-linear"}),
+        "dora": SAVING["dora"],
+        "rslora": SHORT.but(lora={"use_rslora": True, "r": 2, "lora_alpha": 32}),
+        "gpt2": SHORT.but(model={"family": "gpt2"}, lora={"target_modules": ["c_attn"], "fan_in_fan_out": True}),
+        "tied-embeddings": SAVING["tied-embeddings"],
+    }
+)
+
+
+@pytest.mark.clause("API-12")
+@over(MERGED)
+def test_merged_it_computes_what_it_did_beside_its_layers(trace, judge):
+    judge(rebuilt.merged(trace))
+
+
+@pytest.mark.clause("API-02")
+@over({f"after-training/{name}": spec for name, spec in MERGED.items()})
+def test_switched_off_it_leaves_the_base(trace, judge):
+    judge(rebuilt.switched_off(trace))

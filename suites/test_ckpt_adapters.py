@@ -1,16 +1,12 @@
 """CKPT: which adapters a checkpoint holds, whole and unmixed, and what becomes of them when they are loaded."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from harness.laws import checkpoint, equal
-from harness.laws.runs import incomplete
-from harness.names import canonical
+from harness.laws import checkpoint, equal, rebuilt
 from harness.scenarios import PLAIN, SAVING, by_route, over, saving
 from harness.spec import ADD, GET
-from harness.verdict import both, raises, same, verdict
+from harness.verdict import both, raises, same
 
 TWO_STEPS = saving(PLAIN.but(max_steps=2))
 
@@ -147,59 +143,6 @@ def test_adapter_is_saved_in_its_own_dtype(name, train, judge):
 # ---- loading it ----
 
 
-def logits(model):
-    """Logits in eval mode for two fixed rows."""
-    with torch.no_grad():
-        return model.eval()(input_ids=torch.arange(1, 33).reshape(2, 16)).logits
-
-
-def trained_model(trace):
-    """The model as it was when training ended: injected anew, and the adapter's values put in by name."""
-    from fixtures import models
-    from harness.subjects.hf_trainer import inject
-
-    model = inject(models.build(trace.spec.model), trace.spec.adapter)
-    named = adapter_of(model, trace)
-    for name, value in trace.adapter.items():
-        named[name].data.copy_(value)
-    return model
-
-
-def adapter_of(model, trace, adapter=None):
-    """Canonical name -> parameter, of the tensors that the run trained."""
-    named = {canonical(n, adapter or trace.spec.adapter.name): p for n, p in model.named_parameters()}
-    return {name: named[name] for name in trace.trainable if name in named}
-
-
-def loaded(how, trace, base=None):
-    """A fresh base, or the one given, with the adapter of the last checkpoint loaded into it as "default"."""
-    from peft import PeftModel
-
-    from fixtures import models
-    from harness.subjects.hf_trainer import recorded_warnings
-
-    last = trace.checkpoints[-1]
-    file = Path(last.path) / next(iter(checkpoint.adapter_files(last)), checkpoint.ADAPTER_FILE)
-    base = base or models.build(trace.spec.model)
-    with recorded_warnings([]):
-        if how == "from_pretrained":
-            return PeftModel.from_pretrained(base, str(file.parent))
-        base.load_adapter(str(file.parent))
-    return base
-
-
-def reloads(how, trace, base=None):
-    """Whether the adapter of the last checkpoint is the trained one again when it is loaded."""
-    if not trace.checkpoints:
-        return verdict("a checkpoint to load", incomplete(trace) or ["no checkpoint was written"])
-    model = loaded(how, trace, base)
-    tensors = {name: parameter.detach() for name, parameter in adapter_of(model, trace, "default").items()}
-    same_tensors = equal.same_adapter(tensors, trace.adapter)
-    if base is not None:
-        return same_tensors
-    return both(same_tensors, equal.same_adapter({"logits": logits(model)}, {"logits": logits(trained_model(trace))}))
-
-
 RELOADED = by_route({name: SAVING[name] for name in ("plain", "dora", "modules-to-save", "named-foo")})
 
 
@@ -207,7 +150,7 @@ RELOADED = by_route({name: SAVING[name] for name in ("plain", "dora", "modules-t
 @pytest.mark.parametrize("how", ["from_pretrained", "load_adapter"])
 @pytest.mark.parametrize("name", RELOADED)
 def test_loaded_adapter_is_the_trained_one(name, how, train, judge):
-    judge(reloads(how, train(RELOADED[name])))
+    judge(rebuilt.reloads(train(RELOADED[name]), how))
 
 
 @pytest.mark.clause("CKPT-26")
@@ -222,7 +165,7 @@ def test_adapter_of_compiled_layers_loads_into_a_plain_base(route, train, judge)
     from fixtures import models
 
     trace = train(COMPILED.but(adapter={"route": route}))
-    judge(reloads("from_pretrained", trace, models.build(PLAIN.model)))
+    judge(rebuilt.reloads(trace, base=models.build(PLAIN.model)))
 
 
 @pytest.mark.clause("CKPT-26")
@@ -231,7 +174,7 @@ def test_plain_adapter_loads_into_compiled_layers(upstream, how, train, judge):
     from fixtures import models
 
     trace = train(SAVING["plain"])
-    judge(reloads(how, trace, models.build(COMPILED.model)))
+    judge(rebuilt.reloads(trace, how, models.build(COMPILED.model)))
 
 
 # ---- modules_to_save ----

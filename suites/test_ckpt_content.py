@@ -10,7 +10,7 @@ import torch
 
 from harness import observe
 from harness.laws import checkpoint, equal, optimizer_file, rotation, state_files
-from harness.scenarios import PLAIN, SAVING, SCENARIOS, by_route, cases, over, saving
+from harness.scenarios import PLAIN, SAVING, SCENARIOS, SHORT, by_route, cases, over, saving
 from harness.spec import ADD, GET
 from harness.verdict import both, raises, same
 
@@ -252,6 +252,18 @@ def test_optimizer_file_holds_two_moments_of_each_trained_tensor(trace, judge):
 @over(SAVING)
 def test_last_optimizer_file_is_the_optimizer_at_the_end(trace, judge):
     judge(optimizer_file.optimizer_is_current(trace))
+
+
+@pytest.mark.clause("CKPT-27")
+@over(
+    by_route(SAVING)
+    | {
+        name: saving(SHORT.but(optim=name, lora={"r": 64}))
+        for name in ("adamw_torch", "sgd", "adafactor", "adamw_bnb_8bit", "paged_adamw_32bit", "lion_32bit")
+    }
+)
+def test_optimizer_file_is_its_tensors_and_their_names(trace, judge):
+    judge(optimizer_file.size_law(trace))
 
 
 @pytest.mark.clause("CKPT-07")

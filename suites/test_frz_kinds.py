@@ -5,6 +5,7 @@ import pytest
 from fixtures import models, shapes
 from fixtures.models import FAMILIES
 from harness.laws import checkpoint, embeddings, frozen, resume
+from harness.laws.equal import equal_runs
 from harness.scenarios import SAVING, SHORT, by_route, cases, continued, over, saving
 from harness.subjects.hf_trainer import inject
 from harness.verdict import both, same
@@ -158,3 +159,37 @@ def test_dora_trains_and_saves_a_magnitude_for_each_output(trace, judge):
             embeddings.tensors_saved(trace, expected),
         )
     )
+
+
+# ---- a second adapter ----
+
+
+def beside(spec, **other):
+    """The spec with an adapter "bystander" beside the one that is trained."""
+    return spec.but(adapter={"others": {"bystander": other}})
+
+
+@pytest.mark.clause("FRZ-15")
+@cases(
+    by_route(
+        {
+            "same-config": saving(SHORT),
+            "dora": SAVING["dora"],
+            "named-foo": SAVING["named-foo"],
+            "reentrant-checkpointing": SHORT.but(
+                activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}
+            ),
+        }
+    )
+)
+def test_a_bystander_stays_as_it_is_and_changes_nothing(spec, train, judge):
+    trace = train(beside(spec))
+    judge(both(equal_runs(trace, train(spec)), frozen.base_frozen(trace)))
+
+
+@pytest.mark.clause("FRZ-15")
+@cases(by_route({"other-rank": SHORT, "other-modules": SHORT}))
+def test_a_bystander_of_another_kind_changes_nothing(spec, request, train, judge):
+    other = {"r": 2} if "rank" in request.node.callspec.id else {"target_modules": ["k_proj", "o_proj"]}
+    trace = train(beside(spec, **other))
+    judge(both(equal_runs(trace, train(spec)), frozen.base_frozen(trace)))

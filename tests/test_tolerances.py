@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
+from peft.tuners.lora import LoraLayer
 
 from harness import subjects, tolerance
-from harness.laws import accumulation, loss, output, schedule
-from harness.laws.equal import differences, distance
+from harness.laws import accumulation, loss, output, rebuilt, schedule
+from harness.laws.equal import differences, distance, largest_gap
 from harness.laws.recompute import Recomputed
 from harness.runs import Runs
 from harness.scenarios import PLAIN, STILL_RAGGED
@@ -27,14 +29,40 @@ def runs(tmp_path_factory):
     return Runs(subjects.load("hf-trainer"), tmp_path_factory.mktemp("runs"))
 
 
-def _accumulation(runs, monkeypatch):
+def _accumulation(optim, runs, monkeypatch):
     """Micro-batches averaged whatever their tokens, as before transformers 4.46."""
-    wanted = runs.train(large_batch(SPLIT.but(data=RAGGED)))
+    spec = SPLIT.but(data=RAGGED, optim=optim)
+    wanted = runs.train(large_batch(spec))
     replace("transformers.trainer:Trainer", "_get_num_items_in_batch", lambda *args: None)(monkeypatch)
-    seen = runs.train(SPLIT.but(data=RAGGED), again=True)
+    seen = runs.train(spec, again=True)
     assert not accumulation.same_split(seen, wanted).holds
     gaps = distance(seen, wanted)
     return {bound: gaps[f"largest_{bound}_difference"] for bound in BOUNDS}
+
+
+def _merged(runs, monkeypatch):
+    """A merge of a thousandth too much, which unmerging does not take back."""
+    trace = runs.train(PLAIN)
+    model = rebuilt.trained_model(trace)
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    beside, weights = rebuilt.logits(model, trace.spec)["logits"], [layer.weight.clone() for layer in layers]
+    inside = []
+
+    def merge(original, self, *args):
+        inside.append(self)
+        original(self, *args)
+        inside.pop()
+
+    delta = lambda original, self, adapter: original(self, adapter) * (1.001 if inside else 1)  # noqa: E731
+    replace("peft.tuners.lora.layer:Linear", "merge", merge)(monkeypatch)
+    replace("peft.tuners.lora.layer:Linear", "get_delta_weight", delta)(monkeypatch)
+    assert not rebuilt.merged(trace).holds
+    for layer in layers:
+        layer.merge()
+    off = largest_gap(rebuilt.logits(model, trace.spec)["logits"], beside)
+    for layer in layers:
+        layer.unmerge()
+    return {"loss": off, "adapter": max(map(largest_gap, [layer.weight for layer in layers], weights))}
 
 
 def _oracle(runs, monkeypatch):
@@ -69,7 +97,14 @@ def _summation(runs, monkeypatch):
     return {"loss": abs(trace.output["training_loss"] - mean)}
 
 
-CONTROLS = {"ACCUMULATION": _accumulation, "ORACLE": _oracle, "ADAMW": _adamw, "SUMMATION": _summation}
+CONTROLS = {
+    "ACCUMULATION": functools.partial(_accumulation, "sgd"),
+    "ACCUMULATION_ADAPTIVE": functools.partial(_accumulation, "adamw_torch"),
+    "ORACLE": _oracle,
+    "ADAMW": _adamw,
+    "SUMMATION": _summation,
+    "MERGED": _merged,
+}
 
 
 def test_every_tolerance_has_a_negative_control():

@@ -46,5 +46,10 @@ CHAPTER = Chapter(
             "Label smoothing with accumulation MUST have the gradient and the logged loss of the large batch.",
             source="transformers/trainer_pt_utils.py:469-481 (LabelSmoother.__call__)",
         ),
+        Clause(
+            "ACC-10",
+            "The gradient of a window MUST NOT depend on the order of its rows, nor on which micro-batch has which row.",
+            source="transformers/trainer.py:2298-2359 (Trainer.get_batch_samples, _get_num_items_in_batch)",
+        ),
     ),
 )

@@ -81,5 +81,12 @@ CHAPTER = Chapter(
             source="transformers/integrations/peft.py:47, 408 (PeftAdapterMixin.add_adapter); "
             "transformers/utils/peft_utils.py:99-113 (check_peft_version)",
         ),
+        Clause(
+            "API-12",
+            "A trained adapter that is merged into its layers MUST compute what it did beside them, within rounding; "
+            "unmerging it MUST give the base's weights back, within rounding.",
+            source="peft/tuners/lora/layer.py:957-1085 (Linear.merge, unmerge); peft/tuners/tuners_utils.py "
+            "(BaseTuner.merge_adapter, unmerge_adapter)",
+        ),
     ),
 )

@@ -165,5 +165,11 @@ CHAPTER = Chapter(
             source="peft/tuners/tuners_utils.py:1568-1582 (BaseTuner._remove_adapter_name_from_key), 1585-1618 "
             "(BaseTuner._remap_adapter_state_dict_for_load)",
         ),
+        Clause(
+            "CKPT-27",
+            "optimizer.pt MUST be the bytes of its tensors, each stored once and none as a view of something larger, "
+            "and their names: a file grows with the adapter alone, whatever the optimizer.",
+            source="transformers/trainer.py:3564 (Trainer._save_optimizer_and_scheduler)",
+        ),
     ),
 )

@@ -99,5 +99,12 @@ CHAPTER = Chapter(
             source="peft/tuners/tuners_utils.py:2337, 2430-2487 (check_target_module_exists, "
             "_maybe_include_all_linear_layers); peft/peft_model.py:1830 (PeftModelForSequenceClassification.__init__)",
         ),
+        Clause(
+            "FRZ-15",
+            "A second adapter beside the one that is trained MUST stay as it is, bit for bit, and MUST NOT change the "
+            "run.",
+            source="peft/tuners/tuners_utils.py:506-543 (BaseTuner._mark_only_adapters_as_trainable); "
+            "peft/peft_model.py (PeftModel.add_adapter)",
+        ),
     ),
 )

@@ -5,18 +5,25 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from harness.laws.data_order import epoch_order
 from harness.laws.equal import differences, equal_runs
 from harness.laws.loss import logged_rounding, scale
 from harness.laws.runs import incomplete
 from harness.laws.schedule import plan
-from harness.tolerance import ACCUMULATION, Tolerance
+from harness.spec import RunSpec
+from harness.tolerance import ACCUMULATION, ACCUMULATION_ADAPTIVE, Tolerance
 from harness.trace import Trace
 from harness.verdict import Verdict, both, verdict
 
 
-def same_split(small: Trace, large: Trace, within: Tolerance = ACCUMULATION) -> Verdict:
+def noise(spec: RunSpec) -> Tolerance:
+    """How far two splits of the same rows may part under the optimizer of a spec."""
+    return ACCUMULATION if spec.arguments.get("optim") == "sgd" else ACCUMULATION_ADAPTIVE
+
+
+def same_split(small: Trace, large: Trace) -> Verdict:
     """A run with small batches accumulated is the run with large ones: rows, gradients, logged losses, adapter."""
-    expected = "each step trains the same rows, and its gradient is that of the large batch"
+    expected, within = "each step trains the same rows, and its gradient is that of the large batch", noise(small.spec)
     findings = []
     if len(small.steps) != len(large.steps):
         findings.append(f"{len(small.steps)} optimizer steps, {len(large.steps)} with large batches")
@@ -31,6 +38,47 @@ def same_split(small: Trace, large: Trace, within: Tolerance = ACCUMULATION) -> 
     # Two roundings of nearly the same loss may be one whole digit apart.
     within = dataclasses.replace(within, loss=within.loss + 2 * min(logged_rounding(small), logged_rounding(large)))
     return both(verdict(expected, findings[:3]), equal_runs(small, large, within))
+
+
+def rows_reversed(spec: RunSpec) -> RunSpec:
+    """The spec over the same rows, stored so that each window of the first epoch meets its own rows in reverse."""
+    planned, order = plan(spec), epoch_order(spec, 0)
+    stored, start = list(range(spec.data.rows)), 0
+    for number in range(1, len(planned.windows) + 1):
+        rows = order[start : start + sum(planned.row_counts(number))]
+        for place, row in zip(rows, reversed(rows), strict=True):
+            stored[place] = row
+        start += len(rows)
+    return spec.but(data={"order": tuple(stored)})
+
+
+def same_windows(reordered: Trace, plain: Trace) -> Verdict:
+    """Each window of the first epoch has the same rows in both runs, in whatever order, and the same gradient.
+
+    reordered: of a spec whose `data.order` says where each row comes from.
+    """
+    expected = "the order of a window's rows, and which micro-batch has which, does not change its gradient"
+    findings = incomplete(reordered) + [f"(rows as they were) {one}" for one in incomplete(plain)]
+    # Another epoch shuffles other rows into a window.
+    pairs = list(zip(reordered.steps, plain.steps, strict=False))[: len(plan(plain.spec).windows)]
+    source, within = reordered.spec.data.order, noise(plain.spec)
+    for ours, theirs in pairs:
+        rows, wanted = (
+            sorted(source[row] for batch in ours.batches for row in batch.rows),
+            sorted(row for batch in theirs.batches for row in batch.rows),
+        )
+        if rows != wanted:
+            findings.append(f"step {ours.number}: trained rows {rows}, expected {wanted}")
+            break
+        findings += differences(ours.gradients, theirs.gradients, within.gradient, f"step {ours.number}: gradient of")
+    moved = [
+        s.number
+        for s, t in pairs
+        if [[source[row] for row in b.rows] for b in s.batches] != [b.rows for b in t.batches]
+    ]
+    if not findings and not moved:
+        findings.append("no window met its rows in another order, so nothing was compared")
+    return verdict(expected, findings, windows_reordered=len(moved))
 
 
 def draws_differ(small: Trace, large: Trace) -> Verdict:

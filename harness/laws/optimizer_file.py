@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,12 @@ STEP_BYTES = 4
 
 #: What AdamW keeps beside the step counter for each tensor, in the tensor's own dtype and shape.
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+#: Most bytes of a file without a tensor, and most that each stored tensor adds beside its own: measured with torch 2.13
+#: 1593 (SGD without momentum) and 247 to 262 (zip headers, alignment to 64, an entry in the pickle), for 15 to 84 tensors.
+EMPTY_FILE = 2048
+BESIDES_A_TENSOR = 320
 
 
 def load_state(checkpoint: Checkpoint, file: str) -> dict[str, Any]:
@@ -56,6 +64,27 @@ def holds_the_trained_tensors(trace: Trace) -> Verdict:
         if total != expected:
             findings.append(f"{where} {total} bytes of tensors, expected {expected}")
     return verdict("optimizer.pt is AdamW's state of the trained tensors", findings, tensor_bytes=expected)
+
+
+def size_law(trace: Trace) -> Verdict:
+    """optimizer.pt is the bytes of its tensors, each stored once and none as a part of something larger, and little else.
+
+    What else there is: zip headers, alignment and the pickled names: see EMPTY_FILE.
+    """
+    findings, measured = _written(trace, "optimizer.pt"), {}
+    for checkpoint in _having(trace, "optimizer.pt"):
+        where, saved = f"checkpoint-{checkpoint.step}/optimizer.pt:", load_state(checkpoint, "optimizer.pt")
+        with zipfile.ZipFile(Path(checkpoint.path) / "optimizer.pt") as archive:
+            stored = [entry.file_size for entry in archive.infolist() if "/data/" in entry.filename]
+        distinct = {tensor.untyped_storage().data_ptr(): _bytes(tensor) for tensor in _tensors(saved)}
+        wanted = sum(distinct.values())
+        if sum(stored) != wanted:
+            findings.append(f"{where} {sum(stored)} bytes stored, expected {wanted}, those of its tensors")
+        besides, most = checkpoint.files["optimizer.pt"] - sum(stored), EMPTY_FILE + BESIDES_A_TENSOR * len(stored)
+        if besides > most:
+            findings.append(f"{where} {besides} bytes besides the tensors, expected {most} at most")
+        measured = {"bytes": checkpoint.files["optimizer.pt"], "tensor_bytes": wanted}
+    return verdict("optimizer.pt is its tensors and their names", findings, **measured)
 
 
 def optimizer_is_current(trace: Trace) -> Verdict:
@@ -102,13 +131,15 @@ def scheduler_is_current(trace: Trace) -> Verdict:
 
 def tensor_bytes(value: Any) -> int:
     """Bytes of all tensors inside a state dict."""
+    return sum(_bytes(tensor) for tensor in _tensors(value))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        return _bytes(value)
-    if isinstance(value, dict):
-        return sum(tensor_bytes(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return sum(tensor_bytes(item) for item in value)
-    return 0
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
 
 
 def _state_findings(where: str, state: dict[str, Any], step: int) -> list[str]:

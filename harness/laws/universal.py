@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness import subjects
-from harness.laws import accumulation, checkpoint, data_order, frozen, loss, optimizer_file, output, resume, schedule
+from harness.laws import (
+    accumulation,
+    checkpoint,
+    data_order,
+    frozen,
+    loss,
+    optimizer_file,
+    output,
+    rebuilt,
+    resume,
+    schedule,
+)
 from harness.laws.equal import equal_runs
 from harness.laws.rotation import saved_when_due
 from harness.spec import ADD, GET, RunSpec
@@ -20,6 +31,8 @@ from harness.verdict import NOT_COMPARABLE, Verdict, both
 Train = Callable[..., Trace]
 
 OF_ONE: dict[str, Callable[[Trace], Verdict]] = {
+    "API-02": rebuilt.switched_off,
+    "API-12": rebuilt.merged,
     "FRZ-01": frozen.base_frozen,
     "FRZ-02": frozen.optimizer_holds_trainables,
     "FRZ-03": frozen.base_without_gradients,
@@ -34,7 +47,9 @@ OF_ONE: dict[str, Callable[[Trace], Verdict]] = {
     "CKPT-04": checkpoint.size_law,
     "CKPT-07": optimizer_file.holds_the_trained_tensors,
     "CKPT-12": saved_when_due,
+    "CKPT-21": rebuilt.reloads,
     "CKPT-25": checkpoint.adapter_only,
+    "CKPT-27": optimizer_file.size_law,
     "RNG-02": data_order.follows_seed,
 }
 
@@ -42,20 +57,23 @@ OF_ONE: dict[str, Callable[[Trace], Verdict]] = {
 def resumes(train: Train, spec: RunSpec) -> Verdict:
     """From each of its checkpoints but the last, the run continues as if it had never stopped."""
     whole = train(spec)
-    if spec.adapter.route == ADD:
-        return _nothing("RES-02 is about resuming through add_adapter")
-    every = spec.arguments.get("logging_steps", 500)
-    # A logging window that the checkpoint cuts in two is RES-09's: its first entry is a mean over fewer steps.
-    steps = [c.step for c in whole.checkpoints[:-1] if c.step % every == 0]
+    steps = [c.step for c in whole.checkpoints[:-1] if not _cuts_a_log_window(whole, c.step)]
     return (
         both(*[resume.continues(train(spec.resumed(step)), whole, step) for step in steps])
         if steps
-        else _nothing("no checkpoint but the last lies on a logging step")
+        else _nothing("no checkpoint but the last lies between two windows of the log")
     )
+
+
+def _cuts_a_log_window(trace: Trace, step: int) -> bool:
+    """Whether a mean is logged over steps on both sides of this one: a resumed run's mean has fewer steps (RES-09)."""
+    return step not in trace.losses and any(logged > step for logged in trace.losses)
 
 
 def both_routes(train: Train, spec: RunSpec) -> Verdict:
     """get_peft_model and add_adapter train the same run."""
+    if spec.model.dtype in HALF:
+        return _nothing("of a base in half precision only get_peft_model casts the adapter up (AMP-04)")
     other = GET if spec.adapter.route == ADD else ADD
     return equal_runs(train(spec.but(adapter={"route": other})), train(spec))
 
@@ -65,18 +83,64 @@ def splits(train: Train, spec: RunSpec) -> Verdict:
     window = spec.arguments.get("gradient_accumulation_steps", 1)
     if window == 1:
         return _nothing("nothing is accumulated")
-    if spec.arguments.get("bf16") or spec.arguments.get("dataloader_drop_last"):
-        return _nothing("in bf16 the noise is as large as a fault; drop_last drops other rows of a large batch")
-    # Noise in AdamW's quotient of tiny moments has no bound; SGD has none of it, and the gradients are the same.
-    small = spec.but(
-        lora={"lora_dropout": 0.0},
-        model={"config": {**spec.model.config, "attention_dropout": 0.0}},
-        optim="sgd",
-        save_strategy="no",
-    )
+    if spec.arguments.get("dataloader_drop_last"):
+        return _nothing("drop_last drops other rows of a large batch")
+    if _rounds(spec):
+        return _nothing("in half precision the noise is as large as a fault")
+    small = _plain(spec)
     batch = spec.arguments["per_device_train_batch_size"] * window
     return accumulation.same_split(
         train(small), train(small.but(per_device_train_batch_size=batch, gradient_accumulation_steps=1))
+    )
+
+
+def reordered(train: Train, spec: RunSpec) -> Verdict:
+    """The rows of a window in another order, in other micro-batches: the same gradient."""
+    if _rounds(spec):
+        return _nothing("in half precision the noise is as large as a fault")
+    if spec.data.order or spec.data.iterable:
+        return _nothing("the rows are stored in an order of their own")
+    small = _plain(spec)
+    if max(sum(schedule.plan(small).row_counts(n)) for n in range(1, len(schedule.plan(small).windows) + 1)) == 1:
+        return _nothing("a window has one row")
+    plain = train(small.but(max_steps=min(3, len(schedule.plan(small).windows)), num_train_epochs=None))
+    if any(batch.num_items is None for step in plain.steps for batch in step.batches) and _accumulates(spec):
+        return _nothing("each micro-batch's loss is a mean of its own, so it matters which rows share one")
+    return accumulation.same_windows(train(accumulation.rows_reversed(plain.spec)), plain)
+
+
+def bystander(train: Train, spec: RunSpec) -> Verdict:
+    """A second adapter beside the trained one stays as it was, is saved whole, and changes nothing in the run."""
+    if spec.adapter.others:
+        return _nothing("the run has other adapters already")
+    beside = train(spec.but(adapter={"others": {"bystander": {}}}))
+    # add_adapter saves the active adapter only, which is CKPT-16's.
+    saved = [checkpoint.every_adapter_saved(beside)] if spec.adapter.route == GET and beside.checkpoints else []
+    return both(equal_runs(beside, train(spec)), frozen.base_frozen(beside), *saved)
+
+
+#: dtypes of a base whose rounding is as large as the faults that a law looks for.
+HALF = ("bfloat16", "float16")
+
+
+def _rounds(spec: RunSpec) -> bool:
+    return bool(spec.arguments.get("bf16")) or spec.model.dtype in HALF
+
+
+def _accumulates(spec: RunSpec) -> bool:
+    return int(spec.arguments.get("gradient_accumulation_steps", 1)) > 1
+
+
+def _plain(spec: RunSpec) -> RunSpec:
+    """The spec without dropout, which draws anew for each batch, and without AdamW, whose quotient of tiny moments has
+    noise without a bound; the gradients of SGD are the same. It saves and evaluates nothing."""
+    dropout = {name: 0.0 for name in ("lora_dropout",) if name in spec.adapter.config}
+    return spec.but(
+        lora=dropout,
+        model={"config": {**spec.model.config, **{name: 0.0 for name in spec.model.config if "dropout" in name}}},
+        optim="sgd",
+        save_strategy="no",
+        eval_strategy=None,
     )
 
 
@@ -98,6 +162,8 @@ OF_MORE: dict[str, Callable[[Train, RunSpec], Verdict]] = {
     "RES-01": resumes,
     "API-05": both_routes,
     "ACC-01": splits,
+    "ACC-10": reordered,
+    "FRZ-15": bystander,
 }
 
 
@@ -125,7 +191,7 @@ def _model_computes_loss(trace: Trace) -> bool:
 
 #: Laws that ask for something that not every run has: the optimizer's moments, a log entry, the model's own loss.
 _APPLIES: dict[tuple[str, ...], Callable[[Trace], bool]] = {
-    ("CKPT-04", "CKPT-12", "CKPT-25"): _saves,
+    ("CKPT-04", "CKPT-12", "CKPT-21", "CKPT-25", "CKPT-27"): _saves,
     ("CKPT-07",): _has_moments,
     ("LOOP-06",): _logs,
     ("LOOP-09",): _model_computes_loss,

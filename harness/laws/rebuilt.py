@@ -1,0 +1,147 @@
+"""What a trained adapter computes in a model built anew: switched off, merged, unmerged, loaded from its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fixtures import data, models
+from harness import names
+from harness.laws.checkpoint import ADAPTER_FILE, adapter_files
+from harness.laws.equal import differences, same_adapter
+from harness.laws.runs import incomplete
+from harness.spec import GET, RunSpec
+from harness.tolerance import MERGED
+from harness.trace import Tensors, Trace
+from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
+
+
+def trained_model(trace: Trace) -> Any:
+    """The model as it was when training ended: injected anew, and the adapter's values put in by name."""
+    from harness.subjects.hf_trainer import inject
+
+    model = inject(models.build(trace.spec.model), trace.spec.adapter)
+    named = adapter_of(model, trace)
+    with torch.no_grad():
+        for name, value in trace.adapter.items():
+            named[name].copy_(value)
+    return model
+
+
+def adapter_of(model: Any, trace: Trace, adapter: str | None = None) -> Tensors:
+    """Canonical name -> parameter, of the tensors that the run trained; `adapter` is the adapter's name in `model`."""
+    named = {names.canonical(n, adapter or trace.spec.adapter.name): p for n, p in model.named_parameters()}
+    return {name: named[name] for name in trace.trainable if name in named}
+
+
+def logits(model: Any, spec: RunSpec) -> Tensors:
+    """{"logits": tensor} of the spec's first two rows in eval mode."""
+    rows = data.rows(spec.data)[0][:2]
+    batch = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+    with torch.no_grad():
+        return {"logits": model.eval()(**batch)["logits"]}
+
+
+def _of_base(spec: RunSpec) -> Tensors:
+    return logits(models.build(spec.model), spec)
+
+
+def switched_off(trace: Trace) -> Verdict:
+    """With its adapter disabled, the trained model computes what the base computes, bit for bit; enabled, it does not.
+
+    Not comparable where biases of the base are trained: peft says that disabling leaves those as they are.
+    """
+    expected = "with its adapter disabled the trained model is the base, bit for bit"
+    spec = trace.spec
+    if spec.adapter.config.get("bias", "none") != "none":
+        return Verdict(NOT_COMPARABLE, expected, ("biases of the base are trained, and disabling leaves them",))
+    if findings := incomplete(trace):
+        return verdict(expected, findings)
+    model = trained_model(trace)
+    before = logits(model, spec)
+    if spec.adapter.route == GET:
+        with model.disable_adapter():
+            off = logits(model, spec)
+    else:
+        model.disable_adapters()
+        off = logits(model, spec)
+        model.enable_adapters()
+    findings = differences(off, _of_base(spec), 0.0, "disabled:")
+    findings += differences(logits(model, spec), before, 0.0, "enabled again:")
+    return verdict(expected, findings)
+
+
+def merged(trace: Trace) -> Verdict:
+    """Merged into the base the adapter computes what it did beside it, and unmerging gives the base's weights back.
+
+    Not comparable where the method has no merge, and in half precision, whose rounding is as large as an adapter.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    expected = "a merged adapter computes what it did unmerged, and unmerging gives the base back"
+    spec = trace.spec
+    if spec.model.dtype != "float32" or spec.model.quantization:
+        return Verdict(NOT_COMPARABLE, expected, (f"a base in {spec.model.quantization or spec.model.dtype} rounds",))
+    if findings := incomplete(trace):
+        return verdict(expected, findings)
+    model = trained_model(trace)
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if not layers:
+        return Verdict(NOT_COMPARABLE, expected, (f"{spec.adapter.peft_type} adapts no layer, so none is merged",))
+    beside, base = logits(model, spec), _weights(layers)
+    for layer in layers:
+        layer.merge()
+    findings = differences(logits(model, spec), beside, MERGED.loss, "merged:")
+    if not _weights_differ(_weights(layers), base) and differences(beside, _of_base(spec), MERGED.loss, ""):
+        findings.append("merging left every weight of the base as it was")
+    for layer in layers:
+        layer.unmerge()
+    findings += differences(_weights(layers), base, MERGED.adapter, "unmerged:")
+    findings += differences(logits(model, spec), beside, MERGED.loss, "unmerged:")
+    return verdict(expected, findings)
+
+
+def _weights(layers: list[Any]) -> Tensors:
+    return {
+        f"layer {index} {name}": parameter.detach().clone()
+        for index, layer in enumerate(layers)
+        for name, parameter in layer.get_base_layer().named_parameters()
+    }
+
+
+def _weights_differ(one: Tensors, other: Tensors) -> bool:
+    return any(not torch.equal(one[name], other[name]) for name in other)
+
+
+def loaded(trace: Trace, through: str, base: Any = None) -> Any:
+    """A fresh base, or the one given, with the adapter of the last checkpoint loaded into it as "default".
+
+    through: "from_pretrained" (PeftModel's) or "load_adapter" (that of a transformers model).
+    """
+    from peft import PeftModel
+
+    from harness.subjects.hf_trainer import recorded_warnings
+
+    last = trace.checkpoints[-1]
+    file = Path(last.path) / next(iter(adapter_files(last)), ADAPTER_FILE)
+    base = base or models.build(trace.spec.model)
+    with recorded_warnings([]):
+        if through == "from_pretrained":
+            return PeftModel.from_pretrained(base, str(file.parent))
+        base.load_adapter(str(file.parent))
+    return base
+
+
+def reloads(trace: Trace, through: str = "from_pretrained", base: Any = None) -> Verdict:
+    """The adapter of the last checkpoint, loaded, is the trained one: its tensors, and what the model computes."""
+    expected = "a loaded adapter is the trained one"
+    if not trace.checkpoints:
+        return verdict(expected, incomplete(trace) or ["no checkpoint was written"])
+    model = loaded(trace, through, base)
+    tensors = {name: parameter.detach() for name, parameter in adapter_of(model, trace, "default").items()}
+    same = same_adapter(tensors, trace.adapter)
+    if base is not None:
+        return same
+    return both(same, same_adapter(logits(model, trace.spec), logits(trained_model(trace), trace.spec)))
