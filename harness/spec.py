@@ -88,7 +88,8 @@ class DataSpec:
     rows, eval_rows: how many. length: tokens a row after padding. min_length: shortest row (ragged where below
     `length`; padding has label -100). ignored: share of the remaining labels set to -100. vocab_size: token ids used.
     iterable: an IterableDataset. augment: tokens are drawn from torch's global RNG at every access.
-    path: JSONL with "input_ids" and "labels" a line.
+    path: JSONL with "input_ids" and "labels" a line. task: what the labels are for, "causal" (the tokens themselves),
+    "classification" (one int a row) or "seq2seq" (the tokens to answer with); that of the model's family.
     """
 
     rows: int = 40
@@ -101,6 +102,7 @@ class DataSpec:
     iterable: bool = False
     augment: bool = False
     path: str | None = None
+    task: str = "causal"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,11 @@ A verdict that is not comparable means that the law has nothing to say of such a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from fixtures import models
+from fixtures.methods import METHODS
 from harness import subjects
 from harness.laws import accumulation, checkpoint, data_order, frozen, loss, optimizer_file, output, resume, schedule
 from harness.laws.equal import equal_runs
@@ -15,6 +18,9 @@ from harness.laws.rotation import saved_when_due
 from harness.spec import ADD, GET, RunSpec
 from harness.trace import Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, both
+
+#: Adapter types of which PeftAdapterMixin.add_adapter says that it does not take them.
+GET_ONLY = {method.peft_type for method in METHODS.values() if not method.add_adapter}
 
 #: train(spec, subject=None, again=False) -> Trace, as `harness.runs.Runs.train`.
 Train = Callable[..., Trace]
@@ -56,6 +62,8 @@ def resumes(train: Train, spec: RunSpec) -> Verdict:
 
 def both_routes(train: Train, spec: RunSpec) -> Verdict:
     """get_peft_model and add_adapter train the same run."""
+    if spec.adapter.peft_type in GET_ONLY:
+        return _nothing(f"add_adapter does not take {spec.adapter.peft_type}")
     other = GET if spec.adapter.route == ADD else ADD
     return equal_runs(train(spec.but(adapter={"route": other})), train(spec))
 
@@ -67,10 +75,12 @@ def splits(train: Train, spec: RunSpec) -> Verdict:
         return _nothing("nothing is accumulated")
     if spec.arguments.get("bf16") or spec.arguments.get("dataloader_drop_last"):
         return _nothing("in bf16 the noise is as large as a fault; drop_last drops other rows of a large batch")
+    if not models.family(spec.model).normalises and (spec.data.min_length or spec.data.ignored):
+        return _nothing("the model returns its micro-batch's own mean, and these have different numbers of labels")
     # Noise in AdamW's quotient of tiny moments has no bound; SGD has none of it, and the gradients are the same.
     small = spec.but(
-        lora={"lora_dropout": 0.0},
-        model={"config": {**spec.model.config, "attention_dropout": 0.0}},
+        lora=_without_dropout(spec.adapter.config),
+        model={"config": {**spec.model.config, **_without_dropout(spec.model.config)}},
         optim="sgd",
         save_strategy="no",
     )
@@ -78,6 +88,10 @@ def splits(train: Train, spec: RunSpec) -> Verdict:
     return accumulation.same_split(
         train(small), train(small.but(per_device_train_batch_size=batch, gradient_accumulation_steps=1))
     )
+
+
+def _without_dropout(config: Mapping[str, Any]) -> dict[str, float]:
+    return {name: 0.0 for name in config if "drop" in name}
 
 
 def repeats(train: Train, spec: RunSpec) -> Verdict:
@@ -119,6 +133,11 @@ def _logs(trace: Trace) -> bool:
     return bool(trace.losses) or trace.error is not None
 
 
+def _tokens_normalise(trace: Trace) -> bool:
+    window = trace.spec.arguments.get("gradient_accumulation_steps", 1)
+    return window == 1 or models.family(trace.spec.model).normalises
+
+
 def _model_computes_loss(trace: Trace) -> bool:
     return not trace.spec.arguments.get("label_smoothing_factor")
 
@@ -127,6 +146,8 @@ def _model_computes_loss(trace: Trace) -> bool:
 _APPLIES: dict[tuple[str, ...], Callable[[Trace], bool]] = {
     ("CKPT-04", "CKPT-12", "CKPT-25"): _saves,
     ("CKPT-07",): _has_moments,
+    # ACC-08 is about models that return the mean of their micro-batch.
+    ("LOSS-01",): _tokens_normalise,
     ("LOOP-06",): _logs,
     ("LOOP-09",): _model_computes_loss,
 }
