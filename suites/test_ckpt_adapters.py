@@ -148,9 +148,11 @@ def test_adapter_is_saved_in_its_own_dtype(name, train, judge):
 
 
 def logits(model):
-    """Logits in eval mode for two fixed rows."""
+    """Logits in eval mode for two fixed rows, which a decoder of its own is fed as well."""
+    rows = torch.arange(1, 33).reshape(2, 16)
+    fed = {"decoder_input_ids": rows} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
-        return model.eval()(input_ids=torch.arange(1, 33).reshape(2, 16)).logits
+        return model.eval()(input_ids=rows, **fed).logits
 
 
 def trained_model(trace):
