@@ -157,6 +157,24 @@ def _misfits(tensors: Tensors, wanted: dict[str, str]) -> list[str]:
     ]
 
 
+def pushed(trace: Trace, pushes: list[dict[str, bytes]]) -> Verdict:
+    """Each push holds the adapter files and configs of its checkpoint, byte for byte, and no file of the base.
+
+    pushes: one for each checkpoint, relative path -> content. A named adapter may lie at the top or below.
+    """
+    findings = incomplete(trace)
+    if not trace.checkpoints or len(pushes) != len(trace.checkpoints):
+        findings.append(f"{len(pushes)} pushes for {len(trace.checkpoints)} checkpoints")
+    for checkpoint, files in zip(trace.checkpoints, pushes, strict=False):
+        where = f"push of checkpoint-{checkpoint.step}"
+        findings += [f"{where}: {name} is there" for name in files if Path(name).name in _BASE_FILES]
+        for name in checkpoint.files:
+            whole = (Path(checkpoint.path) / name).read_bytes()
+            if Path(name).name in (ADAPTER_FILE, "adapter_config.json") and whole not in files.values():
+                findings.append(f"{where}: no file is {name} of the checkpoint")
+    return verdict("each push holds the adapter of its checkpoint", findings, pushes=len(pushes))
+
+
 def last_is_current(trace: Trace) -> Verdict:
     """The adapter of a checkpoint written at the last step is the trained adapter, bit for bit."""
     findings = incomplete(trace)
