@@ -1,4 +1,4 @@
-"""Runs that hypothesis draws: each is trained, and judged by every law that has something to say of it."""
+"""Runs and lives that hypothesis draws: each is trained, and judged by every law that has something to say of it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import HealthCheck, given, seed, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from hypothesis.strategies import SearchStrategy
 
+from harness import strategies
 from harness.expectations import Expectation
 from harness.laws.universal import OF_MORE, Train, laws_for
+from harness.life import Life
 from harness.report import Case
 from harness.runs import Runs
 from harness.spec import RunSpec
+from harness.subjects.hf_trainer import HFTrainer
 from harness.verdict import NOT_COMPARABLE, Verdict
 
-#: Runs drawn by each part of the suite: a minute, ten minutes and some hours on two cores altogether.
-PROFILES = {"quick": 10, "deep": 180, "soak": 5000}
+#: Runs drawn by each part of the suite: half a minute, ten minutes and some hours on two cores altogether.
+PROFILES = {"quick": 5, "deep": 150, "soak": 5000}
+
+#: Things done in a life.
+STEPS_OF_A_LIFE = 12
 
 
 def register_profiles(chosen: str | None) -> None:
@@ -33,6 +40,7 @@ def register_profiles(chosen: str | None) -> None:
             derandomize=name == "quick",
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
+            stateful_step_count=STEPS_OF_A_LIFE,
         )
     settings.load_profile(chosen or "quick")
 
@@ -73,6 +81,12 @@ class Draw:
 
         every_law_holds()
 
+    def live(self, route: str) -> None:
+        """Draw lives (`harness.life`) of a model with adapters by one route, and judge all that is done in them."""
+        assert isinstance(self._runs.subject, HFTrainer)
+        machine = functools.partial(_lives(route), self, self._runs, self._runs.subject)
+        run_state_machine_as_test(cast(Any, machine))
+
     def _judge(self, spec: RunSpec) -> None:
         # What a drawn run left behind is not needed for the next one.
         with tempfile.TemporaryDirectory() as directory:
@@ -86,13 +100,17 @@ class Draw:
     def _laws(self, spec: RunSpec, train: Train) -> None:
         if self._runs.subject.unsupported(spec) is not None:
             return
-        for case in self._cases.values():
-            case.specs = [spec.to_json()]
+        self.begin(spec)
         trace = train(spec)
         for clause, law in laws_for(trace).items():
             self.record(clause, spec, functools.partial(law, trace))
         for clause, compare in OF_MORE.items():
             self.record(clause, spec, functools.partial(compare, train, spec))
+
+    def begin(self, spec: RunSpec, life: list[dict[str, Any]] | None = None) -> None:
+        """What is judged next: a run of this spec, or a life that begins with it and whose log grows."""
+        for case in self._cases.values():
+            case.specs, case.life = [spec.to_json()], life
 
     def record(self, clause: str, spec: RunSpec, judged: Callable[[], Verdict]) -> bool:
         """Judge a clause on a drawn spec, if it is one of the test's. False where a known defect explains a failure."""
@@ -112,3 +130,48 @@ class Draw:
             met = {**met, known[0].reason: met.get(known[0].reason, 0) + 1}
         case.evidence = {"runs judged": case.drawn, **verdict.measured, **({"known defects met": met} if met else {})}
         return verdict.holds
+
+
+@functools.cache
+def _lives(route: str) -> Callable[..., RuleBasedStateMachine]:
+    """A machine of a life by one route, with a rule for each verb."""
+
+    class Lives(RuleBasedStateMachine):
+        def __init__(self, draw: Draw, runs: Runs, subject: HFTrainer):
+            super().__init__()
+            self._draw, self._runs, self._subject = draw, runs, subject
+            self._directory = tempfile.TemporaryDirectory()
+            self._over = False
+
+        @initialize(spec=strategies.lives(route))
+        def begin(self, spec: RunSpec) -> None:
+            self._life = Life(self._subject, self._runs.on_device(spec), Path(self._directory.name))
+            self._draw.begin(spec, self._life.log)
+
+        def act(self, verb: str, **arguments: Any) -> None:
+            if self._over:
+                return
+            for clause, verdict in self._life.do(verb, **arguments):
+                # After a known defect nobody knows what to expect of the model.
+                self._over |= not self._draw.record(clause, self._life.spec, functools.partial(_given, verdict))
+
+        def teardown(self) -> None:
+            self._runs.made += self._life.made if hasattr(self, "_life") else 0
+            self._directory.cleanup()
+
+    def acting(verb: str) -> Callable[..., None]:
+        def act(self: Lives, **arguments: Any) -> None:
+            self.act(verb, **arguments)
+
+        act.__name__ = verb
+        return act
+
+    rules: dict[str, Any] = {
+        verb: rule(**arguments)(acting(verb))  # type: ignore[call-overload]
+        for verb, arguments in strategies.VERBS.items()
+    }
+    return type(f"LivesBy{route}", (Lives,), rules)
+
+
+def _given(verdict: Verdict) -> Verdict:
+    return verdict

@@ -4,6 +4,8 @@
 "model.layers.0.self_attn.q_proj.lora_A.default.weight" (add_adapter) and
 "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" (the adapter file) are all
 "model.layers.0.self_attn.q_proj.lora_A.weight".
+
+What a prompt encoder embeds ("prompt_encoder.default.embedding.weight") is "prompt_embeddings", as in the file.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ ADAPTER_PARTS = (
     "hada_",
     "lokr_",
     "oft_",
+    "boft_",
+    "vera_",
+    "ln_tuning_layers",
     "prompt_encoder",
     "prompt_embeddings",
 )
@@ -39,6 +44,8 @@ def canonical(name: str, adapter: str = "default") -> str:
     name = name.replace(f"modules_to_save.{adapter}.", "")
     # DoRA's magnitude is a module in memory and a bare tensor in the file.
     name = name.replace(f"lora_magnitude_vector.{adapter}.weight", "lora_magnitude_vector")
+    # Of a prompt encoder only what it embeds is saved, under a name of its own.
+    name = name.replace(f"prompt_encoder.{adapter}.embedding.weight", "prompt_embeddings")
     parts = name.split(".")
     for index in range(1, len(parts)):
         if parts[index] == adapter and is_adapter(parts[index - 1]):

@@ -33,7 +33,7 @@ class Observer:
     the rows of each batch by index; evaluation rows count on from the training rows.
     """
 
-    def __init__(self, spec: RunSpec, subject: str, rows: Iterable[dict[str, list[int]]], directory: str | Path):
+    def __init__(self, spec: RunSpec, subject: str, rows: Iterable[dict[str, Any]], directory: str | Path):
         self.trace = Trace(spec, subject, describe(spec.launch.device), directory=str(directory))
         # An augmented row differs in its last token at every access, so it is known by the others.
         self._known = slice(None, -1) if spec.data.augment else slice(None)
@@ -155,10 +155,14 @@ class Observer:
         self._batches.append(
             MicroBatch(
                 rows,
-                tokens=0 if labels is None else int((labels[..., 1:] != -100).sum()),
+                tokens=0 if labels is None else int((self._predicted(labels) != -100).sum()),
                 num_items=None if items is None else float(items),
             )
         )
+
+    def _predicted(self, labels: torch.Tensor) -> torch.Tensor:
+        # A causal model predicts each label from the tokens before it, and nothing stands before the first.
+        return labels[..., 1:] if self.trace.spec.data.task == "causal" else labels
 
     def _after_forward(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         loss = output.get("loss") if hasattr(output, "get") else None

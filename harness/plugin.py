@@ -19,9 +19,9 @@ from rich.console import Console
 from harness import contract, drawn, environment, expectations, report, subjects
 from harness.errors import UsageError
 from harness.paths import SUITES, make_importable
-from harness.report import Case
+from harness.report import Case, told
 from harness.runs import Runs
-from harness.spec import RunSpec
+from harness.spec import RunSpec, changes
 from harness.trace import Trace
 from harness.verdict import (
     FAIL,
@@ -319,6 +319,9 @@ def _message(state: State, case: Case) -> str:
     ]
     if len(seen) > 8:
         lines.append(f"            and {len(seen) - 8} more")
+    if case.drawn is not None and case.specs:
+        lines.append(f"  run       {', '.join(changes(case.specs[0])) or 'the plain one'}")
+    lines += [f"  {'life' if index == 0 else '    '}      {told(act)}" for index, act in enumerate(case.life or [])]
     lines.append(f"  repeat    peft-harness repro {_case_file(state, case)}")
     return "\n".join(lines)
 
@@ -340,6 +343,7 @@ def _case_file(state: State, case: Case) -> Path:
         "device": case.device,
         "preload": state.preload,
         "spec": case.specs[0] if case.specs else None,
+        **({"life": case.life} if case.life else {}),
     }
     path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return path

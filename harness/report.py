@@ -25,7 +25,7 @@ class Case:
     """One clause judged on one scenario. evidence: what was measured, and what was seen where it does not hold.
 
     specs: the specs that were trained for it, as JSON. reason, link: of a skip or of a known defect. drawn: for a case
-    over runs that were drawn, how many of them it judged.
+    over runs that were drawn, how many of them it judged. life: what was done in a drawn life (`harness.life`).
     """
 
     clause: str
@@ -40,6 +40,12 @@ class Case:
     link: str = ""
     seconds: float = 0.0
     drawn: int | None = None
+    life: list[dict[str, Any]] | None = None
+
+
+def told(act: dict[str, Any]) -> str:
+    """One thing done in a life: "train(steps=3, batch=2)"."""
+    return f"{act['do']}({', '.join(f'{name}={value}' for name, value in act.items() if name != 'do')})"
 
 
 @dataclass

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.spec import ADD, ResumeSpec, RunSpec
+from fixtures.methods import METHODS
+from fixtures.models import FAMILIES
+from harness.spec import ADD, GET, ResumeSpec, RunSpec
 
 PLAIN = RunSpec()
 
@@ -49,6 +51,17 @@ RANDOM_B = {"init_lora_weights": False}
 def by_route(scenarios: dict[str, RunSpec]) -> dict[str, RunSpec]:
     """Each scenario through get_peft_model under its own name, and through add_adapter as "name/add_adapter"."""
     return scenarios | {f"{name}/{ADD}": spec.but(adapter={"route": ADD}) for name, spec in scenarios.items()}
+
+
+def spec_for(family: str, method: str = "lora", route: str = GET) -> RunSpec:
+    """The plain run of three steps for a row of FAMILIES and one of METHODS, without dropout."""
+    base, adapter = FAMILIES[family], METHODS[method]
+    return PLAIN.but(
+        model={"family": family},
+        adapter={"route": route, "peft_type": adapter.peft_type, "config": adapter.fields(base)},
+        data={"task": base.task},
+        max_steps=3,
+    )
 
 
 def continued(

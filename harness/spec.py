@@ -89,7 +89,8 @@ class DataSpec:
     `length`; padding has label -100). ignored: share of the remaining labels set to -100. vocab_size: token ids used.
     iterable: an IterableDataset. augment: tokens are drawn from torch's global RNG at every access.
     path: JSONL with "input_ids" and "labels" a line. order: training row i is the row order[i] of what that makes; as
-    they are made where it is empty.
+    they are made where it is empty. task: what the labels are for, "causal" (the tokens themselves), "classification"
+    (one int a row) or "seq2seq" (the tokens to answer with); that of the model's family.
     """
 
     rows: int = 40
@@ -103,6 +104,7 @@ class DataSpec:
     augment: bool = False
     path: str | None = None
     order: tuple[int, ...] = ()
+    task: str = "causal"
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,20 @@ class RunSpec:
 
     def __hash__(self) -> int:
         return int(self.hash, 16)
+
+
+def changes(spec: Mapping[str, Any]) -> list[str]:
+    """What a spec (as JSON) has otherwise than the plain run, as "model.family='gpt2'", one sentence part each."""
+
+    def walk(value: Any, plain: Any, path: str) -> list[str]:
+        if isinstance(value, Mapping) and isinstance(plain, Mapping):
+            names = dict.fromkeys([*plain, *value])
+            return [
+                part for name in names for part in walk(value.get(name), plain.get(name), f"{path}.{name}".lstrip("."))
+            ]
+        return [] if value == plain else [f"{path}={value!r}"]
+
+    return walk(spec, RunSpec().to_json(), "")
 
 
 def read_json(path: str | Path) -> Any:

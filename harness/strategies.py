@@ -9,19 +9,24 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from fixtures.methods import METHODS, misfit
+from fixtures.models import CAUSAL, FAMILIES
 from harness.spec import ADD, GET, LORA, RunSpec
 
 #: Of a Llama layer, in the order in which a failing example sheds them.
 _TARGETS = ("q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+#: Base models that the reference trains too.
+_LLAMAS = ("llama", "llama-tied")
+
 
 @st.composite
-def models(draw: st.DrawFn) -> dict[str, Any]:
+def llamas(draw: st.DrawFn) -> dict[str, Any]:
     """Fields of a ModelSpec: a Llama with 1 to 3 layers, tied or not, with or without attention dropout."""
     config: dict[str, Any] = {"num_hidden_layers": draw(st.integers(1, 3))}
     if draw(st.booleans()):
         config["attention_dropout"] = 0.1
-    return {"family": draw(st.sampled_from(("llama", "llama-tied"))), "config": config, "seed": draw(st.integers(0, 3))}
+    return {"family": draw(st.sampled_from(_LLAMAS)), "config": config, "seed": draw(st.integers(0, 3))}
 
 
 @st.composite
@@ -66,7 +71,6 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
         "max_grad_norm": draw(st.sampled_from((1.0, 0.0, 0.1))),
         "optim": draw(st.sampled_from(("adamw_torch_fused", "adamw_torch", "sgd"))),
         "label_smoothing_factor": draw(st.sampled_from((0.0, 0.1))),
-        "logging_steps": draw(st.integers(1, 3)),
         "seed": draw(st.integers(0, 99)),
         "bf16": draw(st.booleans()),
         "activation_checkpointing": draw(st.booleans()),
@@ -76,7 +80,18 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
         chosen["data_seed"] = draw(st.integers(0, 99))
     if draw(st.booleans()):  # epochs rather than steps; at most about twenty steps
         chosen |= {"max_steps": None, "num_train_epochs": draw(st.sampled_from((1, 1.5, 2)))}
+    if draw(st.integers(0, 15)) == 15:  # a process for each pass over the rows takes longer than the pass
+        chosen["dataloader_num_workers"] = 1
     return chosen
+
+
+@st.composite
+def logging(draw: st.DrawFn) -> dict[str, Any]:
+    """When to log: every 1 to 3 steps and perhaps the first, at the end of each epoch, or only at the end."""
+    strategy = draw(st.sampled_from(("steps", "epoch", "no")))
+    if strategy != "steps":
+        return {"logging_strategy": strategy}
+    return {"logging_steps": draw(st.integers(1, 3)), "logging_first_step": draw(st.booleans())}
 
 
 @st.composite
@@ -88,23 +103,103 @@ def saving(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
-def run_specs(draw: st.DrawFn, route: str | None = None) -> RunSpec:
-    """Training runs through `route`, or either route. Each saves checkpoints, so that all can be resumed from."""
+def evaluating(draw: st.DrawFn) -> tuple[int, dict[str, Any]]:
+    """How many evaluation rows, and when they are evaluated: mostly never, every 1 to 3 steps, at each epoch's end."""
+    strategy = draw(st.sampled_from(("no", "no", "steps", "epoch")))
+    if strategy == "no":
+        return 0, {}
+    chosen: dict[str, Any] = {"eval_strategy": strategy, "per_device_eval_batch_size": draw(st.integers(1, 4))}
+    if strategy == "steps":
+        chosen["eval_steps"] = draw(st.integers(1, 3))
+    return draw(st.integers(1, 6)), chosen
+
+
+@st.composite
+def _settings(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields of a DataSpec and TrainingArguments that fit each other. Each run saves, so that it can be resumed."""
     data = draw(rows())
-    chosen = {**draw(arguments()), **draw(saving())}
+    data["eval_rows"], evaluation = draw(evaluating())
+    chosen = {**draw(arguments()), **draw(logging()), **draw(saving()), **evaluation}
     if chosen["dataloader_drop_last"] and data["rows"] < chosen["per_device_train_batch_size"]:
         chosen["dataloader_drop_last"] = False  # not one batch would be left
     if chosen["max_steps"] is None:
         # As many rows as make at most ten steps an epoch.
         window = chosen["per_device_train_batch_size"] * chosen["gradient_accumulation_steps"]
         data["rows"] = min(data["rows"], 10 * window)
+    return data, chosen
+
+
+@st.composite
+def run_specs(draw: st.DrawFn, route: str | None = None) -> RunSpec:
+    """Runs of a LoRA on a Llama, through `route` or either route, which the reference makes as well."""
+    data, chosen = draw(_settings())
+    adapter = {
+        "route": route or draw(st.sampled_from((GET, ADD))),
+        "config": draw(lora()),
+        "seed": draw(st.integers(0, 3)),
+    }
+    return RunSpec().but(model=draw(llamas()), adapter=adapter, data=data, **chosen)
+
+
+@st.composite
+def lives(draw: st.DrawFn, route: str) -> RunSpec:
+    """Where a life (harness.life) begins: a LoRA on a Llama, and rows to train and to evaluate it on."""
+    adapter = {"route": route, "config": draw(lora()), "seed": draw(st.integers(0, 3))}
+    data = {"rows": draw(st.integers(2, 12)), "length": 8, "min_length": draw(st.sampled_from((8, 3))), "eval_rows": 3}
     return RunSpec().but(
-        model=draw(models()),
-        adapter={
-            "route": route or draw(st.sampled_from((GET, ADD))),
-            "config": draw(lora()),
-            "seed": draw(st.integers(0, 3)),
-        },
+        model=draw(llamas()),
+        adapter=adapter,
         data=data,
+        seed=draw(st.integers(0, 9)),
+        optim=draw(st.sampled_from(("adamw_torch_fused", "sgd"))),
+        bf16=draw(st.booleans()),
+        activation_checkpointing=draw(st.booleans()),
+    )
+
+
+#: What a life's verbs are done with, by the names of their arguments.
+_WHICH = {"which": st.integers(0, 5)}
+VERBS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "train": {
+        "steps": st.integers(1, 4),
+        "batch": st.integers(1, 3),
+        "window": st.integers(1, 2),
+        "every": st.integers(1, 3),
+        "limit": st.integers(0, 2),
+    },
+    "resume": _WHICH,
+    "save": {},
+    "reload": _WHICH,
+    "add": {"r": st.sampled_from((1, 2, 4)), "seed": st.integers(0, 3)},
+    "switch": _WHICH,
+    "delete": _WHICH,
+    "disable": {},
+    "merge": {"saving": st.booleans()},
+    "evaluate": {"batch": st.integers(1, 3)},
+}
+
+
+@st.composite
+def any_specs(draw: st.DrawFn) -> RunSpec:
+    """Runs of any row of METHODS on any row of FAMILIES, through each route that takes it."""
+    route = draw(st.sampled_from((GET, ADD)))
+    name = draw(st.sampled_from(sorted(METHODS, key=lambda name: name != "lora")))
+    fitting = [family for family in FAMILIES if misfit(family, name, add_adapter=route == ADD) is None]
+    if not fitting:
+        route, fitting = GET, [family for family in FAMILIES if misfit(family, name, add_adapter=False) is None]
+    family = draw(st.sampled_from(fitting))
+    base, method = FAMILIES[family], METHODS[name]
+    data, chosen = draw(_settings())
+    config = method.fields(base)
+    if "r" in config:
+        config["r"] = draw(st.sampled_from((1, 2, 4, 8)))
+    if base.task != CAUSAL or not method.targeted:
+        chosen["label_smoothing_factor"] = 0.0  # which is about the next token, and not about virtual ones (LOSS-06)
+    if method.peft_type == "PREFIX_TUNING":
+        chosen["activation_checkpointing"] = False  # peft says that the two do not go together
+    return RunSpec().but(
+        model={"family": family, "config": {base.layers: draw(st.integers(1, 2))}, "seed": draw(st.integers(0, 3))},
+        adapter={"route": route, "peft_type": method.peft_type, "config": config, "seed": draw(st.integers(0, 3))},
+        data={**data, "task": base.task},
         **chosen,
     )

@@ -28,9 +28,9 @@ Tensors = dict[str, "torch.Tensor"]
 class MicroBatch:
     """One forward pass in training mode.
 
-    rows: index in the data of each row, in order (-1: no such row). tokens: labels after position 0 that are not
-    -100. num_items: the num_items_in_batch that the model was given, None if none. loss: the loss that the model
-    returned, None if it returned none.
+    rows: index in the data of each row, in order (-1: no such row). tokens: labels that are not -100; for a causal
+    model those after position 0. num_items: the num_items_in_batch that the model was given, None if none. loss: the
+    loss that the model returned, None if it returned none.
     """
 
     rows: list[int]

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from fixtures import hub
 from harness.laws import checkpoint, equal, rebuilt
-from harness.scenarios import PLAIN, SAVING, by_route, over, saving
+from harness.scenarios import PLAIN, SAVING, by_route, cases, over, saving
 from harness.spec import ADD, GET
 from harness.verdict import both, raises, same
 
@@ -208,3 +209,16 @@ def test_modules_to_save_reload_into_themselves(upstream, stem, judge, tmp_path)
     wanted = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     seen = {name: parameter.detach() for name, parameter in again.named_parameters() if name in wanted}
     judge(equal.same_adapter(seen, wanted))
+
+
+# ---- the hub ----
+
+PUSHED = TWO_STEPS.but(save_steps=1, push_to_hub=True, hub_model_id="someone/their-adapter")
+
+
+@pytest.mark.clause("CKPT-22")
+@cases(by_route({"pushed": PUSHED}) | {"pushed-foo": PUSHED.but(adapter={"name": "foo"})})
+def test_each_save_pushes_its_adapter(spec, upstream, tmp_path, judge):
+    with hub.taking_pushes() as pushes:
+        trace = upstream.train(spec, tmp_path)
+    judge(checkpoint.pushed(trace, pushes))

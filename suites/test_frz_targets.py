@@ -101,7 +101,7 @@ def test_a_second_adapter_sits_on_the_same_modules(spec, upstream, judge):
 
 # ---- the head of the task ----
 
-LLAMA_CLASSIFIER = "fixtures.classifier:llama"
+LLAMA_CLASSIFIER = "llama-classifier"
 SEQ_CLS = {"target_modules": "all-linear", "task_type": "SEQ_CLS"}
 HEADS = {
     "bert": (given("bert-classifier", **SEQ_CLS), {*lora_of(BERT), "classifier.weight", "classifier.bias"}),

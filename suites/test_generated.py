@@ -1,4 +1,4 @@
-"""Every universal law, on training runs that hypothesis draws (harness/strategies.py). A failing run is shrunk.
+"""Every universal law, on training runs and lives that hypothesis draws (harness/strategies.py). A failure is shrunk.
 
 --hypothesis-profile: quick is the default and always draws the same runs; deep takes about ten minutes and soak some
 hours, both drawing anew each time. What failed once is kept in .hypothesis and tried first. --hypothesis-seed repeats.
@@ -6,11 +6,26 @@ hours, both drawing anew each time. What failed once is kept in .hypothesis and 
 
 import pytest
 
+from harness import life, strategies
 from harness.laws.universal import OF_MORE, OF_ONE
-from harness.strategies import run_specs
+from harness.spec import ADD, GET
+
+PARTS = pytest.mark.parametrize("part", range(4), ids="drawn-{}".format)
 
 
 @pytest.mark.clause(*OF_ONE, *OF_MORE)
-@pytest.mark.parametrize("part", range(4), ids="drawn-{}".format)
+@PARTS
 def test_any_run(draw, part):
-    draw.judge_all(run_specs(), part)
+    draw.judge_all(strategies.run_specs(), part)
+
+
+@pytest.mark.clause(*OF_ONE, *OF_MORE)
+@pytest.mark.parametrize("part", range(4), ids="drawn-any-model-and-method-{}".format)
+def test_any_model_and_method(draw, part):
+    draw.judge_all(strategies.any_specs(), part)
+
+
+@pytest.mark.clause(*life.CLAUSES)
+@pytest.mark.parametrize("route", [GET, ADD], ids="drawn-life-{}".format)
+def test_any_life(draw, upstream, route):
+    draw.live(route)

@@ -205,6 +205,14 @@ def test_runs_with_8_bit_and_paged_optimizers_resume(spec, train, judge):
 # ---- what survives ----
 
 
+@pytest.mark.clause("QLORA-11")
+@pytest.mark.parametrize("adapted", [True, False], ids=["adapted", "without-adapters"])
+def test_a_compiled_quantized_model_is_refused(adapted, loads_nf4, tmp_path, judge):
+    model = torch.compile(inject(nf4(seed=0), QLORA.adapter) if adapted else nf4(seed=0), backend="eager")
+    build = lambda: loads_nf4.build(QLORA, tmp_path, model=model)  # noqa: E731
+    judge(raises("Trainer() of a compiled NF4 model", ValueError, "with `torch.compile()`", build))
+
+
 @pytest.mark.clause("QLORA-12")
 @cases({"step-2": continued(QLORA, 2)})
 def test_the_packed_base_is_the_same_in_a_continued_run(spec, train, judge):

@@ -1,6 +1,9 @@
 """RNG: who draws random numbers, from which generator, and which rows follow from the seed."""
 
+import contextlib
 import math
+import os
+from unittest import mock
 
 import pytest
 
@@ -124,3 +127,40 @@ def test_workers_do_not_change_a_run(train, judge):
 @pytest.mark.clause("RNG-04")
 def test_workers_do_not_change_how_a_run_resumes(train, judge):
     judge(resume.continues(train(WORKERS), train(WORKERS.first_leg()), after=2))
+
+
+@contextlib.contextmanager
+def determinism_undone():
+    """What full_determinism=True sets in this process, and for good, is afterwards what it was."""
+    import torch
+
+    kept = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    with mock.patch.dict(os.environ):
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(kept[0])
+            torch.backends.cudnn.deterministic = kept[1]
+
+
+@pytest.mark.clause("RNG-05")
+def test_full_determinism_is_asked_of_torch_and_cuda(upstream, tmp_path, judge):
+    import torch
+
+    with determinism_undone():
+        upstream.build(PLAIN.but(full_determinism=True), tmp_path)
+        seen = {
+            "torch.are_deterministic_algorithms_enabled()": torch.are_deterministic_algorithms_enabled(),
+            "cudnn.deterministic": torch.backends.cudnn.deterministic,
+            "cudnn.benchmark": torch.backends.cudnn.benchmark,
+            **{name: os.environ.get(name) for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG")},
+        }
+    judge(same("what is set", seen, dict(zip(seen, (True, True, False, "1", ":16:8"), strict=True))))
+
+
+@pytest.mark.clause("RNG-05")
+@cases({"full-determinism": PLAIN.but(max_steps=3, full_determinism=True)})
+def test_full_determinism_is_the_same_run(spec, train, judge):
+    with determinism_undone():
+        trace = train(spec)
+    judge(equal_runs(trace, train(spec.but(full_determinism=None))))

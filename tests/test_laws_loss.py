@@ -150,7 +150,7 @@ def test_virtual_tokens_predict_the_first_label_too():
     adapter = {"peft_type": "PROMPT_TUNING", "config": {"num_virtual_tokens": 3, "task_type": "CAUSAL_LM"}}
     spec = PLAIN.but(adapter=adapter)
     model = inject(models.build(spec.model), spec.adapter)
-    prompt = {"prompt_encoder.embedding.weight": model.prompt_encoder["default"].embedding.weight.detach()}
+    prompt = {"prompt_embeddings": model.prompt_encoder["default"].embedding.weight.detach()}
     rows = data.rows(spec.data)[0][:2]
     ids, labels = (torch.tensor([row[key] for row in rows]) for key in ("input_ids", "labels"))
     anew = Recomputed(spec, prompt)

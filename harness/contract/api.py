@@ -15,9 +15,11 @@ CHAPTER = Chapter(
         ),
         Clause(
             "API-02",
-            "A fresh LoRA MUST be an identity: in eval mode the logits are those of the base model, bit for bit, and "
-            "so they are within disable_adapter() after training.",
-            source="peft/tuners/lora/layer.py:332-345 (LoraLayer.reset_lora_parameters)",
+            "A fresh LoRA MUST be an identity, and so MUST a fresh adapter of any other method that changes weights: "
+            "in eval mode the logits are those of the base model, bit for bit, and so they are within "
+            "disable_adapter() after training.",
+            source="peft/tuners/lora/layer.py:332-345 (LoraLayer.reset_lora_parameters); peft/tuners/*/layer.py "
+            "(reset_*_parameters)",
         ),
         Clause(
             "API-03",

@@ -28,9 +28,9 @@ CHAPTER = Chapter(
         ),
         Clause(
             "CKPT-04",
-            "adapter_model.safetensors MUST name each tensor base_model.model.<path in the base>.lora_A.weight, "
-            "without the adapter's name, through either route; its bytes are those of the tensors and of the header, "
-            "and the same run writes the same bytes.",
+            "adapter_model.safetensors MUST name each tensor base_model.model.<path in the base>.lora_A.weight, or "
+            "what its method has in place of lora_A.weight, without the adapter's name, through either route; its "
+            "bytes are those of the tensors and of the header, and the same run writes the same bytes.",
             source="peft/utils/save_and_load.py:346-354 (get_peft_model_state_dict); "
             "transformers/modeling_utils.py:3458-3465 (PreTrainedModel.save_pretrained)",
         ),
@@ -140,6 +140,13 @@ CHAPTER = Chapter(
             "(PeftAdapterMixin.load_adapter)",
         ),
         Clause(
+            "CKPT-22",
+            "With push_to_hub each save MUST push the adapter of its checkpoint and its config, byte for byte, whatever "
+            "the adapter's name, and no file of the base.",
+            source="transformers/trainer.py:4422-4470 (Trainer._push_from_checkpoint)",
+            needs=("transformers>=5.10",),
+        ),
+        Clause(
             "CKPT-23",
             "An adapter's file MUST hold all of its tensors and none of another adapter, whatever the names: names "
             "that are part of one another, and names that a module of the base has too.",
@@ -154,8 +161,9 @@ CHAPTER = Chapter(
         ),
         Clause(
             "CKPT-25",
-            "No adapter file MUST ever be empty: its tensors are exactly the trained ones, none without elements, and "
-            "after training not every lora_B is zero, also where the layers of the base are wrapped.",
+            "No adapter file MUST ever be empty: its tensors are exactly the trained ones (and VeRA's projections, which "
+            "save_projection asks for), none without elements, and after training not every lora_B is zero, also where the "
+            "layers of the base are wrapped.",
             source="peft/tuners/tuners_utils.py:1510-1539 (BaseTuner._get_adapter_state_dict)",
         ),
         Clause(

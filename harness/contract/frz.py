@@ -16,8 +16,8 @@ CHAPTER = Chapter(
         ),
         Clause(
             "FRZ-02",
-            "The optimizer MUST hold exactly the adapter's parameters: its r * (inputs + outputs) numbers in the group "
-            "with weight decay, and nothing in the group without.",
+            "The optimizer MUST hold exactly the adapter's parameters, whatever the method: of a LoRA its r * (inputs + "
+            "outputs) numbers in the group with weight decay, and nothing in the group without.",
             source="transformers/trainer.py:1259-1286 (Trainer.create_optimizer)",
         ),
         Clause(
@@ -87,7 +87,8 @@ CHAPTER = Chapter(
         Clause(
             "FRZ-13",
             "The update MUST reach every adapter tensor: each lora_B from the first step on, each lora_A from the "
-            "second, also beside a trainable head, and also under either kind of activation checkpointing.",
+            "second, every tensor of another method by the second, also beside a trainable head, and also under either "
+            "kind of activation checkpointing.",
             source="transformers/modeling_utils.py:2137-2172, 3110-3189 (enable_input_require_grads, "
             "activation_checkpointing_enable)",
         ),

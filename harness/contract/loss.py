@@ -11,7 +11,8 @@ CHAPTER = Chapter(
             "The training loss of a micro-batch MUST be the cross entropy summed over the labels that its logits "
             "predict, divided by the number of such labels in the whole accumulation window, so that loss and gradient "
             "of an optimizer step are the window's mean over tokens. A causal model predicts labels[..., 1:] that are "
-            "not -100; behind virtual tokens it predicts the first label too.",
+            "not -100; behind virtual tokens it predicts the first label too. A classifier predicts its rows' labels, a "
+            "decoder that is fed the labels all of them.",
             source="transformers/trainer.py:2298-2359 (Trainer._get_num_items_in_batch), "
             "transformers/loss/loss_utils.py:34-73 (ForCausalLMLoss)",
         ),

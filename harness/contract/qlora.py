@@ -69,6 +69,12 @@ CHAPTER = Chapter(
             needs=_BNB,
         ),
         Clause(
+            "QLORA-11",
+            "The Trainer MUST refuse a quantized model that was compiled, its adapters made by get_peft_model or missing.",
+            source="transformers/trainer_utils.py:102-136 (validate_quantization_for_training)",
+            needs=_BNB,
+        ),
+        Clause(
             "QLORA-12",
             "The 4-bit base and its quantization state MUST survive save_pretrained, load_state_dict and resume bit "
             "for bit: the forward pass after reloading equals the one before.",

@@ -31,5 +31,11 @@ CHAPTER = Chapter(
             "dataloader_num_workers MUST NOT change a run, nor how it resumes.",
             source="transformers/trainer.py:1046-1051 (Trainer._get_dataloader)",
         ),
+        Clause(
+            "RNG-05",
+            "full_determinism=True MUST have torch and CUDA take deterministic algorithms alone, and MUST NOT change a "
+            "run on a CPU.",
+            source="transformers/trainer_utils.py:154-177 (enable_full_determinism)",
+        ),
     ),
 )

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from fixtures.methods import METHODS
 from harness import names
 from harness.laws.equal import differences
 from harness.laws.runs import incomplete
@@ -23,8 +24,12 @@ _BASE_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.inde
 
 
 def adapter_only(trace: Trace) -> Verdict:
-    """Each checkpoint holds the adapter's tensors, all of them, none empty, and no tensor or file of the base."""
+    """Each checkpoint holds the adapter's tensors, all of them, none empty, and no tensor or file of the base.
+
+    VeRA's frozen random matrices are saved too, where its row of `fixtures.methods.METHODS` says so.
+    """
     findings = incomplete(trace)
+    beside = {end for m in METHODS.values() if m.peft_type == trace.spec.adapter.peft_type for end in m.saves}
     if not trace.checkpoints:
         findings.append("no checkpoint was written")
     for checkpoint in trace.checkpoints:
@@ -32,7 +37,7 @@ def adapter_only(trace: Trace) -> Verdict:
         findings += [f"{where}: {name} is there" for name in checkpoint.files if Path(name).name in _BASE_FILES]
         findings += [f"{where}: no tensor for {name}" for name in trace.trainable if name not in checkpoint.adapter]
         for name, tensor in checkpoint.adapter.items():
-            if name not in trace.trainable:
+            if name not in trace.trainable and not name.endswith((*beside, "\0")):
                 findings.append(f"{where}: {name} is saved, but was not trained")
             if tensor.numel() == 0:
                 findings.append(f"{where}: {name} is empty")
@@ -150,6 +155,24 @@ def _misfits(tensors: Tensors, wanted: dict[str, str]) -> list[str]:
         for name, value in wanted.items()
         if value and name in saved and digest(saved[name]) != value
     ]
+
+
+def pushed(trace: Trace, pushes: list[dict[str, bytes]]) -> Verdict:
+    """Each push holds the adapter files and configs of its checkpoint, byte for byte, and no file of the base.
+
+    pushes: one for each checkpoint, relative path -> content. A named adapter may lie at the top or below.
+    """
+    findings = incomplete(trace)
+    if not trace.checkpoints or len(pushes) != len(trace.checkpoints):
+        findings.append(f"{len(pushes)} pushes for {len(trace.checkpoints)} checkpoints")
+    for checkpoint, files in zip(trace.checkpoints, pushes, strict=False):
+        where = f"push of checkpoint-{checkpoint.step}"
+        findings += [f"{where}: {name} is there" for name in files if Path(name).name in _BASE_FILES]
+        for name in checkpoint.files:
+            whole = (Path(checkpoint.path) / name).read_bytes()
+            if Path(name).name in (ADAPTER_FILE, "adapter_config.json") and whole not in files.values():
+                findings.append(f"{where}: no file is {name} of the checkpoint")
+    return verdict("each push holds the adapter of its checkpoint", findings, pushes=len(pushes))
 
 
 def last_is_current(trace: Trace) -> Verdict:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from harness.laws.equal import differences
-from harness.laws.recompute import TOKENS, Recomputed, Targets, next_tokens, obstacles
+from harness.laws.logs import logging_steps
+from harness.laws.recompute import TOKENS, Recomputed, Targets, obstacles
 from harness.laws.runs import incomplete
 from harness.tolerance import ORACLE
 from harness.trace import Step, Tensors, Trace
@@ -13,13 +14,13 @@ from harness.verdict import NOT_COMPARABLE, Verdict, verdict
 
 
 def window_mean(
-    trace: Trace, mean: str = TOKENS, smoothing: float | None = None, targets: Targets = next_tokens
+    trace: Trace, mean: str = TOKENS, smoothing: float | None = None, targets: Targets | None = None
 ) -> Verdict:
     """The gradient at each optimizer step, and the loss logged for it, are those of the window's mean loss.
 
     mean: TOKENS, BATCHES or GIVEN (see `harness.laws.recompute`). smoothing: of labels, None for what the spec says.
-    targets: what each position of a row predicts. Steps are judged at which the adapter is known: the first, and all
-    of them where the learning rate is 0.
+    targets: what each position of a row predicts, None for what the task says. Steps are judged at which the adapter
+    is known: the first, and all of them where the learning rate is 0.
     """
     expected = f"gradient and loss of each step are the mean over the window's {mean}"
     if reasons := obstacles(trace.spec):
@@ -30,12 +31,13 @@ def window_mean(
         smoothing = trace.spec.arguments.get("label_smoothing_factor", 0.0)
     anew = Recomputed(trace.spec, trace.adapter_before)
     judged = trace.steps if trace.spec.arguments.get("learning_rate") == 0.0 else trace.steps[:1]
-    gaps = []
+    gaps: list[float] = []
+    alone = {0, *logging_steps(trace.spec)}  # an entry after each of two steps on end is the second one's loss alone
     for step in judged:
         loss, gradients = anew.window(step.batches, mean, smoothing, targets)
         found = gradient_findings(step, gradients)
         logged = trace.losses.get(step.number)
-        if trace.spec.arguments.get("logging_steps") == 1:
+        if {step.number - 1, step.number} <= alone:
             if logged is None:
                 found.append(f"step {step.number}: no loss was logged")
             elif not abs(logged - loss) <= ORACLE.loss + logged_rounding(trace):

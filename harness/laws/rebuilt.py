@@ -49,7 +49,7 @@ def _of_base(spec: RunSpec) -> Tensors:
 
 
 def switched_off(trace: Trace) -> Verdict:
-    """With its adapter disabled, the trained model computes what the base computes, bit for bit; enabled, it does not.
+    """With its adapter disabled, the trained model computes what the base computes, bit for bit.
 
     Not comparable where biases of the base are trained: peft says that disabling leaves those as they are.
     """
@@ -59,7 +59,11 @@ def switched_off(trace: Trace) -> Verdict:
         return Verdict(NOT_COMPARABLE, expected, ("biases of the base are trained, and disabling leaves them",))
     if findings := incomplete(trace):
         return verdict(expected, findings)
-    model = trained_model(trace)
+    return off_and_on(trained_model(trace), spec)
+
+
+def off_and_on(model: Any, spec: RunSpec) -> Verdict:
+    """The model of a spec computes what its base does while its adapters are disabled, and what it did before after."""
     before = logits(model, spec)
     if spec.adapter.route == GET:
         with model.disable_adapter():
@@ -70,7 +74,7 @@ def switched_off(trace: Trace) -> Verdict:
         model.enable_adapters()
     findings = differences(off, _of_base(spec), 0.0, "disabled:")
     findings += differences(logits(model, spec), before, 0.0, "enabled again:")
-    return verdict(expected, findings)
+    return verdict("with its adapter disabled the model is the base, bit for bit", findings)
 
 
 def merged(trace: Trace) -> Verdict:

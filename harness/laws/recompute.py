@@ -30,10 +30,28 @@ def next_tokens(row: data.Row) -> list[int]:
     return [*row["labels"][1:], data.IGNORED]
 
 
+def the_label(row: data.Row) -> list[int]:
+    """The target of a row that is classified."""
+    return [row["labels"]]
+
+
+def the_labels(row: data.Row) -> list[int]:
+    """The target of each position of a decoder that is fed the labels, one position later."""
+    return row["labels"]
+
+
+#: What the rows of each task are to predict.
+_TARGETS: dict[str, Targets] = {
+    models.CAUSAL: next_tokens,
+    models.CLASSIFICATION: the_label,
+    models.SEQ2SEQ: the_labels,
+}
+
+
 def obstacles(spec: RunSpec) -> list[str]:
     """Why the gradients of such a run cannot be computed anew; empty where they can."""
     found = []
-    if spec.adapter.config.get("lora_dropout") or spec.model.config.get("attention_dropout"):
+    if any("drop" in name and value for name, value in (*spec.adapter.config.items(), *spec.model.config.items())):
         found.append("dropout draws random numbers that are not recorded")
     if spec.model.quantization or spec.arguments.get("bf16") or spec.arguments.get("fp16"):
         found.append("the base is quantized or computes in half precision")
@@ -51,7 +69,10 @@ class Recomputed:
         base = models.build(dataclasses.replace(spec.model, dtype="float64"))
         self.model = inject(base, spec.adapter).double().eval()
         self.rows = data.rows(spec.data)[0]
-        self.virtual_tokens = spec.adapter.config.get("num_virtual_tokens", 0)
+        self.task = spec.data.task
+        # Those of prefix tuning are keys and values of each layer, which no logits belong to.
+        prompt = self.task == models.CAUSAL and spec.adapter.peft_type in ("PROMPT_TUNING", "P_TUNING")
+        self.virtual_tokens = spec.adapter.config["num_virtual_tokens"] if prompt else 0
         self.parameters = {
             names.canonical(name, spec.adapter.name): parameter
             for name, parameter in self.model.named_parameters()
@@ -62,9 +83,16 @@ class Recomputed:
                 parameter.copy_(adapter[name])
 
     def window(
-        self, batches: Sequence[MicroBatch], mean: str = TOKENS, smoothing: float = 0.0, targets: Targets = next_tokens
+        self,
+        batches: Sequence[MicroBatch],
+        mean: str = TOKENS,
+        smoothing: float = 0.0,
+        targets: Targets | None = None,
     ) -> tuple[float, Tensors]:
-        """Loss and gradients of a window of micro-batches, of which their rows count (and num_items for GIVEN)."""
+        """Loss and gradients of a window of micro-batches, of which their rows count (and num_items for GIVEN).
+
+        targets: what each position of a row predicts, None for what the task says.
+        """
         self.model.zero_grad()
         loss = torch.zeros((), dtype=torch.float64)
         for batch in batches:
@@ -77,22 +105,33 @@ class Recomputed:
         loss.backward()
         return float(loss.detach()), {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
 
-    def tokens(self, batches: Sequence[MicroBatch], targets: Targets = next_tokens) -> int:
+    def tokens(self, batches: Sequence[MicroBatch], targets: Targets | None = None) -> int:
         """How many targets the rows of some micro-batches have."""
         made = (self._targets(self.rows[row], targets) for batch in batches for row in batch.rows)
         return sum(target != data.IGNORED for row in made for target in row)
 
-    def _targets(self, row: data.Row, targets: Targets) -> list[int]:
+    def _targets(self, row: data.Row, targets: Targets | None) -> list[int]:
         # Prompt learning puts virtual tokens before the row: the last of them predicts the row's first label.
         before = [data.IGNORED] * (self.virtual_tokens - 1) + row["labels"][:1] if self.virtual_tokens else []
-        return before + targets(row)
+        return before + (targets or _TARGETS[self.task])(row)
 
-    def _sum(self, rows: Sequence[int], smoothing: float, targets: Targets) -> torch.Tensor:
+    def _logits(self, chosen: list[data.Row]) -> torch.Tensor:
+        inputs = {"input_ids": torch.tensor([row["input_ids"] for row in chosen])}
+        if self.task == models.CAUSAL:
+            # No attention mask: padding is on the right, where no label sees it.
+            return self.model(**inputs)["logits"]
+        inputs["attention_mask"] = torch.tensor([row["attention_mask"] for row in chosen])
+        if self.task == models.CLASSIFICATION:
+            return self.model(**inputs)["logits"].unsqueeze(1)
+        config = self.model.config
+        fed = torch.tensor([[config.decoder_start_token_id, *row["labels"][:-1]] for row in chosen])
+        inputs["decoder_input_ids"] = fed.masked_fill(fed == data.IGNORED, config.pad_token_id)
+        return self.model(**inputs)["logits"]
+
+    def _sum(self, rows: Sequence[int], smoothing: float, targets: Targets | None) -> torch.Tensor:
         chosen = [self.rows[row] for row in rows]
-        # No attention mask: padding is on the right, where no label sees it.
-        output = self.model(input_ids=torch.tensor([row["input_ids"] for row in chosen]))
         wanted = torch.tensor([self._targets(row, targets) for row in chosen])
-        negative = -torch.log_softmax(output["logits"].double(), dim=-1)
+        negative = -torch.log_softmax(self._logits(chosen).double(), dim=-1)
         nll = negative.gather(-1, wanted.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         each = (1 - smoothing) * nll + smoothing * negative.mean(-1)
         return each[wanted != data.IGNORED].sum()

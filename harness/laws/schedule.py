@@ -161,9 +161,10 @@ def clipping(trace: Trace) -> Verdict:
     max_grad_norm 0 turns clipping off, and the norm is logged all the same.
     """
     limit, findings = number(trace.spec, "max_grad_norm"), incomplete(trace)
-    logging_steps = float(trace.spec.arguments.get("logging_steps", 500))
     unlogged = sorted(set(trace.losses) - set(trace.grad_norms))
-    if unlogged or (not trace.losses and any(step.number % logging_steps == 0 for step in trace.steps)):
+    every = float(trace.spec.arguments.get("logging_steps", 500))
+    by_step = trace.spec.arguments.get("logging_strategy", "steps") == "steps"
+    if unlogged or (not trace.losses and by_step and any(step.number % every == 0 for step in trace.steps)):
         findings.append(f"no gradient norm was logged {f'at step {unlogged[0]}' if unlogged else ''}".rstrip())
     for step in trace.steps:
         norm = total_norm(step.gradients)

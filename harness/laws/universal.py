@@ -6,8 +6,11 @@ A verdict that is not comparable means that the law has nothing to say of such a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from fixtures import models
+from fixtures.methods import METHODS
 from harness import subjects
 from harness.laws import (
     accumulation,
@@ -26,6 +29,9 @@ from harness.laws.rotation import saved_when_due
 from harness.spec import ADD, GET, RunSpec
 from harness.trace import Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, both
+
+#: Adapter types of which PeftAdapterMixin.add_adapter says that it does not take them.
+GET_ONLY = {method.peft_type for method in METHODS.values() if not method.add_adapter}
 
 #: train(spec, subject=None, again=False) -> Trace, as `harness.runs.Runs.train`.
 Train = Callable[..., Trace]
@@ -72,6 +78,8 @@ def _cuts_a_log_window(trace: Trace, step: int) -> bool:
 
 def both_routes(train: Train, spec: RunSpec) -> Verdict:
     """get_peft_model and add_adapter train the same run."""
+    if spec.adapter.peft_type in GET_ONLY:
+        return _nothing(f"add_adapter does not take {spec.adapter.peft_type}")
     if spec.model.dtype in HALF:
         return _nothing("of a base in half precision only get_peft_model casts the adapter up (AMP-04)")
     other = GET if spec.adapter.route == ADD else ADD
@@ -87,6 +95,8 @@ def splits(train: Train, spec: RunSpec) -> Verdict:
         return _nothing("drop_last drops other rows of a large batch")
     if _rounds(spec):
         return _nothing("in half precision the noise is as large as a fault")
+    if not models.family(spec.model).normalises and (spec.data.min_length or spec.data.ignored):
+        return _nothing("the model returns its micro-batch's own mean, and these have different numbers of labels")
     small = _plain(spec)
     batch = spec.arguments["per_device_train_batch_size"] * window
     return accumulation.same_split(
@@ -98,15 +108,13 @@ def reordered(train: Train, spec: RunSpec) -> Verdict:
     """The rows of a window in another order, in other micro-batches: the same gradient."""
     if _rounds(spec):
         return _nothing("in half precision the noise is as large as a fault")
-    if spec.data.order or spec.data.iterable:
-        return _nothing("the rows are stored in an order of their own")
-    small = _plain(spec)
-    if max(sum(schedule.plan(small).row_counts(n)) for n in range(1, len(schedule.plan(small).windows) + 1)) == 1:
-        return _nothing("a window has one row")
-    plain = train(small.but(max_steps=min(3, len(schedule.plan(small).windows)), num_train_epochs=None))
-    if any(batch.num_items is None for step in plain.steps for batch in step.batches) and _accumulates(spec):
+    if not models.family(spec.model).normalises and spec.arguments.get("gradient_accumulation_steps", 1) > 1:
         return _nothing("each micro-batch's loss is a mean of its own, so it matters which rows share one")
-    return accumulation.same_windows(train(accumulation.rows_reversed(plain.spec)), plain)
+    planned = schedule.plan(spec)
+    if spec.data.rows == 1 or max(planned.row_counts(1)) * max(planned.windows) == 1:
+        return _nothing("a window has one row")
+    plain = _plain(spec).but(max_steps=min(3, len(planned.windows)), num_train_epochs=None)
+    return accumulation.same_windows(train(accumulation.rows_reversed(plain)), train(plain))
 
 
 def bystander(train: Train, spec: RunSpec) -> Verdict:
@@ -127,21 +135,20 @@ def _rounds(spec: RunSpec) -> bool:
     return bool(spec.arguments.get("bf16")) or spec.model.dtype in HALF
 
 
-def _accumulates(spec: RunSpec) -> bool:
-    return int(spec.arguments.get("gradient_accumulation_steps", 1)) > 1
-
-
 def _plain(spec: RunSpec) -> RunSpec:
     """The spec without dropout, which draws anew for each batch, and without AdamW, whose quotient of tiny moments has
     noise without a bound; the gradients of SGD are the same. It saves and evaluates nothing."""
-    dropout = {name: 0.0 for name in ("lora_dropout",) if name in spec.adapter.config}
     return spec.but(
-        lora=dropout,
-        model={"config": {**spec.model.config, **{name: 0.0 for name in spec.model.config if "dropout" in name}}},
+        lora=_without_dropout(spec.adapter.config),
+        model={"config": {**spec.model.config, **_without_dropout(spec.model.config)}},
         optim="sgd",
         save_strategy="no",
         eval_strategy=None,
     )
+
+
+def _without_dropout(config: Mapping[str, Any]) -> dict[str, float]:
+    return {name: 0.0 for name in config if "drop" in name}
 
 
 def repeats(train: Train, spec: RunSpec) -> Verdict:
@@ -185,6 +192,11 @@ def _logs(trace: Trace) -> bool:
     return bool(trace.losses) or trace.error is not None
 
 
+def _tokens_normalise(trace: Trace) -> bool:
+    window = trace.spec.arguments.get("gradient_accumulation_steps", 1)
+    return window == 1 or models.family(trace.spec.model).normalises
+
+
 def _model_computes_loss(trace: Trace) -> bool:
     return not trace.spec.arguments.get("label_smoothing_factor")
 
@@ -193,6 +205,8 @@ def _model_computes_loss(trace: Trace) -> bool:
 _APPLIES: dict[tuple[str, ...], Callable[[Trace], bool]] = {
     ("CKPT-04", "CKPT-12", "CKPT-21", "CKPT-25", "CKPT-27"): _saves,
     ("CKPT-07",): _has_moments,
+    # ACC-08 is about models that return the mean of their micro-batch.
+    ("LOSS-01",): _tokens_normalise,
     ("LOOP-06",): _logs,
     ("LOOP-09",): _model_computes_loss,
 }

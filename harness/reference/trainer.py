@@ -199,9 +199,9 @@ class ReferenceTrainer:
         for batch in data.load(rows, indices, self.device):
             losses.append(self.loss(batch, count_tokens([batch])).repeat(len(batch["labels"])).cpu().numpy())
             self.callback("prediction_step", self)
-        every = np.concatenate(losses)
+        every = np.concatenate(losses) if losses else np.empty(0)  # drop_last drops the only batch here, too
         finite = every[np.isfinite(every)] if self.args.logging_nan_inf_filter else every
-        self.metrics = {"eval_loss": (finite if finite.size else every).mean().item()}
+        self.metrics = {"eval_loss": (finite if finite.size else every).mean().item()} if losses else {}
         self.metrics |= speed("eval", started, len(rows), math.ceil(len(rows) / size))
         self.log(self.metrics)
         self.control.should_evaluate = False

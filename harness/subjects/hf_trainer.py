@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -55,7 +56,8 @@ def adapter_config(peft_type: str, values: dict[str, Any]) -> Any:
     import peft
 
     try:
-        return peft.get_peft_config({"peft_type": peft_type, **values})
+        # A copy: peft adds the head of a classifier to the very list that it was given as modules_to_save.
+        return peft.get_peft_config({"peft_type": peft_type, **copy.deepcopy(values)})
     except KeyError:
         raise UsageError(f"peft {version('peft')} has no adapter type {peft_type!r}") from None
 

@@ -1,0 +1,179 @@
+"""The laws that every run obeys, over the tables: each base model, each adapter method, each way of injecting it."""
+
+import pytest
+
+from fixtures import models
+from fixtures.methods import METHODS, misfit
+from fixtures.models import FAMILIES
+from harness import subjects
+from harness.laws import checkpoint, equal, frozen, loss, optimizer_file, rebuilt, resume, universal
+from harness.scenarios import cases, over, saving, spec_for
+from harness.spec import ADD, GET, ResumeSpec
+from suites.test_api_layers import injected
+
+#: Each base model with LoRA, each method on the plain one, and pairs whose halves have to do with one another: Conv1D,
+#: whose weight is transposed; a head that is trained whole; a decoder of its own; tied embeddings.
+PAIRS = [
+    *((family, "lora") for family in FAMILIES),
+    *(("llama", method) for method in METHODS if method != "lora"),
+    ("gpt2", "dora"),
+    ("gpt2", "ia3"),
+    ("gpt2", "vera"),
+    ("bert-classifier", "ia3"),
+    ("bert-classifier", "prefix-tuning"),
+    ("llama-classifier", "prompt-tuning"),
+    ("t5", "ia3"),
+    ("t5", "prompt-tuning"),
+    ("llama-tied", "dora"),
+]
+
+
+def table(route, pairs=PAIRS):
+    """Name -> a run of two steps with a checkpoint after each, for the pairs that a route takes."""
+    return {
+        f"{family}/{method}" + (f"/{route}" if route == ADD else ""): saving(
+            spec_for(family, method, route).but(
+                max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2
+            ),
+            every=1,
+        )
+        for family, method in pairs
+        if misfit(family, method, add_adapter=route == ADD) is None
+    }
+
+
+def method_of(name):
+    return METHODS[name.split("/")[1]]
+
+
+def normalises(spec):
+    return models.family(spec.model).normalises
+
+
+GOTTEN = table(GET)
+#: API-05 says that these are the same runs bit for bit, so what follows from their bits is judged of GOTTEN alone.
+ADDED = table(ADD)
+
+
+def redrawn(spec):
+    """The run continued from its checkpoint at step 1 with an adapter drawn from another seed, which loading replaces."""
+    seed = spec.adapter.seed
+    resumed = ResumeSpec(1, first_leg={"adapter": {"seed": seed}, "save_strategy": "steps"})
+    return spec.but(adapter={"seed": seed + 1}, save_strategy="no", resume=resumed)
+
+
+# ---- what is trained ----
+
+
+@pytest.mark.clause("FRZ-01")
+@over(GOTTEN | ADDED)
+def test_the_base_is_bit_identical(trace, judge):
+    judge(frozen.base_frozen(trace))
+
+
+@pytest.mark.clause("FRZ-02")
+@over(GOTTEN)
+def test_the_optimizer_holds_what_requires_gradients(trace, judge):
+    judge(frozen.optimizer_holds_trainables(trace))
+
+
+@pytest.mark.clause("FRZ-03")
+@over(GOTTEN | ADDED)
+def test_the_base_gets_no_gradient(trace, judge):
+    judge(frozen.base_without_gradients(trace))
+
+
+@pytest.mark.clause("FRZ-13")
+@over(GOTTEN)
+def test_two_steps_move_every_tensor(trace, judge):
+    judge(frozen.adapter_moved(trace))
+
+
+# ---- the loss ----
+
+#: Where the model returns the mean of its own batch, a window of one micro-batch, of rows of unequal lengths.
+ONE_BATCH = {
+    name: spec.but(data={"min_length": 6}, gradient_accumulation_steps=1, save_strategy="no")
+    for name, spec in GOTTEN.items()
+    if not normalises(spec)
+}
+
+
+@pytest.mark.clause("LOSS-01")
+@over(GOTTEN | ONE_BATCH)
+def test_a_step_is_the_mean_over_the_labels_of_its_window(trace, judge):
+    judge(loss.window_mean(trace))
+
+
+#: How a loss is divided is the base model's business; what virtual tokens do to the labels is not.
+DIVIDED = table(GET, [pair for pair in PAIRS if pair[1] in ("lora", "prompt-tuning")])
+
+
+@pytest.mark.clause("ACC-01")
+@cases({name: spec.but(data={"min_length": 6} if normalises(spec) else None) for name, spec in DIVIDED.items()})
+def test_accumulated_micro_batches_train_as_the_large_batch(spec, train, judge):
+    judge(universal.splits(train, spec))
+
+
+# ---- checkpoints ----
+
+
+@pytest.mark.clause("CKPT-04")
+@over(GOTTEN | ADDED)
+def test_an_adapter_file_is_its_tensors_and_a_header(trace, judge):
+    judge(checkpoint.size_law(trace))
+
+
+@pytest.mark.clause("CKPT-07")
+@over(GOTTEN)
+def test_optimizer_pt_holds_the_state_of_the_trained_tensors(trace, judge):
+    judge(optimizer_file.holds_the_trained_tensors(trace))
+
+
+@pytest.mark.clause("CKPT-21")
+@over({name: spec for name, spec in (GOTTEN | ADDED).items() if spec.adapter.peft_type != "P_TUNING"})
+def test_an_adapter_that_is_loaded_is_the_trained_one(trace, judge):
+    # What p-tuning trains is another tensor than what it saves (CKPT-25), so there is no such adapter to load.
+    judge(rebuilt.reloads(trace, "from_pretrained" if trace.spec.adapter.route == GET else "load_adapter"))
+
+
+@pytest.mark.clause("CKPT-25")
+@over(GOTTEN | ADDED)
+def test_a_checkpoint_holds_exactly_the_trained_tensors(trace, judge):
+    judge(checkpoint.adapter_only(trace))
+
+
+@pytest.mark.clause("RES-01")
+@cases(GOTTEN)
+def test_a_resumed_run_is_the_run_that_was_interrupted(spec, train, judge):
+    judge(resume.continues(train(redrawn(spec)), train(spec), after=1))
+
+
+@pytest.mark.clause("RES-21")
+@cases({name: spec for name, spec in GOTTEN.items() if not method_of(name).saves})
+def test_every_tensor_is_restored_before_the_first_step(spec, train, judge):
+    whole = train(spec)
+    judge(resume.restored(train(redrawn(spec)), whole, 1, len(whole.trainable)))
+
+
+# ---- the two routes, the reference ----
+
+
+@pytest.mark.clause("API-02")
+@cases({name: spec for name, spec in (GOTTEN | ADDED).items() if method_of(name).identity})
+def test_a_fresh_adapter_is_an_identity(spec, upstream, judge):
+    fresh, base = (rebuilt.logits(model, spec) for model in (injected(upstream, spec), models.build(spec.model)))
+    judge(equal.same_adapter(fresh, base))
+
+
+@pytest.mark.clause("API-05")
+@cases({name: spec for name, spec in GOTTEN.items() if method_of(name).add_adapter})
+def test_both_routes_train_the_same_run(spec, train, judge):
+    judge(universal.both_routes(train, spec))
+
+
+@pytest.mark.clause("GEN-01")
+@cases({name: spec for name, spec in (GOTTEN | ADDED).items() if subjects.load("reference").unsupported(spec) is None})
+def test_a_run_is_the_references(spec, train, runs, judge):
+    train(spec)
+    judge(universal.as_reference(runs.train, spec))
