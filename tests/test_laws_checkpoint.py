@@ -177,3 +177,23 @@ def test_an_adapter_that_lies_nowhere_is_named(two):
     rewrite(two, f"foo/{checkpoint.ADAPTER_FILE}", None)
     two.checkpoints[0] = inspect_checkpoint(Path(two.checkpoints[0].path), "default")
     says(checkpoint.every_adapter_saved(two), "adapter 'foo' is in no adapter file")
+
+
+# ---- what is pushed ----
+
+
+def test_a_push_is_the_adapter_of_its_checkpoint(tmp_path):
+    trace = with_checkpoint(made_up(), tmp_path, 4)
+    files = {name: (tmp_path / "checkpoint-4" / name).read_bytes() for name in trace.checkpoints[0].files}
+    weights = checkpoint.ADAPTER_FILE
+    assert checkpoint.pushed(trace, [files]).holds
+    assert checkpoint.pushed(trace, [{f"foo/{name}": content for name, content in files.items()}]).holds
+    for pushes, words in (
+        ([], "0 pushes for 1 checkpoints"),
+        ([{**files, weights: b"other"}], f"no file is {weights} of the checkpoint"),
+        ([{name: files[name] for name in files if name != weights}], f"no file is {weights} of the checkpoint"),
+        ([{**files, "model.safetensors": b""}], "push of checkpoint-4: model.safetensors is there"),
+    ):
+        verdict = checkpoint.pushed(trace, pushes)
+        assert not verdict.holds
+        assert words in "\n".join(verdict.seen)

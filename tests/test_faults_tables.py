@@ -1,0 +1,290 @@
+"""Faults put into upstream, one line each, under which the laws over the tables of bases and methods must fail."""
+
+import pytest
+import torch
+
+from suites import test_ckpt_adapters as adapters
+from suites import test_qlora as qlora
+from suites import test_rng as rng
+from suites import test_tables as tables
+from tests.faults import nothing, replace, verdict_of
+
+# ---- faults: what upstream does instead ----
+
+
+def a_norm_drifts(original, trainer, *args, **options):
+    with torch.no_grad():
+        next(p for name, p in trainer.model.named_parameters() if "norm" in name.lower()).mul_(1.0001)
+    return original(trainer, *args, **options)
+
+
+def a_norm_gets_a_gradient(original, trainer, *args, **options):
+    loss = original(trainer, *args, **options)
+    norm = next(p for name, p in trainer.model.named_parameters() if "norm" in name.lower())
+    norm.grad = torch.ones_like(norm)
+    return loss
+
+
+def first_left_out(original, trainer, *args, **options):
+    optimizer = original(trainer, *args, **options)
+    del optimizer.param_groups[0]["params"][0]
+    return optimizer
+
+
+def all_zero(original, layer, name):
+    """Both factors of both products zero: no gradient ever leaves them."""
+    original(layer, name)
+    for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"):
+        torch.nn.init.zeros_(getattr(layer, part)[name])
+
+
+def number_of_items_dropped(original, source, target, num_items_in_batch=None, *args, **options):
+    return original(source, target, None, *args, **options)
+
+
+def twice(original, *args, **options):
+    output = original(*args, **options)
+    if output.get("loss") is not None:
+        output["loss"] = 2 * output["loss"]
+    return output
+
+
+def without(part):
+    def dropped(original, *args, **options):
+        return {key: tensor for key, tensor in original(*args, **options).items() if part not in key}
+
+    return dropped
+
+
+def not_loaded(part):
+    def dropped(original, model, state, *args, **options):
+        return original(model, {key: tensor for key, tensor in state.items() if part not in key}, *args, **options)
+
+    return dropped
+
+
+def forgotten(original, model, *args, **options):
+    result = original(model, *args, **options)
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "lokr_w2" in name).zero_()
+    return result
+
+
+def padded(original, tensors, path, *args, **options):
+    """A byte more than the header and the tensors, as an interrupted overwrite leaves them."""
+    original(tensors, path, *args, **options)
+    with open(path, "ab") as file:
+        file.write(b"\0")
+
+
+def a_prompt_of_ones(original, *args, **options):
+    result = original(*args, **options)
+    model = args[0]
+    if "prompt_encoder" in dict(model.named_children()):
+        with torch.no_grad():
+            model.prompt_encoder["default"].embedding.weight.fill_(1.0)
+    return result
+
+
+def rotated(original, layer, name, *args, **options):
+    original(layer, name, *args, **options)
+    torch.nn.init.normal_(layer.oft_R[name].weight, std=0.1)
+
+
+def drawing_first(original, *args, **options):
+    torch.rand(1)
+    return original(*args, **options)
+
+
+def a_moment_missing(original, optimizer):
+    state = original(optimizer)
+    for index in state["state"]:
+        state["state"][index] = {k: v for k, v in state["state"][index].items() if k != "exp_avg"}
+    return state
+
+
+def smaller_scale(original, layer, *args, **options):
+    original(layer, *args, **options)
+    layer.scaling = {name: 0.5 * value for name, value in layer.scaling.items()}
+
+
+def no_peft(original):
+    return False
+
+
+def not_deterministic(original, seed, **options):
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+TRAINER = "transformers.trainer:Trainer"
+GOTTEN, ADDED = tables.GOTTEN, tables.ADDED
+
+#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+FAULTS = {
+    "FRZ-01/opt": (
+        tables.test_the_base_is_bit_identical,
+        {"trace": GOTTEN["opt/lora"]},
+        replace(TRAINER, "training_step", a_norm_drifts),
+        "layer_norm.weight: digest",
+    ),
+    "FRZ-01/t5": (
+        tables.test_the_base_is_bit_identical,
+        {"trace": ADDED["t5/ia3/add_adapter"]},
+        replace(TRAINER, "training_step", a_norm_drifts),
+        "layer_norm.weight: digest",
+    ),
+    "FRZ-02/vera": (
+        tables.test_the_optimizer_holds_what_requires_gradients,
+        {"trace": GOTTEN["llama/vera"]},
+        replace(TRAINER, "create_optimizer", first_left_out),
+        "vera_lambda_b requires gradients but is in no group",
+    ),
+    "FRZ-03": (
+        tables.test_the_base_gets_no_gradient,
+        {"trace": GOTTEN["bert-classifier/prefix-tuning"]},
+        replace(TRAINER, "training_step", a_norm_gets_a_gradient),
+        "LayerNorm.weight held a gradient",
+    ),
+    "FRZ-13/loha": (
+        tables.test_two_steps_move_every_tensor,
+        {"trace": GOTTEN["llama/loha"]},
+        replace("peft.tuners.loha.layer:LoHaLayer", "reset_adapter_parameters", all_zero),
+        "hada_w1_a is what it was before training",
+    ),
+    "LOSS-01/opt": (
+        tables.test_a_step_is_the_mean_over_the_labels_of_its_window,
+        {"trace": GOTTEN["opt/lora"]},
+        replace("transformers.loss.loss_utils", "fixed_cross_entropy", number_of_items_dropped),
+        "step 1: the gradient is 2 times what it must be",
+    ),
+    "LOSS-01/bert": (
+        tables.test_a_step_is_the_mean_over_the_labels_of_its_window,
+        {"trace": tables.ONE_BATCH["bert-classifier/lora"]},
+        replace("transformers:BertForSequenceClassification", "forward", twice),
+        "step 1: the gradient is 2 times what it must be",
+    ),
+    "LOSS-01/t5": (
+        tables.test_a_step_is_the_mean_over_the_labels_of_its_window,
+        {"trace": tables.ONE_BATCH["t5/prompt-tuning"]},
+        replace("transformers:T5ForConditionalGeneration", "forward", twice),
+        "step 1: the gradient is 2 times what it must be",
+    ),
+    "ACC-01/gemma": (
+        tables.test_accumulated_micro_batches_train_as_the_large_batch,
+        {"spec": tables.DIVIDED["gemma/lora"]},
+        replace("transformers.loss.loss_utils", "fixed_cross_entropy", number_of_items_dropped),
+        "step 1: the gradient is 2",
+    ),
+    "CKPT-04/oft": (
+        tables.test_an_adapter_file_is_its_tensors_and_a_header,
+        {"trace": GOTTEN["llama/oft"]},
+        replace("peft.peft_model", "safe_save_file", padded),
+        "file not fully covered",
+    ),
+    "CKPT-07/ia3": (
+        tables.test_optimizer_pt_holds_the_state_of_the_trained_tensors,
+        {"trace": GOTTEN["bert-classifier/ia3"]},
+        replace("torch.optim:AdamW", "state_dict", a_moment_missing),
+        "has ['exp_avg_sq', 'step'], expected ['exp_avg', 'exp_avg_sq', 'step']",
+    ),
+    "CKPT-21/lokr": (
+        tables.test_an_adapter_that_is_loaded_is_the_trained_one,
+        {"trace": ADDED["llama/lokr/add_adapter"]},
+        replace("transformers:LlamaForCausalLM", "load_adapter", forgotten),
+        "lokr_w2 differs by",
+    ),
+    "CKPT-21/dora": (
+        tables.test_an_adapter_that_is_loaded_is_the_trained_one,
+        {"trace": GOTTEN["gpt2/dora"]},
+        replace("peft.peft_model", "set_peft_model_state_dict", not_loaded("magnitude")),
+        "lora_magnitude_vector differs by",
+    ),
+    "CKPT-21/p-tuning": (
+        tables.test_an_encoded_prompt_that_is_loaded_does_what_the_trained_one_does,
+        {"trace": GOTTEN["llama/p-tuning"]},
+        replace("peft.peft_model", "set_peft_model_state_dict", a_prompt_of_ones),
+        "logits",
+    ),
+    "CKPT-25/ia3": (
+        tables.test_a_checkpoint_holds_exactly_the_trained_tensors,
+        {"trace": GOTTEN["gpt2/ia3"]},
+        replace("peft.peft_model", "get_peft_model_state_dict", without("mlp.c_proj")),
+        "no tensor for transformer.h.0.mlp.c_proj.ia3_l",
+    ),
+    "CKPT-25/classifier": (
+        tables.test_a_checkpoint_holds_exactly_the_trained_tensors,
+        {"trace": GOTTEN["llama-classifier/lora"]},
+        replace("peft.peft_model", "get_peft_model_state_dict", without("score")),
+        "no tensor for score.weight",
+    ),
+    "RES-01/prefix-tuning": (
+        tables.test_a_resumed_run_is_the_run_that_was_interrupted,
+        {"spec": GOTTEN["llama/prefix-tuning"]},
+        replace("peft.peft_model", "set_peft_model_state_dict", a_prompt_of_ones),
+        "prompt_embeddings differs by",
+    ),
+    "RES-21/loha": (
+        tables.test_every_tensor_is_restored_before_the_first_step,
+        {"spec": GOTTEN["llama/loha"]},
+        replace("peft.peft_model", "set_peft_model_state_dict", not_loaded("hada_w1_b")),
+        "hada_w1_b differs by",
+    ),
+    "API-02/oft": (
+        tables.test_a_fresh_adapter_is_an_identity,
+        {"spec": ADDED["llama/oft/add_adapter"]},
+        replace("peft.tuners.oft.layer:OFTLayer", "reset_oft_parameters", rotated),
+        "logits",
+    ),
+    "API-05/lokr": (
+        tables.test_both_routes_train_the_same_run,
+        {"spec": GOTTEN["llama/lokr"]},
+        replace("transformers:LlamaForCausalLM", "add_adapter", drawing_first),
+        "lokr_w2 differs by",
+    ),
+    "GEN-01": (
+        tables.test_a_run_is_the_references,
+        {"spec": GOTTEN["llama/rslora"]},
+        replace("peft.tuners.lora.layer:LoraLayer", "update_layer", smaller_scale),
+        "step 1: gradients of",
+    ),
+    "CKPT-22/base": (
+        adapters.test_each_save_pushes_its_adapter,
+        {"spec": adapters.PUSHED},
+        replace("transformers.trainer", "is_peft_available", no_peft),
+        "push of checkpoint-1: model.safetensors is there",
+    ),
+    "CKPT-22/adapter": (
+        adapters.test_each_save_pushes_its_adapter,
+        {"spec": adapters.PUSHED},
+        lambda monkeypatch: monkeypatch.setattr("transformers.trainer.ADAPTER_SAFE_WEIGHTS_NAME", "adapter_model.pt"),
+        "push of checkpoint-1: no file is adapter_model.safetensors of the checkpoint",
+    ),
+    "QLORA-11": (
+        qlora.test_a_compiled_quantized_model_is_refused,
+        {"adapted": True},
+        replace("transformers.trainer", "validate_quantization_for_training", nothing),
+        "raised nothing",
+    ),
+    "RNG-05": (
+        rng.test_full_determinism_is_asked_of_torch_and_cuda,
+        {},
+        replace("transformers.trainer", "enable_full_determinism", not_deterministic),
+        "torch.are_deterministic_algorithms_enabled(): False",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
+    test, arguments, fault, words = FAULTS[name]
+    if name.startswith("QLORA"):
+        pytest.importorskip("bitsandbytes", reason="quantized bases need bitsandbytes")
+    fault(monkeypatch)
+    if "trace" in arguments:
+        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
+    (tmp_path / "test").mkdir()
+    verdict = verdict_of(test, runs, tmp_path / "test", loads_nf4=runs.subject, **arguments)
+    assert not verdict.holds
+    assert words in "\n".join(verdict.seen)
