@@ -86,8 +86,17 @@ def repro(
 @app.command()
 def clauses(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids or globs, such as 'RES-*'.")] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write suites/CONTRACT.md anew, and what tests/ prove of each clause.")
+    ] = False,
 ) -> None:
-    """List the clauses of the contract, or explain some: statement, source, known defects."""
+    """List the clauses of the contract, or explain some: source, tests, known defects, bad releases, what fails them."""
+    if write:
+        from harness.register import write as write_register
+
+        for path in write_register():
+            print(f"wrote {path}")
+        return
     from harness.explain import explain
 
     explain(ids or [])

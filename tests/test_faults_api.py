@@ -1,12 +1,11 @@
 """Faults put into upstream, one line each, under which the checks of the chapter API must fail."""
 
-import pytest
 import torch
 
 from harness.spec import ADD, GET
 from suites import test_api as api
 from suites import test_api_layers as layers
-from tests.faults import nothing, replace, verdict_of
+from tests.faults import each, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 LLAMA = "transformers:LlamaForCausalLM"
@@ -236,7 +235,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
     test, arguments, fault, words = FAULTS[name]
     fault(monkeypatch)
