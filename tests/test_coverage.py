@@ -57,9 +57,7 @@ def recorded(tmp_path, *calls):
             module["save"](*call)
     finally:
         cover.stop()
-    cover.json_report(outfile=str(tmp_path / "out.json"))
-    (seen,) = json.loads((tmp_path / "out.json").read_text())["files"].values()
-    return {"toy.py": seen}
+    return measure.report(cover, {"toy.py": path})
 
 
 def test_conditions_and_functions_about_adapters_are_found():

@@ -7,10 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.coverage.find import Branch
 from harness.coverage.table import Reason, paths, wanted
+
+if TYPE_CHECKING:
+    from coverage import Coverage
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,19 @@ def read(data: Path, reasons: list[Reason]) -> Measured:
     """Judge the data files in a directory, one a process, all together."""
     from coverage import Coverage
 
-    files = paths()
     with tempfile.TemporaryDirectory() as directory:
         whole = Coverage(data_file=str(Path(directory) / "data"), branch=True, config_file=False)
         whole.combine([str(data)], keep=True)
-        report = Path(directory) / "report.json"
-        whole.json_report(outfile=str(report), morfs=[str(path) for path in files.values()])
-        body = json.loads(report.read_text(encoding="utf-8"))["files"]
-    by_path = {str(Path(name).resolve()): seen for name, seen in body.items()}
-    recorded = {name: by_path.get(str(path.resolve()), {}) for name, path in files.items()}
-    return judge(wanted(), recorded, reasons)
+        return judge(wanted(), report(whole, paths()), reasons)
+
+
+def report(cover: Coverage, files: dict[str, Path]) -> dict[str, Any]:
+    """What was recorded of each file, by its name in `files`, as `judge` takes it."""
+    # Coverage leaves out what a pragma excludes, and bodies that are "...": these are no wish of ours.
+    cover.clear_exclude()
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "report.json"
+        cover.json_report(outfile=str(out), morfs=[str(path) for path in files.values()])
+        body = json.loads(out.read_text(encoding="utf-8"))["files"]
+    by_path = {Path(name).resolve(): seen for name, seen in body.items()}
+    return {name: by_path.get(path.resolve(), {}) for name, path in files.items()}
