@@ -72,7 +72,10 @@ def coverage(
         from harness.coverage import command
     except ImportError:
         raise UsageError("coverage: the package coverage is not installed; pip install coverage") from None
+    from harness import contract
     from harness.paths import SUITES
+
+    contract.select(clause or [])
 
     def run(arguments: list[str]) -> int:
         rest = ["-n", "auto", "--maxprocesses", "4", *arguments, *context.args]

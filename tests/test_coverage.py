@@ -1,6 +1,8 @@
 """Branches found in a made-up source file, reached or not by a real recording of it, and the table of reasons."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from coverage import Coverage
@@ -9,6 +11,7 @@ from harness.coverage import command, measure, table
 from harness.coverage.find import ENTERED, EVALUATED, NOT_TAKEN, TAKEN, branches
 from harness.coverage.table import Reason
 from harness.errors import UsageError
+from harness.paths import ROOT
 
 SOURCE = '''\
 def save(model, is_peft_model, adapter=None):
@@ -178,3 +181,23 @@ def test_a_stale_reason_fails_too(measured, capsys):
 def test_files_that_cannot_be_written_are_refused_before_anything_runs(tmp_path):
     with pytest.raises(UsageError, match="name a file in a directory that exists"):
         command.coverage(lambda arguments: pytest.fail("ran"), True, tmp_path / "no" / "x.json", None)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_what_the_suites_reach_is_recorded_in_one_process_and_in_workers(workers, tmp_path):
+    out = tmp_path / "coverage.json"
+    words = ["coverage", "--clause", "API-11", "--json", str(out), "--", "-n", workers, "-q"]
+    done = subprocess.run([sys.executable, "-m", "harness.cli", *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    unreached = {(one["condition"], one["outcome"]) for one in json.loads(out.read_text())["unreached"]}
+    # API-11 calls set_adapter and is refused in its first line; nothing calls delete_adapter.
+    assert ("def delete_adapter", "entered") in unreached
+    assert ("def set_adapter", "entered") not in unreached
+
+
+def test_bad_usage_is_one_sentence(tmp_path):
+    words = ["coverage", "--clause", "NOPE-*"]
+    done = subprocess.run([sys.executable, "-m", "harness.cli", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "'NOPE-*' matches no clause" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

@@ -49,6 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    cover = config.stash[_COVER]
-    cover.stop()
-    cover.save()
+    # Absent where another plugin refused the options first.
+    cover = config.stash.get(_COVER, None)
+    if cover is not None:
+        cover.stop()
+        cover.save()
