@@ -1,8 +1,11 @@
 """API: adapters loaded, swapped and deleted by the model's own methods (transformers' PeftAdapterMixin)."""
 
+from pathlib import Path
+
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fixtures import models
@@ -180,12 +183,23 @@ def swapped_when_announced(path, model):
     return model
 
 
-def from_pretrained(path, model):
+def from_pretrained(path, model, maker=AutoModelForCausalLM):
     model.save_pretrained(f"{path}-base")
     config = peft.PeftConfig.from_pretrained(path)
     config.base_model_name_or_path = f"{path}-base"
     config.save_pretrained(path)
-    return AutoModelForCausalLM.from_pretrained(path)
+    return maker.from_pretrained(path)
+
+
+def from_pretrained_of_its_class(path, model):
+    return from_pretrained(path, model, type(model))
+
+
+def from_a_pickle(path, model):
+    file = Path(path) / "adapter_model.safetensors"
+    torch.save(peft.utils.load_peft_weights(path, device="cpu"), file.with_suffix(".bin"))
+    file.unlink()
+    return from_directory(path, model)
 
 
 def from_pretrained_beside_the_base(path, model):
@@ -199,7 +213,9 @@ LOADED = (
     swapped,
     swapped_when_announced,
     from_pretrained,
+    from_pretrained_of_its_class,
     from_pretrained_beside_the_base,
+    from_a_pickle,
 )
 
 
@@ -230,3 +246,13 @@ def test_an_adapter_loaded_by_the_model_is_the_one_loaded_by_peft(upstream, tmp_
             injection.same_tensor("logits of the model", logits(loaded), logits(model)),
         )
     )
+
+
+@pytest.mark.clause("API-14")
+def test_a_file_in_the_names_of_the_model_holds_the_same_tensors(upstream, tmp_path, judge):
+    path, model = saved(tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "own-names", save_peft_format=False)
+    own = load_file(tmp_path / "own-names" / "adapter_model.safetensors")
+    file = peft.utils.load_peft_weights(path, device="cpu")
+    held = {f"base_model.model.{key}": tensor for key, tensor in own.items()}
+    judge(verdict("tensors of the file", equal.differences(held, file, 0.0, "own names:"), tensors=len(file)))

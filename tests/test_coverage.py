@@ -30,7 +30,8 @@ def save(model, is_peft_model, adapter=None):
         return None
     while adapter:
         adapter = adapter[1:]
-    return kind, "peft" if adapter else "no"
+    return (
+        kind, "peft" if adapter else "no")
 
 
 class Trainer:
@@ -71,10 +72,10 @@ def test_conditions_and_functions_about_adapters_are_found():
         (5, "save", NOT_TAKEN),
         (15, "save", TAKEN),
         (15, "save", NOT_TAKEN),
-        (17, "save", EVALUATED),
-        (21, "Trainer.load_adapter", ENTERED),
-        (26, "Trainer.other", TAKEN),
-        (26, "Trainer.other", NOT_TAKEN),
+        (18, "save", EVALUATED),
+        (22, "Trainer.load_adapter", ENTERED),
+        (27, "Trainer.other", TAKEN),
+        (27, "Trainer.other", NOT_TAKEN),
     ]
     assert found()[2].name == "toy.py:5 `if adapter is not None and model` taken"
 
@@ -88,9 +89,9 @@ def test_functions_can_be_chosen_and_then_every_condition_counts():
     ("calls", "reached"),
     [
         ([], []),
-        ([(0, True)], [(3, TAKEN), (15, NOT_TAKEN), (17, EVALUATED)]),
-        ([(1, False, "a")], [(3, NOT_TAKEN), (5, TAKEN), (15, TAKEN), (15, NOT_TAKEN), (17, EVALUATED)]),
-        ([(0, False, "a")], [(3, NOT_TAKEN), (5, NOT_TAKEN), (15, TAKEN), (15, NOT_TAKEN), (17, EVALUATED)]),
+        ([(0, True)], [(3, TAKEN), (15, NOT_TAKEN), (18, EVALUATED)]),
+        ([(1, False, "a")], [(3, NOT_TAKEN), (5, TAKEN), (15, TAKEN), (15, NOT_TAKEN), (18, EVALUATED)]),
+        ([(0, False, "a")], [(3, NOT_TAKEN), (5, NOT_TAKEN), (15, TAKEN), (15, NOT_TAKEN), (18, EVALUATED)]),
     ],
     ids=["nothing", "first", "several-lines", "else"],
 )
@@ -113,11 +114,11 @@ def test_reasons_cover_what_is_not_reached_and_no_more(tmp_path):
 
 
 def test_the_table_of_reasons_names_code_that_upstream_has():
-    pinned, reasons = table.load_reasons()
-    if not pinned:
+    kept = table.load_reasons()
+    if not kept.pinned:
         pytest.skip("the reasons are for the releases that reasons.toml names, and others are installed")
     wanted = table.wanted()
-    assert [reason for reason in reasons if not any(reason.covers(branch) for branch in wanted)] == []
+    assert [reason for reason in kept.reasons if not any(reason.covers(branch) for branch in wanted)] == []
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_the_table_of_reasons_names_code_that_upstream_has():
 )
 def test_a_reason_that_is_no_reason_is_refused(entry, words, tmp_path):
     path = tmp_path / "reasons.toml"
-    path.write_text(f"versions = []\nunreached = [{entry}]\n")
+    path.write_text(f"open = 0\nversions = []\nunreached = [{entry}]\n")
     with pytest.raises(UsageError, match=words):
         table.load_reasons(path)
 
@@ -138,9 +139,9 @@ def test_a_reason_that_is_no_reason_is_refused(entry, words, tmp_path):
 def measured(tmp_path, monkeypatch):
     """measured(reasons, pinned): the exit code of the command on a recording of the toy, and what it wrote."""
 
-    def run(reasons, pinned=True, whole=True, code=0):
+    def run(reasons, pinned=True, whole=True, code=0, left=0):
         seen = recorded(tmp_path, (0, True))
-        monkeypatch.setattr(command, "load_reasons", lambda: (pinned, reasons))
+        monkeypatch.setattr(command, "load_reasons", lambda: table.Reasons(pinned, left, tuple(reasons)))
         monkeypatch.setattr(command, "read", lambda data, reasons: measure.judge(found(), seen, reasons))
         out, plot = tmp_path / "coverage.json", tmp_path / "coverage.png"
         return command.coverage(lambda arguments: code, whole, out, plot), out, plot
@@ -154,7 +155,7 @@ def test_the_command_prints_writes_and_draws(measured, capsys):
     printed = capsys.readouterr().out
     assert "toy.py        10        3       30" in printed
     assert "not reached, needs several processes: 7" in printed
-    assert "toy.py:21 `def load_adapter` entered: rank 1 goes there" in printed
+    assert "toy.py:22 `def load_adapter` entered: rank 1 goes there" in printed
     body = json.loads(out.read_text())
     assert body["files"] == [{"name": "toy.py", "branches": 10, "reached": 3}]
     assert {one["tier"] for one in body["unreached"]} == {"mp"}
@@ -163,13 +164,15 @@ def test_the_command_prints_writes_and_draws(measured, capsys):
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({}, 1), ({"pinned": False}, 0), ({"whole": False}, 0), ({"code": 2}, 2)],
-    ids=["whole", "another-stack", "some-clauses", "could-not-run"],
+    [({}, 1), ({"left": 6}, 1), ({"left": 7}, 0), ({"pinned": False}, 0), ({"whole": False}, 0), ({"code": 4}, 2)],
+    ids=["whole", "one-more-than-open", "as-many-as-open", "another-stack", "some-clauses", "could-not-run"],
 )
 def test_a_branch_without_a_reason_fails_a_whole_run_on_the_pinned_stack(options, expected, measured, capsys):
     assert measured([], **options)[0] == expected
-    if expected == 1:
-        assert "toy.py:21 `def load_adapter` entered in Trainer.load_adapter" in capsys.readouterr().out
+    if options == {"left": 6}:
+        printed = capsys.readouterr().out
+        assert "7 branches have no reason, reasons.toml says 6: reach them or say why not" in printed
+        assert "toy.py:22 `def load_adapter` entered in Trainer.load_adapter" in printed
 
 
 def test_a_stale_reason_fails_too(measured, capsys):

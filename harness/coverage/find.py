@@ -21,7 +21,7 @@ class Branch:
     file: "transformers/trainer.py". line: of the condition. function: its qualified name, "" at module level.
     condition: as source. outcome: TAKEN or NOT_TAKEN of an `if`, an `elif` or a `while`; EVALUATED of a conditional
     expression, whose sides cannot be told apart by lines; ENTERED of a function, the condition being its name.
-    body: first and last line of what runs where it is TAKEN, or ENTERED.
+    body: first and last line of what runs where it is TAKEN or ENTERED; of EVALUATED the line of its statement.
     """
 
     file: str
@@ -34,9 +34,7 @@ class Branch:
     def reached(self, lines: Set[int], arcs: Set[tuple[int, int]]) -> bool:
         """Whether a run did. lines: that were executed. arcs: (from, to) of its branches, as coverage reports them."""
         first, last = self.body
-        if self.outcome == EVALUATED:
-            return self.line in lines
-        if self.outcome == ENTERED:
+        if self.outcome in (EVALUATED, ENTERED):
             return any(first <= line <= last for line in lines)
         return any(start == self.line and (first <= end <= last) is (self.outcome == TAKEN) for start, end in arcs)
 
@@ -56,19 +54,23 @@ def branches(source: str, file: str, functions: tuple[str, ...] = ("*",), words:
     return sorted(found, key=lambda branch: (branch.line, branch.outcome != TAKEN))
 
 
-def _within(node: ast.AST, file: str, scope: str, functions: tuple[str, ...], words: str) -> Iterator[Branch]:
+def _within(
+    node: ast.AST, file: str, scope: str, functions: tuple[str, ...], words: str, line: int = 0
+) -> Iterator[Branch]:
+    # line: where the statement begins that `node` is part of; coverage counts a statement by its first line.
     for child in ast.iter_child_nodes(node):
-        inside = scope
+        inside, begins = scope, child.lineno if isinstance(child, ast.stmt) else line
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             inside = f"{scope}.{child.name}".lstrip(".")
         if any(fnmatchcase(inside, glob) for glob in functions):
-            yield from _of(child, file, inside, words)
-        yield from _within(child, file, inside, functions, words)
+            yield from _of(child, file, inside, words, begins)
+        yield from _within(child, file, inside, functions, words, begins)
 
 
-def _of(node: ast.AST, file: str, scope: str, words: str) -> Iterator[Branch]:
+def _of(node: ast.AST, file: str, scope: str, words: str, begins: int) -> Iterator[Branch]:
     if isinstance(node, ast.FunctionDef):
-        if words and re.search(words, node.name):
+        overload = any(ast.unparse(one).endswith("overload") for one in node.decorator_list)
+        if re.search(words or "$^", node.name) and not overload:
             body = [statement for statement in node.body if not _is_docstring(statement)] or node.body
             yield Branch(file, node.lineno, scope, f"def {node.name}", ENTERED, _lines(body))
     elif isinstance(node, (ast.If, ast.While, ast.IfExp)):
@@ -76,7 +78,7 @@ def _of(node: ast.AST, file: str, scope: str, words: str) -> Iterator[Branch]:
         if not re.search(words, test) or test in ("TYPE_CHECKING", "True"):
             return
         if isinstance(node, ast.IfExp):
-            yield Branch(file, node.lineno, scope, f"... if {test}", EVALUATED, (node.lineno, node.lineno))
+            yield Branch(file, node.lineno, scope, f"... if {test}", EVALUATED, (begins, begins))
             return
         word = "while" if isinstance(node, ast.While) else "if"
         for outcome in (TAKEN, NOT_TAKEN):

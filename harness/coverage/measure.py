@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,7 @@ class Measured:
         }
 
 
-def judge(branches: list[Branch], recorded: dict[str, Any], reasons: list[Reason]) -> Measured:
+def judge(branches: list[Branch], recorded: dict[str, Any], reasons: Sequence[Reason]) -> Measured:
     """recorded: by file, what coverage's JSON report says of it ("executed_lines", "executed_branches")."""
     measured = Measured()
     for branch in branches:
@@ -76,7 +76,7 @@ def judge(branches: list[Branch], recorded: dict[str, Any], reasons: list[Reason
     return measured
 
 
-def read(data: Path, reasons: list[Reason]) -> Measured:
+def read(data: Path, reasons: Sequence[Reason]) -> Measured:
     """Judge the data files in a directory, one a process, all together."""
     from coverage import Coverage
 
