@@ -60,6 +60,30 @@ def check(
     raise typer.Exit(_pytest([str(SUITES)], subject, device, clause or [], preload or [], json, context.args))
 
 
+@app.command(context_settings={"allow_extra_args": True})
+def coverage(
+    context: typer.Context,
+    clause: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Judge these clauses only.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was measured as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it, a bar for each file of upstream.")] = None,
+) -> None:
+    """Which branches of upstream about adapters the suites reach, and why not the rest. -- is followed by pytest's."""
+    try:
+        from harness.coverage import command
+    except ImportError:
+        raise UsageError("coverage: the package coverage is not installed; pip install coverage") from None
+    from harness import contract
+    from harness.paths import SUITES
+
+    contract.select(clause or [])
+
+    def run(arguments: list[str]) -> int:
+        rest = ["-n", "auto", "--maxprocesses", "4", *arguments, *context.args]
+        return _pytest([str(SUITES)], "hf-trainer", "cpu", clause or [], [], None, rest)
+
+    raise typer.Exit(command.coverage(run, not clause and not context.args, json, plot))
+
+
 @app.command()
 def repro(
     file: Annotated[Path, typer.Argument(metavar="SPEC", help="A case file that a failure named, or a run spec.")],
@@ -86,8 +110,17 @@ def repro(
 @app.command()
 def clauses(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids or globs, such as 'RES-*'.")] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write suites/CONTRACT.md anew, and what tests/ prove of each clause.")
+    ] = False,
 ) -> None:
-    """List the clauses of the contract, or explain some: statement, source, known defects."""
+    """List the clauses of the contract, or explain some: source, tests, known defects, bad releases, what fails them."""
+    if write:
+        from harness.register import write as write_register
+
+        for path in write_register():
+            print(f"wrote {path}")
+        return
     from harness.explain import explain
 
     explain(ids or [])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import contract, expectations
+from harness import contract, register
 from harness.errors import UsageError
-from harness.paths import SUITES
+from harness.register import Entry
 
 
 def explain(ids: list[str]) -> None:
@@ -21,15 +23,31 @@ def explain(ids: list[str]) -> None:
         chosen = contract.select(ids)
     except UsageError as error:
         raise UsageError(str(error).replace("--clause ", "")) from None
-    defects = expectations.load(SUITES / "expectations")
+    entries = register.entries()
     for clause in chosen.values():
         console.print(Text(clause.id, style="bold"), Text(clause.statement))
-        console.print(Text(f"  upstream  {clause.source}"))
-        console.print(Text(f"  tier      {clause.tier}{''.join(', needs ' + one for one in clause.needs)}"))
-        for defect in (one for one in defects if one.clause == clause.id):
-            console.print(Text(f"  fails     {defect.scenario} with {', '.join(defect.versions)}: {defect.reason}"))
-            if defect.link:
-                console.print(Text(f"            {defect.link}"))
+        facts = Table.grid(padding=(0, 0, 0, 2))
+        for _ in range(3):
+            facts.add_column(overflow="fold")
+        for name, text in _facts(entries[clause.id]):
+            facts.add_row("", name, Text(text))
+        console.print(facts)
+
+
+def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
+    clause = entry.clause
+    yield "upstream", clause.source
+    yield "tier", f"{clause.tier}{''.join(', needs ' + one for one in clause.needs)}"
+    for test in entry.judged_by:
+        yield "judged by", f"suites/{test}"
+    for defect in entry.defects:
+        yield "fails", f"{defect.scenario} with {', '.join(defect.versions)}: {defect.reason}"
+        if defect.link:
+            yield "", defect.link
+    for release in entry.releases:
+        yield "broken in", f"{release.bad} (good in {'; '.join(release.good)}): {release.seen}"
+    for fault in entry.faults:
+        yield "fault", f"{fault['fault']} ({fault['test']})"
 
 
 def _list(console: Console) -> None:

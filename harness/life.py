@@ -29,6 +29,8 @@ from harness.trace import Tensors
 from harness.verdict import Verdict, both, same, verdict
 
 if TYPE_CHECKING:
+    from transformers import Trainer
+
     from harness.reference.trainer import ReferenceTrainer
 
 #: Clause id and what was found.
@@ -41,7 +43,7 @@ NAMES = ("default", "second", "third")
 CLAUSES = (
     "API-02",
     "API-03",
-    "API-12",
+    "API-15",
     "CKPT-13",
     "CKPT-15",
     "CKPT-21",
@@ -216,16 +218,18 @@ class Life:
         findings += differences(self._base_tensors(), weights, MERGED.adapter, "unmerged:")
         for name, tensor in self._base_tensors(copies=False).items():
             tensor.copy_(weights[name])
-        yield "API-12", verdict("a merged adapter computes what it did, and leaves no trace", findings)
+        yield "API-15", verdict("a merged adapter computes what it did, and leaves no trace", findings)
 
     def evaluate(self, batch: int) -> Iterator[Judged]:
         """Evaluate as the Trainer does; the reference must come to the same loss."""
         spec = self._run(max_steps=1, per_device_eval_batch_size=batch)
         with recorded_warnings([]):
-            seen = self.subject.build(spec, self._directory("evaluate"), model=self.model).evaluate()["eval_loss"]
-        trainer = self._reference_trainer(spec, lambda event, trainer: None)
-        trainer.evaluate()
-        yield "EVAL-01", same("eval_loss", seen, trainer.metrics["eval_loss"])
+            trainer = self.subject.build(spec, self._directory("evaluate"), model=self.model)
+            seen = trainer.evaluate()["eval_loss"]
+        self._unwrap(trainer)
+        reference = self._reference_trainer(spec, lambda event, trainer: None)
+        reference.evaluate()
+        yield "EVAL-01", same("eval_loss", seen, reference.metrics["eval_loss"])
 
     # ---- what holds after each of them ----
 
@@ -261,7 +265,13 @@ class Life:
     def _train(self, spec: RunSpec, directory: Path, **options: Any) -> None:
         self.made += 1
         with recorded_warnings([]):
-            self.subject.build(spec, directory, model=self.model).train(**options)
+            trainer = self.subject.build(spec, directory, model=self.model)
+            trainer.train(**options)
+        self._unwrap(trainer)
+
+    def _unwrap(self, trainer: Trainer) -> None:
+        """Take off the autocast that a Trainer in mixed precision leaves around the model's forward (AMP-02)."""
+        trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     def _with(self, values: Tensors) -> Adapters:
         return Adapters({**self.expected.values, self.expected.active: values}, self.expected.active)
@@ -350,6 +360,6 @@ VERBS: dict[str, tuple[Callable[..., Iterator[Judged]], str]] = {
     "switch": (Life.switch, "FRZ-15"),
     "delete": (Life.delete, "FRZ-15"),
     "disable": (Life.disable, "API-02"),
-    "merge": (Life.merge, "API-12"),
+    "merge": (Life.merge, "API-15"),
     "evaluate": (Life.evaluate, "EVAL-01"),
 }

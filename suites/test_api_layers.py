@@ -151,7 +151,7 @@ MERGED = by_route(
 )
 
 
-@pytest.mark.clause("API-12")
+@pytest.mark.clause("API-15")
 @over(MERGED)
 def test_merged_it_computes_what_it_did_beside_its_layers(trace, judge):
     judge(rebuilt.merged(trace))

@@ -5,10 +5,23 @@ import pytest
 from harness import subjects
 from harness.runs import Runs
 from harness.warm import warm
+from tests import faults
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "clause(id): the clause of the contract that a test of suites/ judges")
+    config.addinivalue_line("markers", "proves(id, ...): the clauses of which this test makes a check fail")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A test that claims to make a clause fail must have seen a check of that clause fail."""
+    faults.FAILED.clear()
+    result = yield
+    claimed = {id for mark in item.iter_markers("proves") for id in mark.args}
+    for clause in sorted(claimed - faults.FAILED):
+        pytest.fail(f"this test proves {clause}, its mark says, but no check of {clause} failed in it", pytrace=False)
+    return result
 
 
 @pytest.fixture

@@ -9,9 +9,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fixtures.models import load_object
 from harness.runs import Runs
 from harness.verdict import Verdict
+
+#: Clauses whose check did not hold since the test in hand began; tests/conftest.py compares them with what it proves.
+FAILED: set[str] = set()
+
+
+def clauses_of(test: Callable[..., None]) -> tuple[str, ...]:
+    """The clauses that a test of suites/ judges."""
+    return tuple(id for mark in getattr(test, "pytestmark", ()) if mark.name == "clause" for id in mark.args)
+
+
+def proves(*clauses: str) -> pytest.MarkDecorator:
+    """Decorator: this test makes a check of each of these clauses fail. The register is made of it (tests/proofs.py)."""
+    return pytest.mark.proves(*clauses)
+
+
+def each(faults: dict[str, Any] | list[Any], names: str = "name") -> pytest.MarkDecorator:
+    """Decorator: the test puts each of these faults into upstream, and proves the clause that the fault's check judges.
+
+    faults: a table by name, the test gets the name; or rows, the test gets their values as `names`. The first value
+    of either is the check, a test of suites/.
+    """
+    rows = faults.values() if isinstance(faults, dict) else faults
+    marks = [proves(*clauses_of(row[0])) for row in rows]
+    given = [(name,) for name in faults] if isinstance(faults, dict) else faults
+    ids = list(faults) if isinstance(faults, dict) else [row[0].__name__.removeprefix("test_") for row in rows]
+    return pytest.mark.parametrize(
+        names, [pytest.param(*values, id=id, marks=mark) for values, id, mark in zip(given, ids, marks, strict=True)]
+    )
 
 
 def verdict_of(test: Callable[..., None], runs: Runs, directory: Path, **arguments: Any) -> Verdict:
@@ -29,6 +59,8 @@ def verdict_of(test: Callable[..., None], runs: Runs, directory: Path, **argumen
         **arguments,
     }
     test(**{name: offered[name] for name in inspect.signature(test).parameters})
+    if not verdicts[0].holds:
+        FAILED.update(clauses_of(test))
     return verdicts[0]
 
 
@@ -42,6 +74,8 @@ def replace(owner: str, name: str, fault: Callable[..., Any]) -> Callable[[Any],
     owner: "module", or "module:class" for a method. fault: called with the original first, then with its arguments.
     """
 
+    where = f"{owner.partition(':')[2] or owner}.{name}"
+
     def put(monkeypatch: Any) -> None:
         target = load_object(owner) if ":" in owner else importlib.import_module(owner)
         original = getattr(target, name)
@@ -49,4 +83,6 @@ def replace(owner: str, name: str, fault: Callable[..., Any]) -> Callable[[Any],
         bound = isinstance(inspect.getattr_static(target, name), classmethod)
         monkeypatch.setattr(target, name, staticmethod(function) if bound else function)
 
+    how = "" if "<" in fault.__name__ else f": {fault.__name__.replace('_', ' ').strip()}"
+    put.fault = f"{where} does nothing" if fault is nothing else f"{where} replaced{how}"  # type: ignore[attr-defined]
     return put

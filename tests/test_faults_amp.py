@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from suites import test_amp as amp
-from tests.faults import nothing, replace, verdict_of
+from tests.faults import each, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 ARGUMENTS = ("transformers:TrainingArguments", "__post_init__")
@@ -112,7 +112,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
     test, arguments, fault, words = FAULTS[name]
     if name == "AMP-09/device" and torch.cuda.is_available():

@@ -1,12 +1,12 @@
 """Faults put into upstream, one line each, under which the checks of the chapter API must fail."""
 
-import pytest
 import torch
 
 from harness.spec import ADD, GET
 from suites import test_api as api
 from suites import test_api_layers as layers
-from tests.faults import nothing, replace, verdict_of
+from suites import test_api_manage as manage
+from tests.faults import each, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 LLAMA = "transformers:LlamaForCausalLM"
@@ -49,6 +49,12 @@ def without_scaling(original, layer, x, *args, **options):
 def without_dropout(original, layer, *args, **options):
     layer.lora_dropout.eval()
     return original(layer, *args, **options)
+
+
+def one_tensor_lost(original, model, *args, **options):
+    original(model, *args, **options)
+    layer = model.model.layers[0].self_attn.q_proj
+    torch.nn.init.zeros_(layer.lora_B[layer.active_adapters[0]].weight)
 
 
 def drawing(original, *args, **options):
@@ -233,10 +239,58 @@ FAULTS = {
         replace("transformers.integrations.peft", "check_peft_version", nothing),
         "raised nothing",
     ),
+    "API-12/without": (
+        manage.test_a_model_without_adapters_refuses,
+        {"call": manage.WITHOUT["disable_adapters"]},
+        replace(LLAMA, "disable_adapters", nothing),
+        "raised nothing",
+    ),
+    "API-12/unknown": (
+        manage.test_what_cannot_be_done_is_refused,
+        dict(zip(("model", "call", "words"), manage.REFUSED["delete/unknown"], strict=True)),
+        replace(LLAMA, "delete_adapter", nothing),
+        "raised nothing",
+    ),
+    "API-12/late": (
+        manage.test_swapping_is_to_be_announced_before_the_first_adapter,
+        {"check": "error"},
+        replace(LLAMA, "enable_peft_hotswap", nothing),
+        "raised nothing",
+    ),
+    "API-13/one": (
+        manage.test_deleting_takes_out_one_adapter_and_leaves_the_other,
+        {"names": "second"},
+        replace("peft.functional", "delete_adapter", nothing),
+        "q_proj.lora_A.second.weight is left",
+    ),
+    "API-13/last": (
+        manage.test_without_its_last_adapter_a_model_is_the_base_and_takes_a_new_one,
+        {},
+        replace("peft.functional", "delete_adapter", nothing),
+        "logits of the base",
+    ),
+    "API-14/loaded": (
+        manage.test_a_loaded_adapter_is_the_one_that_was_saved,
+        {"load": manage.from_tensors},
+        replace(LLAMA, "load_adapter", one_tensor_lost),
+        "logits",
+    ),
+    "API-14/state-dict": (
+        manage.test_the_state_dict_of_an_adapter_is_its_file,
+        {"name": "default"},
+        replace("peft.utils", "load_peft_weights", lambda original, *args, **options: {}),
+        "state dict",
+    ),
+    "API-14/routes": (
+        manage.test_an_adapter_loaded_by_the_model_is_the_one_loaded_by_peft,
+        {},
+        replace(LLAMA, "load_adapter", one_tensor_lost),
+        "logits of the model",
+    ),
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
     test, arguments, fault, words = FAULTS[name]
     fault(monkeypatch)

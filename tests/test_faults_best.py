@@ -4,7 +4,7 @@ import pytest
 
 from harness.spec import ADD
 from suites import test_best as best
-from tests.faults import nothing, replace, verdict_of
+from tests.faults import each, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 LOAD = ("peft:PeftModel", "load_adapter")
@@ -123,7 +123,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
     test, arguments, fault, words = FAULTS[name]
     fault(monkeypatch)

@@ -10,7 +10,7 @@ from suites import test_cb as cb
 from suites import test_hpo as hpo
 from suites import test_log as log
 from suites import test_mem as mem
-from tests.faults import nothing, replace, verdict_of
+from tests.faults import each, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 HANDLER = "transformers.trainer_callback:CallbackHandler"
@@ -332,7 +332,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", list(FAULTS))
+@each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, checked, monkeypatch):
     if name.startswith("HPO"):
         pytest.importorskip("optuna")

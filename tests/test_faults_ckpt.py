@@ -3,14 +3,13 @@
 import shutil
 from pathlib import Path
 
-import pytest
 import torch
 
 from harness.spec import GET
 from suites import test_ckpt_adapters as adapters
 from suites import test_ckpt_content as content
 from suites import test_ckpt_files as files
-from tests.faults import nothing, replace, verdict_of
+from tests.faults import each, nothing, proves, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 
@@ -310,7 +309,7 @@ def fill(optimizer):
         optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
     test, arguments, fault, words = FAULTS[name]
     fault(monkeypatch)
@@ -326,6 +325,7 @@ def in_order(original, config):
     return {key: sorted(value) if isinstance(value, set) else value for key, value in original(config).items()}
 
 
+@proves("CKPT-05")
 def test_an_upstream_that_sorts_its_sets_holds(runs, tmp_path, monkeypatch):
     """CKPT-05 fails on every release so far; this is the fix that it waits for."""
     (tmp_path / "test").mkdir()

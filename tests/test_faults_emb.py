@@ -1,10 +1,8 @@
 """Faults put into upstream, one line each, under which the checks of suites/test_emb.py must fail."""
 
-import pytest
-
 from harness.spec import GET
 from suites import test_emb as emb
-from tests.faults import nothing, replace, verdict_of
+from tests.faults import each, nothing, replace, verdict_of
 
 SAVING = "peft.utils.save_and_load"
 
@@ -154,7 +152,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
     test, arguments, fault, words = FAULTS[name]
     fault(monkeypatch)

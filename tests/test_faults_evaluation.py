@@ -5,7 +5,7 @@ import torch
 
 from fixtures.metrics import counts
 from suites import test_eval as evaluation
-from tests.faults import nothing, replace, verdict_of
+from tests.faults import each, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 
@@ -200,7 +200,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
     test, arguments, fault, words = FAULTS[name]
     fault(monkeypatch)

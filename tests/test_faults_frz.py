@@ -7,7 +7,7 @@ from suites import test_frz as frz
 from suites import test_frz_kinds as kinds
 from suites import test_frz_requires_grad as flags
 from suites import test_frz_targets as targets
-from tests.faults import nothing, replace, verdict_of
+from tests.faults import each, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 TUNER = "peft.tuners.tuners_utils:BaseTuner"
@@ -290,7 +290,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
     test, arguments, fault, words = FAULTS[name]
     if "nf4" in str(arguments):

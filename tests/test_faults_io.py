@@ -6,7 +6,7 @@ import pytest
 
 from harness.spec import ADD
 from suites import test_io as io
-from tests.faults import nothing, replace, verdict_of
+from tests.faults import each, nothing, replace, verdict_of
 
 
 def writing_a_card(original, model, directory, **options):
@@ -60,7 +60,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
     test, arguments, fault, words = FAULTS[name]
     if name == "IO-03":

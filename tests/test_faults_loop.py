@@ -11,7 +11,7 @@ from harness.runs import Runs
 from harness.scenarios import PLAIN
 from harness.subjects.hf_trainer import HFTrainer
 from suites import test_loop as loop
-from tests.faults import replace, verdict_of
+from tests.faults import each, proves, replace, verdict_of
 
 SHORT = PLAIN.but(max_steps=4)
 
@@ -64,8 +64,7 @@ def _half_the_parameters(self, inputs):
     return super(type(self), self).floating_point_ops(inputs) // 2
 
 
-@pytest.mark.parametrize(
-    ("test", "methods", "words"),
+@each(
     [
         (loop.test_every_update_is_adamw_of_the_clipped_gradient, {"create_optimizer": _sgd}, "adapter at the end"),
         (
@@ -99,6 +98,7 @@ def _half_the_parameters(self, inputs):
             "step 2: micro-batches of [4] rows, expected [2]",
         ),
     ],
+    "test, methods, words",
 )
 def test_a_run_of_a_faulty_trainer_fails(test, methods, words, runs, tmp_path):
     spec = SHORT.but(data={"rows": 6}) if test is loop.test_drop_last_leaves_out_the_short_batch else SHORT
@@ -107,6 +107,7 @@ def test_a_run_of_a_faulty_trainer_fails(test, methods, words, runs, tmp_path):
     assert words in "\n".join(verdict.seen)
 
 
+@proves("LOOP-05")
 def test_a_norm_logged_after_clipping_is_seen(runs, tmp_path, monkeypatch):
     def clip(original, parameters, max_norm, *args, **options):
         original(parameters := list(parameters), max_norm, *args, **options)
@@ -117,6 +118,7 @@ def test_a_norm_logged_after_clipping_is_seen(runs, tmp_path, monkeypatch):
     assert "step 1: logged grad_norm" in judged(test, tmp_path, {}, SHORT.but(max_grad_norm=0.01)).seen[0]
 
 
+@proves("LOOP-05")
 def test_a_norm_that_is_not_logged_without_clipping_is_seen(runs, tmp_path):
     def silent(self, logs, *args):
         logs.pop("grad_norm", None)
@@ -127,6 +129,7 @@ def test_a_norm_that_is_not_logged_without_clipping_is_seen(runs, tmp_path):
     assert "no gradient norm was logged" in verdict.seen[0]
 
 
+@proves("LOOP-02", "LOOP-06")
 def test_rates_and_epochs_logged_one_step_late_are_seen(runs, tmp_path):
     def late(self, logs, *args):
         if "learning_rate" in logs:
@@ -140,6 +143,7 @@ def test_rates_and_epochs_logged_one_step_late_are_seen(runs, tmp_path):
     assert epochs.seen[0] == "step 1: epoch 0.2, expected 0.1"
 
 
+@proves("LOOP-08", "LOOP-09")
 def test_a_training_loss_divided_again_is_seen(runs, tmp_path):
     def halved(self, *args, **options):
         output = super(type(self), self).train(*args, **options)
@@ -154,6 +158,7 @@ def test_a_training_loss_divided_again_is_seen(runs, tmp_path):
     assert "train_loss is" in verdict.seen[0]
 
 
+@proves("LOOP-08")
 def test_an_output_that_is_no_named_tuple_is_seen(runs, tmp_path):
     from collections import namedtuple
 
@@ -170,6 +175,7 @@ def _adam(self):
     return self.optimizer
 
 
+@proves("LOOP-01")
 @pytest.mark.parametrize(
     ("methods", "words"),
     [
@@ -183,6 +189,7 @@ def test_another_default_optimizer_is_seen(methods, words, runs, tmp_path):
     assert words in "\n".join(verdict.seen)
 
 
+@proves("LOOP-07")
 def test_a_second_train_that_forgets_the_optimizer_is_seen(runs, tmp_path):
     def forget(self, *args, **options):
         self.optimizer = None
@@ -193,12 +200,14 @@ def test_a_second_train_that_forgets_the_optimizer_is_seen(runs, tmp_path):
     assert "4.0" in "\n".join(verdict.seen)
 
 
+@proves("LOOP-11")
 def test_a_dataset_without_length_that_is_accepted_is_seen(runs, tmp_path):
     test = loop.test_a_dataset_without_length_needs_max_steps
     verdict = judged(test, tmp_path, before_init(lambda args: setattr(args, "max_steps", 5)))
     assert "raised nothing" in verdict.seen[0]
 
 
+@proves("LOOP-12")
 def test_checkpointing_that_draws_other_dropout_masks_is_seen(runs, tmp_path):
     kwargs = {"use_reentrant": False, "preserve_rng_state": False}
     spec = SHORT.but(activation_checkpointing_kwargs=kwargs)
@@ -206,6 +215,7 @@ def test_checkpointing_that_draws_other_dropout_masks_is_seen(runs, tmp_path):
     assert "step 1: gradients" in verdict.seen[0]
 
 
+@proves("LOOP-13")
 @pytest.mark.parametrize(
     ("change", "words"),
     [

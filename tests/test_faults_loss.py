@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 
-import pytest
 import torch
 
 from harness.runs import Runs
@@ -12,7 +11,7 @@ from harness.scenarios import STILL, STILL_RAGGED, STILL_SHORT_WINDOW
 from harness.subjects.hf_trainer import HFTrainer
 from suites import test_acc as acc
 from suites import test_loss as loss
-from tests.faults import nothing, replace, verdict_of
+from tests.faults import each, nothing, proves, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 SMOOTHER = "transformers.trainer_pt_utils:LabelSmoother"
@@ -37,8 +36,7 @@ DIVIDED = replace(
 )
 
 
-@pytest.mark.parametrize(
-    ("test", "spec", "words"),
+@each(
     [
         (loss.test_a_step_is_the_mean_over_the_tokens_of_its_window, STILL_RAGGED, "0.3333 times what it must be"),
         (loss.test_a_normalised_loss_is_not_divided_again, STILL, "0.3333 times what it must be"),
@@ -46,20 +44,21 @@ DIVIDED = replace(
         (loss.test_label_smoothing_mixes_in_the_mean_over_the_vocabulary, loss.SMOOTHED, "0.3333 times"),
         (acc.test_a_model_without_loss_keywords_is_divided_by_the_micro_batches_of_its_window, PLAIN_LOSS, "0.3333"),
     ],
+    "test, spec, words",
 )
 def test_a_gradient_divided_twice_is_seen(test, spec, words, runs, tmp_path, monkeypatch):
     DIVIDED(monkeypatch)
     fails(runs, tmp_path, test, words, spec=spec)
 
 
-@pytest.mark.parametrize(
-    ("test", "spec"),
+@each(
     [
         (acc.test_accumulated_micro_batches_train_as_the_large_batch, SPLIT),
         (acc.test_a_model_without_loss_keywords_has_the_gradient_of_the_large_batch, SPLIT.but(model=acc.PLAIN_LOSS)),
         (acc.test_label_smoothing_accumulated_trains_as_the_large_batch, SPLIT.but(label_smoothing_factor=0.1)),
         (acc.test_a_short_window_is_normalised_by_its_own_tokens, STILL_SHORT_WINDOW),
     ],
+    "test, spec",
 )
 def test_accumulation_that_divides_twice_is_seen(test, spec, runs, tmp_path, monkeypatch):
     def backward(original, self, loss, **options):
@@ -88,12 +87,14 @@ def count_with(counted):
 WITH_FIRST = count_with(lambda batch: batch["labels"].ne(-100).sum())
 
 
+@proves("LOSS-01")
 def test_a_count_that_includes_the_first_label_is_seen(runs, tmp_path, monkeypatch):
     WITH_FIRST(monkeypatch)
     words = "labels are predicted"
     fails(runs, tmp_path, loss.test_a_step_is_the_mean_over_the_tokens_of_its_window, words, spec=STILL_RAGGED)
 
 
+@proves("LOSS-02")
 def test_a_count_that_shifts_shift_labels_is_seen(runs, tmp_path, monkeypatch):
     count_with(lambda batch: batch["shift_labels"][..., 1:].ne(-100).sum())(monkeypatch)
     spec = STILL_RAGGED.but(trainer={"data_collator": "fixtures.plain_loss:shifted_collator"})
@@ -101,6 +102,7 @@ def test_a_count_that_shifts_shift_labels_is_seen(runs, tmp_path, monkeypatch):
     fails(runs, tmp_path, test, "labels are predicted", spec=spec)
 
 
+@proves("ACC-01")
 def test_a_count_of_each_micro_batch_alone_is_seen(runs, tmp_path, monkeypatch):
     # What accumulation did before transformers 4.46: the mean over micro-batches, with a logged loss that looks right.
     replace(TRAINER, "_get_num_items_in_batch", nothing)(monkeypatch)
@@ -112,6 +114,7 @@ def test_a_count_of_each_micro_batch_alone_is_seen(runs, tmp_path, monkeypatch):
 # ---- label smoothing ----
 
 
+@proves("ACC-09")
 def test_smoothing_that_ignores_the_window_is_seen(runs, tmp_path, monkeypatch):
     def alone(original, self, outputs, labels, num_items_in_batch=None, **options):
         return original(self, outputs, labels, **options)
@@ -124,6 +127,7 @@ def test_smoothing_that_ignores_the_window_is_seen(runs, tmp_path, monkeypatch):
     fails(runs, tmp_path, test, "times what it must be", spec=STILL_RAGGED.but(label_smoothing_factor=0.1))
 
 
+@proves("LOSS-04")
 def test_smoothing_by_another_factor_is_seen(runs, tmp_path, monkeypatch):
     def doubled(original, self, *args, **options):
         return original(type(self)(epsilon=0.2), *args, **options)
@@ -133,6 +137,7 @@ def test_smoothing_by_another_factor_is_seen(runs, tmp_path, monkeypatch):
     fails(runs, tmp_path, test, "gradient of", spec=loss.SMOOTHED)
 
 
+@proves("LOSS-04", "LOSS-05")
 def test_smoothing_that_differs_between_routes_is_seen(runs, tmp_path, monkeypatch):
     from peft import PeftModel
 
@@ -149,6 +154,7 @@ def test_smoothing_that_differs_between_routes_is_seen(runs, tmp_path, monkeypat
     fails(runs, tmp_path, test, "the model was given", **smoothed)
 
 
+@proves("LOSS-05")
 def test_smoothing_that_shifts_a_classifiers_labels_is_seen(runs, tmp_path, monkeypatch):
     def shifted(original, self, outputs, labels, **options):
         return original(self, outputs, labels.roll(-1), **options)
@@ -158,6 +164,7 @@ def test_smoothing_that_shifts_a_classifiers_labels_is_seen(runs, tmp_path, monk
     fails(runs, tmp_path, test, "expected", spec=loss.CLASSIFIER)
 
 
+@proves("LOSS-07")
 def test_smoothing_that_is_dropped_without_a_word_is_seen(runs, tmp_path, monkeypatch):
     replace("warnings", "warn", nothing)(monkeypatch)
     spec = loss.CLASSIFIER.but(model={"config": {"problem_type": "multi_label_classification"}})
@@ -165,6 +172,7 @@ def test_smoothing_that_is_dropped_without_a_word_is_seen(runs, tmp_path, monkey
     fails(runs, tmp_path, test, "False", spec=spec)
 
 
+@proves("LOSS-07")
 def test_another_loss_for_multi_label_classification_is_seen(runs, tmp_path, monkeypatch):
     replace("torch.nn:BCEWithLogitsLoss", "forward", lambda original, *args: 2 * original(*args))(monkeypatch)
     spec = loss.CLASSIFIER.but(model={"config": {"problem_type": "multi_label_classification"}})
@@ -175,6 +183,7 @@ def test_another_loss_for_multi_label_classification_is_seen(runs, tmp_path, mon
 # ---- a subclass's loss and compute_loss_func ----
 
 
+@proves("LOSS-03")
 def test_a_batch_mean_that_is_not_divided_is_seen(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(loss, "mean_loss_trainer", scaled_already)
     test = loss.test_a_batch_mean_is_divided_once_by_the_micro_batches_of_its_window
@@ -190,6 +199,7 @@ def scaled_already():
     return Scaled
 
 
+@proves("LOSS-08")
 def test_a_loss_function_whose_result_is_divided_is_seen(runs, tmp_path, monkeypatch):
     DIVIDED(monkeypatch)
     spec = STILL_RAGGED.but(trainer={"compute_loss_func": "fixtures.plain_loss:window_loss"})
@@ -199,6 +209,7 @@ def test_a_loss_function_whose_result_is_divided_is_seen(runs, tmp_path, monkeyp
 # ---- accumulation: windows, accelerate, zeroing, dropout ----
 
 
+@proves("ACC-02")
 def test_a_window_that_drops_a_micro_batch_is_seen(runs, tmp_path, monkeypatch):
     def one_less(original, self, iterator, count, device):
         return original(self, iterator, max(1, count - 1), device)
@@ -215,6 +226,7 @@ def subject_of(**methods):
     return HFTrainer(type("Faulty", (transformers.Trainer,), methods))
 
 
+@proves("ACC-03")
 def test_accelerate_that_accumulates_is_seen(runs, tmp_path):
     def create(self):
         super(type(self), self).create_accelerator_and_postprocess()
@@ -224,6 +236,7 @@ def test_accelerate_that_accumulates_is_seen(runs, tmp_path):
     fails(runs, tmp_path, acc.test_accelerate_itself_accumulates_nothing, "3", upstream=upstream)
 
 
+@proves("ACC-03")
 def test_num_steps_that_is_ignored_or_taken_beside_another_is_seen(runs, tmp_path):
     def ignore(self):
         self.args.accelerator_config.gradient_accumulation_kwargs = None
@@ -237,6 +250,7 @@ def test_num_steps_that_is_ignored_or_taken_beside_another_is_seen(runs, tmp_pat
     fails(Runs(faulty, tmp_path / "faulty"), tmp_path, test, "step 1: trained rows", spec=spec)
 
 
+@proves("ACC-05")
 def test_gradients_that_outlive_the_window_are_seen(runs, tmp_path, monkeypatch):
     def kept(original, self, set_to_none=True):
         original(self, set_to_none=False)
@@ -246,6 +260,7 @@ def test_gradients_that_outlive_the_window_are_seen(runs, tmp_path, monkeypatch)
     fails(runs, tmp_path, test, "('step_end', True), expected ('step_end', False)")
 
 
+@proves("ACC-05")
 def test_an_optimizer_step_that_is_not_reported_is_seen(runs, tmp_path, monkeypatch):
     silent = lambda original, self, args, state, control: control  # noqa: E731
     replace("transformers.trainer_callback:CallbackHandler", "on_substep_end", silent)(monkeypatch)
@@ -253,6 +268,7 @@ def test_an_optimizer_step_that_is_not_reported_is_seen(runs, tmp_path, monkeypa
     fails(runs, tmp_path, test, "step 1: events", spec=STILL_RAGGED)
 
 
+@proves("ACC-07")
 def test_dropout_that_is_off_is_seen(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, value: value)
     test = acc.test_dropout_parts_two_splits_of_the_same_rows

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from suites import test_qlora as qlora
-from tests.faults import nothing, replace, verdict_of
+from tests.faults import each, nothing, replace, verdict_of
 
 pytest.importorskip("bitsandbytes", reason="quantized bases need bitsandbytes")
 
@@ -184,7 +184,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
     test, arguments, fault, words = FAULTS[name]
     fault(monkeypatch)

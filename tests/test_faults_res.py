@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-import pytest
-
 from harness.laws.resume import continues
 from harness.scenarios import continued
 from suites import test_res_equal as equal
 from suites import test_res_errors as errors
 from suites import test_res_reports as reports
 from suites import test_rng as rng
-from tests.faults import nothing, replace, verdict_of
+from tests.faults import each, nothing, replace, verdict_of
 
 SHORT = equal.SHORT
 
@@ -330,7 +328,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", list(FAULTS))
+@each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
     test, arguments, put, words = FAULTS[name]
     put(monkeypatch)

@@ -36,6 +36,7 @@ def test_it_keeps_to_one_top_level_name(installed):
     names, _ = installed
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"harness"}
     assert {"harness/bundled/suites/conftest.py", "harness/bundled/fixtures/models.py"} <= set(names)
+    assert {"harness/bundled/suites/CONTRACT.md", "harness/contract/proofs.json"} <= set(names)
 
 
 def test_its_command_line_judges_a_clause(installed):
@@ -53,3 +54,13 @@ def test_it_repeats_a_case_of_its_own_suites(installed, tmp_path):
     done = run("repro", str(case))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
+
+
+def test_it_explains_a_clause_and_leaves_the_register_as_it_is(installed):
+    _, run = installed
+    done = run("clauses", "RES-22")
+    assert done.returncode == 0, done.stderr
+    assert "tests/test_faults_res.py" in done.stdout and "accelerate==1.13.0" in done.stdout
+    done = run("clauses", "--write")
+    assert done.returncode == 2
+    assert done.stderr.startswith("peft-harness: clauses --write is for a checkout")

@@ -85,6 +85,29 @@ CHAPTER = Chapter(
         ),
         Clause(
             "API-12",
+            "The methods of a model for its adapters MUST raise ValueError where they cannot do it, and say why: on a "
+            "model without adapters, for a name that is not there or is taken, for nothing to load, and for a hot swap "
+            "of what is not there, is no LoRA, or was announced too late.",
+            source="transformers/integrations/peft.py:174-222, 375-385, 480, 499, 521, 555, 633-647 (PeftAdapterMixin)",
+            needs=("transformers>=5.0",),
+        ),
+        Clause(
+            "API-13",
+            "delete_adapter MUST take out every tensor of that adapter and nothing else; without adapters the model "
+            "MUST be the base again, bit for bit, and MUST take a new one.",
+            source="transformers/integrations/peft.py:622-659 (PeftAdapterMixin.delete_adapter)",
+            needs=("transformers>=5.0",),
+        ),
+        Clause(
+            "API-14",
+            "An adapter loaded by the model, from a directory, from tensors and a config, by a hot swap, or by "
+            "from_pretrained of its directory, MUST be the adapter that was saved, bit for bit.",
+            source="transformers/integrations/peft.py:80-351, 662-700 (PeftAdapterMixin.load_adapter, "
+            "maybe_load_adapters)",
+            needs=("transformers>=5.0",),
+        ),
+        Clause(
+            "API-15",
             "A trained adapter that is merged into its layers MUST compute what it did beside them, within rounding; "
             "unmerging it MUST give the base's weights back, within rounding.",
             source="peft/tuners/lora/layer.py:957-1085 (Linear.merge, unmerge); peft/tuners/tuners_utils.py "

@@ -38,7 +38,7 @@ Train = Callable[..., Trace]
 
 OF_ONE: dict[str, Callable[[Trace], Verdict]] = {
     "API-02": rebuilt.switched_off,
-    "API-12": rebuilt.merged,
+    "API-15": rebuilt.merged,
     "FRZ-01": frozen.base_frozen,
     "FRZ-02": frozen.optimizer_holds_trainables,
     "FRZ-03": frozen.base_without_gradients,

@@ -1,0 +1,101 @@
+"""`peft-harness coverage`: run the suites, record, and print what they reach of upstream's branches about adapters."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.coverage import record
+from harness.coverage.measure import Measured, read
+from harness.coverage.table import TIERS, load_reasons
+from harness.errors import UsageError
+
+
+def coverage(run: Callable[[list[str]], int], whole: bool, out: Path | None, plot: Path | None) -> int:
+    """The exit code: 2 where the suites could not run; 1 for a whole run on the pinned stack that contradicts the table.
+
+    It does where more branches are left without a reason than the table allows, or where a reason is stale.
+    run: runs the suites with further arguments for pytest. whole: all clauses are judged. out, plot: files to write.
+    """
+    for file in (out, plot):
+        if file is not None and (file.is_dir() or not file.resolve().parent.is_dir()):
+            raise UsageError(f"{file}: name a file in a directory that exists")
+    table = load_reasons()
+    strict = whole and table.pinned
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ[record.VARIABLE] = str(Path(directory) / "data")
+        code = run(["-p", record.__name__])
+        if code not in (0, 1, 3):
+            return 2
+        measured = read(Path(directory), table.reasons)
+    console = Console()
+    show(console, measured)
+    console.print(f"the suites took {time.perf_counter() - started:.0f} s under coverage and ended with {code}")
+    if out is not None:
+        out.write_text(json.dumps(measured.to_json(), indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        draw(measured, plot)
+    if not strict:
+        print("reasons.toml is for all clauses on the pinned stack; for these it is a help, not a check")
+        return 0
+    left = len(measured.unexplained)
+    if left != table.open:
+        print(f"{left} branches have no reason, reasons.toml says {table.open}: ", end="")
+        print("reach them or say why not" if left > table.open else "write the lower number there")
+    return 1 if left > table.open or measured.stale else 0
+
+
+def show(console: Console, measured: Measured) -> None:
+    """Print the table of files, then each branch that is not reached, by what it would take to reach it."""
+    table = Table(box=None, title="branches of upstream about adapters", title_justify="left")
+    table.add_column("file", no_wrap=True)
+    for name in ("branches", "reached", "percent"):
+        table.add_column(name, justify="right")
+    files = [(file.name, file.branches, file.reached) for file in measured.files()]
+    files.append(("all", sum(count for _, count, _ in files), sum(reached for _, _, reached in files)))
+    for name, count, reached in files:
+        table.add_row(name, str(count), str(reached), f"{100 * reached / count:.0f}" if count else "-")
+    console.print(table)
+    for tier, words in TIERS.items():
+        of = [(branch, reason) for branch, reason in measured.unreached if reason and reason.tier == tier]
+        if of:
+            console.print(f"\nnot reached, needs {words}: {len(of)}", style="bold")
+        for branch, reason in of:
+            console.print(Text(f"  {branch.name}: {reason.reason}"), soft_wrap=True)
+    if measured.unexplained:
+        console.print(f"\nnot reached, needs a case on one process: {len(measured.unexplained)}", style="bold")
+    for branch in measured.unexplained:
+        console.print(Text(f"  {branch.name} in {branch.function}"), soft_wrap=True)
+    for stale in measured.stale:
+        words = "all that it names is reached, or is no longer there"
+        console.print(Text(f"reasons.toml: {stale.file} {stale.function} {stale.condition} {stale.outcome}: {words}"))
+
+
+def draw(measured: Measured, file: Path) -> None:
+    """A bar for each file: its branches, and the part of them that was reached."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    files = list(measured.files())[::-1]
+    names = [one.name for one in files]
+    figure, axes = pyplot.subplots(figsize=(9, 0.35 * len(files) + 1.2))
+    axes.barh(names, [one.branches for one in files], color="#d9d9d9", label="branches")
+    bars = axes.barh(names, [one.reached for one in files], color="#3b6ea5", label="reached")
+    axes.bar_label(bars, [f" {one.reached} of {one.branches}" for one in files], fontsize=8)
+    axes.set_xlabel("branches about adapters")
+    axes.legend(loc="lower right", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,56 @@
+"""A pytest plugin that records which branches of upstream run, in this process and in each worker of xdist.
+
+`peft-harness coverage` loads it with -p, and says by PEFT_HARNESS_COVERAGE_DATA where the data go, a file a process.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from coverage import Coverage
+
+from harness.coverage.table import paths
+
+VARIABLE = "PEFT_HARNESS_COVERAGE_DATA"
+
+
+def recorder(data_file: str) -> Coverage:
+    """Branch coverage of the files in the table, other files at no cost but a look at each function that is called."""
+    cover = Coverage(
+        data_file=data_file,
+        data_suffix=True,
+        branch=True,
+        include=[str(path) for path in paths().values()],
+        config_file=False,
+    )
+    # Ranks are forked, and leave through os._exit. Releases of coverage before 7.11 lose what they reached.
+    try:
+        cover.set_option("run:patch", ["fork", "_exit"])
+        cover.start()
+    except Exception:
+        cover = Coverage(
+            data_file=data_file,
+            data_suffix=True,
+            branch=True,
+            include=[str(path) for path in paths().values()],
+            config_file=False,
+        )
+        cover.start()
+    return cover
+
+
+_COVER = pytest.StashKey[Coverage]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_COVER] = recorder(os.environ[VARIABLE])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    # Absent where another plugin refused the options first.
+    cover = config.stash.get(_COVER, None)
+    if cover is not None:
+        cover.stop()
+        cover.save()

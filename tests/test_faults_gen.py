@@ -1,0 +1,44 @@
+"""Faults put into upstream, under which runs that are drawn must fail the clauses that compare whole runs."""
+
+import pytest
+import torch
+from hypothesis import strategies
+
+from harness.drawn import Draw
+from harness.report import Case
+from harness.scenarios import PLAIN
+from tests.faults import FAILED, proves, replace
+
+TRAINER = "transformers.trainer:Trainer"
+CALLS = []
+
+
+def another_rate(original, trainer, *args, **options):
+    original(trainer, *args, **options)
+    trainer.optimizer.param_groups[0]["lr"] *= 2
+    trainer.optimizer.param_groups[0]["initial_lr"] = trainer.optimizer.param_groups[0]["lr"]
+    return trainer.optimizer
+
+
+def another_seed_each_time(original, trainer, *args, **options):
+    CALLS.append(1)
+    torch.manual_seed(len(CALLS))
+    return original(trainer, *args, **options)
+
+
+FAULTS = {
+    "GEN-01": (replace(TRAINER, "create_optimizer", another_rate), "step 1: learning rates"),
+    "GEN-02": (replace(TRAINER, "training_step", another_seed_each_time), "step 1: gradients of"),
+}
+
+
+@pytest.mark.parametrize("clause", [pytest.param(id, id=id, marks=proves(id)) for id in FAULTS])
+def test_a_fault_of_upstream_is_seen_in_a_drawn_run(clause, runs, monkeypatch):
+    fault, words = FAULTS[clause]
+    fault(monkeypatch)
+    verdicts = []
+    draw = Draw([Case(clause, "drawn", "", "hf-trainer")], runs, lambda *failed: verdicts.append(failed), 0)
+    draw.judge_all(strategies.just(PLAIN.but(max_steps=2)), 0)
+    verdict, failed = verdicts[0]
+    FAILED.add(failed)
+    assert words in "\n".join(verdict.seen)
