@@ -4,9 +4,9 @@ import pytest
 
 from fixtures import models, shapes
 from fixtures.models import FAMILIES
-from harness.laws import checkpoint, embeddings, frozen, resume
+from harness.laws import checkpoint, embeddings, frozen, resume, universal
 from harness.laws.equal import equal_runs
-from harness.scenarios import SAVING, SHORT, by_route, cases, continued, over, saving
+from harness.scenarios import SAVING, SHORT, by_route, cases, continued, over, saving, spec_for
 from harness.subjects.hf_trainer import inject
 from harness.verdict import both, same
 
@@ -185,6 +185,12 @@ def beside(spec, **other):
 def test_a_bystander_stays_as_it_is_and_changes_nothing(spec, train, judge):
     trace = train(beside(spec))
     judge(both(equal_runs(trace, train(spec)), frozen.base_frozen(trace)))
+
+
+@pytest.mark.clause("FRZ-15")
+@cases({method: saving(spec_for("llama", method)) for method in ("ia3", "prompt-tuning", "prefix-tuning")})
+def test_a_bystander_of_the_same_method_changes_nothing(spec, train, judge):
+    judge(universal.bystander(train, spec))
 
 
 @pytest.mark.clause("FRZ-15")

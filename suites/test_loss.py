@@ -90,6 +90,12 @@ def test_with_label_smoothing_the_model_runs_without_labels(trace, judge):
 
 
 @pytest.mark.clause("LOSS-05")
+@over(by_route({"subclass-of-a-causal-model": SMOOTHED.but(model={"family": "fixtures.plain_loss:llama"})}))
+def test_label_smoothing_shifts_the_labels_of_any_causal_model(trace, judge):
+    judge(loss.window_mean(trace, mean=BATCHES))
+
+
+@pytest.mark.clause("LOSS-05")
 @cases(by_route({"classifier": CLASSIFIER}))
 def test_label_smoothing_does_not_shift_the_labels_of_a_classifier(spec, upstream, tmp_path, judge):
     seen, logits, labels = classifier_loss(upstream.build(spec, tmp_path), torch.tensor([0, 1, 1]))

@@ -130,3 +130,42 @@ def test_a_step_that_happens_twice_or_not_is_seen(change, words):
     other = copy.deepcopy(accumulated())
     change(other.events)
     assert words in accumulation.events(other).seen[0]
+
+
+def reordered():
+    """A trace of SMALL over rows that are stored so that each window of the first epoch meets its own in reverse."""
+    spec = accumulation.rows_reversed(SMALL.but(train_sampling_strategy="sequential"))
+    trace = accumulated()
+    trace.spec = spec
+    return trace
+
+
+def test_rows_are_reversed_within_each_window():
+    assert reordered().spec.data.order == (5, 4, 3, 2, 1, 0, 6)
+
+
+def test_the_order_of_a_windows_rows_does_not_matter():
+    verdict = accumulation.same_windows(reordered(), accumulated())
+    assert verdict.holds and verdict.measured["windows_reordered"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_gradient, "step 2: gradient of"),
+        (_rows, "step 1: trained rows [0, 1, 2, 3, 4, 5], expected [0, 1, 2, 4, 5, 6]"),
+    ],
+)
+def test_a_window_that_its_order_changes_is_named(change, words):
+    plain = accumulated()
+    change(plain)
+    verdict = accumulation.same_windows(reordered(), plain)
+    assert not verdict.holds and words in "\n".join(verdict.seen)
+
+
+def test_the_same_order_is_no_evidence():
+    same = accumulated()
+    same.spec = SMALL.but(data={"order": tuple(range(7))})
+    assert accumulation.same_windows(same, accumulated()).seen == (
+        "no window met its rows in another order, so nothing was compared",
+    )

@@ -90,6 +90,26 @@ def test_a_wrong_optimizer_file_is_named(law, change, words, saved):
     says(LAWS[law](saved), words)
 
 
+def _a_view(state):
+    moment = state["state"][0]["exp_avg"]
+    state["state"][0]["exp_avg"] = torch.cat([moment, moment])[: len(moment)]
+
+
+def _a_log(state):
+    state["log"] = [f"step {number}" for number in range(9999)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [(_a_view, "bytes stored, expected 136"), (_a_log, "besides the tensors")]
+)
+def test_an_optimizer_file_that_holds_more_than_its_tensors_is_named(change, words, saved):
+    assert optimizer_file.size_law(saved).holds
+    state = copy.deepcopy(optimizer_state(saved))
+    change(state)
+    rewrite(saved, "optimizer.pt", state)
+    says(optimizer_file.size_law(saved), words)
+
+
 def test_a_trained_tensor_without_a_group_is_named(saved):
     saved.groups = [Group([A], {}), Group([], {})]
     says(optimizer_file.holds_the_trained_tensors(saved), f"{B} is trained, but in no group")

@@ -122,8 +122,11 @@ def bystander(train: Train, spec: RunSpec) -> Verdict:
     if spec.adapter.others:
         return _nothing("the run has other adapters already")
     beside = train(spec.but(adapter={"others": {"bystander": {}}}))
-    # add_adapter saves the active adapter only, which is CKPT-16's.
-    saved = [checkpoint.every_adapter_saved(beside)] if spec.adapter.route == GET and beside.checkpoints else []
+    # add_adapter saves the active adapter only, which is CKPT-16's; VeRA's frozen matrices belong to all of its adapters.
+    apart = spec.adapter.route == GET and not any(
+        m.saves for m in METHODS.values() if m.peft_type == spec.adapter.peft_type
+    )
+    saved = [checkpoint.every_adapter_saved(beside)] if apart and beside.checkpoints else []
     return both(equal_runs(beside, train(spec)), frozen.base_frozen(beside), *saved)
 
 

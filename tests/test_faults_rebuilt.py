@@ -1,0 +1,138 @@
+"""Faults put into upstream, under which adapters that are merged, switched off, saved or set beside another must fail."""
+
+from pathlib import Path
+
+import torch
+
+from harness.scenarios import PLAIN, SAVING, saving
+from suites import test_acc as acc
+from suites import test_api_layers as layers
+from suites import test_ckpt_content as content
+from suites import test_frz_kinds as kinds
+from tests.faults import each, replace, verdict_of
+
+TRAINER = "transformers.trainer:Trainer"
+LINEAR = "peft.tuners.lora.layer:Linear"
+SHORT = saving(PLAIN.but(max_steps=2))
+
+
+def too_much(original, layer, adapter):
+    return 1.01 * original(layer, adapter)
+
+
+def merge_nothing(original, layer, *args, **options):
+    layer.merged_adapters.append("default")
+
+
+def leave_merged(original, layer):
+    layer.merged_adapters.clear()
+
+
+def never_disabled(original, layer, *args, **options):
+    layer._disable_adapters = False
+    return original(layer, *args, **options)
+
+
+def a_view_of_something_larger(original, trainer, directory):
+    """Each moment is saved as a part of a storage twice as large, all of which torch.save writes."""
+    path = Path(directory) / "optimizer.pt"
+    original(trainer, directory)
+    state = torch.load(path, weights_only=True)
+    for held in state["state"].values():
+        held["exp_avg"] = torch.cat([held["exp_avg"], held["exp_avg"]])[: len(held["exp_avg"])]
+    torch.save(state, path)
+
+
+def a_long_history(original, trainer, directory):
+    path = Path(directory) / "optimizer.pt"
+    original(trainer, directory)
+    torch.save({**torch.load(path, weights_only=True), "log": [[f"step {n}" for n in range(9999)]]}, path)
+
+
+def nudged(original, trainer, *args, **options):
+    for name, parameter in trainer.model.named_parameters():
+        if ".bystander." in name:
+            parameter.data.add_(1e-7)
+    return original(trainer, *args, **options)
+
+
+def both_active(original, trainer, *args, **options):
+    trainer.model.base_model.set_adapter(list(trainer.model.peft_config))
+    return original(trainer, *args, **options)
+
+
+def first_micro_batch_alone(original, trainer, batches, device):
+    """Counts the labels of the first micro-batch, and takes the others to have as many."""
+    return original(trainer, batches[:1], device) * len(batches)
+
+
+#: test of suites/, its arguments, the fault, words of the failure.
+FAULTS = {
+    "merged-too-much": (
+        layers.test_merged_it_computes_what_it_did_beside_its_layers,
+        {"spec": SHORT},
+        replace(LINEAR, "get_delta_weight", too_much),
+        "merged: logits differs by",
+    ),
+    "merged-not-at-all": (
+        layers.test_merged_it_computes_what_it_did_beside_its_layers,
+        {"spec": SHORT},
+        replace(LINEAR, "merge", merge_nothing),
+        "merging left every weight of the base as it was",
+    ),
+    "unmerged-not-at-all": (
+        layers.test_merged_it_computes_what_it_did_beside_its_layers,
+        {"spec": SHORT},
+        replace(LINEAR, "unmerge", leave_merged),
+        "unmerged: layer 0 weight differs by",
+    ),
+    "never-disabled": (
+        layers.test_switched_off_it_leaves_the_base,
+        {"spec": SHORT},
+        replace(LINEAR, "forward", never_disabled),
+        "disabled: logits differs by",
+    ),
+    "optimizer-state-as-views": (
+        content.test_optimizer_file_is_its_tensors_and_their_names,
+        {"spec": SAVING["plain"]},
+        replace(TRAINER, "_save_optimizer_and_scheduler", a_view_of_something_larger),
+        "bytes stored, expected",
+    ),
+    "optimizer-file-with-a-log": (
+        content.test_optimizer_file_is_its_tensors_and_their_names,
+        {"spec": SAVING["plain"]},
+        replace(TRAINER, "_save_optimizer_and_scheduler", a_long_history),
+        "bytes besides the tensors",
+    ),
+    "bystander-moved": (
+        kinds.test_a_bystander_stays_as_it_is_and_changes_nothing,
+        {"spec": SHORT},
+        replace(TRAINER, "training_step", nudged),
+        "lora_A.bystander.weight: digest",
+    ),
+    "bystander-active": (
+        kinds.test_a_bystander_stays_as_it_is_and_changes_nothing,
+        {"spec": SHORT},
+        replace(TRAINER, "training_step", both_active),
+        "step 1: gradients of",
+    ),
+    "count-of-one-micro-batch": (
+        acc.test_the_order_of_a_windows_rows_does_not_matter,
+        {"spec": acc.SPLIT.but(data=acc.RAGGED, gradient_accumulation_steps=4, max_steps=2)},
+        replace(TRAINER, "_get_num_items_in_batch", first_micro_batch_alone),
+        "step 1: gradient of",
+    ),
+}
+
+
+@each(FAULTS)
+def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
+    test, arguments, fault, words = FAULTS[name]
+    spec = arguments["spec"]
+    # What merging and disabling get wrong, they get wrong after training.
+    trace = runs.train(spec) if "trace" in test.__code__.co_varnames and test.__module__ == layers.__name__ else None
+    fault(monkeypatch)
+    given = {"trace": trace or runs.train(spec), **arguments}
+    verdict = verdict_of(test, runs, tmp_path, **given)
+    assert not verdict.holds
+    assert words in "\n".join(verdict.seen)
