@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+import coverage
 import pytest
 from coverage import Coverage
 
@@ -16,27 +17,13 @@ VARIABLE = "PEFT_HARNESS_COVERAGE_DATA"
 
 
 def recorder(data_file: str) -> Coverage:
-    """Branch coverage of the files in the table, other files at no cost but a look at each function that is called."""
-    cover = Coverage(
-        data_file=data_file,
-        data_suffix=True,
-        branch=True,
-        include=[str(path) for path in paths().values()],
-        config_file=False,
-    )
-    # Ranks are forked, and leave through os._exit. Releases of coverage before 7.11 lose what they reached.
-    try:
+    """Branch coverage of the files in the table, begun. Raises what coverage raises where it cannot begin."""
+    files = [str(path) for path in paths().values()]
+    cover = Coverage(data_file=data_file, data_suffix=True, branch=True, include=files, config_file=False)
+    # Ranks are forked and leave through os._exit; an older coverage loses what they reached.
+    if tuple(map(int, coverage.version_info[:2])) >= (7, 11):
         cover.set_option("run:patch", ["fork", "_exit"])
-        cover.start()
-    except Exception:
-        cover = Coverage(
-            data_file=data_file,
-            data_suffix=True,
-            branch=True,
-            include=[str(path) for path in paths().values()],
-            config_file=False,
-        )
-        cover.start()
+    cover.start()
     return cover
 
 
