@@ -7,7 +7,7 @@ from suites import test_ckpt_adapters as adapters
 from suites import test_qlora as qlora
 from suites import test_rng as rng
 from suites import test_tables as tables
-from tests.faults import nothing, replace, verdict_of
+from tests.faults import each, nothing, replace, verdict_of
 
 # ---- faults: what upstream does instead ----
 
@@ -202,7 +202,7 @@ FAULTS = {
         "lora_magnitude_vector differs by",
     ),
     "CKPT-21/p-tuning": (
-        tables.test_an_encoded_prompt_that_is_loaded_does_what_the_trained_one_does,
+        tables.test_an_adapter_that_is_loaded_is_the_trained_one,
         {"trace": GOTTEN["llama/p-tuning"]},
         replace("peft.peft_model", "set_peft_model_state_dict", a_prompt_of_ones),
         "logits",
@@ -276,7 +276,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
     test, arguments, fault, words = FAULTS[name]
     if name.startswith("QLORA"):
