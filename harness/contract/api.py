@@ -113,5 +113,54 @@ CHAPTER = Chapter(
             source="peft/tuners/lora/layer.py:957-1085 (Linear.merge, unmerge); peft/tuners/tuners_utils.py "
             "(BaseTuner.merge_adapter, unmerge_adapter)",
         ),
+        Clause(
+            "API-16",
+            "Whatever init_lora_weights names, a fresh LoRA MUST leave what the model computes as it was: bit for bit "
+            "where B or A starts at zero, within rounding where the adapter starts with a part of each base weight "
+            "that is taken out of it, on transposed (Conv1D) layers too; a name that it does not know is refused.",
+            source="peft/tuners/lora/layer.py:288-312, 384-650 (LoraLayer.update_layer, pissa_init and its kin)",
+            needs=("peft>=0.20",),
+        ),
+        Clause(
+            "API-17",
+            "save_pretrained(path_initial_model_for_weight_conversion=...) MUST write a LoRA that computes on the base "
+            "as it came what the adapter computes on the base that a part was taken from, within rounding, also with "
+            "rslora and patterns and in either file format; of another method than LoRA it MUST be refused.",
+            source="peft/peft_model.py:336-372, 398-412 (PeftModel.save_pretrained); peft/tuners/lora/model.py:1144-1190 "
+            "(LoraModel._convert_state_dict_for_initial_model)",
+            needs=("peft>=0.20",),
+        ),
+        Clause(
+            "API-18",
+            "A config that adapts nothing and a call that a PeftModel cannot do MUST be refused with ValueError, which "
+            "says what found no module, and leave the model as it was; a part of a config without effect and a file "
+            "without some of the tensors MUST be warned of.",
+            source="peft/tuners/tuners_utils.py:1051-1130 (BaseTuner.inject_adapter); peft/peft_model.py:288-292, "
+            "493-496, 629-645, 1115-1160 (PeftModel)",
+            needs=("peft>=0.20",),
+        ),
+        Clause(
+            "API-19",
+            "inject_adapter_in_model with a state_dict MUST adapt the modules that its tensors name and no other, and "
+            "MUST warn, by name, of modules where the config says otherwise.",
+            source="peft/tuners/tuners_utils.py:940-1050 (BaseTuner.inject_adapter)",
+            needs=("peft>=0.20",),
+        ),
+        Clause(
+            "API-20",
+            "Of several adapters the active one MUST compute alone, bit for bit what it computes in a model of its "
+            "own, also where one of them has modules_to_save and the other has none; each MUST be saved, frozen and "
+            "trained by its name alone.",
+            source="peft/utils/other.py:503-640, 707-740, 1136-1150 (AuxiliaryTrainingWrapper, ModulesToSaveWrapper, "
+            "_set_adapter); transformers/integrations/peft.py:430-470 (PeftAdapterMixin.set_adapter)",
+            needs=("transformers>=5.0", "peft>=0.20"),
+        ),
+        Clause(
+            "API-21",
+            "gradient_checkpointing_disable() MUST undo gradient_checkpointing_enable(): no hook is left, and the run "
+            "is that of a model that never had it, bit for bit.",
+            source="transformers/modeling_utils.py:3258-3274 (PreTrainedModel._activation_checkpointing_disable)",
+            needs=("transformers>=5.0",),
+        ),
     ),
 )

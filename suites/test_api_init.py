@@ -1,0 +1,169 @@
+"""API: adapters that do not start from zero: what each initialisation leaves of the base, and its way back to a LoRA."""
+
+import peft
+import pytest
+import torch
+
+from fixtures import models
+from harness.laws import rebuilt
+from harness.laws.equal import differences
+from harness.scenarios import PLAIN, by_route, cases, spec_for
+from harness.subjects.hf_trainer import adapter_config, inject, recorded_warnings
+from harness.tolerance import MERGED
+from harness.verdict import both, raises, verdict
+from suites.test_api_layers import injected
+
+TOKENS = torch.arange(16)[None]
+GPT2 = PLAIN.but(model={"family": "gpt2"}, lora={"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True})
+
+
+def started(spec, *inits):
+    return {init: spec.but(lora={"init_lora_weights": init}) for init in inits}
+
+
+def unchanged(spec, model, bound):
+    """A verdict: a model of this spec with its fresh adapter computes what the base does, within a bound on logits."""
+    seen, base = rebuilt.logits(model, spec), rebuilt.logits(models.build(spec.model), spec)
+    return verdict("fresh, it computes what the base does", differences(seen, base, bound, "fresh:"))
+
+
+@pytest.mark.clause("API-16")
+@cases(by_route(started(PLAIN, "gaussian", "eva", "mica")))
+def test_an_adapter_that_starts_at_zero_is_an_identity(spec, upstream, judge):
+    judge(unchanged(spec, injected(upstream, spec), 0.0))
+
+
+MOVED = by_route(started(PLAIN, "pissa", "pissa_niter_4", "olora", "orthogonal")) | {
+    f"gpt2/{name}": spec for name, spec in started(GPT2, "pissa", "olora", "orthogonal").items()
+}
+#: Square, so that a product of the transposed parts fits too.
+MOVED["gpt2/olora/square"] = GPT2.but(lora={"target_modules": ["attn.c_proj"], "init_lora_weights": "olora"})
+
+
+@pytest.mark.clause("API-16")
+@cases(MOVED)
+def test_what_is_moved_into_the_adapter_is_taken_from_the_base(spec, upstream, judge):
+    model = injected(upstream, spec)
+    try:
+        judged = unchanged(spec, model, MERGED.loss)
+    except RuntimeError as error:
+        judged = verdict("fresh, it computes what the base does", [f"the forward raised: {error}"])
+    judge(judged)
+
+
+def corda(model, method):
+    from peft.tuners.lora.config import CordaConfig
+    from peft.tuners.lora.corda import preprocess_corda
+
+    config = adapter_config("LORA", {**PLAIN.adapter.config, "init_lora_weights": "corda"})
+    config.corda_config = CordaConfig(corda_method=method)
+    preprocess_corda(model, config, run_model=lambda: model(TOKENS))
+    return config
+
+
+def lora_ga(model):
+    from peft.tuners.lora.config import LoraGAConfig
+    from peft.tuners.lora.loraga import preprocess_loraga
+
+    fields = {"init_lora_weights": "lora_ga", "lora_ga_config": LoraGAConfig()}
+    config = adapter_config("LORA", {**PLAIN.adapter.config, **fields})
+    preprocess_loraga(model, config, lambda: model(TOKENS, labels=TOKENS).loss.backward())
+    return config
+
+
+#: Initialisations from data: what makes the config.
+FROM_DATA = {
+    "corda/ipm": lambda model: corda(model, "ipm"),
+    "corda/kpm": lambda model: corda(model, "kpm"),
+    "lora_ga": lora_ga,
+}
+
+
+@pytest.mark.clause("API-16")
+@pytest.mark.parametrize("prepare", [pytest.param(prepare, id=name) for name, prepare in FROM_DATA.items()])
+def test_what_is_moved_after_a_look_at_the_data_is_taken_from_the_base(prepare, upstream, judge):
+    base = models.build(PLAIN.model)
+    try:
+        config = prepare(base)
+    except ImportError as error:
+        pytest.skip(f"this peft has no such initialisation ({error})")
+    judge(unchanged(PLAIN, peft.get_peft_model(base, config), MERGED.loss))
+
+
+@pytest.mark.clause("API-16")
+@cases(by_route(started(PLAIN, "unheard-of")))
+def test_an_unknown_initialisation_is_refused(spec, upstream, judge):
+    model = models.build(spec.model)
+    judge(raises("injection", ValueError, "Unknown initialization", lambda: inject(model, spec.adapter)))
+
+
+# ---- back to a LoRA ----
+
+CONVERTED = {
+    "pissa": started(PLAIN, "pissa")["pissa"],
+    "olora": started(PLAIN, "olora")["olora"],
+    "rslora": PLAIN.but(lora={"init_lora_weights": "pissa", "use_rslora": True}),
+    "patterns": PLAIN.but(
+        lora={"init_lora_weights": "pissa", "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 4}}
+    ),
+}
+
+
+def moved_away(spec, directory):
+    """The spec's PeftModel, its adapter as it started saved in `directory`, its tensors then moved by a tenth."""
+    model = inject(models.build(spec.model), spec.adapter)
+    config = model.peft_config["default"]
+    kept, config.init_lora_weights = config.init_lora_weights, True
+    model.save_pretrained(directory)
+    config.init_lora_weights = kept
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.1)
+    return model
+
+
+def convert(spec, directory, safe):
+    """What the model computes whose adapter was moved, and what its converted file computes on a base as it came."""
+    model = moved_away(spec, directory / "start")
+    beside = rebuilt.logits(model, spec)
+    with recorded_warnings([]):
+        model.save_pretrained(
+            directory / "lora",
+            path_initial_model_for_weight_conversion=str(directory / "start"),
+            safe_serialization=safe,
+        )
+        again = peft.PeftModel.from_pretrained(models.build(spec.model), str(directory / "lora"))
+    return rebuilt.logits(again, spec), beside
+
+
+@pytest.mark.clause("API-17")
+@pytest.mark.parametrize(
+    ("spec", "safe"),
+    [pytest.param(spec, True, id=name) for name, spec in CONVERTED.items()]
+    + [pytest.param(CONVERTED["pissa"], False, id="pickle")],
+)
+def test_a_converted_adapter_computes_the_same_on_the_base_as_it_came(spec, safe, upstream, tmp_path, judge):
+    seen, beside = convert(spec, tmp_path, safe)
+    judge(verdict("converted, it computes the same", differences(seen, beside, MERGED.loss, "converted:")))
+
+
+@pytest.mark.clause("API-17")
+def test_another_method_is_not_converted(upstream, tmp_path, judge):
+    spec = spec_for("llama", "ia3")
+    model = inject(models.build(spec.model), spec.adapter)
+    model.save_pretrained(tmp_path / "start")
+    start = str(tmp_path / "start")
+    calls = {
+        safe: raises(
+            f"save_pretrained, safe_serialization={safe}",
+            ValueError,
+            "not supported for IA3",
+            lambda safe=safe: model.save_pretrained(
+                tmp_path / "lora", path_initial_model_for_weight_conversion=start, safe_serialization=safe
+            ),
+        )
+        for safe in (True, False)
+    }
+    judge(both(*calls.values()))

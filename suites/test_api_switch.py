@@ -1,0 +1,170 @@
+"""API: several adapters in one model: which of them computes, and what is left when one of them goes."""
+
+import peft
+import pytest
+import torch
+
+from fixtures import models
+from harness.laws.equal import equal_runs
+from harness.laws.frozen import trainable_names, trains_exactly
+from harness.laws.injection import same_tensor
+from harness.scenarios import PLAIN, RANDOM_B, by_route, cases, spec_for
+from harness.spec import GET
+from harness.subjects.hf_trainer import adapter_config, inject
+from harness.verdict import both, same, verdict
+from suites.test_api_layers import logits
+
+HEAD = {"modules_to_save": ["lm_head"]}
+FIRST = PLAIN.but(lora=RANDOM_B)
+#: The first adapter's spec, and the second's.
+PAIRS = {
+    "plain": (FIRST, FIRST),
+    "other-modules": (FIRST, FIRST.but(lora={"target_modules": ["k_proj"]})),
+    "embeddings": (FIRST.but(lora={"target_modules": ["q_proj", "embed_tokens"]}), FIRST),
+    "both-heads": (FIRST.but(lora=HEAD), FIRST.but(lora=HEAD)),
+    "first-head": (FIRST.but(lora=HEAD), FIRST),
+    "second-head": (FIRST, FIRST.but(lora=HEAD)),
+    "prompt-tuning": (spec_for("llama", "prompt-tuning"), spec_for("llama", "prompt-tuning")),
+}
+NAMED = by_route({name: first for name, (first, _) in PAIRS.items()})
+del NAMED["prompt-tuning/add_adapter"]
+CASES = [pytest.param(spec, PAIRS[id.partition("/")[0]][1], id=id) for id, spec in NAMED.items()]
+
+
+def add(model, name, spec):
+    """A second adapter, drawn from another seed, with a head moved away from the base's."""
+    config = adapter_config(spec.adapter.peft_type, dict(spec.adapter.config))
+    torch.manual_seed(7)
+    if isinstance(model, peft.PeftModel):
+        model.add_adapter(name, config)
+    else:
+        model.add_adapter(config, adapter_name=name)
+    move_heads(model, name, 0.5)
+
+
+@torch.no_grad()
+def move_heads(model, name, by):
+    for key, parameter in model.named_parameters():
+        if f"modules_to_save.{name}." in key:
+            parameter.mul_(by)
+
+
+def pair(first, second):
+    """The model with both adapters, and what it computed with the first alone."""
+    model = inject(models.build(first.model), first.adapter)
+    move_heads(model, "default", 2.0)
+    alone = logits(model.eval())
+    add(model, "second", second)
+    return model.eval(), alone
+
+
+def alone(spec):
+    """What a model computes with the second adapter of a pair and no other."""
+    model = models.build(spec.model)
+    config = adapter_config(spec.adapter.peft_type, dict(spec.adapter.config))
+    torch.manual_seed(7)
+    model = peft.get_peft_model(model, config, adapter_name="second")
+    move_heads(model, "second", 0.5)
+    return logits(model.eval())
+
+
+def switched(first, second):
+    try:
+        model, before = pair(first, second)
+        found = {}
+        for name in ("second", "default"):
+            model.set_adapter(name)
+            found[name] = logits(model)
+    except ValueError as error:
+        return verdict("set_adapter activates either adapter", [f"raised ValueError: {error}"])
+    return both(
+        same_tensor("logits with the second", found["second"], alone(second)),
+        same_tensor("logits with the first again", found["default"], before),
+    )
+
+
+@pytest.mark.clause("API-20")
+@pytest.mark.parametrize(("first", "second"), CASES)
+def test_the_active_adapter_computes_alone(first, second, upstream, judge):
+    judge(switched(first, second))
+
+
+# ---- one of them goes ----
+
+
+@pytest.mark.clause("API-13")
+@pytest.mark.parametrize("gone", ["default", "second"])
+@pytest.mark.parametrize(
+    ("first", "second"), [pytest.param(*PAIRS[name], id=name) for name in ("both-heads", "first-head", "second-head")]
+)
+def test_of_two_adapters_the_other_one_is_left_whole(first, second, gone, upstream, judge):
+    model, before = pair(first, second)
+    model.delete_adapter(gone)
+    left = "second" if gone == "default" else "default"
+    model.set_adapter(left)
+    tensors = [name for name, _ in model.named_parameters() if f".{gone}." in name]
+    judge(
+        both(
+            verdict("nothing of the adapter is left", [f"{name} is left" for name in tensors]),
+            same_tensor("logits with the other", logits(model), before if gone == "second" else alone(second)),
+        )
+    )
+
+
+@pytest.mark.clause("API-13")
+def test_without_its_last_head_a_peft_model_is_the_base(upstream, judge):
+    spec = PAIRS["both-heads"][0]
+    model, _ = pair(spec, spec)
+    model.delete_adapter("second")
+    model.delete_adapter("default")
+    judge(same_tensor("logits", logits(model), logits(models.build(spec.model))))
+
+
+# ---- files of one of them ----
+
+
+@pytest.mark.clause("API-20")
+@pytest.mark.parametrize(
+    ("first", "second"), [pytest.param(*PAIRS[name], id=f"saved/{name}") for name in ("first-head", "second-head")]
+)
+def test_a_chosen_adapter_is_saved_alone(first, second, upstream, tmp_path, judge):
+    model, _ = pair(first, second)
+    model.save_pretrained(tmp_path, selected_adapters=["second"])
+    config = peft.PeftConfig.from_pretrained(tmp_path / "second")
+    again = peft.PeftModel.from_pretrained(models.build(first.model), tmp_path / "second", "second", config=config)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    judge(
+        both(
+            same("what is written", files, ["README.md", "second"]),
+            same_tensor("logits of what was saved", logits(again.eval()), alone(second)),
+            trains_exactly(trainable_names(again, "second"), ()),
+        )
+    )
+
+
+@pytest.mark.clause("API-20")
+def test_several_can_be_frozen_and_trained_by_name(upstream, judge):
+    model, _ = pair(*PAIRS["both-heads"])
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    model.set_requires_grad(["default", "second"], requires_grad=False)
+    frozen = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    model.set_requires_grad(["default"])
+    again = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    judge(both(trains_exactly(frozen, (), when="frozen"), same("trained again", set(again), set(trained))))
+
+
+# ---- checkpointing undone ----
+
+
+@pytest.mark.clause("API-21")
+@cases(by_route({"plain": PLAIN}))
+def test_checkpointing_that_was_undone_leaves_the_run(spec, upstream, train, tmp_path, judge):
+    model = inject(models.build(spec.model), spec.adapter)
+    base = model.get_base_model() if spec.adapter.route == GET else model
+    hooks = len(base.get_input_embeddings()._forward_hooks)
+    base.gradient_checkpointing_enable()
+    base.gradient_checkpointing_disable()
+    left = same("hooks of the embeddings", len(base.get_input_embeddings()._forward_hooks), hooks)
+    on = [name for name, module in base.named_modules() if getattr(module, "gradient_checkpointing", False)]
+    run = upstream.train(spec, tmp_path, model=model)
+    judge(both(left, same("modules that checkpoint", on, []), equal_runs(run, train(spec))))
