@@ -84,6 +84,18 @@ def says(spec, words, wanted):
 
 
 @pytest.mark.clause("API-18")
+def test_a_second_name_that_is_part_of_the_prefix_is_warned_of(upstream, judge):
+    verdicts = []
+    for name, wanted in (("second", False), ("lora", True)):
+        told = []
+        with recorded_warnings(told):
+            model_of().add_adapter(name, adapter_config("LORA", dict(PLAIN.adapter.config)))
+        said = any("should not be contained in the prefix" in one for one in told)
+        verdicts.append(same(f"a warning of the name {name!r}", said, wanted))
+    judge(both(*verdicts))
+
+
+@pytest.mark.clause("API-18")
 def test_a_revision_that_replaces_the_configs_is_warned_of(upstream, judge):
     verdicts = []
     for revision, wanted in (("first", False), ("second", True)):

@@ -21,6 +21,8 @@ FRESH = {
     "gpt2": PLAIN.but(model={"family": "gpt2"}, lora={"target_modules": ["c_attn", "c_fc"]}),
     "all-linear": PLAIN.but(lora={"target_modules": "all-linear"}),
     "embeddings": PLAIN.but(lora={"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+    "dora-embeddings": PLAIN.but(lora={"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}),
+    "lora-bias": PLAIN.but(model={"family": "gpt2"}, lora={"target_modules": ["c_attn"], "lora_bias": True}),
     "gaussian": PLAIN.but(lora={"init_lora_weights": "gaussian"}),
     "rslora": PLAIN.but(lora={"use_rslora": True}),
     "dora": PLAIN.but(lora={"use_dora": True}),
@@ -147,6 +149,7 @@ MERGED = by_route(
         "rslora": SHORT.but(lora={"use_rslora": True, "r": 2, "lora_alpha": 32}),
         "gpt2": SHORT.but(model={"family": "gpt2"}, lora={"target_modules": ["c_attn"], "fan_in_fan_out": True}),
         "tied-embeddings": SAVING["tied-embeddings"],
+        "embeddings": SHORT.but(lora={"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
     }
 )
 

@@ -105,6 +105,32 @@ def evaluated_again(spec, upstream, directory):
     return best.evaluates_to_best(trainer.evaluate()["eval_loss"], trainer.state.best_metric, evaluations)
 
 
+# ---- a checkpoint that does not fit ----
+
+
+@pytest.mark.clause("BEST-07")
+@pytest.mark.parametrize("damage", ["another-rank", "truncated"])
+def test_a_best_checkpoint_that_does_not_fit_is_an_error(damage, upstream, tmp_path, judge):
+    from transformers import TrainerCallback
+
+    from fixtures import models
+
+    class Damage(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step < state.max_steps:
+                return
+            best = tmp_path / f"checkpoint-{state.best_global_step}"
+            if damage == "truncated":
+                (best / "adapter_model.safetensors").write_bytes(b"0" * 100)
+            else:
+                inject(models.build(HIGHEST.model), HIGHEST.but(lora={"r": 2}).adapter).save_pretrained(best)
+
+    trainer = upstream.build(HIGHEST, tmp_path)
+    trainer.add_callback(Damage())
+    kind, words = {"another-rank": (RuntimeError, "size mismatch"), "truncated": (Exception, "header")}[damage]
+    judge(raises("train()", kind, words, trainer.train))
+
+
 # ---- the state in which the model is left ----
 
 

@@ -5,7 +5,7 @@ import torch
 
 from fixtures import hub
 from harness.laws import checkpoint, equal, rebuilt
-from harness.scenarios import PLAIN, SAVING, by_route, cases, over, saving
+from harness.scenarios import PLAIN, SAVING, by_route, cases, over, saving, spec_for
 from harness.spec import ADD, GET
 from harness.verdict import both, raises, same
 
@@ -122,12 +122,15 @@ HALF = {
     for dtype in ("bfloat16", "float16")
     for note, options in (("", {}), ("-kept", {"autocast_adapter_dtype": False}))
 }
+# The tensors of IA3 are no modules, and are cast by another branch.
+HALF["bfloat16-ia3"] = saving(spec_for("llama", "ia3").but(max_steps=2, model={"dtype": "bfloat16"}))
 #: The dtype of each adapter, by the name of its scenario.
 DTYPES = {
     "bfloat16": "float32",
     "float16": "float32",
     "bfloat16-kept": "bfloat16",
     "float16-kept": "float16",
+    "bfloat16-ia3": "float32",
     f"bfloat16/{ADD}": "bfloat16",
     f"float16/{ADD}": "float16",
 }

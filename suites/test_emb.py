@@ -6,7 +6,8 @@ import pytest
 
 from fixtures import data, hub, models, shapes
 from fixtures.resized import FAMILY
-from harness.laws import embeddings
+from harness.laws import embeddings, rebuilt
+from harness.laws.equal import same_adapter
 from harness.scenarios import PLAIN, by_route, cases, continued, over
 from harness.spec import ADD, GET
 from harness.verdict import both, same
@@ -221,6 +222,25 @@ def test_ensure_weight_tying_keeps_one_trained_tensor(spec, upstream, train, jud
     judge(both(embeddings.moved(trace, trained=(EMBEDDINGS, HEAD)), embeddings.tied(trace, EMBEDDINGS, HEAD)))
     state = reload(spec, trace.checkpoint(4).path, spec.adapter.route)
     judge(embeddings.reloaded(state, trace, (EMBEDDINGS, HEAD)))
+
+
+@pytest.mark.clause("EMB-06")
+@over(
+    by_route(
+        {
+            "ensure-weight-tying/lora": TIED.but(
+                lora={"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}
+            )
+        }
+    )
+)
+def test_lora_of_tied_layers_is_one(trace, judge):
+    """The A of one layer is the B of the other, transposed, after training and once it is loaded."""
+    embedding = {name.rpartition("lora_embedding_")[2]: t for name, t in trace.adapter.items() if "embedding_" in name}
+    head = {part: trace.adapter.get(f"{shapes.HEAD}.lora_{part}.weight") for part in "AB"}
+    seen = {part: tensor for part, tensor in head.items() if tensor is not None}
+    wanted = {"A": embedding["B"].T, "B": embedding["A"].T}
+    judge(both(same_adapter(seen, wanted), rebuilt.reloads(trace)))
 
 
 # ---- single rows ----

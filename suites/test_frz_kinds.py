@@ -194,8 +194,13 @@ def test_a_bystander_of_the_same_method_changes_nothing(spec, train, judge):
 
 
 @pytest.mark.clause("FRZ-15")
-@cases(by_route({"other-rank": SHORT, "other-modules": SHORT}))
+@cases(by_route({"other-rank": SHORT, "other-modules": SHORT, "embeddings": SHORT}))
 def test_a_bystander_of_another_kind_changes_nothing(spec, request, train, judge):
-    other = {"r": 2} if "rank" in request.node.callspec.id else {"target_modules": ["k_proj", "o_proj"]}
+    others = {
+        "other-rank": {"r": 2},
+        "other-modules": {"target_modules": ["k_proj", "o_proj"]},
+        "embeddings": {"target_modules": ["embed_tokens"]},
+    }
+    other = others[request.node.callspec.id.partition("/")[0]]
     trace = train(beside(spec, **other))
     judge(both(equal_runs(trace, train(spec)), frozen.base_frozen(trace)))

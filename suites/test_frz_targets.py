@@ -50,6 +50,8 @@ def given(family="llama", **config):
     return PLAIN.but(model={"family": family}, adapter={"config": {"r": 4, **config}})
 
 
+FOUR = {"config": {"num_hidden_layers": 4}}
+FOUR_LAYERS = list(shapes.linears(FOUR["config"]))
 #: A spec, and the modules that it names.
 NAMED = {
     "suffixes": (given(target_modules=["q_proj", "v_proj"]), matching("[qv]_proj$")),
@@ -64,6 +66,9 @@ NAMED = {
         matching("q_proj$|1.self_attn.v_proj$"),
     ),
     "all-linear": (given(target_modules="all-linear"), LLAMA),
+    # From twenty names on peft looks for fewer that match the same modules; of three layers of four there are none.
+    "every-path": (given(target_modules=FOUR_LAYERS).but(model=FOUR), FOUR_LAYERS),
+    "paths-of-three-layers": (given(target_modules=FOUR_LAYERS[:21]).but(model=FOUR), FOUR_LAYERS[:21]),
     "all-linear/gpt2": (given("gpt2", target_modules="all-linear"), GPT2),
 }
 

@@ -2,11 +2,12 @@
 
 import pytest
 
+from fixtures import models
 from harness.environment import satisfies, version
 from harness.laws import model_card
 from harness.scenarios import PLAIN, over
 from harness.spec import ADD
-from harness.subjects.hf_trainer import recorded_warnings
+from harness.subjects.hf_trainer import inject, recorded_warnings
 from harness.verdict import both, same
 
 SAVED = PLAIN.but(max_steps=4, save_strategy="steps", save_steps=2)
@@ -37,6 +38,25 @@ def test_the_card_is_tagged_with_task_method_and_base(trace, upstream, judge):
 @over({f"plain/{ADD}": SAVED.but(adapter={"route": ADD})})
 def test_add_adapter_writes_no_card(trace, upstream, judge):
     judge(model_card.absent(model_card.cards(trace)))
+
+
+@pytest.mark.clause("IO-01")
+def test_a_card_that_is_written_again_stays_as_it_is(upstream, tmp_path, judge):
+    model = inject(models.build(NAMED.model), NAMED.adapter)
+    cards = []
+    for _ in range(2):
+        model.save_pretrained(tmp_path)
+        cards.append((tmp_path / "README.md").read_text(encoding="utf-8"))
+    judge(same("the card after a second save", cards[1].splitlines(), cards[0].splitlines()))
+
+
+@pytest.mark.clause("IO-02")
+def test_without_a_card_of_peft_the_trainers_is_none(upstream, tmp_path, judge):
+    trainer = upstream.build(SAVED.but(adapter={"route": ADD}), tmp_path)
+    trainer.create_model_card(tags=["my-tag"])
+    card = {"README.md": model_card.read(tmp_path / "README.md")}
+    claimed = [line for line in card["README.md"].splitlines() if line.startswith("library_name: peft")]
+    judge(both(model_card.has_tags(card, ("my-tag",)), same("lines that name peft as the library", claimed, [])))
 
 
 def card_of_the_trainer(upstream, directory):

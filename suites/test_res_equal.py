@@ -5,9 +5,11 @@ import random
 
 import pytest
 
-from harness.laws import data_order, resume
+from fixtures import models
+from harness.laws import data_order, equal, injection, resume
 from harness.scenarios import PLAIN, cases, continued
 from harness.spec import ADD
+from harness.subjects.hf_trainer import inject, recorded_warnings
 from harness.verdict import both, same
 
 #: Four steps an epoch and two epochs: step 2 lies inside the first, step 4 on the boundary, step 6 inside the second.
@@ -175,6 +177,33 @@ def redrawn(**adapter):
 )
 def test_every_adapter_is_restored_whatever_its_name(spec, train, judge):
     judge(continues(train, spec))
+
+
+@pytest.mark.clause("RES-17")
+def test_of_two_active_adapters_both_are_restored_and_the_first_goes_on(upstream, tmp_path, judge):
+    # Without an optimizer: that of a run over two adapters fits no run over the one that is left active.
+    saves = {"save_strategy": "steps", "save_steps": 4, "save_only_model": True}
+    spec = SHORT.but(max_steps=4, **saves, adapter={"others": {"second": {}}})
+
+    def trained(seed, told, **options):
+        model = inject(models.build(spec.model), spec.but(adapter={"seed": seed}).adapter)
+        model.base_model.set_adapter(["default", "second"])
+        with recorded_warnings(told):
+            upstream.build(spec, tmp_path, model=model).train(**options)
+        return model
+
+    told, names = [], ("default", "second")
+    first = trained(1, [])
+    wanted = {name: injection.adapter_tensors(first, name) for name in names}
+    again = trained(2, told, resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    said = [one for one in told if "only consider the first adapter" in one]
+    judge(
+        both(
+            *[equal.same_adapter(injection.adapter_tensors(again, name), wanted[name]) for name in names],
+            same("active adapters", list(again.active_adapters), ["default"]),
+            same("warnings", len(said), 1),
+        )
+    )
 
 
 @pytest.mark.clause("RES-18")

@@ -119,7 +119,7 @@ CHAPTER = Chapter(
             "where B or A starts at zero, within rounding where the adapter starts with a part of each base weight "
             "that is taken out of it, on transposed (Conv1D) layers too; a name that it does not know is refused.",
             source="peft/tuners/lora/layer.py:288-312, 384-650 (LoraLayer.update_layer, pissa_init and its kin)",
-            needs=("peft>=0.20",),
+            needs=("peft>=0.21",),
         ),
         Clause(
             "API-17",
@@ -128,7 +128,7 @@ CHAPTER = Chapter(
             "rslora and patterns and in either file format; of another method than LoRA it MUST be refused.",
             source="peft/peft_model.py:336-372, 398-412 (PeftModel.save_pretrained); peft/tuners/lora/model.py:1144-1190 "
             "(LoraModel._convert_state_dict_for_initial_model)",
-            needs=("peft>=0.20",),
+            needs=("peft>=0.21",),
         ),
         Clause(
             "API-18",
@@ -137,14 +137,14 @@ CHAPTER = Chapter(
             "without some of the tensors MUST be warned of.",
             source="peft/tuners/tuners_utils.py:1051-1130 (BaseTuner.inject_adapter); peft/peft_model.py:288-292, "
             "493-496, 629-645, 1115-1160 (PeftModel)",
-            needs=("peft>=0.20",),
+            needs=("peft>=0.21",),
         ),
         Clause(
             "API-19",
             "inject_adapter_in_model with a state_dict MUST adapt the modules that its tensors name and no other, and "
             "MUST warn, by name, of modules where the config says otherwise.",
             source="peft/tuners/tuners_utils.py:940-1050 (BaseTuner.inject_adapter)",
-            needs=("peft>=0.20",),
+            needs=("peft>=0.21",),
         ),
         Clause(
             "API-20",
@@ -153,14 +153,14 @@ CHAPTER = Chapter(
             "trained by its name alone.",
             source="peft/utils/other.py:503-640, 707-740, 1136-1150 (AuxiliaryTrainingWrapper, ModulesToSaveWrapper, "
             "_set_adapter); transformers/integrations/peft.py:430-470 (PeftAdapterMixin.set_adapter)",
-            needs=("transformers>=5.0", "peft>=0.20"),
+            needs=("peft>=0.21",),
         ),
         Clause(
             "API-21",
             "gradient_checkpointing_disable() MUST undo gradient_checkpointing_enable(): no hook is left, and the run "
             "is that of a model that never had it, bit for bit.",
             source="transformers/modeling_utils.py:3258-3274 (PreTrainedModel._activation_checkpointing_disable)",
-            needs=("transformers>=5.0",),
+            needs=("transformers>=5.23",),
         ),
     ),
 )

@@ -47,5 +47,11 @@ CHAPTER = Chapter(
             "greater one is better unless its name ends with 'loss'.",
             source="transformers/training_args.py:1585-1592, 1748-1774 (TrainingArguments.__post_init__)",
         ),
+        Clause(
+            "BEST-07",
+            "A best checkpoint whose adapter file is damaged, or is of another rank, MUST be an error at the end of "
+            "training, not passed over.",
+            source="transformers/trainer.py:3780-3799 (Trainer._load_best_model)",
+        ),
     ),
 )
