@@ -9,9 +9,9 @@ from harness.laws.equal import equal_runs
 from harness.laws.frozen import trainable_names, trains_exactly
 from harness.laws.injection import same_tensor
 from harness.scenarios import PLAIN, RANDOM_B, by_route, cases, spec_for
-from harness.spec import GET
+from harness.spec import ADD, GET
 from harness.subjects.hf_trainer import adapter_config, inject
-from harness.verdict import both, same, verdict
+from harness.verdict import both, raises, same, verdict
 from suites.test_api_layers import logits
 
 HEAD = {"modules_to_save": ["lm_head"]}
@@ -89,6 +89,13 @@ def test_the_active_adapter_computes_alone(first, second, upstream, judge):
     judge(switched(first, second))
 
 
+@pytest.mark.clause("API-20")
+def test_two_copies_of_a_head_are_not_activated_at_once(upstream, judge):
+    first, second = (spec.but(adapter={"route": ADD}) for spec in PAIRS["both-heads"])
+    model, _ = pair(first, second)
+    judge(raises("set_adapter of both", ValueError, "multiple", lambda: model.set_adapter(["default", "second"])))
+
+
 # ---- one of them goes ----
 
 
@@ -109,6 +116,19 @@ def test_of_two_adapters_the_other_one_is_left_whole(first, second, gone, upstre
             same_tensor("logits with the other", logits(model), before if gone == "second" else alone(second)),
         )
     )
+
+
+@pytest.mark.clause("API-13")
+def test_of_three_active_adapters_the_one_with_a_head_can_go(upstream, judge):
+    model, _ = pair(*PAIRS["first-head"])
+    add(model, "third", FIRST)
+    model.base_model.set_adapter(["default", "second", "third"])
+    try:
+        model.delete_adapter("default")
+        found = [f"{name} is left" for name, _ in model.named_parameters() if ".default." in name]
+    except ValueError as error:
+        found = [f"raised ValueError: {error}"]
+    judge(verdict("nothing of the adapter is left", found))
 
 
 @pytest.mark.clause("API-13")
@@ -135,8 +155,11 @@ def test_a_chosen_adapter_is_saved_alone(first, second, upstream, tmp_path, judg
     config = peft.PeftConfig.from_pretrained(tmp_path / "second")
     again = peft.PeftModel.from_pretrained(models.build(first.model), tmp_path / "second", "second", config=config)
     files = sorted(path.name for path in tmp_path.iterdir())
+    model.load_adapter(tmp_path / "second", "third")
+    model.set_adapter("third")
     judge(
         both(
+            same_tensor("logits of what was loaded beside the two", logits(model), alone(second)),
             same("what is written", files, ["README.md", "second"]),
             same_tensor("logits of what was saved", logits(again.eval()), alone(second)),
             trains_exactly(trainable_names(again, "second"), ()),
