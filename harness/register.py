@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +80,11 @@ def _named(mark: ast.expr) -> list[str]:
     from harness import life
     from harness.laws import universal
 
-    tables = {"OF_ONE": universal.OF_ONE, "OF_MORE": universal.OF_MORE, "life.CLAUSES": life.CLAUSES}
+    tables: dict[str, Iterable[str]] = {
+        "OF_ONE": universal.OF_ONE,
+        "OF_MORE": universal.OF_MORE,
+        "life.CLAUSES": life.CLAUSES,
+    }
     return [
         id
         for argument in mark.args
