@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,11 +70,13 @@ def _live(file: Path, spec: RunSpec, life: Any, runs: Runs, console: Console) ->
         raise UsageError(f'{file}, life: expected a list of objects with "do", one of {", ".join(VERBS)}')
     lived = Life(runs.subject, spec, runs.directory("life"))
     for act in life:
-        console.print(told(act), highlight=False)
+        arguments = {name: value for name, value in act.items() if name != "do"}
         try:
-            yield from lived.do(act["do"], **{name: value for name, value in act.items() if name != "do"})
+            inspect.signature(VERBS[act["do"]][0]).bind(lived, **arguments)
         except TypeError as error:
             raise UsageError(f"{file}, life: {told(act)} cannot be done ({error})") from None
+        console.print(told(act), highlight=False)
+        yield from lived.do(act["do"], **arguments)
 
 
 def _print(console: Console, clause: str, verdict: Verdict) -> None:
