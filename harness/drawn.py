@@ -130,6 +130,7 @@ class Draw:
             if not known:
                 self._failed = clause
                 self._fail(verdict, clause)
+                return False
             met = {**met, known[0].reason: met.get(known[0].reason, 0) + 1}
         case.evidence = {"runs judged": case.drawn, **verdict.measured, **({"known defects met": met} if met else {})}
         return verdict.holds
