@@ -53,6 +53,7 @@ class State:
         self.device: str = config.getoption("--device")
         self.json: str | None = config.getoption("--json")
         self.preload: list[str] = config.getoption("--preload")
+        self.torchrun: bool = config.getoption("--torchrun")
         self.clauses = contract.select(config.getoption("--clause"))
         self.expectations = expectations.load(SUITES / "expectations")
         self.cases: list[Case] = []
@@ -73,6 +74,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--preload", action="append", default=[], metavar="MODULE", help="import this before upstream is used"
+    )
+    group.addoption(
+        "--torchrun",
+        action="store_true",
+        help="start ranks by torchrun on a CPU too, which takes longer; on cuda always",
     )
     group.addoption("--json", default=None, metavar="FILE", help="write the report as JSON")
 
@@ -97,9 +103,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _warm(state: State) -> None:
+    from harness import ranks
     from harness.warm import warm
 
     warm(state.preload)
+    ranks.settings.preloads = tuple(state.preload)
+    ranks.settings.torchrun = state.torchrun
+    # Nothing has been trained in this process yet: from here on its ranks are forked.
+    ranks.prepare(pristine=True)
 
 
 def _check_options(state: State) -> None:
