@@ -29,6 +29,9 @@ STRATEGIES = {
     "zero3": "rows, parameters, gradients and optimizer state, by DeepSpeed",
 }
 
+#: Seconds for ranks of DeepSpeed: its first start on a machine compiles extensions, which are then kept.
+_COMPILING = 900.0
+
 
 def unsupported(launch: LaunchSpec) -> str | None:
     """Why ranks of this launch cannot be started here, None where they can. UsageError for an unknown strategy."""
@@ -40,6 +43,8 @@ def unsupported(launch: LaunchSpec) -> str | None:
         return "deepspeed is not installed (pip install 'peft-harness[deepspeed]')"
     if not hasattr(os, "fork"):
         return "ranks need a system that has fork"
+    if launch.device == "cpu" and launch.strategy == "fsdp2" and launch.cpu_offload:
+        return "cpu_offload of FSDP2 pins memory, which takes a GPU"
     if launch.device == "cuda":
         import torch
 
@@ -112,6 +117,7 @@ def train(subject: HFTrainer, spec: RunSpec, directory: Path) -> Trace:
         call,
         launch.ranks,
         directory / "ranks",
+        limit=_COMPILING if launch.strategy.startswith("zero") else ranks.LIMIT,
         backend="gloo" if launch.device == "cpu" else None,
         environment=environment(launch),
     )

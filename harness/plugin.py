@@ -6,6 +6,7 @@ any other test suite in an environment where the harness is installed.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -150,7 +151,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         elif unknown:
             errors.append(f"{item.nodeid} names clause {unknown[0]!r}, which harness/contract/ does not have")
         else:
-            cases = [Case(id, scenario(item), item.nodeid, state.subject, state.device) for id in ids]
+            name = scenario(item) + "/shimmed" * _is_shimmed(item, state.device)
+            cases = [Case(id, name, item.nodeid, state.subject, state.device) for id in ids]
             item.stash[_CASES] = [case for case in cases if case.clause in state.clauses]
             (chosen if item.stash[_CASES] else others).append(item)
             collected += cases
@@ -172,6 +174,14 @@ def scenario(item: pytest.Item) -> str:
     """The scenario's name: the parameters of the test, or its name where it has none."""
     callspec = getattr(item, "callspec", None)
     return callspec.id if callspec is not None else item.name.removeprefix("test_")
+
+
+def _is_shimmed(item: pytest.Item, device: str) -> bool:
+    """Whether a case trains with shims of ours in place of a device (see `harness.shims`)."""
+    values = getattr(item, "callspec", None)
+    specs = [value for value in values.params.values() if isinstance(value, RunSpec)] if values else []
+    launches = [dataclasses.replace(spec.launch, device=device) for spec in specs]
+    return any(launch.shimmed for launch in launches)
 
 
 def _is_whole(config: pytest.Config) -> bool:

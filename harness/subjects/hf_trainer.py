@@ -131,6 +131,15 @@ class HFTrainer:
         self.in_each_rank = in_each_rank
         self.afterwards = afterwards
 
+    def in_ranks(
+        self,
+        name: str,
+        in_each_rank: Callable[[], Any] | None = None,
+        afterwards: Callable[[Trainer], Any] | None = None,
+    ) -> HFTrainer:
+        """This subject, with something done in each rank; `name` tells its runs from others."""
+        return HFTrainer(self._trainer_class, f"{self.name}-{name}", in_each_rank, afterwards)
+
     @property
     def trainer_class(self) -> type[Trainer]:
         if self._trainer_class is None:
