@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,8 @@ def environment(launch: LaunchSpec) -> dict[str, str]:
     values = {"OMP_NUM_THREADS": str(launch.threads)} if launch.threads else {}
     if launch.strategy.startswith("zero") and launch.device == "cpu":
         values |= {"DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"}
+        # Extensions are built by ninja, which pip puts beside the interpreter.
+        values["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return values
 
 

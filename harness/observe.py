@@ -187,7 +187,8 @@ class Observer:
     def _accumulated(self, parameter: torch.nn.Parameter) -> None:
         # Fires after every backward pass; the last one before the step leaves the whole window's gradient.
         # It fires too where the pass reached a parameter without a gradient for it, which then is missing in the step.
-        if parameter.grad is not None:
+        # Of several ranks, each has only its own part until all have ended: see `before_clipping`.
+        if parameter.grad is not None and self._wrapped is None:
             self._unclipped[self._names[id(parameter)]] = _copy(parameter.grad)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -212,6 +213,8 @@ class Observer:
         if self._wrapped is None:
             found = {self._names[id(p)]: p for p in self._model.parameters() if p.grad is not None}
             return {name: _copy(gradient) for name, gradient in self._sorted_out(found).items()}
+        if shards.hides_gradients(self._wrapped):
+            return {}
         with shards.gathered(self._model, self._wrapped, with_grads=True):
             # Under FSDP1 these are other Parameter objects for the length of the block.
             found = {self._canonical(raw): p for raw, p in self._model.named_parameters() if p.grad is not None}

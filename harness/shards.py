@@ -120,6 +120,11 @@ def _row(tensor: torch.Tensor) -> int:
     return tensor.shape[1:].numel()
 
 
+def hides_gradients(wrapped: torch.nn.Module | None) -> bool:
+    """Whether gradients never are those of the model's parameters: DeepSpeed's engine moves them to buffers of its own."""
+    return type(wrapped).__name__ == "DeepSpeedEngine"
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, put together from all ranks' shards where it is a DTensor."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -137,9 +142,9 @@ def gathered(model: torch.nn.Module, wrapped: torch.nn.Module | None, with_grads
         with FullyShardedDataParallel.summon_full_params(wrapped, writeback=False, with_grads=with_grads):
             yield
     elif any(hasattr(parameter, "ds_tensor") for parameter in model.parameters()):
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters(list(model.parameters())):
+        with deepspeed.zero.GatheredParameters(list(model.parameters())):
             yield
     else:
         yield

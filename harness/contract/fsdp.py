@@ -44,8 +44,8 @@ CHAPTER = Chapter(
         ),
         Clause(
             "FSDP-05",
-            "Version 1 with add_adapter MUST keep trained and frozen weights in flat parameters of their own as with "
-            "get_peft_model, and a PeftMixedModel MUST NOT end in an AttributeError.",
+            "Version 1 with add_adapter, for which no policy is made, MUST wrap the decoder layers alone and still train "
+            "as one process does; a PeftMixedModel MUST get a policy, not an AttributeError.",
             source="transformers/trainer.py:1753 (Trainer._prepare_for_training); transformers/distributed/fsdp.py:278 "
             "(update_fsdp_plugin_peft)",
             tier="mp",

@@ -319,6 +319,39 @@ def model_file(trace: Trace) -> Verdict:
     return verdict("the model's file holds the adapter alone", findings)
 
 
+def engine_files(trace: Trace) -> Verdict:
+    """The engine's model file of each checkpoint is smaller than the frozen parameters are: it has none of them."""
+    findings = present(trace)
+    frozen = sum(4 * math.prod(shape) for name, (_, shape) in trace.parameters.items() if name not in trace.trainable)
+    sizes = {
+        f"checkpoint-{saved.step}/{name}": size
+        for saved in trace.checkpoints
+        for name, size in saved.files.items()
+        if name.endswith("model_states.pt")
+    }
+    if not sizes:
+        findings.append("no checkpoint has a file of the engine's model")
+    findings += [
+        f"{name} has {size} bytes, the frozen parameters {frozen}" for name, size in sizes.items() if size >= frozen
+    ]
+    return verdict("the engine saves no frozen parameter", findings, bytes=max(sizes.values(), default=0))
+
+
+def engine_optimizer(trace: Trace) -> Verdict:
+    """Each checkpoint has the engine's optimizer state of every rank, scheduler.pt, and no optimizer.pt."""
+    findings = present(trace)
+    if not trace.checkpoints:
+        findings.append("no checkpoint was written")
+    for saved in trace.checkpoints:
+        where = f"checkpoint-{saved.step}"
+        states = [name for name in saved.files if name.endswith("_optim_states.pt")]
+        if len(states) != trace.spec.launch.ranks:
+            findings.append(f"{where} has {len(states)} files of optimizer state for {trace.spec.launch.ranks} ranks")
+        findings += [f"{where} has optimizer.pt"] if "optimizer.pt" in saved.files else []
+        findings += [] if "scheduler.pt" in saved.files else [f"{where} has no scheduler.pt"]
+    return verdict("the engine saves the optimizer's state, the Trainer the schedule", findings)
+
+
 def saved_at_the_end(trace: Trace, directory: Path) -> Verdict:
     """A directory that save_model() wrote holds the trained adapter, bit for bit, and no tensor of the base."""
     findings = present(trace)
@@ -364,6 +397,8 @@ def silent(clause: str, spec: RunSpec) -> str | None:
         return _FILES
     if clause in ("FRZ-02", "FRZ-03", "LOSS-01", "LOOP-05") and strategy.startswith("zero"):
         return _HIDDEN
+    if clause.startswith("CKPT-") and spec.arguments.get("save_strategy") == "no":
+        return "nothing is saved"
     if clause in ("CKPT-04", "CKPT-25") and spec.launch.state_dict_type == "SHARDED_STATE_DICT":
         return _NO_FILE
     return None
