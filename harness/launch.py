@@ -79,6 +79,8 @@ def _deepspeed(launch: LaunchSpec) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu"}
     if stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
+        # By default parameters of less than 100,000 elements are not partitioned: every one of an adapter's.
+        zero["stage3_param_persistence_threshold"] = 0
     return {
         "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": "auto",
@@ -123,6 +125,7 @@ def train(subject: HFTrainer, spec: RunSpec, directory: Path) -> Trace:
         limit=_COMPILING if launch.strategy.startswith("zero") else ranks.LIMIT,
         backend="gloo" if launch.device == "cpu" else None,
         environment=environment(launch),
+        imports=("deepspeed",) if launch.strategy.startswith("zero") else (),
     )
     failure = None
     try:

@@ -65,7 +65,7 @@ class Group:
     call: called without arguments in every rank; it is pickled, so it is a module's function, or a functools.partial of
     one. world_size: how many ranks. directory: where each leaves its output, its error and its stack. limit: seconds.
     backend: None lets accelerate set up torch.distributed, which it does from what torchrun leaves in the environment.
-    environment: variables of the ranks.
+    environment: variables of the ranks. imports: modules that all will need, imported once for all groups.
     """
 
     call: Callable[[], Any]
@@ -74,6 +74,7 @@ class Group:
     limit: float = LIMIT
     backend: str | None = "gloo"
     environment: Mapping[str, str] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
 
 
 @dataclass
@@ -163,7 +164,10 @@ def _fate(status: int) -> str:
 
 
 def _tail(directory: Path, rank: int) -> str:
-    lines = _read(output_file(directory, rank)).splitlines()[-5:]
+    lines = [
+        *_read(stack_file(directory, rank)).splitlines()[:12],
+        *_read(output_file(directory, rank)).splitlines()[-5:],
+    ]
     return "".join(f"\n  {line}" for line in lines)
 
 

@@ -6,7 +6,6 @@ Every function that puts tensors together is a collective: all ranks call it, in
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -152,20 +151,28 @@ def gathered(model: torch.nn.Module, wrapped: torch.nn.Module | None, with_grads
 
 def state(model: torch.nn.Module, wrapped: torch.nn.Module | None) -> Iterator[tuple[str, torch.Tensor]]:
     """Raw name and whole tensor of everything in state_dict()."""
-    if wrapped is not None and is_fsdp1(wrapped):
-        # state_dict() of FSDP1 would gather and name by its own rules; so all is taken from within.
-        with gathered(model, wrapped):
-            for name, tensor in itertools.chain(model.named_parameters(), _saved_buffers(model)):
+    with gathered(model, wrapped):
+        if wrapped is not None and is_fsdp1(wrapped):
+            # state_dict() of FSDP1 gathers and names by its own rules, and with one rank it fails.
+            for name, tensor in _held(model):
                 # A copy: the memory itself is given back at the end, which numpy would forbid.
                 yield name, tensor.detach().clone()
-    else:
-        with gathered(model, wrapped):
+        else:
             state_dict = {name: tensor for name, tensor in model.state_dict().items() if hasattr(tensor, "dtype")}
             yield from (state_dict if wrapped is None else whole_all(state_dict)).items()
 
 
-def _saved_buffers(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def _held(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and saved buffers of a model within FSDP1, which with one rank leaves plain tensors for parameters."""
+    import torch
+
     for path, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                yield f"{path}.{name}", buffer
+        held = {
+            **vars(module),
+            **dict(module.named_parameters(recurse=False)),
+            **dict(module.named_buffers(recurse=False)),
+        }
+        for name, tensor in held.items():
+            if isinstance(tensor, torch.Tensor) and not name.startswith("_"):
+                if name not in module._non_persistent_buffers_set:
+                    yield f"{path}.{name}", tensor

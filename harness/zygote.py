@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
+import importlib
 import json
 import os
 import select
@@ -48,6 +49,7 @@ def main(channel: socket.socket, preloads: list[str], owner: int) -> None:
             if not (refusal or prepared):
                 _prepare()
                 prepared = True
+            _import(group)
             ranks.send(channel, refusal or serve(group, channel, owner))
         except (EOFError, OSError):
             return
@@ -66,6 +68,16 @@ def _prepare() -> None:
     inject(models.build(ModelSpec()), AdapterSpec())
     gc.collect()
     gc.freeze()
+
+
+def _import(group: Group) -> None:
+    wanted = [name for name in group.imports if name not in sys.modules]
+    if wanted:
+        os.environ |= group.environment
+        for name in wanted:
+            importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
 
 
 def _readable(channel: socket.socket, seconds: float) -> bool:
@@ -157,6 +169,7 @@ def play(group: Group, rank: int, connect: Callable[[], Any]) -> NoReturn:
         _redirect(ranks.output_file(group.directory, rank))
         stack = ranks.stack_file(group.directory, rank).open("w")
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True)
+        faulthandler.enable(file=stack)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Gloo would otherwise look for the host's own address, which need not be reachable.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")

@@ -252,7 +252,7 @@ def test_a_full_checkpoint_has_the_files(trace, judge):
 
 
 @pytest.mark.clause("FSDP-06")
-@over({"fsdp2-2": V2, "fsdp1-2": V1})
+@over({"fsdp2-2/model-file": V2, "fsdp1-2/model-file": V1})
 def test_its_model_file_holds_the_adapter_alone(trace, judge):
     judge(several.model_file(trace))
 

@@ -39,4 +39,4 @@ def test_ranks_together_obey_the_laws_of_one_process(spec, law, train, judge, re
     ],
 )
 def test_ranks_together_obey_the_laws_that_compare_runs(spec, compare, train, judge):
-    judge(compare(train, spec))
+    judge(compare(lambda *args, **options: as_one(train(*args, **options)), spec))
