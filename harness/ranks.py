@@ -87,7 +87,10 @@ class Ended:
 
 
 def run(group: Group) -> None:
-    """Start the ranks of a group and wait until all have ended. RanksFailed where one fails or the time is up."""
+    """Start the ranks of a group and wait until all have ended.
+
+    RanksFailed where one fails or the time is up; UsageError where a rank raises one.
+    """
     group.directory.mkdir(parents=True, exist_ok=True)
     if group.world_size < 1:
         raise UsageError(f"{group.world_size} ranks: expected 1 or more")
@@ -118,7 +121,7 @@ def output_file(directory: Path, rank: int) -> Path:
 
 
 def error_file(directory: Path, rank: int) -> Path:
-    """What a rank's call raised, and when: {"time": seconds of the system's monotonic clock, "error": words}."""
+    """What a rank's call raised, and when: {"time": seconds of the monotonic clock, "error": words, "usage": UsageError?}."""
     return directory / f"rank-{rank}.error"
 
 
@@ -144,6 +147,8 @@ def _judge(group: Group, ended: Ended) -> None:
     if killed:
         rank = killed[0]
         raise RanksFailed(f"rank {rank} of {size} {_fate(ended.statuses[rank])}{_tail(group.directory, rank)}", rank)
+    if wrong := [one["error"] for one in told.values() if one["usage"]]:
+        raise UsageError(wrong[0])
     if told:
         rank = min(told, key=lambda one: told[one]["time"])
         words = {one["error"] for one in told.values()}

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from harness import subjects
 from harness.errors import UsageError
+from harness.laws.several import as_one, silent
 from harness.laws.universal import laws_for
 from harness.runs import Runs
 from harness.spec import RunSpec
@@ -42,8 +43,12 @@ def judge_spec(file: Path, subject_name: str, device: str | None) -> int:
         console.print(steps)
         console.print(f"spec {spec.hash}, subject {subject.name}: {trace.error or 'completed'}")
         holds = trace.error is None
-        for clause, law in laws_for(trace).items():
-            verdict = law(trace)
+        together = as_one(trace) if spec.launch.several else trace
+        for clause, law in laws_for(together).items():
+            if reason := silent(clause, spec):
+                console.print(f"{clause} not judged: {reason}", highlight=False)
+                continue
+            verdict = law(together)
             holds &= verdict.outcome != FAIL
             console.print(f"{clause} {verdict.outcome}: {verdict.expected}", highlight=False)
             for sentence in verdict.seen:

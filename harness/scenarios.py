@@ -85,7 +85,7 @@ SAVING: dict[str, RunSpec] = {
 
 def spread(spec: RunSpec, strategy: str, ranks: int = 2, **launch: Any) -> RunSpec:
     """`spec` in several processes that together train batches as large as its own. launch: fields of LaunchSpec."""
-    sizes = {
+    sizes: dict[str, Any] = {
         name: int(spec.arguments[name]) // ranks
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size")
         if name in spec.arguments

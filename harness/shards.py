@@ -173,6 +173,9 @@ def _held(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             **dict(module.named_buffers(recurse=False)),
         }
         for name, tensor in held.items():
-            if isinstance(tensor, torch.Tensor) and not name.startswith("_"):
-                if name not in module._non_persistent_buffers_set:
-                    yield f"{path}.{name}", tensor
+            if (
+                isinstance(tensor, torch.Tensor)
+                and not name.startswith("_")
+                and name not in module._non_persistent_buffers_set
+            ):
+                yield f"{path}.{name}", tensor

@@ -178,7 +178,8 @@ def play(group: Group, rank: int, connect: Callable[[], Any]) -> NoReturn:
         group.call()
         status = 0
     except BaseException as error:
-        told = {"time": time.monotonic(), "error": str(error) or type(error).__name__}
+        words = str(error) or type(error).__name__
+        told = {"time": time.monotonic(), "error": words, "usage": isinstance(error, UsageError)}
         ranks.error_file(group.directory, rank).write_text(json.dumps(told))
         sys.excepthook(*sys.exc_info())
     finally:

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from harness import subjects, tolerance
-from harness.laws import accumulation, loss, output, schedule
+from harness.laws import accumulation, loss, output, schedule, several
 from harness.laws.equal import differences, distance
 from harness.laws.recompute import Recomputed
 from harness.runs import Runs
@@ -16,6 +16,8 @@ from harness.tolerance import Tolerance
 from harness.warm import warm
 from suites.test_acc import RAGGED, SPLIT, large_batch
 from tests.faults import replace
+from tests.test_faults_ranks import BRIEF as UNLIKE
+from tests.test_faults_ranks import runs_under, without_average
 
 BOUNDS = ("loss", "gradient", "adapter")
 NAMES = [name for name, value in vars(tolerance).items() if isinstance(value, Tolerance) and not value.exact]
@@ -69,7 +71,17 @@ def _summation(runs, monkeypatch):
     return {"loss": abs(trace.output["training_loss"] - mean)}
 
 
-CONTROLS = {"ACCUMULATION": _accumulation, "ORACLE": _oracle, "ADAMW": _adamw, "SUMMATION": _summation}
+def _ranks(runs, monkeypatch):
+    """Each rank averages over its own labels: average_tokens_across_devices=False."""
+    fault = replace("transformers:TrainingArguments", "__post_init__", without_average)
+    seen = runs_under(fault, runs.directory("ranks")).train(UNLIKE)
+    wanted = runs.train(several.alone(UNLIKE))
+    assert not several.equals_single(seen, wanted).holds
+    gaps = distance(several.as_one(seen), wanted)
+    return {bound: gaps[f"largest_{bound}_difference"] for bound in BOUNDS}
+
+
+CONTROLS = {"ACCUMULATION": _accumulation, "ORACLE": _oracle, "ADAMW": _adamw, "SUMMATION": _summation, "RANKS": _ranks}
 
 
 def test_every_tolerance_has_a_negative_control():
