@@ -105,7 +105,8 @@ def whole_all(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _by_rows(tensor: Any) -> bool:
     """Whether a DTensor is split along its first dimension over a mesh of one dimension, as fully_shard does."""
-    return tensor.device_mesh.ndim == 1 and tensor.placements[0].is_shard(0)
+    nested = hasattr(tensor.to_local(), "to_local")
+    return tensor.device_mesh.ndim == 1 and tensor.placements[0].is_shard(0) and not nested
 
 
 def _rows(tensor: Any, rank: int) -> int:
@@ -126,7 +127,10 @@ def hides_gradients(wrapped: torch.nn.Module | None) -> bool:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, put together from all ranks' shards where it is a DTensor."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    # More than once: accelerate 1.14 resumes to DTensors of DTensors.
+    while hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    return tensor
 
 
 @contextlib.contextmanager

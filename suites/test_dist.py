@@ -50,7 +50,8 @@ def test_the_first_ranks_adapter_is_trained(spec, train, runs, upstream, judge):
     judge(several.first_rank_wins(started, single))
 
 
-DROPOUT = saving(spread(PLAIN.but(max_steps=4), "ddp"), every=2)
+SHORT = spread(PLAIN.but(max_steps=4), "ddp")
+DROPOUT = saving(SHORT, every=2)
 
 
 @pytest.mark.clause("DIST-04")
@@ -192,6 +193,12 @@ def test_eval_loss_counts_each_row_once(trace, judge):
 
 
 @pytest.mark.clause("RES-26")
-@cases({"no-rng_state_1.pth": continued(spread(PLAIN.but(max_steps=4), "ddp"), 2, damage=("delete rng_state_1.pth",))})
+@cases(
+    {
+        "rank-without-rng_state_1.pth": continued(
+            spread(PLAIN.but(max_steps=4), "ddp"), 2, damage=("delete rng_state_1.pth",)
+        )
+    }
+)
 def test_a_ranks_missing_generators_are_not_passed_over(spec, train, judge):
     judge(resume.loud(train(spec), "no rng_state_1.pth", ("rng", "random")))

@@ -13,6 +13,7 @@ from harness import names
 from harness.laws import evaluation
 from harness.laws.data_order import epoch_order
 from harness.laws.equal import differences, equal_runs
+from harness.laws.loss import logged_rounding
 from harness.laws.runs import incomplete
 from harness.laws.schedule import number
 from harness.observe import inspect_checkpoint
@@ -39,14 +40,18 @@ def alone(spec: RunSpec) -> RunSpec:
 def as_one(trace: Trace) -> Trace:
     """What the ranks saw, as one process would have: each micro-batch has the rows of all ranks, rank 0's first.
 
-    A rank's losses are shares of the whole batch's where it was given num_items_in_batch, and means otherwise.
-    The laws on one process then say the same of several.
+    A rank's losses are shares of the whole window's where it was given the labels of all ranks as num_items_in_batch,
+    and means over its own otherwise. The laws on one process then say the same of several.
     """
     together = [trace, *trace.ranks]
     steps = []
     for index, step in enumerate(trace.steps):
         parts = [one.steps[index].batches for one in together if index < len(one.steps)]
-        batches = [_joined(column) for column in zip(*parts, strict=False)]
+        own, total = (sum(batch.tokens for part in some for batch in part) for some in (parts[:1], parts))
+        given = step.batches[0].num_items if step.batches else None
+        # Releases count the first labels of rows in or not, so that neither number need be met.
+        shares = given is not None and (len(parts) == 1 or 2 * given > own + total)
+        batches = [_joined(column, shares) for column in zip(*parts, strict=False)]
         steps.append(dataclasses.replace(step, batches=batches))
     evaluations = []
     for index, pass_ in enumerate(trace.evaluations):
@@ -56,9 +61,8 @@ def as_one(trace: Trace) -> Trace:
     return dataclasses.replace(trace, spec=alone(trace.spec), steps=steps, evaluations=evaluations, ranks=[])
 
 
-def _joined(column: Sequence[MicroBatch]) -> MicroBatch:
+def _joined(column: Sequence[MicroBatch], shares: bool) -> MicroBatch:
     losses = [batch.loss for batch in column if batch.loss is not None]
-    shares = column[0].num_items is not None
     loss = sum(losses) / (1 if shares else len(losses)) if len(losses) == len(column) else None
     return MicroBatch(
         [row for batch in column for row in batch.rows],
@@ -179,7 +183,7 @@ def logged_mean(trace: Trace) -> Verdict:
             continue
         total = sum(batch.loss or 0.0 for batch in step.batches)
         expected = total if step.batches[0].num_items is not None else total / len(step.batches)
-        if not abs(merged.losses[step.number] - expected) <= SUMMATION.loss:
+        if not abs(merged.losses[step.number] - expected) <= SUMMATION.loss + logged_rounding(trace):
             findings.append(f"step {step.number}: logged loss {merged.losses[step.number]!r}, expected {expected!r}")
     return verdict("the logged loss is the mean over all ranks", findings, steps=len(merged.steps))
 
@@ -222,16 +226,23 @@ def _flat(step: Step) -> list[int]:
 def evaluated_loss(trace: Trace) -> Verdict:
     """eval_loss is the mean over the evaluation rows, each counted once, in however many processes.
 
-    Rows that fill the last batches up come a second time: they are fed, and must not be counted.
+    A batch's loss is the mean over the labels of all ranks' rows, or each rank's over its own: both are taken. Rows that
+    fill the last batches up come a second time: they are fed, and must not be counted.
     """
     merged = as_one(trace)
-    once = []
-    for pass_ in merged.evaluations:
-        seen: set[int] = set()
-        rows = [[row for row in batch if not (row in seen or seen.add(row))] for batch in pass_.rows]  # type: ignore[func-returns-value]
-        once.append(dataclasses.replace(pass_, rows=[batch for batch in rows if batch]))
-    law = evaluation.losses(dataclasses.replace(merged, evaluations=once))
-    return both(verdict("all ranks are there", present(trace)), law)
+    verdicts = []
+    for spec in (merged.spec, dataclasses.replace(trace.spec, launch=merged.spec.launch)):
+        passes = [dataclasses.replace(one, rows=evaluation.batches(spec)) for one in merged.evaluations]
+        verdicts.append(evaluation.losses(dataclasses.replace(merged, spec=spec, evaluations=passes)))
+    fed = [sorted({row for batch in one.rows for row in batch}) for one in merged.evaluations]
+    first = trace.spec.data.rows
+    missing = [rows for rows in fed if rows != list(range(first, first + trace.spec.data.eval_rows))]
+    findings = present(trace) + [
+        f"an evaluation was fed rows {rows[0]} to {rows[-1]}, {len(rows)} of them" for rows in missing
+    ]
+    return both(
+        verdict("all ranks are fed the rows", findings), next((one for one in verdicts if one.holds), verdicts[0])
+    )
 
 
 # ---- how it is spread ----
@@ -311,6 +322,10 @@ def model_file(trace: Trace) -> Verdict:
         file = torch.load(Path(saved.path) / "pytorch_model_fsdp.bin", map_location="cpu", weights_only=True)
         tensors = {names.canonical(key, trace.spec.adapter.name): value for key, value in file.items()}
         where = f"checkpoint-{saved.step}/pytorch_model_fsdp.bin:"
+        parts = [name for name, value in tensors.items() if hasattr(value, "to_local")]
+        if parts:
+            findings.append(f"{where} {len(parts)} tensors are DTensors of the rank that saved, {parts[0]} for one")
+            continue
         if saved.step == trace.output.get("global_step"):
             findings += differences(tensors, trace.adapter, 0.0, where)[:2]
         else:
