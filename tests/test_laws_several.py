@@ -27,6 +27,7 @@ def of_two(spec=SPEC, **changes):
             first = 4 * (step.number - 1) + 2 * rank
             step.batches[0].rows = [first, first + 1]
             step.batches[0].loss = 2.5 + 0.1 * rank
+            step.batches[0].num_items = 60.0
         for entry in trace.log_history:
             entry["loss"] = 5.1
         trace.distributed = {
@@ -58,10 +59,11 @@ def test_ranks_are_put_together_in_their_order():
     assert not merged.spec.launch.several and not merged.ranks
 
 
-def test_losses_of_ranks_are_means_without_a_count_of_items():
+@pytest.mark.parametrize("items", [None, 30.0], ids=["no-count", "own-count"])
+def test_losses_of_ranks_are_means_without_a_count_over_all(items):
     trace = of_two()
     for one in (trace, *trace.ranks):
-        one.steps[0].batches[0].num_items = None
+        one.steps[0].batches[0].num_items = items
     assert several.as_one(trace).steps[0].batches[0].loss == pytest.approx(2.55)
 
 
