@@ -276,6 +276,20 @@ def upstream(runs: Runs) -> Any:
     return runs.subject
 
 
+@pytest.fixture
+def afterwards(runs: Runs, upstream: Any) -> Callable[[RunSpec, Callable[[Any], Any]], Trace]:
+    """afterwards(spec, call): the trace of a run in several processes, at whose end each rank calls `call` with its
+    Trainer; what that returns is in Trace.distributed["afterwards"].
+    """
+
+    def trained(spec: RunSpec, call: Callable[[Any], Any]) -> Trace:
+        if reason := upstream.unsupported(spec):
+            pytest.skip(reason)
+        return runs.train(spec, subject=upstream.in_ranks(call.__name__, afterwards=call))
+
+    return trained
+
+
 # ---- verdicts ----
 
 

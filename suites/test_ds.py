@@ -7,21 +7,10 @@ import pytest
 from harness.laws import checkpoint, resume, schedule, several
 from harness.scenarios import LAUNCHES, TOGETHER, cases, continued, over, spread
 from harness.verdict import both, verdict
+from suites.test_fsdp import save_model
 
 ZERO = {name: spec for name, spec in LAUNCHES.items() if spec.launch.strategy.startswith("zero")}
 BRIEF = TOGETHER.but(max_steps=2, gradient_accumulation_steps=None, save_strategy="no")
-
-
-@pytest.fixture
-def afterwards(runs, upstream):
-    """afterwards(spec, call): the trace of a run at whose end each rank has called `call` with its Trainer."""
-
-    def train(spec, call):
-        if reason := upstream.unsupported(spec):
-            pytest.skip(reason)
-        return runs.train(spec, subject=upstream.in_ranks(call.__name__, afterwards=call))
-
-    return train
 
 
 @pytest.mark.clause("DS-01")
@@ -34,11 +23,6 @@ def test_a_checkpoint_without_the_engines_is_refused(spec, train, judge):
 @over({name: ZERO[name] for name in ("zero2-2", "zero3-2")})
 def test_the_engines_checkpoint_leaves_the_base_out(trace, judge):
     judge(several.engine_files(trace))
-
-
-def save_model(trainer):
-    """Call save_model() as a user does at the end."""
-    trainer.save_model(str(Path(trainer.args.output_dir) / "end"))
 
 
 @pytest.mark.clause("DS-03")

@@ -21,18 +21,6 @@ FULL = {name: spec for name, spec in FSDP.items() if name not in SHARDED}
 BRIEF = {"max_steps": 2, "gradient_accumulation_steps": None, "save_strategy": "no"}
 
 
-@pytest.fixture
-def afterwards(runs, upstream):
-    """afterwards(spec, call): the trace of a run at whose end each rank has called `call` with its Trainer."""
-
-    def train(spec, call):
-        if reason := upstream.unsupported(spec):
-            pytest.skip(reason)
-        return runs.train(spec, subject=upstream.in_ranks(call.__name__, afterwards=call))
-
-    return train
-
-
 # ---- what it is set up with ----
 
 
@@ -379,3 +367,16 @@ def test_what_cannot_be_is_refused(spec, words, train, judge):
 )
 def test_every_adapter_tensor_is_restored(spec, train, judge):
     judge(several.restored_to(train(spec), train(spec.first_leg())))
+
+
+@pytest.mark.clause("RES-26")
+@cases(
+    {
+        f"rank-1-without-{what}": continued(
+            FSDP["fsdp2-2-sharded"], 3, every=3, damage=(f"delete {name}_0/__1_0.distcp",)
+        )
+        for what, name in {"model-shard": "pytorch_model_fsdp", "optimizer-shard": "optimizer"}.items()
+    }
+)
+def test_a_ranks_missing_shard_is_not_passed_over(spec, train, judge):
+    judge(resume.loud(train(spec), spec.resume.damage[0].replace("delete", "no"), ("shard", "distcp")))

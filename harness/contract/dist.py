@@ -78,5 +78,11 @@ CHAPTER = Chapter(
             source="transformers/trainer.py:1706-1709 (Trainer._init_training_state)",
             tier="mp",
         ),
+        Clause(
+            "DIST-12",
+            "A run in several processes in which nothing is trainable MUST be refused before its first step.",
+            source="torch/nn/parallel/distributed.py (DistributedDataParallel.__init__)",
+            tier="mp",
+        ),
     ),
 )
