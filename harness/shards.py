@@ -26,12 +26,10 @@ def evidence(wrapped: torch.nn.Module, adapter: str) -> dict[str, Any]:
     "Parameter". local: canonical parameter name -> its elements on this rank. dtypes: of the parameters.
     flat: parameters that FSDP1 has put together. find_unused_parameters: of DDP, None for others.
     """
-    from torch.distributed.fsdp import FSDPModule
-
     units = {}
     for raw, module in wrapped.named_modules():
         path = names.canonical(f"{raw}.", adapter).removesuffix(".")
-        if isinstance(module, FSDPModule):
+        if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
             units[path] = "FSDPModule"
         elif type(module).__name__ in _WRAPPERS:
             units[path] = type(module).__name__

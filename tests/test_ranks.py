@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness import ranks
+from harness.errors import UsageError
 from harness.ranks import Group, RanksFailed
 from harness.spec import RunSpec
 from harness.subjects.hf_trainer import HFTrainer
@@ -139,11 +140,32 @@ def test_torchrun_starts_the_same_group(tmp_path, monkeypatch):
         ranks.run(group(rank_calls.raise_on_all, tmp_path))
 
 
+TWO = RunSpec().but(launch={"strategy": "ddp", "ranks": 2}, max_steps=1, per_device_train_batch_size=2)
+
+
+def test_bad_input_is_the_users_to_mend():
+    with pytest.raises(UsageError, match="launch strategy 'dpp' is none of single, ddp"):
+        HFTrainer().unsupported(TWO.but(launch={"strategy": "dpp"}))
+    assert (
+        HFTrainer().unsupported(TWO.but(launch={"strategy": "single"}))
+        == "strategy 'single' is one process, not 2 ranks"
+    )
+
+
+def test_bad_input_that_a_rank_finds_is_the_users_to_mend(tmp_path):
+    with pytest.raises(UsageError, match="unknown model family 'lama'"):
+        HFTrainer().train(TWO.but(model={"family": "lama"}), tmp_path)
+
+
+def test_a_subject_that_ranks_cannot_find_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="cannot be handed to ranks"):
+        HFTrainer(in_each_rank=lambda: None).train(TWO, tmp_path)
+
+
 def test_a_trace_in_several_processes_survives_a_round_trip(tmp_path):
-    spec = RunSpec().but(launch={"strategy": "ddp", "ranks": 2}, max_steps=1, per_device_train_batch_size=2)
-    trace = HFTrainer().train(spec, tmp_path)
+    trace = HFTrainer().train(TWO, tmp_path)
     assert trace.error is None and len(trace.ranks) == 1
     trace.save(tmp_path / "saved")
     again = Trace.load(tmp_path / "saved")
-    assert again.distributed == trace.distributed and again.spec == spec
+    assert again.distributed == trace.distributed and again.spec == TWO
     assert again.ranks[0].rows == trace.ranks[0].rows != trace.rows
