@@ -362,9 +362,7 @@ def test_what_cannot_be_is_refused(spec, words, train, judge):
 
 
 @pytest.mark.clause("RES-21")
-@cases(
-    {name: continued(FSDP[name], 3, every=3) for name in ("fsdp2-2", "fsdp2-2-sharded", "fsdp1-2", "fsdp1-2-sharded")}
-)
+@cases({name: continued(FSDP[name], 3, every=3) for name in ("fsdp2-2", "fsdp2-2-sharded", "fsdp1-2")})
 def test_every_adapter_tensor_is_restored(spec, train, judge):
     judge(several.restored_to(train(spec), train(spec.first_leg())))
 
