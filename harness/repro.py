@@ -14,6 +14,7 @@ from rich.table import Table
 
 from harness import subjects
 from harness.errors import UsageError
+from harness.laws.several import as_one, silent
 from harness.laws.universal import OF_MORE, laws_for
 from harness.life import VERBS, Judged, Life
 from harness.report import told
@@ -56,9 +57,13 @@ def _train(spec: RunSpec, runs: Runs, console: Console) -> Iterator[Judged]:
         steps.add_row(str(step.number), f"{loss}", f"{norm}", f"{step.learning_rates[0]:.3g}", str(rows))
     console.print(steps)
     console.print(f"spec {spec.hash}, subject {runs.subject.name}: {trace.error or 'completed'}")
-    for clause, law in laws_for(trace).items():
-        yield clause, law(trace)
-    if spec.resume is None:
+    together = as_one(trace) if spec.launch.several else trace
+    for clause, law in laws_for(together).items():
+        if reason := silent(clause, spec):
+            console.print(f"{clause} not judged: {reason}", highlight=False)
+        else:
+            yield clause, law(together)
+    if spec.resume is None and not spec.launch.several:
         for clause, compare in OF_MORE.items():
             yield clause, compare(runs.train, spec)
 
