@@ -39,7 +39,7 @@ def is_adapter(name: str) -> bool:
 
 def canonical(name: str, adapter: str = "default") -> str:
     """The canonical form of a raw parameter, state_dict or file key; `adapter` is the name that is left out."""
-    name = _WRAPPERS.sub("", _PREFIX.sub("", name))
+    name = _PREFIX.sub("", _WRAPPERS.sub("", name))
     # A copy kept by modules_to_save is saved under the name of the module that it stands in for.
     name = name.replace(f"modules_to_save.{adapter}.", "")
     # DoRA's magnitude is a module in memory and a bare tensor in the file.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import names
+from harness import names, shards
 from harness.environment import describe
 from harness.spec import RunSpec
 from harness.trace import Checkpoint, Evaluation, Group, MicroBatch, Step, Tensors, Trace
@@ -30,7 +30,8 @@ class Observer:
     """Watches one run.
 
     spec: what is trained. subject: who trains it. rows: training and evaluation rows (see `fixtures.data`), to name
-    the rows of each batch by index; evaluation rows count on from the training rows.
+    the rows of each batch by index; evaluation rows count on from the training rows. Where the run is one of several
+    ranks, each has an Observer, and all see the same events in the same order: tensors are put together from shards.
     """
 
     def __init__(self, spec: RunSpec, subject: str, rows: Iterable[dict[str, Any]], directory: str | Path):
@@ -45,6 +46,7 @@ class Observer:
         self._gradient_handles: list[Any] = []
         self._names: dict[int, str] = {}
         self._model: torch.nn.Module | None = None
+        self._wrapped: torch.nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._forward_kwargs: dict[str, Any] = {}
         self._started = self._stepped = time.perf_counter()
@@ -66,6 +68,16 @@ class Observer:
         self.trace.adapter_before, self.trace.base_before = self._tensors()
         self._handles.append(model.register_forward_pre_hook(self._before_forward, with_kwargs=True))
         self._handles.append(model.register_forward_hook(self._after_forward))
+
+    def watch_wrapped(self, wrapped: torch.nn.Module) -> None:
+        """Record how the model is spread over ranks. wrapped: what the trainer calls in place of the model."""
+        self._wrapped = wrapped
+        self.trace.distributed |= shards.evidence(wrapped, self.trace.spec.adapter.name)
+
+    def before_clipping(self) -> None:
+        """The gradients of all ranks have been put together, and are about to be clipped."""
+        if self._wrapped is not None:
+            self._unclipped = self._gradients()
 
     def watch_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Record the parameter groups, and look at gradients and learning rates before each step."""
@@ -93,7 +105,7 @@ class Observer:
         self.trace.events.append(name)
         if name == "train_begin":
             if self.trace.spec.resume is not None and self._model is not None:
-                self.trace.adapter_resumed = self._trainable_tensors()
+                self.trace.adapter_resumed = self._tensors(digests=False)[0]
             self._started = self._stepped = time.perf_counter()
         if name == "train_end":
             self.trace.seconds = time.perf_counter() - self._started
@@ -106,7 +118,11 @@ class Observer:
         self._evaluated = []
 
     def checkpoint(self, path: str | Path) -> None:
-        """A checkpoint directory ("checkpoint-<step>") has been written."""
+        """A checkpoint directory ("checkpoint-<step>") has been written, by this rank's part."""
+        if self._wrapped is not None:
+            import torch
+
+            torch.distributed.barrier()
         self.trace.checkpoints.append(inspect_checkpoint(Path(path), self.trace.spec.adapter.name))
 
     def finish(self, error: BaseException | None = None) -> Trace:
@@ -117,9 +133,12 @@ class Observer:
         if error is not None:
             message = str(error).strip()
             self.trace.error = f"{type(error).__name__}: {message}" if message else type(error).__name__
-        if self._model is not None:
+        # Other ranks than the one that failed may be anywhere, so that nothing can be put together.
+        together = error is None or self._wrapped is None
+        if self._model is not None and together:
             self.trace.adapter, self.trace.base = self._tensors()
-        if self._optimizer is not None:
+        # FSDP1 keeps the state of flat parts, which are no tensors of the model.
+        if self._optimizer is not None and together and not shards.is_fsdp1(self._wrapped):
             self.trace.optimizer_state = {
                 self._names[id(parameter)]: {k: _copy(v) for k, v in state.items() if hasattr(v, "dtype")}
                 for parameter, state in self._optimizer.state.items()
@@ -127,7 +146,7 @@ class Observer:
             }
         self.trace.memory_bytes = _peak_memory(self.trace.spec.launch.device)
         # Nothing of the run outlives it here: a trace is kept, a model is not.
-        self._model = self._optimizer = None
+        self._model = self._wrapped = self._optimizer = None
         return self.trace
 
     # ---- hooks ----
@@ -172,21 +191,14 @@ class Observer:
     def _accumulated(self, parameter: torch.nn.Parameter) -> None:
         # Fires after every backward pass; the last one before the step leaves the whole window's gradient.
         # It fires too where the pass reached a parameter without a gradient for it, which then is missing in the step.
-        if parameter.grad is not None:
+        # Of several ranks, each has only its own part until all have ended: see `before_clipping`.
+        if parameter.grad is not None and self._wrapped is None:
             self._unclipped[self._names[id(parameter)]] = _copy(parameter.grad)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._model is not None
         now = time.perf_counter()
-        clipped = {}
-        for parameter in self._model.parameters():
-            if parameter.grad is None:
-                continue
-            name = self._names[id(parameter)]
-            if parameter.requires_grad:
-                clipped[name] = _copy(parameter.grad)
-            elif name not in self.trace.base_gradients:
-                self.trace.base_gradients.append(name)
+        clipped = self._gradients()
         self.trace.steps.append(
             Step(
                 number=self._step + 1,
@@ -199,27 +211,42 @@ class Observer:
         )
         self._batches, self._unclipped, self._stepped = [], {}, now
 
-    def _tensors(self) -> tuple[Tensors, dict[str, str]]:
-        """Adapter and other trainable tensors by value, all others by digest."""
+    def _gradients(self) -> Tensors:
+        """The gradients of the trainable parameters as they are, whole; a frozen one that has some is noted."""
         assert self._model is not None
-        adapter = self.trace.spec.adapter.name
+        if self._wrapped is None:
+            found = {self._names[id(p)]: p for p in self._model.parameters() if p.grad is not None}
+            return {name: _copy(gradient) for name, gradient in self._sorted_out(found).items()}
+        if shards.hides_gradients(self._wrapped):
+            return {}
+        with shards.gathered(self._model, self._wrapped, with_grads=True):
+            # Under FSDP1 these are other Parameter objects for the length of the block.
+            found = {self._canonical(raw): p for raw, p in self._model.named_parameters() if p.grad is not None}
+            return {name: _copy(gradient) for name, gradient in shards.whole_all(self._sorted_out(found)).items()}
+
+    def _sorted_out(self, found: dict[str, torch.nn.Parameter]) -> Tensors:
+        """The gradients of those parameters that are trained; the others, which should have none, are noted."""
+        for name, parameter in found.items():
+            if not parameter.requires_grad and name not in self.trace.base_gradients:
+                self.trace.base_gradients.append(name)
+        return {n: p.grad.detach() for n, p in found.items() if p.requires_grad and p.grad is not None}
+
+    def _canonical(self, raw: str) -> str:
+        return names.canonical(raw, self.trace.spec.adapter.name)
+
+    def _tensors(self, digests: bool = True) -> tuple[Tensors, dict[str, str]]:
+        """Adapter and other trainable tensors by value, all others by digest (unless `digests` is False)."""
+        assert self._model is not None
         trainable = set(self.trace.trainable)
         values: Tensors = {}
-        digests: dict[str, str] = {}
-        for raw, tensor in self._model.state_dict().items():
-            name = names.canonical(raw, adapter)
-            if not hasattr(tensor, "dtype"):
-                continue
+        others: dict[str, str] = {}
+        for raw, tensor in shards.state(self._model, self._wrapped):
+            name = self._canonical(raw)
             if name in trainable:
                 values[name] = _copy(tensor)
-            else:
-                digests[name] = digest(tensor)
-        return values, digests
-
-    def _trainable_tensors(self) -> Tensors:
-        assert self._model is not None
-        named = {names.canonical(n, self.trace.spec.adapter.name): t for n, t in self._model.state_dict().items()}
-        return {name: _copy(named[name]) for name in self.trace.trainable if name in named}
+            elif digests:
+                others[name] = digest(tensor)
+        return values, others
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -267,7 +294,7 @@ def checkpoint_step(path: Path) -> int:
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().clone()
+    return shards.whole(tensor.detach()).cpu().clone()
 
 
 def _peak_memory(device: str) -> int:

@@ -6,6 +6,7 @@ any other test suite in an environment where the harness is installed.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -53,6 +54,7 @@ class State:
         self.device: str = config.getoption("--device")
         self.json: str | None = config.getoption("--json")
         self.preload: list[str] = config.getoption("--preload")
+        self.torchrun: bool = config.getoption("--torchrun")
         self.clauses = contract.select(config.getoption("--clause"))
         self.expectations = expectations.load(SUITES / "expectations")
         self.cases: list[Case] = []
@@ -73,6 +75,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--preload", action="append", default=[], metavar="MODULE", help="import this before upstream is used"
+    )
+    group.addoption(
+        "--torchrun",
+        action="store_true",
+        help="start ranks by torchrun on a CPU too, which takes longer; on cuda always",
     )
     group.addoption("--json", default=None, metavar="FILE", help="write the report as JSON")
 
@@ -97,9 +104,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _warm(state: State) -> None:
+    from harness import ranks
     from harness.warm import warm
 
     warm(state.preload)
+    ranks.settings.preloads = tuple(state.preload)
+    ranks.settings.torchrun = state.torchrun
+    # Nothing has been trained in this process yet: from here on its ranks are forked.
+    ranks.prepare(pristine=True)
 
 
 def _check_options(state: State) -> None:
@@ -139,7 +151,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         elif unknown:
             errors.append(f"{item.nodeid} names clause {unknown[0]!r}, which harness/contract/ does not have")
         else:
-            cases = [Case(id, scenario(item), item.nodeid, state.subject, state.device) for id in ids]
+            name = scenario(item) + "/shimmed" * _is_shimmed(item, state.device)
+            cases = [Case(id, name, item.nodeid, state.subject, state.device) for id in ids]
             item.stash[_CASES] = [case for case in cases if case.clause in state.clauses]
             (chosen if item.stash[_CASES] else others).append(item)
             collected += cases
@@ -161,6 +174,14 @@ def scenario(item: pytest.Item) -> str:
     """The scenario's name: the parameters of the test, or its name where it has none."""
     callspec = getattr(item, "callspec", None)
     return callspec.id if callspec is not None else item.name.removeprefix("test_")
+
+
+def _is_shimmed(item: pytest.Item, device: str) -> bool:
+    """Whether a case trains with shims of ours in place of a device (see `harness.shims`)."""
+    values = getattr(item, "callspec", None)
+    specs = [value for value in values.params.values() if isinstance(value, RunSpec)] if values else []
+    launches = [dataclasses.replace(spec.launch, device=device) for spec in specs]
+    return any(launch.shimmed for launch in launches)
 
 
 def _is_whole(config: pytest.Config) -> bool:
@@ -255,6 +276,20 @@ def upstream(runs: Runs) -> Any:
     if not isinstance(runs.subject, HFTrainer):
         pytest.skip(f"subject {runs.subject.name} is no transformers.Trainer, and the clause is about its interface")
     return runs.subject
+
+
+@pytest.fixture
+def afterwards(runs: Runs, upstream: Any) -> Callable[[RunSpec, Callable[[Any], Any]], Trace]:
+    """afterwards(spec, call): the trace of a run in several processes, at whose end each rank calls `call` with its
+    Trainer; what that returns is in Trace.distributed["afterwards"].
+    """
+
+    def trained(spec: RunSpec, call: Callable[[Any], Any]) -> Trace:
+        if reason := upstream.unsupported(spec):
+            pytest.skip(reason)
+        return runs.train(spec, subject=upstream.in_ranks(call.__name__, afterwards=call))
+
+    return trained
 
 
 # ---- verdicts ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,18 +74,22 @@ def judged_by(suites: Path) -> dict[str, list[str]]:
 
 
 def _named(mark: ast.expr) -> list[str]:
-    """The clauses that a decorator names: as strings, or as *OF_ONE, a table of harness/laws/universal.py."""
+    """The clauses that a decorator names: as strings, or as *OF_ONE of harness/laws/universal.py, *life.CLAUSES."""
     if not (isinstance(mark, ast.Call) and isinstance(mark.func, ast.Attribute) and mark.func.attr == "clause"):
         return []
+    from harness import life
     from harness.laws import universal
 
+    tables: dict[str, Iterable[str]] = {
+        "OF_ONE": universal.OF_ONE,
+        "OF_MORE": universal.OF_MORE,
+        "life.CLAUSES": life.CLAUSES,
+    }
     return [
         id
         for argument in mark.args
         for id in (
-            [str(argument.value)]
-            if isinstance(argument, ast.Constant)
-            else getattr(universal, ast.unparse(argument).lstrip("*"))
+            [str(argument.value)] if isinstance(argument, ast.Constant) else tables[ast.unparse(argument).lstrip("*")]
         )
     ]
 

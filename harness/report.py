@@ -132,6 +132,8 @@ def summary(console: Console, cases: list[Case], effort: Effort) -> None:
     console.print()
     console.print(_table(cases))
     _known(console, cases)
+    if shimmed := sum(case.scenario.endswith("/shimmed") and case.verdict != SKIPPED for case in cases):
+        console.print(Text(f"{shimmed} cases /shimmed: FSDP on a CPU, which upstream does with harness/shims.py only"))
     skipped = Counter(case.reason for case in cases if case.verdict == SKIPPED)
     for reason, count in skipped.most_common():
         console.print(Text(f"skipped {count} case{'s' * (count > 1)}: {reason}"))

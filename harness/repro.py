@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from harness import subjects
 from harness.errors import UsageError
+from harness.laws.several import as_one, silent
 from harness.laws.universal import OF_MORE, laws_for
 from harness.life import VERBS, Judged, Life
 from harness.report import told
@@ -55,9 +57,13 @@ def _train(spec: RunSpec, runs: Runs, console: Console) -> Iterator[Judged]:
         steps.add_row(str(step.number), f"{loss}", f"{norm}", f"{step.learning_rates[0]:.3g}", str(rows))
     console.print(steps)
     console.print(f"spec {spec.hash}, subject {runs.subject.name}: {trace.error or 'completed'}")
-    for clause, law in laws_for(trace).items():
-        yield clause, law(trace)
-    if spec.resume is None:
+    together = as_one(trace) if spec.launch.several else trace
+    for clause, law in laws_for(together).items():
+        if reason := silent(clause, spec):
+            console.print(f"{clause} not judged: {reason}", highlight=False)
+        else:
+            yield clause, law(together)
+    if spec.resume is None and not spec.launch.several:
         for clause, compare in OF_MORE.items():
             yield clause, compare(runs.train, spec)
 
@@ -69,11 +75,13 @@ def _live(file: Path, spec: RunSpec, life: Any, runs: Runs, console: Console) ->
         raise UsageError(f'{file}, life: expected a list of objects with "do", one of {", ".join(VERBS)}')
     lived = Life(runs.subject, spec, runs.directory("life"))
     for act in life:
-        console.print(told(act), highlight=False)
+        arguments = {name: value for name, value in act.items() if name != "do"}
         try:
-            yield from lived.do(act["do"], **{name: value for name, value in act.items() if name != "do"})
+            inspect.signature(VERBS[act["do"]][0]).bind(lived, **arguments)
         except TypeError as error:
             raise UsageError(f"{file}, life: {told(act)} cannot be done ({error})") from None
+        console.print(told(act), highlight=False)
+        yield from lived.do(act["do"], **arguments)
 
 
 def _print(console: Console, clause: str, verdict: Verdict) -> None:

@@ -96,6 +96,48 @@ SAVING: dict[str, RunSpec] = {
 }
 
 
+def spread(spec: RunSpec, strategy: str, ranks: int = 2, **launch: Any) -> RunSpec:
+    """`spec` in several processes that together train batches as large as its own. launch: fields of LaunchSpec."""
+    sizes: dict[str, Any] = {
+        name: int(spec.arguments[name]) // ranks
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size")
+        if name in spec.arguments
+    }
+    return spec.but(launch={"strategy": strategy, "ranks": ranks, **launch}, **sizes)
+
+
+#: What is trained in several processes and in one, to be compared: ragged rows, so that ranks have unlike numbers of
+#: labels, over one epoch and a bit; no dropout, whose masks would be others.
+TOGETHER = saving(
+    PLAIN.but(
+        data={"min_length": 6, "ignored": 0.2}, lora={"lora_dropout": 0.0}, gradient_accumulation_steps=2, max_steps=6
+    )
+)
+
+#: Every way to spread it.
+LAUNCHES: dict[str, RunSpec] = {
+    "ddp-2": spread(TOGETHER, "ddp"),
+    "ddp-4": spread(TOGETHER, "ddp", 4),
+    "ddp-2-checkpointing": spread(
+        TOGETHER.but(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": False}), "ddp"
+    ),
+    "ddp-2-add_adapter": spread(TOGETHER.but(adapter={"route": ADD}), "ddp"),
+    "fsdp2-1": spread(TOGETHER, "fsdp2", 1),
+    "fsdp2-2": spread(TOGETHER, "fsdp2"),
+    "fsdp2-2-sharded": spread(TOGETHER, "fsdp2", state_dict_type="SHARDED_STATE_DICT"),
+    "fsdp2-2-checkpointing": spread(TOGETHER, "fsdp2", activation_checkpointing=True),
+    "fsdp2-2-offload": spread(TOGETHER, "fsdp2", cpu_offload=True),
+    "fsdp2-2-add_adapter": spread(TOGETHER.but(adapter={"route": ADD}), "fsdp2"),
+    # With one rank FSDP1 shards nothing, and saving such an adapter ends the run (FSDP-14).
+    "fsdp1-1": spread(TOGETHER.but(save_strategy="no"), "fsdp1", 1),
+    "fsdp1-2": spread(TOGETHER, "fsdp1"),
+    "fsdp1-2-sharded": spread(TOGETHER, "fsdp1", state_dict_type="SHARDED_STATE_DICT"),
+    "zero1-2": spread(TOGETHER, "zero1"),
+    "zero2-2": spread(TOGETHER, "zero2"),
+    "zero3-2": spread(TOGETHER, "zero3"),
+}
+
+
 def over(scenarios: dict[str, RunSpec]) -> Any:
     """Decorator: the test's `trace` fixture is the trace of each of these scenarios in turn."""
     import pytest

@@ -109,12 +109,33 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """Where it runs. device: "cpu" or "cuda". threads: torch's intra-op threads (0 leaves them as they are)."""
+    """Where it runs, and in how many processes.
+
+    device: "cpu" or "cuda". ranks: how many processes. strategy: a row of `harness.launch.STRATEGIES`; all but "single"
+    start ranks, be it one. threads: torch's intra-op threads (0 leaves them as they are).
+    state_dict_type: "FULL_STATE_DICT" or "SHARDED_STATE_DICT", None leaves it to upstream. activation_checkpointing:
+    that of the strategy; the Trainer's own is an argument. cpu_offload: parameters (or the optimizer) wait on the CPU.
+    options: further fields of TrainingArguments.fsdp_config, or of the DeepSpeed config.
+    """
 
     device: str = "cpu"
     ranks: int = 1
     strategy: str = "single"
     threads: int = 1
+    state_dict_type: str | None = None
+    activation_checkpointing: bool = False
+    cpu_offload: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def several(self) -> bool:
+        """Whether ranks are started for it."""
+        return self.strategy != "single"
+
+    @property
+    def shimmed(self) -> bool:
+        """Whether upstream does it only with the shims of `harness.shims`: FSDP without a GPU."""
+        return self.strategy in ("fsdp1", "fsdp2") and self.device == "cpu"
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,9 @@ class Trace:
     {"global_step", "training_loss", "metrics"}. best: {"metric", "step", "checkpoint"} of TrainerState.
     base_gradients: names of frozen parameters that held a .grad at an optimizer step.
     seconds: the wall time of train(). memory_bytes: peak, allocated on the device (cuda) or resident (cpu).
+
+    Of a run in several processes this is what rank 0 saw; ranks: what each other rank saw, in order. Gradients, adapters
+    and digests are whole on every rank, put together from the shards. distributed: how it was spread (`harness.shards`).
     """
 
     spec: RunSpec
@@ -129,6 +132,8 @@ class Trace:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     memory_bytes: int = 0
+    distributed: dict[str, Any] = field(default_factory=dict)
+    ranks: list[Trace] = field(default_factory=list)
 
     @property
     def losses(self) -> dict[int, float]:
@@ -176,14 +181,17 @@ class Trace:
             raise UsageError(
                 f"{directory}: trace schema_version {version} is newer than {SCHEMA_VERSION}; upgrade peft-harness"
             )
-        tensors = load_file(directory / "trace.safetensors")
-        read = _unpack(body, tensors)
+        return cls._read(_unpack(body, load_file(directory / "trace.safetensors")))
+
+    @classmethod
+    def _read(cls, read: dict[str, Any]) -> Trace:
         read["spec"] = RunSpec.from_json(read["spec"])
         read["steps"] = [
             Step(**{**step, "batches": [MicroBatch(**batch) for batch in step["batches"]]}) for step in read["steps"]
         ]
         for name, kind in (("evaluations", Evaluation), ("groups", Group), ("checkpoints", Checkpoint)):
             read[name] = [kind(**item) for item in read[name]]
+        read["ranks"] = [cls._read(item) for item in read.get("ranks", [])]
         return cls(**read)
 
 

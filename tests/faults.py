@@ -71,18 +71,26 @@ def nothing(*args: Any, **kwargs: Any) -> None:
 def replace(owner: str, name: str, fault: Callable[..., Any]) -> Callable[[Any], None]:
     """Puts `fault` in place of a function, given pytest's monkeypatch.
 
-    owner: "module", or "module:class" for a method. fault: called with the original first, then with its arguments.
+    owner: "module", or "module:class" for a method. fault: called with the original first, then with its arguments; one
+    for the ranks of a run is a function of a module, by which name they find it.
     """
 
+    put: Any = functools.partial(_put, owner, name, fault)
+    put.__name__ = f"replace_{name}"
     where = f"{owner.partition(':')[2] or owner}.{name}"
-
-    def put(monkeypatch: Any) -> None:
-        target = load_object(owner) if ":" in owner else importlib.import_module(owner)
-        original = getattr(target, name)
-        function = functools.wraps(original)(lambda *args, **kwargs: fault(original, *args, **kwargs))
-        bound = isinstance(inspect.getattr_static(target, name), classmethod)
-        monkeypatch.setattr(target, name, staticmethod(function) if bound else function)
-
     how = "" if "<" in fault.__name__ else f": {fault.__name__.replace('_', ' ').strip()}"
-    put.fault = f"{where} does nothing" if fault is nothing else f"{where} replaced{how}"  # type: ignore[attr-defined]
+    put.fault = f"{where} does nothing" if fault is nothing else f"{where} replaced{how}"
     return put
+
+
+def _put(owner: str, name: str, fault: Callable[..., Any], monkeypatch: Any) -> None:
+    target = load_object(owner) if ":" in owner else importlib.import_module(owner)
+    original = getattr(target, name)
+    function = functools.wraps(original)(lambda *args, **kwargs: fault(original, *args, **kwargs))
+    bound = isinstance(inspect.getattr_static(target, name), classmethod)
+    monkeypatch.setattr(target, name, staticmethod(function) if bound else function)
+
+
+def in_this_process(put: Callable[[Any], None]) -> None:
+    """Put a fault of `replace` into this process for good: what each rank of a run in several processes does."""
+    put(pytest.MonkeyPatch())

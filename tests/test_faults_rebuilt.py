@@ -9,6 +9,7 @@ from suites import test_acc as acc
 from suites import test_api_layers as layers
 from suites import test_ckpt_content as content
 from suites import test_frz_kinds as kinds
+from tests.checkpoints import says
 from tests.faults import each, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
@@ -66,59 +67,62 @@ def first_micro_batch_alone(original, trainer, batches, device):
     return original(trainer, batches[:1], device) * len(batches)
 
 
-#: test of suites/, its arguments, the fault, words of the failure.
-FAULTS = {
+#: test of suites/, the spec of its run, the fault, words of the failure. These faults come when the run is over.
+AFTERWARDS = {
     "merged-too-much": (
         layers.test_merged_it_computes_what_it_did_beside_its_layers,
-        {"spec": SHORT},
+        SHORT,
         replace(LINEAR, "get_delta_weight", too_much),
         "merged: logits differs by",
     ),
     "merged-not-at-all": (
         layers.test_merged_it_computes_what_it_did_beside_its_layers,
-        {"spec": SHORT},
+        SHORT,
         replace(LINEAR, "merge", merge_nothing),
         "merging left every weight of the base as it was",
     ),
     "unmerged-not-at-all": (
         layers.test_merged_it_computes_what_it_did_beside_its_layers,
-        {"spec": SHORT},
+        SHORT,
         replace(LINEAR, "unmerge", leave_merged),
         "unmerged: layer 0 weight differs by",
     ),
     "never-disabled": (
         layers.test_switched_off_it_leaves_the_base,
-        {"spec": SHORT},
+        SHORT,
         replace(LINEAR, "forward", never_disabled),
         "disabled: logits differs by",
     ),
+}
+#: And these before it begins.
+FAULTS = {
     "optimizer-state-as-views": (
         content.test_optimizer_file_is_its_tensors_and_their_names,
-        {"spec": SAVING["plain"]},
+        SAVING["plain"],
         replace(TRAINER, "_save_optimizer_and_scheduler", a_view_of_something_larger),
         "bytes stored, expected",
     ),
     "optimizer-file-with-a-log": (
         content.test_optimizer_file_is_its_tensors_and_their_names,
-        {"spec": SAVING["plain"]},
+        SAVING["plain"],
         replace(TRAINER, "_save_optimizer_and_scheduler", a_long_history),
         "bytes besides the tensors",
     ),
     "bystander-moved": (
         kinds.test_a_bystander_stays_as_it_is_and_changes_nothing,
-        {"spec": SHORT},
+        SHORT,
         replace(TRAINER, "training_step", nudged),
         "lora_A.bystander.weight: digest",
     ),
     "bystander-active": (
         kinds.test_a_bystander_stays_as_it_is_and_changes_nothing,
-        {"spec": SHORT},
+        SHORT,
         replace(TRAINER, "training_step", both_active),
         "step 1: gradients of",
     ),
     "count-of-one-micro-batch": (
         acc.test_the_order_of_a_windows_rows_does_not_matter,
-        {"spec": acc.SPLIT.but(data=acc.RAGGED, gradient_accumulation_steps=4, max_steps=2)},
+        acc.SPLIT.but(data=acc.RAGGED, gradient_accumulation_steps=4, max_steps=2),
         replace(TRAINER, "_get_num_items_in_batch", first_micro_batch_alone),
         "step 1: gradient of",
     ),
@@ -127,12 +131,14 @@ FAULTS = {
 
 @each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
-    test, arguments, fault, words = FAULTS[name]
-    spec = arguments["spec"]
-    # What merging and disabling get wrong, they get wrong after training.
-    trace = runs.train(spec) if "trace" in test.__code__.co_varnames and test.__module__ == layers.__name__ else None
+    test, spec, fault, words = FAULTS[name]
     fault(monkeypatch)
-    given = {"trace": trace or runs.train(spec), **arguments}
-    verdict = verdict_of(test, runs, tmp_path, **given)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+    says(verdict_of(test, runs, tmp_path, spec=spec, trace=runs.train(spec)), words)
+
+
+@each(AFTERWARDS)
+def test_a_fault_in_what_follows_training_is_seen_and_named(name, runs, tmp_path, monkeypatch):
+    test, spec, fault, words = AFTERWARDS[name]
+    trace = runs.train(spec)
+    fault(monkeypatch)
+    says(verdict_of(test, runs, tmp_path, trace=trace), words)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.laws.equal import differences, equal_runs, largest_gap
-from harness.tolerance import ACCUMULATION
+from harness.tolerance import ACCUMULATION, scaled
 from tests.traces import A, B, made_up
 
 
@@ -101,8 +101,9 @@ def test_differences_before_the_resumed_step_do_not_count():
 
 def test_a_tolerance_lets_noise_pass_and_ten_times_as_much_fail():
     noise, fault = made_up(), made_up()
-    noise.adapter[A] += ACCUMULATION.adapter / 2
-    fault.adapter[A] += ACCUMULATION.adapter * 10
+    limit = scaled(ACCUMULATION.adapter, float(noise.adapter[A].abs().max()))
+    noise.adapter[A] += limit / 2
+    fault.adapter[A] += limit * 10
     assert equal_runs(noise, made_up(), ACCUMULATION).holds
     assert not equal_runs(fault, made_up(), ACCUMULATION).holds
 

@@ -30,7 +30,8 @@ def test_a_clause_that_nothing_makes_fail_is_not_proven():
 def test_every_clause_names_the_tests_that_judge_it():
     entries = register.entries()
     assert [id for id, entry in entries.items() if not entry.judged_by] == []
-    assert entries["GEN-01"].judged_by == ("test_generated.py::test_any_run",)
+    drawn = ("test_any_run", "test_any_model_and_method")
+    assert entries["GEN-02"].judged_by == tuple(f"test_generated.py::{test}" for test in drawn)
 
 
 def test_marks_are_read_without_importing(tmp_path):

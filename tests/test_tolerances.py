@@ -9,7 +9,7 @@ import pytest
 from peft.tuners.lora import LoraLayer
 
 from harness import subjects, tolerance
-from harness.laws import accumulation, loss, output, rebuilt, schedule
+from harness.laws import accumulation, loss, output, rebuilt, schedule, several
 from harness.laws.equal import differences, distance, largest_gap
 from harness.laws.recompute import Recomputed
 from harness.runs import Runs
@@ -18,6 +18,8 @@ from harness.tolerance import Tolerance
 from harness.warm import warm
 from suites.test_acc import RAGGED, SPLIT, large_batch
 from tests.faults import replace
+from tests.test_faults_ranks import BRIEF as UNLIKE
+from tests.test_faults_ranks import runs_under, without_average
 
 BOUNDS = ("loss", "gradient", "adapter")
 NAMES = [name for name, value in vars(tolerance).items() if isinstance(value, Tolerance) and not value.exact]
@@ -97,6 +99,16 @@ def _summation(runs, monkeypatch):
     return {"loss": abs(trace.output["training_loss"] - mean)}
 
 
+def _ranks(runs, monkeypatch):
+    """Each rank averages over its own labels: average_tokens_across_devices=False."""
+    fault = replace("transformers:TrainingArguments", "__post_init__", without_average)
+    seen = runs_under(fault, runs.directory("ranks")).train(UNLIKE)
+    wanted = runs.train(several.alone(UNLIKE))
+    assert not several.equals_single(seen, wanted).holds
+    gaps = distance(several.as_one(seen), wanted)
+    return {bound: gaps[f"largest_{bound}_difference"] for bound in BOUNDS}
+
+
 CONTROLS = {
     "ACCUMULATION": functools.partial(_accumulation, "sgd"),
     "ACCUMULATION_ADAPTIVE": functools.partial(_accumulation, "adamw_torch"),
@@ -104,6 +116,7 @@ CONTROLS = {
     "ADAMW": _adamw,
     "SUMMATION": _summation,
     "MERGED": _merged,
+    "RANKS": _ranks,
 }
 
 

@@ -14,6 +14,14 @@ CHAPTER = Chapter(
             "accelerate/accelerator.py:3154-3165 (Accelerator.gather_for_metrics)",
         ),
         Clause(
+            "EVAL-03",
+            "In several processes eval_loss MUST be the mean over the evaluation rows, each counted once, also where "
+            "the rows do not fill the last batches of all ranks.",
+            source="transformers/trainer.py:2997-3000 (Trainer.evaluation_loop); accelerate/data_loader.py:1254-1260 "
+            "(prepare_data_loader, even_batches)",
+            tier="mp",
+        ),
+        Clause(
             "EVAL-04",
             "An evaluation MUST change neither adapter nor base nor optimizer, and MUST draw one number from torch's "
             "global generator and no other: without dropout, a run with evaluations is the run without them, bit for "

@@ -161,8 +161,8 @@ CHAPTER = Chapter(
         ),
         Clause(
             "RES-26",
-            "A missing optimizer.pt, scheduler.pt or rng_state.pth MUST be an error or a warning that names it, not "
-            "silently another run.",
+            "A missing optimizer.pt, scheduler.pt, rng_state.pth or rank's rng_state_N.pth MUST be an error or a "
+            "warning that names it, not silently another run.",
             source="transformers/trainer.py:3841-3863 (Trainer._load_rng_state), 3903-3928 "
             "(Trainer._load_optimizer_and_scheduler)",
         ),

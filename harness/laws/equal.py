@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from harness.laws.runs import incomplete
-from harness.tolerance import EXACT, Tolerance
+from harness.tolerance import ELEMENTS, EXACT, LOSSES, Tolerance, scaled
 from harness.trace import Step, Tensors, Trace
 from harness.verdict import Verdict, verdict
 
@@ -47,8 +47,8 @@ def _all_differences(seen: Trace, wanted: Trace, within: Tolerance, after: int) 
         for n in ours
         if n in theirs and ours[n].learning_rates != theirs[n].learning_rates
     )
-    findings += _numbers("logged loss", seen.losses, wanted.losses, within.loss, after)
-    findings += _numbers("logged grad_norm", seen.grad_norms, wanted.grad_norms, within.gradient, after)
+    findings += _numbers("logged loss", seen.losses, wanted.losses, within.loss, LOSSES, after)
+    findings += _numbers("logged grad_norm", seen.grad_norms, wanted.grad_norms, within.gradient, ELEMENTS, after)
     findings += differences(seen.adapter, wanted.adapter, within.adapter, "adapter at the end:")
     if within.exact:
         findings += _first(
@@ -71,6 +71,8 @@ def differences(
 ) -> list[str]:
     """Sentences on how two sets of tensors differ by more than `bound` (0: bit for bit); the largest value first.
 
+    bound: for tensors whose elements are of the usual size, and in proportion for larger ones (`tolerance.scaled`).
+
     A name, dtype or shape that differs is always a difference.
     """
     found: list[tuple[float, str]] = []
@@ -83,7 +85,7 @@ def differences(
             found.append((float("inf"), f"{where} {name} is {_kind(a)}, expected {_kind(b)}"))
         elif not _same_bits(a, b):
             gap = largest_gap(a, b)
-            if bound == 0.0 or not gap <= bound:
+            if bound == 0.0 or not gap <= scaled(bound, _largest(b)):
                 at = int((a.double() - b.double()).abs().nan_to_num(nan=float("inf")).argmax()) if a.numel() else 0
                 x, y = float(a.reshape(-1)[at]), float(b.reshape(-1)[at])
                 found.append((gap, f"{where} {name} differs by {gap:.3g} at most ({x:.9g}, expected {y:.9g})".strip()))
@@ -116,6 +118,10 @@ def largest_gap(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).abs().nan_to_num(nan=float("inf")).max())
 
 
+def _largest(tensor: torch.Tensor) -> float:
+    return float(tensor.double().abs().nan_to_num(nan=0.0, posinf=0.0).max()) if tensor.numel() else 0.0
+
+
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
@@ -124,14 +130,16 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     )
 
 
-def _numbers(what: str, seen: dict[int, float], wanted: dict[int, float], bound: float, after: int) -> list[str]:
+def _numbers(
+    what: str, seen: dict[int, float], wanted: dict[int, float], bound: float, usual: float, after: int
+) -> list[str]:
     steps = sorted({n for n in (*seen, *wanted) if n > after})
     for n in steps:
         a, b = seen.get(n), wanted.get(n)
         if a is None or b is None:
             return [f"step {n}: {what} is {a}, expected {b}"]
         # `not <=` rather than `>`: NaN on one side is a difference, NaN on both is not.
-        if not abs(a - b) <= bound and not (a != a and b != b):
+        if not abs(a - b) <= scaled(bound, abs(b), usual) and not (a != a and b != b):
             return [f"step {n}: {what} {a!r}, expected {b!r}"]
     return []
 

@@ -8,7 +8,7 @@ from harness.laws.equal import differences
 from harness.laws.logs import logging_steps
 from harness.laws.recompute import TOKENS, Recomputed, Targets, obstacles
 from harness.laws.runs import incomplete
-from harness.tolerance import ORACLE
+from harness.tolerance import LOSSES, ORACLE, scaled
 from harness.trace import Step, Tensors, Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, verdict
 
@@ -40,7 +40,7 @@ def window_mean(
         if {step.number - 1, step.number} <= alone:
             if logged is None:
                 found.append(f"step {step.number}: no loss was logged")
-            elif not abs(logged - loss) <= ORACLE.loss + logged_rounding(trace):
+            elif not abs(logged - loss) <= scaled(ORACLE.loss, abs(loss), LOSSES) + logged_rounding(trace):
                 found.append(f"step {step.number}: logged loss {logged:.9g}, expected {loss:.9g}")
             else:
                 gaps.append(abs(logged - loss))

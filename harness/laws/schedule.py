@@ -10,7 +10,7 @@ import torch
 from harness.laws.equal import differences
 from harness.laws.runs import incomplete
 from harness.spec import RunSpec
-from harness.tolerance import ADAMW, ORACLE
+from harness.tolerance import ADAMW, ORACLE, scaled
 from harness.trace import Tensors, Trace
 from harness.verdict import Verdict, verdict
 
@@ -169,7 +169,7 @@ def clipping(trace: Trace) -> Verdict:
     for step in trace.steps:
         norm = total_norm(step.gradients)
         logged = trace.grad_norms.get(step.number, norm)
-        if not abs(logged - norm) <= ORACLE.gradient:
+        if not abs(logged - norm) <= scaled(ORACLE.gradient, norm):
             findings.append(f"step {step.number}: logged grad_norm {logged:.9g}, the gradients' is {norm:.9g}")
         # torch divides by the norm and 1e-6, so that a norm of zero does not divide by zero.
         factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0

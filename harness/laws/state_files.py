@@ -81,12 +81,31 @@ def generators() -> dict[str, Any]:
     return states
 
 
-def load_generators(checkpoint: Checkpoint) -> dict[str, Any]:
-    """rng_state.pth, read with weights_only=True; numpy keeps its state in an array, which has to be allowed."""
+def load_generators(checkpoint: Checkpoint, file: str = "rng_state.pth") -> dict[str, Any]:
+    """A file of generators' states, read with weights_only=True; numpy keeps its in an array, which has to be allowed."""
     core = np._core if hasattr(np, "_core") else np.core
     allowed = [core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
     with torch.serialization.safe_globals(allowed):
-        return torch.load(Path(checkpoint.path) / "rng_state.pth", map_location="cpu", weights_only=True)
+        return torch.load(Path(checkpoint.path) / file, map_location="cpu", weights_only=True)
+
+
+def generators_alike(trace: Trace) -> Verdict:
+    """Each rank saves the states of its generators, and that of torch's on the CPU is the same on every rank."""
+    findings = incomplete(trace)
+    if not trace.checkpoints:
+        findings.append("no checkpoint was written")
+    names = [f"rng_state_{rank}.pth" for rank in range(trace.spec.launch.ranks)]
+    for checkpoint in trace.checkpoints:
+        where = f"checkpoint-{checkpoint.step}"
+        there = [name for name in names if name in checkpoint.files]
+        findings += [f"{where} has no {name}" for name in names if name not in there]
+        states = [load_generators(checkpoint, name)["cpu"] for name in there]
+        findings += [
+            f"{where}: the generator in {name} is not where that in {there[0]} is"
+            for name, state in zip(there, states, strict=True)
+            if not _equal(state, states[0])
+        ]
+    return verdict("all ranks draw the same numbers", findings, ranks=len(names))
 
 
 def generators_are_current(trace: Trace, seen: dict[int, dict[str, Any]]) -> Verdict:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fixtures import data, models
-from harness import compat
+from harness import compat, launch
 from harness.environment import version
 from harness.errors import UsageError
 from harness.observe import Observer
@@ -77,6 +78,8 @@ def observing_callback(observer: Observer) -> Any:
             def report(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 if name == "on_train_begin":
                     optimizer = kwargs.get("optimizer")
+                    if observer.trace.spec.launch.several:
+                        observer.watch_wrapped(self.trainer.model_wrapped)
                     observer.watch_optimizer(self.trainer.optimizer if optimizer is None else optimizer)
                 observer.event(name.removeprefix("on_"), state.global_step)
                 if name == "on_evaluate":
@@ -113,11 +116,31 @@ class HFTrainer:
 
     trainer_class: what to judge; it is built as Trainer(model, args, train_dataset, eval_dataset, callbacks). To judge
     your own, give it here in a factory: `def subject(): return HFTrainer(MyTrainer)`, then `--subject my_module:subject`.
+    in_each_rank: called in each rank of a run in several processes, before anything is built. afterwards: called there
+    with the Trainer when it has trained; what it returns (JSON) is Trace.distributed["afterwards"]. Both are functions
+    of a module, or functools.partial of one.
     """
 
-    def __init__(self, trainer_class: type[Trainer] | None = None, name: str | None = None):
+    def __init__(
+        self,
+        trainer_class: type[Trainer] | None = None,
+        name: str | None = None,
+        in_each_rank: Callable[[], Any] | None = None,
+        afterwards: Callable[[Trainer], Any] | None = None,
+    ):
         self._trainer_class = trainer_class
         self.name = name or (trainer_class.__name__ if trainer_class else "hf-trainer")
+        self.in_each_rank = in_each_rank
+        self.afterwards = afterwards
+
+    def in_ranks(
+        self,
+        name: str,
+        in_each_rank: Callable[[], Any] | None = None,
+        afterwards: Callable[[Trainer], Any] | None = None,
+    ) -> HFTrainer:
+        """This subject, with something done in each rank; `name` tells its runs from others."""
+        return HFTrainer(self._trainer_class, f"{self.name}-{name}", in_each_rank, afterwards)
 
     @property
     def trainer_class(self) -> type[Trainer]:
@@ -135,10 +158,10 @@ class HFTrainer:
         optimizer = str(spec.arguments.get("optim", ""))
         if optimizer.endswith(("_8bit", "_32bit")) and "torch" not in optimizer and version("bitsandbytes") is None:
             return f"optimizer {optimizer!r} needs bitsandbytes, which is not installed"
-        if spec.launch.strategy != "single" or spec.launch.ranks != 1:
-            return f"strategy {spec.launch.strategy!r} over {spec.launch.ranks} ranks needs several processes"
+        if (reason := launch.unsupported(spec.launch)) is not None:
+            return reason
         try:
-            compat.training_arguments(dict(spec.arguments))
+            compat.training_arguments({**launch.arguments(spec.launch), **spec.arguments})
         except LookupError as missing:
             return str(missing)
         field = compat.missing_adapter_field(spec.adapter.peft_type, spec.adapter.config)
@@ -149,7 +172,12 @@ class HFTrainer:
         from transformers import TrainingArguments
 
         compat.forget_precision()
-        values = {**spec.arguments, "output_dir": str(directory), "use_cpu": spec.launch.device == "cpu"}
+        values = {
+            **launch.arguments(spec.launch),
+            **spec.arguments,
+            "output_dir": str(directory),
+            "use_cpu": spec.launch.device == "cpu",
+        }
         return TrainingArguments(**compat.training_arguments(values))
 
     def build(
@@ -180,10 +208,16 @@ class HFTrainer:
         )
         if reporter is not None:
             reporter.trainer = trainer
+        if observer is not None and spec.launch.several:
+            _observe_clipping(trainer, observer)
         return trainer
 
     def train(self, spec: RunSpec, directory: Path, model: torch.nn.Module | None = None) -> Trace:
         """See `Subject.train`. model: trained instead of the one that the spec describes, adapters injected."""
+        return launch.train(self, spec, directory) if spec.launch.several else self.train_here(spec, directory, model)
+
+    def train_here(self, spec: RunSpec, directory: Path, model: torch.nn.Module | None = None) -> Trace:
+        """Train in this process, which is the only one or one of the spec's ranks."""
         train_rows, eval_rows = data.rows(spec.data)
         observer = Observer(spec, self.name, [*train_rows, *eval_rows], directory)
         error: Exception | None = None
@@ -193,6 +227,8 @@ class HFTrainer:
                 try:
                     resume = None if spec.resume is None else _checkpoint_argument(spec, directory)
                     record_output(observer.trace, trainer.train(resume_from_checkpoint=resume))
+                    if self.afterwards is not None:
+                        observer.trace.distributed["afterwards"] = self.afterwards(trainer)
                 finally:
                     # Also when train() raised: what was logged until then is evidence.
                     record_state(observer.trace, trainer.state)
@@ -200,7 +236,20 @@ class HFTrainer:
                 raise
             except Exception as caught:
                 error = caught
+                if spec.launch.several:
+                    traceback.print_exception(caught)  # into the rank's own output
         return observer.finish(error)
+
+
+def _observe_clipping(trainer: Trainer, observer: Observer) -> None:
+    """Tell the observer of each clipping: gradients of several ranks are whole only between the backward pass and it."""
+    clip = trainer.accelerator.clip_grad_norm_
+
+    def clip_grad_norm_(*args: Any, **options: Any) -> Any:
+        observer.before_clipping()
+        return clip(*args, **options)
+
+    trainer.accelerator.clip_grad_norm_ = clip_grad_norm_
 
 
 def record_output(trace: Trace, output: Any) -> None:

@@ -1,0 +1,156 @@
+"""FSDP: parameters sharded over ranks, by FullyShardedDataParallel (version 1) or fully_shard (version 2)."""
+
+from harness.contract.clause import Chapter, Clause
+
+#: Fields of fsdp_config that the chapter is written for: TrainingArguments.fsdp is a flag, and `version` a field.
+_NEEDS = ("transformers>=5.10",)
+
+CHAPTER = Chapter(
+    "FSDP",
+    "sharded parameters (FSDP)",
+    (
+        Clause(
+            "FSDP-01",
+            "fsdp=True MUST mean version 2 and FULL_STATE_DICT where fsdp_config says nothing; version 1 is warned of as "
+            "deprecated.",
+            source="transformers/training_args.py:2826, 2852, 2864-2868 (TrainingArguments._process_fsdp_args)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-02",
+            "Version 1 with get_peft_model MUST wrap each decoder layer, and within it each module that holds a trainable "
+            "weight of its own, so that no flat parameter mixes trained and frozen weights.",
+            source="transformers/trainer.py:1751-1756 (Trainer._prepare_for_training); transformers/distributed/fsdp.py:"
+            "267-279 (update_fsdp_plugin_peft); peft/utils/other.py:1271-1308 (fsdp_auto_wrap_policy)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-03",
+            "Version 1 on a 4-bit base MUST take bnb_4bit_quant_storage for its mixed precision where that is a "
+            "floating dtype, and leave it alone otherwise.",
+            source="transformers/distributed/fsdp.py:280-286 (update_fsdp_plugin_peft)",
+            needs=("bitsandbytes", *_NEEDS),
+        ),
+        Clause(
+            "FSDP-04",
+            "Version 2 MUST shard embeddings, each decoder layer, the output layer and the model around them, without "
+            "units for adapters of their own, and without the policy of version 1.",
+            source="transformers/trainer.py:1719-1722 (Trainer._prepare_for_training); accelerate/utils/fsdp_utils.py:"
+            "751-918 (fsdp2_prepare_model)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-05",
+            "Version 1 with add_adapter, for which no policy is made, MUST wrap the decoder layers alone and still train "
+            "as one process does; a PeftMixedModel MUST get a policy, not an AttributeError.",
+            source="transformers/trainer.py:1753 (Trainer._prepare_for_training); transformers/distributed/fsdp.py:278 "
+            "(update_fsdp_plugin_peft)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-06",
+            "A FULL_STATE_DICT checkpoint MUST hold the adapter's files, pytorch_model_fsdp.bin, optimizer.bin, "
+            "scheduler.pt and each rank's generators; with get_peft_model pytorch_model_fsdp.bin holds the adapter alone.",
+            source="transformers/trainer.py:3554-3561 (Trainer._save_optimizer_and_scheduler); accelerate/utils/"
+            "fsdp_utils.py:57-94, 136-160 (save_fsdp_model)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-07",
+            "A SHARDED_STATE_DICT checkpoint MUST hold a directory of shards for the model and one for the optimizer, "
+            "a file of each rank in both.",
+            source="accelerate/utils/fsdp_utils.py:172-185 (save_fsdp_model)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-08",
+            "Resuming a checkpoint of FSDP without FSDP MUST be refused with a ValueError that names the checkpoint.",
+            source="transformers/trainer.py:3614-3640 (Trainer._load_from_checkpoint)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-09",
+            "save_only_model with load_best_model_at_end or with SHARDED_STATE_DICT, both kinds of activation "
+            "checkpointing at once, and FSDP in one process MUST each be refused with a ValueError before training.",
+            source="transformers/trainer.py:472-478 (Trainer.__init__), 880-912 "
+            "(Trainer.create_accelerator_and_postprocess)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-10",
+            "FSDP without a GPU MUST shard or be refused, not silently train with DDP.",
+            source="accelerate/state.py:1010 (AcceleratorState.__init__)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-11",
+            "Under mixed precision version 2 MUST train a half-precision adapter in float32.",
+            source="accelerate/utils/fsdp_utils.py:813-825 (fsdp2_prepare_model)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-12",
+            "generate() MUST run on the sharded model after training, and give every rank the same tokens.",
+            source="transformers/trainer.py:1790-1793 (Trainer._prepare_for_training)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-13",
+            "What asked for FSDP MUST be sharded: every parameter is a DTensor or a part of a FlatParameter, and each "
+            "of its elements lies on one rank.",
+            source="accelerate/accelerator.py:1674 (Accelerator._prepare_fsdp2), 1971 (Accelerator.prepare_model)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-14",
+            "A FULL_STATE_DICT checkpoint MUST hold every rank's shards: its adapter is the trained one, bit for bit.",
+            source="accelerate/accelerator.py (Accelerator.get_state_dict); transformers/trainer.py:4097-4100 "
+            "(Trainer.save_model)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-15",
+            "save_model() MUST leave a whole adapter, whatever the type of the state dict.",
+            source="transformers/trainer.py:4097-4100 (Trainer.save_model)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-16",
+            "The frozen base MUST keep its dtype when it is sharded.",
+            source="accelerate/utils/fsdp_utils.py:813-825 (fsdp2_prepare_model)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-17",
+            "A sharded run MUST train as one process does with all rows together: gradients, losses and adapter equal up "
+            "to the order of sums, on every rank.",
+            source="torch/distributed/fsdp/_fully_shard/_fully_shard.py (fully_shard)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+        Clause(
+            "FSDP-18",
+            "Resumed from its checkpoint, a sharded run MUST be the uninterrupted one, bit for bit; with another number "
+            "of ranks and the same rows a step, up to the order of sums.",
+            source="transformers/trainer.py:1802-1812 (Trainer._prepare_for_training); accelerate/utils/fsdp_utils.py:"
+            "191-280 (load_fsdp_model)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
+    ),
+)

@@ -1,0 +1,107 @@
+"""Groups of ranks started by torchrun, as a user's are: each is a new process that imports upstream anew.
+
+`python -m harness.torchrun agent OWNER N FILE` is torchrun itself, tied to the life of its owner; each of its N workers
+is `python -m harness.torchrun rank FILE`. FILE is a pickled (`harness.ranks.Group`, preloads).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from harness import ranks
+from harness.ranks import Ended, Group
+
+#: Seconds that ranks may take to import upstream, beside the limit of their group.
+_START = 120.0
+
+_TICK = 0.05
+
+
+def start(group: Group, preloads: tuple[str, ...]) -> Ended:
+    """Run a group by torchrun to its end; see `harness.ranks.run`."""
+    file = group.directory / "group.pickle"
+    file.write_bytes(pickle.dumps((group, preloads)))
+    printed = group.directory / "torchrun.out"
+    with printed.open("wb") as output:
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "harness.torchrun", "agent", str(os.getpid()), str(group.world_size), str(file)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            start_new_session=True,
+        )
+    until = time.monotonic() + _START + group.limit
+    try:
+        while agent.poll() is None:
+            if time.monotonic() > until:
+                show_stacks(group, dict(enumerate(_ranks(group))))
+                return Ended({}, late=True)
+            time.sleep(_TICK)
+    finally:
+        # Ctrl-C gets here too. The agent's death is the ranks' (`die_with_parent`).
+        if agent.poll() is None:
+            agent.kill()
+            agent.wait()
+    told = any(ranks.error_file(group.directory, rank).is_file() for rank in range(group.world_size))
+    if agent.returncode and not told:
+        words = "\n  ".join(printed.read_text(errors="replace").splitlines()[-12:])
+        return Ended({}, error=f"torchrun ended with exit status {agent.returncode}:\n  {words}")
+    return Ended(dict.fromkeys(range(group.world_size), 0))
+
+
+def _ranks(group: Group) -> list[int]:
+    files = [group.directory / f"rank-{rank}.pid" for rank in range(group.world_size)]
+    return [int(file.read_text()) for file in files if file.is_file()]
+
+
+#: Seconds that ranks whose time is up have to write their stacks.
+_LAST_WORDS = 2.0
+
+
+def show_stacks(group: Group, pids: dict[int, int]) -> None:
+    """Have ranks (rank -> process id) write the stacks of their threads into their stack files."""
+    for pid in pids.values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)
+    until = time.monotonic() + _LAST_WORDS
+    files = [ranks.stack_file(group.directory, rank) for rank in pids]
+    while time.monotonic() < until and not all(file.is_file() and file.stat().st_size for file in files):
+        time.sleep(_TICK)
+    time.sleep(_TICK)  # a stack is written line by line
+
+
+def _agent(owner: int, world_size: str, file: str) -> None:
+    from torch.distributed.run import main
+
+    from harness.zygote import die_with_parent
+
+    die_with_parent(owner)
+    main(["--standalone", "--nproc-per-node", world_size, "-m", "harness.torchrun", "rank", file])
+
+
+def _rank(file: Path) -> None:
+    from harness.warm import warm
+    from harness.zygote import die_with_parent, play
+
+    die_with_parent(os.getppid())
+    group, preloads = pickle.loads(file.read_bytes())
+    rank = int(os.environ["RANK"])
+    (group.directory / f"rank-{rank}.pid").write_text(str(os.getpid()))
+    # Before upstream is imported: OpenMP reads its variables once.
+    os.environ |= group.environment
+    play(group, rank, connect=lambda: warm(list(preloads)))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "agent":
+        _agent(int(sys.argv[2]), *sys.argv[3:])
+    else:
+        _rank(Path(sys.argv[2]))

@@ -1,0 +1,209 @@
+"""The zygote: has imported upstream and run nothing, and forks groups of ranks for one other process (`harness.ranks`).
+
+A process that has trained cannot be forked: threads of its autograd engine would be missing in the child, which then
+waits for them for ever. So this one does nothing but import, fork, watch and kill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from harness import ranks
+from harness.errors import UsageError
+from harness.ranks import CUT, GRACE, Ended, Group
+from harness.torchrun import show_stacks
+from harness.warm import warm
+
+#: Seconds between two looks at the ranks.
+_TICK = 0.005
+
+
+def main(channel: socket.socket, preloads: list[str], owner: int) -> None:
+    """Serve groups, one after the other, until the other end closes its channel or its process, `owner`, dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    refusal: UsageError | None = None
+    prepared = False
+    try:
+        warm(preloads)
+    except UsageError as error:
+        refusal = error
+    while _readable(channel, 1.0) or os.getppid() == owner:
+        if not _readable(channel, 0):
+            continue
+        try:
+            group = ranks.receive(channel)
+            if not (refusal or prepared):
+                _prepare()
+                prepared = True
+            _import(group)
+            ranks.send(channel, refusal or serve(group, channel, owner))
+        except (EOFError, OSError):
+            return
+
+
+def _prepare() -> None:
+    """Do once what every rank would do at first use: imports, and the tables that injecting an adapter makes (1.5 s)."""
+    import torch.distributed.checkpoint
+    import torch.distributed.fsdp  # noqa: F401
+
+    from fixtures import models
+    from harness.spec import AdapterSpec, ModelSpec
+    from harness.subjects.hf_trainer import inject
+
+    # Building and injecting start no thread and no autograd; training would.
+    inject(models.build(ModelSpec()), AdapterSpec())
+    gc.collect()
+    gc.freeze()
+
+
+def _import(group: Group) -> None:
+    wanted = [name for name in group.imports if name not in sys.modules]
+    if wanted:
+        os.environ |= group.environment
+        for name in wanted:
+            importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
+
+
+def _readable(channel: socket.socket, seconds: float) -> bool:
+    return bool(select.select([channel], [], [], seconds)[0])
+
+
+def serve(group: Group, channel: socket.socket, owner: int) -> Ended:
+    """Fork the ranks of a group, and watch them to their end. EOFError where the owner is gone; its ranks then are too."""
+    # The kernel picks the port, and rank 0 serves on this very socket: it cannot be taken in between.
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
+        pids = {rank: _fork(group, rank, server, channel) for rank in range(group.world_size)}
+    return watch(group, pids, gone=lambda: os.getppid() != owner or _readable(channel, 0))
+
+
+def watch(group: Group, pids: dict[int, int], gone: Callable[[], bool]) -> Ended:
+    """Wait until all ranks (rank -> process id) have ended; one that fails ends the others, and so does the limit."""
+    started = time.monotonic()
+    failed: float | None = None
+    statuses: dict[int, int] = {}
+    while len(statuses) < len(pids):
+        left = {rank: pid for rank, pid in pids.items() if rank not in statuses}
+        for rank, pid in left.items():
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                statuses[rank] = os.waitstatus_to_exitcode(status)
+                _kill(pid)  # workers of its dataloaders
+        now = time.monotonic()
+        if failed is None and any(statuses.values()):
+            failed = now
+        left = {rank: pid for rank, pid in pids.items() if rank not in statuses}
+        if gone():
+            _end(left)
+            raise EOFError
+        if failed is not None and now - failed > GRACE:
+            _end(left)
+            return Ended(statuses | dict.fromkeys(left, CUT))
+        if left and now - started > group.limit:
+            show_stacks(group, left)
+            _end(left)
+            return Ended(statuses | dict.fromkeys(left, CUT), late=True)
+        time.sleep(_TICK)
+    return Ended(statuses)
+
+
+def _end(pids: dict[int, int]) -> None:
+    for pid in pids.values():
+        _kill(pid)
+    for pid in pids.values():
+        os.waitpid(pid, 0)
+
+
+def _kill(leader: int) -> None:
+    """Kill a rank and the processes that it has started; no error where they are gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _fork(group: Group, rank: int, server: socket.socket, channel: socket.socket) -> int:
+    zygote = os.getpid()
+    pid = os.fork()
+    if pid:
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpgid(pid, pid)  # here and there, so that it holds for whoever is first
+        return pid
+    os.setpgid(0, 0)
+    channel.close()
+    die_with_parent(zygote)
+    port = server.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(group.world_size), "LOCAL_WORLD_SIZE": str(group.world_size)}
+
+    def connect() -> None:
+        from torch.distributed import TCPStore, init_process_group
+
+        listening = {"is_master": True, "master_listen_fd": server.detach()} if rank == 0 else {"is_master": False}
+        store = TCPStore("127.0.0.1", port, group.world_size, wait_for_workers=False, **listening)
+        init_process_group(group.backend, store=store, rank=rank, world_size=group.world_size)
+
+    play(group, rank, connect)
+
+
+def play(group: Group, rank: int, connect: Callable[[], Any]) -> NoReturn:
+    """Be a rank: connect to the others, make the group's call, and end the process without any tidying up.
+
+    Tearing a process group down is where ranks hang, and an exit of the process does it as well.
+    """
+    status = 1
+    try:
+        _redirect(ranks.output_file(group.directory, rank))
+        stack = ranks.stack_file(group.directory, rank).open("w")
+        faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True)
+        faulthandler.enable(file=stack)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Gloo would otherwise look for the host's own address, which need not be reachable.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+        os.environ |= group.environment
+        connect()
+        group.call()
+        status = 0
+    except BaseException as error:
+        words = str(error) or type(error).__name__
+        told = {"time": time.monotonic(), "error": words, "usage": isinstance(error, UsageError)}
+        ranks.error_file(group.directory, rank).write_text(json.dumps(told))
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _redirect(file: Path) -> None:
+    target = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent, which has this id, dies. Linux only; a no-op elsewhere."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:], os.getppid())

@@ -1,0 +1,42 @@
+"""The universal laws of one process (harness/laws/universal.py), under every way to spread a run over several."""
+
+import pytest
+
+from harness.laws.several import as_one, silent
+from harness.laws.universal import OF_MORE, OF_ONE
+from harness.scenarios import LAUNCHES
+
+#: Laws that train further runs, and under which launches: where those are among the runs of other clauses, or cheap.
+FURTHER = {
+    "GEN-02": ("ddp-2", "fsdp2-2"),
+    "RES-01": ("ddp-2", "fsdp2-2", "fsdp2-2-sharded", "fsdp1-2", "zero2-2"),
+    "API-05": ("ddp-2", "fsdp2-2"),
+    "ACC-01": ("ddp-2", "fsdp2-2"),
+}
+
+
+@pytest.mark.parametrize(
+    ("spec", "law"),
+    [
+        pytest.param(spec, law, id=f"{launch}/{clause}", marks=pytest.mark.clause(clause))
+        for launch, spec in LAUNCHES.items()
+        for clause, law in OF_ONE.items()
+    ],
+)
+def test_ranks_together_obey_the_laws_of_one_process(spec, law, train, judge, request):
+    (clause,) = request.node.get_closest_marker("clause").args
+    if reason := silent(clause, spec):
+        pytest.skip(reason)
+    judge(law(as_one(train(spec))))
+
+
+@pytest.mark.parametrize(
+    ("spec", "compare"),
+    [
+        pytest.param(LAUNCHES[launch], OF_MORE[clause], id=f"{launch}/{clause}", marks=pytest.mark.clause(clause))
+        for clause, launches in FURTHER.items()
+        for launch in launches
+    ],
+)
+def test_ranks_together_obey_the_laws_that_compare_runs(spec, compare, train, judge):
+    judge(compare(lambda *args, **options: as_one(train(*args, **options)), spec))

@@ -1,0 +1,65 @@
+"""What the ranks of tests/test_ranks.py do. Ranks find these by name, so they are functions of a module."""
+
+import ctypes
+import os
+import time
+from pathlib import Path
+
+
+def rank():
+    return int(os.environ["RANK"])
+
+
+def add_up(file):
+    """Write the sum over ranks of 1 + rank, as rank 0 sees it."""
+    import torch
+
+    total = torch.tensor([1.0 + rank()])
+    torch.distributed.all_reduce(total)
+    if rank() == 0:
+        Path(file).write_text(str(float(total)))
+
+
+def wait_for_others():
+    import torch
+
+    torch.distributed.barrier()
+
+
+def raise_on_one():
+    if rank() == 1:
+        raise ValueError("the second rank has had enough")
+    wait_for_others()
+
+
+def raise_on_all():
+    raise ValueError("none of us wants to")
+
+
+def hang_on_one():
+    if rank() == 1:
+        sleep_here()
+    wait_for_others()
+
+
+def sleep_here():
+    time.sleep(1000)
+
+
+def die_on_one():
+    if rank() == 1:
+        ctypes.string_at(0)
+    wait_for_others()
+
+
+def note_process(directory):
+    """Leave this rank's process id, and stay."""
+    Path(directory, f"{rank()}.pid").write_text(str(os.getpid()))
+    time.sleep(1000)
+
+
+def say_what_is_loaded(file, module):
+    import sys
+
+    if rank() == 0:
+        Path(file).write_text(str(module in sys.modules))

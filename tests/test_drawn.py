@@ -1,0 +1,119 @@
+"""harness/drawn.py and the spec of an expectation: what a drawn failure says, and which failures are excused."""
+
+import json
+
+import pytest
+from hypothesis import settings
+
+from harness import drawn, subjects
+from harness.drawn import Draw
+from harness.expectations import Expectation
+from harness.report import Case
+from harness.runs import Runs
+from harness.scenarios import PLAIN
+from harness.spec import ADD, RunSpec, changes
+from harness.strategies import any_specs, lives, run_specs
+from harness.verdict import verdict
+from harness.warm import warm
+from tests.faults import replace
+
+TRAINER = "transformers.trainer:Trainer"
+KNOWN = Expectation("RES-01", "drawn-*", (), "steps 9", "known", spec={"adapter.route": "add*", "arguments.seed": "42"})
+
+
+@pytest.mark.parametrize(
+    ("clause", "spec", "seen", "excused"),
+    [
+        ("RES-01", PLAIN.but(adapter={"route": ADD}), "steps 9 to 12", True),
+        ("RES-01", PLAIN.but(adapter={"route": ADD}), "another fault", False),
+        ("RES-01", PLAIN.but(adapter={"route": ADD}, seed=1), "steps 9 to 12", False),
+        ("RES-01", PLAIN, "steps 9 to 12", False),
+        ("ACC-01", PLAIN.but(adapter={"route": ADD}), "steps 9 to 12", False),
+    ],
+)
+def test_a_known_defect_excuses_the_drawn_runs_that_it_describes(clause, spec, seen, excused):
+    assert KNOWN.excuses(clause, "hf-trainer", spec.to_json(), seen) is excused
+    assert not KNOWN.excuses(clause, "reference", spec.to_json(), seen)
+
+
+def test_an_expectation_without_a_spec_excuses_no_drawn_run():
+    plain = Expectation("RES-01", "drawn-*", (), "steps 9", "known")
+    assert not plain.excuses("RES-01", "hf-trainer", PLAIN.to_json(), "steps 9 to 12")
+
+
+def test_what_is_excused_is_counted_and_fails_nothing(tmp_path):
+    def fail(verdict, clause):
+        raise AssertionError(clause)
+
+    case = Case("RES-01", "drawn-0", "", "hf-trainer")
+    draw = Draw([case], Runs(subjects.load("hf-trainer"), tmp_path), fail, 0, [KNOWN])
+    spec = PLAIN.but(adapter={"route": ADD})
+    assert not draw.record("RES-01", spec, lambda: verdict("it holds", ["steps 9 to 12"]))
+    assert draw.record("RES-01", spec, lambda: verdict("it holds", []))
+    assert (case.drawn, case.evidence["known defects met"]) == (2, {"known": 1})
+    with pytest.raises(AssertionError, match="RES-01"):
+        draw.record("RES-01", PLAIN, lambda: verdict("it holds", ["steps 9 to 12"]))
+
+
+@pytest.mark.parametrize("specs", [run_specs(), any_specs(), lives("get_peft_model"), lives(ADD)])
+def test_what_is_drawn_is_a_spec_that_survives_json(specs):
+    @settings(max_examples=50, deadline=None, database=None)
+    @drawn.given(specs)
+    def survives(spec):
+        again = RunSpec.from_json(json.loads(json.dumps(spec.to_json())))
+        assert again == spec and again.hash == spec.hash
+
+    survives()
+
+
+def test_changes_are_what_a_spec_has_otherwise():
+    spec = PLAIN.but(model={"config": {"num_hidden_layers": 1}}, adapter={"route": ADD}, bf16=True, seed=None)
+    assert changes(spec.to_json()) == [
+        "model.config.num_hidden_layers=1",
+        "adapter.route='add_adapter'",
+        "arguments.seed=None",
+        "arguments.bf16=True",
+    ]
+    assert changes(PLAIN.to_json()) == []
+
+
+SUITE = """
+import pytest
+from hypothesis import strategies as st
+from harness.scenarios import PLAIN
+from harness.verdict import verdict
+
+@pytest.mark.clause("FRZ-01", "GEN-01")
+@pytest.mark.parametrize("part", [0], ids="drawn-{}".format)
+def test_any_run(draw, part):
+    draw.judge_all(st.builds(lambda steps: PLAIN.but(max_steps=steps), st.integers(1, 4)), part)
+
+@pytest.mark.clause("FRZ-11", "GEN-01")
+@pytest.mark.parametrize("part", [0], ids="drawn-life-{}".format)
+def test_any_life(draw, part):
+    draw.begin(PLAIN, [{"do": "add", "r": 1}, {"do": "disable"}])
+    draw.record("FRZ-11", PLAIN, lambda: verdict("it holds", ["it does not"]))
+"""
+
+pytest_plugins = ["pytester"]
+
+
+def drifts(original, trainer, *args, **options):
+    next(trainer.model.parameters()).data.mul_(1.0001)
+    return original(trainer, *args, **options)
+
+
+def test_a_drawn_failure_is_shrunk_and_told(pytester, monkeypatch):
+    warm()
+    monkeypatch.setenv("COLUMNS", "200")
+    replace(TRAINER, "training_step", drifts)(monkeypatch)
+    pytester.makeconftest('pytest_plugins = ["harness.plugin"]')
+    pytester.makepyfile(SUITE)
+    done = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    output = done.stdout.str()
+    assert int(done.ret) == 1
+    assert "run       arguments.max_steps=1" in output
+    assert "life      add(r=1)" in output and "            disable()" in output
+    assert "repeat    peft-harness repro .peft-harness/cases/FRZ-01-drawn-0.json" in output
+    case = json.loads((pytester.path / ".peft-harness/cases/FRZ-11-drawn-life-0.json").read_text())
+    assert [act["do"] for act in case["life"]] == ["add", "disable"]

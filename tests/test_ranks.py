@@ -1,0 +1,171 @@
+"""Groups of ranks: how they start, fail, hang and end, and that none outlives who asked for it."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import ranks
+from harness.errors import UsageError
+from harness.ranks import Group, RanksFailed
+from harness.spec import RunSpec
+from harness.subjects.hf_trainer import HFTrainer
+from harness.trace import Trace
+from tests import rank_calls
+
+
+def group(call, tmp_path, size=2, limit=30.0, **options):
+    return Group(call, size, tmp_path / "ranks", limit, **options)
+
+
+def test_a_group_runs_and_is_warm_the_second_time(tmp_path):
+    for size in (1, 2, 3):
+        file = tmp_path / f"sum-{size}"
+        started = time.monotonic()
+        ranks.run(Group(functools.partial(rank_calls.add_up, str(file)), size, tmp_path / str(size)))
+        seconds = time.monotonic() - started
+        assert float(file.read_text()) == size * (size + 1) / 2
+    assert seconds < 5  # measured 0.2 s; the imports that it spares take 5 to 20
+
+
+def test_the_exception_of_one_rank_ends_the_others_and_names_it(tmp_path):
+    started = time.monotonic()
+    with pytest.raises(RanksFailed, match=r"^rank 1 of 2: the second rank has had enough$") as failed:
+        ranks.run(group(rank_calls.raise_on_one, tmp_path))
+    assert failed.value.rank == 1 and not failed.value.alike
+    assert time.monotonic() - started < 25
+
+
+def test_what_all_ranks_raise_alike_is_said_once(tmp_path):
+    with pytest.raises(RanksFailed, match=r"^none of us wants to$") as failed:
+        ranks.run(group(rank_calls.raise_on_all, tmp_path))
+    assert failed.value.alike
+
+
+def test_a_rank_that_dies_is_named_with_the_signal_and_its_stack(tmp_path):
+    with pytest.raises(RanksFailed, match="rank 1 of 2 was killed by SIGSEGV") as failed:
+        ranks.run(group(rank_calls.die_on_one, tmp_path))
+    assert "die_on_one" in str(failed.value)
+
+
+def test_a_hang_is_cut_with_every_ranks_stack_and_the_next_group_runs(tmp_path):
+    with pytest.raises(RanksFailed, match="the 2 ranks had not ended after 2 s") as failed:
+        ranks.run(group(rank_calls.hang_on_one, tmp_path, limit=2))
+    message = str(failed.value)
+    assert "rank 0 was in:" in message and "wait_for_others" in message
+    assert "rank 1 was in:" in message and "sleep_here" in message
+    test_a_group_runs_and_is_warm_the_second_time(tmp_path)
+
+
+def test_two_groups_at_once_do_not_meet(tmp_path):
+    code = (
+        "import functools, sys; from pathlib import Path; from harness import ranks; from tests import rank_calls\n"
+        "for turn in range(3):\n"
+        "    file = Path(sys.argv[1], f'sum-{turn}')\n"
+        "    call = functools.partial(rank_calls.add_up, str(file))\n"
+        "    ranks.run(ranks.Group(call, 2, Path(sys.argv[1], str(turn))))\n"
+        "    assert file.read_text() == '3.0'\n"
+    )
+    places = [tmp_path / name for name in ("one", "other")]
+    for place in places:
+        place.mkdir()
+    started = [subprocess.Popen([sys.executable, "-c", code, str(place)]) for place in places]
+    assert [process.wait(timeout=300) for process in started] == [0, 0]
+
+
+PARENT = """
+import functools, sys
+from pathlib import Path
+from harness import ranks
+from tests import rank_calls
+ranks.run(ranks.Group(functools.partial(rank_calls.note_process, sys.argv[1]), 2, Path(sys.argv[1]), 600.0))
+"""
+
+
+def alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def until(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda one: one.name)
+def test_no_rank_outlives_who_asked_for_it(number, tmp_path):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stderr=subprocess.DEVNULL)
+    files = [tmp_path / f"{rank}.pid" for rank in range(2)]
+    try:
+        assert until(lambda: all(file.is_file() and file.read_text() for file in files), 240)
+        pids = [int(file.read_text()) for file in files]
+        zygote = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        assert all(map(alive, [*pids, zygote]))
+        parent.send_signal(number)
+        parent.wait(timeout=30)
+        assert until(lambda: not any(map(alive, [*pids, zygote])), 15)
+    finally:
+        parent.kill()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_no_rank_outlives_the_zygote(tmp_path):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    files = [tmp_path / f"{rank}.pid" for rank in range(2)]
+    try:
+        assert until(lambda: all(file.is_file() and file.read_text() for file in files), 240)
+        pids = [int(file.read_text()) for file in files]
+        zygote = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(zygote, signal.SIGKILL)
+        assert "the process that forks the ranks has died" in parent.communicate(timeout=30)[1]
+        assert until(lambda: not any(map(alive, pids)), 15)
+    finally:
+        parent.kill()
+
+
+def test_torchrun_starts_the_same_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks.settings, "torchrun", True)
+    with pytest.raises(RanksFailed, match="none of us wants to"):
+        ranks.run(group(rank_calls.raise_on_all, tmp_path))
+
+
+TWO = RunSpec().but(launch={"strategy": "ddp", "ranks": 2}, max_steps=1, per_device_train_batch_size=2)
+
+
+def test_bad_input_is_the_users_to_mend():
+    with pytest.raises(UsageError, match="launch strategy 'dpp' is none of single, ddp"):
+        HFTrainer().unsupported(TWO.but(launch={"strategy": "dpp"}))
+    assert (
+        HFTrainer().unsupported(TWO.but(launch={"strategy": "single"}))
+        == "strategy 'single' is one process, not 2 ranks"
+    )
+
+
+def test_bad_input_that_a_rank_finds_is_the_users_to_mend(tmp_path):
+    with pytest.raises(UsageError, match="unknown model family 'lama'"):
+        HFTrainer().train(TWO.but(model={"family": "lama"}), tmp_path)
+
+
+def test_a_subject_that_ranks_cannot_find_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="cannot be handed to ranks"):
+        HFTrainer(in_each_rank=lambda: None).train(TWO, tmp_path)
+
+
+def test_a_trace_in_several_processes_survives_a_round_trip(tmp_path):
+    trace = HFTrainer().train(TWO, tmp_path)
+    assert trace.error is None and len(trace.ranks) == 1
+    trace.save(tmp_path / "saved")
+    again = Trace.load(tmp_path / "saved")
+    assert again.distributed == trace.distributed and again.spec == TWO
+    assert again.ranks[0].rows == trace.ranks[0].rows != trace.rows
