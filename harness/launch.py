@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pickle
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +131,8 @@ def train(subject: HFTrainer, spec: RunSpec, directory: Path) -> Trace:
     )
     failure = None
     try:
-        ranks.run(group)
+        with _extensions() if launch.strategy.startswith("zero") else contextlib.nullcontext():
+            ranks.run(group)
     except ranks.RanksFailed as failed:
         failure = str(failed)
     left = [_trace_directory(directory, rank) for rank in range(launch.ranks)]
@@ -141,6 +144,25 @@ def train(subject: HFTrainer, spec: RunSpec, directory: Path) -> Trace:
     if failure is not None:
         trace.error = failure
     return trace
+
+
+@contextlib.contextmanager
+def _extensions() -> Iterator[None]:
+    """Have the cache of torch's extensions for oneself among all runs of the harness.
+
+    torch marks a directory in which it compiles by a file named lock. One left by a process that was killed would be
+    waited for without end, so it goes: no other run compiles just now.
+    """
+    import fcntl
+
+    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
+    root = Path(chosen) if chosen else Path.home() / ".cache" / "torch_extensions"
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "peft-harness.lock").open("w") as mine:
+        fcntl.flock(mine, fcntl.LOCK_EX)
+        for left in [*root.glob("*/deepspeed_*/lock"), *root.glob("deepspeed_*/lock")]:
+            left.unlink(missing_ok=True)
+        yield
 
 
 def _trace_directory(directory: Path, rank: int) -> Path:

@@ -43,7 +43,7 @@ LIMIT = 60.0
 
 #: Seconds that the other ranks have to end by themselves once one has failed: a fault that all have in common is told
 #: by each of them, and then the first one's words are as good as any.
-GRACE = 1.0
+GRACE = 2.0
 
 
 class RanksFailed(Exception):

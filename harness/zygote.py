@@ -35,6 +35,7 @@ _TICK = 0.005
 def main(channel: socket.socket, preloads: list[str], owner: int) -> None:
     """Serve groups, one after the other, until the other end closes its channel or its process, `owner`, dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _adopt_orphans()
     refusal: UsageError | None = None
     prepared = False
     try:
@@ -89,7 +90,28 @@ def serve(group: Group, channel: socket.socket, owner: int) -> Ended:
     # The kernel picks the port, and rank 0 serves on this very socket: it cannot be taken in between.
     with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
         pids = {rank: _fork(group, rank, server, channel) for rank in range(group.world_size)}
-    return watch(group, pids, gone=lambda: os.getppid() != owner or _readable(channel, 0))
+    try:
+        return watch(group, pids, gone=lambda: os.getppid() != owner or _readable(channel, 0))
+    finally:
+        _end_orphans()
+
+
+def _adopt_orphans() -> None:
+    """Have the kernel give this process what its ranks leave behind, such as a compiler that leads a group of its own."""
+    if sys.platform == "linux":
+        set_child_subreaper = 36
+        ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
+
+
+def _end_orphans() -> None:
+    """Kill and reap every child that is left, and what those leave in turn. All ranks have ended."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    while children.is_file() and (left := children.read_text().split()):
+        for pid in map(int, left):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
 
 
 def watch(group: Group, pids: dict[int, int], gone: Callable[[], bool]) -> Ended:

@@ -63,3 +63,12 @@ def say_what_is_loaded(file, module):
 
     if rank() == 0:
         Path(file).write_text(str(module in sys.modules))
+
+
+def leave_a_child_behind(file):
+    """Start a process that leads a group of its own, as ninja's compilers do, and end."""
+    import subprocess
+    import sys
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=True)
+    Path(f"{file}-{rank()}").write_text(str(child.pid))

@@ -134,6 +134,13 @@ def test_no_rank_outlives_the_zygote(tmp_path):
         parent.kill()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans on")
+def test_what_a_rank_leaves_behind_ends_with_the_group(tmp_path):
+    ranks.run(group(functools.partial(rank_calls.leave_a_child_behind, str(tmp_path / "child")), tmp_path))
+    pids = [int((tmp_path / f"child-{rank}").read_text()) for rank in range(2)]
+    assert not any(map(alive, pids))
+
+
 def test_torchrun_starts_the_same_group(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks.settings, "torchrun", True)
     with pytest.raises(RanksFailed, match="none of us wants to"):
