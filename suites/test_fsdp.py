@@ -285,7 +285,7 @@ def test_save_model_leaves_a_whole_adapter(spec, afterwards, judge):
 # ---- resuming ----
 
 #: One saves nothing. In the other FSDP1 loads the shards of a checkpoint that has none (FSDP-07), and without a GPU that
-#: ended a rank by SIGBUS in 2 of 14 runs.
+#: ended a rank by SIGBUS in several runs of all suites, and in none of twelve runs on its own.
 CANNOT_RESUME = ("fsdp1-1", "fsdp1-2-sharded")
 
 

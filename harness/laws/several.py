@@ -408,12 +408,12 @@ _NO_FILE = "a checkpoint of shards has no adapter file (FSDP-07)"
 def silent(clause: str, spec: RunSpec) -> str | None:
     """Why the law of a clause on one process says nothing of a run spread like this; None where it does."""
     strategy = spec.launch.strategy
-    if clause == "CKPT-07" and strategy != "ddp":
+    if clause in ("CKPT-07", "CKPT-27") and strategy != "ddp":
         return _FILES
     if clause in ("FRZ-02", "FRZ-03", "LOSS-01", "LOOP-05") and strategy.startswith("zero"):
         return _HIDDEN
     if clause.startswith("CKPT-") and spec.arguments.get("save_strategy") == "no":
         return "nothing is saved"
-    if clause in ("CKPT-04", "CKPT-25") and spec.launch.state_dict_type == "SHARDED_STATE_DICT":
+    if clause in ("CKPT-04", "CKPT-21", "CKPT-25") and spec.launch.state_dict_type == "SHARDED_STATE_DICT":
         return _NO_FILE
     return None
