@@ -100,7 +100,7 @@ class Draw:
                 self._runs.seconds += runs.seconds
 
     def _laws(self, spec: RunSpec, train: Train) -> None:
-        if self._runs.subject.unsupported(spec) is not None:
+        if self._runs.subject.unsupported(self._runs.on_device(spec)) is not None:
             return
         self.begin(spec)
         trace = train(spec)

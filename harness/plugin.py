@@ -226,7 +226,7 @@ def train(request: pytest.FixtureRequest, runs: Runs) -> Callable[..., Trace]:
     """train(spec, again=False): the subject's trace of a spec. Skips, with the reason, what it does not train."""
 
     def trained(spec: RunSpec, again: bool = False) -> Trace:
-        reason = runs.subject.unsupported(spec)
+        reason = runs.subject.unsupported(runs.on_device(spec))
         if reason is not None:
             pytest.skip(reason)
         for case in request.node.stash[_CASES]:
@@ -285,7 +285,7 @@ def afterwards(runs: Runs, upstream: Any) -> Callable[[RunSpec, Callable[[Any], 
     """
 
     def trained(spec: RunSpec, call: Callable[[Any], Any]) -> Trace:
-        if reason := upstream.unsupported(spec):
+        if reason := upstream.unsupported(runs.on_device(spec)):
             pytest.skip(reason)
         return runs.train(spec, subject=upstream.in_ranks(call.__name__, afterwards=call))
 
