@@ -37,7 +37,7 @@ def test_a_fault_of_upstream_is_seen_in_a_drawn_run(clause, runs, monkeypatch):
     fault, words = FAULTS[clause]
     fault(monkeypatch)
     verdicts = []
-    draw = Draw([Case(clause, "drawn", "", "hf-trainer")], runs, lambda *failed: verdicts.append(failed), 0)
+    draw = Draw([Case(clause, "drawn", "", "hf-trainer")], runs, lambda *failed: verdicts.append(failed), 0, [])
     draw.judge_all(strategies.just(PLAIN.but(max_steps=2)), 0)
     verdict, failed = verdicts[0]
     FAILED.add(failed)

@@ -51,7 +51,7 @@ def _loss(trace):
 
 
 def _adapter(trace):
-    trace.adapter[A] += 1e-3
+    trace.adapter[A] += 1e-1
 
 
 def _short(trace):
