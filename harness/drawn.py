@@ -76,7 +76,7 @@ class Draw:
         chosen = int(self._seed) if self._seed not in (None, "random") else first
 
         @seed(chosen + part)
-        @settings(derandomize=False)
+        @settings(derandomize=False, deadline=None)
         @given(specs)
         def every_law_holds(spec: RunSpec) -> None:
             self._judge(spec)
