@@ -23,7 +23,7 @@ from harness.spec import RunSpec
 from harness.subjects.hf_trainer import HFTrainer
 from harness.verdict import NOT_COMPARABLE, Verdict
 
-#: Runs drawn by each part of the suite: half a minute, ten minutes and some hours on two cores altogether.
+#: Runs drawn by each part of the suite, and lives by each route. Each run drawn is followed by some six to compare it with.
 PROFILES = {"quick": 3, "deep": 100, "soak": 3000}
 
 #: Things done in a life.
