@@ -99,7 +99,7 @@ def environment(launch: LaunchSpec) -> dict[str, str]:
     """Variables of the ranks' environment."""
     # accelerate otherwise gives each rank as many threads as there are cores for it, whatever the spec says.
     values = {"OMP_NUM_THREADS": str(launch.threads)} if launch.threads else {}
-    if launch.strategy.startswith("zero") and launch.device == "cpu":
+    if version("deepspeed") is not None and launch.device == "cpu":
         values |= {"DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"}
         # Extensions are built by ninja, which pip puts beside the interpreter.
         values["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -127,7 +127,8 @@ def train(subject: HFTrainer, spec: RunSpec, directory: Path) -> Trace:
         limit=_COMPILING if launch.strategy.startswith("zero") else ranks.LIMIT,
         backend="gloo" if launch.device == "cpu" else None,
         environment=environment(launch),
-        imports=("deepspeed",) if launch.strategy.startswith("zero") else (),
+        # Where it is installed accelerate imports it in every process, to look whether a model is one of its engines (2 s).
+        imports=("deepspeed",) if version("deepspeed") is not None else (),
     )
     failure = None
     try:

@@ -76,7 +76,8 @@ def _import(group: Group) -> None:
     if wanted:
         os.environ |= group.environment
         for name in wanted:
-            importlib.import_module(name)
+            with contextlib.suppress(ImportError):  # which the ranks that need it will tell
+                importlib.import_module(name)
         gc.collect()
         gc.freeze()
 
