@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import shutil
 import time
@@ -50,6 +51,9 @@ class Runs:
         self.made += 1
         if not again:
             self._traces[key] = trace
+        # accelerate collects garbage at the start of each run, and would look through all traces for it, each time.
+        gc.collect()
+        gc.freeze()
         return trace
 
     def directory(self, name: str) -> Path:
