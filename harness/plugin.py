@@ -19,6 +19,7 @@ from rich.console import Console
 
 from harness import contract, drawn, environment, expectations, report, subjects
 from harness.errors import UsageError
+from harness.journal import Journal
 from harness.paths import SUITES, make_importable
 from harness.report import Case, told
 from harness.runs import Runs
@@ -57,8 +58,13 @@ class State:
         self.torchrun: bool = config.getoption("--torchrun")
         self.clauses = contract.select(config.getoption("--clause"))
         self.expectations = expectations.load(SUITES / "expectations")
-        self.cases: list[Case] = []
         self.effort = report.Effort()
+        #: Under xdist a worker is told where the cases that it collects are written down, for when it crashes.
+        worker = getattr(config, "workerinput", None)
+        chosen = worker["peft_harness_journal"] if worker else config.getoption("--journal")
+        run = [self.subject, self.device, *sorted(self.clauses), *self.preload, environment.describe(self.device)]
+        self.journal = Journal.open(chosen, run, writes=worker is None)
+        self.cases: list[Case] = list(self.journal.cases)
 
 
 # ---- options ----
@@ -80,6 +86,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--torchrun",
         action="store_true",
         help="start ranks by torchrun on a CPU too, which takes longer; on cuda always",
+    )
+    group.addoption(
+        "--journal", default=None, metavar="FILE", help="keep each case in FILE as it ends; with FILE there, judge the rest"
     )
     group.addoption("--json", default=None, metavar="FILE", help="write the report as JSON")
 
@@ -154,7 +163,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             name = scenario(item) + "/shimmed" * _is_shimmed(item, state.device)
             cases = [Case(id, name, item.nodeid, state.subject, state.device) for id in ids]
             item.stash[_CASES] = [case for case in cases if case.clause in state.clauses]
-            (chosen if item.stash[_CASES] else others).append(item)
+            wanted = item.stash[_CASES] and item.nodeid not in state.journal.ended
+            (chosen if wanted else others).append(item)
             collected += cases
     if _is_whole(config):
         tested = {case.clause for case in collected}
@@ -165,6 +175,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = chosen
+    if getattr(config, "workerinput", {}).get("workerid", "gw0") == "gw0":
+        state.journal.collected([case for item in items for case in item.stash[_CASES]])
     # Here rather than in a fixture, so that the imports are not charged to the first case.
     if any("runs" in getattr(item, "fixturenames", ()) for item in items):
         _warm(state)
@@ -398,7 +410,20 @@ class _Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
             if name == _PROPERTY and report.when in ("setup", "call"):
-                self.state.cases.append(Case(**cast(dict[str, Any], value)))
+                self._ended(Case(**cast(dict[str, Any], value)))
+        if report.when == "???":  # xdist's word for a test whose worker died in it
+            for case in self.state.journal.of(report.nodeid):
+                case.verdict = FAIL
+                case.evidence = {"expected": "the case runs to its end", "seen": [_fate(report)]}
+                self._ended(case)
+
+    def _ended(self, case: Case) -> None:
+        self.state.cases.append(case)
+        self.state.journal.keep(case)
+
+
+def _fate(report: pytest.TestReport) -> str:
+    return f"{str(report.longrepr).strip()} (killed, crashed, or cut by faulthandler_timeout)"
 
 
 @pytest.hookimpl(trylast=True)
@@ -407,11 +432,18 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["peft_harness"] = asdict(state.effort.measured())
         return
+    state.journal.close()
     state.effort.measured()
     if state.json is not None:
         report.write_json(Path(state.json), state.cases, environment.describe(state.device))
-    if exitstatus in (0, 1) and state.cases:
-        session.exitstatus = max(report.exit_code(state.cases), exitstatus)
+    # 5: nothing was left to be judged of a journal.
+    if exitstatus in (0, 1, 5) and state.cases:
+        session.exitstatus = max(report.exit_code(state.cases), exitstatus % 5)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["peft_harness_journal"] = str(node.config.stash[_STATE].journal.file)
 
 
 @pytest.hookimpl(optionalhook=True)
