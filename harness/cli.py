@@ -52,12 +52,50 @@ def check(
     device: Device = "cpu",
     clause: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Judge these clauses only.")] = None,
     preload: Preload = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", metavar="REQUIREMENT", help="Judge a stack made of this, such as peft==0.20.0; or a file."
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
 ) -> None:
-    """Judge the installed stack: `pytest suites/`, from a checkout or a wheel. Arguments after -- go to pytest."""
+    """Judge the installed stack, or one --with other releases, by `suites/`. Arguments after -- go to pytest."""
+    from harness.gate import command
+    from harness.gate.side import Judged
     from harness.paths import SUITES
 
-    raise typer.Exit(_pytest([str(SUITES)], subject, device, clause or [], preload or [], json, context.args))
+    judged = Judged(subject, device, tuple(clause or ()), tuple(preload or ()))
+    if with_:
+        raise typer.Exit(command.check(with_, judged, json, context.args))
+    rest = [*command.workers(judged, context.args), *context.args]
+    raise typer.Exit(_pytest([str(SUITES)], subject, device, clause or [], preload or [], json, rest))
+
+
+Requirements = typer.Option(
+    metavar="REQS", help="A requirements or lock file, 'current', or 'transformers==5.1.0 peft==0.18.1'."
+)
+
+
+@app.command()
+def gate(
+    baseline: Annotated[str, Requirements],
+    candidate: Annotated[str, Requirements],
+    subject: Subject = "hf-trainer",
+    device: Device = "cpu",
+    clause: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Compare these clauses only.")] = None,
+    preload: Preload = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a summary for a pull request.")] = None,
+) -> None:
+    """Is it safe to go from one stack to another? 0 safe, 1 unsafe, 2 could not run, 3 inconclusive."""
+    from harness import contract
+    from harness.gate import command
+    from harness.gate.side import Judged
+
+    contract.select(clause or [])
+    judged = Judged(subject, device, tuple(clause or ()), tuple(preload or ()))
+    raise typer.Exit(command.gate(baseline, candidate, judged, json, markdown))
 
 
 @app.command(context_settings={"allow_extra_args": True})
@@ -188,6 +226,9 @@ def main() -> None:
     except UsageError as error:
         print(f"peft-harness: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("peft-harness: interrupted; a gate goes on where it stopped when it is asked again", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

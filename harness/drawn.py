@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from hypothesis.strategies import SearchStrategy
 
@@ -24,20 +24,26 @@ from harness.subjects.hf_trainer import HFTrainer
 from harness.verdict import NOT_COMPARABLE, Verdict
 
 #: Runs drawn by each part of the suite, and lives by each route. Each run drawn is followed by some six to compare it with.
-PROFILES = {"quick": 3, "deep": 100, "soak": 3000}
+PROFILES = {"quick": 3, "sample": 3, "deep": 100, "soak": 3000}
+
+#: Always draw the same runs.
+_FIXED = ("quick", "sample")
 
 #: Things done in a life.
 STEPS_OF_A_LIFE = 12
 
 
 def register_profiles(chosen: str | None) -> None:
-    """Make --hypothesis-profile know quick, deep and soak; quick, which always draws the same runs, is the default."""
+    """Make --hypothesis-profile know the profiles. quick, the default, always draws the same runs, and so does sample,
+    which does not shrink what fails: that takes minutes, and a stack that is compared with another needs none of it.
+    """
     for name, examples in PROFILES.items():
         settings.register_profile(
             name,
             max_examples=examples,
             deadline=None,
-            derandomize=name == "quick",
+            derandomize=name in _FIXED,
+            phases=[phase for phase in Phase if name != "sample" or phase in (Phase.explicit, Phase.generate)],
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
             stateful_step_count=STEPS_OF_A_LIFE,

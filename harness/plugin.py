@@ -88,7 +88,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="start ranks by torchrun on a CPU too, which takes longer; on cuda always",
     )
     group.addoption(
-        "--journal", default=None, metavar="FILE", help="keep each case in FILE as it ends; with FILE there, judge the rest"
+        "--journal",
+        default=None,
+        metavar="FILE",
+        help="keep each case in FILE as it ends; with FILE there, judge the rest",
     )
     group.addoption("--json", default=None, metavar="FILE", help="write the report as JSON")
 
@@ -176,7 +179,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=others)
         items[:] = chosen
     if getattr(config, "workerinput", {}).get("workerid", "gw0") == "gw0":
-        state.journal.collected([case for item in items for case in item.stash[_CASES]])
+        wanted_here = [case for item in [*chosen, *others] for case in item.stash.get(_CASES, [])]
+        state.journal.collected(wanted_here)
     # Here rather than in a fixture, so that the imports are not charged to the first case.
     if any("runs" in getattr(item, "fixturenames", ()) for item in items):
         _warm(state)

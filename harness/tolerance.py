@@ -103,3 +103,11 @@ RANKS = Tolerance(
     reason="sums over ranks of float32 in another order; measured with DDP, FSDP1 and FSDP2 on two ranks and DDP on "
     "four: loss 5e-7 (one last bit), gradient 5.3e-8, adapter 2.1e-6 after ten AdamW steps at lr 1e-2 and 2e-7 after six",
 )
+
+STACKS = Tolerance(
+    "another release of upstream",
+    loss=6e-5,
+    gradient=2e-7,
+    adapter=6e-6,
+    reason="transformers before 5.0 logs four digits; and another order of the same operations",
+)

@@ -24,6 +24,7 @@ def large_batch(spec):
 @cases(
     by_route(
         {
+            "windows-of-4": SPLIT.but(gradient_accumulation_steps=4, max_steps=3),
             "full-rows": SPLIT,
             "ragged": SPLIT.but(data=RAGGED),
             "ragged-5": SPLIT.but(data=RAGGED, gradient_accumulation_steps=5),

@@ -1,0 +1,81 @@
+"""The clauses of two stacks compared, case by case."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from harness import contract
+from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding
+from harness.report import Case
+from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS
+
+_HELD, _FAILED, _UNDECIDED, _UNTESTED = "holds", "fails", "undecided", "untested"
+_STATE = {
+    PASS: _HELD,
+    UNEXPECTED_PASS: _HELD,
+    FAIL: _FAILED,
+    KNOWN_DEFECT: _FAILED,
+    AMBIGUOUS: _UNDECIDED,
+    NOT_COMPARABLE: _UNDECIDED,
+    SKIPPED: _UNTESTED,
+}
+
+
+def state(case: Case | None) -> str:
+    """What a case says of its stack; a known defect fails, since a stack without it is better."""
+    return _UNTESTED if case is None else _STATE[case.verdict]
+
+
+def compared(before: Iterable[Case], after: Iterable[Case]) -> list[Finding]:
+    """A finding for each clause and each way in which its cases changed."""
+    old, new = _by_name(before), _by_name(after)
+    changed: dict[tuple[str, str, str], list[tuple[Case | None, Case | None]]] = defaultdict(list)
+    for name in dict.fromkeys([*old, *new]):
+        pair = old.get(name), new.get(name)
+        states = state(pair[0]), state(pair[1])
+        if states[0] != states[1]:
+            changed[(name[0], *states)].append(pair)
+    order = list(contract.clauses())
+    return [
+        finding
+        for (clause, was, now), pairs in sorted(changed.items(), key=lambda item: order.index(item[0][0]))
+        if (finding := _finding(clause, was, now, pairs)) is not None
+    ]
+
+
+def _by_name(cases: Iterable[Case]) -> dict[tuple[str, str], Case]:
+    return {(case.clause, case.scenario): case for case in cases}
+
+
+def _finding(clause: str, was: str, now: str, pairs: list[tuple[Case | None, Case | None]]) -> Finding | None:
+    cases = [new or old for old, new in pairs]
+    names = [case.scenario for case in cases if case is not None]
+    details = {"was": was, "is": now, "scenarios": names}
+    count = f"{len(names)} case{'s' * (len(names) > 1)} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+    if now == _FAILED and was != _UNTESTED:
+        told = _told(pairs[0][1])
+        return Finding(
+            "clause", clause, BROKEN, f"{was} before and fails now in {count}: {told}", details | {"seen": told}
+        )
+    if now == _HELD:
+        means, words = (
+            (NOTE, "can be judged now, and holds") if was == _UNTESTED else (MENDED, f"{was} before and holds now")
+        )
+        return Finding("clause", clause, means, f"{words} in {count}", details)
+    if now == _FAILED:
+        return Finding(
+            "clause", clause, NOTE, f"can be judged now, and fails in {count}: {_told(pairs[0][1])}", details
+        )
+    # What a drawn run has a law for depends on the draw, and says nothing of the stack.
+    lost = [new for old, new in pairs if old is not None and state(old) == _HELD and old.drawn is None]
+    if was != _HELD or not lost:
+        return None
+    reason = next((case.reason for case in lost if case is not None and case.reason), "no such case")
+    return Finding("clause", clause, LOST, f"held before and cannot be judged now in {count}: {reason}", details)
+
+
+def _told(case: Case | None) -> str:
+    """The sentence that tells most of a failure."""
+    seen = [str(one) for one in (case.evidence.get("seen") or [])] if case is not None else []
+    return seen[0] if seen else (case.reason if case is not None else "")

@@ -1,0 +1,119 @@
+"""`peft-harness gate` and `peft-harness check --with`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from harness.errors import UsageError
+from harness.gate import compare, environments, show
+from harness.gate.compare import Told
+from harness.gate.environments import Environment
+from harness.gate.findings import exit_code
+from harness.gate.side import Judged, Side
+from harness.paths import make_importable
+
+
+def check(requirements: list[str], judged: Judged, json: Path | None, rest: list[str]) -> int:
+    """Judge the stack that the requirements make. Returns the exit code of the suites."""
+    environment = made([" ".join(requirements)])[0]
+    options = judged.options() + (["--json", str(json.absolute())] if json is not None else [])
+    if json is not None:
+        show.write(json.with_suffix(".lock"), environment.lock)
+    words = [
+        "-m",
+        "pytest",
+        str(compare.SUITES),
+        "-p",
+        "no:cacheprovider",
+        "--hypothesis-profile",
+        "sample",
+        *options,
+        *workers(judged, rest),
+        *rest,
+    ]
+    code = environment.run(*words).returncode
+    return 2 if code in (4, 5) else code
+
+
+def workers(judged: Judged, rest: list[str]) -> list[str]:
+    """pytest's words for a worker a core, unless it was told how many."""
+    if judged.device != "cpu" or any(word.startswith("-n") for word in rest):
+        return []
+    return ["-n", "auto", "--maxprocesses", "4"]
+
+
+def gate(baseline: str, candidate: str, judged: Judged, json: Path | None, markdown: Path | None) -> int:
+    """Compare two stacks. Returns 0 safe, 1 unsafe, 3 inconclusive; UsageError where it could not run."""
+    for path in (json, markdown):
+        if path is not None and path.is_dir():
+            raise UsageError(f"{path}: is a directory; name a file")
+    console = Console(stderr=True)
+    before, after = made([baseline, candidate])
+    make_importable()
+    place = Path(".peft-harness") / "gate" / compare.identity(before.key, after.key, judged)
+    with _alone(place) as directory:
+        sides = [
+            Side("baseline", before, directory / "baseline", judged),
+            Side("candidate", after, directory / "candidate", judged),
+        ]
+        if any(side.done for side in sides):
+            console.print(f"goes on where an interrupted gate stopped ({place})", highlight=False)
+        with _progress(console) as told:
+            outcome = compare.gate(sides[0], sides[1], workers=max(1, (os.cpu_count() or 2) // 2), told=told)
+        if json is not None:
+            show.write_report(json, sides, outcome)
+        if markdown is not None:
+            show.write(markdown, show.markdown(sides, outcome))
+        show.screen(Console(), sides, outcome)
+    shutil.rmtree(place, ignore_errors=True)
+    return exit_code(outcome.verdict)
+
+
+def made(requirements: list[str]) -> list[Environment]:
+    """The environments, made side by side. UsageError where one cannot be."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(environments.make, requirements))
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[Path]:
+    """The directory of a gate, for this process alone."""
+    import fcntl
+
+    place.mkdir(parents=True, exist_ok=True)
+    (place.parent.parent / ".gitignore").write_text("*\n")
+    with (place / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{place}: another gate of the same stacks is running here; wait for it") from None
+        yield place.absolute()
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Told]:
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console) as progress:
+        tasks: dict[tuple[str, str], object] = {}
+
+        def told(side: str, what: str, ended: int, count: int | None) -> None:
+            key = (side, what)
+            if key not in tasks:
+                tasks[key] = progress.add_task(f"{side}: {what}", total=None)
+            progress.update(tasks[key], completed=ended, total=count)  # type: ignore[arg-type]
+
+        yield told

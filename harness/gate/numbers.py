@@ -1,0 +1,119 @@
+"""Whether two stacks train a spec to the same numbers, and if not, where they part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from harness.laws.equal import distance, equal_runs, largest_gap
+from harness.tolerance import STACKS
+from harness.trace import Tensors, Trace
+
+EQUAL, WITHIN, CHANGED = "bit-equal", "within", "changed"
+
+
+@dataclass(frozen=True)
+class Parting:
+    """How far two runs of a spec part. kind: EQUAL, WITHIN (the tolerance STACKS) or CHANGED.
+
+    step, what: the first optimizer step at which they part, and in what ("gradient of model.layers.0..."). loss,
+    gradient, adapter: the largest difference over the largest value. ratio: of the gradients' norms at the first step,
+    after : before.
+    """
+
+    kind: str
+    step: int | None = None
+    what: str = ""
+    loss: float = 0.0
+    gradient: float = 0.0
+    adapter: float = 0.0
+    ratio: float | None = None
+
+    def __str__(self) -> str:
+        if self.kind == EQUAL:
+            return "bit-equal"
+        words = [f"parts at step {self.step} in {self.what}" if self.step else f"parts in {self.what}"]
+        words.append(
+            f"loss by {self.loss:.2g}, gradient by {self.gradient:.2g}, adapter by {self.adapter:.2g} of the largest"
+        )
+        if self.ratio is not None and abs(self.ratio - 1) > 1e-3:
+            words.append(f"the gradient is {self.ratio:.4g} times what it was")
+        return "; ".join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def parting(before: Trace, after: Trace) -> Parting:
+    """How the run `after` parts from the run `before`, which trained the same spec."""
+    step, what = next(_differences(before, after), (None, ""))
+    if not what:
+        return Parting(EQUAL)
+    gaps = distance(after, before)
+    within = equal_runs(after, before, STACKS).holds and _rows(before) == _rows(after)
+    return Parting(
+        WITHIN if within else CHANGED,
+        step,
+        what,
+        loss=_relative(gaps["largest_loss_difference"], [abs(value) for value in before.losses.values()]),
+        gradient=_relative(gaps["largest_gradient_difference"], [_largest(one.gradients) for one in before.steps]),
+        adapter=_relative(gaps["largest_adapter_difference"], [_largest(before.adapter)]),
+        ratio=_ratio(before, after),
+    )
+
+
+def _differences(before: Trace, after: Trace) -> Iterator[tuple[int | None, str]]:
+    """(step, what) of each difference, in the order in which a run makes them."""
+    yield from (
+        (None, f"adapter at the start, {name}") for name in _unequal(before.adapter_before, after.adapter_before)
+    )
+    for old, new in zip(before.steps, after.steps, strict=False):
+        if [batch.rows for batch in old.batches] != [batch.rows for batch in new.batches]:
+            yield old.number, "the rows it trains"
+        yield from ((old.number, f"gradient of {name}") for name in _unequal(old.gradients, new.gradients))
+        yield from ((old.number, f"clipped gradient of {name}") for name in _unequal(old.clipped, new.clipped))
+        if old.learning_rates != new.learning_rates:
+            yield old.number, "learning rate"
+        for what, one, other in (
+            ("logged loss", before.losses, after.losses),
+            ("logged grad_norm", before.grad_norms, after.grad_norms),
+        ):
+            if one.get(old.number) != other.get(old.number):
+                yield old.number, what
+    if len(before.steps) != len(after.steps):
+        yield min(len(before.steps), len(after.steps)) + 1, "the number of steps"
+    yield from ((None, f"adapter at the end, {name}") for name in _unequal(before.adapter, after.adapter))
+
+
+def _unequal(before: Tensors, after: Tensors) -> Iterator[str]:
+    for name in sorted({*before, *after}):
+        one, other = before.get(name), after.get(name)
+        if one is None or other is None or one.dtype != other.dtype or largest_gap(one, other) > 0:
+            yield name
+
+
+def _rows(trace: Trace) -> list[list[int]]:
+    return [sorted(rows) for rows in trace.rows]
+
+
+def _relative(gap: float, sizes: list[float]) -> float:
+    size = max(sizes, default=0.0)
+    return gap / size if size else gap
+
+
+def _largest(tensors: Tensors) -> float:
+    return max((float(one.double().abs().max()) for one in tensors.values() if one.numel()), default=0.0)
+
+
+def _ratio(before: Trace, after: Trace) -> float | None:
+    if not (before.steps and after.steps):
+        return None
+    norms = [_norm(trace.steps[0].gradients) for trace in (before, after)]
+    return norms[1] / norms[0] if norms[0] else None
+
+
+def _norm(tensors: Tensors) -> float:
+    return float(torch.stack([one.double().norm() for one in tensors.values()]).norm()) if tensors else 0.0

@@ -1,0 +1,202 @@
+"""One side of a gate: an environment, and what was found in it, kept in a directory so that nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import journal
+from harness.errors import UsageError
+from harness.gate.environments import Environment
+from harness.gate.worker import LIMIT
+from harness.paths import SUITES
+from harness.report import Case
+from harness.trace import Trace
+
+#: Seconds after which a case of the suites is cut; the slowest takes 10 s on two busy cores.
+CASE_LIMIT = 240
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Who is judged, on what, and by which clauses: options of the suites."""
+
+    subject: str = "hf-trainer"
+    device: str = "cpu"
+    clauses: tuple[str, ...] = ()
+    preloads: tuple[str, ...] = ()
+
+    def options(self) -> list[str]:
+        words = ["--subject", self.subject, "--device", self.device]
+        for name, values in (("--clause", self.clauses), ("--preload", self.preloads)):
+            for value in values:
+                words += [name, value]
+        return words
+
+
+@dataclass
+class Side:
+    """name: "baseline" or "candidate". directory: where what was found is kept.
+
+    done: task -> {"error": words or None, "data": ...}, of what the worker was asked.
+    """
+
+    name: str
+    environment: Environment
+    directory: Path
+    judged: Judged
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _worker: subprocess.Popen[str] | None = None
+    _suites: subprocess.Popen[str] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _ended: bool = False
+
+    def __post_init__(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self._record.is_file():
+            for line in self._record.read_text(encoding="utf-8").splitlines():
+                try:
+                    self.done |= json.loads(line)
+                except ValueError:  # cut off when the gate was interrupted
+                    continue
+
+    @property
+    def _record(self) -> Path:
+        return self.directory / "done.jsonl"
+
+    # ---- the worker ----
+
+    def ask(self, name: str, do: str, **arguments: Any) -> dict[str, Any]:
+        """The answer to a task, asked only once: {"error": None, "data": ...}, or an error in words.
+
+        A worker that dies or takes too long is such an error, and is replaced.
+        """
+        if name not in self.done:
+            self._keep(name, self._asked({"do": do, **arguments}))
+        return self.done[name]
+
+    def _asked(self, task: dict[str, Any]) -> dict[str, Any]:
+        worker = self._started()
+        assert worker.stdin is not None and worker.stdout is not None
+        began = time.monotonic()
+        try:
+            worker.stdin.write(json.dumps(task) + "\n")
+            worker.stdin.flush()
+            line = worker.stdout.readline()
+        except OSError:
+            line = ""
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        status = worker.wait()
+        self._worker = None
+        if self._ended:
+            raise KeyboardInterrupt
+        if time.monotonic() - began >= task.get("limit", LIMIT):
+            return {"error": f"had not ended after {task.get('limit', LIMIT)} s"}
+        return {"error": f"ended its process with status {status}: {self._last_words()}"}
+
+    def _keep(self, name: str, answer: dict[str, Any]) -> None:
+        self.done[name] = answer
+        with self._record.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({name: answer}) + "\n")
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._worker is None:
+            with (self.directory / "worker.txt").open("a") as words:
+                self._worker = self._start(
+                    "-m", "harness.gate.worker", str(self.directory), *self.judged.preloads,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words,
+                )  # fmt: skip
+            assert self._worker.stdout is not None
+            line = self._worker.stdout.readline()
+            greeting = json.loads(line) if line else {"refused": f"ends when it imports upstream: {self._last_words()}"}
+            if "refused" in greeting:
+                self._worker = None
+                raise UsageError(f"{self.name}, {self.environment.asked!r}: {greeting['refused']}")
+        return self._worker
+
+    def _start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        with self._lock:
+            if self._ended:
+                raise KeyboardInterrupt
+            return self.environment.start(*arguments, **options)
+
+    def _last_words(self) -> str:
+        lines = (self.directory / "worker.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no word")
+
+    def trace(self, name: str) -> Trace | None:
+        """The trace that a task left, None where it left none."""
+        place = self.directory / name / "trace"
+        return Trace.load(place) if (place / "trace.json").is_file() else None
+
+    # ---- the suites ----
+
+    def suites(self, workers: int, report: Callable[[int, int | None], None], *options: str) -> list[Case]:
+        """Judge the environment by the suites, and return their cases. report(ended, all): told as cases end.
+
+        A case that kills its process, or takes too long, is a failed case. UsageError where the suites cannot run.
+        """
+        file = self.directory / "journal.jsonl"
+        for _ in range(5):
+            before = len(journal.read(file)[1]) if file.is_file() else 0
+            code = self._run_suites(file, workers, report, options)
+            cases = journal.read(file)[1] if file.is_file() else []
+            if code in (0, 1, 3):
+                return cases
+            if len(cases) == before:
+                break
+        words = (self.directory / "suites.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        told = next((line for line in reversed(words) if line.strip()), "no word")
+        raise UsageError(f"{self.name}, {self.environment.asked!r}: the suites cannot run (exit status {code}): {told}")
+
+    def _run_suites(
+        self, file: Path, workers: int, report: Callable[[int, int | None], None], options: tuple[str, ...]
+    ) -> int:
+        limits = ["-o", f"faulthandler_timeout={CASE_LIMIT}", "-o", "faulthandler_exit_on_timeout=true"]
+        words = [
+            str(SUITES),
+            "-q",
+            "-n",
+            str(workers),
+            "-p",
+            "no:cacheprovider",
+            "--hypothesis-profile",
+            "sample",
+            *limits,
+            "--journal",
+            str(file),
+        ]
+        with (self.directory / "suites.txt").open("w") as output:
+            self._suites = self._start(
+                "-m", "pytest", *words, *self.judged.options(), *options,
+                stdout=output, stderr=subprocess.STDOUT, cwd=self.directory,
+            )  # fmt: skip
+            size = -1
+            while self._suites.poll() is None:
+                time.sleep(0.2)
+                if file.is_file() and file.stat().st_size != size:
+                    size = file.stat().st_size
+                    report(file.read_bytes().count(b"\n") - 1, journal.total(file))
+        if self._ended:
+            raise KeyboardInterrupt
+        return self._suites.returncode
+
+    def end(self) -> None:
+        """End what was started."""
+        with self._lock:
+            self._ended = True
+            for process in (self._worker, self._suites):
+                if process is not None and process.poll() is None:
+                    process.terminate()
+                    try:
+                        process.wait(10)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
