@@ -51,22 +51,19 @@ def _by_name(cases: Iterable[Case]) -> dict[tuple[str, str], Case]:
 def _finding(clause: str, was: str, now: str, pairs: list[tuple[Case | None, Case | None]]) -> Finding | None:
     cases = [new or old for old, new in pairs]
     names = [case.scenario for case in cases if case is not None]
-    details = {"was": was, "is": now, "scenarios": names}
+    details: dict[str, object] = {"was": was, "is": now, "scenarios": names}
     count = f"{len(names)} case{'s' * (len(names) > 1)} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-    if now == _FAILED and was != _UNTESTED:
-        told = _told(pairs[0][1])
-        return Finding(
-            "clause", clause, BROKEN, f"{was} before and fails now in {count}: {told}", details | {"seen": told}
-        )
-    if now == _HELD:
-        means, words = (
-            (NOTE, "can be judged now, and holds") if was == _UNTESTED else (MENDED, f"{was} before and holds now")
-        )
-        return Finding("clause", clause, means, f"{words} in {count}", details)
     if now == _FAILED:
-        return Finding(
-            "clause", clause, NOTE, f"can be judged now, and fails in {count}: {_told(pairs[0][1])}", details
-        )
+        told = _told(pairs[0][1])
+        details["seen"] = told
+        if was == _UNTESTED:
+            return Finding("clause", clause, NOTE, f"can be judged now, and fails in {count}: {told}", details)
+        held = "held" if was == _HELD else "was undecided"
+        return Finding("clause", clause, BROKEN, f"{told} ({held} before, fails now in {count})", details)
+    if now == _HELD:
+        words = {_FAILED: "failed before, holds now", _UNDECIDED: "was undecided, holds now"}.get(was)
+        means = NOTE if words is None else MENDED
+        return Finding("clause", clause, means, f"{words or 'can be judged now, and holds'} in {count}", details)
     # What a drawn run has a law for depends on the draw, and says nothing of the stack.
     lost = [new for old, new in pairs if old is not None and state(old) == _HELD and old.drawn is None]
     if was != _HELD or not lost:

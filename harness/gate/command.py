@@ -72,7 +72,8 @@ def gate(baseline: str, candidate: str, judged: Judged, json: Path | None, markd
             show.write_report(json, sides, outcome)
         if markdown is not None:
             show.write(markdown, show.markdown(sides, outcome))
-        show.screen(Console(), sides, outcome)
+        screen = Console()
+        show.screen(screen if screen.is_terminal else Console(width=160), sides, outcome)
     shutil.rmtree(place, ignore_errors=True)
     return exit_code(outcome.verdict)
 

@@ -32,8 +32,12 @@ class Finding:
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """The gravest first."""
-    return sorted(findings, key=lambda one: (ORDER.index(one.means), ABOUT.index(one.about)))
+    """The gravest first, and of one sort those that most cases tell."""
+
+    def rank(one: Finding) -> tuple[int, int, int]:
+        return ORDER.index(one.means), ABOUT.index(one.about), -len(one.details.get("scenarios", ()))
+
+    return sorted(findings, key=rank)
 
 
 def verdict(findings: Iterable[Finding]) -> str:

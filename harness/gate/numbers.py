@@ -35,12 +35,12 @@ class Parting:
     def __str__(self) -> str:
         if self.kind == EQUAL:
             return "bit-equal"
-        words = [f"parts at step {self.step} in {self.what}" if self.step else f"parts in {self.what}"]
-        words.append(
-            f"loss by {self.loss:.2g}, gradient by {self.gradient:.2g}, adapter by {self.adapter:.2g} of the largest"
-        )
+        words = []
         if self.ratio is not None and abs(self.ratio - 1) > 1e-3:
             words.append(f"the gradient is {self.ratio:.4g} times what it was")
+        words.append(f"parts at step {self.step} in {self.what}" if self.step else f"parts in {self.what}")
+        gaps = (("loss", self.loss), ("gradient", self.gradient), ("adapter", self.adapter))
+        words.append(", ".join(f"{name} by {gap:.2g}" for name, gap in gaps) + " of the largest")
         return "; ".join(words)
 
     def to_json(self) -> dict[str, Any]:
