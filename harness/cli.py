@@ -98,6 +98,23 @@ def gate(
     raise typer.Exit(command.gate(baseline, candidate, judged, json, markdown))
 
 
+@app.command()
+def bisect(
+    clause: Annotated[str, typer.Option(metavar="ID", help="The clause that broke.")],
+    good: Annotated[str, Requirements],
+    bad: Annotated[str, Requirements],
+    subject: Subject = "hf-trainer",
+    device: Device = "cpu",
+    preload: Preload = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the answer as JSON.")] = None,
+) -> None:
+    """Which release of which package broke a clause? 0 found, 2 could not run, 3 only a range is found."""
+    from harness.gate import command
+    from harness.gate.side import Judged
+
+    raise typer.Exit(command.bisect(clause, good, bad, Judged(subject, device, (), tuple(preload or ())), json))
+
+
 @app.command(context_settings={"allow_extra_args": True})
 def coverage(
     context: typer.Context,

@@ -10,21 +10,21 @@ from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding
 from harness.report import Case
 from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS
 
-_HELD, _FAILED, _UNDECIDED, _UNTESTED = "holds", "fails", "undecided", "untested"
+HELD, FAILED, UNDECIDED, UNTESTED = "holds", "fails", "undecided", "untested"
 _STATE = {
-    PASS: _HELD,
-    UNEXPECTED_PASS: _HELD,
-    FAIL: _FAILED,
-    KNOWN_DEFECT: _FAILED,
-    AMBIGUOUS: _UNDECIDED,
-    NOT_COMPARABLE: _UNDECIDED,
-    SKIPPED: _UNTESTED,
+    PASS: HELD,
+    UNEXPECTED_PASS: HELD,
+    FAIL: FAILED,
+    KNOWN_DEFECT: FAILED,
+    AMBIGUOUS: UNDECIDED,
+    NOT_COMPARABLE: UNDECIDED,
+    SKIPPED: UNTESTED,
 }
 
 
 def state(case: Case | None) -> str:
     """What a case says of its stack; a known defect fails, since a stack without it is better."""
-    return _UNTESTED if case is None else _STATE[case.verdict]
+    return UNTESTED if case is None else _STATE[case.verdict]
 
 
 def compared(before: Iterable[Case], after: Iterable[Case]) -> list[Finding]:
@@ -53,20 +53,20 @@ def _finding(clause: str, was: str, now: str, pairs: list[tuple[Case | None, Cas
     names = [case.scenario for case in cases if case is not None]
     details: dict[str, object] = {"was": was, "is": now, "scenarios": names}
     count = f"{len(names)} case{'s' * (len(names) > 1)} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-    if now == _FAILED:
+    if now == FAILED:
         told = _told(pairs[0][1])
         details["seen"] = told
-        if was == _UNTESTED:
+        if was == UNTESTED:
             return Finding("clause", clause, NOTE, f"can be judged now, and fails in {count}: {told}", details)
-        held = "held" if was == _HELD else "was undecided"
+        held = "held" if was == HELD else "was undecided"
         return Finding("clause", clause, BROKEN, f"{told} ({held} before, fails now in {count})", details)
-    if now == _HELD:
-        words = {_FAILED: "failed before, holds now", _UNDECIDED: "was undecided, holds now"}.get(was)
+    if now == HELD:
+        words = {FAILED: "failed before, holds now", UNDECIDED: "was undecided, holds now"}.get(was)
         means = NOTE if words is None else MENDED
         return Finding("clause", clause, means, f"{words or 'can be judged now, and holds'} in {count}", details)
     # What a drawn run has a law for depends on the draw, and says nothing of the stack.
-    lost = [new for old, new in pairs if old is not None and state(old) == _HELD and old.drawn is None]
-    if was != _HELD or not lost:
+    lost = [new for old, new in pairs if old is not None and state(old) == HELD and old.drawn is None]
+    if was != HELD or not lost:
         return None
     reason = next((case.reason for case in lost if case is not None and case.reason), "no such case")
     return Finding("clause", clause, LOST, f"held before and cannot be judged now in {count}: {reason}", details)

@@ -11,12 +11,16 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
+from harness import contract
 from harness.errors import UsageError
+from harness.gate import bisect as bisection
 from harness.gate import compare, environments, show
 from harness.gate.compare import Told
 from harness.gate.environments import Environment
 from harness.gate.findings import exit_code
+from harness.gate.probe import Prober, Seen
 from harness.gate.side import Judged, Side
 from harness.paths import make_importable
 
@@ -76,6 +80,35 @@ def gate(baseline: str, candidate: str, judged: Judged, json: Path | None, markd
         show.screen(screen if screen.is_terminal else Console(width=160), sides, outcome)
     shutil.rmtree(place, ignore_errors=True)
     return exit_code(outcome.verdict)
+
+
+def bisect(clause: str, good: str, bad: str, judged: Judged, json: Path | None) -> int:
+    """Find the release that broke a clause. Returns 0 where it is found, 3 where only a range is."""
+    contract_clauses = contract.select([clause])
+    if len(contract_clauses) != 1:
+        raise UsageError(f"--clause {clause}: names {len(contract_clauses)} clauses; a bisection is of one")
+    (clause,) = contract_clauses
+    make_importable()
+    screen, ends = Console(), made([good, bad])
+    differ = [name for name in ends[0].stack if ends[0].stack[name] != ends[1].stack.get(name)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in (*differ, clause, "seconds", "seen"):
+        table.add_column(column, overflow="ellipsis", no_wrap=True)
+    with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"{clause}: good and bad")
+
+        def told(stack: dict[str, str], seen: Seen, verdict: str, wanted: list[str]) -> None:
+            changing = [stack.get(name, "-") for name in differ]
+            table.add_row(*changing, verdict, f"{seen.seconds:.0f}", seen.told(wanted))
+            words = ", ".join(f"{name} {version}" for name, version in zip(differ, changing, strict=True))
+            progress.update(task, description=f"{clause}: {table.row_count} tried, the last {words}: {verdict}")
+
+        answer = bisection.bisect(clause, ends[0], ends[1], Prober(clause, judged), told)
+    if json is not None:
+        bisection.write_json(json, answer, ends[0], ends[1])
+    (screen if screen.is_terminal else Console(width=160)).print(table)
+    screen.print(str(answer), style="bold", highlight=False, soft_wrap=True)
+    return 0 if answer.exact else 3
 
 
 def made(requirements: list[str]) -> list[Environment]:

@@ -133,6 +133,11 @@ def running() -> Environment:
     return Environment(CURRENT, sys.executable, pins, lock, _key(lock))
 
 
+def named(asked: str) -> list[str]:
+    """The packages that requirements name."""
+    return [name for line in _lines(asked) if (name := _name(line))]
+
+
 # ---- resolving ----
 
 

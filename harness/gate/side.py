@@ -6,7 +6,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,15 +139,16 @@ class Side:
 
     # ---- the suites ----
 
-    def suites(self, workers: int, report: Callable[[int, int | None], None], *options: str) -> list[Case]:
+    def suites(self, workers: int, report: Callable[[int, int | None], None], tests: Sequence[str] = ()) -> list[Case]:
         """Judge the environment by the suites, and return their cases. report(ended, all): told as cases end.
 
+        tests: only these, by node id.
         A case that kills its process, or takes too long, is a failed case. UsageError where the suites cannot run.
         """
         file = self.directory / "journal.jsonl"
         for _ in range(5):
             before = len(journal.read(file)[1]) if file.is_file() else 0
-            code = self._run_suites(file, workers, report, options)
+            code = self._run_suites(file, workers, report, tests)
             cases = journal.read(file)[1] if file.is_file() else []
             if code in (0, 1, 3):
                 return cases
@@ -158,25 +159,15 @@ class Side:
         raise UsageError(f"{self.name}, {self.environment.asked!r}: the suites cannot run (exit status {code}): {told}")
 
     def _run_suites(
-        self, file: Path, workers: int, report: Callable[[int, int | None], None], options: tuple[str, ...]
+        self, file: Path, workers: int, report: Callable[[int, int | None], None], tests: Sequence[str]
     ) -> int:
         limits = ["-o", f"faulthandler_timeout={CASE_LIMIT}", "-o", "faulthandler_exit_on_timeout=true"]
-        words = [
-            str(SUITES),
-            "-q",
-            "-n",
-            str(workers),
-            "-p",
-            "no:cacheprovider",
-            "--hypothesis-profile",
-            "sample",
-            *limits,
-            "--journal",
-            str(file),
-        ]
+        chosen = [str(SUITES.parent / test) for test in tests] or [str(SUITES)]
+        quiet = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile", "sample"]
+        words = [*chosen, *quiet, *limits, "-n", str(workers), "--journal", str(file)]
         with (self.directory / "suites.txt").open("w") as output:
             self._suites = self._start(
-                "-m", "pytest", *words, *self.judged.options(), *options,
+                "-m", "pytest", *words, *self.judged.options(),
                 stdout=output, stderr=subprocess.STDOUT, cwd=self.directory,
             )  # fmt: skip
             size = -1

@@ -1,0 +1,46 @@
+"""The releases of a package, from the index's own list."""
+
+from __future__ import annotations
+
+import functools
+
+from packaging.version import InvalidVersion, Version
+
+from harness.errors import UsageError
+from harness.gate.environments import index_url
+
+
+@functools.cache
+def _all(package: str) -> tuple[str, ...]:
+    try:
+        from pypi_simple import PyPISimple
+    except ImportError:
+        raise UsageError(
+            "pypi-simple, which reads the index's releases, is not installed; pip install pypi-simple"
+        ) from None
+    with PyPISimple(endpoint=f"{index_url()}/") as index:
+        try:
+            page = index.get_project_page(package, timeout=60)
+        except Exception as error:
+            raise UsageError(f"{package}: the package index cannot be read ({type(error).__name__}: {error})") from None
+    found: dict[Version, str] = {}
+    for file in page.packages:
+        if file.version is None or file.is_yanked:
+            continue
+        try:
+            version = Version(file.version)
+        except InvalidVersion:
+            continue
+        if not version.is_prerelease:
+            found[version] = file.version
+    return tuple(found[version] for version in sorted(found))
+
+
+def between(package: str, one: str, other: str) -> list[str]:
+    """The releases from one version to the other, both among them, in that order; yanked and pre-releases left out."""
+    low, high = sorted((Version(one), Version(other)))
+    inside = {Version(text) for text in _all(package) if low < Version(text) < high}
+    ordered = [low, *sorted(inside - {low, high}), high]
+    if Version(one) != low:
+        ordered.reverse()
+    return [str(version) for version in ordered]
