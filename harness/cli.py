@@ -115,6 +115,19 @@ def bisect(
     raise typer.Exit(command.bisect(clause, good, bad, Judged(subject, device, (), tuple(preload or ())), json))
 
 
+@app.command()
+def history(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Such as H3; all where none is given.")
+    ] = None,
+) -> None:
+    """Put faults of the past to the test: their clauses fail on the releases that had them, and hold on others."""
+    from harness.gate import command
+    from harness.gate.side import Judged
+
+    raise typer.Exit(command.history(ids or [], Judged()))
+
+
 @app.command(context_settings={"allow_extra_args": True})
 def coverage(
     context: typer.Context,

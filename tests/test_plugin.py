@@ -1,6 +1,8 @@
 """The pytest plugin: from a test's outcome to a clause's verdict, the register's own errors, and bad usage."""
 
 import json
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -10,7 +12,8 @@ import pytest
 from harness import contract, expectations, plugin
 from harness.contract.clause import Chapter, Clause
 from harness.errors import UsageError
-from harness.paths import PACKAGE
+from harness.journal import Journal
+from harness.paths import PACKAGE, SUITES
 
 pytest_plugins = ["pytester"]
 
@@ -189,3 +192,69 @@ def test_clause_option_judges_those_clauses_only(suite):
     code, _, report = suite(HOLDS.format(second=1), "--clause", "*-01")
     assert code == 0
     assert [clause["id"] for clause in report["clauses"]] == ["XYZ-01"]
+
+
+# ---- the journal ----
+
+
+def again(pytester, *options):
+    done = pytester.runpytest_inprocess("suites", "-p", "no:cacheprovider", "--json", "out.json", *options)
+    return int(done.ret), done.stdout.str() + done.stderr.str(), json.loads((pytester.path / "out.json").read_text())
+
+
+def test_a_run_goes_on_where_its_journal_ends(suite, pytester):
+    code, _, whole = suite(HOLDS.format(second=2), "--journal", "run.jsonl")
+    journal = pytester.path / "run.jsonl"
+    lines = journal.read_text().splitlines()
+    assert code == 1 and len(lines) == 1 + 3
+    # Killed after its first case, in the middle of writing the second.
+    journal.write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])
+    code, output, report = again(pytester, "--journal", "run.jsonl")
+    assert code == 1 and "1 failed, 1 skipped" in output
+    assert verdicts(report) == verdicts(whole)
+    code, output, report = again(pytester, "--journal", "run.jsonl")
+    assert code == 1 and "3 deselected" in output
+    assert verdicts(report) == verdicts(whole)
+
+
+def test_a_whole_journal_of_what_holds_ends_well(suite, pytester):
+    suite(HOLDS.format(second=1), "--journal", "run.jsonl")
+    assert again(pytester, "--journal", "run.jsonl")[0] == 0
+
+
+def test_the_journal_of_another_run_is_left_alone(suite, pytester):
+    suite(HOLDS.format(second=1), "--journal", "run.jsonl")
+    kept = (pytester.path / "run.jsonl").read_text()
+    with pytest.raises(UsageError, match="has cases of another run"):
+        Journal.open(str(pytester.path / "run.jsonl"), ["another run"], writes=True)
+    assert (pytester.path / "run.jsonl").read_text() == kept
+
+
+KILLER = """
+import os, pathlib
+import transformers
+
+train, marker = transformers.Trainer.train, pathlib.Path(__file__).with_name("killed")
+
+def kill(*args, **options):
+    if not marker.exists():
+        marker.touch()
+        os._exit(9)
+    return train(*args, **options)
+
+transformers.Trainer.train = kill
+"""
+
+
+def test_a_case_that_kills_its_worker_is_a_failed_case(tmp_path, monkeypatch):
+    (tmp_path / "killer.py").write_text(KILLER)
+    command = [sys.executable, "-m", "pytest", str(SUITES), "--clause", "RNG-01", "--preload", "killer", "-n", "1"]
+    command += ["-q", "-p", "no:cacheprovider", "--json", "out.json"]
+    path = os.pathsep.join([str(SUITES.parent), str(tmp_path)])
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 1, done.stdout
+    (clause,) = json.loads((tmp_path / "out.json").read_text())["clauses"]
+    failed = [case for case in clause["cases"] if case["verdict"] == "fail"]
+    assert len(failed) == 1 and len(clause["cases"]) > 1
+    assert "crashed" in failed[0]["evidence"]["seen"][0]
+    assert {case["verdict"] for case in clause["cases"]} == {"fail", "pass"}

@@ -9,6 +9,7 @@ import pytest
 from peft.tuners.lora import LoraLayer
 
 from harness import subjects, tolerance
+from harness.gate import numbers
 from harness.laws import accumulation, loss, output, rebuilt, schedule, several
 from harness.laws.equal import differences, distance, largest_gap
 from harness.laws.recompute import Recomputed
@@ -109,6 +110,17 @@ def _ranks(runs, monkeypatch):
     return {bound: gaps[f"largest_{bound}_difference"] for bound in BOUNDS}
 
 
+def _stacks(runs, monkeypatch):
+    """A release that averages micro-batches whatever their tokens, as transformers did before 4.46."""
+    spec = SPLIT.but(data=RAGGED, optim=None)
+    before = runs.train(spec)
+    replace("transformers.trainer:Trainer", "_get_num_items_in_batch", lambda *args: None)(monkeypatch)
+    after = runs.train(spec, again=True)
+    assert numbers.parting(before, after).kind == numbers.CHANGED
+    gaps = distance(after, before)
+    return {bound: gaps[f"largest_{bound}_difference"] for bound in BOUNDS}
+
+
 CONTROLS = {
     "ACCUMULATION": functools.partial(_accumulation, "sgd"),
     "ACCUMULATION_ADAPTIVE": functools.partial(_accumulation, "adamw_torch"),
@@ -117,6 +129,7 @@ CONTROLS = {
     "SUMMATION": _summation,
     "MERGED": _merged,
     "RANKS": _ranks,
+    "STACKS": _stacks,
 }
 
 

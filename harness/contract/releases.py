@@ -10,8 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Release:
-    """clause: its id. bad, good: requirements that make a stack, packages not named being of no matter. seen: what."""
+    """One fault of the past. id: by which `peft-harness history` calls it; two clauses may tell of the same one.
 
+    clause: its id. bad, good: requirements that make a stack, packages not named being of no matter. seen: what.
+    """
+
+    id: str
     clause: str
     bad: str
     good: tuple[str, ...]
@@ -25,38 +29,63 @@ def _stack(transformers: str, accelerate: str, peft: str) -> str:
 _WRONG_COUNT = (_stack("4.45.2", "1.0.1", "0.13.2"), (_stack("4.46.1", "1.0.1", "0.13.2"),))
 
 RELEASES = (
-    Release("LOSS-01", *_WRONG_COUNT, "windows are normalised by the wrong token count"),
-    Release("ACC-01", *_WRONG_COUNT, "gradient 1.27 times too large on rows of unequal lengths"),
+    Release("H1", "LOSS-01", *_WRONG_COUNT, "windows are normalised by the wrong token count"),
+    Release("H1", "ACC-01", *_WRONG_COUNT, "gradient 1.27 times too large on rows of unequal lengths"),
     Release(
+        "H3",
         "ACC-01",
         _stack("5.3.0", "1.13.0", "0.18.1"),
         (_stack("5.1.0", "1.13.0", "0.18.1"), _stack("5.5.4", "1.13.0", "0.18.1")),
         "gradients are divided by the accumulation count twice, under a logged loss that is right",
     ),
     Release(
+        "H2",
         "ACC-09",
         _stack("5.14.1", "1.14.0", "0.21.2"),
         (_stack("5.15.1", "1.14.0", "0.21.2"),),
         "gradient 4 times too large with label smoothing over 4 micro-batches",
     ),
     Release(
+        "H5",
         "RES-22",
         _stack("4.57.6", "1.13.0", "0.18.1"),
         (_stack("4.57.6", "1.6.0", "0.18.1"), _stack("4.57.6", "1.15.0", "0.18.1")),
         "resumed in a later epoch, the run replays the first one's order (accelerate 1.7.0 to 1.14.0)",
     ),
     Release(
+        "H6",
         "RES-23",
         _stack("4.51.3", "1.6.0", "0.15.2"),
         (_stack("4.52.4", "1.6.0", "0.15.2"),),
         "resumed where accumulation does not divide the epoch, the run trains other rows",
     ),
     Release(
+        "H7",
         "EVAL-09",
         _stack("4.54.1", "1.10.1", "0.17.1"),
         (_stack("4.55.0", "1.10.1", "0.17.1"),),
         "no eval_loss for a PeftModel without task_type",
     ),
-    Release("CKPT-23", "peft==0.19.1", ("peft==0.20.0",), 'saving adapter "foo" saves "foobar" as well'),
-    Release("CKPT-25", "peft==0.21.0", ("peft==0.20.0",), "no tensor in the adapter file under wrapped decoder layers"),
+    Release("H8", "CKPT-23", "peft==0.19.1", ("peft==0.20.0",), 'saving adapter "foo" saves "foobar" as well'),
+    Release(
+        "H4",
+        "DIST-10",
+        _stack("4.51.3", "1.6.0", "0.15.2"),
+        (_stack("5.10.4", "1.14.0", "0.19.1"),),
+        "two ranks with unlike numbers of labels are averaged as if they had as many",
+    ),
+    Release(
+        "H9",
+        "FSDP-14",
+        _stack("5.23.0", "1.14.0", "0.21.2"),
+        (_stack("5.23.0", "1.15.0", "0.21.2"),),
+        "a full state dict under FSDP2 has rank 0's shard alone",
+    ),
+    Release(
+        "H10",
+        "CKPT-25",
+        "peft==0.21.0",
+        ("peft==0.20.0",),
+        "no tensor in the adapter file under wrapped decoder layers",
+    ),
 )

@@ -57,8 +57,9 @@ class Answer:
                     f"after {step.package} {step.holds}, which holds, and not after {step.breaks} ({left} cannot be judged)"
                 )
             else:
-                words.append(f"in {step.package} {step.breaks} ({step.holds} holds)")
-        return f"{self.clause} broke {', together with '.join(words)}"
+                words.append(f"{step.package} {step.breaks} ({step.holds} holds)")
+        first = "" if self.steps[0].between else "in "
+        return f"{self.clause} broke {first}{' together with '.join(words)}"
 
 
 def search(clause: str, good: Stack, bad: Stack, releases: Callable[[str, str, str], list[str]], ask: Ask) -> Answer:

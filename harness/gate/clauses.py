@@ -65,7 +65,8 @@ def _finding(clause: str, was: str, now: str, pairs: list[tuple[Case | None, Cas
         means = NOTE if words is None else MENDED
         return Finding("clause", clause, means, f"{words or 'can be judged now, and holds'} in {count}", details)
     # What a drawn run has a law for depends on the draw, and says nothing of the stack.
-    lost = [new for old, new in pairs if old is not None and state(old) == HELD and old.drawn is None]
+    fixed = [pair for pair in pairs if all(case is None or case.drawn is None for case in pair)]
+    lost = [new for old, new in fixed if state(old) == HELD]
     if was != HELD or not lost:
         return None
     reason = next((case.reason for case in lost if case is not None and case.reason), "no such case")

@@ -17,12 +17,21 @@ from harness import contract
 from harness.errors import UsageError
 from harness.gate import bisect as bisection
 from harness.gate import compare, environments, show
+from harness.gate import history as past
 from harness.gate.compare import Told
 from harness.gate.environments import Environment
 from harness.gate.findings import exit_code
 from harness.gate.probe import Prober, Seen
 from harness.gate.side import Judged, Side
 from harness.paths import make_importable
+
+_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
 
 
 def check(requirements: list[str], judged: Judged, json: Path | None, rest: list[str]) -> int:
@@ -61,6 +70,9 @@ def gate(baseline: str, candidate: str, judged: Judged, json: Path | None, markd
             raise UsageError(f"{path}: is a directory; name a file")
     console = Console(stderr=True)
     before, after = made([baseline, candidate])
+    for asked in (baseline, candidate):
+        if asked != environments.CURRENT and environments.LEFT_OUT in environments.named(asked):
+            console.print(f"{asked}: {environments.LEFT_OUT} is left out, and its chapter is skipped", highlight=False)
     make_importable()
     place = Path(".peft-harness") / "gate" / compare.identity(before.key, after.key, judged)
     with _alone(place) as directory:
@@ -111,6 +123,28 @@ def bisect(clause: str, good: str, bad: str, judged: Judged, json: Path | None) 
     return 0 if answer.exact else 3
 
 
+def history(ids: list[str], judged: Judged) -> int:
+    """Put faults of the past to the test. Returns 0 where each is caught, 1 otherwise."""
+    wanted = past.chosen(ids)
+    make_importable()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "clause", "caught by", "bad stack", "seen there"):
+        table.add_column(column, overflow="fold", min_width=len(column) or 3)
+    caught = True
+    with Progress(*_COLUMNS, console=Console(stderr=True)) as progress:
+        for release in progress.track(wanted, description="history"):
+            told = past.put_to_the_test(release, judged)
+            caught &= told.caught > 0
+            table.add_row(release.id, release.clause, _count(told.caught), release.bad, told.seen)
+    screen = Console()
+    (screen if screen.is_terminal else Console(width=160)).print(table)
+    return 0 if caught else 1
+
+
+def _count(caught: int) -> str:
+    return f"{caught} case{'s' * (caught > 1)}" if caught else "no case"
+
+
 def made(requirements: list[str]) -> list[Environment]:
     """The environments, made side by side. UsageError where one cannot be."""
     with ThreadPoolExecutor() as pool:
@@ -134,14 +168,7 @@ def _alone(place: Path) -> Iterator[Path]:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Told]:
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    ]
-    with Progress(*columns, console=console) as progress:
+    with Progress(*_COLUMNS, console=console) as progress:
         tasks: dict[tuple[str, str], object] = {}
 
         def told(side: str, what: str, ended: int, count: int | None) -> None:

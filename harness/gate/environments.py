@@ -33,7 +33,10 @@ from harness.paths import PACKAGE, cache_directory
 
 CURRENT = "current"
 
-#: What the suites import, or need for cases that are skipped without it. No DeepSpeed: each environment would compile it.
+#: Never installed: it is built against a torch that is there already, and each environment would compile its extensions.
+LEFT_OUT = "deepspeed"
+
+#: What the suites import, or need for cases that are skipped without it.
 _NEEDED = (
     "torch",
     "transformers",
@@ -143,7 +146,7 @@ def named(asked: str) -> list[str]:
 
 def resolve(asked: str) -> str:
     """The lock for requirements: every distribution with its version and hashes. Unresolvable where there is none."""
-    given = _lines(asked)
+    given = [line for line in _lines(asked) if _name(line) != LEFT_OUT]
     named = {name for line in given if (name := _name(line))}
     ours = [line for line in _NEEDED if _name(line) not in named]
     torch = running().pins.get("torch")
@@ -181,7 +184,7 @@ def _lines(asked: str) -> list[str]:
     file = Path(asked)
     if file.is_file():
         return _read(file)
-    words = asked.split()
+    words = [word.rstrip(",") for word in asked.split()]
     for word in words:
         if word.endswith((".txt", ".lock", ".in")):
             raise UsageError(f"{word}: no such requirements file")

@@ -1,0 +1,58 @@
+"""The workflows in ci/: they are what their schemas say, run the scripts that a person runs, and keep tokens apart."""
+
+import subprocess
+import sys
+
+import pytest
+from ruamel.yaml import YAML
+
+from harness.paths import ROOT
+
+GITHUB = sorted((ROOT / "ci" / "github").glob("*.yml"))
+GITLAB = sorted((ROOT / "ci" / "gitlab").glob("*.yml"))
+
+
+def script(name, *words, cwd=None):
+    done = subprocess.run(["bash", str(ROOT / "ci" / name), *words], capture_output=True, text=True, cwd=cwd)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("file", GITHUB + GITLAB, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_a_workflow_is_what_its_schema_says(file):
+    schema = ["vendor.gitlab-ci", "--data-transform", "gitlab-ci"] if file in GITLAB else ["vendor.github-workflows"]
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", *schema, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("file", GITHUB, ids=lambda file: file.name)
+def test_a_job_that_can_write_installs_and_checks_out_nothing(file):
+    body = YAML(typ="safe").load(file)
+    assert body["permissions"] == {"contents": "read"}
+    writers = [job for job in body["jobs"].values() if "write" in (job.get("permissions") or {}).values()]
+    judges = [job for job in body["jobs"].values() if job not in writers]
+    assert writers and judges
+    for job in writers:
+        steps = str(job["steps"])
+        assert "checkout" not in steps and "ci/" not in steps and "pip" not in steps
+    for job in judges:
+        for step in job["steps"]:
+            if "checkout" in str(step.get("uses")):
+                assert step["with"]["persist-credentials"] is False
+
+
+@pytest.mark.parametrize("name", ["gate", "newest"])
+def test_both_ways_of_ci_run_the_same_script(name):
+    assert all(any(f"ci/{name}" in file.read_text() for file in files) for files in (GITHUB, GITLAB))
+    assert subprocess.run(["bash", "-n", str(ROOT / "ci" / name)]).returncode == 0
+
+
+def test_the_gates_script_says_how_it_is_used():
+    code, said = script("gate", "only-one")
+    assert code == 2 and "bash ci/gate --since REF FILE" in said
+
+
+def test_a_file_that_git_does_not_know_is_told(tmp_path):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    code, said = script("gate", "--since", "HEAD", "pins.txt", cwd=tmp_path)
+    assert code == 2 and "pins.txt is not in git at HEAD" in said

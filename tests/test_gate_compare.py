@@ -1,0 +1,244 @@
+"""What a gate concludes from what two sides did, on made-up cases and traces."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from harness.gate import checkpoints, clauses, interface, numbers, show
+from harness.gate.compare import Outcome
+from harness.gate.environments import Environment
+from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding, exit_code, in_order, verdict
+from harness.gate.side import Judged, Side
+from harness.report import Case
+from harness.spec import RunSpec
+from harness.tolerance import STACKS
+from tests.traces import A, made_up
+
+
+def case(outcome, clause="ACC-01", scenario="plain", **values):
+    return Case(clause, scenario, f"suites/x.py::test[{scenario}]", "hf-trainer", verdict=outcome, **values)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "means", "words"),
+    [
+        ("pass", "fail", BROKEN, "half the gradient (held before, fails now in 1 case (plain))"),
+        ("pass", "known_defect", BROKEN, "half the gradient"),
+        ("unexpected_pass", "fail", BROKEN, "half the gradient"),
+        ("ambiguous", "fail", BROKEN, "was undecided before"),
+        ("fail", "pass", MENDED, "failed before, holds now in 1 case"),
+        ("known_defect", "unexpected_pass", MENDED, "failed before, holds now"),
+        ("skipped", "pass", NOTE, "can be judged now, and holds"),
+        ("skipped", "fail", NOTE, "can be judged now, and fails in 1 case (plain): half the gradient"),
+        ("pass", "skipped", LOST, "cannot be judged now in 1 case (plain): no such argument"),
+    ],
+)
+def test_a_case_that_changed_is_a_finding(before, after, means, words):
+    seen = {"evidence": {"seen": ["half the gradient"]}} if after in ("fail", "known_defect") else {}
+    new = case(after, reason="no such argument" if after == "skipped" else "", **seen)
+    (found,) = clauses.compared([case(before)], [new])
+    assert (found.about, found.where, found.means) == ("clause", "ACC-01", means)
+    assert words in found.sentence
+
+
+@pytest.mark.parametrize("state", ["pass", "fail", "known_defect", "skipped", "ambiguous"])
+def test_a_case_that_stayed_as_it_was_is_none(state):
+    assert clauses.compared([case(state)], [case(state)]) == []
+
+
+def test_cases_are_told_by_clause_and_way():
+    names = ["a", "b", "c", "d"]
+    before = [case("pass", scenario=name) for name in names] + [case("fail", "RES-01", "x")]
+    after = [case("fail", scenario=name) for name in names] + [case("pass", "RES-01", "x")]
+    found = clauses.compared(before, after)
+    assert [(one.where, one.means) for one in found] == [("ACC-01", BROKEN), ("RES-01", MENDED)]
+    assert found[0].details["scenarios"] == names and "4 cases (a, b, c, ...)" in found[0].sentence
+
+
+def test_what_a_drawn_run_has_a_law_for_says_nothing_of_a_stack():
+    assert clauses.compared([case("pass")], [case("skipped", drawn=0)]) == []
+
+
+@pytest.mark.parametrize(
+    ("means", "said", "code"),
+    [([], "safe", 0), ([NOTE, MENDED], "safe", 0), ([NOTE, LOST], "inconclusive", 3), ([LOST, BROKEN], "unsafe", 1)],
+)
+def test_the_verdict_is_that_of_the_gravest(means, said, code):
+    findings = [Finding("clause", "ACC-01", one, "") for one in means]
+    assert verdict(findings) == said and exit_code(said) == code
+
+
+# ---- numbers ----
+
+
+def test_equal_runs_do_not_part():
+    assert numbers.parting(made_up(), made_up()) == numbers.Parting("bit-equal")
+
+
+def test_runs_part_at_the_first_step_and_tensor_that_differ():
+    after = made_up()
+    for step in after.steps[2:]:
+        step.gradients = {name: 0.25 * tensor for name, tensor in step.gradients.items()}
+    part = numbers.parting(made_up(), after)
+    assert (part.kind, part.step) == ("changed", 3)
+    assert part.what == f"gradient of {A}"
+    assert part.gradient == pytest.approx(0.75, rel=1e-6)
+    assert part.ratio == 1.0
+
+
+def test_a_gradient_four_times_too_small_is_told_by_its_ratio():
+    after = made_up()
+    for step in after.steps:
+        step.gradients = {name: 0.25 * tensor for name, tensor in step.gradients.items()}
+    part = numbers.parting(made_up(), after)
+    assert part.ratio == pytest.approx(0.25)
+    assert str(part).startswith("the gradient is 0.25 times what it was; parts at step 1")
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(0.5, "within"), (10, "changed")])
+def test_the_tolerance_between_stacks_is_where_a_change_begins(factor, kind):
+    after = made_up()
+    after.adapter = {name: tensor + factor * STACKS.adapter for name, tensor in after.adapter.items()}
+    assert numbers.parting(made_up(), after).kind == kind
+
+
+def test_other_rows_are_a_change_whatever_the_numbers():
+    after = made_up()
+    after.steps[1].batches[0].rows.reverse()
+    assert numbers.parting(made_up(), after).kind == "within"
+    after.steps[1].batches[0].rows[0] = 7
+    part = numbers.parting(made_up(), after)
+    assert (part.kind, part.step, part.what) == ("changed", 2, "the rows it trains")
+
+
+def test_four_logged_digits_are_no_change():
+    after = made_up()
+    for entry in after.log_history:
+        entry["loss"] = round(entry["loss"], 4) + 4e-5
+    assert numbers.parting(made_up(), after).kind == "within"
+
+
+# ---- checkpoints ----
+
+
+def saved(tmp_path, **changes):
+    """A made-up run with a checkpoint at step 2, whose adapter is the one at the end."""
+    from tests.checkpoints import checkpoint
+
+    trace = made_up(**changes)
+    trace.checkpoints = [checkpoint(tmp_path, trace, 2)]
+    return trace
+
+
+def test_a_run_that_goes_on_is_the_one_that_wrote():
+    whole = made_up()
+    assert checkpoints.goes_on(copy.deepcopy(whole), whole, 2, numbers.EQUAL).holds
+    changed = copy.deepcopy(whole)
+    changed.adapter[A] = changed.adapter[A] + 1e-6
+    assert not checkpoints.goes_on(changed, whole, 2, numbers.EQUAL).holds
+    assert checkpoints.goes_on(changed, whole, 2, numbers.WITHIN).holds
+
+
+def test_between_stacks_that_train_otherwise_rows_and_state_must_still_be_the_same(monkeypatch):
+    whole, resumed = made_up(), made_up()
+    resumed.adapter_resumed = {name: tensor.clone() for name, tensor in whole.adapter.items()}
+    monkeypatch.setattr(type(whole), "checkpoint", lambda self, step: type("Saved", (), {"adapter": whole.adapter}))
+    for step in resumed.steps:
+        step.gradients = {name: 4 * tensor for name, tensor in step.gradients.items()}
+    assert checkpoints.goes_on(resumed, whole, 2, numbers.CHANGED).holds
+    resumed.steps[3].batches[0].rows = [0, 1]
+    assert "step 4: trained rows [0, 1]" in checkpoints.goes_on(resumed, whole, 2, numbers.CHANGED).seen[0]
+    resumed.adapter_resumed[A] = torch.zeros_like(resumed.adapter_resumed[A])
+    assert "after loading checkpoint-2" in checkpoints.goes_on(resumed, whole, 2, numbers.CHANGED).seen[0]
+    resumed.error = "ValueError: no"
+    assert "ValueError: no" in checkpoints.goes_on(resumed, whole, 2, numbers.CHANGED).seen[0]
+
+
+def test_other_logits_of_a_loaded_adapter_are_told(tmp_path):
+    from safetensors.torch import save_file
+
+    for name, value in (("one", 0.5), ("same", 0.5), ("other", 0.6)):
+        (tmp_path / name).mkdir()
+        save_file({"logits": torch.full((2, 3), value)}, tmp_path / name / "logits.safetensors")
+    assert checkpoints.computes(tmp_path / "same", tmp_path / "one").holds
+    assert "logits differs by 0.1" in checkpoints.computes(tmp_path / "other", tmp_path / "one").seen[0]
+
+
+# ---- interface ----
+
+
+def test_changed_defaults_come_before_what_is_gone_and_what_is_new():
+    before = {"LoraConfig": {"r": "8", "old": "1", "kept": "2"}}
+    after = {"LoraConfig": {"r": "16", "kept": "2", "new": "3"}, "HiraConfig": {}}
+    told = [str(one) for one in interface.changes(before, after)]
+    assert told == [
+        "LoraConfig.r: 8 became 16",
+        "LoraConfig.old is gone (was 1)",
+        "HiraConfig is new (there)",
+        "LoraConfig.new is new (3)",
+    ]
+
+
+def test_the_interface_of_this_stack_has_defaults_as_made():
+    found = interface.interface()
+    assert found["LoraConfig"]["r"] == "8"
+    assert found["TrainingArguments"]["gradient_accumulation_steps"] == "1"
+    assert found["get_peft_model"]["adapter_name"] == "'default'"
+    assert interface.changes(found, interface.interface()) == []
+
+
+# ---- what is shown ----
+
+
+@pytest.fixture
+def sides(tmp_path):
+    environment = Environment("peft==1", "python", {"peft": "1", "torch": "2"}, "peft==1\n", "key")
+    return [Side(name, environment, tmp_path / name, Judged()) for name in ("baseline", "candidate")]
+
+
+FINDINGS = [
+    Finding("numbers", "plain", BROKEN, "the gradient is 0.25 times what it was", {"ratio": 0.25}),
+    Finding("clause", "ACC-01", BROKEN, "half | the gradient", {"scenarios": ["a", "b"]}),
+    Finding("clause", "FRZ-01", BROKEN, "drifts", {"scenarios": ["a"]}),
+    Finding("interface", "LoraConfig.r", NOTE, "LoraConfig.r: 8 became 16"),
+]
+
+
+@pytest.fixture
+def outcome():
+    cases = {"baseline": [case("pass")], "candidate": [case("fail")]}
+    return Outcome("unsafe", in_order(FINDINGS), {"plain": numbers.Parting("bit-equal")}, cases, 12.0)
+
+
+def test_the_screen_fits_and_names_the_gravest(sides, outcome, capsys):
+    from rich.console import Console
+
+    show.screen(Console(width=160), sides, outcome)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    assert lines[4].startswith("  clause ACC-01: half | the gradient")
+    assert lines[-1] == "unsafe: ACC-01, FRZ-01, numbers of plain"
+    assert "compared: 1 and 1 cases of 1 clauses; runs trained on both sides: 1 bit-equal; 12 s" in lines
+
+
+def test_the_summary_is_markdown_with_what_broke_first(sides, outcome):
+    text = show.markdown(sides, outcome)
+    assert text.startswith("## Upgrade gate: UNSAFE")
+    assert "### Broken by the upgrade (3)" in text
+    assert r"- **ACC-01** (clause): half \| the gradient" in text
+    assert "Nothing that held before is broken" not in text
+
+
+def test_the_report_has_both_sides_and_their_locks_beside_it(sides, outcome, tmp_path):
+    show.write_report(tmp_path / "out" / "report.json", sides, outcome)
+    body = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert body["verdict"] == "unsafe"
+    assert body["candidate"]["report"]["clauses"][0]["verdict"] == "fail"
+    assert (tmp_path / "out" / body["baseline"]["lock"]).read_text() == "peft==1\n"
+    assert [one["where"] for one in body["findings"]] == ["ACC-01", "FRZ-01", "plain", "LoraConfig.r"]
+
+
+def test_runs_are_compared_by_their_spec():
+    assert RunSpec().hash == made_up(RunSpec()).spec.hash

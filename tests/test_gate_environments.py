@@ -1,0 +1,101 @@
+"""Environments: how requirements are read, what is kept, and that one is there whole or not at all."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from harness.errors import UsageError
+from harness.gate import environments
+from harness.gate.environments import Unresolvable
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("", "no requirements given"),
+        ("pins.txt", "pins.txt: no such requirements file"),
+        ("transformers=>5", "'transformers=>5' is none"),
+    ],
+)
+def test_requirements_that_cannot_be_read_are_told(asked, words):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        environments.named(asked)
+
+
+def test_a_requirements_file_is_read_with_what_it_includes_and_its_hashes(tmp_path):
+    (tmp_path / "more.txt").write_text("torch==2.13.0  # pinned\n\n# a comment\n")
+    hashes = " \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\n"
+    (tmp_path / "pins.txt").write_text(f"-r more.txt\nPEFT_x==1.0{hashes}accelerate>=1 ; python_version > '3'\n")
+    assert environments.named(str(tmp_path / "pins.txt")) == ["torch", "peft-x", "accelerate"]
+
+
+def test_words_may_be_apart_by_commas():
+    assert environments.named("transformers==5.1.0, peft>=0.18,<0.20") == ["transformers", "peft"]
+
+
+def test_the_running_environment_is_current():
+    found = environments.make("current")
+    assert found.python == sys.executable
+    assert found.stack["torch"].startswith("2.")
+    assert environments.make("current").key == found.key
+
+
+def test_what_runs_in_an_environment_finds_this_harness_and_nothing_else_of_this_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = environments.make("current").run("-c", "import harness; print(harness.__file__)", capture_output=True)
+    assert done.stdout.strip().endswith("harness/__init__.py")
+
+
+def test_an_environment_that_cannot_be_made_leaves_nothing_behind(tmp_path):
+    lock = "no-such-package-anywhere==1.0 \\\n    --hash=sha256:00\n"
+    with pytest.raises(Unresolvable, match="cannot be installed"):
+        environments.install("no-such-package-anywhere==1.0", lock, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_interrupted_process_left_is_swept_and_never_used(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / f".0123-{ended.pid}-1"
+    (left / "bin").mkdir(parents=True)
+    environments._sweep(tmp_path)
+    assert not left.exists()
+
+
+def test_bytecode_is_lent_to_the_same_distributions_only(tmp_path):
+    def environment(name, version):
+        packages = tmp_path / name / "lib" / "python3.11" / "site-packages"
+        for package, number in (("same", "1"), ("other", version)):
+            (packages / package).mkdir(parents=True)
+            (packages / f"{package}-{number}.dist-info").mkdir()
+            (packages / f"{package}-{number}.dist-info" / "RECORD").write_text(f"{package}/__init__.py,sha256=0,1\n")
+        return packages
+
+    lender, borrower = environment("lender", "1"), environment(".new", "2")
+    for package in ("same", "other"):
+        (lender / package / "__pycache__").mkdir()
+        (lender / package / "__pycache__" / "x.pyc").write_bytes(b"code")
+    environments._lend_bytecode(tmp_path / ".new", tmp_path)
+    assert (borrower / "same" / "__pycache__" / "x.pyc").read_bytes() == b"code"
+    assert not (borrower / "other" / "__pycache__").exists()
+
+
+@pytest.mark.network
+def test_a_stack_is_made_once_keeps_torch_and_can_be_made_again_from_its_lock(tmp_path):
+    asked = "transformers==5.1.0 accelerate==1.13.0 peft==0.18.1"
+    made = environments.make(asked, tmp_path / "home")
+    assert made.stack["transformers"] == "5.1.0"
+    assert made.stack["torch"].partition("+")[0] == environments.running().stack["torch"].partition("+")[0]
+    assert "--hash=sha256:" in made.lock
+    done = made.run("-c", "import peft; print(peft.__version__)", capture_output=True)
+    assert done.stdout.strip() == "0.18.1"
+    (tmp_path / "again.txt").write_text(made.lock)
+    assert environments.make(str(tmp_path / "again.txt"), tmp_path / "home").key == made.key
+
+
+@pytest.mark.network
+def test_what_nothing_meets_is_told_in_the_resolvers_words(tmp_path):
+    with pytest.raises(Unresolvable, match=r"'peft==99': .*there is no version of peft==99"):
+        environments.make("peft==99", tmp_path)

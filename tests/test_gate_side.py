@@ -1,0 +1,133 @@
+"""A side of a gate: what it was asked is asked once, and a worker that dies or hangs is a finding."""
+
+import json
+import sys
+
+import pytest
+
+from harness.errors import UsageError
+from harness.gate import environments, side, worker
+from harness.gate.environments import Environment
+from harness.gate.side import Judged, Side
+from harness.scenarios import PLAIN
+
+#: A worker in a few lines: it answers, dies, hangs or raises as it is told.
+FAKE = """
+import json, os, sys, time
+print(json.dumps({"ready": True}), flush=True)
+for line in sys.stdin:
+    task = json.loads(line)
+    if task["do"] == "die":
+        print("the last word", file=sys.stderr, flush=True)
+        os._exit(7)
+    if task["do"] == "hang":
+        time.sleep(1)
+        os._exit(1)
+    print(json.dumps({"error": None, "data": task["do"]}), flush=True)
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """fake(code): a side whose worker runs that code; fake.started counts how often."""
+    started = []
+
+    def make(code=FAKE):
+        environment = Environment("made up", sys.executable, {}, "", "key")
+
+        def start(self, *arguments, **options):
+            started.append(arguments)
+            import subprocess
+
+            return subprocess.Popen([sys.executable, "-c", code], text=True, **options)
+
+        monkeypatch.setattr(Environment, "start", start)
+        return Side("baseline", environment, tmp_path / "side", Judged())
+
+    make.started = started
+    return make
+
+
+def test_a_task_is_asked_once_also_by_a_gate_that_goes_on(fake):
+    one = fake()
+    assert one.ask("a", "answer") == one.ask("a", "other") == {"error": None, "data": "answer"}
+    one.end()
+    again = fake()
+    assert again.ask("a", "die") == {"error": None, "data": "answer"}
+    assert len(fake.started) == 1
+
+
+def test_a_record_that_was_cut_off_counts_as_far_as_it_goes(fake):
+    one = fake()
+    one.ask("a", "answer")
+    one.end()
+    with one._record.open("a") as stream:
+        stream.write('{"b": {"error"')
+    assert list(fake().done) == ["a"]
+
+
+def test_a_worker_that_dies_is_a_finding_and_is_replaced(fake):
+    one = fake()
+    assert one.ask("a", "die")["error"] == "ended its process with status 7: the last word"
+    assert one.ask("b", "answer")["data"] == "answer"
+    assert len(fake.started) == 2
+    one.end()
+
+
+def test_a_task_that_takes_too_long_is_told_so(fake):
+    one = fake()
+    assert one.ask("a", "hang", limit=1)["error"] == "had not ended after 1 s"
+    one.end()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import json; print(json.dumps({'refused': 'cannot be imported (ImportError: x)'}))", "ImportError: x"),
+        ("raise SystemExit('broken beyond words')", "ends when it imports upstream: broken beyond words"),
+    ],
+)
+def test_an_environment_that_cannot_be_imported_is_told(fake, code, words):
+    with pytest.raises(UsageError, match="baseline, 'made up': ") as told:
+        fake(code).ask("a", "answer")
+    assert words in str(told.value)
+
+
+def test_the_real_worker_trains_resumes_loads_and_tells_errors(tmp_path):
+    one = Side("baseline", environments.running(), tmp_path, Judged())
+    spec = PLAIN.but(max_steps=4, save_strategy="steps", save_steps=2)
+    try:
+        one.ask("cells/x", "train", spec=spec.to_json(), into="cells/x", subject="hf-trainer")
+        assert len(one.trace("cells/x").steps) == 4
+        resumed = spec.resumed(2).to_json()
+        run = str(tmp_path / "cells" / "x" / "run")
+        one.ask("resumed/x", "train", spec=resumed, into="resumed/x", subject="hf-trainer", checkpoints=run)
+        assert [step.number for step in one.trace("resumed/x").steps] == [3, 4]
+        assert one.ask("own/x", "infer", trace=str(tmp_path / "cells" / "x" / "trace"), into="own/x")["error"] is None
+        assert (tmp_path / "own" / "x" / "logits.safetensors").stat().st_size > 0
+        odd = one.ask("odd", "train", spec={"model": {"famly": "x"}}, into="odd", subject="hf-trainer")
+        assert "unknown field 'famly'" in odd["error"]
+        assert one.ask("inventory", "inventory")["data"]["interface"]["LoraConfig"]["r"] == "8"
+    finally:
+        one.end()
+
+
+def test_the_worker_is_cut_when_a_task_takes_too_long(tmp_path, monkeypatch):
+    (tmp_path / "slow.py").write_text(
+        "import time\nfrom harness.subjects.hf_trainer import HFTrainer\n"
+        "class Slow(HFTrainer):\n    def train(self, *args):\n        time.sleep(60)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    one = Side("baseline", environments.running(), tmp_path / "side", Judged())
+    told = one.ask("a", "train", spec=PLAIN.to_json(), into="a", subject="slow:Slow", limit=1)
+    one.end()
+    assert told["error"] == "had not ended after 1 s"
+    assert (
+        "time.sleep" in (tmp_path / "side" / "worker.txt").read_text()
+        or "slow.py" in (tmp_path / "side" / "worker.txt").read_text()
+    )
+
+
+def test_limits_are_where_the_suites_and_the_worker_can_keep_them():
+    assert side.CASE_LIMIT > worker.LIMIT > 0
+    assert json.dumps(Judged().options()) == '["--subject", "hf-trainer", "--device", "cpu"]'
