@@ -28,7 +28,8 @@ class Expectation:
 
     clause: its id. scenario: glob over the names of the cases that fail. versions: requirements that must all hold
     for the fault to be there ("peft>=0.21"). match: words that the failure's message must contain. reason: one
-    sentence. link: the upstream thread, empty where none was found. subjects: globs over subject names.
+    sentence. link: the upstream thread, empty where none was found. subjects: globs over subject names. devices: where it
+    shows.
     spec: for drawn runs, whose faults no name of a case tells: dotted field of a RunSpec -> glob over its value, such as
     {"model.family": "gpt2*"}. Such an entry excuses the drawn runs that have all of these, and asks of none that it fails.
     """
@@ -40,6 +41,7 @@ class Expectation:
     reason: str
     link: str = ""
     subjects: tuple[str, ...] = ("hf-trainer",)
+    devices: tuple[str, ...] = ("cpu", "cuda")
     spec: Mapping[str, str] = field(default_factory=dict)
     file: str = ""
 
@@ -47,9 +49,9 @@ class Expectation:
         """Whether the scenario is one that this expectation is about."""
         return fnmatchcase(scenario, self.scenario)
 
-    def applies(self, clause: str, scenario: str, subject: str) -> bool:
+    def applies(self, clause: str, scenario: str, subject: str, device: str = "cpu") -> bool:
         """Whether a case of this name is expected to fail on the installed stack."""
-        return self._is_about(clause, subject) and self.names(scenario)
+        return device in self.devices and self._is_about(clause, subject) and self.names(scenario)
 
     def excuses(self, clause: str, subject: str, spec: Mapping[str, Any], seen: str) -> bool:
         """Whether this explains what was seen of a drawn run on the installed stack. spec: RunSpec.to_json()."""
@@ -97,11 +99,11 @@ _REQUIRED = ("clause", "scenario", "versions", "match", "reason")
 def _read(entry: dict[str, Any], file: str, number: int) -> Expectation:
     where = f"suites/expectations/{file}, defect {number}"
     missing = [name for name in _REQUIRED if not entry.get(name)]
-    unknown = sorted(set(entry) - {*_REQUIRED, "link", "subjects", "spec"})
+    unknown = sorted(set(entry) - {*_REQUIRED, "link", "subjects", "devices", "spec"})
     if missing or unknown:
         raise UsageError(f"{where}: {'missing ' + missing[0] if missing else 'unknown field ' + unknown[0]}")
     values: dict[str, Any] = {**entry, "file": file}
-    for name in ("versions", "subjects"):
+    for name in ("versions", "subjects", "devices"):
         if name in entry:
             values[name] = tuple(entry[name])
     return Expectation(**values)

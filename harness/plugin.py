@@ -239,15 +239,18 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def train(request: pytest.FixtureRequest, runs: Runs) -> Callable[..., Trace]:
-    """train(spec, again=False): the subject's trace of a spec. Skips, with the reason, what it does not train."""
+    """train(spec, again=False, subject=None): the subject's trace of a spec, or that of another subject.
 
-    def trained(spec: RunSpec, again: bool = False) -> Trace:
-        reason = runs.subject.unsupported(runs.on_device(spec))
-        if reason is not None:
-            pytest.skip(reason)
+    Skips, with the reason, what it does not train; so it does where the run that a spec resumes cannot be trained.
+    """
+
+    def trained(spec: RunSpec, again: bool = False, subject: subjects.Subject | None = None) -> Trace:
+        for leg in (spec, spec.first_leg()) if spec.resume else (spec,):
+            if reason := (subject or runs.subject).unsupported(runs.on_device(leg)):
+                pytest.skip(reason)
         for case in request.node.stash[_CASES]:
             case.specs.append(spec.to_json())
-        return runs.train(spec, again=again)
+        return runs.train(spec, subject, again)
 
     return trained
 
@@ -330,7 +333,7 @@ def _decide(state: State, case: Case, call: pytest.CallInfo[Any], outcome: pytes
     """Set the case's verdict, and pytest's outcome to match."""
     # Which of the drawn runs meet a known defect is not the case's to expect (Expectation.excuses).
     known = [] if case.drawn is not None else state.expectations
-    expected = next((e for e in known if e.applies(case.clause, case.scenario, case.subject)), None)
+    expected = next((e for e in known if e.applies(case.clause, case.scenario, case.subject, case.device)), None)
     error = call.excinfo.value if call.excinfo else None
     if isinstance(error, pytest.skip.Exception):
         case.verdict, case.reason = SKIPPED, str(error)

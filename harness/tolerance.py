@@ -107,7 +107,8 @@ RANKS = Tolerance(
 STACKS = Tolerance(
     "another release of upstream",
     loss=6e-5,
-    gradient=2e-7,
-    adapter=6e-6,
-    reason="transformers before 5.0 logs four digits; and another order of the same operations",
+    gradient=4e-8,
+    adapter=1.5e-6,
+    reason="transformers before 5.0 logs four digits; measured over 51 runs from transformers 4.57.6, 5.1.0, 5.3.0, 5.10.4 "
+    "and peft 0.18.1 to 0.21.2: where no fault parts them all but BOFT are bit-equal; its gradient 3.7e-9, adapter 1.2e-7",
 )

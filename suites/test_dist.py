@@ -44,9 +44,9 @@ def start_from_own_adapter():
 
 @pytest.mark.clause("DIST-03")
 @cases({"own-adapters": TWO})
-def test_the_first_ranks_adapter_is_trained(spec, train, runs, upstream, judge):
+def test_the_first_ranks_adapter_is_trained(spec, train, upstream, judge):
     single = train(several.alone(spec))
-    started = runs.train(spec, subject=upstream.in_ranks("own-adapters", start_from_own_adapter))
+    started = train(spec, subject=upstream.in_ranks("own-adapters", start_from_own_adapter))
     judge(several.first_rank_wins(started, single))
 
 

@@ -35,6 +35,12 @@ def test_words_may_be_apart_by_commas():
     assert environments.named("transformers==5.1.0, peft>=0.18,<0.20") == ["transformers", "peft"]
 
 
+def test_a_file_may_stand_among_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pins.txt").write_text("accelerate==1.13.0\n")
+    assert environments.named("pins.txt peft==0.20.0") == ["accelerate", "peft"]
+
+
 def test_the_running_environment_is_current():
     found = environments.make("current")
     assert found.python == sys.executable

@@ -184,8 +184,11 @@ def _lines(asked: str) -> list[str]:
     file = Path(asked)
     if file.is_file():
         return _read(file)
-    words = [word.rstrip(",") for word in asked.split()]
-    for word in words:
+    lines: list[str] = []
+    for word in (word.rstrip(",") for word in asked.split()):
+        if Path(word).is_file():
+            lines += _read(Path(word))
+            continue
         if word.endswith((".txt", ".lock", ".in")):
             raise UsageError(f"{word}: no such requirements file")
         try:
@@ -195,7 +198,8 @@ def _lines(asked: str) -> list[str]:
             raise UsageError(
                 f"requirements {asked!r}: {word!r} is none ({reason}); write them like 'transformers==5.1.0 peft==0.18.1'"
             ) from None
-    return words
+        lines.append(word)
+    return lines
 
 
 def _read(file: Path) -> list[str]:
