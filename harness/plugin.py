@@ -294,7 +294,7 @@ def upstream(runs: Runs) -> Any:
 
     if not isinstance(runs.subject, HFTrainer):
         pytest.skip(f"subject {runs.subject.name} is no transformers.Trainer, and the clause is about its interface")
-    return runs.subject
+    return runs.subject.on(runs.device)
 
 
 @pytest.fixture

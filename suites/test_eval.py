@@ -144,9 +144,10 @@ def test_all_predictions_and_labels_are_given_in_order(spec, upstream, tmp_path,
     rows, outputs = data.rows(spec.data)[1], []
     for batch in evaluation.batches(spec):
         chosen = [rows[row - spec.data.rows] for row in batch]
-        inputs = {name: torch.tensor([row[name] for row in chosen]) for name in ("input_ids", "attention_mask")}
+        names, device = ("input_ids", "attention_mask"), trainer.model.device
+        inputs = {name: torch.tensor([row[name] for row in chosen], device=device) for name in names}
         with torch.no_grad():
-            outputs.append(trainer.model.eval()(**inputs)["logits"])
+            outputs.append(trainer.model.eval()(**inputs)["logits"].cpu())
     given = kept.given[-1]
     judge(
         evaluation.same_predictions(

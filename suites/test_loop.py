@@ -238,7 +238,8 @@ def forward_and_backward(model):
     ]
     handles.append(model.get_input_embeddings().register_forward_hook(lambda _m, _i, out: embedded.append(out)))
     model.train()
-    loss = model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss
+    rows = torch.tensor([[5, 6, 7]], device=model.device)
+    loss = model(input_ids=rows, labels=rows).loss
     reentrant = "CheckpointFunctionBackward" in graph(loss)
     loss.backward()
     for handle in handles:

@@ -132,6 +132,14 @@ class HFTrainer:
         self.name = name or (trainer_class.__name__ if trainer_class else "hf-trainer")
         self.in_each_rank = in_each_rank
         self.afterwards = afterwards
+        #: Where `build` puts its Trainer, whatever the spec says; None leaves it to the spec.
+        self.device: str | None = None
+
+    def on(self, device: str) -> HFTrainer:
+        """This subject, whose `build` makes Trainers for that device."""
+        subject = copy.copy(self)
+        subject.device = device
+        return subject
 
     def in_ranks(
         self,
@@ -184,6 +192,8 @@ class HFTrainer:
         self, spec: RunSpec, directory: Path, observer: Observer | None = None, model: torch.nn.Module | None = None
     ) -> Trainer:
         """The Trainer for a spec, ready to train(): base built, adapters injected, rows made."""
+        if self.device is not None:
+            spec = spec.but(launch={"device": self.device}, resume=spec.resume)
         train_rows, eval_rows = data.rows(spec.data)
         if model is None:
             model = inject(models.build(spec.model), spec.adapter)
