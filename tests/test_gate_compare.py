@@ -3,6 +3,7 @@
 import copy
 import json
 
+import jsonschema
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from harness.gate.compare import Outcome
 from harness.gate.environments import Environment
 from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding, exit_code, in_order, verdict
 from harness.gate.side import Judged, Side
+from harness.paths import PACKAGE
 from harness.report import Case
 from harness.spec import RunSpec
 from harness.tolerance import STACKS
@@ -225,15 +227,24 @@ def test_the_screen_fits_and_names_the_gravest(sides, outcome, capsys):
 
 def test_the_summary_is_markdown_with_what_broke_first(sides, outcome):
     text = show.markdown(sides, outcome)
-    assert text.startswith("## Upgrade gate: UNSAFE")
-    assert "### Broken by the upgrade (3)" in text
-    assert r"- **ACC-01** (clause): half \| the gradient" in text
+    lines = text.splitlines()
+    assert lines[:6] == [
+        "## Upgrade gate: UNSAFE",
+        "",
+        "| | torch | transformers | peft | accelerate | bitsandbytes |",
+        "|---|---|---|---|---|---|",
+        "| baseline | 2 | - | 1 | - | - |",
+        "| candidate | 2 | - | 1 | - | - |",
+    ]
+    at = lines.index("### Broken by the upgrade (3)")
+    assert lines[at - 1 : at + 3] == ["", lines[at], "", "- **ACC-01** (clause): half | the gradient"]
     assert "Nothing that held before is broken" not in text
 
 
 def test_the_report_has_both_sides_and_their_locks_beside_it(sides, outcome, tmp_path):
     show.write_report(tmp_path / "out" / "report.json", sides, outcome)
     body = json.loads((tmp_path / "out" / "report.json").read_text())
+    jsonschema.validate(body, json.loads((PACKAGE / "gate" / "report_schema.json").read_text()))
     assert body["verdict"] == "unsafe"
     assert body["candidate"]["report"]["clauses"][0]["verdict"] == "fail"
     assert (tmp_path / "out" / body["baseline"]["lock"]).read_text() == "peft==1\n"

@@ -212,9 +212,13 @@ def _resumed(
             whole, step = writer.trace(f"cells/{name}"), _step(writer, name)
             if whole is None or step is None or whole.error:
                 continue
-            # What the writer itself cannot resume is a fault of its own, which clauses tell.
+            # What the writer itself cannot resume, or the reader cannot train, is a fault of its own, which clauses tell.
             own = writer.trace(f"resumed/{name}")
-            if own is None or not checkpoints.goes_on(own, whole, step, EQUAL).holds:
+            if (
+                _outcome(reader, f"cells/{name}")
+                or own is None
+                or not checkpoints.goes_on(own, whole, step, EQUAL).holds
+            ):
                 continue
             kind = parted[name].kind if name in parted else CHANGED
             across = reader.trace(f"across/{name}")
@@ -231,7 +235,13 @@ def _inferred(baseline: Side, candidate: Side, wanted: dict[str, RunSpec]) -> It
     for writer, reader, way in ((baseline, candidate, "upgrade"), (candidate, baseline, "roll-back")):
         for name in wanted:
             own, loaded = writer.done.get(f"own/{name}"), reader.done.get(f"loaded/{name}")
-            if own is None or loaded is None or own["error"] or (own["data"] or {}).get("unsupported"):
+            if (
+                _outcome(reader, f"cells/{name}")
+                or own is None
+                or loaded is None
+                or own["error"]
+                or (own["data"] or {}).get("unsupported")
+            ):
                 continue
             places = reader.directory / "loaded" / name, writer.directory / "own" / name
             seen = (loaded["error"],) if loaded["error"] else checkpoints.computes(*places).seen

@@ -121,6 +121,7 @@ def markdown(sides: list[Side], outcome: Outcome) -> str:
         .from_string(text)
         .render(
             verdict=outcome.verdict,
+            packages=STACK,
             sides={side.name: side.environment.stack for side in sides},
             sections=sections,
             broken=[one for one in outcome.findings if one.means == BROKEN],
