@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -251,6 +252,8 @@ def _pytest(
 
 def main() -> None:
     """Entry point. A UsageError is one sentence on stderr and exit code 2, never a traceback."""
+    # As Ctrl-C: what a command has started is ended, also where CI cancels it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except UsageError as error:

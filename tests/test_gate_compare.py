@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import torch
 
-from harness.gate import checkpoints, clauses, interface, numbers, show
+from harness.gate import checkpoints, clauses, compare, interface, numbers, show
 from harness.gate.compare import Outcome
 from harness.gate.environments import Environment
 from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding, exit_code, in_order, verdict
@@ -253,3 +253,93 @@ def test_the_report_has_both_sides_and_their_locks_beside_it(sides, outcome, tmp
 
 def test_runs_are_compared_by_their_spec():
     assert RunSpec().hash == made_up(RunSpec()).spec.hash
+
+
+# ---- two sides ----
+
+WANTED = {"plain": RunSpec()}
+
+
+def trained(side, trace=None, task="cells/plain", error=None):
+    """Let a side have trained a cell."""
+    side.done[task] = {"error": error, "data": {}}
+    if trace is not None:
+        trace.save(side.directory / task / "trace")
+
+
+def quartered():
+    trace = made_up()
+    for step in trace.steps:
+        step.gradients = {name: 0.25 * tensor for name, tensor in step.gradients.items()}
+    return trace
+
+
+def test_a_cell_that_crashes_hangs_or_raises_now_is_broken(sides):
+    for error in ("had not ended after 120 s", "ended its process with status -11: no word"):
+        trained(sides[0], made_up())
+        trained(sides[1], error=error)
+        (found,) = compare._cells(*sides, WANTED)
+        assert (found.means, found.sentence) == (BROKEN, f"trained before; now it {error}")
+        (found,) = compare._cells(sides[1], sides[0], WANTED)
+        assert found.means == MENDED
+    trained(sides[1], made_up(error="ValueError: no"))
+    (found,) = compare._cells(*sides, WANTED)
+    assert found.means == BROKEN and "ends with ValueError: no" in found.sentence
+
+
+def test_a_cell_that_is_not_supported_any_more_is_lost(sides):
+    trained(sides[0], made_up())
+    sides[1].done["cells/plain"] = {"error": None, "data": {"unsupported": "no such argument"}}
+    (found,) = compare._cells(*sides, WANTED)
+    assert found.means == LOST and "no such argument" in found.sentence
+
+
+def changed(sides):
+    return list(compare._changed(*sides, dict(compare._numbers(*sides, WANTED))))
+
+
+def test_numbers_that_changed_are_broken_unless_the_reference_says_so_too(sides):
+    trained(sides[0], made_up())
+    trained(sides[1], quartered())
+    (found,) = changed(sides)
+    assert found.means == BROKEN and found.details["ratio"] == pytest.approx(0.25)
+    trained(sides[1], made_up(), "reference/plain")
+    assert changed(sides)[0].means == BROKEN
+    trained(sides[1], quartered(), "reference/plain")
+    (found,) = changed(sides)
+    assert found.means == MENDED and "as the reference computes it" in found.sentence
+
+
+def test_numbers_that_stayed_are_no_finding(sides):
+    for side in sides:
+        trained(side, made_up())
+    assert changed(sides) == []
+
+
+def loads(side, name, value):
+    from safetensors.torch import save_file
+
+    side.done[name] = {"error": None, "data": {}}
+    (side.directory / name).mkdir(parents=True)
+    save_file({"logits": torch.full((2, 3), value)}, side.directory / name / "logits.safetensors")
+
+
+def test_an_adapter_that_the_other_side_loads_otherwise_is_broken(sides):
+    for side in sides:
+        trained(side, made_up())
+        loads(side, "own/plain", 0.5)
+    loads(sides[0], "loaded/plain", 0.5)
+    loads(sides[1], "loaded/plain", 0.6)
+    (found,) = compare._inferred(*sides, WANTED)
+    assert found.means == BROKEN and "(upgrade): loaded: logits differs by 0.1" in found.sentence
+    sides[0].done["loaded/plain"] = {"error": "KeyError: 'kasa_config'", "data": None}
+    ways = [one.details["way"] for one in compare._inferred(*sides, WANTED)]
+    assert ways == ["upgrade", "roll-back"]
+
+
+def test_a_side_need_not_load_what_it_cannot_train(sides):
+    trained(sides[0], error="AttributeError: no such model")
+    trained(sides[1], made_up())
+    loads(sides[1], "own/plain", 0.5)
+    sides[0].done["loaded/plain"] = {"error": "AttributeError: no such model", "data": None}
+    assert list(compare._inferred(*sides, WANTED)) == []
