@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import torch
 
-from harness.gate import checkpoints, clauses, compare, interface, numbers, show
+from harness.gate import cells, checkpoints, clauses, compare, interface, numbers, show
 from harness.gate.compare import Outcome
 from harness.gate.environments import Environment
 from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding, exit_code, in_order, verdict
@@ -253,6 +253,27 @@ def test_the_report_has_both_sides_and_their_locks_beside_it(sides, outcome, tmp
 
 def test_runs_are_compared_by_their_spec():
     assert RunSpec().hash == made_up(RunSpec()).spec.hash
+
+
+# ---- cells ----
+
+
+def test_every_cell_is_trained_here_and_saves_often_enough_to_be_resumed():
+    from harness.subjects.hf_trainer import HFTrainer
+
+    wanted = cells.cells()
+    assert len(wanted) >= 50
+    assert {"plain", "plain/add_adapter", "accumulation-of-4", "nf4", "t5"} <= set(wanted)
+    for name, spec in wanted.items():
+        assert HFTrainer().unsupported(spec) is None, name
+        assert spec.arguments["save_strategy"] == "steps" and spec.arguments["save_steps"] == 3, name
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [([3, 6, 9, 10], 6), ([3, 6, 9, 12, 15, 18, 20], 12), ([3, 4], None), ([3], None)]
+)
+def test_a_run_is_resumed_where_a_third_of_it_is_left(steps, expected):
+    assert cells.resumed_step(steps) == expected
 
 
 # ---- two sides ----

@@ -57,6 +57,15 @@ def test_a_task_is_asked_once_also_by_a_gate_that_goes_on(fake):
     assert len(fake.started) == 1
 
 
+def test_a_worker_that_is_dismissed_is_started_again_when_it_is_needed(fake):
+    one = fake()
+    one.ask("a", "answer")
+    one.dismiss()
+    assert one.ask("b", "answer")["data"] == "answer"
+    assert len(fake.started) == 2
+    one.end()
+
+
 def test_a_record_that_was_cut_off_counts_as_far_as_it_goes(fake):
     one = fake()
     one.ask("a", "answer")

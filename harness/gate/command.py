@@ -83,7 +83,7 @@ def gate(baseline: str, candidate: str, judged: Judged, json: Path | None, markd
         if any(side.done for side in sides):
             console.print(f"goes on where an interrupted gate stopped ({place})", highlight=False)
         with _progress(console) as told:
-            outcome = compare.gate(sides[0], sides[1], workers=max(1, (os.cpu_count() or 2) // 2), told=told)
+            outcome = compare.gate(sides[0], sides[1], workers=min(4, max(1, (os.cpu_count() or 2) // 2)), told=told)
         if json is not None:
             show.write_report(json, sides, outcome)
         if markdown is not None:

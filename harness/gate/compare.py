@@ -49,6 +49,7 @@ def gate(baseline: Side, candidate: Side, workers: int, told: Told) -> Outcome:
             _at_home(side, wanted, told)
             meeting.wait()
             _across(side, other, wanted, told)
+            side.dismiss()
             return side.suites(workers, lambda ended, count: told(side.name, "suites", ended, count))
         except BaseException:
             # The other side is told, wherever it is: without this one there is nothing to compare.
@@ -64,6 +65,7 @@ def gate(baseline: Side, candidate: Side, workers: int, told: Told) -> Outcome:
             baseline.end()
             candidate.end()
     parted = dict(_numbers(baseline, candidate, wanted))
+    # Each entry is a section of its own; throughput and memory will be two more.
     findings = in_order(
         [
             *clauses.compared(before, after),

@@ -102,6 +102,13 @@ class Side:
             return {"error": f"had not ended after {task.get('limit', LIMIT)} s"}
         return {"error": f"ended its process with status {status}: {self._last_words()}"}
 
+    def dismiss(self) -> None:
+        """End the worker: there is nothing more to ask, and it holds half a GiB."""
+        if self._worker is not None and self._worker.stdin is not None:
+            self._worker.stdin.close()
+            self._worker.wait()
+            self._worker = None
+
     def _keep(self, name: str, answer: dict[str, Any]) -> None:
         self.done[name] = answer
         with self._record.open("a", encoding="utf-8") as stream:
