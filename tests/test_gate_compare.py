@@ -174,9 +174,9 @@ def test_other_logits_of_a_loaded_adapter_are_told(tmp_path):
 def test_changed_defaults_come_before_what_is_gone_and_what_is_new():
     before = {"LoraConfig": {"r": "8", "old": "1", "kept": "2"}}
     after = {"LoraConfig": {"r": "16", "kept": "2", "new": "3"}, "HiraConfig": {}}
-    told = [str(one) for one in interface.changes(before, after)]
+    told = [f"{one.where} {one}" for one in interface.changes(before, after)]
     assert told == [
-        "LoraConfig.r: 8 became 16",
+        "LoraConfig.r 8 became 16",
         "LoraConfig.old is gone (was 1)",
         "HiraConfig is new (there)",
         "LoraConfig.new is new (3)",

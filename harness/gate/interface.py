@@ -78,10 +78,10 @@ class Change:
 
     def __str__(self) -> str:
         if self.before is None:
-            return f"{self.where} is new ({self.after})"
+            return f"is new ({self.after})"
         if self.after is None:
-            return f"{self.where} is gone (was {self.before})"
-        return f"{self.where}: {self.before} became {self.after}"
+            return f"is gone (was {self.before})"
+        return f"{self.before} became {self.after}"
 
 
 def changes(before: Interface, after: Interface) -> list[Change]:
