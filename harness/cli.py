@@ -237,11 +237,9 @@ def _pytest(
     json: Path | None,
     rest: list[str],
 ) -> int:
-    arguments = ["--subject", subject, "--device", device]
-    for clause in clauses:
-        arguments += ["--clause", clause]
-    for module in preloads:
-        arguments += ["--preload", module]
+    from harness.gate.side import Judged
+
+    arguments = Judged(subject, device, tuple(clauses), tuple(preloads)).options()
     if json is not None:
         arguments += ["--json", str(json)]
     cache = Path.cwd() / ".pytest_cache"

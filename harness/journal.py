@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.files import write_whole
 from harness.report import Case
 
 
@@ -51,9 +52,7 @@ class Journal:
         """Write anew what could be read: the last line may have been cut off."""
         if self._writes:
             lines = [json.dumps({"run": run}), *(json.dumps(asdict(case)) for case in self.cases)]
-            partial = self.file.with_suffix(f".{os.getpid()}")
-            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            partial.replace(self.file)
+            write_whole(self.file, "\n".join(lines) + "\n")
 
     def close(self) -> None:
         """Take away what was written down only in case that a process crashes."""
@@ -68,9 +67,7 @@ class Journal:
 
     def collected(self, cases: list[Case]) -> None:
         """Write down what is going to be judged."""
-        partial = self._collected.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps([asdict(case) for case in cases]), encoding="utf-8")
-        partial.replace(self._collected)
+        write_whole(self._collected, json.dumps([asdict(case) for case in cases]))
 
     def of(self, nodeid: str) -> list[Case]:
         """The cases of a test as they were collected."""

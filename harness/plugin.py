@@ -6,7 +6,6 @@ any other test suite in an environment where the harness is installed.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -196,8 +195,7 @@ def _is_shimmed(item: pytest.Item, device: str) -> bool:
     """Whether a case trains with shims of ours in place of a device (see `harness.shims`)."""
     values = getattr(item, "callspec", None)
     specs = [value for value in values.params.values() if isinstance(value, RunSpec)] if values else []
-    launches = [dataclasses.replace(spec.launch, device=device) for spec in specs]
-    return any(launch.shimmed for launch in launches)
+    return any(spec.on_device(device).launch.shimmed for spec in specs)
 
 
 def _is_whole(config: pytest.Config) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import contract
+from harness.files import write_whole
 from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, ORDER, PASS, SKIPPED, UNEXPECTED_PASS
 
 SCHEMA_VERSION = 1
@@ -113,10 +113,7 @@ def to_json(cases: list[Case], environment: dict[str, Any]) -> dict[str, Any]:
 
 def write_json(path: Path, cases: list[Case], environment: dict[str, Any]) -> None:
     """Write the report whole or not at all: readers never see half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(to_json(cases, environment), indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(to_json(cases, environment), indent=1) + "\n")
 
 
 def exit_code(cases: list[Case]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import tempfile
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ def judge_spec(file: Path, subject_name: str, device: str | None) -> int:
     """
     spec = RunSpec.load(file)
     if device is not None:
-        spec = dataclasses.replace(spec, launch=dataclasses.replace(spec.launch, device=device))
+        spec = spec.on_device(device)
     warm(threads=spec.launch.threads)
     subject = subjects.load(subject_name)
     reason = subject.unsupported(spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import itertools
 import shutil
@@ -64,9 +63,7 @@ class Runs:
 
     def on_device(self, spec: RunSpec) -> RunSpec:
         """The spec on the device that is judged."""
-        if spec.launch.device == self.device:
-            return spec
-        return dataclasses.replace(spec, launch=dataclasses.replace(spec.launch, device=self.device))
+        return spec.on_device(self.device)
 
     def _hand_over(self, spec: RunSpec, subject: Subject, directory: Path) -> None:
         assert spec.resume is not None

@@ -201,6 +201,10 @@ class RunSpec:
             resume=resume,
         )
 
+    def on_device(self, device: str) -> RunSpec:
+        """This spec on a device; the same in every other part."""
+        return dataclasses.replace(self, launch=dataclasses.replace(self.launch, device=device))
+
     def first_leg(self) -> RunSpec:
         """The run that wrote the checkpoint this one resumes from, as if it had never been interrupted."""
         if self.resume is None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.files import write_whole
 from harness.gate.environments import CURRENT, STACK, Environment, named
 from harness.gate.index import between
 from harness.gate.probe import BREAKS, HOLDS, PARALLEL, Prober, Seen, targets
-from harness.gate.show import write
 
 #: ask(stacks) -> what each did; a stack is package -> version.
 Stack = dict[str, str]
@@ -175,4 +175,4 @@ def write_json(path: Path, answer: Answer, good: Environment, bad: Environment) 
         "good": good.asked,
         "bad": bad.asked,
     }
-    write(path, json_.dumps(body, indent=1) + "\n")
+    write_whole(path, json_.dumps(body, indent=1) + "\n")

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from harness import contract
 from harness.errors import UsageError
+from harness.files import write_whole
 from harness.gate import bisect as bisection
 from harness.gate import compare, environments, show
 from harness.gate import history as past
@@ -39,7 +40,7 @@ def check(requirements: list[str], judged: Judged, json: Path | None, rest: list
     environment = made([" ".join(requirements)])[0]
     options = judged.options() + (["--json", str(json.absolute())] if json is not None else [])
     if json is not None:
-        show.write(json.with_suffix(".lock"), environment.lock)
+        write_whole(json.with_suffix(".lock"), environment.lock)
     words = [
         "-m",
         "pytest",
@@ -87,7 +88,7 @@ def gate(baseline: str, candidate: str, judged: Judged, json: Path | None, markd
         if json is not None:
             show.write_report(json, sides, outcome)
         if markdown is not None:
-            show.write(markdown, show.markdown(sides, outcome))
+            write_whole(markdown, show.markdown(sides, outcome))
         screen = Console()
         show.screen(screen if screen.is_terminal else Console(width=160), sides, outcome)
     shutil.rmtree(place, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import threading
 import time
@@ -92,20 +93,22 @@ def _both(playing: list[Any]) -> list[Any]:
 
 
 def _cells_on(device: str) -> dict[str, RunSpec]:
-    return {
-        name: dataclasses.replace(spec, launch=dataclasses.replace(spec.launch, device=device))
-        for name, spec in cells().items()
-    }
+    return {name: spec.on_device(device) for name, spec in cells().items()}
 
 
 def identity(*parts: Any) -> str:
     """Equal for gates that would find the same: the same sides, options and code of the harness."""
-    digest = hashlib.sha256(repr(parts).encode())
+    return hashlib.sha256(f"{_code()} {parts!r}".encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _code() -> str:
+    digest = hashlib.sha256()
     for folder in (PACKAGE, SUITES, FIXTURES):
         for file in sorted(folder.rglob("*")):
             if file.suffix in (".py", ".toml", ".json"):
                 digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 # ---- what each side does ----

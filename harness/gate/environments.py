@@ -293,9 +293,9 @@ def _lend_bytecode(place: Path, home: Path) -> None:
     ]
     for installed in packages.glob("*.dist-info"):
         lender = next((one for one in lenders if (one / installed.name).is_dir()), None)
-        tops = {line.split("/")[0] for line in (installed / "RECORD").read_text().splitlines() if ".py," in line}
-        for top in tops if lender else ():
-            assert lender is not None
+        if lender is None:
+            continue
+        for top in {line.split("/")[0] for line in (installed / "RECORD").read_text().splitlines() if ".py," in line}:
             for compiled in (lender / top).rglob("__pycache__"):
                 there = packages / compiled.relative_to(lender)
                 there.mkdir(exist_ok=True)

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.files import write_whole
 from harness.gate import environments
 from harness.gate.clauses import FAILED, HELD, state
 from harness.gate.compare import identity
 from harness.gate.environments import Environment
-from harness.gate.show import write
 from harness.gate.side import Judged, Side
 from harness.paths import cache_directory
 from harness.report import Case
@@ -93,7 +93,7 @@ class Prober:
         except UsageError:
             # Perhaps a case killed the process: with a worker of its own that is a failed case.
             cases = self._suites(environment, 1)
-        write(known, json.dumps([asdict(case) for case in cases]))
+        write_whole(known, json.dumps([asdict(case) for case in cases]))
         return cases
 
     def _suites(self, environment: Environment, workers: int) -> list[Case]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.files import write_whole
 from harness.gate.compare import Outcome
 from harness.gate.environments import STACK
 from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, SAFE, Finding
@@ -133,17 +133,9 @@ def markdown(sides: list[Side], outcome: Outcome) -> str:
     )
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def write_report(path: Path, sides: list[Side], outcome: Outcome) -> None:
     """Write the JSON report, and beside it a lock of each side: what makes its environment again."""
     locks = {side.name: path.with_suffix(f".{side.name}.lock").name for side in sides}
     for side in sides:
-        write(path.with_name(locks[side.name]), side.environment.lock)
-    write(path, json.dumps(to_report(sides, outcome, locks), indent=1) + "\n")
+        write_whole(path.with_name(locks[side.name]), side.environment.lock)
+    write_whole(path, json.dumps(to_report(sides, outcome, locks), indent=1) + "\n")

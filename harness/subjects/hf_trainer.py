@@ -193,7 +193,7 @@ class HFTrainer:
     ) -> Trainer:
         """The Trainer for a spec, ready to train(): base built, adapters injected, rows made."""
         if self.device is not None:
-            spec = spec.but(launch={"device": self.device}, resume=spec.resume)
+            spec = spec.on_device(self.device)
         train_rows, eval_rows = data.rows(spec.data)
         if model is None:
             model = inject(models.build(spec.model), spec.adapter)
