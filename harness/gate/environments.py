@@ -379,10 +379,10 @@ def _uv_variables() -> dict[str, str]:
     return told
 
 
-def index_url() -> str:
-    """The package index that uv asks, without a slash at its end."""
+def index_url() -> str | None:
+    """The package index that uv was told to ask; None where it asks the usual one."""
     told = _uv_variables()
-    return (told.get("UV_DEFAULT_INDEX") or told.get("UV_INDEX_URL") or "https://pypi.org/simple").rstrip("/")
+    return told.get("UV_DEFAULT_INDEX") or told.get("UV_INDEX_URL")
 
 
 def _pip_setting(name: str) -> str:

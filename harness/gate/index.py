@@ -13,12 +13,12 @@ from harness.gate.environments import index_url
 @functools.cache
 def _all(package: str) -> tuple[str, ...]:
     try:
-        from pypi_simple import PyPISimple
+        from pypi_simple import PYPI_SIMPLE_ENDPOINT, PyPISimple
     except ImportError:
         raise UsageError(
             "pypi-simple, which reads the index's releases, is not installed; pip install pypi-simple"
         ) from None
-    with PyPISimple(endpoint=f"{index_url()}/") as index:
+    with PyPISimple(endpoint=f"{(index_url() or PYPI_SIMPLE_ENDPOINT).rstrip('/')}/") as index:
         try:
             page = index.get_project_page(package, timeout=60)
         except Exception as error:
