@@ -79,10 +79,11 @@ def test_two_groups_at_once_do_not_meet(tmp_path):
 
 
 PARENT = """
-import functools, sys
+import functools, signal, sys
 from pathlib import Path
 from harness import ranks
 from tests import rank_calls
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background deaf to Ctrl-C
 ranks.run(ranks.Group(functools.partial(rank_calls.note_process, sys.argv[1]), 2, Path(sys.argv[1]), 600.0))
 """
 
