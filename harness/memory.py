@@ -12,8 +12,8 @@ from typing import Any
 from harness.spec import RunSpec
 from harness.subjects.hf_trainer import HFTrainer, recorded_warnings
 
-_BEGIN = "peft-harness: train begins"
-_STEP = "peft-harness: step ends"
+BEGIN = "peft-harness: train begins"
+STEP = "peft-harness: step ends"
 
 
 @dataclass
@@ -40,10 +40,10 @@ def measure(subject: HFTrainer, spec: RunSpec, directory: Path) -> Memory:
 
     class Marks(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            mark(_BEGIN)
+            mark(BEGIN)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            mark(_STEP)
+            mark(STEP)
 
     with recorded_warnings([]):
         trainer = subject.build(spec, directory)
@@ -61,7 +61,7 @@ def read(events: Iterable[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
 
     What is freed without having been allocated in the profile is not counted: it was there before.
     """
-    relevant = [event for event in events if event.get("name") in ("[memory]", _BEGIN, _STEP) and "ts" in event]
+    relevant = [event for event in events if event.get("name") in ("[memory]", BEGIN, STEP) and "ts" in event]
     own: dict[int, int] = {}
     held, peaks = [], []
     live = peak = 0
@@ -77,7 +77,7 @@ def read(events: Iterable[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
                 live -= own.pop(address, 0)
             peak = max(peak, live)
         elif event.get("cat") == "user_annotation":
-            if event["name"] == _STEP:
+            if event["name"] == STEP:
                 held.append(live)
                 peaks.append(peak)
             peak = live

@@ -71,20 +71,20 @@ def mark(ts, name):
 
 def test_a_profile_is_read_in_order_of_time():
     events = [
-        mark(2, measured._BEGIN),
+        mark(2, measured.BEGIN),
         event(1, 100, address=1),
         event(5, -40, address=2),
         event(4, 40, address=2),
-        mark(6, measured._STEP),
+        mark(6, measured.STEP),
         event(7, 8, address=3),
-        mark(8, measured._STEP),
+        mark(8, measured.STEP),
         event(9, 1000, address=4, device=1),
     ]
     assert measured.read(events) == ([100, 108], [140, 108])
 
 
 def test_what_was_there_before_is_not_counted_when_it_is_freed():
-    events = [event(1, -5000, address=9), event(2, 16, address=1), mark(3, measured._STEP)]
+    events = [event(1, -5000, address=9), event(2, 16, address=1), mark(3, measured.STEP)]
     assert measured.read(events) == ([16], [16])
 
 

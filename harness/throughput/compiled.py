@@ -1,0 +1,187 @@
+"""The reference's step, compiled, and on CUDA captured as one graph: how far a trainer is from what the device can do.
+
+    subjects "harness.throughput.compiled:compiled" and "harness.throughput.compiled:captured"
+
+The arithmetic is the reference's (`harness.reference`); the loop around it does nothing but feed it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UsageError
+from harness.spec import RunSpec
+from harness.subjects.reference import build, refusal
+from harness.throughput.stepping import OnStep
+from harness.trace import Trace
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.reference.trainer import ReferenceTrainer
+
+
+class Compiled:
+    """A subject that can only be timed: it keeps no trace, evaluates nothing and saves nothing."""
+
+    def __init__(self, capture: bool):
+        self.capture = capture
+        self.name = "reference-captured" if capture else "reference-compiled"
+
+    def unsupported(self, spec: RunSpec) -> str | None:
+        if self.capture and spec.launch.device != "cuda":
+            return "only CUDA has graphs to capture a step in"
+        if spec.arguments.get("label_smoothing_factor") or spec.arguments.get("eval_strategy", "no") != "no":
+            return "the compiled step has neither label smoothing nor evaluation"
+        return refusal(spec)
+
+    def train(self, spec: RunSpec, directory: Path) -> Trace:
+        raise UsageError(f"subject {self.name} is timed only (`peft-harness speed`); it leaves no trace to judge")
+
+    def train_steps(self, spec: RunSpec, directory: Path, on_step: OnStep) -> Any:
+        trainer = build(spec, directory, lambda event, trainer: None)
+        steps = Steps(trainer, self.capture)
+        for number in itertools.count(1):
+            if on_step(number, steps.log) or number > steps.total:
+                return trainer
+            steps.run()
+        raise AssertionError("unreachable")
+
+
+def compiled() -> Compiled:
+    """torch.compile of forward pass and loss."""
+    return Compiled(capture=False)
+
+
+def captured() -> Compiled:
+    """That, and the whole step captured as one CUDA graph."""
+    return Compiled(capture=True)
+
+
+class Steps:
+    """Optimizer steps of a reference trainer, one at each call of `run`.
+
+    log: the mean loss of each `logging_steps` steps, as in the Trainer's log_history.
+    """
+
+    def __init__(self, trainer: ReferenceTrainer, capture: bool):
+        import torch
+
+        from harness.reference.optimizer import factor
+
+        self.trainer, self.args, self.log = trainer, trainer.args, list[dict[str, Any]]()
+        self.total, self.number = self.args.max_steps, 0
+        self.parameters = [each for each in trainer.model.parameters() if each.requires_grad]
+        # A captured step reads the learning rate where it lies, so it must lie on the device.
+        lr: Any = torch.tensor(self.args.learning_rate, device=trainer.device) if capture else self.args.learning_rate
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=lr, betas=(self.args.adam_beta1, self.args.adam_beta2), eps=self.args.adam_epsilon,
+            weight_decay=self.args.weight_decay, fused=True, capturable=capture,
+        )  # fmt: skip
+        self.factor: Callable[[int], float] = lambda step: factor(
+            step, self.args.lr_scheduler_type, int(self.args.warmup_steps), self.total
+        )
+        self.windows = self._windows()
+        # Attention over rows without padding needs no mask, and has a faster kernel then.
+        self.padded = not all(bool(row["attention_mask"].all()) for row in trainer.rows)
+        self.loss_of = torch.compile(self._loss_of)
+        self.loss_sum = torch.zeros((), device=trainer.device)
+        self.graph: Any = None
+        self.inputs: list[tuple[torch.Tensor, ...]] = []
+        self.capture = capture
+        if self.args.activation_checkpointing:
+            base = trainer.model.base
+            enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        trainer.model.train()
+
+    def run(self) -> None:
+        """One optimizer step."""
+        self._set_rate(self.args.learning_rate * self.factor(self.number))
+        window = next(self.windows)
+        if not self.capture:
+            self._step(window)
+        else:
+            self._feed(window)
+            # Three steps outside the graph: compilation, and Adam's states, must lie behind before it is captured.
+            if self.number < 3:
+                self._aside(lambda: self._step(self.inputs))
+            else:
+                if self.graph is None:
+                    self._capture()
+                self.graph.replay()
+        self.number += 1
+        if self.number % int(self.args.logging_steps) == 0:
+            self.log.append({"loss": self.loss_sum.item() / int(self.args.logging_steps), "step": self.number})
+            self.loss_sum.zero_()
+
+    def _step(self, window: list[tuple[torch.Tensor, ...]]) -> None:
+        import torch
+
+        for batch in window:
+            loss = self.loss_of(*batch)
+            loss.backward()
+            self.loss_sum += loss.detach()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.args.max_grad_norm or float("inf"), foreach=True)
+        self.optimizer.step()
+        if self.graph is None:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _loss_of(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, tokens: torch.Tensor) -> Any:
+        inputs = {"input_ids": ids, **({"attention_mask": mask} if self.padded else {})}
+        return self.trainer.model(**inputs, labels=labels, num_items_in_batch=tokens)["loss"]
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            if self.capture:
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def _feed(self, window: list[tuple[torch.Tensor, ...]]) -> None:
+        """Put a window where the captured step reads it."""
+        if not self.inputs:
+            self.inputs = [tuple(each.clone() for each in batch) for batch in window]
+        for places, batch in zip(self.inputs, window, strict=True):
+            for place, each in zip(places, batch, strict=True):
+                place.copy_(each, non_blocking=True)
+
+    def _capture(self) -> None:
+        import torch
+
+        self.optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            # Gradients that are None when it is captured are written, not added to, at each replay.
+            self.graph = graph
+            self._step(self.inputs)
+
+    def _aside(self, call: Callable[[], None]) -> None:
+        """Call on another stream, as what is captured later wants it."""
+        import torch
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            call()
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def _windows(self) -> Iterator[list[tuple[torch.Tensor, ...]]]:
+        """Whole windows of whole batches, epoch after epoch in the reference's order; each batch with its window's tokens."""
+        from harness.reference import data
+        from harness.reference.loss import count_tokens
+
+        trainer, args = self.trainer, self.args
+        for epoch in itertools.count():
+            order = data.shuffled(len(trainer.rows), epoch + (args.seed if args.data_seed is None else args.data_seed))
+            indices = data.batches(order, args.per_device_train_batch_size, drop_last=True)
+            loader = data.load(trainer.rows, indices, trainer.device)
+            while len(window := list(itertools.islice(loader, args.gradient_accumulation_steps))):
+                if len(window) < args.gradient_accumulation_steps:
+                    break
+                tokens = count_tokens(window)
+                yield [(batch["input_ids"], batch["attention_mask"], batch["labels"], tokens) for batch in window]

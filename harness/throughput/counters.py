@@ -1,0 +1,244 @@
+"""What each optimizer step costs, counted: the same numbers at every run, on a noisy machine too."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import sys
+from bisect import bisect
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import memory
+from harness.spec import RunSpec
+from harness.subjects import Subject
+from harness.throughput.stepping import train
+
+#: What is counted, in the order of reports, with its unit.
+UNITS = {
+    "operations": "aten operations dispatched",
+    "reads": "values read from the device to the host (item), each of which waits for it",
+    "copies": "tensors copied or converted",
+    "flops": "floating-point operations of products and convolutions",
+    "saved_bytes": "bytes kept for the backward pass",
+    "peak_bytes": "bytes allocated at the peak of the step",
+    "held_bytes": "bytes held after the step",
+    "python_calls": "calls of Python functions",
+    "kernels": "CUDA kernels launched",
+    "transfers": "copies between host and device",
+    "synchronizations": "times the host waited for the device",
+    "collectives": "collective operations",
+    "collective_bytes": "bytes handed to collective operations",
+}
+
+#: Calls of the CUDA runtime and driver, by words of their names.
+RUNTIME = {
+    "kernels": ("LaunchKernel", "GraphLaunch"),
+    "transfers": ("Memcpy",),
+    "synchronizations": ("Synchronize",),
+}
+
+#: Steps counted, after those that differ from all later ones: Adam makes its state at the first. One more follows, whose
+#: end is that of the run.
+STEPS, FIRST = 4, 2
+
+
+@dataclass(frozen=True)
+class Counters:
+    """values: counter -> what it was in each counted step. by_operation: aten operation -> how often, in the last."""
+
+    values: dict[str, list[int]]
+    by_operation: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def step(self) -> dict[str, int]:
+        """The counters of the last step."""
+        return {name: values[-1] for name, values in self.values.items() if values}
+
+    def to_json(self) -> dict[str, Any]:
+        return {"values": self.values, "by_operation": self.by_operation}
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Counters:
+        return cls(body["values"], body["by_operation"])
+
+
+def count(subject: Subject, spec: RunSpec, directory: Path) -> Counters:
+    """Train a spec some times over, for a few steps each, counting one kind of thing at a time."""
+    spec = spec.but(max_steps=FIRST + STEPS + 1, num_train_epochs=None)
+    values: dict[str, list[int]] = {}
+    made: Counter[str] = Counter()
+    passes: list[Callable[[Any], Any]] = [_dispatched, _calls]
+    for number, counting in enumerate(passes):
+        place = directory / str(number)
+        place.mkdir(parents=True)
+        with counting(made) as read:
+            snapshots: list[dict[str, int]] = []
+            train(subject, spec, place, lambda *_: snapshots.append(read()))  # noqa: B023 - called before the next pass
+        values |= _differences(snapshots)
+    values |= _memory(subject, spec, directory / "memory")
+    return Counters({name: values[name] for name in UNITS if name in values}, dict(sorted(made.items())))
+
+
+def _differences(snapshots: list[dict[str, int]]) -> dict[str, list[int]]:
+    """Running totals at the beginning of each step, and at the end, as numbers of each counted step."""
+    kept = snapshots[FIRST : FIRST + STEPS + 1]
+    pairs = list(itertools.pairwise(kept))
+    return {name: [after[name] - before[name] for before, after in pairs] for name in kept[0]} if kept else {}
+
+
+# ---- passes ----
+
+
+@contextmanager
+def _dispatched(made: Counter[str]) -> Iterator[Callable[[], dict[str, int]]]:
+    """Operations as they reach the dispatcher, in the backward pass too, and what autograd keeps."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    totals = Counter[str]()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = str(function._overloadpacket)
+            totals["operations"] += 1
+            made[name] += 1
+            if name == "aten._local_scalar_dense":
+                totals["reads"] += 1
+            elif name in ("aten._to_copy", "aten.copy_", "aten.clone"):
+                totals["copies"] += 1
+            elif name.startswith("c10d."):
+                totals["collectives"] += 1
+                totals["collective_bytes"] += _bytes(args)
+            return function(*args, **(kwargs or {}))
+
+    def pack(tensor: Any) -> Any:
+        totals["saved_bytes"] += tensor.nbytes
+        return tensor
+
+    names = ("operations", "reads", "copies", "saved_bytes", "collectives", "collective_bytes")
+    with ExitStack() as stack:
+        flops = stack.enter_context(flop_counter())
+        stack.enter_context(Count())
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
+
+        def read() -> dict[str, int]:
+            made.clear()
+            return {name: totals[name] for name in names} | {"flops": flops.get_total_flops()}
+
+        yield read
+
+
+def flop_counter() -> Any:
+    """torch's FlopCounterMode, which counts attention also where several query heads share keys and values.
+
+    torch 2.11 refuses such shapes on CUDA ("query/key/value shapes are incompatible").
+    """
+    import torch
+    from torch.utils import flop_counter as counter
+
+    def shared(key: Any, query: Any) -> Any:
+        return (key[0], query[1], *key[2:])
+
+    def forward(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+        return counter.sdpa_flop_count(query, shared(key, query), shared(value, query))
+
+    def backward(gradient: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+        return counter.sdpa_backward_flop_count(gradient, query, shared(key, query), shared(value, query))
+
+    kinds = ("flash_attention", "efficient_attention", "cudnn_attention")
+    ways = {"": forward, "_backward": backward}
+    known = {
+        getattr(torch.ops.aten, f"_scaled_dot_product_{kind}{way}"): count
+        for kind in kinds
+        for way, count in ways.items()
+        if hasattr(torch.ops.aten, f"_scaled_dot_product_{kind}{way}")
+    }
+    return counter.FlopCounterMode(display=False, custom_mapping=known)
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of the tensors in nested lists."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0
+
+
+@contextmanager
+def _calls(made: Counter[str]) -> Iterator[Callable[[], dict[str, int]]]:
+    """Calls of Python functions in the thread that trains."""
+    calls = 0
+
+    def called(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(called)
+    try:
+        yield lambda: {"python_calls": calls}
+    finally:
+        sys.setprofile(before)
+
+
+def _memory(subject: Subject, spec: RunSpec, directory: Path) -> dict[str, list[int]]:
+    """Bytes held and at the peak of each step, by torch's allocator; on CUDA launches, transfers and waits too."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    cuda = spec.launch.device == "cuda"
+    peaks, held = [], []
+
+    def mark(number: int, log: Any) -> None:
+        # Tensors in cycles wait for the collector, whose time is its own: what is held is what is left after it.
+        gc.collect()
+        with record_function(memory.BEGIN if number == 1 else memory.STEP):
+            if cuda:
+                torch.cuda.synchronize()
+                held.append(torch.cuda.memory_allocated())
+                peaks.append(torch.cuda.max_memory_allocated())
+                torch.cuda.reset_peak_memory_stats()
+
+    directory.mkdir(parents=True)
+    with profile(
+        activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda], profile_memory=not cuda
+    ) as profiled:
+        train(subject, spec, directory, mark)
+    file = directory / "profile.json"
+    profiled.export_chrome_trace(str(file))
+    events = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
+    file.unlink()
+    counted = slice(FIRST, FIRST + STEPS)
+    if cuda:
+        values = {"held_bytes": held[1:], "peak_bytes": peaks[1:], **launched(events)}
+    else:
+        values = dict(zip(("held_bytes", "peak_bytes"), memory.read(events), strict=True))
+    return {name: each[counted] for name, each in values.items()}
+
+
+def launched(events: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """What the host asked of the device in each step, from a profile's events in the Chrome trace format.
+
+    Only calls between two marks count; a mark itself waits for the device.
+    """
+    marks = sorted(
+        (event["ts"], event["ts"] + event["dur"])
+        for event in events
+        if event.get("name") in (memory.BEGIN, memory.STEP) and event.get("cat") == "user_annotation"
+    )
+    counts: dict[str, list[int]] = {name: [0] * (len(marks) - 1) for name in RUNTIME}
+    for event in events:
+        if event.get("cat") not in ("cuda_runtime", "cuda_driver"):
+            continue
+        step = bisect([start for start, _ in marks], event["ts"]) - 1
+        if 0 <= step < len(marks) - 1 and event["ts"] >= marks[step][1]:
+            for name, words in RUNTIME.items():
+                counts[name][step] += any(word in event["name"] for word in words)
+    return counts

@@ -1,0 +1,114 @@
+"""What paired times mean: holds, slower, or not yet clear."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+HOLDS, SLOWER, UNCLEAR = "holds", "slower", "unclear"
+
+#: Chance that two equal sides are told apart, over all metrics and all looks; and that a slower one is passed.
+ALPHA = 0.01
+
+#: A B B A that are cut off at either end, a share: what else the machine does is in the tails.
+TRIM = 0.2
+
+#: How much the mean of a pair of processes strays for good, whatever is timed: where memory came to lie.
+SPREAD = 0.002
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How much slower: a share (0.01: one percent), its standard error, and its confidence interval.
+
+    count: of how many A B B A.
+    """
+
+    estimate: float
+    error: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.estimate:+.2%} ({self.low:+.2%} to {self.high:+.2%})"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """word: HOLDS, SLOWER or UNCLEAR. slower: the metrics that are. intervals: by metric, 99 % each."""
+
+    word: str
+    slower: tuple[str, ...] = ()
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+
+    @property
+    def decided(self) -> bool:
+        return self.word != UNCLEAR
+
+    def to_json(self) -> dict[str, Any]:
+        return {"word": self.word, "slower": list(self.slower)} | {
+            metric: {"estimate": one.estimate, "low": one.low, "high": one.high, "quadruples": one.count}
+            for metric, one in self.intervals.items()
+        }
+
+
+def interval(ratios: Sequence[Sequence[float]]) -> Interval:
+    """The trimmed mean of log-ratios and its interval (Tukey and McLaughlin 1963), as a share.
+
+    ratios: a list for each pair of processes; SPREAD is shared out over the pairs.
+    """
+    flat = np.sort(np.concatenate([np.asarray(pair, float) for pair in ratios])) if ratios else np.empty(0)
+    count = len(flat)
+    if count < 5:
+        return Interval(math.nan, math.inf, -math.inf, math.inf, count)
+    cut = int(TRIM * count)
+    kept = flat[cut : count - cut]
+    winsorized = np.concatenate([np.full(cut, kept[0]), kept, np.full(cut, kept[-1])])
+    within = float(winsorized.std(ddof=1)) / ((1 - 2 * TRIM) * math.sqrt(count))
+    error = math.hypot(within, SPREAD / math.sqrt(len(ratios)))
+    middle, half = float(kept.mean()), _z(0.005) * error
+    return Interval(math.expm1(middle), error, math.expm1(middle - half), math.expm1(middle + half), count)
+
+
+def judge(ratios: Mapping[str, Sequence[Sequence[float]]], margin: float, spent: float) -> Judgement:
+    """Is the second side slower, by any metric?
+
+    margin: the smallest slowdown that must be found, a share. spent: share of the budget, above 0. It may be asked after each
+    A B B A: the evidence that it takes is that of the end over sqrt(spent) (O'Brien and Fleming 1979), and a Brownian
+    motion crosses such a bound once with twice the chance of being above it at the end.
+
+    SLOWER: equality is refused (Holm 1979, over the metrics), and the middle is nearer to the margin than to zero. HOLDS:
+    a slowdown by the margin is refused for each metric, and each middle is nearer to zero.
+    """
+    intervals = {metric: interval(pairs) for metric, pairs in ratios.items()}
+    if not all(math.isfinite(one.error) for one in intervals.values()):
+        return Judgement(UNCLEAR, intervals=intervals)
+    scale = 1 / math.sqrt(min(max(spent, 1e-3), 1.0))
+    far = sorted(intervals, key=lambda metric: -intervals[metric].estimate / intervals[metric].error)
+    slower: list[str] = []
+    for place, metric in enumerate(far):
+        one = intervals[metric]
+        if one.estimate / one.error <= _z(ALPHA / 2 / (len(far) - place)) * scale:
+            break
+        if one.estimate > margin / 2:
+            slower.append(metric)
+    if slower:
+        return Judgement(SLOWER, tuple(slower), intervals)
+    near = all(
+        one.estimate < margin / 2 and (margin - one.estimate) / one.error > _z(ALPHA / 2) * scale
+        for one in intervals.values()
+    )
+    return Judgement(HOLDS if near else UNCLEAR, intervals=intervals)
+
+
+@functools.cache
+def _z(tail: float) -> float:
+    """The standard normal quantile above which a share `tail` lies."""
+    return NormalDist().inv_cdf(1 - tail)

@@ -1,0 +1,205 @@
+"""Two sides, timed in turn on one core: A B B A, block by block, until it is clear which is slower, or time is up."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from harness.errors import UsageError
+from harness.spec import RunSpec
+from harness.throughput.judgement import Judgement, judge
+
+METRICS = ("wall", "cpu")
+
+#: Seconds of a block. On a CPU as short as can be: what else the machine does then hits both sides alike (on two busy
+#: cores the log-ratio of one A B B A strays by 12 % whether its blocks have 2 steps or 30, and 2 steps take a tenth of
+#: the time). On CUDA each block ends with the device idle, which it takes a while to fill again.
+BLOCK = {"cpu": 0.02, "cuda": 0.25}
+
+#: Processes of each side, one pair after the other: where memory comes to lie makes one process faster than another.
+PROCESSES = 4
+
+#: Starts a process of a side: the arguments of Python, and the options of subprocess.Popen.
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def here(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """Start Python in this environment."""
+    return subprocess.Popen([sys.executable, *arguments], text=True, **options)
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One side: what trains which spec, with which preloads, started how. cost: whether the cost of a step is wanted."""
+
+    name: str
+    subject: str
+    spec: RunSpec
+    preloads: tuple[str, ...] = ()
+    start: Start = here
+    cost: bool = False
+
+
+@dataclass
+class Pairs:
+    """What was timed. ratios: metric -> for each process pair, the log of B's time over A's of each A B B A.
+
+    times: name of the side -> metric -> median seconds of a step, of each block. first: name of the side -> what it
+    answered when it was ready. peak_bytes: by side, as its process sees it.
+    """
+
+    ratios: dict[str, list[list[float]]] = field(default_factory=lambda: {metric: [] for metric in METRICS})
+    times: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    first: dict[str, dict[str, Any]] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def step(self, side: str, metric: str = "wall") -> float:
+        """Median seconds of a side's step."""
+        return median(self.times[side][metric])
+
+
+class Runner:
+    """A process that trains one side, a block at a time."""
+
+    def __init__(self, entrant: Entrant):
+        self.entrant = entrant
+        self.words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - ends with the process
+        self.process = entrant.start(
+            "-m", "harness.throughput.worker", entrant.subject, *entrant.preloads,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words,
+        )  # fmt: skip
+        self._say({"spec": entrant.spec.to_json(), "cost": entrant.cost})
+
+    def ready(self, core: int | None) -> dict[str, Any]:
+        """Wait until it can be timed, from then on on this core. Returns its first answer; UsageError where it cannot."""
+        answer = self._hear()
+        if core is not None:
+            os.sched_setaffinity(self.process.pid, {core})
+        return answer
+
+    def block(self, steps: int) -> dict[str, Any]:
+        """Train some steps. Returns the seconds of each, by metric, and "peak_bytes"."""
+        self._say({"steps": steps})
+        return self._hear()
+
+    def end(self) -> None:
+        """End the process."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.words.close()
+
+    def _say(self, body: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(body) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the answer, which is missing, tells why
+
+    def _hear(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            if "refused" in answer:
+                raise UsageError(f"{self.entrant.name}: {answer['refused']}")
+            return answer
+        self.process.wait()
+        self.words.seek(0)
+        said = [text.strip() for text in self.words.read().splitlines() if text.strip()]
+        raise UsageError(f"{self.entrant.name}: ended while it was timed ({said[-1] if said else 'without a word'})")
+
+
+def compare(
+    a: Entrant,
+    b: Entrant,
+    margin: float,
+    budget: float,
+    told: Callable[[Judgement], None] = lambda _: None,
+    processes: int = PROCESSES,
+    decide: bool = True,
+) -> tuple[Judgement, Pairs]:
+    """Is B slower than A by `margin` (0.01: one percent)? budget: seconds of timing at most, starts not counted.
+
+    The processes of both sides stand ready side by side, and the A B B A go round over the pairs, so that each pair counts
+    alike however early the answer is clear. decide: False goes on to the end of the budget, for samples.
+    """
+    timed = Pairs(times={side: {metric: [] for metric in METRICS} for side in (a.name, b.name)})
+    with _ready(a, b, processes, timed.first) as runners:
+        began = time.monotonic()
+        steps = _steps(runners)
+        timed.ratios = {metric: [[] for _ in runners] for metric in METRICS}
+        while True:
+            for index, pair in enumerate(runners):
+                _quadruple(timed, index, pair, steps)
+            timed.seconds = time.monotonic() - began
+            verdict = judge(timed.ratios, margin, timed.seconds / budget)
+            told(verdict)
+            if (decide and verdict.decided) or timed.seconds >= budget:
+                return verdict, timed
+
+
+def _quadruple(timed: Pairs, index: int, pair: Sequence[Runner], steps: int) -> None:
+    """One A B B A, or B A A B in every other: what the first block suffers, each side suffers as often."""
+    a, b = pair
+    turn = len(timed.ratios["wall"][index]) % 2
+    order = (a, b, b, a) if turn == 0 else (b, a, a, b)
+    seen: dict[int, dict[str, list[float]]] = {id(side): {metric: [] for metric in METRICS} for side in pair}
+    for side in order:
+        block = side.block(steps)
+        timed.peak_bytes[side.entrant.name] = block["peak_bytes"]
+        for metric in METRICS:
+            middle = median(block[metric])
+            seen[id(side)][metric].append(middle)
+            timed.times[side.entrant.name][metric].append(middle)
+    for metric in METRICS:
+        # No time is zero, whatever the clock's resolution.
+        logs = {key: sum(math.log(max(value, 1e-9)) for value in values[metric]) / 2 for key, values in seen.items()}
+        timed.ratios[metric][index].append(logs[id(b)] - logs[id(a)])
+
+
+def _steps(runners: list[tuple[Runner, Runner]]) -> int:
+    """Steps of a block."""
+    seconds = median(second for pair in runners for runner in pair for second in runner.block(5)["wall"])
+    block = BLOCK[runners[0][0].entrant.spec.launch.device]
+    return max(2, min(60, round(block / max(seconds, 1e-4))))
+
+
+@contextmanager
+def _ready(
+    a: Entrant, b: Entrant, processes: int, first: dict[str, dict[str, Any]]
+) -> Iterator[list[tuple[Runner, Runner]]]:
+    """Pairs of processes, ready to be timed; those of one thread all on one core, so that none has the better one.
+
+    They start one after the other on CUDA, whose memory two that warm up at once might not share, in pairs elsewhere.
+    """
+    core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and a.spec.launch.threads == 1 else None
+    at_once = 1 if a.spec.launch.device == "cuda" else 2
+    entrants = [a, b] * processes
+    runners: list[Runner] = []
+    try:
+        for start in range(0, len(entrants), at_once):
+            started = [Runner(entrant) for entrant in entrants[start : start + at_once]]
+            runners += started
+            for runner in started:
+                first[runner.entrant.name] = runner.ready(core)
+        yield list(zip(runners[::2], runners[1::2], strict=True))
+    finally:
+        for runner in runners:
+            runner.end()

@@ -1,0 +1,93 @@
+"""The runs whose speed is told: Llama shapes by size, as RunSpecs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import UsageError
+from harness.spec import RunSpec
+
+#: Configs of the published models that the sizes are named after; weights are drawn.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "135m": {  # SmolLM2-135M
+        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    },
+    "1b": {  # Llama-3.2-1B
+        "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    },
+    "7b": {  # Llama-2-7B
+        "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A run whose speed is told. rows, length: of a micro-batch, in tokens. dtype: of the base. bf16: autocast.
+
+    devices: where it is one of those that `peft-harness speed` measures unasked.
+    """
+
+    name: str
+    size: str
+    rows: int
+    length: int
+    dtype: str = "float32"
+    bf16: bool = False
+    quantization: str | None = None
+    checkpointing: bool = False
+    devices: tuple[str, ...] = ("cuda",)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.rows * self.length
+
+    def spec(self, device: str) -> RunSpec:
+        """The run, without end. Its loss is logged every twelve steps: the first time before anything is timed."""
+        spec = RunSpec().but(
+            model={"config": CONFIGS[self.size], "dtype": self.dtype, "quantization": self.quantization},
+            lora={"r": 8 if self.size == "tiny" else 16, "lora_alpha": 16, "lora_dropout": 0.0},
+            # Epochs of a hundred steps, so that few blocks see one end.
+            data={"rows": self.rows * (100 if self.size == "tiny" else 16), "length": self.length},
+            launch={"device": device, "threads": 1 if self.size == "tiny" else 0},
+            max_steps=1_000_000,
+            per_device_train_batch_size=self.rows,
+            logging_steps=12,
+        )
+        if self.bf16:
+            spec = spec.but(bf16=True)
+        if self.checkpointing:
+            options = {"use_reentrant": False}
+            spec = spec.but(activation_checkpointing=True, activation_checkpointing_kwargs=options)
+        return spec
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("tiny", "tiny", 4, 16, devices=("cpu", "cuda")),
+        Shape("tiny-4x64", "tiny", 4, 64, devices=("cpu", "cuda")),
+        Shape("135m", "135m", 8, 512, bf16=True),
+        Shape("135m-2x64", "135m", 2, 64, devices=("cpu",)),
+        Shape("135m-checkpointing", "135m", 8, 512, bf16=True, checkpointing=True),
+        Shape("135m-nf4", "135m", 8, 512, dtype="bfloat16", bf16=True, quantization="nf4"),
+        Shape("1b", "1b", 8, 2048, bf16=True),
+        Shape("1b-nf4-checkpointing", "1b", 8, 2048, "bfloat16", bf16=True, quantization="nf4", checkpointing=True),
+        Shape("7b", "7b", 2, 1024, dtype="bfloat16", bf16=True, checkpointing=True),
+        Shape("7b-nf4", "7b", 2, 1024, "bfloat16", bf16=True, quantization="nf4", checkpointing=True),
+    )
+}
+
+
+def chosen(names: list[str], device: str) -> list[Shape]:
+    """The shapes of these names, or those of the device. UsageError names one that there is not."""
+    for name in names:
+        if name not in SHAPES:
+            raise UsageError(f"--shape {name}: known are {', '.join(SHAPES)}")
+    return [SHAPES[name] for name in names] or [shape for shape in SHAPES.values() if device in shape.devices]

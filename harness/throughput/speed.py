@@ -1,0 +1,168 @@
+"""`peft-harness speed`: how fast the Trainer is, beside the reference, the reference compiled, and the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness import subjects
+from harness.environment import describe
+from harness.errors import UsageError
+from harness.throughput.ceiling import Ceiling
+from harness.throughput.ceiling import measure as measure_ceiling
+from harness.throughput.judgement import Interval
+from harness.throughput.pairs import Entrant, compare
+from harness.throughput.shapes import Shape
+
+SCHEMA_VERSION = 1
+
+REFERENCE, COMPILED, CAPTURED = (
+    "reference",
+    "harness.throughput.compiled:compiled",
+    "harness.throughput.compiled:captured",
+)
+
+#: Seconds of timing for each pair.
+BUDGET = {"cpu": 40.0, "cuda": 20.0}
+
+#: How far the first losses may lie apart, a share: compiled kernels round bfloat16 at other places. Measured on an H100.
+LOSS_NOISE = 2e-3
+
+
+@dataclass
+class Row:
+    """One side at one shape. seconds: of a step. overhead: how much slower the Trainer is, None for the Trainer itself.
+
+    loss: the mean over the first twelve steps. refused: why it was not timed.
+    """
+
+    name: str
+    seconds: float = math.nan
+    peak_bytes: int = 0
+    loss: float | None = None
+    overhead: Interval | None = None
+    refused: str = ""
+
+
+@dataclass
+class Measured:
+    """A shape: its rows, the Trainer's first, and what a step costs. flops, traffic_bytes: of a step, 0 where unknown."""
+
+    shape: Shape
+    rows: list[Row] = field(default_factory=list)
+    flops: int = 0
+    traffic_bytes: int = 0
+    ceiling: Ceiling | None = None
+
+    def tokens(self, row: Row) -> float:
+        """Tokens a second."""
+        return self.shape.tokens / row.seconds
+
+    @property
+    def bound(self) -> float:
+        """Tokens a second that the roofline allows."""
+        assert self.ceiling is not None
+        return self.shape.tokens / self.ceiling.seconds(self.flops, self.traffic_bytes)
+
+    def share(self, row: Row) -> float:
+        """Of the measured ceiling of operations a second."""
+        assert self.ceiling is not None
+        return self.flops / row.seconds / self.ceiling.flops
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [
+            {
+                "name": row.name,
+                "refused": row.refused or None,
+                "seconds": _number(row.seconds),
+                "tokens_per_second": _number(self.tokens(row)),
+                "flops_per_second": _number(self.flops / row.seconds),
+                "share_of_ceiling": _number(self.share(row)),
+                "peak_bytes": row.peak_bytes,
+                "loss": row.loss,
+                "trainer_overhead": row.overhead
+                and {"estimate": row.overhead.estimate, "low": row.overhead.low, "high": row.overhead.high},
+            }
+            for row in self.rows
+        ]
+        assert self.ceiling is not None
+        return {
+            "shape": self.shape.name,
+            "tokens": self.shape.tokens,
+            "flops": self.flops,
+            "traffic_bytes": self.traffic_bytes,
+            "bound_tokens_per_second": _number(self.bound),
+            "ceiling": vars(self.ceiling),
+            "rows": rows,
+        }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def yardsticks(shape: Shape, device: str) -> list[str]:
+    """Who runs beside the Trainer, as subjects; those that cannot are told."""
+    return [REFERENCE, COMPILED, *([CAPTURED] if device == "cuda" else [])]
+
+
+def measure(
+    shape: Shape, device: str, subject: str, budget: float | None, told: Callable[[str], None] = lambda _: None
+) -> Measured:
+    """Time the subject at a shape, against each yardstick in turn. UsageError where the subject itself cannot."""
+    spec, budget = shape.spec(device), budget or BUDGET[device]
+    trainer = Entrant("trainer", subject, spec, cost=True)
+    result = Measured(shape, [Row("trainer")])
+    for name in yardsticks(shape, device):
+        judged = subjects.load(name)
+        other = Entrant(judged.name, name, spec)
+        told(f"{shape.name}: {subject} and {judged.name}")
+        if reason := judged.unsupported(spec):
+            result.rows.append(Row(judged.name, refused=reason))
+            continue
+        try:
+            judgement, timed = compare(other, trainer, 0.01, budget, processes=1, decide=False)
+        except UsageError as error:
+            result.rows.append(Row(judged.name, refused=str(error)))
+            continue
+        _take(result, result.rows[0], timed, "trainer")
+        row = Row(judged.name, overhead=judgement.intervals["wall"])
+        _take(result, row, timed, judged.name)
+        result.rows.append(row)
+    if math.isnan(result.rows[0].seconds):
+        told(f"{shape.name}: {subject} alone")
+        _, timed = compare(trainer, Entrant("again", subject, spec), 0.01, budget / 2, processes=1, decide=False)
+        _take(result, result.rows[0], timed, "trainer")
+    dtype = "bfloat16" if shape.bf16 else shape.dtype
+    result.ceiling = measure_ceiling(device, dtype, spec.launch.threads)
+    return result
+
+
+def _take(result: Measured, row: Row, timed: Any, name: str) -> None:
+    first = timed.first[name]
+    row.seconds, row.peak_bytes, row.loss = timed.step(name), timed.peak_bytes[name], first["loss"]
+    if "flops" in first:
+        # Each byte kept is written once and read once; what the weights take is little beside it.
+        result.flops, result.traffic_bytes = first["flops"], 2 * first["saved_bytes"]
+
+
+def to_report(measured: list[Measured], device: str, subject: str) -> dict[str, Any]:
+    """The report, for machines."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "environment": describe(device),
+        "subject": subject,
+        "shapes": [one.to_json() for one in measured],
+    }
+
+
+def odd_losses(measured: Measured) -> list[str]:
+    """Sentences on yardsticks whose first losses are not the Trainer's: what they compute is something else."""
+    wanted = measured.rows[0].loss
+    return [
+        f"{measured.shape.name}: {row.name} has loss {row.loss:.6f}, the trainer {wanted:.6f}"
+        for row in measured.rows[1:]
+        if row.loss is not None and wanted is not None and abs(row.loss - wanted) > LOSS_NOISE * abs(wanted)
+    ]

@@ -1,0 +1,160 @@
+"""The process that trains one side of a comparison, some steps at a time, and says how long each took.
+
+    python -m harness.throughput.worker SUBJECT [PRELOAD]...
+
+It reads a line of JSON, {"spec": ..., "cost": bool}; answers when the run has got over its first steps, or says why it
+cannot; and then answers each line {"steps": N} with {"wall": [N seconds], "cpu": [N seconds]}. Between two lines it
+waits, costs nothing, and holds no device memory that it can do without. On CUDA "wall" is read off events on the
+stream, and "cpu" is what the host spent.
+
+The first answer has "loss", the mean over the first twelve steps; with cost, "flops" of a step and "saved_bytes", what
+it keeps for the backward pass.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+from harness import subjects
+from harness.errors import UsageError
+from harness.spec import RunSpec
+from harness.throughput.stepping import train
+from harness.warm import warm
+
+#: Steps before the first that is timed: allocators, Adam's states, and the kernels that are chosen at first use.
+FIRST = 12
+#: The one of them whose cost is counted.
+COUNTED = 4
+
+
+class Clock:
+    """Times steps in blocks, and between blocks waits for the next line.
+
+    Each block begins and ends with the device idle, and its first step, which finds the caches as the other side left
+    them, is not counted.
+    """
+
+    def __init__(self, device: str, answers: TextIO, cost: bool):
+        self._cuda = device == "cuda"
+        self._answers = answers
+        self._marks: list[tuple[Any, float]] = []
+        self._wanted = 0
+        self._cost = Cost() if cost else None
+        self._costs: dict[str, int] = {}
+
+    def step(self, number: int, log: list[dict[str, Any]]) -> bool:
+        """A step begins. True ends the run: there are no more lines."""
+        if self._cost is not None and number == COUNTED:
+            self._cost.begin()
+        elif self._cost is not None and number == COUNTED + 1:
+            self._costs = self._cost.end()
+        if number <= FIRST:
+            return False
+        if self._wanted:
+            self._mark()
+            if len(self._marks) < self._wanted + 2:
+                return False
+            answer = self._seconds()
+        else:
+            answer = {"loss": next((entry["loss"] for entry in log if "loss" in entry), None), **self._costs}
+        if self._cuda:
+            import torch
+
+            # What this side's allocator has kept is room that the other side may need.
+            torch.cuda.empty_cache()
+        self._tell(answer)
+        line = sys.stdin.readline()
+        if not line:
+            return True
+        self._marks, self._wanted = [], int(json.loads(line)["steps"])
+        self._mark()
+        return False
+
+    def _mark(self) -> None:
+        if self._cuda:
+            import torch
+
+            event: Any = torch.cuda.Event(enable_timing=True)
+            event.record()
+        else:
+            event = time.perf_counter()
+        self._marks.append((event, time.thread_time()))
+
+    def _seconds(self) -> dict[str, Any]:
+        marks = self._marks[1:]
+        pairs = list(itertools.pairwise(marks))
+        if self._cuda:
+            import torch
+
+            torch.cuda.synchronize()
+            wall = [before[0].elapsed_time(after[0]) / 1e3 for before, after in pairs]
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            wall = [after[0] - before[0] for before, after in pairs]
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"wall": wall, "cpu": [after[1] - before[1] for before, after in pairs], "peak_bytes": peak}
+
+    def _tell(self, body: dict[str, Any]) -> None:
+        self._answers.write(json.dumps(body) + "\n")
+        self._answers.flush()
+
+
+class Cost:
+    """Floating-point operations of a step, and the bytes that its forward passes keep for the backward pass."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._flops: Any = None
+        self._saved = 0
+
+    def begin(self) -> None:
+        import torch
+
+        from harness.throughput.counters import flop_counter
+
+        self._flops = self._stack.enter_context(flop_counter())
+        self._stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor))
+
+    def end(self) -> dict[str, int]:
+        self._stack.close()
+        return {"flops": self._flops.get_total_flops(), "saved_bytes": self._saved}
+
+    def _pack(self, tensor: Any) -> Any:
+        # A weight is there anyway.
+        self._saved += tensor.nbytes * (tensor.grad_fn is not None or not tensor.is_leaf)
+        return tensor
+
+
+def main(subject: str, preloads: list[str]) -> None:
+    """Serve one spec until there are no more lines."""
+    # What upstream prints must not get between the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    line = sys.stdin.readline()
+    if not line:
+        return
+    task = json.loads(line)
+    spec = RunSpec.from_json(task["spec"])
+    clock = Clock(spec.launch.device, answers, task["cost"])
+    try:
+        warm(preloads, threads=spec.launch.threads)
+        with tempfile.TemporaryDirectory() as directory:
+            train(subjects.load(subject), spec, Path(directory), clock.step)
+    except UsageError as error:
+        answers.write(json.dumps({"refused": str(error)}) + "\n")
+    except Exception as error:
+        answers.write(json.dumps({"refused": f"{type(error).__name__}: {error}"}) + "\n")
+        raise
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
