@@ -8,7 +8,7 @@ from harness.memory import measure
 from harness.scenarios import PLAIN, by_route, cases, continued
 from harness.verdict import both
 
-pytestmark = pytest.mark.usefixtures("cuda")
+pytestmark = [pytest.mark.usefixtures("cuda")]
 
 # ---- the allocator ----
 

@@ -11,7 +11,7 @@ from harness.tolerance import COMPILED
 from harness.verdict import both
 from suites.test_rng import determinism_undone
 
-pytestmark = pytest.mark.usefixtures("cuda")
+pytestmark = [pytest.mark.usefixtures("cuda")]
 
 # ---- fp16=True ----
 
