@@ -26,6 +26,8 @@ def checksum(tensor: torch.Tensor, chunk: int = CHUNK) -> str:
     import torch
 
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    if data.storage_offset() % 8:
+        data = data.clone()  # words begin at multiples of eight in a storage
     rest = data.numel() % 8
     words = data[: data.numel() - rest].view(torch.int64)
     sums = [0, 0]

@@ -39,7 +39,15 @@ def test_a_step_holds_the_adapters_states_and_one_micro_batch(spec, upstream, ru
 
 #: A of q_proj and v_proj and B of q_proj have 131,072 numbers; B of v_proj has 65,536, and is not paged.
 WIDE = PLAIN.but(
-    model={"config": {"hidden_size": 2048, "intermediate_size": 256, "num_hidden_layers": 1}},
+    model={
+        "config": {
+            "hidden_size": 2048,
+            "intermediate_size": 256,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 16,
+        }
+    },
     lora={"r": 64},
     max_steps=4,
     optim="paged_adamw_32bit",
@@ -93,12 +101,6 @@ SHORT = PLAIN.but(data={"rows": 16}, max_steps=8)
 LOADERS = {
     "pinned": {"dataloader_pin_memory": True},
     "pinned/2-workers": {"dataloader_pin_memory": True, "dataloader_num_workers": 2},
-    "pinned/2-workers/kept": {
-        "dataloader_pin_memory": True,
-        "dataloader_num_workers": 2,
-        "dataloader_persistent_workers": True,
-        "dataloader_prefetch_factor": 4,
-    },
 }
 
 

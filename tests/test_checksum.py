@@ -55,6 +55,11 @@ def test_a_view_is_taken_in_the_order_of_its_rows():
     assert checksum.checksum(tensor.T) == checksum.checksum(tensor.T.contiguous()) != checksum.checksum(tensor)
 
 
+def test_a_slice_that_begins_anywhere_is_taken_too():
+    tensor = torch.arange(40.0)
+    assert checksum.checksum(tensor[1:31]) == checksum.checksum(tensor[1:31].clone())
+
+
 def test_large_tensors_of_a_gpu_are_digested_there():
     small, large = torch.zeros(4), torch.zeros(observe.LARGE // 4 + 1)
     assert not observe.stays_on_device(small) and not observe.stays_on_device(large)
