@@ -1,4 +1,4 @@
-"""What tensors a run holds, in bytes of torch's CPU allocator: the same numbers at every run, unlike resident memory."""
+"""What tensors a run holds, in bytes of torch's allocator: the same numbers at every run, unlike resident memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class Memory:
 
 
 def measure(subject: HFTrainer, spec: RunSpec, directory: Path) -> Memory:
-    """Train a spec under torch's profiler, which reports every allocation of its CPU allocator."""
+    """Train a spec on a CPU under torch's profiler, which reports every allocation; on CUDA the allocator counts itself."""
+    if (subject.device or spec.launch.device) == "cuda":
+        return _measure_on_cuda(subject, spec, directory)
     from torch.profiler import ProfilerActivity, profile, record_function
     from transformers import TrainerCallback
 
@@ -54,6 +56,34 @@ def measure(subject: HFTrainer, spec: RunSpec, directory: Path) -> Memory:
     file = directory / "profile.json"
     profiled.export_chrome_trace(str(file))
     return Memory(*read(json.loads(file.read_text(encoding="utf-8"))["traceEvents"]))
+
+
+def _measure_on_cuda(subject: HFTrainer, spec: RunSpec, directory: Path) -> Memory:
+    import torch
+    from transformers import TrainerCallback
+
+    class Counts(TrainerCallback):
+        def __init__(self) -> None:
+            self.before, self.seen = 0, Memory([], [])
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            gc.collect()
+            self.before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            gc.collect()
+            self.seen.held.append(torch.cuda.memory_allocated() - self.before)
+            self.seen.peaks.append(torch.cuda.max_memory_allocated() - self.before)
+            torch.cuda.reset_peak_memory_stats()
+
+    with recorded_warnings([]):
+        # cuBLAS keeps the workspace that its first products allocate: it is no part of a step.
+        subject.build(spec, directory / "first").train()
+        trainer = subject.build(spec, directory / "measured")
+        trainer.add_callback(counts := Counts())
+        trainer.train()
+    return counts.seen
 
 
 def read(events: Iterable[Mapping[str, Any]]) -> tuple[list[int], list[int]]:

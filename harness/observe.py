@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import names, shards
+from harness.checksum import checksum
 from harness.environment import describe
 from harness.spec import RunSpec
 from harness.trace import Checkpoint, Evaluation, Group, MicroBatch, Step, Tensors, Trace
@@ -104,6 +105,11 @@ class Observer:
         self._step = step
         self.trace.events.append(name)
         if name == "train_begin":
+            if self.trace.spec.launch.device == "cuda":
+                import torch
+
+                # The peak of this run, not of those before it or of building its model.
+                torch.cuda.reset_peak_memory_stats()
             if self.trace.spec.resume is not None and self._model is not None:
                 self.trace.adapter_resumed = self._tensors(digests=False)[0]
             self._started = self._stepped = time.perf_counter()
@@ -133,6 +139,8 @@ class Observer:
         if error is not None:
             message = str(error).strip()
             self.trace.error = f"{type(error).__name__}: {message}" if message else type(error).__name__
+        # Before the tensors are looked at, which takes memory too.
+        self.trace.memory_bytes = _peak_memory(self.trace.spec.launch.device)
         # Other ranks than the one that failed may be anywhere, so that nothing can be put together.
         together = error is None or self._wrapped is None
         if self._model is not None and together:
@@ -144,7 +152,6 @@ class Observer:
                 for parameter, state in self._optimizer.state.items()
                 if id(parameter) in self._names
             }
-        self.trace.memory_bytes = _peak_memory(self.trace.spec.launch.device)
         # Nothing of the run outlives it here: a trace is kept, a model is not.
         self._model = self._wrapped = self._optimizer = None
         return self.trace
@@ -249,10 +256,24 @@ class Observer:
         return values, others
 
 
+#: Bytes from which a tensor on a GPU is digested there: a 7B base is 13 GB, which take seconds to copy and more to hash.
+LARGE = 1 << 20
+
+
+def stays_on_device(tensor: torch.Tensor) -> bool:
+    """Whether `digest` works on a tensor where it is."""
+    return tensor.is_cuda and tensor.numel() * tensor.element_size() > LARGE
+
+
 def digest(tensor: torch.Tensor) -> str:
-    """A digest of a tensor's dtype, shape and bytes: equal if and only if it is the same tensor bit for bit."""
+    """A digest of a tensor's dtype, shape and bytes: equal if and only if it is the same tensor bit for bit.
+
+    That of a large tensor on a GPU is another than that of its copy on the CPU: compare it with its like.
+    """
     import torch
 
+    if stays_on_device(tensor):
+        return f"{checksum(tensor)} of {tensor.dtype} {tuple(tensor.shape)}"
     plain = tensor.detach().cpu().contiguous()
     seal = hashlib.blake2b(f"{plain.dtype}{tuple(plain.shape)}".encode(), digest_size=16)
     if plain.numel():

@@ -7,6 +7,7 @@ any other test suite in an environment where the harness is installed.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -133,6 +134,8 @@ def _check_options(state: State) -> None:
 
         if not torch.cuda.is_available():
             raise UsageError("--device cuda: torch finds no CUDA device here; run with --device cpu")
+        # Looked at once, at the first product of the process: without it full_determinism=True would be refused later.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if state.json is not None and Path(state.json).is_dir():
         raise UsageError(f"--json {state.json}: is a directory; name a file")
 
@@ -251,6 +254,13 @@ def train(request: pytest.FixtureRequest, runs: Runs) -> Callable[..., Trace]:
         return runs.train(spec, subject, again)
 
     return trained
+
+
+@pytest.fixture
+def cuda(runs: Runs) -> None:
+    """For cases that only a GPU can show, whatever the tier of their clause: skipped elsewhere."""
+    if runs.device != "cuda":
+        pytest.skip("shows on a GPU only: --device cuda")
 
 
 @pytest.fixture

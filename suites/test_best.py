@@ -11,9 +11,12 @@ from harness.spec import ADD, ResumeSpec
 from harness.subjects.hf_trainer import inject, recorded_warnings
 from harness.verdict import both, raises, same, verdict
 
-#: Four rows trained on over and over: of steps 2, 4, 6 and 8 the loss of other rows is lowest at 6.
+#: Four rows trained on over and over: of steps 2, 4, 6 and 8 the loss of other rows is lowest at 2, by 1e-2.
+#: Without dropout, whose masks are others on another device: there another step would be the best.
 LOWEST = PLAIN.but(
-    data={"rows": 4, "eval_rows": 8},
+    data={"rows": 4, "eval_rows": 8, "seed": 7},
+    lora={"lora_dropout": 0.0},
+    learning_rate=2e-2,
     max_steps=8,
     lr_scheduler_type="constant",
     eval_strategy="steps",
@@ -22,8 +25,13 @@ LOWEST = PLAIN.but(
     save_steps=2,
     load_best_model_at_end=True,
 )
-#: The highest loss instead, which a falling one has early: at 4, and whatever is changed, not at the end.
-HIGHEST = LOWEST.but(greater_is_better=True, metric_for_best_model="eval_loss")
+#: The highest loss instead, of these rows at 4, and whatever is changed, not at the end.
+HIGHEST = LOWEST.but(
+    data={"rows": 4, "eval_rows": 8, "seed": 1},
+    learning_rate=3e-2,
+    greater_is_better=True,
+    metric_for_best_model="eval_loss",
+)
 BF16_ADAPTER = {"model": {"dtype": "bfloat16"}, "adapter": {"options": {"autocast_adapter_dtype": False}}}
 
 
@@ -51,12 +59,12 @@ def prompt_learning(peft_type, **config):
         "saved-when-best": LOWEST.but(save_strategy="best", greater_is_better=True),
         "rotated": LOWEST.but(save_total_limit=1),
         "saved-at-every-second-evaluation": HIGHEST.but(save_steps=4),
-        # Saved are steps 4, 8 and 10, the loss is lowest at 6.
-        "best-between-two-saves": LOWEST.but(save_steps=4, max_steps=10),
+        # Saved are steps 4, 8 and 10; the loss of these rows is higher at 2 than at 4, and highest at 6.
+        "best-between-two-saves": HIGHEST.but(data={"seed": 0}, save_steps=4, max_steps=10),
         "bf16": LOWEST.but(bf16=True),
         "bf16-adapter": LOWEST.but(**BF16_ADAPTER),
         "dora": LOWEST.but(lora={"use_dora": True}),
-        "modules-to-save": HIGHEST.but(lora={"modules_to_save": ["lm_head"]}),
+        "modules-to-save": LOWEST.but(lora={"modules_to_save": ["lm_head"]}),
         "two-adapters": LOWEST.but(adapter={"others": {"second": {}}}),
         "nf4": LOWEST.but(model={"quantization": "nf4"}),
     }

@@ -94,7 +94,8 @@ MEASURED = {
 
 @pytest.mark.clause("MEM-02")
 @cases(by_route(MEASURED))
-def test_a_step_holds_the_adapters_states_and_one_micro_batch(spec, upstream, tmp_path, judge):
+def test_a_step_holds_the_adapters_states_and_one_micro_batch(spec, upstream, runs, tmp_path, judge):
+    spec = runs.on_device(spec)
     seen = measure(upstream, spec, tmp_path)
     judge(
         both(memory.within_bound(seen, spec), memory.held_between_steps(seen, spec), memory.does_not_grow(seen, spec))

@@ -141,7 +141,9 @@ def random_states(trainer, **options):
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             _, keys, position, *_ = numpy.random.get_state()
-            states = (torch.get_rng_state().tolist(), keys.tolist(), position, random.getstate())
+            # Where there is a GPU, dropout draws there.
+            cuda = torch.cuda.get_rng_state().tolist() if torch.cuda.is_available() else None
+            states = (torch.get_rng_state().tolist(), cuda, keys.tolist(), position, random.getstate())
             seen[state.global_step + 1] = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
     trainer.add_callback(Watch())

@@ -1,9 +1,11 @@
 """The workflows in ci/: they are what their schemas say, run the scripts that a person runs, and keep tokens apart."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from harness.paths import ROOT
@@ -11,9 +13,12 @@ from harness.paths import ROOT
 GITHUB = sorted((ROOT / "ci" / "github").glob("*.yml"))
 GITLAB = sorted((ROOT / "ci" / "gitlab").glob("*.yml"))
 
+#: Workflows with a job that tells what was found.
+TELLS = ("gate.yml", "nightly.yml")
 
-def script(name, *words, cwd=None):
-    done = subprocess.run(["bash", str(ROOT / "ci" / name), *words], capture_output=True, text=True, cwd=cwd)
+
+def script(name, *words, cwd=None, env=None):
+    done = subprocess.run(["bash", str(ROOT / "ci" / name), *words], capture_output=True, text=True, cwd=cwd, env=env)
     return done.returncode, done.stderr
 
 
@@ -31,7 +36,7 @@ def test_a_job_that_can_write_installs_and_checks_out_nothing(file):
     assert body["permissions"] == {"contents": "read"}
     writers = [job for job in body["jobs"].values() if "write" in (job.get("permissions") or {}).values()]
     judges = [job for job in body["jobs"].values() if job not in writers]
-    assert writers and judges
+    assert judges and bool(writers) == (file.name in TELLS)
     for job in writers:
         steps = str(job["steps"])
         assert "checkout" not in steps and "ci/" not in steps and "pip" not in steps
@@ -41,7 +46,7 @@ def test_a_job_that_can_write_installs_and_checks_out_nothing(file):
                 assert step["with"]["persist-credentials"] is False
 
 
-@pytest.mark.parametrize("name", ["gate", "newest"])
+@pytest.mark.parametrize("name", ["gate", "newest", "gpu-suites"])
 def test_both_ways_of_ci_run_the_same_script(name):
     assert all(any(f"ci/{name}" in file.read_text() for file in files) for files in (GITHUB, GITLAB))
     assert subprocess.run(["bash", "-n", str(ROOT / "ci" / name)]).returncode == 0
@@ -56,3 +61,17 @@ def test_a_file_that_git_does_not_know_is_told(tmp_path):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     code, said = script("gate", "--since", "HEAD", "pins.txt", cwd=tmp_path)
     assert code == 2 and "pins.txt is not in git at HEAD" in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device, so nothing is refused")
+def test_without_cuda_the_gpu_suites_are_refused_in_one_sentence():
+    code, said = script("gpu-suites", env={**os.environ, "PYTHON": sys.executable})
+    assert code == 2
+    assert said.splitlines() == [
+        f"ci/gpu-suites: {sys.executable} has no torch that finds a CUDA device here; name one that has as PYTHON=..."
+    ]
+
+
+def test_the_container_sets_up_and_runs_what_a_runner_does():
+    words = (ROOT / "ci" / "Dockerfile.gpu").read_text()
+    assert "bash ci/setup" in words and 'ENTRYPOINT ["bash", "ci/gpu-suites"]' in words

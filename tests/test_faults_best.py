@@ -46,7 +46,7 @@ FAULTS = {
         best.test_training_ends_with_the_best_adapter,
         {"trace": best.LOWEST},
         replace(*LOAD, nothing),
-        "the adapter at the end is not that of checkpoint-6, but that of checkpoint-8",
+        "the adapter at the end is not that of checkpoint-2, but that of checkpoint-8",
     ),
     "BEST-01/worst": (
         best.test_training_ends_with_the_best_adapter,
@@ -58,7 +58,7 @@ FAULTS = {
         best.test_an_evaluation_afterwards_returns_the_best_metric,
         {"spec": best.LOWEST},
         replace(*LOAD, nothing),
-        "of steps [6]",
+        "of steps [2]",
     ),
     "BEST-01/interrupted": (
         best.test_a_best_checkpoint_from_before_an_interruption_is_loaded,
@@ -70,13 +70,13 @@ FAULTS = {
         best.test_a_run_through_add_adapter_ends_with_the_best_adapter,
         {"trace": best.LOWEST.but(adapter={"route": ADD})},
         replace(TRAINER, "_load_best_model", nothing),
-        "the adapter at the end is not that of checkpoint-6, but that of checkpoint-8",
+        "the adapter at the end is not that of checkpoint-2, but that of checkpoint-8",
     ),
     "BEST-03": (
         best.test_an_adapter_of_another_name_ends_as_the_best,
         {"trace": best.LOWEST.but(adapter={"name": "foo"})},
         replace(TRAINER, "_load_best_model", nothing),
-        "the adapter at the end is not that of checkpoint-6, but that of checkpoint-8",
+        "the adapter at the end is not that of checkpoint-2, but that of checkpoint-8",
     ),
     "BEST-04/mode": (
         best.test_the_model_is_left_ready_for_inference,

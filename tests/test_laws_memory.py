@@ -1,5 +1,6 @@
 """harness/laws/memory.py and harness/memory.py on made-up measurements: each way of failing is seen and named."""
 
+import functools
 import weakref
 
 import pytest
@@ -56,6 +57,30 @@ def test_nothing_measured_is_no_pass():
     assert not memory.within_bound(empty, SPEC).holds
     assert not memory.held_between_steps(empty, SPEC).holds
     assert not memory.does_not_grow(empty, SPEC).holds
+
+
+def test_a_gpu_rounds_what_it_allocates():
+    on_a_gpu = SPEC.on_device("cuda")
+    assert memory.small(on_a_gpu) == 131072 and memory.small(SPEC) == 1024
+    states = memory.adapter(SPEC) * 2
+    assert memory.held_between_steps(Memory([states + 16384], [0]), on_a_gpu).holds
+    assert not memory.held_between_steps(Memory([states + 262144], [0]), on_a_gpu).holds
+
+
+def test_on_a_gpu_the_allocator_counts_after_a_first_run(tmp_path, monkeypatch):
+    import torch
+
+    from harness.subjects.hf_trainer import HFTrainer
+
+    counters = {"memory_allocated": iter([1000, 1100, 1110, 1120]), "max_memory_allocated": iter([1500, 1600, 1700])}
+    resets = []
+    for name, values in counters.items():
+        monkeypatch.setattr(torch.cuda, name, functools.partial(next, values))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: resets.append(len(list(tmp_path.iterdir()))))
+    # Without a GPU the Trainer takes the CPU.
+    seen = measured.measure(HFTrainer().on("cuda"), SPEC.but(max_steps=3), tmp_path)
+    assert seen == Memory([100, 110, 120], [500, 600, 700])
+    assert resets == [2] * 4  # the first run's directory was there before
 
 
 # ---- reading a profile ----

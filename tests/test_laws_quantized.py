@@ -114,3 +114,22 @@ def test_a_run_that_failed_holds_no_law():
         quantized.same_base(failed, made_up()),
     ):
         says(verdict, "the run ended with RuntimeError: no")
+
+
+# ---- paged moments ----
+
+
+def test_moments_are_paged_from_100_000_numbers_on():
+    assert quantized.paged({"a": [131072, True, True], "b": [65536, False, False]}).holds
+
+
+@pytest.mark.parametrize(
+    ("moments", "words"),
+    [
+        ({"a": [131072, True, False]}, "moments of a, 131072 numbers: paged [True, False]"),
+        ({"a": [131072, True, True], "b": [10, True, True]}, "moments of b, 10 numbers: paged [True, True]"),
+        ({"b": [10, False, False]}, "no tensor has 100000 numbers"),
+    ],
+)
+def test_moments_that_lie_elsewhere_are_seen(moments, words):
+    assert quantized.paged(moments).seen == (words,)

@@ -8,13 +8,14 @@ import functools
 import pytest
 from peft.tuners.lora import LoraLayer
 
+from fixtures import models
 from harness import subjects, tolerance
 from harness.gate import numbers
-from harness.laws import accumulation, loss, output, rebuilt, schedule, several
+from harness.laws import accumulation, loss, output, rebuilt, scaler, schedule, several
 from harness.laws.equal import differences, distance, largest_gap
 from harness.laws.recompute import Recomputed
 from harness.runs import Runs
-from harness.scenarios import PLAIN, STILL_RAGGED
+from harness.scenarios import PLAIN, STILL, STILL_RAGGED, saving
 from harness.tolerance import Tolerance
 from harness.warm import warm
 from suites.test_acc import RAGGED, SPLIT, large_batch
@@ -110,6 +111,29 @@ def _ranks(runs, monkeypatch):
     return {bound: gaps[f"largest_{bound}_difference"] for bound in BOUNDS}
 
 
+def _half(runs, monkeypatch):
+    """Loss and norm logged as they are scaled for the backward pass."""
+    plain = runs.train(STILL)
+    trace = copy.deepcopy(plain)
+    for entry in trace.log_history:
+        entry.update({name: entry[name] * scaler.INITIAL for name in ("loss", "grad_norm") if name in entry})
+    assert not scaler.rounds_only(trace, plain).holds
+    return {
+        "loss": abs(trace.losses[1] - plain.losses[1]),
+        "gradient": abs(trace.grad_norms[1] - plain.grad_norms[1]),
+    }
+
+
+def _rebuilt(runs, monkeypatch):
+    """An adapter that is not loaded at all."""
+    trace = runs.train(saving(PLAIN))
+    off = largest_gap(
+        rebuilt.logits(models.build(PLAIN.model), PLAIN)["logits"],
+        rebuilt.logits(rebuilt.trained_model(trace), PLAIN)["logits"],
+    )
+    return {"loss": off}
+
+
 def _stacks(runs, monkeypatch):
     """A release that averages micro-batches whatever their tokens, as transformers did before 4.46."""
     spec = SPLIT.but(data=RAGGED, optim=None)
@@ -129,6 +153,10 @@ CONTROLS = {
     "SUMMATION": _summation,
     "MERGED": _merged,
     "RANKS": _ranks,
+    "HALF": _half,
+    # A compiled loss that averages micro-batches whatever their tokens.
+    "COMPILED": functools.partial(_accumulation, "adamw_torch"),
+    "REBUILT": _rebuilt,
     "STACKS": _stacks,
 }
 

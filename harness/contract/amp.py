@@ -30,12 +30,49 @@ CHAPTER = Chapter(
             "(get_peft_model); transformers/integrations/peft.py:426 (PeftAdapterMixin.add_adapter)",
         ),
         Clause(
+            "AMP-05",
+            "fp16=True on a GPU MUST train an adapter on a float16 base, through either route: losses and gradient norms "
+            "finite, every adapter tensor moved, the base frozen.",
+            source="accelerate/accelerator.py:578-584 (Accelerator.__init__), 2946 (Accelerator.clip_grad_norm_); "
+            "torch/amp/grad_scaler.py (GradScaler.unscale_)",
+            tier="gpu",
+        ),
+        Clause(
+            "AMP-06",
+            "With fp16=True each checkpoint MUST hold the GradScaler's state in scaler.pt (scale, factors, interval, "
+            "growth tracker), and a resumed run MUST go on with it, bit for bit, after an overflow too.",
+            source="transformers/trainer.py:3579-3598 (Trainer._save_scaler), 3993-4018 (Trainer._load_scaler)",
+            tier="gpu",
+        ),
+        Clause(
+            "AMP-07",
+            "A step whose gradient overflows float16 MUST be skipped: parameters and learning rate stay, the scale is "
+            "halved, global_step goes on, and the logged grad_norm is not finite.",
+            source="accelerate/optimizer.py:169-184 (AcceleratedOptimizer.step); transformers/trainer.py:1941-1947 "
+            "(Trainer._run_epoch)",
+            tier="gpu",
+        ),
+        Clause(
+            "AMP-08",
+            "With fp16=True norm and clipping MUST be of unscaled gradients: the logged grad_norm is that of the run in "
+            "float32 but for rounding, and no clipped gradient is longer than max_grad_norm.",
+            source="accelerate/accelerator.py:2919-2946 (Accelerator.unscale_gradients)",
+            tier="gpu",
+        ),
+        Clause(
             "AMP-09",
             "fp16 and bf16 together MUST be refused, and bf16 without a device for it; fp16_full_eval and "
             "bf16_full_eval MUST cast the model for an evaluation on its own only: evaluations within train() change "
             "nothing, and after evaluate() the model is what it was.",
             source="transformers/training_args.py:288-293, 1775-1788 (TrainingArguments); "
             "transformers/trainer.py:2939-2945 (Trainer.evaluation_loop)",
+        ),
+        Clause(
+            "AMP-11",
+            "tf32=True MUST let CUDA compute products of float32 in TF32, with what is logged the same but for rounding, "
+            "and tf32=False MUST NOT: it is the run without the argument, bit for bit.",
+            source="transformers/training_args.py:1664-1685 (TrainingArguments.__post_init__)",
+            tier="gpu",
         ),
     ),
 )

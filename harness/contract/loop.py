@@ -86,5 +86,12 @@ CHAPTER = Chapter(
             "transformers/training_args.py:1533-1545",
             needs=("transformers>=5.0",),
         ),
+        Clause(
+            "LOOP-14",
+            "torch_compile=True MUST train the run that eager mode trains, but for the order of sums in fused kernels, "
+            "and MUST NOT show in a checkpoint (no _orig_mod in a key of the adapter's file).",
+            source="accelerate/accelerator.py:2068-2075 (Accelerator.prepare_model); transformers/training_args.py:1621-1636",
+            tier="gpu",
+        ),
     ),
 )

@@ -81,5 +81,14 @@ CHAPTER = Chapter(
             source="bitsandbytes/nn/modules.py:504-640 (Linear4bit)",
             needs=_BNB,
         ),
+        Clause(
+            "QLORA-13",
+            "A paged optimizer MUST keep the moments of a tensor of 100,000 numbers or more in paged memory, MUST train "
+            "as the one that is not paged, and MUST resume, both bit for bit.",
+            source="bitsandbytes/optim/optimizer.py:374-400 (Optimizer8bit.get_state_buffer, prefetch_state), 192-273 "
+            "(load_state_dict)",
+            tier="gpu",
+            needs=_BNB,
+        ),
     ),
 )

@@ -100,8 +100,8 @@ CHAPTER = Chapter(
         ),
         Clause(
             "RES-15",
-            "Each step of a resumed run MUST begin with torch's, numpy's and Python's generators in the state that "
-            "they had there in the uninterrupted run, in the middle of an epoch and at its start.",
+            "Each step of a resumed run MUST begin with torch's (CUDA's too), numpy's and Python's generators in the "
+            "state that they had there in the uninterrupted run, in the middle of an epoch and at its start.",
             source="transformers/trainer.py:1838-1882 (Trainer._run_epoch), 3841-3884 (Trainer._load_rng_state)",
         ),
         Clause(

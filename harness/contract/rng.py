@@ -28,13 +28,13 @@ CHAPTER = Chapter(
         ),
         Clause(
             "RNG-04",
-            "dataloader_num_workers MUST NOT change a run, nor how it resumes.",
+            "dataloader_num_workers and dataloader_pin_memory MUST NOT change a run, nor how it resumes.",
             source="transformers/trainer.py:1046-1051 (Trainer._get_dataloader)",
         ),
         Clause(
             "RNG-05",
-            "full_determinism=True MUST have torch and CUDA take deterministic algorithms alone, and MUST NOT change a "
-            "run on a CPU.",
+            "full_determinism=True MUST have torch and CUDA take deterministic algorithms alone, MUST NOT change a run "
+            "on a CPU, and MUST make the same run twice on a GPU.",
             source="transformers/trainer_utils.py:154-177 (enable_full_determinism)",
         ),
     ),

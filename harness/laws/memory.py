@@ -15,6 +15,8 @@ from harness.verdict import Verdict, verdict
 
 #: Step counters, the running loss, norms, masks of a row: what is held besides states and batches. Measured: 16 bytes.
 SCALARS = 1024
+#: CUDA's allocator rounds each of them, and each other tensor of a step, up to 512 bytes.
+ROUNDED = 256 * 512
 _FLOAT, _LONG = 4, 8
 
 
@@ -25,7 +27,7 @@ def within_bound(memory: Memory, spec: RunSpec) -> Verdict:
     """
     # A gradient, two moments, and what clipping and the update make in passing.
     states, passing, rows = 4 * adapter(spec), activations(spec), batches(spec)
-    bound = states + passing + rows + SCALARS
+    bound = states + passing + rows + small(spec)
     findings = [] if memory.peaks else ["no step was measured"]
     for step, peak in enumerate(memory.peaks, start=1):
         if peak > bound:
@@ -39,7 +41,7 @@ def within_bound(memory: Memory, spec: RunSpec) -> Verdict:
 def held_between_steps(memory: Memory, spec: RunSpec) -> Verdict:
     """Between steps nothing is held but Adam's two moments of each trainable tensor, and batches on their way."""
     moments = 2 * adapter(spec)
-    bound = moments + batches(spec) + SCALARS
+    bound = moments + batches(spec) + small(spec)
     findings = [] if memory.held else ["no step was measured"]
     for step, held in enumerate(memory.held, start=1):
         if not moments <= held <= bound:
@@ -84,6 +86,11 @@ def activations(spec: RunSpec) -> int:
     outside = h + norm + 4 * config["vocab_size"]  # embeddings, last norm; logits, shifted, their log-softmax, gradient
     tokens = int(number(spec, "per_device_train_batch_size")) * length
     return _FLOAT * tokens * (config["num_hidden_layers"] * layer + outside)
+
+
+def small(spec: RunSpec) -> int:
+    """Bytes of what is held besides, on the device of the spec."""
+    return SCALARS if spec.launch.device == "cpu" else ROUNDED
 
 
 def batches(spec: RunSpec) -> int:

@@ -96,6 +96,25 @@ def state_in_8_bits(trace: Trace, smallest: int = SMALLEST_8BIT) -> Verdict:
     return verdict(f"moments are 8-bit from {smallest} numbers on", findings, in_8_bits=tensors - small, in_32=small)
 
 
+#: bitsandbytes keeps the state of smaller tensors in the GPU's own memory (Optimizer8bit.get_state_buffer).
+SMALLEST_PAGED = 100_000
+
+
+def paged(moments: Mapping[str, Sequence[int]], smallest: int = SMALLEST_PAGED) -> Verdict:
+    """Both moments of each tensor of `smallest` numbers or more lie in paged memory, those of smaller ones do not.
+
+    moments: parameter -> its elements, then of each moment whether it is paged.
+    """
+    large = [name for name, (numbers, *_) in moments.items() if numbers >= smallest]
+    findings = [] if large else [f"no tensor has {smallest} numbers"]
+    for name, (numbers, *kept) in moments.items():
+        if any(bool(one) != (numbers >= smallest) for one in kept):
+            findings.append(f"moments of {name}, {numbers} numbers: paged {[bool(one) for one in kept]}")
+    return verdict(
+        f"moments are paged from {smallest} numbers on", findings, paged=len(large), not_paged=len(moments) - len(large)
+    )
+
+
 def same_base(resumed: Trace, first: Trace) -> Verdict:
     """The packed base and its quantization state are the same bits in a run and in its continuation, at the end too."""
     findings = incomplete(resumed) + incomplete(first)

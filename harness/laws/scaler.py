@@ -1,0 +1,152 @@
+"""The gradient scaler of fp16=True: its file, the steps that it skips, and that clipping acts on unscaled gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from harness.laws.equal import differences
+from harness.laws.optimizer_file import load_state
+from harness.laws.runs import incomplete
+from harness.laws.schedule import learning_rate, number
+from harness.tolerance import HALF, LOSSES, scaled
+from harness.trace import Step, Tensors, Trace
+from harness.verdict import Verdict, verdict
+
+FILE = "scaler.pt"
+
+#: torch.amp.GradScaler as accelerate makes it.
+INITIAL, GROWTH, BACKOFF, INTERVAL = 65536.0, 2.0, 0.5, 2000
+
+#: Step -> what scaler.pt of its checkpoint holds.
+States = Mapping[int, Mapping[str, float]]
+
+
+def states(trace: Trace) -> dict[int, dict[str, float]]:
+    """What the scaler.pt of each checkpoint holds; a checkpoint without one is left out."""
+    return {c.step: load_state(c, FILE) for c in trace.checkpoints if FILE in c.files}
+
+
+def skipped(trace: Trace) -> list[int]:
+    """The global steps whose gradient overflowed. A fused optimizer is called there too, and told to do nothing."""
+    return [step for step, norm in trace.grad_norms.items() if not math.isfinite(norm)]
+
+
+def state_at(step: int, without: Iterable[int]) -> dict[str, float]:
+    """What scaler.pt must hold after a global step, where the steps of `without` were skipped."""
+    scale, since = INITIAL, 0
+    for n in range(1, step + 1):
+        scale, since = (scale * BACKOFF, 0) if n in without else (scale, since + 1)
+        if since == INTERVAL:
+            scale, since = scale * GROWTH, 0
+    return {
+        "scale": scale,
+        "growth_factor": GROWTH,
+        "backoff_factor": BACKOFF,
+        "growth_interval": INTERVAL,
+        "_growth_tracker": since,
+    }
+
+
+def saved(trace: Trace, seen: States) -> Verdict:
+    """Each checkpoint has the scaler's state as it is after that step."""
+    findings = incomplete(trace) + ([] if trace.checkpoints else ["no checkpoint was written"])
+    without = skipped(trace)
+    for checkpoint in trace.checkpoints:
+        where, state = f"checkpoint-{checkpoint.step}/{FILE}", seen.get(checkpoint.step)
+        if state is None:
+            findings.append(f"{where} is missing")
+            continue
+        wanted = state_at(checkpoint.step, without)
+        findings += [
+            f"{where}: {name} is {state.get(name)}, expected {wanted.get(name, 'no such entry')}"
+            for name in sorted({*state, *wanted})
+            if state.get(name) != wanted.get(name)
+        ]
+    return verdict(f"each checkpoint has the scaler's state in {FILE}", findings, skipped=without)
+
+
+def overflow_skipped(trace: Trace, seen: States, at: int) -> Verdict:
+    """The step `at`, whose gradient overflows, changes nothing but the scale, which it halves; global_step goes on.
+
+    trace: of a run that saves at each step.
+    """
+    findings = incomplete(trace)
+    if skipped(trace) != [at]:
+        findings.append(f"the logged grad_norm is not finite at steps {skipped(trace)}, expected [{at}]")
+    held = {c.step: c.adapter for c in trace.checkpoints} | {0: trace.adapter_before}
+    if at not in held or at - 1 not in held:
+        findings.append(f"no checkpoint of step {at} or {at - 1}")
+    else:
+        findings += differences(held[at], held[at - 1], 0.0, f"over step {at}:")[:1]
+    before = seen.get(at - 1, {"scale": INITIAL})["scale"]
+    after = seen.get(at, {}).get("scale")
+    if after != before * BACKOFF:
+        findings.append(f"the scale is {after} after step {at}, expected half of {before}")
+    for step in trace.steps:
+        if step.number == at:
+            continue
+        wanted = learning_rate(trace.spec, step.number - (step.number > at))
+        if any(rate != wanted for rate in step.learning_rates):
+            findings.append(f"step {step.number}: learning rates {step.learning_rates}, expected {wanted!r}")
+    return verdict(f"step {at} overflows and is skipped: adapter and schedule stay, the scale is halved", findings)
+
+
+def clips_unscaled(trace: Trace, seen: States) -> Verdict:
+    """The logged norm is that of the gradient divided by the scale, and clipping takes that gradient to max_grad_norm."""
+    findings, most = incomplete(trace), number(trace.spec, "max_grad_norm")
+    for step in trace.steps:
+        scale = seen.get(step.number - 1, {"scale": INITIAL})["scale"]
+        gradient = {name: tensor.double() / scale for name, tensor in step.gradients.items()}
+        norm, logged = _norm(gradient), trace.grad_norms.get(step.number)
+        if logged is None or not math.isclose(logged, norm, rel_tol=_FLOAT32):
+            findings.append(f"step {step.number}: logged grad_norm {logged}, that of the unscaled gradient is {norm}")
+        clipped, wanted = _norm(step.clipped), min(norm, most) if most > 0 else norm
+        if not math.isclose(clipped, wanted, rel_tol=_FLOAT32):
+            findings.append(f"step {step.number}: the norm after clipping is {clipped}, expected {wanted}")
+    norms = list(trace.grad_norms.values())
+    return verdict("norm and clipping are of unscaled gradients", findings, largest_norm=max(norms, default=0.0))
+
+
+#: Sums of squares in float32 against float64, of some thousand numbers, and clip_grad_norm_'s 1e-6 beside the norm.
+_FLOAT32 = 1e-5
+
+
+def _norm(tensors: Tensors) -> float:
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+
+
+def rounds_only(trace: Trace, plain: Trace) -> Verdict:
+    """A run in half precision, or in TF32, logs what that in float32 does but for rounding, and is not that very run.
+
+    Both keep their adapter where it starts (learning_rate=0), so that each step computes the same in either.
+    """
+    findings = incomplete(trace) + [f"(the run in float32) {one}" for one in incomplete(plain)]
+    largest = {}
+    for what, ours, theirs, bound, usual in (
+        ("loss", trace.losses, plain.losses, HALF.loss, LOSSES),
+        ("grad_norm", trace.grad_norms, plain.grad_norms, HALF.gradient, 1.0),
+    ):
+        if sorted(ours) != sorted(theirs):
+            findings.append(f"{what} is logged at steps {sorted(ours)}, expected {sorted(theirs)}")
+        gaps = {n: abs(ours[n] - theirs[n]) for n in ours if n in theirs}
+        findings += [
+            f"step {n}: logged {what} {ours[n]!r}, expected {theirs[n]!r} within {scaled(bound, theirs[n], usual):.3g}"
+            for n, gap in gaps.items()
+            if not gap <= scaled(bound, theirs[n], usual)
+        ][:1]
+        largest[f"largest_{what}_difference"] = max(gaps.values(), default=0.0)
+    if not findings and _same(trace.steps, plain.steps):
+        findings.append("every gradient is that of the run in float32, bit for bit: nothing was computed otherwise")
+    return verdict(f"the run is that in float32 but for rounding ({HALF.name})", findings, **largest)
+
+
+def _same(steps: list[Step], others: list[Step]) -> bool:
+    return len(steps) == len(others) and all(
+        torch.equal(a.clipped[name], b.clipped[name])
+        for a, b in zip(steps, others, strict=True)
+        for name in a.clipped
+        if name in b.clipped
+    )

@@ -1,0 +1,69 @@
+"""harness/checksum.py: the digits are those of plain integers, and every way of changing a tensor shows in them."""
+
+import pytest
+import torch
+
+from harness import checksum, observe
+from harness.checksum import CHUNK
+
+
+def by_hand(data):
+    """The checksum of bytes with Python's integers."""
+    words = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
+    digits = ""
+    for stream in (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03):
+        total = 0
+        for position, word in enumerate(words, start=1):
+            mixed = (word + position * stream) % 2**64
+            mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+            mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+            total += mixed ^ (mixed >> 31)
+        digits += f"{total % 2**64:016x}"
+    return digits
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 64, 1001])
+@pytest.mark.parametrize("chunk", [3, CHUNK])
+def test_the_digits_are_those_of_plain_integers(size, chunk):
+    data = torch.randint(0, 256, (size,), dtype=torch.uint8, generator=torch.Generator().manual_seed(size))
+    assert checksum.checksum(data, chunk) == by_hand(bytes(data.tolist()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8])
+def test_a_changed_element_and_a_swap_are_seen(dtype):
+    tensor = torch.arange(1, 121).reshape(10, 12).to(dtype)
+    before = checksum.checksum(tensor)
+    for change in (
+        lambda t: t[3, 4].add_(1),
+        lambda t: t[9, 11].zero_(),
+        lambda t: t.copy_(t.roll(1)),
+        lambda t: t.copy_(t.flip(0)),
+    ):
+        other = tensor.clone()
+        change(other)
+        assert checksum.checksum(other) != before
+    assert checksum.checksum(tensor.clone()) == before
+
+
+def test_a_sign_of_zero_and_a_nan_are_bytes_too():
+    assert checksum.checksum(torch.tensor([0.0, 1.0])) != checksum.checksum(torch.tensor([-0.0, 1.0]))
+    assert checksum.checksum(torch.tensor([float("nan")])) == checksum.checksum(torch.tensor([float("nan")]))
+
+
+def test_a_view_is_taken_in_the_order_of_its_rows():
+    tensor = torch.arange(12.0).reshape(3, 4)
+    assert checksum.checksum(tensor.T) == checksum.checksum(tensor.T.contiguous()) != checksum.checksum(tensor)
+
+
+def test_a_slice_that_begins_anywhere_is_taken_too():
+    tensor = torch.arange(40.0)
+    assert checksum.checksum(tensor[1:31]) == checksum.checksum(tensor[1:31].clone())
+
+
+def test_large_tensors_of_a_gpu_are_digested_there():
+    small, large = torch.zeros(4), torch.zeros(observe.LARGE // 4 + 1)
+    assert not observe.stays_on_device(small) and not observe.stays_on_device(large)
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device, on which alone a tensor is large enough to stay")
+    assert observe.stays_on_device(large.cuda()) and not observe.stays_on_device(small.cuda())
+    assert observe.digest(large.cuda()) == observe.digest(large.cuda()) != observe.digest(large.cuda() + 1)
