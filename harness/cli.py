@@ -86,6 +86,9 @@ def gate(
     device: Device = "cpu",
     clause: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Compare these clauses only.")] = None,
     preload: Preload = None,
+    candidate_preload: Annotated[
+        list[str] | None, typer.Option(metavar="MODULE", help="The candidate imports this before upstream, too.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a summary for a pull request.")] = None,
 ) -> None:
@@ -96,7 +99,7 @@ def gate(
 
     contract.select(clause or [])
     judged = Judged(subject, device, tuple(clause or ()), tuple(preload or ()))
-    raise typer.Exit(command.gate(baseline, candidate, judged, json, markdown))
+    raise typer.Exit(command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ())))
 
 
 @app.command()
@@ -127,6 +130,26 @@ def history(
     from harness.gate.side import Judged
 
     raise typer.Exit(command.history(ids or [], Judged()))
+
+
+@app.command()
+def speed(
+    subject: Subject = "hf-trainer",
+    device: Device = "cpu",
+    shape: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Of these shapes; may be repeated.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Of timing, for each pair.")] = None,
+    rates: Annotated[
+        bool, typer.Option("--rates", help="Measure how often a slowdown is found, and how often one is seen in vain.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw them as PNG or SVG.")] = None,
+) -> None:
+    """How fast is the Trainer, beside the reference, the reference compiled, and what the device can do?"""
+    from harness.throughput import command
+
+    if rates:
+        raise typer.Exit(command.rates(device, shape or ["tiny"], seconds, json, plot))
+    raise typer.Exit(command.speed(subject, device, shape or [], seconds, json, plot))
 
 
 @app.command(context_settings={"allow_extra_args": True})

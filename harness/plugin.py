@@ -10,11 +10,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from _pytest.outcomes import Skipped
 from rich.console import Console
 
 from harness import contract, drawn, environment, expectations, report, subjects
@@ -28,6 +29,7 @@ from harness.trace import Trace
 from harness.verdict import (
     FAIL,
     KNOWN_DEFECT,
+    NOT_COMPARABLE,
     SKIPPED,
     UNEXPECTED_PASS,
     Verdict,
@@ -94,6 +96,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="keep each case in FILE as it ends; with FILE there, judge the rest",
     )
     group.addoption("--json", default=None, metavar="FILE", help="write the report as JSON")
+    group.addoption(
+        "--timed",
+        action="store_true",
+        help="time steps too (PERF-04): a minute each, on a machine that does nothing else",
+    )
+    group.addoption(
+        "--record",
+        action="store_true",
+        help="record this environment's figures in fixtures/baselines/ instead of judging by them",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -105,7 +117,7 @@ def pytest_configure(config: pytest.Config) -> None:
     make_importable()
     try:
         state = State(config)
-        _check_options(state)
+        _check_options(state, config)
         if state.preload:
             _warm(state)
         subjects.load(state.subject)
@@ -126,7 +138,7 @@ def _warm(state: State) -> None:
     ranks.prepare(pristine=True)
 
 
-def _check_options(state: State) -> None:
+def _check_options(state: State, config: pytest.Config) -> None:
     if state.device not in ("cpu", "cuda"):
         raise UsageError(f"--device {state.device!r} is neither cpu nor cuda")
     if state.device == "cuda":
@@ -138,6 +150,12 @@ def _check_options(state: State) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if state.json is not None and Path(state.json).is_dir():
         raise UsageError(f"--json {state.json}: is a directory; name a file")
+    if config.getoption("--record"):
+        from harness.throughput.baselines import clean_commit
+
+        if config.getoption("numprocesses", None):
+            raise UsageError("--record: one process records; run with -n 0")
+        clean_commit()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -256,6 +274,49 @@ def train(request: pytest.FixtureRequest, runs: Runs) -> Callable[..., Trace]:
     return trained
 
 
+class NotComparable(Skipped):
+    """What was recorded was recorded elsewhere: there is nothing to compare with, and the reason is told."""
+
+
+@pytest.fixture
+def baseline(request: pytest.FixtureRequest) -> Callable[[str, str, Callable[[], Any]], Any]:
+    """baseline(kind, name, figure): what is recorded of this environment; NotComparable where nothing is.
+
+    With --record figure() is recorded, and returned.
+    """
+    from harness.throughput import baselines
+
+    state = request.config.stash[_STATE]
+
+    def recorded(kind: str, name: str, figure: Callable[[], Any]) -> Any:
+        if request.config.getoption("--record"):
+            made = {"counters": {}, "ratios": {}, kind: {name: figure()}}
+            baselines.record(state.device, made["counters"], made["ratios"], baselines.DIRECTORY)
+            return made[kind][name]
+        found, reason = baselines.matching(state.device)
+        body = {} if found is None else getattr(found, kind)
+        if name not in body:
+            raise NotComparable(reason or f"no {kind} of {name} are recorded in this environment")
+        return body[name]
+
+    return recorded
+
+
+@dataclass(frozen=True)
+class Timing:
+    """preloads: of --preload, for processes that are timed."""
+
+    preloads: list[str]
+
+
+@pytest.fixture
+def timed(request: pytest.FixtureRequest, upstream: Any) -> Timing:
+    """For cases that take a machine's whole attention: skipped unless --timed is given."""
+    if not request.config.getoption("--timed"):
+        pytest.skip("takes a minute, on a machine that does nothing else: --timed")
+    return Timing(request.config.stash[_STATE].preload)
+
+
 @pytest.fixture
 def cuda(runs: Runs) -> None:
     """For cases that only a GPU can show, whatever the tier of their clause: skipped elsewhere."""
@@ -344,7 +405,8 @@ def _decide(state: State, case: Case, call: pytest.CallInfo[Any], outcome: pytes
     expected = next((e for e in known if e.applies(case.clause, case.scenario, case.subject, case.device)), None)
     error = call.excinfo.value if call.excinfo else None
     if isinstance(error, pytest.skip.Exception):
-        case.verdict, case.reason = SKIPPED, str(error)
+        case.verdict = NOT_COMPARABLE if isinstance(error, NotComparable) else SKIPPED
+        case.reason = str(error)
         return
     if error is None or (isinstance(error, ClauseFailure) and error.clause != case.clause):
         if case.drawn == 0:

@@ -30,6 +30,7 @@ CHAPTERS = (
     "log",
     "hpo",
     "mem",
+    "perf",
     "rng",
     "gen",
 )

@@ -34,6 +34,9 @@ def compared(before: Iterable[Case], after: Iterable[Case]) -> list[Finding]:
     for name in dict.fromkeys([*old, *new]):
         pair = old.get(name), new.get(name)
         states = state(pair[0]), state(pair[1])
+        # What is recorded of one stack says nothing of the other; a gate counts and times both itself.
+        if any(case is not None and case.verdict == NOT_COMPARABLE and case.reason for case in pair):
+            continue
         if states[0] != states[1]:
             changed[(name[0], *states)].append(pair)
     order = list(contract.clauses())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -64,8 +65,19 @@ def workers(judged: Judged, rest: list[str]) -> list[str]:
     return ["-n", "auto", "--maxprocesses", "4"]
 
 
-def gate(baseline: str, candidate: str, judged: Judged, json: Path | None, markdown: Path | None) -> int:
-    """Compare two stacks. Returns 0 safe, 1 unsafe, 3 inconclusive; UsageError where it could not run."""
+def gate(
+    baseline: str,
+    candidate: str,
+    judged: Judged,
+    json: Path | None,
+    markdown: Path | None,
+    candidate_preloads: tuple[str, ...] = (),
+) -> int:
+    """Compare two stacks. Returns 0 safe, 1 unsafe, 3 inconclusive; UsageError where it could not run.
+
+    candidate_preloads: modules that only the candidate imports, after those of `judged`.
+    """
+    changed = dataclasses.replace(judged, preloads=(*judged.preloads, *candidate_preloads))
     for path in (json, markdown):
         if path is not None and path.is_dir():
             raise UsageError(f"{path}: is a directory; name a file")
@@ -75,11 +87,11 @@ def gate(baseline: str, candidate: str, judged: Judged, json: Path | None, markd
         if asked != environments.CURRENT and environments.LEFT_OUT in environments.named(asked):
             console.print(f"{asked}: {environments.LEFT_OUT} is left out, and its chapter is skipped", highlight=False)
     make_importable()
-    place = Path(".peft-harness") / "gate" / compare.identity(before.key, after.key, judged)
+    place = Path(".peft-harness") / "gate" / compare.identity(before.key, after.key, judged, changed)
     with _alone(place) as directory:
         sides = [
             Side("baseline", before, directory / "baseline", judged),
-            Side("candidate", after, directory / "candidate", judged),
+            Side("candidate", after, directory / "candidate", changed),
         ]
         if any(side.done for side in sides):
             console.print(f"goes on where an interrupted gate stopped ({place})", highlight=False)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from harness.gate import checkpoints, clauses, interface, numbers
+from harness.gate import checkpoints, clauses, interface, numbers, throughput
 from harness.gate.cells import cells, resumed_step
 from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding, in_order, verdict
 from harness.gate.numbers import CHANGED, EQUAL, Parting
@@ -50,6 +50,8 @@ def gate(baseline: Side, candidate: Side, workers: int, told: Told) -> Outcome:
             _at_home(side, wanted, told)
             meeting.wait()
             _across(side, other, wanted, told)
+            if wanted:
+                throughput.count(side)
             side.dismiss()
             return side.suites(workers, lambda ended, count: told(side.name, "suites", ended, count))
         except BaseException:
@@ -62,11 +64,13 @@ def gate(baseline: Side, candidate: Side, workers: int, told: Told) -> Outcome:
         playing = [pool.submit(play, baseline, candidate), pool.submit(play, candidate, baseline)]
         try:
             before, after = _both(playing)
+            # Only now does the machine do nothing else.
+            timed = _timed(baseline, candidate, told) if wanted else []
         finally:
             baseline.end()
             candidate.end()
     parted = dict(_numbers(baseline, candidate, wanted))
-    # Each entry is a section of its own; throughput and memory will be two more.
+    # Each entry is a section of its own.
     findings = in_order(
         [
             *clauses.compared(before, after),
@@ -75,12 +79,28 @@ def gate(baseline: Side, candidate: Side, workers: int, told: Told) -> Outcome:
             *_resumed(baseline, candidate, wanted, parted),
             *_inferred(baseline, candidate, wanted),
             *checkpoints.files(_traces(baseline, wanted), _traces(candidate, wanted)),
+            *timed,
             *_interface(baseline, candidate),
         ]
     )
     return Outcome(
         verdict(findings), findings, parted, {"baseline": before, "candidate": after}, time.monotonic() - started
     )
+
+
+def _timed(baseline: Side, candidate: Side, told: Told) -> list[Finding]:
+    """What counters and clock say of throughput and memory."""
+    counted = list(throughput.counters(baseline, candidate))
+    told("both", "timed", 0, None)
+    ended = 0
+
+    def progress(judgement: Any) -> None:
+        nonlocal ended
+        ended += 1
+        told("both", "timed", ended, None)
+
+    judgement, pairs = throughput.time(baseline, candidate, progress)
+    return counted + list(throughput.slower(judgement, pairs, counted))
 
 
 def _both(playing: list[Any]) -> list[Any]:

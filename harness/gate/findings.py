@@ -14,7 +14,7 @@ BROKEN, LOST, MENDED, NOTE = "broken", "lost", "mended", "note"
 ORDER = (BROKEN, LOST, MENDED, NOTE)
 
 #: What a finding is about, in the order in which they are told.
-ABOUT = ("clause", "cell", "numbers", "resume", "inference", "files", "interface")
+ABOUT = ("clause", "cell", "numbers", "resume", "inference", "files", "throughput", "interface")
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,17 @@ def inventory(directory: Path) -> Any:
     return {"environment": describe(), "interface": interface()}
 
 
-VERBS: dict[str, Callable[..., Any]] = {"train": train, "infer": infer, "inventory": inventory}
+def count(directory: Path, spec: dict[str, Any], subject: str) -> Any:
+    """What a step of a spec costs (`harness.throughput.counters`)."""
+    import tempfile
+
+    from harness.throughput import counters
+
+    with tempfile.TemporaryDirectory(dir=directory) as place:
+        return counters.count(subjects.load(subject), RunSpec.from_json(spec), Path(place)).to_json()
+
+
+VERBS: dict[str, Callable[..., Any]] = {"train": train, "infer": infer, "inventory": inventory, "count": count}
 
 
 if __name__ == "__main__":

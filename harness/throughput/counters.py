@@ -45,7 +45,7 @@ RUNTIME = {
 
 #: Steps counted, after those that differ from all later ones: Adam makes its state at the first. One more follows, whose
 #: end is that of the run.
-STEPS, FIRST = 4, 2
+STEPS, FIRST = 3, 2
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,12 @@ class Counters:
 
 def count(subject: Subject, spec: RunSpec, directory: Path) -> Counters:
     """Train a spec some times over, for a few steps each, counting one kind of thing at a time."""
+    # A collection in the middle of a step would run finalizers, in Python, whenever it comes.
+    with _no_collection():
+        return _count(subject, spec, directory)
+
+
+def _count(subject: Subject, spec: RunSpec, directory: Path) -> Counters:
     spec = spec.but(max_steps=FIRST + STEPS + 1, num_train_epochs=None)
     values: dict[str, list[int]] = {}
     made: Counter[str] = Counter()
@@ -90,6 +96,17 @@ def _differences(snapshots: list[dict[str, int]]) -> dict[str, list[int]]:
     kept = snapshots[FIRST : FIRST + STEPS + 1]
     pairs = list(itertools.pairwise(kept))
     return {name: [after[name] - before[name] for before, after in pairs] for name in kept[0]} if kept else {}
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 # ---- passes ----

@@ -29,6 +29,9 @@ BLOCK = {"cpu": 0.02, "cuda": 0.25}
 #: Processes of each side, one pair after the other: where memory comes to lie makes one process faster than another.
 PROCESSES = 4
 
+#: The hidden size from which a model is large.
+LARGE = 2048
+
 #: Starts a process of a side: the arguments of Python, and the options of subprocess.Popen.
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -187,10 +190,11 @@ def _ready(
 ) -> Iterator[list[tuple[Runner, Runner]]]:
     """Pairs of processes, ready to be timed; those of one thread all on one core, so that none has the better one.
 
-    They start one after the other on CUDA, whose memory two that warm up at once might not share, in pairs elsewhere.
+    They start in pairs; a large model's one after the other, since two that warm up at once may not fit a GPU's memory.
     """
     core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and a.spec.launch.threads == 1 else None
-    at_once = 1 if a.spec.launch.device == "cuda" else 2
+    large = a.spec.launch.device == "cuda" and int(a.spec.model.config.get("hidden_size", 0)) >= LARGE
+    at_once = 1 if large else 2
     entrants = [a, b] * processes
     runners: list[Runner] = []
     try:

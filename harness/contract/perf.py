@@ -1,0 +1,38 @@
+"""PERF: what a step costs."""
+
+from harness.contract.clause import Chapter, Clause
+
+CHAPTER = Chapter(
+    "PERF",
+    "throughput",
+    (
+        Clause(
+            "PERF-01",
+            "An optimizer step MUST cost what is recorded of it in the same environment: operations, floating-point "
+            "operations, values read, bytes kept, held and at the peak, calls of Python functions.",
+            source="transformers/trainer.py:1830-1950 (Trainer._run_epoch)",
+        ),
+        Clause(
+            "PERF-02",
+            "Steps that are alike MUST cost alike, at every run: nothing may grow with their number.",
+            source="transformers/trainer.py:1830-1950 (Trainer._run_epoch)",
+        ),
+        Clause(
+            "PERF-03",
+            "A step MUST take the floating-point operations of forward and backward pass (with activation checkpointing "
+            "of one more forward pass), MUST keep no more for the backward pass than they need, and MUST read at most "
+            "one value more a micro-batch from the device than the path takes.",
+            source="transformers/trainer.py:2061-2130 (Trainer.training_step), 1869-1908 (Trainer._run_epoch)",
+        ),
+        Clause(
+            "PERF-04",
+            "A step MUST NOT take longer, in units of the reference's, than is recorded in the same environment.",
+            source="transformers/trainer.py:1830-1950 (Trainer._run_epoch)",
+        ),
+        Clause(
+            "PERF-05",
+            "Saving a checkpoint MUST write each byte of its files once.",
+            source="transformers/trainer.py:3215-3290 (Trainer._save_checkpoint)",
+        ),
+    ),
+)

@@ -1,0 +1,104 @@
+"""Throughput and memory of two stacks: what a step costs on each, counted, and which of them is slower, timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding
+from harness.gate.side import Side
+from harness.spec import RunSpec
+from harness.throughput.counters import Counters
+from harness.throughput.judgement import HOLDS, SLOWER, Judgement
+from harness.throughput.pairs import Entrant, Pairs, compare
+from harness.throughput.shapes import SHAPES
+
+#: Counters of memory: more of them is a finding by itself. Of the others more may be right; the clock tells.
+MEMORY = ("saved_bytes", "held_bytes", "peak_bytes")
+
+#: How much slower or larger a candidate may be, a share.
+MARGIN = 0.02
+
+#: Seconds of timing at most, starts not counted. With the noise of two cores that do nothing else a slowdown by MARGIN
+#: takes a third of it.
+BUDGET = 120.0
+
+
+def counted_runs(device: str) -> dict[str, RunSpec]:
+    """What is counted: the smallest shape, alone, with accumulation, and with activation checkpointing."""
+    spec = SHAPES["tiny"].spec(device).but(logging_steps=500)
+    options = {"use_reentrant": False}
+    return {
+        "step": spec,
+        "step/accumulation": spec.but(gradient_accumulation_steps=2),
+        "step/checkpointing": spec.but(activation_checkpointing=True, activation_checkpointing_kwargs=options),
+    }
+
+
+def count(side: Side) -> None:
+    """Have a side count."""
+    for name, spec in counted_runs(side.judged.device).items():
+        side.ask(f"counters/{name}", "count", spec=spec.to_json(), subject=side.judged.subject, limit=300)
+
+
+def counters(baseline: Side, candidate: Side, margin: float = MARGIN) -> Iterator[Finding]:
+    """A finding for each run whose counters are others."""
+    for name in counted_runs(baseline.judged.device):
+        before, after = (_counters(side, name) for side in (baseline, candidate))
+        if before is None or after is None:
+            continue
+        changed = {one: (before.step[one], after.step[one]) for one in before.step if one in after.step}
+        changed = {one: pair for one, pair in changed.items() if pair[0] != pair[1]}
+        if not changed:
+            continue
+        larger = [one for one in MEMORY if one in changed and _grown(*changed[one]) > margin]
+        smaller = [one for one in MEMORY if one in changed and _grown(*changed[one]) < -margin]
+        words = "; ".join(f"{one} {was} -> {now} ({_grown(was, now):+.1%})" for one, (was, now) in changed.items())
+        means = BROKEN if larger else MENDED if smaller else NOTE
+        about = f"larger: {', '.join(larger)}; " if larger else ""
+        yield Finding("throughput", name, means, f"{about}{words}", {"counters": changed})
+
+
+def _counters(side: Side, name: str) -> Counters | None:
+    answer = side.done.get(f"counters/{name}", {})
+    return Counters.from_json(answer["data"]) if answer.get("data") else None
+
+
+def _grown(was: int, now: int) -> float:
+    return (now - was) / max(was, 1)
+
+
+def time(
+    baseline: Side, candidate: Side, told: Callable[[Judgement], None], margin: float = MARGIN, budget: float = BUDGET
+) -> tuple[Judgement, Pairs]:
+    """Time both sides in turn, when neither does anything else."""
+    spec = SHAPES["tiny"].spec(baseline.judged.device)
+    sides = [
+        Entrant(side.name, side.judged.subject, spec, side.judged.preloads, side.environment.start)
+        for side in (baseline, candidate)
+    ]
+    return compare(sides[0], sides[1], margin, budget, told)
+
+
+def slower(judgement: Judgement, timed: Pairs, counted: list[Finding], margin: float = MARGIN) -> Iterator[Finding]:
+    """What the clock says, with the counters that explain it. counted: of `counters`."""
+    wall = judgement.intervals["wall"]
+    means = {HOLDS: "", SLOWER: BROKEN}.get(judgement.word, LOST)
+    details = {"margin": margin, "seconds": timed.seconds, **judgement.to_json()}
+    if means == LOST:
+        says = f"a step takes {wall} longer: undecided within {timed.seconds:.0f} s, the machine is too noisy"
+        yield Finding("throughput", "time", LOST, says, details)
+    elif means == BROKEN:
+        metric = judgement.slower[0]
+        more = [
+            f"{name} {was} -> {now}"
+            for one in counted
+            if one.where == "step"
+            for name, (was, now) in one.details["counters"].items()
+            if now > was
+        ]
+        because = (
+            "; more " + ", ".join(more) if more else "; it does the same operations: the time is spent between them"
+        )
+        what = "of the processor" if metric == "cpu" else ""
+        says = f"a step takes {judgement.intervals[metric]} longer {what}".rstrip() + because
+        yield Finding("throughput", "time", BROKEN, says, details)

@@ -1,0 +1,114 @@
+"""Recorded figures, each with the environment that it was recorded in, and which of them the present one may be held to."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import environment
+from harness.errors import UsageError
+from harness.files import write_whole
+from harness.paths import FIXTURES, ROOT
+
+SCHEMA_VERSION = 1
+
+DIRECTORY = FIXTURES / "baselines"
+
+#: What a step is made of: with another of these the figures are others.
+PACKAGES = ("torch", "transformers", "peft", "accelerate")
+
+
+def components(device: str) -> dict[str, str]:
+    """What a figure depends on, by name."""
+    seen = environment.describe(device)
+    return {
+        **{package: str(seen["versions"][package]) for package in PACKAGES},
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "machine": platform.machine(),
+        "device": str(seen["device"]),
+    }
+
+
+@dataclass
+class Baseline:
+    """components: the environment. commit: of the harness. counters: scenario -> Counters as JSON. ratios: scenario -> how
+    many times longer than the reference's a step takes, with its interval.
+    """
+
+    components: dict[str, str]
+    commit: str = ""
+    counters: dict[str, Any] = field(default_factory=dict)
+    ratios: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def differs(self, here: dict[str, str]) -> list[str]:
+        """The components in which another environment differs, in words."""
+        return [f"{name} {here.get(name)}, not {was}" for name, was in self.components.items() if here.get(name) != was]
+
+
+def load(directory: Path = DIRECTORY) -> list[Baseline]:
+    """The baselines in a directory. UsageError names a file that is none."""
+    found = []
+    for file in sorted(directory.glob("*.json")):
+        try:
+            body = json.loads(file.read_text(encoding="utf-8"))
+            if body.pop("schema_version") == SCHEMA_VERSION and body.pop("kind") == "baseline":
+                found.append(Baseline(**body))
+        except KeyError:
+            continue  # another kind of figure lies there too
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{file}: no baseline ({error}); record it anew with pytest suites/ --record") from None
+    return found
+
+
+def matching(device: str, directory: Path = DIRECTORY) -> tuple[Baseline | None, str]:
+    """The baseline of this environment; or none, and why the nearest is not comparable."""
+    here = components(device)
+    known = load(directory)
+    if not known:
+        return None, f"{directory} holds no baseline"
+    nearest = min(known, key=lambda one: len(one.differs(here)))
+    differs = nearest.differs(here)
+    return (nearest, "") if not differs else (None, f"not comparable with what is recorded: {'; '.join(differs)}")
+
+
+def record(device: str, counters: dict[str, Any], ratios: dict[str, dict[str, float]], directory: Path) -> Path:
+    """Write the baseline of this environment; what is not given stays as it was. UsageError in a tree with changes.
+
+    A figure must be traceable to the code that made it.
+    """
+    commit = clean_commit()
+    here = components(device)
+    old, _ = matching(device, directory)
+    body = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "baseline",
+        "components": here,
+        "commit": commit,
+        "counters": {**(old.counters if old else {}), **counters},
+        "ratios": {**(old.ratios if old else {}), **ratios},
+    }
+    words = [here[name].replace("+", "-") for name in PACKAGES] + [here["python"], here["device"].replace(" ", "-")]
+    path = directory / f"{'_'.join(words)}.json".lower()
+    write_whole(path, json.dumps(body, indent=1) + "\n")
+    return path
+
+
+def clean_commit(root: Path = ROOT) -> str:
+    """The commit of the harness's checkout. UsageError where there is none, or where files differ from it."""
+    try:
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+        commit = _git(root, "rev-parse", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        raise UsageError(f"--record: {root} is no git checkout, so a figure could not be traced to its code") from None
+    if changed:
+        names = ", ".join(line[3:] for line in changed.splitlines()[:3])
+        raise UsageError(f"--record: {root} has uncommitted changes ({names}); commit them first")
+    return commit
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout.rstrip()

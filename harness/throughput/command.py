@@ -1,0 +1,93 @@
+"""`peft-harness speed`."""
+
+from __future__ import annotations
+
+import json as encoding
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from harness import subjects
+from harness.errors import UsageError
+from harness.files import write_whole
+from harness.paths import make_importable
+from harness.throughput import rates as error_rates
+from harness.throughput import show
+from harness.throughput import speed as measuring
+from harness.throughput.shapes import chosen
+
+#: Seconds of timing for each slowdown of --rates.
+SECONDS = 90.0
+
+
+def speed(
+    subject: str, device: str, shapes: list[str], seconds: float | None, json: Path | None, plot: Path | None
+) -> int:
+    """Measure and tell. Returns 0, or 1 where a yardstick does not compute what the Trainer computes."""
+    _check(device, json, plot)
+    make_importable()
+    subjects.load(subject)
+    wanted = chosen(shapes, device)
+    with _progress() as told:
+        measured = [measuring.measure(shape, device, subject, seconds, told) for shape in wanted]
+    screen = Console()
+    show.table(screen if screen.is_terminal else Console(width=160), measured)
+    odd = [sentence for one in measured for sentence in measuring.odd_losses(one)]
+    for sentence in odd:
+        screen.print(sentence, style="bold red")
+    if json is not None:
+        write_whole(json, encoding.dumps(measuring.to_report(measured, device, subject), indent=1) + "\n")
+    if plot is not None:
+        show.bars(measured, plot)
+    return 1 if odd else 0
+
+
+def rates(device: str, shapes: list[str], seconds: float | None, json: Path | None, plot: Path | None) -> int:
+    """Measure the error rates of the judgement, at one shape. Returns 0."""
+    from harness.environment import describe
+
+    _check(device, json, plot)
+    make_importable()
+    (shape,) = chosen(shapes[:1], device)
+    with _progress() as told:
+        measured = error_rates.measure(shape, device, seconds or SECONDS, told)
+    margin, budget = error_rates.GOAL[device]
+    screen = Console()
+    show.rates(screen if screen.is_terminal else Console(width=160), measured, margin, budget)
+    if json is not None:
+        body: dict[str, Any] = {
+            "schema_version": measuring.SCHEMA_VERSION,
+            "kind": "rates",
+            "environment": describe(device),
+            "shape": shape.name,
+            "margin": margin,
+            "budget_seconds": budget,
+            "rates": [one.to_json() for one in measured],
+        }
+        write_whole(json, encoding.dumps(body, indent=1) + "\n")
+    if plot is not None:
+        show.curves(measured, margin, plot)
+    return 0
+
+
+def _check(device: str, *files: Path | None) -> None:
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device!r} is neither cpu nor cuda")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError("--device cuda: torch finds no CUDA device here; run with --device cpu")
+    for file in files:
+        if file is not None and file.is_dir():
+            raise UsageError(f"{file}: is a directory; name a file")
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        yield lambda words: status.update(words) if console.is_terminal else console.print(words, highlight=False)

@@ -1,0 +1,172 @@
+"""How often the judgement is wrong: false alarms between equals, and slowdowns of a known size that are found or missed.
+
+Real A B B A are timed, between equals and under slowdowns put in on purpose (`harness.throughput.slowed`). A trial draws from
+them: pairs of processes with replacement, and of each stretches that followed each other, so that what drifts together stays
+together. Beside it, on the same draws, two rules in use say what they would have said.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+
+from harness.throughput.judgement import HOLDS, SLOWER, UNCLEAR, judge
+from harness.throughput.pairs import METRICS, PROCESSES, Entrant, Pairs, compare
+from harness.throughput.shapes import Shape
+
+#: Slowdowns put in, as shares.
+SHARES = {"cpu": (0.0, 0.01, 0.02, 0.03, 0.05, 0.10), "cuda": (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.10)}
+
+#: The smallest that must be found, and the seconds in which.
+GOAL = {"cpu": (0.01, 120.0), "cuda": (0.005, 120.0)}
+
+TRIALS = 1000
+
+#: Pairs of processes that are timed. Those on a GPU take long to start, and a trial draws from fewer.
+PAIRS = {"cpu": PROCESSES, "cuda": 2}
+
+#: A B B A that are drawn together.
+STRETCH = 8
+
+BENCHMARK, MANN_WHITNEY = "pytest-benchmark mean:5%", "Mann-Whitney 0.05"
+
+
+@dataclass
+class Pool:
+    """What was timed under one slowdown. series: for each pair of processes, of each A B B A (metric -> log-ratio, and the
+    seconds of a step of A and of B). seconds: of one A B B A.
+    """
+
+    share: float
+    series: list[list[dict[str, Any]]]
+    seconds: float
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.series))
+
+
+def pool(shape: Shape, device: str, share: float, seconds: float, processes: int = PROCESSES) -> Pool:
+    """Time equals, or one beside one that is slower by a share."""
+    spec = shape.spec(device)
+    preloads = ("harness.throughput.slowed",) if share else ()
+
+    def slowed(*arguments: str, **options: Any) -> Any:
+        import os
+
+        from harness.throughput.pairs import here
+
+        return here(*arguments, env={**os.environ, "PEFT_HARNESS_SLOWER": str(share)}, **options)
+
+    a, b = Entrant("a", "hf-trainer", spec), Entrant("b", "hf-trainer", spec, preloads, slowed)
+    _, timed = compare(a, b, GOAL[device][0], seconds, processes=processes, decide=False)
+    return Pool(share, _series(timed), timed.seconds / max(1, sum(map(len, timed.ratios["wall"]))))
+
+
+def _series(timed: Pairs) -> list[list[dict[str, Any]]]:
+    pairs = len(timed.ratios["wall"])
+    made: list[list[dict[str, Any]]] = [[] for _ in range(pairs)]
+    # The pairs take turns, and each A B B A has two blocks of a side.
+    for number in range(sum(map(len, timed.ratios["wall"]))):
+        index, place = number % pairs, number // pairs
+        one = {metric: timed.ratios[metric][index][place] for metric in METRICS}
+        made[index].append(
+            one | {side: fmean(timed.times[side]["wall"][2 * number : 2 * number + 2]) for side in ("a", "b")}
+        )
+    return made
+
+
+@dataclass
+class Rates:
+    """Of a slowdown: how often each rule says "slower". unclear: how often ours says neither; seconds: its median time."""
+
+    share: float
+    trials: int
+    slower: dict[str, float] = field(default_factory=dict)
+    unclear: float = 0.0
+    seconds: float = 0.0
+    spread: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self)
+
+
+def rates(pooled: Pool, margin: float, budget: float, trials: int = TRIALS, seed: int = 0) -> Rates:
+    """Draw trials from a pool, and judge each as `peft-harness gate` would, within the budget."""
+    draw = random.Random(seed)
+    words, times, benchmark, ranks = [], [], [], []
+    for _ in range(trials):
+        drawn = _drawn(pooled, budget, draw)
+        word, share = _judged(drawn, margin)
+        words.append(word)
+        times.append(share * budget)
+        a, b = ([one[side] for pair in drawn for one in pair] for side in ("a", "b"))
+        benchmark.append(fmean(b) > 1.05 * fmean(a))
+        ranks.append(_mann_whitney(a, b))
+    every = [one["wall"] for pair in pooled.series for one in pair]
+    return Rates(
+        pooled.share,
+        trials,
+        {
+            "peft-harness": words.count(SLOWER) / trials,
+            BENCHMARK: fmean(benchmark),
+            MANN_WHITNEY: fmean(ranks),
+        },
+        words.count(UNCLEAR) / trials,
+        median(times),
+        float(np.std(every)),
+    )
+
+
+def _drawn(pooled: Pool, budget: float, draw: random.Random) -> list[list[dict[str, Any]]]:
+    """A trial's A B B A: as many as the budget holds, for as many pairs of processes as are started."""
+    each = max(STRETCH, math.floor(budget / pooled.seconds / PROCESSES))
+    made = []
+    for _ in range(PROCESSES):
+        series = draw.choice(pooled.series)
+        one: list[dict[str, Any]] = []
+        while len(one) < each:
+            start = draw.randrange(max(1, len(series) - STRETCH + 1))
+            one += series[start : start + STRETCH]
+        # Which of two equals is called the first is chance, and that what was timed leans to one side is, too.
+        swapped = pooled.share == 0 and draw.random() < 0.5
+        made.append([_swapped(each_one) for each_one in one[:each]] if swapped else one[:each])
+    return made
+
+
+def _swapped(one: dict[str, Any]) -> dict[str, Any]:
+    return {metric: -one[metric] for metric in METRICS} | {"a": one["b"], "b": one["a"]}
+
+
+def _judged(drawn: list[list[dict[str, Any]]], margin: float) -> tuple[str, float]:
+    """What is said, and after which share of the budget."""
+    rounds = len(drawn[0])
+    # A look at every twentieth of the budget: the bound allows more.
+    for end in sorted({max(2, math.ceil(rounds * part / 20)) for part in range(1, 21)}):
+        ratios = {metric: [[one[metric] for one in pair[:end]] for pair in drawn] for metric in METRICS}
+        judgement = judge(ratios, margin, end / rounds)
+        if judgement.word in (SLOWER, HOLDS):
+            return judgement.word, end / rounds
+    return UNCLEAR, 1.0
+
+
+def _mann_whitney(a: list[float], b: list[float]) -> bool:
+    from scipy.stats import mannwhitneyu
+
+    return bool(mannwhitneyu(b, a, alternative="two-sided").pvalue < 0.05 and median(b) > median(a))
+
+
+def measure(shape: Shape, device: str, seconds: float, told: Callable[[str], None] = lambda _: None) -> list[Rates]:
+    """The rates of each slowdown. seconds: of timing for each."""
+    margin, budget = GOAL[device]
+    measured = []
+    for share in SHARES[device]:
+        told(f"{shape.name}: " + (f"slower by {share:.1%}" if share else "equals"))
+        measured.append(rates(pool(shape, device, share, seconds, PAIRS[device]), margin, budget))
+    return measured

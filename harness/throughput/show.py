@@ -1,0 +1,130 @@
+"""Figures of throughput, for people: tables and plots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from harness.errors import UsageError
+from harness.throughput.rates import Rates
+from harness.throughput.speed import Measured, Row
+
+
+def table(console: Console, measured: list[Measured]) -> None:
+    """A line for each side at each shape."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (
+        "shape",
+        "",
+        "tokens/s",
+        "ms a step",
+        "the Trainer is slower by",
+        "peak GiB",
+        "TFLOP/s",
+        "of ceiling",
+        "loss",
+    ):
+        shown.add_column(name, justify="left" if name in ("shape", "") else "right", no_wrap=True)
+    for one in measured:
+        for number, row in enumerate(one.rows):
+            name = f"{one.shape.name} ({one.shape.rows} x {one.shape.length})" if number == 0 else ""
+            shown.add_row(name, row.name, *_cells(one, row))
+        assert one.ceiling is not None
+        bound = f"{one.bound:,.0f}" if one.flops else "-"
+        shown.add_row("", "what the device allows", bound, "", "", "", f"{one.ceiling.flops / 1e12:,.2f}", "", "")
+    console.print(shown)
+    refused = {f"{row.name}: {row.refused}" for one in measured for row in one.rows if row.refused}
+    for sentence in sorted(refused):
+        console.print(f"not timed: {sentence}", style="dim", highlight=False)
+
+
+def _cells(one: Measured, row: Row) -> list[str]:
+    if row.refused:
+        return ["-"] * 7
+    return [
+        f"{one.tokens(row):,.0f}",
+        f"{1e3 * row.seconds:,.2f}",
+        f"{row.overhead}" if row.overhead else "",
+        f"{row.peak_bytes / 2**30:.2f}",
+        f"{one.flops / row.seconds / 1e12:,.3f}",
+        f"{one.share(row):.1%}",
+        "" if row.loss is None else f"{row.loss:.5f}",
+    ]
+
+
+def rates(console: Console, measured: list[Rates], margin: float, budget: float) -> None:
+    """How often each rule says "slower", by the slowdown that there was."""
+    rules = list(measured[0].slower)
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("slower by", *rules, "undecided", "median s", "sd of A B B A"):
+        shown.add_column(name, justify="right")
+    for one in measured:
+        cells = [f"{one.slower[rule]:.1%}" for rule in rules]
+        shown.add_row(
+            f"{one.share:.1%}" if one.share else "equals",
+            *cells,
+            f"{one.unclear:.1%}",
+            f"{one.seconds:.0f}",
+            f"{one.spread:.1%}",
+        )
+    console.print(
+        f'how often "slower" is said; margin {margin:.1%}, {budget:.0f} s at most, {measured[0].trials} trials each'
+    )
+    console.print(shown)
+
+
+def bars(measured: list[Measured], path: Path) -> None:
+    """Tokens a second of each side, as a share of what the device allows."""
+    plt = _matplotlib()
+    figure, axes = plt.subplots(figsize=(1.8 + 2.2 * len(measured), 4.5), layout="constrained")
+    names = list(dict.fromkeys(row.name for one in measured for row in one.rows))
+    width = 0.8 / len(names)
+    for place, name in enumerate(names):
+        rows = [next((row for row in one.rows if row.name == name), None) for one in measured]
+        speeds = [one.tokens(row) if row and not row.refused else 0.0 for one, row in zip(measured, rows, strict=True)]
+        drawn = axes.bar([x + place * width for x in range(len(measured))], speeds, width, label=name)
+        axes.bar_label(
+            drawn, [f"{value:,.0f}" if value else "-" for value in speeds], fontsize=7, rotation=90, padding=3
+        )
+    axes.set_yscale("log")
+    axes.margins(y=0.25)
+    axes.set_xticks([x + 0.4 - width / 2 for x in range(len(measured))], [one.shape.name for one in measured])
+    axes.set_ylabel("tokens a second")
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def curves(measured: list[Rates], margin: float, path: Path) -> None:
+    """The detection curve of each rule."""
+    plt = _matplotlib()
+    figure, axes = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
+    shares = [100 * one.share for one in measured]
+    for rule in measured[0].slower:
+        axes.plot(shares, [100 * one.slower[rule] for one in measured], marker="o", label=rule)
+    axes.axvline(100 * margin, color="grey", linestyle=":", label=f"margin {margin:.1%}")
+    axes.set_xlabel("slower by, percent")
+    axes.set_ylabel('trials that say "slower", percent')
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError("--plot: matplotlib is not installed; pip install matplotlib") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:
+        raise UsageError(f"--plot {path}: {error}") from None

@@ -1,0 +1,107 @@
+"""PERF: what a step costs, counted on any machine, and timed where that is asked for (--timed)."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from harness import subjects
+from harness.laws import throughput
+from harness.scenarios import PLAIN, by_route, cases, saving
+from harness.throughput import counters, pairs
+
+#: Rows for more than the counted steps: where an epoch ends, a step costs otherwise.
+COUNTED = PLAIN.but(logging_steps=500, data={"rows": 160})
+CHECKPOINTED = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+STEPS = by_route(
+    {
+        "plain": COUNTED,
+        "accumulation": COUNTED.but(gradient_accumulation_steps=2),
+        "checkpointing-bf16": COUNTED.but(bf16=True, **CHECKPOINTED),
+    }
+)
+
+
+@functools.cache
+def counted(subject, spec, run=0):
+    """What a spec's steps cost, counted once; `run` tells one counting from the next."""
+    with tempfile.TemporaryDirectory() as directory:
+        return counters.count(subjects.load(subject), spec, Path(directory))
+
+
+@pytest.fixture
+def steps(runs, upstream, request):
+    """Counters of a spec, of the subject that is judged."""
+    name = request.config.getoption("--subject")
+    return lambda spec, run=0: counted(name, runs.on_device(spec), run)
+
+
+@pytest.mark.clause("PERF-01")
+@cases(STEPS)
+def test_a_step_costs_what_is_recorded(spec, steps, baseline, request, judge):
+    name = request.node.callspec.id
+    seen = steps(spec)
+    recorded = baseline("counters", name, seen.to_json)
+    judge(throughput.as_recorded(seen, counters.Counters.from_json(recorded)))
+
+
+@pytest.mark.clause("PERF-02")
+@cases({name: STEPS[name] for name in ("plain", "accumulation")})
+def test_steps_alike_cost_alike(spec, steps, judge):
+    judge(throughput.steady(steps(spec), steps(spec, run=1)))
+
+
+@pytest.mark.clause("PERF-03")
+@cases(STEPS)
+def test_a_step_costs_no_more_than_the_path_takes(spec, runs, steps, judge):
+    reference = counted("reference", runs.on_device(spec))
+    judge(
+        throughput.no_more_than_reference(steps(spec), reference, spec.arguments.get("gradient_accumulation_steps", 1))
+    )
+
+
+#: Seconds, and the slowdown that is found in them where nothing else runs.
+BUDGET, MARGIN = 60.0, 0.02
+
+
+@pytest.mark.clause("PERF-04")
+@cases({name: STEPS[name].but(max_steps=1_000_000) for name in ("plain", "accumulation")})
+def test_a_step_takes_no_longer_than_recorded(spec, runs, timed, baseline, request, judge):
+    spec, name = runs.on_device(spec), request.node.callspec.id
+    yardstick = pairs.Entrant("reference", "reference", spec)
+    subject = pairs.Entrant("subject", request.config.getoption("--subject"), spec, tuple(timed.preloads))
+    judgement, seen = pairs.compare(yardstick, subject, MARGIN, BUDGET, decide=False)
+    wall = judgement.intervals["wall"]
+    shown = {"ratio": 1 + wall.estimate, "low": 1 + wall.low, "high": 1 + wall.high}
+    recorded = baseline("ratios", name, lambda: shown)
+    judge(throughput.no_slower(seen, recorded["ratio"], MARGIN, BUDGET))
+
+
+#: What Python, tokens of progress and the model card's template write beside, measured: under a KiB.
+BESIDE = 16 * 1024
+
+
+@pytest.mark.clause("PERF-05")
+@pytest.mark.skipif(not Path("/proc/self/io").is_file(), reason="counts what is written by /proc/self/io")
+@cases(by_route({"adapter": saving(PLAIN.but(max_steps=2, lora={"r": 64}), every=2)}))
+def test_saving_writes_each_byte_once(spec, upstream, tmp_path, benchmark, judge):
+    trainer = upstream.build(spec, tmp_path)
+    trainer.train()
+    sizes, written = {}, []
+
+    def save():
+        before = bytes_written()
+        trainer._save_checkpoint(trainer.model, trial=None)
+        written.append(bytes_written() - before)
+
+    benchmark.pedantic(save, rounds=5, warmup_rounds=1)
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    sizes = {file.name: file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()}
+    judge(throughput.written_once(max(written), sizes, BESIDE))
+
+
+def bytes_written():
+    """By this process until now."""
+    lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(lines["wchar"])
