@@ -31,15 +31,18 @@ def speed(
     make_importable()
     subjects.load(subject)
     wanted = chosen(shapes, device)
+    measured: list[measuring.Measured] = []
     with _progress() as told:
-        measured = [measuring.measure(shape, device, subject, seconds, told) for shape in wanted]
+        for shape in wanted:
+            measured.append(measuring.measure(shape, device, subject, seconds, told))
+            # What was measured is kept if the rest is interrupted: compiling alone takes minutes.
+            if json is not None:
+                write_whole(json, encoding.dumps(measuring.to_report(measured, device, subject), indent=1) + "\n")
     screen = Console()
     show.table(screen if screen.is_terminal else Console(width=160), measured)
     odd = [sentence for one in measured for sentence in measuring.odd_losses(one)]
     for sentence in odd:
         screen.print(sentence, style="bold red")
-    if json is not None:
-        write_whole(json, encoding.dumps(measuring.to_report(measured, device, subject), indent=1) + "\n")
     if plot is not None:
         show.bars(measured, plot)
     return 1 if odd else 0
@@ -52,22 +55,24 @@ def rates(device: str, shapes: list[str], seconds: float | None, json: Path | No
     _check(device, json, plot)
     make_importable()
     (shape,) = chosen(shapes[:1], device)
-    with _progress() as told:
-        measured = error_rates.measure(shape, device, seconds or SECONDS, told)
     margin, budget = error_rates.GOAL[device]
+    body: dict[str, Any] = {
+        "schema_version": measuring.SCHEMA_VERSION,
+        "kind": "rates",
+        "environment": describe(device),
+        "shape": shape.name,
+        "margin": margin,
+        "budget_seconds": budget,
+    }
+    measured: list[error_rates.Rates] = []
+    with _progress() as told:
+        for one in error_rates.measure(shape, device, seconds or SECONDS, told):
+            measured.append(one)
+            if json is not None:
+                body["rates"] = [each.to_json() for each in measured]
+                write_whole(json, encoding.dumps(body, indent=1) + "\n")
     screen = Console()
     show.rates(screen if screen.is_terminal else Console(width=160), measured, margin, budget)
-    if json is not None:
-        body: dict[str, Any] = {
-            "schema_version": measuring.SCHEMA_VERSION,
-            "kind": "rates",
-            "environment": describe(device),
-            "shape": shape.name,
-            "margin": margin,
-            "budget_seconds": budget,
-            "rates": [one.to_json() for one in measured],
-        }
-        write_whole(json, encoding.dumps(body, indent=1) + "\n")
     if plot is not None:
         show.curves(measured, margin, plot)
     return 0

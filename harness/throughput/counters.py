@@ -78,7 +78,7 @@ def count(subject: Subject, spec: RunSpec, directory: Path) -> Counters:
 def _count(subject: Subject, spec: RunSpec, directory: Path) -> Counters:
     spec = spec.but(max_steps=FIRST + STEPS + 1, num_train_epochs=None)
     values: dict[str, list[int]] = {}
-    made: Counter[str] = Counter()
+    made: list[dict[str, int]] = []
     passes: list[Callable[[Any], Any]] = [_dispatched, _calls]
     for number, counting in enumerate(passes):
         place = directory / str(number)
@@ -88,7 +88,7 @@ def _count(subject: Subject, spec: RunSpec, directory: Path) -> Counters:
             train(subject, spec, place, lambda *_: snapshots.append(read()))  # noqa: B023 - called before the next pass
         values |= _differences(snapshots)
     values |= _memory(subject, spec, directory / "memory")
-    return Counters({name: values[name] for name in UNITS if name in values}, dict(sorted(made.items())))
+    return Counters({name: values[name] for name in UNITS if name in values}, dict(sorted(made[FIRST + STEPS].items())))
 
 
 def _differences(snapshots: list[dict[str, int]]) -> dict[str, list[int]]:
@@ -113,18 +113,21 @@ def _no_collection() -> Iterator[None]:
 
 
 @contextmanager
-def _dispatched(made: Counter[str]) -> Iterator[Callable[[], dict[str, int]]]:
-    """Operations as they reach the dispatcher, in the backward pass too, and what autograd keeps."""
+def _dispatched(made: list[dict[str, int]]) -> Iterator[Callable[[], dict[str, int]]]:
+    """Operations as they reach the dispatcher, in the backward pass too, and what autograd keeps.
+
+    made: takes the operations by name of what lies between two readings.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    totals = Counter[str]()
+    totals, operations = Counter[str](), Counter[str]()
 
     class Count(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             name = str(function._overloadpacket)
             totals["operations"] += 1
-            made[name] += 1
+            operations[name] += 1
             if name == "aten._local_scalar_dense":
                 totals["reads"] += 1
             elif name in ("aten._to_copy", "aten.copy_", "aten.clone"):
@@ -145,7 +148,8 @@ def _dispatched(made: Counter[str]) -> Iterator[Callable[[], dict[str, int]]]:
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
 
         def read() -> dict[str, int]:
-            made.clear()
+            made.append(dict(operations))
+            operations.clear()
             return {name: totals[name] for name in names} | {"flops": flops.get_total_flops()}
 
         yield read
@@ -189,7 +193,7 @@ def _bytes(value: Any) -> int:
 
 
 @contextmanager
-def _calls(made: Counter[str]) -> Iterator[Callable[[], dict[str, int]]]:
+def _calls(made: list[dict[str, int]]) -> Iterator[Callable[[], dict[str, int]]]:
     """Calls of Python functions in the thread that trains."""
     calls = 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
@@ -162,11 +162,9 @@ def _mann_whitney(a: list[float], b: list[float]) -> bool:
     return bool(mannwhitneyu(b, a, alternative="two-sided").pvalue < 0.05 and median(b) > median(a))
 
 
-def measure(shape: Shape, device: str, seconds: float, told: Callable[[str], None] = lambda _: None) -> list[Rates]:
-    """The rates of each slowdown. seconds: of timing for each."""
+def measure(shape: Shape, device: str, seconds: float, told: Callable[[str], None] = lambda _: None) -> Iterator[Rates]:
+    """The rates of each slowdown, as they are measured. seconds: of timing for each."""
     margin, budget = GOAL[device]
-    measured = []
     for share in SHARES[device]:
         told(f"{shape.name}: " + (f"slower by {share:.1%}" if share else "equals"))
-        measured.append(rates(pool(shape, device, share, seconds, PAIRS[device]), margin, budget))
-    return measured
+        yield rates(pool(shape, device, share, seconds, PAIRS[device]), margin, budget)

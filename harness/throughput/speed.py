@@ -62,8 +62,10 @@ class Measured:
 
     @property
     def bound(self) -> float:
-        """Tokens a second that the roofline allows."""
+        """Tokens a second that the roofline allows; not a number where the step's cost is unknown."""
         assert self.ceiling is not None
+        if not self.flops:
+            return math.nan
         return self.shape.tokens / self.ceiling.seconds(self.flops, self.traffic_bytes)
 
     def share(self, row: Row) -> float:

@@ -1,0 +1,154 @@
+"""Counters: what they count, that they repeat, and what laws make of them."""
+
+import dataclasses
+import json
+import subprocess
+
+import pytest
+
+from harness.errors import UsageError
+from harness.laws import throughput
+from harness.memory import BEGIN, STEP
+from harness.scenarios import PLAIN
+from harness.throughput import baselines, counters
+from harness.throughput.counters import Counters
+
+COSTS = Counters(
+    {"operations": [100, 100], "reads": [2, 2], "flops": [1000, 1000], "saved_bytes": [64, 64]}, {"aten.mm": 10}
+)
+
+
+def but(name, values):
+    return dataclasses.replace(COSTS, values={**COSTS.values, name: values})
+
+
+def test_what_is_recorded_is_asked_of_each_counter_and_operation():
+    assert throughput.as_recorded(COSTS, COSTS).holds
+    assert (
+        "reads: [3, 3] in the counted steps, recorded [2, 2]"
+        in throughput.as_recorded(but("reads", [3, 3]), COSTS).seen[0]
+    )
+    other = dataclasses.replace(COSTS, by_operation={"aten.mm": 9, "aten.bmm": 1})
+    assert throughput.as_recorded(other, COSTS).seen == (
+        "aten.bmm 1 times, recorded 0",
+        "aten.mm 9 times, recorded 10",
+    )
+
+
+def test_steps_alike_cost_alike():
+    assert throughput.steady(COSTS, COSTS).holds
+    assert "in another run [2, 2]" in throughput.steady(but("reads", [2, 3]), COSTS).seen[0]
+    grows = but("saved_bytes", [64, 72])
+    assert throughput.steady(grows, grows).seen == (
+        f"saved_bytes: [64, 72] in steps alike ({counters.UNITS['saved_bytes']})",
+    )
+    assert throughput.steady(Counters({}), Counters({})).seen == ("nothing was counted",)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("flops", [1001, 1001], "flops: 1001 a step, expected 1000 at most, the reference has 1000"),
+        ("flops", [900, 900], "flops: 900 a step, fewer than the reference's 1000"),
+        ("saved_bytes", [65, 65], "saved_bytes: 65 a step, expected 64 at most"),
+        ("reads", [5, 5], "reads: 5 a step, expected 4 at most"),
+        ("operations", [117, 117], "operations: 117 a step, expected 116 at most"),
+    ],
+)
+def test_more_than_the_reference_is_seen(name, values, words):
+    assert throughput.no_more_than_reference(COSTS, COSTS, 1).holds
+    (seen,) = throughput.no_more_than_reference(but(name, values), COSTS, 1).seen
+    assert seen.startswith(words)
+
+
+def test_bytes_written_twice_are_seen():
+    assert throughput.written_once(100, {"a": 60, "b": 40}, 10).holds
+    assert throughput.written_once(160, {"a": 60, "b": 40}, 10).seen[0].startswith("160 bytes written for files of 100")
+    assert not throughput.written_once(0, {}, 10).holds
+
+
+def test_launches_of_a_step_are_those_between_its_marks():
+    def event(name, ts, cat="cuda_runtime", dur=0):
+        return {"name": name, "ts": ts, "cat": cat, "dur": dur}
+
+    events = [
+        event(BEGIN, 0, "user_annotation", 2),
+        event("cudaDeviceSynchronize", 1),  # the mark's own
+        event("cudaLaunchKernel", 3),
+        event("cudaLaunchKernelExC", 4),
+        event("cudaMemcpyAsync", 5),
+        event("cudaStreamSynchronize", 6),
+        event(STEP, 10, "user_annotation", 2),
+        event("cuLaunchKernel", 13, "cuda_driver"),
+        event(STEP, 20, "user_annotation", 2),
+        event("cudaLaunchKernel", 30),
+    ]
+    assert counters.launched(events) == {"kernels": [2, 1], "transfers": [1, 0], "synchronizations": [1, 0]}
+
+
+def test_a_step_is_counted(runs, tmp_path):
+    seen = counters.count(runs.subject, PLAIN.but(max_steps=99, logging_steps=500), tmp_path)
+    step = seen.step
+    assert {len(values) for values in seen.values.values()} == {counters.STEPS}
+    assert sum(seen.by_operation.values()) == step["operations"]
+    # Products of a forward and a backward pass: at least four a parameter of each linear layer and token.
+    linear = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128) + 64 * 256
+    assert step["flops"] >= 4 * linear * 64
+    assert step["peak_bytes"] > step["held_bytes"] > 0 and step["python_calls"] > 1000
+
+
+# ---- baselines ----
+
+
+@pytest.fixture
+def here(monkeypatch):
+    at = {"torch": "2.13.0", "transformers": "5.23.0", "device": "cpu"}
+    monkeypatch.setattr(baselines, "components", lambda device: at)
+    return at
+
+
+def written(directory, **changes):
+    body = {
+        "schema_version": 1,
+        "kind": "baseline",
+        "components": {"torch": "2.13.0", "transformers": "5.23.0", "device": "cpu"},
+    }
+    (directory / "a.json").write_text(json.dumps({**body, "commit": "c", "counters": {"plain": 1}, **changes}))
+
+
+def test_the_baseline_of_this_environment_is_found(here, tmp_path):
+    written(tmp_path)
+    (tmp_path / "speed.json").write_text('{"schema_version": 1, "kind": "speed"}')
+    found, _ = baselines.matching("cpu", tmp_path)
+    assert found.counters == {"plain": 1}
+
+
+def test_that_of_another_environment_is_not_comparable_and_why_is_told(here, tmp_path):
+    written(tmp_path)
+    here["transformers"] = "5.2.0"
+    assert baselines.matching("cpu", tmp_path) == (
+        None,
+        "not comparable with what is recorded: transformers 5.2.0, not 5.23.0",
+    )
+    assert baselines.matching("cpu", tmp_path / "none")[1].endswith("holds no baseline")
+
+
+def test_a_file_that_is_no_baseline_is_named(here, tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(UsageError, match=r"a\.json: no baseline .* --record"):
+        baselines.load(tmp_path)
+
+
+def test_nothing_is_recorded_in_a_tree_with_changes(tmp_path):
+    with pytest.raises(UsageError, match="is no git checkout"):
+        baselines.clean_commit(tmp_path)
+    for words in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "x"],
+    ):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    assert len(baselines.clean_commit(tmp_path)) == 40
+    (tmp_path / "file").write_text("x")
+    subprocess.run(["git", "add", "file"], cwd=tmp_path, check=True)
+    with pytest.raises(UsageError, match=r"uncommitted changes \(file\)"):
+        baselines.clean_commit(tmp_path)

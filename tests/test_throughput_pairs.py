@@ -1,0 +1,136 @@
+"""Two sides timed in turn: real processes, and those that refuse, die, or are slower."""
+
+import functools
+import json
+import sys
+
+import pytest
+
+from harness import subjects
+from harness.cli import app
+from harness.errors import UsageError
+from harness.scenarios import PLAIN
+from harness.throughput import compiled, pairs, speed
+from harness.throughput.pairs import Entrant
+from harness.throughput.shapes import SHAPES, chosen
+from harness.throughput.stepping import train
+
+#: A worker that takes as long as it is told, in a clock that it makes up.
+FAKE = """
+import json, sys
+task = json.loads(sys.stdin.readline())
+seconds = float(sys.argv[1])
+print(json.dumps({"loss": 1.0}), flush=True)
+for line in sys.stdin:
+    steps = json.loads(line)["steps"]
+    times = [seconds] * steps
+    print(json.dumps({"wall": times, "cpu": times, "peak_bytes": 7}), flush=True)
+"""
+
+SPEC = SHAPES["tiny"].spec("cpu")
+
+
+def entrant(name, seconds, code=FAKE):
+    def start(*arguments, **options):
+        import subprocess
+
+        return subprocess.Popen([sys.executable, "-c", code, str(seconds)], text=True, **options)
+
+    return Entrant(name, "hf-trainer", SPEC, start=start)
+
+
+@pytest.mark.parametrize(("seconds", "word"), [(0.01, "holds"), (0.0103, "slower")])
+def test_who_is_slower_is_said_as_soon_as_it_is_clear(seconds, word):
+    judgement, timed = pairs.compare(entrant("a", 0.01), entrant("b", seconds), margin=0.02, budget=5, processes=2)
+    assert judgement.word == word and timed.seconds < 5
+    assert timed.step("b") == pytest.approx(seconds) and timed.peak_bytes == {"a": 7, "b": 7}
+    assert timed.first["a"] == {"loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import sys; sys.exit('the last word')", "b: ended while it was timed (the last word)"),
+        ('print(\'{"refused": "not this one"}\')', "b: not this one"),
+    ],
+)
+def test_a_side_that_cannot_be_timed_is_named(code, words):
+    with pytest.raises(UsageError) as failed:
+        pairs.compare(entrant("a", 0.01), entrant("b", 0.01, code), margin=0.02, budget=5, processes=1)
+    assert str(failed.value) == words
+
+
+def test_a_real_side_is_timed():
+    a, b = (Entrant(name, name, SPEC, cost=name == "hf-trainer") for name in ("reference", "hf-trainer"))
+    judgement, timed = pairs.compare(a, b, margin=0.5, budget=2, processes=1, decide=False)
+    assert timed.step("hf-trainer") > 1e-4 and judgement.intervals["wall"].count >= 5
+    assert timed.first["hf-trainer"]["flops"] > 0
+    assert timed.first["hf-trainer"]["loss"] == pytest.approx(timed.first["reference"]["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("subject", subjects.NAMES)
+def test_a_run_is_called_at_each_step_and_ends_when_it_is_told(subject, runs, tmp_path):
+    seen = []
+    train(subjects.load(subject), PLAIN, tmp_path / "whole", lambda number, log: seen.append(number))
+    assert seen == list(range(1, 12))
+    seen.clear()
+    train(subjects.load(subject), PLAIN, tmp_path / "ended", lambda number, log: seen.append(number) or number == 3)
+    assert seen == [1, 2, 3]
+
+
+def test_the_compiled_step_computes_what_the_reference_computes(monkeypatch, tmp_path):
+    """With the compiler that changes nothing: inductor takes half a minute."""
+    import torch
+
+    eager = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: eager(function, backend="eager"))
+    spec = SPEC.but(max_steps=13, gradient_accumulation_steps=2)
+    logs = {}
+    for name in ("reference", "harness.throughput.compiled:compiled"):
+
+        def told(number, log, name=name):
+            logs[name] = [entry["loss"] for entry in log if "loss" in entry][:1]
+            return number > 13
+
+        train(subjects.load(name), spec, tmp_path / name.replace(":", "-"), told)
+    first, second = logs.values()
+    assert len(first) == 1 and first == pytest.approx(second, abs=2e-6)
+
+
+def test_what_cannot_be_compiled_is_refused():
+    assert "only CUDA has graphs" in compiled.captured().unsupported(SPEC)
+    assert "label smoothing" in compiled.compiled().unsupported(SPEC.but(label_smoothing_factor=0.1))
+    with pytest.raises(UsageError, match="is timed only"):
+        compiled.compiled().train(SPEC, None)
+
+
+def test_yardsticks_that_compute_something_else_are_told():
+    measured = speed.Measured(SHAPES["tiny"], [speed.Row("trainer", 1.0, 0, 5.0), speed.Row("reference", 1.0, 0, 5.2)])
+    assert speed.odd_losses(measured) == ["tiny: reference has loss 5.200000, the trainer 5.000000"]
+
+
+def test_shapes_are_chosen_by_name_or_device():
+    assert {shape.name for shape in chosen([], "cpu")} >= {"tiny"}
+    with pytest.raises(UsageError, match="--shape 2b: known are tiny, "):
+        chosen(["2b"], "cpu")
+
+
+def test_speed_is_told(tmp_path, monkeypatch):
+    """The command, over sides whose clocks are made up."""
+    from typer.testing import CliRunner
+
+    def start(*arguments, **options):
+        import subprocess
+
+        seconds = {"hf-trainer": 0.02, "reference": 0.01}.get(arguments[2], 0.005)
+        return subprocess.Popen([sys.executable, "-c", FAKE, str(seconds)], text=True, **options)
+
+    monkeypatch.setattr(speed, "Entrant", functools.partial(Entrant, start=start))
+    monkeypatch.setattr(speed, "measure_ceiling", lambda *_: speed.Ceiling("float32", 1e12, 1e10))
+    files = ["--json", str(tmp_path / "s.json"), "--plot", str(tmp_path / "s.png")]
+    done = CliRunner().invoke(app, ["speed", "--shape", "tiny", "--seconds", "1", *files])
+    assert done.exit_code == 0, done.output
+    rows = {row["name"]: row for row in json.loads((tmp_path / "s.json").read_text())["shapes"][0]["rows"]}
+    assert rows["trainer"]["tokens_per_second"] == pytest.approx(64 / 0.02)
+    assert rows["reference"]["trainer_overhead"]["estimate"] == pytest.approx(1.0, abs=1e-6)
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
