@@ -1,0 +1,3 @@
+"""dist"""
+
+MUTANTS: tuple = ()

@@ -1,0 +1,3 @@
+"""ds"""
+
+MUTANTS: tuple = ()

@@ -1,0 +1,3 @@
+"""fsdp"""
+
+MUTANTS: tuple = ()
