@@ -57,6 +57,7 @@ def verdict_of(test: Callable[..., None], runs: Runs, directory: Path, **argumen
         "upstream": runs.subject,
         "runs": runs,
         "tmp_path": directory,
+        "afterwards": lambda spec, call: runs.train(spec, runs.subject.in_ranks(call.__name__, afterwards=call)),
         **arguments,
     }
     test(**{name: offered[name] for name in inspect.signature(test).parameters})

@@ -11,7 +11,7 @@ from harness.scenarios import STILL, STILL_RAGGED, STILL_SHORT_WINDOW
 from harness.subjects.hf_trainer import HFTrainer
 from suites import test_acc as acc
 from suites import test_loss as loss
-from tests.faults import each, nothing, proves, replace, verdict_of
+from tests.faults import each, mutant, nothing, proves, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 SMOOTHER = "transformers.trainer_pt_utils:LabelSmoother"
@@ -105,7 +105,7 @@ def test_a_count_that_shifts_shift_labels_is_seen(runs, tmp_path, monkeypatch):
 @proves("ACC-01")
 def test_a_count_of_each_micro_batch_alone_is_seen(runs, tmp_path, monkeypatch):
     # What accumulation did before transformers 4.46: the mean over micro-batches, with a logged loss that looks right.
-    replace(TRAINER, "_get_num_items_in_batch", nothing)(monkeypatch)
+    mutant("mean-of-means")(monkeypatch)
     spec = SPLIT.but(data=acc.RAGGED)
     words = "times that of the large batch"
     fails(runs, tmp_path, acc.test_accumulated_micro_batches_train_as_the_large_batch, words, spec=spec)

@@ -178,7 +178,7 @@ MUTANTS = (
         "inference-mode-trained",
         "An adapter for inference is trained.",
         replace("peft.tuners.tuners_utils:BaseTunerLayer", "set_adapter", always_trainable),
-        cells=("API-10/inference_mode", "FRZ-12/loaded/lora"),
+        cells=("API-10/inference_mode", "FRZ-12/loaded/lora", "DIST-12/ddp-2"),
     ),
     Mutant(
         "deleted-adapter-left",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -50,9 +51,11 @@ def of_another_alpha(original, config):
     return {**original(config), "lora_alpha": 9}
 
 
+SAVED = itertools.count(1)
+
+
 def with_a_date(original, tensors, path, metadata):
-    with_a_date.count = getattr(with_a_date, "count", 0) + 1
-    return original(tensors, path, metadata={**metadata, "saved": str(with_a_date.count)})
+    return original(tensors, path, metadata={**metadata, "saved": str(next(SAVED))})
 
 
 def any_part(original, state_dict, unwanted):

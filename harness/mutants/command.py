@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -42,7 +42,7 @@ def mutants(globs: Sequence[str], module: Path | None, json: Path | None, html: 
     return int(any(one.status in ("survived", "crashed") for one in matrix.outcomes))
 
 
-def _progress(total: int):  # type: ignore[no-untyped-def]
+def _progress(total: int) -> Callable[[Outcome], None]:
     done = 0
 
     def told(outcome: Outcome) -> None:

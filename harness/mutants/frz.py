@@ -73,6 +73,10 @@ def without_the_copy(original, *args, **options):
     return {name: tensor for name, tensor in original(*args, **options).items() if "lm_head" not in name}
 
 
+def without_magnitudes(original, *args, **options):
+    return {name: tensor for name, tensor in original(*args, **options).items() if "magnitude" not in name}
+
+
 def original_trained(original, wrapper, *args, **options):
     original(wrapper, *args, **options)
     wrapper.original_module.requires_grad_(True)
@@ -165,6 +169,12 @@ MUTANTS = (
         "The adapter file lacks the trained copy of a module.",
         replace("peft.peft_model", "get_peft_model_state_dict", without_the_copy),
         cells=("FRZ-06", "CKPT-25/modules-to-save", "CKPT-21/modules-to-save*"),
+    ),
+    Mutant(
+        "magnitudes-not-saved",
+        "The adapter file of a DoRA lacks its magnitudes.",
+        replace("peft.peft_model", "get_peft_model_state_dict", without_magnitudes),
+        cells=("FRZ-08/dora", "CKPT-25/dora"),
     ),
     Mutant(
         "original-trained-beside-its-copy",

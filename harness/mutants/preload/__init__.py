@@ -6,6 +6,7 @@ have it as well, and `peft-harness repro` of a failure does.
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ class _Finder:
         return importlib.machinery.ModuleSpec(name, _Loader(), origin="harness.mutants")
 
 
-class _Loader:
+class _Loader(importlib.abc.Loader):
     def create_module(self, spec: Any) -> None:
         return None
 
