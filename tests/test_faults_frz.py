@@ -38,6 +38,12 @@ def every_adapter_trainable(original, layer, names, inference_mode=False):
         getattr(layer, part).requires_grad_(True)
 
 
+def all_frozen(original, tuner, *args, **options):
+    injected = original(tuner, *args, **options)
+    tuner.model.requires_grad_(False)
+    return injected
+
+
 def always_trainable(original, layer, names, inference_mode=False):
     return original(layer, names)
 
@@ -187,7 +193,7 @@ FAULTS = {
     "FRZ-12/trainable": (
         flags.test_an_adapter_loaded_as_trainable_trains_what_it_trained,
         {"spec": LORA},
-        mutant("second-adapter-freezes-the-first"),
+        replace(TUNER, "inject_adapter", all_frozen),
         "q_proj.lora_A.weight does not require gradients",
     ),
     "FRZ-13/reentrant": (

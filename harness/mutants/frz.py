@@ -30,7 +30,8 @@ def leaving_a_gradient(original, trainer, *args, **options):
 
 
 def absmax_drifts(original, trainer, *args, **options):
-    next(p for p in trainer.model.parameters() if hasattr(p, "quant_state")).quant_state.absmax.add_(1)
+    for packed in [p for p in trainer.model.parameters() if hasattr(p, "quant_state")][:1]:
+        packed.quant_state.absmax.add_(1)
     return original(trainer, *args, **options)
 
 
@@ -90,8 +91,10 @@ def original_unfrozen_when_disabled(original, wrapper, enabled):
 
 def first_frozen(original, tuner, *args, **options):
     """What peft 0.18 and 0.19 did: a second adapter loaded for inference froze the first as well."""
+    there = [p for name, p in tuner.model.named_parameters() if "lora_" in name or "modules_to_save" in name]
     injected = original(tuner, *args, **options)
-    tuner.model.requires_grad_(False)
+    for parameter in there:
+        parameter.requires_grad_(False)
     return injected
 
 

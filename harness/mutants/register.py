@@ -16,8 +16,26 @@ from harness.errors import UsageError
 from harness.mutants.patch import Fault, in_this_process
 
 #: Files of this package that hold mutants, each named after chapters of the contract.
-FILES = ("api", "frz", "loss", "acc", "loop", "ckpt", "emb", "io", "res", "best", "evaluation", "amp", "dist", "fsdp")
-FILES += ("ds", "qlora", "cb", "log", "hpo", "mem", "rng")
+FILES: tuple[str, ...] = (
+    *(
+        "api",
+        "frz",
+        "loss",
+        "acc",
+        "loop",
+        "ckpt",
+        "emb",
+        "io",
+        "res",
+        "best",
+        "evaluation",
+        "amp",
+        "dist",
+        "fsdp",
+        "ds",
+    ),
+    *("qlora", "cb", "log", "hpo", "mem", "rng"),
+)
 
 #: Cells that are run on every mutant: what one plain run and one of ragged rows must be, and the reference's word on it.
 COMMON = ("FRZ-02/plain", "LOSS-01/ragged", "GEN-01/llama/lora")
