@@ -4,6 +4,7 @@ import warnings
 
 import torch
 
+from harness.mutants.api import added_without_being_taken_out
 from suites import test_api_config as config
 from suites import test_api_init as init
 from suites import test_api_switch as switch
@@ -20,13 +21,6 @@ COPY = "peft.utils.other:ModulesToSaveWrapper"
 
 
 # ---- faults: what upstream does instead ----
-
-
-def added_without_being_taken_out(original, layer, *args, **options):
-    base = layer.get_base_layer()
-    before = base.weight.data.clone()
-    original(layer, *args, **options)
-    base.weight.data = before
 
 
 def not_at_zero(original, layer, name, *args, **options):

@@ -2,6 +2,7 @@
 
 import torch
 
+from harness.mutants.api import drawing, with_cache
 from harness.spec import ADD, GET
 from suites import test_api as api
 from suites import test_api_layers as layers
@@ -19,17 +20,6 @@ def one_tensor_lost(original, model, *args, **options):
     original(model, *args, **options)
     layer = model.model.layers[0].self_attn.q_proj
     torch.nn.init.zeros_(layer.lora_B[layer.active_adapters[0]].weight)
-
-
-def drawing(original, *args, **options):
-    torch.rand(1)
-    return original(*args, **options)
-
-
-def with_cache(original, trainer, *args, **options):
-    output = original(trainer, *args, **options)
-    trainer.model.config.use_cache = True
-    return output
 
 
 def with_loss_keywords(original, trainer, *args, **options):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from harness.mutants.ckpt import before, then
 from harness.spec import GET
 from suites import test_ckpt_adapters as adapters
 from suites import test_ckpt_content as content
@@ -16,27 +17,6 @@ TRAINER = "transformers.trainer:Trainer"
 
 def checkpoint_of(trainer):
     return Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-
-
-def then(act):
-    """A fault that lets upstream do its work, and then does something to the same object."""
-
-    def fault(original, self, *args, **options):
-        result = original(self, *args, **options)
-        act(self, *args)
-        return result
-
-    return fault
-
-
-def before(act):
-    """A fault that does something to the object first."""
-
-    def fault(original, self, *args, **options):
-        act(self, *args)
-        return original(self, *args, **options)
-
-    return fault
 
 
 def after(method, act):

@@ -1,5 +1,6 @@
 """Faults put into upstream, one line each, under which the checks of suites/test_emb.py must fail."""
 
+from harness.mutants.emb import whatever_is_set
 from harness.spec import GET
 from suites import test_emb as emb
 from tests.faults import each, mutant, nothing, replace, verdict_of
@@ -15,13 +16,6 @@ def always_asking(original, *args, **options):
 
     other.file_exists("", "config.json")
     return original(*args, **options)
-
-
-def whatever_is_set(original, name, file):
-    from peft.utils import other
-
-    other.file_exists(name, file)
-    return original(name, file)
 
 
 #: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.

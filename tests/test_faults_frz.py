@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from harness.mutants.api import always_trainable
 from suites import test_frz as frz
 from suites import test_frz_kinds as kinds
 from suites import test_frz_requires_grad as flags
@@ -42,10 +43,6 @@ def all_frozen(original, tuner, *args, **options):
     injected = original(tuner, *args, **options)
     tuner.model.requires_grad_(False)
     return injected
-
-
-def always_trainable(original, layer, names, inference_mode=False):
-    return original(layer, names)
 
 
 def nowhere_is_somewhere(original, config, key):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from harness.mutants.patch import COPY, PEFT, TRAINER, replace
+from harness.mutants.patch import COPY, PEFT, TRAINER, nothing, replace
 from harness.mutants.register import Mutant
 
 
@@ -82,10 +82,6 @@ def not_at_the_end(original, callback, args, state, control, **options):
 
 def deleting_the_best(original, *args, **options):
     return original(*args, **{**options, "best_model_checkpoint": None})
-
-
-def keeping_all(original, *args, **options):
-    return None
 
 
 def saving_all(trainer, *args):
@@ -221,7 +217,7 @@ MUTANTS = (
     Mutant(
         "rotation-deletes-nothing",
         "save_total_limit is passed over.",
-        replace("transformers.trainer", "rotate_checkpoints", keeping_all),
+        replace("transformers.trainer", "rotate_checkpoints", nothing),
         cells=("CKPT-13/limit-*",),
     ),
     Mutant(

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from harness.mutants.patch import ACCELERATOR, ARGUMENTS, TRAINER, replace
+from harness.mutants.patch import ACCELERATOR, ARGUMENTS, TRAINER, nothing, replace
 from harness.mutants.register import Mutant
 
 DDP = "torch.nn.parallel:DistributedDataParallel"
@@ -37,10 +37,6 @@ def one_tensor_of_its_own(original, accelerator, parameters, *args, **options):
 
 def the_same_rows(original, dataset, *args, **options):
     return original(dataset, *args, **{**options, "process_index": 0})
-
-
-def unsent(original, *args, **options):
-    return None
 
 
 def own_generator(original, trainer, output_dir):
@@ -99,7 +95,7 @@ MUTANTS = (
     Mutant(
         "adapters-of-their-own",
         "Rank 0's adapter is not sent to the others.",
-        replace("torch.nn.parallel.distributed", "_sync_module_states", unsent),
+        replace("torch.nn.parallel.distributed", "_sync_module_states", nothing),
         cells=("DIST-03",),
     ),
     Mutant(
