@@ -41,7 +41,18 @@ def unnoticed(original, handler, args, state, control, **kwargs):
     return control
 
 
+def swapped(original, handler, event, *args, **kwargs):
+    other = {"on_pre_optimizer_step": "on_optimizer_step", "on_optimizer_step": "on_pre_optimizer_step"}
+    return original(handler, other.get(event, event), *args, **kwargs)
+
+
 MUTANTS = (
+    Mutant(
+        "events-swapped",
+        "on_optimizer_step is sent before the optimizer steps, and on_pre_optimizer_step after.",
+        replace(HANDLER, "call_event", swapped),
+        cells=("CB-01/plain", "ACC-05/plain"),
+    ),
     Mutant(
         "patience-off-by-one",
         "A run stops one evaluation later than its patience.",

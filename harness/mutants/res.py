@@ -102,6 +102,18 @@ MUTANTS = (
         cells=("RES-01/step-6", "RES-01/no-dropout/step-6"),
     ),
     Mutant(
+        "schedule-not-restored",
+        "Resuming starts the schedule again.",
+        replace("torch.optim.lr_scheduler:LambdaLR", "load_state_dict", nothing),
+        cells=("RES-01/step-6", "RES-11/another_learning_rate*"),
+    ),
+    Mutant(
+        "best-forgotten",
+        "A resumed run knows of no best checkpoint from before.",
+        without(best_metric=None, best_model_checkpoint=None, best_global_step=None),
+        cells=("RES-10/evaluated-with-each-save/step-4", "BEST-01/a_best*"),
+    ),
+    Mutant(
         "adapter-not-restored",
         "Resuming goes on from the adapter as it was drawn.",
         replace(PEFT, "load_adapter", nothing),

@@ -38,6 +38,12 @@ def seed_for_data_seed(original, sampler, *args, **options):
     sampler.initial_seed = 42
 
 
+def before_the_seed(original, trainer, *args):
+    """Draws as many numbers as came before in this process: what is drawn before a seed is set depends on that."""
+    torch.rand(7)
+    return original(trainer, *args)
+
+
 CALLS: list[int] = []
 
 
@@ -59,6 +65,13 @@ MUTANTS = (
         "train() sets the seed once more.",
         replace(TRAINER, "_inner_training_loop", seeding_again),
         cells=("RNG-01",),
+    ),
+    Mutant(
+        "adapter-drawn-before-the-seed",
+        "model_init draws its adapter from a generator that is not where the seed puts it.",
+        replace(TRAINER, "call_model_init", before_the_seed),
+        cells=("RNG-01/train_seeds*", "HPO-03/learning_rate"),
+        thread="https://github.com/huggingface/trl/issues/6688",
     ),
     Mutant(
         "log-draws-a-number",
