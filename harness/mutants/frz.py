@@ -153,7 +153,7 @@ MUTANTS = (
         "output-layer-adapted-too",
         "all-linear takes in the output layer of a model that no task type names.",
         replace("peft.tuners.tuners_utils", "_maybe_include_all_linear_layers", without_the_exception),
-        cells=("FRZ-14/all-linear*", "QLORA-03"),
+        cells=("FRZ-14/all-linear", "QLORA-03/float32", "QLORA-03/nf4"),
     ),
     Mutant(
         "biases-decayed",

@@ -43,7 +43,7 @@ MUTANTS = (
         "metrics-of-training-not-logged",
         "The log does not end with the metrics of training.",
         replace(TRAINER, "log", but_the_last),
-        cells=("LOG-03/plain", "LOOP-08/*"),
+        cells=("LOG-03/plain", "LOOP-08/disable_tqdm=True"),
     ),
     Mutant(
         "tensorboard-rounded",

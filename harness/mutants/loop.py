@@ -107,13 +107,13 @@ MUTANTS = (
         "schedule-a-step-ahead",
         "The first step is made at the second step's learning rate.",
         replace(TRAINER, "create_scheduler", a_step_ahead),
-        cells=("LOOP-02/plain", "LOOP-02/cosine", "LOOP-02/warmup-decay-clip", "CKPT-08"),
+        cells=("LOOP-02/plain", "LOOP-02/cosine", "CKPT-08/plain"),
     ),
     Mutant(
         "warmup-left-out",
         "warmup_steps is taken for 0.",
         replace(ARGUMENTS, "get_warmup_steps", never_warm),
-        cells=("LOOP-03", "LOOP-02/warmup-decay-clip"),
+        cells=("LOOP-03/warmup_steps=3", "LOOP-03/warmup_steps=0.25", "LOOP-02/warmup-decay-clip"),
     ),
     Mutant(
         "norm-logged-after-clipping",
@@ -167,6 +167,6 @@ MUTANTS = (
         "training-loss-halved",
         "TrainOutput.training_loss is half of what the steps lost.",
         replace(TRAINER, "train", halved),
-        cells=("LOOP-09/plain", "LOOP-08/*", "LOG-03/plain"),
+        cells=("LOOP-09/plain", "LOOP-08/disable_tqdm=False", "LOG-03/plain"),
     ),
 )

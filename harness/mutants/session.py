@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
-import signal
 import tempfile
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +17,9 @@ import pytest
 
 from harness.errors import UsageError
 from harness.mutants import child, equivalent, usual
-from harness.mutants.child import Record, Writer
+from harness.mutants.child import Writer
 from harness.mutants.judge import HELD, Outcome, judge
+from harness.mutants.pool import Pool
 from harness.mutants.register import COMMON, Mutant, matches
 from harness.paths import SUITES
 from harness.report import Case
@@ -82,18 +80,18 @@ class _Session:
 
     def _run(self, items: list[pytest.Item]) -> Matrix:
         started = time.monotonic()
-        chosen = {one.name: [item for item in items if _takes(one, item)] for one in self.mutants}
-        cells = {cell for item in items for cell in _cells(item)}
-        for one in self.mutants:
-            for glob in one.cells:
-                if not any(matches(glob, cell) for cell in cells):
-                    raise UsageError(f"cell {glob!r} of mutant {one.name} names no case of the suites")
-        wanted = [item for item in items if any(item in found for found in map(set, chosen.values()))]
+        chosen = _choose(self.mutants, items)
+        needed = {item for found in chosen.values() for item in found}
+        wanted = [item for item in items if item in needed]
         workers = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         _warm()
         with tempfile.TemporaryDirectory(prefix="peft-harness-mutants-") as root:
-            pool = _Pool(Path(root), workers, self.limit)
+            pool = Pool(Path(root), workers, self.limit)
             baseline = list(pool.run((part, _running(part)) for part in _parts(wanted, workers * _PARTS)))
+            if broken := [fate for _, _, fate in baseline if fate]:
+                raise UsageError(
+                    f"without any mutant a process that runs the suites {broken[0]}: run `pytest {SUITES}`"
+                )
             cases = {(c.nodeid, c.clause): c for _, record, _ in baseline for c in record.cases}
             goldens = {one.spec: one for _, record, _ in baseline for one in record.trained}
             outcomes = {}
@@ -112,7 +110,7 @@ class _Session:
         ordered = [outcomes[one.name] for one in self.mutants]
         return Matrix(ordered, len(cases), unfit, workers, time.monotonic() - started)
 
-    def _compare(self, pool: _Pool, survivors: list[Outcome]) -> None:
+    def _compare(self, pool: Pool, survivors: list[Outcome]) -> None:
         """Prove survivors equivalent, or say which run of the scenario table tells them apart."""
         several = {one.mutant.chapter in equivalent.SEVERAL for one in survivors}
         kinds = ["DIST" if one else "FRZ" for one in several]
@@ -125,15 +123,24 @@ class _Session:
             outcome.differs = ", ".join(apart[:3]) or outcome.differs
 
 
-def _cells(item: pytest.Item) -> list[str]:
-    """The names by which globs of cells find a test."""
+def _choose(mutants: Sequence[Mutant], items: list[pytest.Item]) -> dict[str, list[pytest.Item]]:
+    """Mutant name -> the tests to run, in the order of the suites. UsageError where a glob names no case."""
     from harness.plugin import cases_of
 
-    return [f"{case.clause}/{case.scenario.removesuffix('/shimmed')}" for case in cases_of(item)]
-
-
-def _takes(mutant: Mutant, item: pytest.Item) -> bool:
-    return any(matches(glob, cell) for cell in _cells(item) for glob in (*mutant.cells, *COMMON))
+    cells: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        for case in cases_of(item):
+            cells.setdefault(f"{case.clause}/{case.scenario.removesuffix('/shimmed')}", []).append(index)
+    chosen = {}
+    for one in mutants:
+        found: set[int] = set()
+        for glob in (*one.cells, *COMMON):
+            named = [index for cell, indices in cells.items() if matches(glob, cell) for index in indices]
+            if not named:
+                raise UsageError(f"cell {glob!r} of mutant {one.name} names no case of the suites")
+            found.update(named)
+        chosen[one.name] = [items[index] for index in sorted(found)]
+    return chosen
 
 
 def _warm() -> None:
@@ -149,7 +156,7 @@ def _warm() -> None:
             import deepspeed  # noqa: F401
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        zygote._prepare()
+        zygote.prepare()
     gc.collect()
     gc.freeze()
 
@@ -182,57 +189,3 @@ def _digesting(chapter: str, mutant: Mutant | None = None) -> Callable[[Writer],
             write("digest", {name: value})
 
     return work
-
-
-class _Pool:
-    """Runs children, so many at a time, each in a directory below `root` that is taken away with it."""
-
-    def __init__(self, root: Path, workers: int, limit: float):
-        self.root = root
-        self.workers = workers
-        self.limit = limit
-        self._made = 0
-
-    def run(self, tasks: Iterable[tuple[Any, Callable[[Writer], Any]]]) -> Iterator[tuple[Any, Record, str]]:
-        """(the task's key, what its child left, how it ended early or "") of each task, as they end."""
-        waiting = deque(tasks)
-        going: dict[int, tuple[Any, Path, float]] = {}
-        try:
-            while waiting or going:
-                while waiting and len(going) < self.workers:
-                    key, work = waiting.popleft()
-                    self._made += 1
-                    directory = self.root / f"{self._made:04d}"
-                    going[child.start(directory, work)] = (key, directory, time.monotonic())
-                for pid, (key, directory, started) in list(going.items()):
-                    late = time.monotonic() - started > self.limit
-                    if late:
-                        _kill(pid)
-                    done, status = os.waitpid(pid, 0 if late else os.WNOHANG)
-                    if done:
-                        del going[pid]
-                        _kill(pid)  # what it has started and left
-                        record = child.read(directory)
-                        fate = _fate(record, os.waitstatus_to_exitcode(status), late)
-                        shutil.rmtree(directory, ignore_errors=True)
-                        yield key, record, fate
-                time.sleep(0.01)
-        finally:
-            for pid in going:
-                _kill(pid)
-                os.waitpid(pid, 0)
-
-
-def _fate(record: Record, status: int, late: bool) -> str:
-    where = f" in {record.running.rpartition('/')[2]}" if record.running else ""
-    if late:
-        return f"hung{where}"
-    if status < 0:
-        return f"was killed by {signal.Signals(-status).name}{where}"
-    return f"{record.error}{where}" if record.error else ""
-
-
-def _kill(pid: int) -> None:
-    for kill in (os.killpg, os.kill):  # a child that has just been forked leads no group yet
-        with suppress(ProcessLookupError, PermissionError):
-            kill(pid, signal.SIGKILL)
