@@ -1,12 +1,14 @@
 """What a mutant's cases mean beside the same cases without it, and what usual checks would have seen of its runs."""
 
 import dataclasses
+import time
 
 import pytest
 
 from harness.mutants import Mutant, nothing, replace, usual
 from harness.mutants.child import Record, Trained
 from harness.mutants.judge import CHANGED, ERROR, HELD, KILLED, UNDECIDED, Outcome, by_error, judge
+from harness.mutants.pool import Pool
 from harness.mutants.session import Matrix
 from harness.mutants.show import to_json, write_html
 from harness.report import Case
@@ -90,3 +92,17 @@ def test_the_page_has_a_cell_for_each_kill(tmp_path):
     assert page.count('<td class="k"') == 1 and "step 1: &lt;twice&gt;" in page
     assert page.index("other") < page.index("a-mutant")
     assert [one["status"] for one in to_json(matrix)["mutants"]] == ["killed", "survived"]
+
+
+def test_a_child_that_hangs_is_ended_and_told(tmp_path):
+    def hang(write):
+        write("running", "suites/test_loss.py::test_x[y]")
+        time.sleep(60)
+
+    def work(write):
+        write("digest", {"plain": "0"})
+
+    found = {key: (record, fate) for key, record, fate in Pool(tmp_path, 2, 0.5).run([("a", hang), ("b", work)])}
+    assert found["a"][1] == "hung in test_loss.py::test_x[y]"
+    assert found["b"][0].digests == {"plain": "0"} and found["b"][1] == ""
+    assert not any(tmp_path.iterdir())

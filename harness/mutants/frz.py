@@ -129,7 +129,7 @@ MUTANTS = (
         "one-lora-matrix-frozen",
         "The first lora_A does not require gradients.",
         replace(TUNER, "_mark_only_adapters_as_trainable", one_matrix_frozen),
-        cells=("FRZ-13/plain*", "FRZ-02/plain*", "RES-21/two-projections"),
+        cells=("FRZ-02/plain*", "FRZ-13/plain*", "RES-21/two-projections"),
     ),
     Mutant(
         "parameter-left-out-of-the-optimizer",

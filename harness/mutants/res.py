@@ -21,7 +21,8 @@ def skipping_the_second(original, model, path, name, **options):
 
 
 def last_by_name(original, folder):
-    return os.path.join(folder, max(name for name in os.listdir(folder) if name.startswith("checkpoint-")))
+    names = [name for name in os.listdir(folder) if name.startswith("checkpoint-")]
+    return os.path.join(folder, max(names)) if names else None
 
 
 def resuming_anyway(original, trainer, resume_from_checkpoint=None, **options):
@@ -111,7 +112,7 @@ MUTANTS = (
         "best-forgotten",
         "A resumed run knows of no best checkpoint from before.",
         without(best_metric=None, best_model_checkpoint=None, best_global_step=None),
-        cells=("RES-10/evaluated-with-each-save/step-4", "BEST-01/a_best*"),
+        cells=("BEST-01/a_best*", "RES-10/evaluated-with-each-save/step-4"),
     ),
     Mutant(
         "adapter-not-restored",

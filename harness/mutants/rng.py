@@ -70,7 +70,7 @@ MUTANTS = (
         "adapter-drawn-before-the-seed",
         "model_init draws its adapter from a generator that is not where the seed puts it.",
         replace(TRAINER, "call_model_init", before_the_seed),
-        cells=("RNG-01/train_seeds*", "HPO-03/learning_rate"),
+        cells=("HPO-03/learning_rate", "RNG-01/train_seeds*"),
         thread="https://github.com/huggingface/trl/issues/6688",
     ),
     Mutant(
@@ -107,6 +107,6 @@ MUTANTS = (
         "dropout-of-the-process",
         "Dropout masks depend on how many steps the process has made before.",
         replace(TRAINER, "training_step", another_seed_each_time),
-        cells=("DIST-01/repeated", "RES-01/step-6", "RNG-03/plain"),
+        cells=("RES-01/step-6", "RNG-03/plain", "DIST-01/repeated"),
     ),
 )

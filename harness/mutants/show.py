@@ -88,8 +88,10 @@ def summary(matrix: Matrix) -> str:
     became = Counter(outcome.status for outcome in matrix.outcomes)
     clauses = {clause for outcome in matrix.outcomes for clause in outcome.count(KILLED)}
     parts = [f"{became[status]} {status}" for status in ORDER[::-1] if became[status]]
+    errors = sum(sum(outcome.count(ERROR).values()) for outcome in matrix.outcomes)
     return (
-        f"{len(matrix.outcomes)} mutants: {', '.join(parts)}; by {len(clauses)} clauses, "
+        f"{len(matrix.outcomes)} mutants: {', '.join(parts)}; by {len(clauses)} clauses, not counting {errors} cases that "
+        f"fail by an error alone; "
         f"{sum(len(one.seen) for one in matrix.outcomes)} mutated cases of {matrix.cases}; "
         f"{matrix.seconds:.0f} s, {matrix.workers} at a time"
     )
