@@ -219,6 +219,19 @@ def clauses(
 
 
 @app.command()
+def mutants(
+    mutant: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="These mutants only.")] = None,
+    module: Annotated[Path | None, typer.Option(metavar="FILE", help="Your own mutants instead.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the matrix as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the matrix as a page.")] = None,
+) -> None:
+    """Can the suites fail? Put faults into upstream, one at a time. 0 all are caught, 1 one is not, 2 could not run."""
+    from harness.mutants import command
+
+    raise typer.Exit(command.mutants(mutant or [], module, json, html))
+
+
+@app.command()
 def train(
     model: Annotated[Path | None, typer.Option(help="A model directory (save_pretrained) with a tokenizer.")] = None,
     data: Annotated[

@@ -212,6 +212,16 @@ def scenario(item: pytest.Item) -> str:
     return callspec.id if callspec is not None else item.name.removeprefix("test_")
 
 
+def cases_of(item: pytest.Item) -> list[Case]:
+    """The cases that a collected test will judge."""
+    return item.stash.get(_CASES, [])
+
+
+def judged(config: pytest.Config) -> list[Case]:
+    """The cases that have been judged so far."""
+    return config.stash[_STATE].cases
+
+
 def _is_shimmed(item: pytest.Item, device: str) -> bool:
     """Whether a case trains with shims of ours in place of a device (see `harness.shims`)."""
     values = getattr(item, "callspec", None)

@@ -6,6 +6,7 @@ import gc
 import itertools
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from harness import subjects
@@ -13,6 +14,9 @@ from harness.damage import apply
 from harness.spec import RunSpec
 from harness.subjects import Subject
 from harness.trace import Trace
+
+#: Called with the subject's name and each trace that this process has trained.
+listeners: list[Callable[[str, Trace], None]] = []
 
 
 class Runs:
@@ -48,6 +52,8 @@ class Runs:
         trace = subject.train(spec, directory)
         self.seconds += time.perf_counter() - started
         self.made += 1
+        for listener in listeners:
+            listener(subject.name, trace)
         if not again:
             self._traces[key] = trace
         # accelerate collects garbage at the start of each run, and would look through all traces for it, each time.

@@ -48,7 +48,7 @@ def main(channel: socket.socket, preloads: list[str], owner: int) -> None:
         try:
             group = ranks.receive(channel)
             if not (refusal or prepared):
-                _prepare()
+                prepare()
                 prepared = True
             _import(group)
             ranks.send(channel, refusal or serve(group, channel, owner))
@@ -56,7 +56,7 @@ def main(channel: socket.socket, preloads: list[str], owner: int) -> None:
             return
 
 
-def _prepare() -> None:
+def prepare() -> None:
     """Do once what every rank would do at first use: imports, and the tables that injecting an adapter makes (1.5 s)."""
     import torch.distributed.checkpoint
     import torch.distributed.fsdp  # noqa: F401

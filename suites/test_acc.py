@@ -29,6 +29,7 @@ def large_batch(spec):
             "ragged": SPLIT.but(data=RAGGED),
             "ragged-5": SPLIT.but(data=RAGGED, gradient_accumulation_steps=5),
             "ragged-adamw": SPLIT.but(data=RAGGED, optim=None),
+            "clipped": SPLIT.but(max_grad_norm=0.1),
         }
     )
 )

@@ -147,7 +147,7 @@ def test_a_mixed_model_gets_a_policy(mixed, upstream, judge):
 
 
 @pytest.mark.clause("FSDP-13")
-@over(FSDP)
+@over(FSDP | {"nothing-saved": DEFAULTS})
 def test_what_asked_for_fsdp_is_sharded(trace, judge):
     judge(several.sharded(trace))
 

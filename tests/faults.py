@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from fixtures.models import load_object
+from harness.mutants.patch import Fault, in_this_process, nothing, replace
+from harness.mutants.register import mutants
 from harness.runs import Runs
 from harness.verdict import Verdict
+
+__all__ = ["each", "in_this_process", "mutant", "nothing", "proves", "replace", "verdict_of"]
 
 #: Clauses whose check did not hold since the test in hand began; tests/conftest.py compares them with what it proves.
 FAILED: set[str] = set()
@@ -56,6 +57,7 @@ def verdict_of(test: Callable[..., None], runs: Runs, directory: Path, **argumen
         "upstream": runs.subject,
         "runs": runs,
         "tmp_path": directory,
+        "afterwards": lambda spec, call: runs.train(spec, runs.subject.in_ranks(call.__name__, afterwards=call)),
         **arguments,
     }
     test(**{name: offered[name] for name in inspect.signature(test).parameters})
@@ -64,33 +66,6 @@ def verdict_of(test: Callable[..., None], runs: Runs, directory: Path, **argumen
     return verdicts[0]
 
 
-def nothing(*args: Any, **kwargs: Any) -> None:
-    """In place of a function that upstream calls for its effect."""
-
-
-def replace(owner: str, name: str, fault: Callable[..., Any]) -> Callable[[Any], None]:
-    """Puts `fault` in place of a function, given pytest's monkeypatch.
-
-    owner: "module", or "module:class" for a method. fault: called with the original first, then with its arguments; one
-    for the ranks of a run is a function of a module, by which name they find it.
-    """
-
-    put: Any = functools.partial(_put, owner, name, fault)
-    put.__name__ = f"replace_{name}"
-    where = f"{owner.partition(':')[2] or owner}.{name}"
-    how = "" if "<" in fault.__name__ else f": {fault.__name__.replace('_', ' ').strip()}"
-    put.fault = f"{where} does nothing" if fault is nothing else f"{where} replaced{how}"
-    return put
-
-
-def _put(owner: str, name: str, fault: Callable[..., Any], monkeypatch: Any) -> None:
-    target = load_object(owner) if ":" in owner else importlib.import_module(owner)
-    original = getattr(target, name)
-    function = functools.wraps(original)(lambda *args, **kwargs: fault(original, *args, **kwargs))
-    bound = isinstance(inspect.getattr_static(target, name), classmethod)
-    monkeypatch.setattr(target, name, staticmethod(function) if bound else function)
-
-
-def in_this_process(put: Callable[[Any], None]) -> None:
-    """Put a fault of `replace` into this process for good: what each rank of a run in several processes does."""
-    put(pytest.MonkeyPatch())
+def mutant(name: str) -> Fault:
+    """The fault of a mutant (harness/mutants/), given pytest's monkeypatch."""
+    return mutants()[name].put

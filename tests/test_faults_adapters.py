@@ -4,6 +4,7 @@ import warnings
 
 import torch
 
+from harness.mutants.api import added_without_being_taken_out
 from suites import test_api_config as config
 from suites import test_api_init as init
 from suites import test_api_switch as switch
@@ -11,23 +12,15 @@ from suites import test_best as best
 from suites import test_emb as emb
 from suites import test_io as io
 from suites import test_res_equal as res
-from tests.faults import each, nothing, replace, verdict_of
+from tests.faults import each, mutant, nothing, replace, verdict_of
 
 LORA = "peft.tuners.lora.layer:LoraLayer"
 TUNER = "peft.tuners.tuners_utils:BaseTuner"
 PEFT = "peft:PeftModel"
 COPY = "peft.utils.other:ModulesToSaveWrapper"
-LLAMA = "transformers:LlamaForCausalLM"
 
 
 # ---- faults: what upstream does instead ----
-
-
-def added_without_being_taken_out(original, layer, *args, **options):
-    base = layer.get_base_layer()
-    before = base.weight.data.clone()
-    original(layer, *args, **options)
-    base.weight.data = before
 
 
 def not_at_zero(original, layer, name, *args, **options):
@@ -60,10 +53,6 @@ def without_its_tensors(original, tuner, model, name, **options):
     return original(tuner, model, name, **options)
 
 
-def every_copy_stays_active(original, wrapper, names, inference_mode=False):
-    return original(wrapper, names, inference_mode) if names else None
-
-
 def whatever_is_chosen(original, model, directory, selected_adapters=None, **options):
     return original(model, directory, **options)
 
@@ -94,10 +83,6 @@ def always_of_peft(original, trainer, *args, **options):
         card.write(text.replace("library_name: transformers", "library_name: peft"))
 
 
-def second_left_as_it_is(original, model, path, name, **options):
-    return None if name == "second" else original(model, path, name, **options)
-
-
 def apart(original, tuner, *args, **options):
     original(tuner, *args, **options)
     head = tuner.model.lm_head
@@ -115,7 +100,7 @@ FAULTS = {
     "API-16/moved": (
         init.test_what_is_moved_into_the_adapter_is_taken_from_the_base,
         {"spec": init.MOVED["pissa"]},
-        replace(LORA, "pissa_init", added_without_being_taken_out),
+        mutant("pissa-not-taken-out"),
         "logits differs by",
     ),
     "API-16/zero": (
@@ -193,13 +178,13 @@ FAULTS = {
     "API-20/copies": (
         switch.test_the_active_adapter_computes_alone,
         {"first": switch.PAIRS["first-head"][0], "second": switch.PAIRS["first-head"][1]},
-        replace(COPY, "set_adapter", every_copy_stays_active),
+        mutant("copies-stay-active"),
         "logits with the second",
     ),
     "API-20/prompts": (
         switch.test_the_active_adapter_computes_alone,
         {"first": switch.PAIRS["prompt-tuning"][0], "second": switch.PAIRS["prompt-tuning"][1]},
-        replace(PEFT, "set_adapter", nothing),
+        mutant("prompts-not-switched"),
         "logits with the second",
     ),
     "API-20/saved": (
@@ -217,7 +202,7 @@ FAULTS = {
     "API-21": (
         switch.test_checkpointing_that_was_undone_leaves_the_run,
         {"spec": switch.PLAIN.but(adapter={"route": "add_adapter"})},
-        replace(LLAMA, "disable_input_require_grads", nothing),
+        mutant("gradients-of-inputs-left-on"),
         "1 more hook",
     ),
     "API-13/heads": (
@@ -247,7 +232,7 @@ FAULTS = {
     "RES-17": (
         res.test_of_two_active_adapters_both_are_restored_and_the_first_goes_on,
         {},
-        replace(PEFT, "load_adapter", second_left_as_it_is),
+        mutant("second-adapter-not-restored"),
         "differs by",
     ),
     "EMB-06": (

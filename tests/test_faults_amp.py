@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from suites import test_amp as amp
-from tests.faults import each, nothing, replace, verdict_of
+from tests.faults import each, mutant, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 ARGUMENTS = ("transformers:TrainingArguments", "__post_init__")
@@ -13,24 +13,8 @@ ARGUMENTS = ("transformers:TrainingArguments", "__post_init__")
 # ---- faults: what upstream does instead ----
 
 
-def without_autocast(original, accelerator, *args, **options):
-    accelerator.native_amp = False
-    return original(accelerator, *args, **options)
-
-
-def as_they_are(original, forward):
-    return forward
-
-
 def in_bfloat16(original, *args, **options):
     return {name: tensor.bfloat16() for name, tensor in original(*args, **options).items()}
-
-
-def unchecked(original, arguments):
-    asked = {name: getattr(arguments, name) for name in ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval")}
-    vars(arguments).update(dict.fromkeys(asked, False))
-    original(arguments)
-    vars(arguments).update(asked)
 
 
 def as_if_alone(original, trainer, *args, **options):
@@ -52,31 +36,31 @@ FAULTS = {
     "AMP-01/autocast": (
         amp.test_bf16_computes_what_autocast_does,
         {"trace": amp.BF16},
-        replace("accelerate:Accelerator", "prepare_model", without_autocast),
+        mutant("autocast-off"),
         "step 1: the model returned",
     ),
     "AMP-01/adapter": (
         amp.test_bf16_keeps_the_adapter_in_float32,
         {"trace": BASE},
-        replace("peft.tuners.tuners_utils:BaseTuner", "_cast_adapter_dtype", nothing),
+        mutant("adapter-in-half-precision"),
         "step 1: the gradient: 8 tensors are not float32",
     ),
     "AMP-01/files": (
         amp.test_bf16_keeps_the_adapter_in_float32,
         {"trace": amp.BF16},
-        replace("peft.peft_model", "get_peft_model_state_dict", in_bfloat16),
+        mutant("adapter-saved-in-half-precision"),
         "checkpoint-1: 8 tensors are not float32",
     ),
     "AMP-01/outputs": (
         amp.test_bf16_returns_float32,
         {"spec": amp.BF16},
-        replace("accelerate.accelerator", "convert_outputs_to_fp32", as_they_are),
+        mutant("outputs-left-in-half-precision"),
         "besides: ['torch.bfloat16']",
     ),
     "AMP-04/upcast": (
         amp.test_an_adapter_is_upcast_by_get_peft_model_only,
         {"trace": amp.half("float16")["float16"]},
-        replace("peft.tuners.tuners_utils:BaseTuner", "_cast_adapter_dtype", nothing),
+        mutant("adapter-in-half-precision"),
         "the adapter before training: 8 tensors are not float32",
     ),
     "AMP-04/files": (
@@ -88,13 +72,13 @@ FAULTS = {
     "AMP-09/two": (
         amp.test_two_half_precisions_are_refused,
         {"changes": {"fp16": True, "bf16": True}, "words": "At most one"},
-        replace(*ARGUMENTS, unchecked),
+        mutant("precision-not-checked"),
         "raised nothing",
     ),
     "AMP-09/device": (
         amp.test_bf16_without_a_device_for_it_is_refused,
         {"argument": "bf16"},
-        replace(*ARGUMENTS, unchecked),
+        mutant("precision-not-checked"),
         "raised nothing",
     ),
     "AMP-09/training": (

@@ -2,53 +2,18 @@
 
 import torch
 
+from harness.mutants.api import drawing, with_cache
 from harness.spec import ADD, GET
 from suites import test_api as api
 from suites import test_api_layers as layers
 from suites import test_api_manage as manage
-from tests.faults import each, nothing, replace, verdict_of
+from tests.faults import each, mutant, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 LLAMA = "transformers:LlamaForCausalLM"
-TUNER = "peft.tuners.lora.layer:LoraLayer"
-LINEAR = "peft.tuners.lora.layer:Linear"
 
 
 # ---- faults: what upstream does instead ----
-
-
-def not_unwrapped(original, model):
-    return model
-
-
-def no_columns_known(original, trainer):
-    trainer._signature_columns = ["labels"]
-
-
-def every_column_kept(original, trainer, collator, description=None):
-    return collator
-
-
-def not_from_zero(original, layer, name, *args, **options):
-    original(layer, name, *args, **options)
-    for module in layer.lora_B.values():
-        torch.nn.init.constant_(module.weight, 1e-6)
-
-
-def drawn_from_another_range(original, layer, name, *args, **options):
-    original(layer, name, *args, **options)
-    for module in layer.lora_A.values():
-        module.weight.data.mul_(2)
-
-
-def without_scaling(original, layer, x, *args, **options):
-    name = layer.active_adapters[0]
-    return layer.base_layer(x) + layer.lora_B[name](layer.lora_A[name](layer.lora_dropout[name](x)))
-
-
-def without_dropout(original, layer, *args, **options):
-    layer.lora_dropout.eval()
-    return original(layer, *args, **options)
 
 
 def one_tensor_lost(original, model, *args, **options):
@@ -57,32 +22,13 @@ def one_tensor_lost(original, model, *args, **options):
     torch.nn.init.zeros_(layer.lora_B[layer.active_adapters[0]].weight)
 
 
-def drawing(original, *args, **options):
-    torch.rand(1)
-    return original(*args, **options)
-
-
-def with_cache(original, trainer, *args, **options):
-    output = original(trainer, *args, **options)
-    trainer.model.config.use_cache = True
-    return output
-
-
 def with_loss_keywords(original, trainer, *args, **options):
     original(trainer, *args, **options)
     trainer.model_accepts_loss_kwargs = True
 
 
-def always_trainable(original, layer, names, inference_mode=False):
-    return original(layer, names)
-
-
 def under_another_name(original, model, name, config):
     return original(model, "another", config)
-
-
-def first_alone(original, model, name):
-    return original(model, "default")
 
 
 def added_under_another_name(original, model, config, adapter_name=None):
@@ -98,13 +44,13 @@ FAULTS = {
     "API-01/columns": (
         api.test_the_base_is_found_in_whatever_holds_it,
         {"spec": api.PLAIN, "compiled": False},
-        replace(TRAINER, "_set_signature_columns_if_needed", no_columns_known),
+        mutant("columns-of-the-wrapper"),
         "the batch lacks input_ids",
     ),
     "API-01/labels": (
         api.test_the_base_is_found_in_whatever_holds_it,
         {"spec": api.MIXED, "compiled": False},
-        replace("transformers.trainer", "unwrap_peft_model", not_unwrapped),
+        mutant("base-not-unwrapped"),
         "label_names is [], expected ['labels']",
     ),
     "API-01/mixed": (
@@ -116,7 +62,7 @@ FAULTS = {
     "API-02/fresh": (
         layers.test_a_fresh_lora_is_an_identity,
         {"spec": layers.PLAIN},
-        replace(TUNER, "reset_lora_parameters", not_from_zero),
+        mutant("fresh-adapter-not-zero"),
         "logits differs by",
     ),
     "API-02/disabled": (
@@ -128,37 +74,37 @@ FAULTS = {
     "API-03": (
         layers.test_an_adapter_is_drawn_from_its_seed,
         {"trace": layers.PLAIN},
-        replace(TUNER, "reset_lora_parameters", drawn_from_another_range),
+        mutant("adapter-drawn-from-another-range"),
         "lora_A.weight differs by",
     ),
     "API-04/scaling": (
         layers.test_a_layer_adds_its_scaled_adapter,
         {"spec": layers.PLAIN, "scaling": 2.0},
-        replace(LINEAR, "forward", without_scaling),
+        mutant("scaling-left-out"),
         "the layer's output differs by",
     ),
     "API-04/dropout": (
         layers.test_dropout_is_of_the_adapters_input_alone,
         {"route": GET},
-        replace(LINEAR, "forward", without_dropout),
+        mutant("dropout-off"),
         "in training mode differs by",
     ),
     "API-05": (
         api.test_both_routes_are_one_run,
         {"spec": api.PLAIN},
-        replace(LLAMA, "add_adapter", drawing),
+        mutant("routes-draw-differently"),
         "step 1: gradients of",
     ),
     "API-06/columns": (
         api.test_columns_are_those_that_the_bases_forward_takes,
         {"spec": api.PLAIN, "taken": "position_ids"},
-        replace(TRAINER, "_get_collator_with_removed_columns", every_column_kept),
+        mutant("unknown-columns-kept"),
         "the batch has source, which forward() does not take",
     ),
     "API-06/not-given": (
         api.test_a_base_with_loss_keywords_is_given_the_number_of_items,
         {"spec": api.PLAIN},
-        replace(TRAINER, "_get_num_items_in_batch", nothing),
+        mutant("mean-of-means"),
         "False, expected True",
     ),
     "API-06/given": (
@@ -176,13 +122,13 @@ FAULTS = {
     "API-07/train": (
         api.test_the_cache_is_switched_as_the_arguments_say,
         {"spec": api.BRIEF, "use_cache": False},
-        replace(TRAINER, "train", with_cache),
+        mutant("cache-left-on"),
         "train(): True, expected False",
     ),
     "API-08/add_adapter": (
         api.test_which_of_two_adapters_is_trained,
         {"spec": api.ADDED, "trained": "second"},
-        replace(LLAMA, "set_adapter", first_alone),
+        mutant("adapter-not-switched"),
         "adapter 'default': model.layers.0.self_attn.q_proj.lora_B.weight has moved",
     ),
     "API-08/get_peft_model": (
@@ -200,13 +146,13 @@ FAULTS = {
     "API-09/unknown": (
         api.test_activating_an_unknown_adapter_is_refused,
         {"spec": api.ADDED, "names": "second"},
-        replace(LLAMA, "set_adapter", nothing),
+        mutant("unknown-adapter-activated"),
         "raised nothing",
     ),
     "API-09/none": (
         api.test_activating_an_adapter_before_one_is_added_is_refused,
         {},
-        replace(LLAMA, "set_adapter", nothing),
+        mutant("unknown-adapter-activated"),
         "raised nothing",
     ),
     "API-09/not-a-config": (
@@ -218,7 +164,7 @@ FAULTS = {
     "API-10/inference_mode": (
         api.test_an_adapter_for_inference_does_not_train,
         {"spec": api.BRIEF.but(lora={"inference_mode": True})},
-        replace("peft.tuners.tuners_utils:BaseTunerLayer", "set_adapter", always_trainable),
+        mutant("inference-mode-trained"),
         "raised nothing",
     ),
     "API-10/loaded": (
@@ -260,13 +206,13 @@ FAULTS = {
     "API-13/one": (
         manage.test_deleting_takes_out_one_adapter_and_leaves_the_other,
         {"names": "second"},
-        replace("peft.functional", "delete_adapter", nothing),
+        mutant("deleted-adapter-left"),
         "q_proj.lora_A.second.weight is left",
     ),
     "API-13/last": (
         manage.test_without_its_last_adapter_a_model_is_the_base_and_takes_a_new_one,
         {},
-        replace("peft.functional", "delete_adapter", nothing),
+        mutant("deleted-adapter-left"),
         "logits of the base",
     ),
     "API-14/loaded": (

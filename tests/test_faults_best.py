@@ -4,30 +4,13 @@ import pytest
 
 from harness.spec import ADD
 from suites import test_best as best
-from tests.faults import each, nothing, replace, verdict_of
+from tests.faults import each, mutant, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 LOAD = ("peft:PeftModel", "load_adapter")
 
 
 # ---- faults: what upstream does instead ----
-
-
-def upside_down(original, trainer, *args, **options):
-    trainer.args.greater_is_better ^= True
-    new = original(trainer, *args, **options)
-    trainer.args.greater_is_better ^= True
-    return new
-
-
-def left_in_training_mode(original, model, *args, **options):
-    original(model, *args, **options)
-    model.train()
-
-
-def frozen(original, model, *args, **options):
-    original(model, *args, **options)
-    model.requires_grad_(False)
 
 
 def without_explanation(original, trainer):
@@ -45,55 +28,55 @@ FAULTS = {
     "BEST-01/not-loaded": (
         best.test_training_ends_with_the_best_adapter,
         {"trace": best.LOWEST},
-        replace(*LOAD, nothing),
+        mutant("adapter-not-restored"),
         "the adapter at the end is not that of checkpoint-2, but that of checkpoint-8",
     ),
     "BEST-01/worst": (
         best.test_training_ends_with_the_best_adapter,
         {"trace": best.LOWEST},
-        replace(TRAINER, "_determine_best_metric", upside_down),
+        mutant("worst-for-best"),
         "best_model_checkpoint is",
     ),
     "BEST-01/evaluated": (
         best.test_an_evaluation_afterwards_returns_the_best_metric,
         {"spec": best.LOWEST},
-        replace(*LOAD, nothing),
+        mutant("adapter-not-restored"),
         "of steps [2]",
     ),
     "BEST-01/interrupted": (
         best.test_a_best_checkpoint_from_before_an_interruption_is_loaded,
         {},
-        replace(TRAINER, "_load_best_model", nothing),
+        mutant("last-instead-of-best"),
         "differs by",
     ),
     "BEST-02": (
         best.test_a_run_through_add_adapter_ends_with_the_best_adapter,
         {"trace": best.LOWEST.but(adapter={"route": ADD})},
-        replace(TRAINER, "_load_best_model", nothing),
+        mutant("last-instead-of-best"),
         "the adapter at the end is not that of checkpoint-2, but that of checkpoint-8",
     ),
     "BEST-03": (
         best.test_an_adapter_of_another_name_ends_as_the_best,
         {"trace": best.LOWEST.but(adapter={"name": "foo"})},
-        replace(TRAINER, "_load_best_model", nothing),
+        mutant("last-instead-of-best"),
         "the adapter at the end is not that of checkpoint-2, but that of checkpoint-8",
     ),
     "BEST-04/mode": (
         best.test_the_model_is_left_ready_for_inference,
         {"spec": best.LOWEST},
-        replace(*LOAD, left_in_training_mode),
+        mutant("best-left-in-training-mode"),
         "modules are in training mode, the model first",
     ),
     "BEST-04/gradients": (
         best.test_the_model_is_left_ready_for_inference,
         {"spec": best.LOWEST},
-        replace(*LOAD, frozen),
+        mutant("best-left-frozen"),
         "lora_A.default.weight no longer requires gradients",
     ),
     "BEST-05/first": (
         best.test_of_two_active_adapters_the_first_is_loaded_and_that_is_said,
         {},
-        replace(*LOAD, nothing),
+        mutant("adapter-not-restored"),
         "[]",
     ),
     "BEST-05/warning": (

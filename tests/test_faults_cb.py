@@ -3,6 +3,7 @@
 import pytest
 
 from harness import subjects
+from harness.mutants.cb import unnoticed
 from harness.runs import Runs
 from harness.search import search
 from harness.warm import warm
@@ -10,7 +11,7 @@ from suites import test_cb as cb
 from suites import test_hpo as hpo
 from suites import test_log as log
 from suites import test_mem as mem
-from tests.faults import each, nothing, replace, verdict_of
+from tests.faults import each, mutant, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 HANDLER = "transformers.trainer_callback:CallbackHandler"
@@ -45,98 +46,14 @@ def checked(runs, tmp_path, capsys):
 # ---- faults: what upstream does instead ----
 
 
-def unnoticed(original, handler, args, state, control, **kwargs):
-    return control
-
-
-def lenient(original, callback, *args):
-    callback.early_stopping_threshold -= 0.125
-    original(callback, *args)
-    callback.early_stopping_threshold += 0.125
-
-
-def restoring_always(original, trainer):
-    trainer.args.restore_callback_states_from_checkpoint = True
-    original(trainer)
-
-
-def wrapping(original, handler, *args, **kwargs):
-    import torch
-
-    kept, handler.model = handler.model, torch.nn.Sequential(handler.model)
-    try:
-        return original(handler, *args, **kwargs)
-    finally:
-        handler.model = kept
-
-
-def unwarned(original, handler, callback):
-    handler.callbacks.append(callback() if isinstance(callback, type) else callback)
-
-
-def without_norm(original, trainer, logs, *args):
-    logs.pop("grad_norm", None)
-    original(trainer, logs, *args)
-
-
-def since_the_start(original, trainer, *args, **kwargs):
-    trainer._globalstep_last_logged = 0
-    original(trainer, *args, **kwargs)
-
-
-def but_the_last(original, trainer, logs, *args):
-    if "train_loss" not in logs:
-        original(trainer, logs, *args)
-
-
-def rounding(original, callback, args, state, control, logs=None, **kwargs):
-    rounded = {name: round(value, 3) for name, value in logs.items()}
-    original(callback, args, state, control, logs=rounded, **kwargs)
-
-
 def without_directory(original, callback, *args, **kwargs):
     callback.logging_dir = None
     original(callback, *args, **kwargs)
 
 
-def without_trial(original, trainer, trial=None):
-    return original(trainer, None)
-
-
-def numbered(original, *args, **kwargs):
-    best = original(*args, **kwargs)
-    return best._replace(run_id=int(best.run_id))
-
-
-def quickest(original, metrics):
-    return metrics["eval_runtime"]
-
-
 def applying(original, trainer, trial):
     trainer.args.learning_rate = trial.params["learning_rate"]
     original(trainer, trial)
-
-
-def putting_back(original, trainer, **options):
-    kept = trainer.args.learning_rate
-    best = original(trainer, **options)
-    trainer.args.learning_rate = kept
-    return best
-
-
-def holding(original, state, loader):
-    KEPT.append(loader)
-    original(state, loader)
-
-
-def hoarding(original, *args, **kwargs):
-    KEPT.append(original(*args, **kwargs).repeat(1000))
-    return KEPT[-1][0]
-
-
-def unfreezing(original, trainer, *args):
-    trainer.model.requires_grad_(True)
-    return original(trainer, *args)
 
 
 TWICE = {"metrics": [1.0, 1.5, 2.0, 9.0], "steps": 3}
@@ -146,7 +63,7 @@ FAULTS = {
     "CB-01": (
         cb.test_events_come_in_the_order_of_the_loop,
         {"trace": cb.SHORT_WINDOW},
-        replace(HANDLER, "on_substep_end", unnoticed),
+        mutant("substep-not-told"),
         "event 5 is pre_optimizer_step, expected substep_end, after train_begin, epoch_begin, step_begin",
     ),
     "CB-02/count": (
@@ -158,7 +75,7 @@ FAULTS = {
     "CB-02/threshold": (
         cb.test_a_gain_counts_only_above_the_threshold,
         TWICE,
-        replace(EARLY_STOPPING, "check_metric_value", lenient),
+        mutant("threshold-not-kept"),
         "4",
     ),
     "CB-02/refusal": (
@@ -170,25 +87,25 @@ FAULTS = {
     "CB-03/restored": (
         cb.test_a_flat_run_resumed_at_step_4_stops_later_unless_its_counter_is_restored,
         {"kept": True, "last": 8},
-        replace(TRAINER, "_load_callback_state", nothing),
+        mutant("counter-not-restored"),
         "the run stopped at step 10, expected 8",
     ),
     "CB-03/by-default": (
         cb.test_the_counter_of_a_resumed_run,
         {"kept": False},
-        replace(TRAINER, "_load_callback_state", restoring_always),
+        mutant("counter-always-restored"),
         "the last step is 8, expected 20: patience is 3, the count 1 at step 6, 2 at step 8",
     ),
     "CB-04": (
         cb.test_callbacks_are_given_the_model_itself_and_what_trains_it,
         {"spec": cb.PLAIN.but(max_steps=1)},
-        replace(HANDLER, "call_event", wrapping),
+        mutant("callbacks-given-a-wrapper"),
         "model is Sequential at",
     ),
     "CB-05/warning": (
         cb.test_a_second_callback_of_a_class_is_warned_of_and_used,
         {},
-        replace(HANDLER, "add_callback", unwarned),
+        mutant("second-callback-not-warned-of"),
         "[]",
     ),
     "CB-05/count": (
@@ -200,13 +117,13 @@ FAULTS = {
     "LOG-01/keys": (
         log.test_an_entry_for_each_logging_step_has_the_mean_loss_since_the_one_before,
         {"trace": log.SHORT},
-        replace(TRAINER, "log", without_norm),
+        mutant("norm-not-logged"),
         "entry of step 1 lacks grad_norm",
     ),
     "LOG-01/mean": (
         log.test_an_entry_for_each_logging_step_has_the_mean_loss_since_the_one_before,
         {"trace": log.LOGGED["each-third-step"]},
-        replace(TRAINER, "_maybe_log_save_evaluate", since_the_start),
+        mutant("logged-loss-since-the-start"),
         "the mean of its 3 steps is",
     ),
     "LOG-01/tokens": (
@@ -218,7 +135,7 @@ FAULTS = {
     "LOG-02/values": (
         log.test_tensorboard_has_what_log_history_has,
         {"spec": log.SHORT.but(report_to=["tensorboard"])},
-        replace(TENSORBOARD, "on_log", rounding),
+        mutant("tensorboard-rounded"),
         "train/loss: (1, 5.",
     ),
     "LOG-02/directory": (
@@ -230,49 +147,49 @@ FAULTS = {
     "LOG-03": (
         log.test_the_last_entry_is_the_metrics_of_training,
         {"trace": log.SHORT},
-        replace(TRAINER, "log", but_the_last),
+        mutant("metrics-of-training-not-logged"),
         "the last entry lacks train_runtime",
     ),
     "LOG-04": (
         log.test_the_console_shows_each_entry,
         {"disable_tqdm": True},
-        replace("transformers.trainer_callback:PrinterCallback", "on_log", nothing),
+        mutant("console-silent"),
         "0 entries on standard output",
     ),
     "HPO-01/model_init": (
         hpo.test_model_init_makes_the_adapters_of_each_trial,
         {"spec": hpo.SHORT},
-        replace(TRAINER, "call_model_init", without_trial),
+        mutant("model-init-without-its-trial"),
         "model_init was called for [None, None, None, None]",
     ),
     "HPO-01/best": (
         hpo.test_the_best_run_is_the_trial_with_the_lowest_eval_loss,
         {},
-        replace("transformers.hyperparameter_search", "run_hp_search_optuna", numbered),
+        mutant("best-run-numbered"),
         "run_id is",
     ),
     "HPO-02": (
         hpo.test_each_trial_saves_adapters_below_a_directory_of_its_own,
         {"spec": hpo.SHORT.but(save_strategy="steps", save_steps=2)},
-        replace(TRAINER, "_get_output_dir", without_trial),
+        mutant("trials-save-into-one-directory"),
         "run-0/checkpoint-2 is missing",
     ),
     "HPO-03": (
         hpo.test_a_trial_trains_as_a_run_of_its_own_would,
         {"values": {"learning_rate": [1e-3]}},
-        replace(TRAINER, "_hp_search_setup", nothing),
+        mutant("trial-not-applied"),
         "step 1: learning rates [0.01, 0.01], expected [0.001, 0.001]",
     ),
     "HPO-04": (
         hpo.test_the_default_objective_is_eval_loss,
         {},
-        replace("transformers.trainer", "default_compute_objective", quickest),
+        mutant("objective-is-the-time"),
         "eval_runtime, not",
     ),
     "HPO-05/reported": (
         hpo.test_every_evaluation_is_reported,
         {},
-        replace(TRAINER, "_report_to_hp_search", nothing),
+        mutant("evaluations-not-reported"),
         "reported {}, evaluated {2:",
     ),
     "HPO-05/train_end": (
@@ -296,7 +213,7 @@ FAULTS = {
     "HPO-07/kept": (
         hpo.test_arguments_keep_the_values_of_the_last_trial,
         {},
-        replace(TRAINER, "hyperparameter_search", putting_back),
+        mutant("arguments-put-back"),
         "learning_rate: 0.01, expected 0.02",
     ),
     "HPO-07/warned": (
@@ -308,25 +225,25 @@ FAULTS = {
     "MEM-01": (
         mem.test_nothing_is_left_of_a_trainer_that_was_dropped,
         {"spec": mem.SHORT},
-        replace("accelerate.state:GradientState", "_add_dataloader", holding),
+        mutant("dataloader-kept"),
         "the training dataloader is still there",
     ),
     "MEM-02/grows": (
         mem.test_a_step_holds_the_adapters_states_and_one_micro_batch,
         {"spec": mem.SMALL},
-        replace(TRAINER, "training_step", hoarding),
+        mutant("a-leak-per-step"),
         "step 4: ",
     ),
     "MEM-02/gradients": (
         mem.test_a_step_holds_the_adapters_states_and_one_micro_batch,
         {"spec": mem.SMALL},
-        replace("torch.nn:Module", "zero_grad", nothing),
+        mutant("gradients-never-freed"),
         "after step 1: 5808 bytes, expected",
     ),
     "MEM-02/base": (
         mem.test_a_step_holds_the_adapters_states_and_one_micro_batch,
         {"spec": mem.SMALL},
-        replace(TRAINER, "create_optimizer", unfreezing),
+        mutant("base-in-the-optimizer"),
         "bytes at the peak, expected",
     ),
 }

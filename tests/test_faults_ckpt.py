@@ -5,38 +5,18 @@ from pathlib import Path
 
 import torch
 
+from harness.mutants.ckpt import before, then
 from harness.spec import GET
 from suites import test_ckpt_adapters as adapters
 from suites import test_ckpt_content as content
 from suites import test_ckpt_files as files
-from tests.faults import each, nothing, proves, replace, verdict_of
+from tests.faults import each, mutant, proves, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 
 
 def checkpoint_of(trainer):
     return Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-
-
-def then(act):
-    """A fault that lets upstream do its work, and then does something to the same object."""
-
-    def fault(original, self, *args, **options):
-        result = original(self, *args, **options)
-        act(self, *args)
-        return result
-
-    return fault
-
-
-def before(act):
-    """A fault that does something to the object first."""
-
-    def fault(original, self, *args, **options):
-        act(self, *args)
-        return original(self, *args, **options)
-
-    return fault
 
 
 def after(method, act):
@@ -48,29 +28,8 @@ def write(name):
     return lambda trainer, directory, *args: (Path(directory) / name).write_text("{}")
 
 
-def drawing(trainer, *args):
-    torch.rand(1)
-
-
-def in_half(original, *args, **options):
-    return {key: tensor.half() for key, tensor in original(*args, **options).items()}
-
-
-def with_a_date(original, tensors, path, metadata):
-    with_a_date.count = getattr(with_a_date, "count", 0) + 1
-    return original(tensors, path, metadata={**metadata, "saved": str(with_a_date.count)})
-
-
 def of_another_rank(original, config):
     return {**original(config), "r": 9}
-
-
-def leave_trained(config, *args, **options):
-    config.inference_mode, config.lora_dropout = not config.inference_mode, 0.5
-
-
-def one_rate_ahead(trainer, directory):
-    trainer.lr_scheduler.step()
 
 
 def saying_no(original, control):
@@ -82,12 +41,6 @@ def plain_arguments(trainer, directory, *args):
     torch.save(trainer.args.to_dict(), Path(directory) / "training_args.bin")
 
 
-def not_at_the_end(original, callback, args, state, control, **options):
-    control = original(callback, args, state, control, **options)
-    control.should_save = control.should_save and not control.should_training_stop
-    return control
-
-
 def deleting_the_best(trainer, *args):
     shutil.rmtree(checkpoint_of(trainer).parent / "checkpoint-2")
 
@@ -96,30 +49,12 @@ def forgetting_the_best(trainer, *args):
     trainer.state.best_model_checkpoint = None
 
 
-def saving_all(trainer, *args):
-    trainer.args.save_only_model = False
-
-
 def keeping_the_rate(trainer, *args):
     trainer.lr_scheduler.step(6)
 
 
-def the_active_one(original, model, directory, **options):
-    return original(model, directory, **{**options, "selected_adapters": [model.active_adapter]})
-
-
 def the_first(original, model):
     return original(model)[:1]
-
-
-def one_less(original, *args, **options):
-    tensors = original(*args, **options)
-    tensors.pop(min(tensors))
-    return tensors
-
-
-def any_part(original, state_dict, unwanted):
-    return {key: value for key, value in state_dict.items() if not any(name in key for name in unwanted)}
 
 
 ROUTE = {"route": GET}
@@ -129,7 +64,7 @@ FAULTS = {
     "CKPT-01/missing": (
         content.test_get_peft_model_files,
         {},
-        replace("peft:PeftModel", "create_or_update_model_card", nothing),
+        mutant("no-model-card"),
         "missing: ['README.md']",
     ),
     "CKPT-01/besides": (
@@ -153,13 +88,13 @@ FAULTS = {
     "CKPT-04/dtype": (
         content.test_keys_are_paths_in_the_base_without_the_adapter_name,
         {"name": "plain"},
-        replace("peft.peft_model", "get_peft_model_state_dict", in_half),
+        mutant("adapter-saved-in-half-precision"),
         "F16",
     ),
     "CKPT-04/bytes": (
         content.test_same_run_writes_the_same_bytes,
         {"name": "plain"},
-        replace("peft.peft_model", "safe_save_file", with_a_date),
+        mutant("a-date-in-the-file"),
         "3: ",
     ),
     "CKPT-04/metadata": (
@@ -171,19 +106,19 @@ FAULTS = {
     "CKPT-05": (
         content.test_adapter_config_holds_the_config,
         {"name": "plain", **ROUTE},
-        replace("peft:LoraConfig", "to_dict", of_another_rank),
-        "r: 9, expected 8",
+        mutant("wrong-alpha-in-the-config"),
+        "lora_alpha: 9, expected 16",
     ),
     "CKPT-06/config": (
         content.test_config_in_memory_is_unchanged_by_a_save,
         {"inference_mode": False},
-        replace("peft:LoraConfig", "save_pretrained", then(leave_trained)),
+        mutant("saving-changes-the-config"),
         "lora_dropout: 0.5, expected 0.1",
     ),
     "CKPT-06/run": (
         content.test_run_that_saves_is_equal_to_one_that_does_not,
         {"name": "plain"},
-        after("_save_checkpoint", drawing),
+        mutant("saving-draws-a-number"),
         "step 4: gradients of",
     ),
     "CKPT-07": (
@@ -195,13 +130,13 @@ FAULTS = {
     "CKPT-08": (
         content.test_linear_schedule_is_saved_at_its_own_rate,
         {},
-        replace(TRAINER, "_save_optimizer_and_scheduler", before(one_rate_ahead)),
+        mutant("schedule-saved-a-step-ahead"),
         "3: [0.006, 0.006], expected [0.006999999999999999, 0.006999999999999999]",
     ),
     "CKPT-09": (
         content.test_random_states_are_those_at_the_save,
         {"spec": content.SAVING["plain"]},
-        replace(TRAINER, "_save_rng_state", then(drawing)),
+        mutant("generator-saved-a-draw-early"),
         "checkpoint-3/rng_state.pth: the state of 'cpu' is not that of the generator",
     ),
     "CKPT-10": (
@@ -225,7 +160,7 @@ FAULTS = {
     "CKPT-12": (
         files.test_checkpoints_are_written_when_due,
         {"trace": files.STRATEGIES["steps"]},
-        replace("transformers:DefaultFlowCallback", "on_step_end", not_at_the_end),
+        mutant("last-checkpoint-missing"),
         "no checkpoint at step 10",
     ),
     "CKPT-13": (
@@ -243,7 +178,7 @@ FAULTS = {
     "CKPT-14/files": (
         files.test_save_only_model_leaves_out_what_resumes,
         ROUTE,
-        replace(TRAINER, "_save_checkpoint", before(saving_all)),
+        mutant("state-saved-with-a-model-only"),
         "besides: ['optimizer.pt', 'rng_state.pth', 'scheduler.pt']",
     ),
     "CKPT-14/resume": (
@@ -255,7 +190,7 @@ FAULTS = {
     "CKPT-15": (
         adapters.test_each_adapter_has_its_place,
         {"trace": adapters.with_others("default", "foo")},
-        replace("peft:PeftModel", "save_pretrained", the_active_one),
+        mutant("active-adapter-saved-alone"),
         "adapter 'foo' has no file foo/adapter_model.safetensors",
     ),
     "CKPT-16": (
@@ -267,7 +202,7 @@ FAULTS = {
     "CKPT-18": (
         adapters.test_adapter_is_saved_in_its_own_dtype,
         {"name": "bfloat16"},
-        replace("peft.peft_model", "get_peft_model_state_dict", in_half),
+        mutant("adapter-saved-in-half-precision"),
         "is ['float16', [8, 64]], the parameter ['float32', [8, 64]]",
     ),
     "CKPT-19": (
@@ -279,25 +214,25 @@ FAULTS = {
     "CKPT-21": (
         adapters.test_loaded_adapter_is_the_trained_one,
         {"name": "plain", "how": "from_pretrained"},
-        replace("peft.peft_model", "load_peft_weights", one_less),
+        mutant("one-tensor-not-loaded"),
         "logits differs by",
     ),
     "CKPT-23": (
         adapters.test_adapter_files_do_not_mix,
         {"trace": adapters.with_others("foobar", "foo")},
-        replace("peft.utils.save_and_load", "_filter_state_dict_for_adapter_name", any_part),
+        mutant("tensors-of-a-foreign-adapter"),
         "adapter 'foobar': model.layers.0.self_attn.q_proj.lora_A.weight is not in its file",
     ),
     "CKPT-24": (
         adapters.test_modules_to_save_reload_into_themselves,
         {"stem": "head"},
-        replace("peft.utils.other:ModulesToSaveWrapper", "adapter_state_dict_load_map", lambda *args: {}),
+        mutant("modules-to-save-not-reloaded"),
         "differs",
     ),
     "CKPT-25": (
         adapters.test_adapter_file_is_exactly_the_trained_tensors,
         {"trace": adapters.TWO_STEPS},
-        replace("peft.peft_model", "get_peft_model_state_dict", lambda original, *args, **options: {}),
+        mutant("adapter-file-empty"),
         "checkpoint-2: no tensor for model.layers.0.self_attn.q_proj.lora_A.weight",
     ),
 }

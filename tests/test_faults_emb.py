@@ -1,18 +1,14 @@
 """Faults put into upstream, one line each, under which the checks of suites/test_emb.py must fail."""
 
+from harness.mutants.emb import whatever_is_set
 from harness.spec import GET
 from suites import test_emb as emb
-from tests.faults import each, nothing, replace, verdict_of
+from tests.faults import each, mutant, nothing, replace, verdict_of
 
 SAVING = "peft.utils.save_and_load"
 
 
 # ---- faults: what upstream does instead ----
-
-
-def twice(original, *args, **options):
-    original(*args, **options)
-    return original(*args, **options)
 
 
 def always_asking(original, *args, **options):
@@ -22,37 +18,12 @@ def always_asking(original, *args, **options):
     return original(*args, **options)
 
 
-def whatever_is_set(original, name, file):
-    from peft.utils import other
-
-    other.file_exists(name, file)
-    return original(name, file)
-
-
-def with_embeddings(wanted):
-    """Saving with save_embedding_layers=True or False, whatever was asked for."""
-    return replace(
-        "peft.peft_model",
-        "get_peft_model_state_dict",
-        lambda original, *args, **options: original(*args, **{**options, "save_embedding_layers": wanted}),
-    )
-
-
-def without_the_layers(original, model, tensors, *args, **options):
-    kept = {name: value for name, value in tensors.items() if "lm_head" not in name}
-    return original(model, kept, *args, **options)
-
-
-def by_the_original(original, wrapper, *args):
-    return wrapper.original_module(*args)
-
-
 #: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
 FAULTS = {
     "EMB-01/twice": (
         emb.test_a_base_with_a_hub_name_is_looked_up_once_a_save,
         {"spec": emb.based_on(emb.NAME)},
-        replace(SAVING, "check_file_exists_on_hf_hub", twice),
+        mutant("hub-asked-twice"),
         emb.NAME,
     ),
     "EMB-01/no-name": (
@@ -64,19 +35,19 @@ FAULTS = {
     "EMB-01/another-vocabulary": (
         emb.test_another_vocabulary_at_the_hub_saves_the_embeddings,
         {"spec": emb.based_on(emb.NAME, 260)},
-        replace(SAVING, "get_embedding_layer_name", nothing),
+        mutant("another-vocabulary-not-seen"),
         "no model.embed_tokens.weight",
     ),
     "EMB-01/same-vocabulary": (
         emb.test_the_same_vocabulary_at_the_hub_saves_the_adapter_alone,
         {"spec": emb.based_on(emb.NAME)},
-        with_embeddings(True),
+        mutant("embeddings-always-saved"),
         "lm_head.weight is saved, unexpected",
     ),
     "EMB-02/offline": (
         emb.test_offline_nothing_is_asked_and_each_save_warns,
         {"spec": emb.based_on(emb.NAME)},
-        replace(SAVING, "check_file_exists_on_hf_hub", whatever_is_set),
+        mutant("hub-asked-offline"),
         emb.NAME,
     ),
     "EMB-02/silent": (
@@ -94,41 +65,37 @@ FAULTS = {
     "EMB-03/saved": (
         emb.test_resized_embeddings_are_saved_whole,
         {"trace": emb.DIRECTORY},
-        with_embeddings(False),
+        mutant("embeddings-never-saved"),
         "checkpoint-2/adapter_model.safetensors: no model.embed_tokens.weight",
     ),
     "EMB-03/resumed": (
         emb.test_resuming_restores_resized_embeddings,
         {},
-        replace("peft.peft_model", "set_peft_model_state_dict", without_the_layers),
+        mutant("output-layer-not-loaded"),
         "lm_head.weight is not what it was in the run that wrote the checkpoint",
     ),
     "EMB-03/reloaded": (
         emb.test_reloading_restores_resized_embeddings,
         {"spec": emb.DIRECTORY, "route": GET},
-        replace("peft.peft_model", "set_peft_model_state_dict", without_the_layers),
+        mutant("output-layer-not-loaded"),
         "lm_head.weight is not what it was when training ended",
     ),
     "EMB-05": (
         emb.test_an_adapted_embedding_is_saved_with_its_base_weight,
         {"spec": emb.SAVED.but(lora={"target_modules": emb.TARGETS["lm_head"][0]}), "layers": (emb.HEAD,)},
-        with_embeddings(False),
+        mutant("embeddings-never-saved"),
         "no lm_head.weight",
     ),
     "EMB-06/plain": (
         emb.test_a_plain_lora_leaves_tied_embeddings_alone,
         {"trace": emb.TIED},
-        with_embeddings(True),
+        mutant("embeddings-always-saved"),
         "model.embed_tokens.weight is saved, unexpected",
     ),
     "EMB-06/one-of-two": (
         emb.test_saving_the_embedding_trains_it_apart_from_the_output_layer,
         {"trace": emb.TIED.but(lora={"modules_to_save": ["embed_tokens"]})},
-        replace(
-            "peft.utils.other:ModulesToSaveWrapper",
-            "forward",
-            lambda original, self, *args: self.original_module(*args),
-        ),
+        mutant("copy-not-used"),
         "model.embed_tokens.weight is what it was before training",
     ),
     "EMB-06/both": (
@@ -140,7 +107,7 @@ FAULTS = {
     "EMB-07/saved": (
         emb.test_chosen_rows_alone_are_trained_and_saved,
         {"trace": emb.TOKENS},
-        with_embeddings(True),
+        mutant("embeddings-always-saved"),
         "is saved, unexpected",
     ),
     "EMB-07/tied": (

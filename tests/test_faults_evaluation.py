@@ -1,11 +1,10 @@
 """Faults put into upstream, one line each, under which the checks of suites/test_eval.py must fail."""
 
 import pytest
-import torch
 
 from fixtures.metrics import counts
 from suites import test_eval as evaluation
-from tests.faults import each, nothing, replace, verdict_of
+from tests.faults import each, mutant, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 
@@ -13,47 +12,11 @@ TRAINER = "transformers.trainer:Trainer"
 # ---- faults: what upstream does instead ----
 
 
-def without_the_adapter(original, trainer, model, *args, **options):
-    with model.disable_adapter():
-        return original(trainer, model, *args, **options)
-
-
-def backwards(original, trainer, dataset):
-    return list(reversed(range(len(dataset))))
-
-
-def all_labels_alike(original, trainer, *args, **options):
-    """The mean over all labels: each batch's loss counts by its labels, not by its rows."""
-    loss, logits, labels = original(trainer, *args, **options)
-    rows = args[1]["labels"]
-    return loss * (rows[:, 1:] != -100).sum() / (len(rows) * 10), logits, labels
-
-
-def drawing(original, trainer, *args, **options):
-    torch.rand(1)
-    return original(trainer, *args, **options)
-
-
-def moving_the_adapter(original, trainer, *args, **options):
-    result = original(trainer, *args, **options)
-    next(p for p in trainer.model.parameters() if p.requires_grad).data.add_(1e-3)
-    return result
-
-
 def moving_the_base(original, trainer, *args, **options):
     result = original(trainer, *args, **options)
     if trainer.state.global_step == trainer.state.max_steps:
         next(p for p in trainer.model.parameters() if not p.requires_grad).data.add_(1e-3)
     return result
-
-
-def rows_reversed(original, *args, **options):
-    loss, logits, labels = original(*args, **options)
-    return loss, logits if logits is None else logits.flip(0), labels
-
-
-def labels_lost(original, *args, **options):
-    return (*original(*args, **options)[:2], None)
 
 
 def no_keys(original, trainer, model, inputs, loss_only, ignore_keys=None):
@@ -75,18 +38,10 @@ def not_on_start(original, trainer, *args, **options):
     return original(trainer, *args, **options)
 
 
-def one_prefix(original, trainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-    return original(trainer, eval_dataset, ignore_keys, "eval")
-
-
 def forgotten(original, trainer, *args, **options):
     result = original(trainer, *args, **options)
     vars(trainer).pop("model_preparation_time", None)
     return result
-
-
-def no_labels(original, model_class):
-    return []
 
 
 STEP, LOOP = (TRAINER, "prediction_step"), (TRAINER, "evaluation_loop")
@@ -97,31 +52,31 @@ FAULTS = {
     "EVAL-01/adapter": (
         evaluation.test_eval_loss_is_weighted_by_rows,
         {"trace": evaluation.SAVED},
-        replace(*STEP, without_the_adapter),
+        mutant("evaluated-without-the-adapter"),
         "evaluation at step 2: eval_loss",
     ),
     "EVAL-01/weights": (
         evaluation.test_eval_loss_is_weighted_by_rows,
         {"trace": evaluation.SAVED},
-        replace(*STEP, all_labels_alike),
+        mutant("eval-loss-by-labels"),
         "evaluation at step 2: eval_loss",
     ),
     "EVAL-01/order": (
         evaluation.test_eval_loss_is_weighted_by_rows,
         {"trace": evaluation.SAVED},
-        replace(TRAINER, "_get_eval_sampler", backwards),
+        mutant("evaluated-backwards"),
         "batches of rows [[49, 48, 47, 46]",
     ),
     "EVAL-04/draw": (
         evaluation.test_with_dropout_an_evaluation_counts_as_one_number_drawn,
         {"spec": evaluation.RAGGED, "events": [("step_end", 2)], "passes": 2},
-        replace(*LOOP, drawing),
+        mutant("evaluation-draws-a-number"),
         "step 3: gradients of",
     ),
     "EVAL-04/adapter": (
         evaluation.test_a_run_with_evaluations_is_the_run_without,
         {"spec": evaluation.NO_DROPOUT},
-        replace(*LOOP, moving_the_adapter),
+        mutant("evaluation-moves-the-adapter"),
         "step 3: gradients of",
     ),
     "EVAL-04/base": (
@@ -130,7 +85,7 @@ FAULTS = {
         replace(*LOOP, moving_the_base),
         "embed_tokens.weight, which is not trained, is another",
     ),
-    "EVAL-05/order": (GIVEN, {"spec": evaluation.RAGGED}, replace(*STEP, rows_reversed), "logits differs by"),
+    "EVAL-05/order": (GIVEN, {"spec": evaluation.RAGGED}, mutant("predictions-out-of-order"), "logits differs by"),
     "EVAL-05/evaluate": (
         evaluation.test_keys_to_ignore_are_left_out_of_the_predictions,
         {**KEYS, "how": "evaluate"},
@@ -170,7 +125,7 @@ FAULTS = {
     "EVAL-06/sets": (
         evaluation.test_each_of_several_evaluation_sets_has_metrics_of_its_own,
         {},
-        replace(TRAINER, "evaluate", one_prefix),
+        mutant("evaluation-sets-share-a-name"),
         "eval_first_loss: absent",
     ),
     "EVAL-07": (
@@ -188,13 +143,13 @@ FAULTS = {
     "EVAL-09/labels": (
         evaluation.test_a_config_without_task_type_is_evaluated_as_any_other,
         {"trace": evaluation.NO_TASK_TYPE},
-        replace("transformers.trainer", "find_labels", no_labels),
+        mutant("no-eval-loss"),
         "evaluation at step 2: no eval_loss among no metrics",
     ),
     "EVAL-09/label_ids": (
         evaluation.test_a_config_without_task_type_is_evaluated_as_any_other,
         {"trace": evaluation.NO_TASK_TYPE},
-        replace(*STEP, labels_lost),
+        mutant("label-ids-missing"),
         "evaluation at step 2: no eval_labels among eval_loss",
     ),
 }

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from harness.mutants.api import always_trainable
 from suites import test_frz as frz
 from suites import test_frz_kinds as kinds
 from suites import test_frz_requires_grad as flags
 from suites import test_frz_targets as targets
-from tests.faults import each, nothing, replace, verdict_of
+from tests.faults import each, mutant, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 TUNER = "peft.tuners.tuners_utils:BaseTuner"
@@ -19,33 +20,10 @@ NORM = "model.norm.weight"
 # ---- faults: what upstream does instead ----
 
 
-def the_norm_too(original, trainer, *args, **options):
-    """Trains a parameter that was frozen, as a lost requires_grad does."""
-    model = trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
-    model.model.norm.weight.requires_grad_(True)
-    return original(trainer, *args, **options)
-
-
 def drifting(original, trainer, *args, **options):
     with torch.no_grad():
         trainer.model.get_base_model().model.norm.weight.mul_(1.0001)
     return original(trainer, *args, **options)
-
-
-def absmax_drifts(original, trainer, *args, **options):
-    next(p for p in trainer.model.parameters() if hasattr(p, "quant_state")).quant_state.absmax.add_(1)
-    return original(trainer, *args, **options)
-
-
-def leaving_a_gradient(original, trainer, *args, **options):
-    loss = original(trainer, *args, **options)
-    norm = trainer.model.get_base_model().model.norm.weight
-    norm.grad = torch.ones_like(norm)
-    return loss
-
-
-def biases_decayed(original, *args, **options):
-    return [name for name, _ in args[1].named_parameters()]
 
 
 def no_biases(original, tuner, model):
@@ -55,52 +33,16 @@ def no_biases(original, tuner, model):
             parameter.requires_grad_(False)
 
 
-def without_the_copy(original, *args, **options):
-    return {name: tensor for name, tensor in original(*args, **options).items() if "lm_head" not in name}
-
-
-def original_trained(original, wrapper, *args, **options):
-    original(wrapper, *args, **options)
-    wrapper.original_module.requires_grad_(True)
-
-
-def original_unfrozen_when_disabled(original, wrapper, enabled):
-    """What peft did before 0.19: the original required gradients while the copy was out of use."""
-    original(wrapper, enabled)
-    wrapper.original_module.requires_grad_(not enabled)
-
-
 def every_adapter_trainable(original, layer, names, inference_mode=False):
     original(layer, names)
     for part in layer.adapter_layer_names:
         getattr(layer, part).requires_grad_(True)
 
 
-def always_trainable(original, layer, names, inference_mode=False):
-    return original(layer, names)
-
-
-def first_frozen(original, tuner, *args, **options):
-    """What peft 0.18 and 0.19 did: a second adapter loaded for inference froze the first as well."""
+def all_frozen(original, tuner, *args, **options):
     injected = original(tuner, *args, **options)
     tuner.model.requires_grad_(False)
     return injected
-
-
-def without_magnitudes(original, *args, **options):
-    return {name: tensor for name, tensor in original(*args, **options).items() if "magnitude" not in name}
-
-
-def without_the_exception(original, config, model):
-    """What peft did before 0.13: the head of a task is a linear layer like any other."""
-    changed = original(config, model)
-    if changed.target_modules and not isinstance(changed.target_modules, str):
-        changed.target_modules |= {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    return changed
-
-
-def also_k_proj(original, config, key):
-    return original(config, key) or key.endswith("k_proj")
 
 
 def nowhere_is_somewhere(original, config, key):
@@ -122,37 +64,37 @@ FAULTS = {
     "FRZ-01": (
         frz.test_base_is_bit_identical,
         {"trace": SHORT},
-        replace(TRAINER, "training_step", drifting),
+        mutant("base-drifts-by-an-ulp"),
         f"{NORM}: digest",
     ),
     "FRZ-02": (
         frz.test_the_optimizer_holds_the_lora_alone,
         {"trace": SHORT},
-        replace(TRAINER, "create_optimizer", the_norm_too),
+        mutant("norm-trained-too"),
         f"group 1: {NORM} is in it, unexpected",
     ),
     "FRZ-02/universal": (
         frz.test_the_optimizer_holds_what_requires_gradients,
         {"trace": SHORT},
-        replace(TRAINER, "create_optimizer", the_norm_too),
+        mutant("norm-trained-too"),
         f"{NORM} is in a group but does not require gradients",
     ),
     "FRZ-03": (
         frz.test_the_base_gets_no_gradient,
         {"trace": SHORT},
-        replace(TRAINER, "training_step", leaving_a_gradient),
+        mutant("gradient-left-on-the-base"),
         f"{NORM} held a gradient at an optimizer step",
     ),
     "FRZ-04": (
         kinds.test_an_nf4_base_is_bit_identical,
         {"trace": SHORT.but(model={"quantization": "nf4"})},
-        replace(TRAINER, "training_step", absmax_drifts),
+        mutant("packed-scale-drifts"),
         "q_proj.weight.absmax: digest",
     ),
     "FRZ-05/decay": (
         kinds.test_biases_are_trained_without_decay_and_saved,
         {"spec": kinds.BIASED["all"][0], "biases": kinds.BIASED["all"][1]},
-        replace(TRAINER, "get_decay_parameter_names", biases_decayed),
+        mutant("biases-decayed"),
         "group 0: transformer.h.0.ln_1.bias is in it, unexpected",
     ),
     "FRZ-05/trained": (
@@ -164,19 +106,19 @@ FAULTS = {
     "FRZ-06/saved": (
         kinds.test_a_copy_of_the_module_is_trained_and_saved,
         {"trace": frz.SAVING["modules-to-save"]},
-        replace("peft.peft_model", "get_peft_model_state_dict", without_the_copy),
+        mutant("modules-to-save-not-saved"),
         "adapter_model.safetensors: no lm_head.weight",
     ),
     "FRZ-06/original": (
         kinds.test_a_copy_of_the_module_is_trained_and_saved,
         {"trace": frz.SAVING["modules-to-save"]},
-        replace(COPY, "update", original_trained),
+        mutant("original-trained-beside-its-copy"),
         "lm_head.original_module.weight is in it, unexpected",
     ),
     "FRZ-06/resumed": (
         kinds.test_a_copy_is_restored_by_resuming,
         {"spec": kinds.continued(kinds.SHORT.but(lora={"modules_to_save": ["lm_head"]}), 3, every=3)},
-        replace("peft:PeftModel", "load_adapter", nothing),
+        mutant("adapter-not-restored"),
         "step 4: gradients of",
     ),
     "FRZ-07/trained": (
@@ -188,25 +130,25 @@ FAULTS = {
     "FRZ-08": (
         kinds.test_dora_trains_and_saves_a_magnitude_for_each_output,
         {"trace": frz.SAVING["dora"]},
-        replace("peft.peft_model", "get_peft_model_state_dict", without_magnitudes),
+        mutant("magnitudes-not-saved"),
         "adapter_model.safetensors: no model.layers.0.self_attn.q_proj.lora_magnitude_vector",
     ),
     "FRZ-09": (
         frz.test_weight_decay_does_not_depend_on_the_adapters_name,
         {"spec": PLAIN.but(max_steps=3, weight_decay=0.1, adapter={"name": "other"})},
-        replace(TRAINER, "get_decay_parameter_names", lambda original, trainer, model: []),
+        mutant("nothing-decayed"),
         "group 0: no model.layers.0.self_attn.q_proj.lora_A.weight",
     ),
     "FRZ-10": (
         frz.test_a_quantized_base_without_adapters_is_refused,
         {"quantization": "nf4"},
-        replace("transformers.trainer", "validate_quantization_for_training", nothing),
+        mutant("purely-quantized-model-trained"),
         "raised nothing",
     ),
     "FRZ-11/disabled": (
         flags.test_disabling_leaves_what_is_trained,
         {"spec": HEAD},
-        replace(COPY, "enable_adapters", original_unfrozen_when_disabled),
+        mutant("original-unfrozen-where-adapters-are-off"),
         "disabled: lm_head.original_module.weight requires gradients",
     ),
     "FRZ-11/switched": (
@@ -218,13 +160,13 @@ FAULTS = {
     "FRZ-11/added": (
         flags.test_a_second_adapter_leaves_the_first_as_it_was,
         {"spec": LORA},
-        replace(TUNER, "inject_adapter", first_frozen),
+        mutant("second-adapter-freezes-the-first"),
         "q_proj.lora_A.weight does not require gradients",
     ),
     "FRZ-12/loaded": (
         flags.test_an_adapter_loaded_for_inference_leaves_nothing_trainable,
         {"spec": LORA},
-        replace(LAYER, "set_adapter", always_trainable),
+        mutant("inference-mode-trained"),
         "q_proj.lora_A.weight requires gradients",
     ),
     "FRZ-12/copy": (
@@ -248,7 +190,7 @@ FAULTS = {
     "FRZ-12/trainable": (
         flags.test_an_adapter_loaded_as_trainable_trains_what_it_trained,
         {"spec": LORA},
-        replace(TUNER, "inject_adapter", first_frozen),
+        replace(TUNER, "inject_adapter", all_frozen),
         "q_proj.lora_A.weight does not require gradients",
     ),
     "FRZ-13/reentrant": (
@@ -266,7 +208,7 @@ FAULTS = {
     "FRZ-14/named": (
         targets.test_adapters_sit_on_the_modules_that_are_named,
         {"spec": targets.NAMED["suffixes"][0], "paths": targets.NAMED["suffixes"][1]},
-        replace("peft.tuners.tuners_utils", "check_target_module_exists", also_k_proj),
+        mutant("adapter-on-a-module-too-many"),
         "k_proj.lora_A.weight requires gradients",
     ),
     "FRZ-14/nowhere": (
@@ -284,7 +226,7 @@ FAULTS = {
     "FRZ-14/head": (
         targets.test_all_linear_leaves_a_head_alone_that_no_task_type_names,
         {"spec": targets.given(target_modules="all-linear"), "names": targets.lora_of(targets.LLAMA)},
-        replace("peft.tuners.tuners_utils", "_maybe_include_all_linear_layers", without_the_exception),
+        mutant("output-layer-adapted-too"),
         "besides: ['lm_head.lora_A.weight', 'lm_head.lora_B.weight']",
     ),
 }

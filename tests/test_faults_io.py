@@ -1,30 +1,17 @@
 """Faults put into upstream, one line each, under which the checks of suites/test_io.py must fail."""
 
-from pathlib import Path
-
 import pytest
 
 from harness.spec import ADD
 from suites import test_io as io
-from tests.faults import each, nothing, replace, verdict_of
-
-
-def writing_a_card(original, model, directory, **options):
-    original(model, directory, **options)
-    (Path(directory) / "README.md").write_text("---\nlibrary_name: peft\n---\n")
-
-
-def reporting_to_tensorboard(original, arguments):
-    original(arguments)
-    arguments.report_to = arguments.report_to or ["tensorboard"]
-
+from tests.faults import each, mutant, replace, verdict_of
 
 #: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
 FAULTS = {
     "IO-01/card": (
         io.test_each_checkpoint_has_a_card_of_library_peft,
         {"trace": io.SAVED},
-        replace("peft:PeftModel", "create_or_update_model_card", nothing),
+        mutant("no-model-card"),
         "checkpoint-2/README.md is missing",
     ),
     "IO-01/tags": (
@@ -36,13 +23,13 @@ FAULTS = {
     "IO-01/add_adapter": (
         io.test_add_adapter_writes_no_card,
         {"trace": io.SAVED.but(adapter={"route": ADD})},
-        replace("transformers:LlamaForCausalLM", "save_pretrained", writing_a_card),
+        mutant("card-of-add-adapter"),
         "checkpoint-2/README.md is there",
     ),
     "IO-02/library": (
         io.test_the_trainers_card_stays_one_of_library_peft,
         {},
-        replace("peft:PeftModel", "create_or_update_model_card", nothing),
+        mutant("no-model-card"),
         "library_name is 'transformers', expected 'peft'",
     ),
     "IO-02/tags": (
@@ -54,7 +41,7 @@ FAULTS = {
     "IO-03": (
         io.test_nothing_is_reported_unless_asked_for,
         {},
-        replace("transformers:TrainingArguments", "__post_init__", reporting_to_tensorboard),
+        mutant("reported-unasked"),
         "TensorBoardCallback",
     ),
 }

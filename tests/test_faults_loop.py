@@ -11,7 +11,7 @@ from harness.runs import Runs
 from harness.scenarios import PLAIN
 from harness.subjects.hf_trainer import HFTrainer
 from suites import test_loop as loop
-from tests.faults import each, proves, replace, verdict_of
+from tests.faults import each, mutant, proves, verdict_of
 
 SHORT = PLAIN.but(max_steps=4)
 
@@ -55,15 +55,6 @@ def _constant(self, num_training_steps, optimizer=None):
     return self.lr_scheduler
 
 
-def _one_step_less(self, args, dataloader):
-    *plan, total = super(type(self), self).set_initial_training_values(args, dataloader)
-    return *plan, total - 1
-
-
-def _half_the_parameters(self, inputs):
-    return super(type(self), self).floating_point_ops(inputs) // 2
-
-
 @each(
     [
         (loop.test_every_update_is_adamw_of_the_clipped_gradient, {"create_optimizer": _sgd}, "adapter at the end"),
@@ -78,44 +69,60 @@ def _half_the_parameters(self, inputs):
             "step 1: learning rates [0.0, 0.0], expected 0.01",
         ),
         (
-            loop.test_a_run_makes_the_steps_and_epochs_it_was_asked_for,
-            {"set_initial_training_values": _one_step_less},
-            "made 3 optimizer steps",
-        ),
-        (
             loop.test_the_norm_is_logged_before_clipping_and_the_optimizer_sees_it_after,
             before_init(lambda args: setattr(args, "max_grad_norm", 0.01)),
             "step 1: clipped gradient of",
-        ),
-        (
-            loop.test_total_flos_is_six_per_token_and_parameter,
-            {"floating_point_ops": _half_the_parameters},
-            "total_flos",
-        ),
-        (
-            loop.test_drop_last_leaves_out_the_short_batch,
-            before_init(lambda args: setattr(args, "dataloader_drop_last", True)),
-            "step 2: micro-batches of [4] rows, expected [2]",
         ),
     ],
     "test, methods, words",
 )
 def test_a_run_of_a_faulty_trainer_fails(test, methods, words, runs, tmp_path):
-    spec = SHORT.but(data={"rows": 6}) if test is loop.test_drop_last_leaves_out_the_short_batch else SHORT
-    verdict = judged(test, tmp_path, methods, spec)
+    verdict = judged(test, tmp_path, methods, SHORT)
     assert not verdict.holds
     assert words in "\n".join(verdict.seen)
 
 
-@proves("LOOP-05")
-def test_a_norm_logged_after_clipping_is_seen(runs, tmp_path, monkeypatch):
-    def clip(original, parameters, max_norm, *args, **options):
-        original(parameters := list(parameters), max_norm, *args, **options)
-        return original(parameters, float("inf"))
-
-    replace("torch.nn.utils", "clip_grad_norm_", clip)(monkeypatch)
-    test = loop.test_the_norm_is_logged_before_clipping_and_the_optimizer_sees_it_after
-    assert "step 1: logged grad_norm" in judged(test, tmp_path, {}, SHORT.but(max_grad_norm=0.01)).seen[0]
+@each(
+    [
+        (
+            loop.test_a_run_makes_the_steps_and_epochs_it_was_asked_for,
+            mutant("a-step-less"),
+            SHORT,
+            "made 3 optimizer steps",
+        ),
+        (
+            loop.test_total_flos_is_six_per_token_and_parameter,
+            mutant("operations-halved"),
+            SHORT,
+            "total_flos",
+        ),
+        (
+            loop.test_drop_last_leaves_out_the_short_batch,
+            mutant("short-batch-dropped"),
+            SHORT.but(data={"rows": 6}),
+            "step 2: micro-batches of [4] rows, expected [2]",
+        ),
+        (
+            loop.test_the_norm_is_logged_before_clipping_and_the_optimizer_sees_it_after,
+            mutant("norm-logged-after-clipping"),
+            SHORT.but(max_grad_norm=0.01),
+            "step 1: logged grad_norm",
+        ),
+        (
+            loop.test_a_second_train_goes_on_with_weights_and_optimizer_but_not_with_the_schedule,
+            mutant("second-train-forgets-the-optimizer"),
+            SHORT,
+            "4.0",
+        ),
+    ],
+    "test, fault, spec, words",
+)
+def test_a_fault_of_upstream_is_seen(test, fault, spec, words, runs, tmp_path, monkeypatch):
+    fault(monkeypatch)
+    takes_trace = "trace" in inspect.signature(test).parameters
+    verdict = verdict_of(test, runs, tmp_path, **({"trace": runs.train(spec)} if takes_trace else {"spec": spec}))
+    assert not verdict.holds
+    assert words in "\n".join(verdict.seen)
 
 
 @proves("LOOP-05")
@@ -187,17 +194,6 @@ def test_another_default_optimizer_is_seen(methods, words, runs, tmp_path):
     verdict = judged(loop.test_the_default_optimizer_is_torch_adamw_wrapped_by_accelerate, tmp_path, methods)
     assert not verdict.holds
     assert words in "\n".join(verdict.seen)
-
-
-@proves("LOOP-07")
-def test_a_second_train_that_forgets_the_optimizer_is_seen(runs, tmp_path):
-    def forget(self, *args, **options):
-        self.optimizer = None
-        return super(type(self), self).train(*args, **options)
-
-    test = loop.test_a_second_train_goes_on_with_weights_and_optimizer_but_not_with_the_schedule
-    verdict = judged(test, tmp_path, {"train": forget}, SHORT)
-    assert "4.0" in "\n".join(verdict.seen)
 
 
 @proves("LOOP-11")

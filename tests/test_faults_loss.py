@@ -11,7 +11,7 @@ from harness.scenarios import STILL, STILL_RAGGED, STILL_SHORT_WINDOW
 from harness.subjects.hf_trainer import HFTrainer
 from suites import test_acc as acc
 from suites import test_loss as loss
-from tests.faults import each, nothing, proves, replace, verdict_of
+from tests.faults import each, mutant, nothing, proves, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 SMOOTHER = "transformers.trainer_pt_utils:LabelSmoother"
@@ -30,11 +30,6 @@ def fails(runs, tmp_path, test, words, **arguments):
 
 # ---- faults that leave the logged loss as it is ----
 
-#: Every backward pass once more divided, as by accelerate's own accumulation: a third of the gradient.
-DIVIDED = replace(
-    "accelerate:Accelerator", "backward", lambda original, self, loss, **options: original(self, loss / 3)
-)
-
 
 @each(
     [
@@ -47,7 +42,7 @@ DIVIDED = replace(
     "test, spec, words",
 )
 def test_a_gradient_divided_twice_is_seen(test, spec, words, runs, tmp_path, monkeypatch):
-    DIVIDED(monkeypatch)
+    mutant("gradient-divided-by-three")(monkeypatch)
     fails(runs, tmp_path, test, words, spec=spec)
 
 
@@ -61,42 +56,23 @@ def test_a_gradient_divided_twice_is_seen(test, spec, words, runs, tmp_path, mon
     "test, spec",
 )
 def test_accumulation_that_divides_twice_is_seen(test, spec, runs, tmp_path, monkeypatch):
-    def backward(original, self, loss, **options):
-        return original(self, loss / steps.get("of this run", 1))
-
-    def prepared(original, self, *args, **options):
-        steps["of this run"] = self.args.gradient_accumulation_steps
-        return original(self, *args, **options)
-
-    steps: dict[str, int] = {}
-    replace("accelerate:Accelerator", "backward", backward)(monkeypatch)
-    replace(TRAINER, "train", prepared)(monkeypatch)
+    mutant("accumulation-divided-twice")(monkeypatch)
     fails(runs, tmp_path, test, "times that of the large batch", spec=spec)
 
 
 # ---- wrong counts ----
 
 
-def count_with(counted):
-    """num_items_in_batch counted by another function of a batch."""
-    return replace(
-        TRAINER, "_get_num_items_in_batch", lambda original, self, batches, device: sum(map(counted, batches))
-    )
-
-
-WITH_FIRST = count_with(lambda batch: batch["labels"].ne(-100).sum())
-
-
 @proves("LOSS-01")
 def test_a_count_that_includes_the_first_label_is_seen(runs, tmp_path, monkeypatch):
-    WITH_FIRST(monkeypatch)
+    mutant("first-label-counted")(monkeypatch)
     words = "labels are predicted"
     fails(runs, tmp_path, loss.test_a_step_is_the_mean_over_the_tokens_of_its_window, words, spec=STILL_RAGGED)
 
 
 @proves("LOSS-02")
 def test_a_count_that_shifts_shift_labels_is_seen(runs, tmp_path, monkeypatch):
-    count_with(lambda batch: batch["shift_labels"][..., 1:].ne(-100).sum())(monkeypatch)
+    mutant("shift-labels-shifted-again")(monkeypatch)
     spec = STILL_RAGGED.but(trainer={"data_collator": "fixtures.plain_loss:shifted_collator"})
     test = loss.test_shift_labels_of_a_collator_are_the_targets_and_are_counted
     fails(runs, tmp_path, test, "labels are predicted", spec=spec)
@@ -105,7 +81,7 @@ def test_a_count_that_shifts_shift_labels_is_seen(runs, tmp_path, monkeypatch):
 @proves("ACC-01")
 def test_a_count_of_each_micro_batch_alone_is_seen(runs, tmp_path, monkeypatch):
     # What accumulation did before transformers 4.46: the mean over micro-batches, with a logged loss that looks right.
-    replace(TRAINER, "_get_num_items_in_batch", nothing)(monkeypatch)
+    mutant("mean-of-means")(monkeypatch)
     spec = SPLIT.but(data=acc.RAGGED)
     words = "times that of the large batch"
     fails(runs, tmp_path, acc.test_accumulated_micro_batches_train_as_the_large_batch, words, spec=spec)
@@ -116,10 +92,7 @@ def test_a_count_of_each_micro_batch_alone_is_seen(runs, tmp_path, monkeypatch):
 
 @proves("ACC-09")
 def test_smoothing_that_ignores_the_window_is_seen(runs, tmp_path, monkeypatch):
-    def alone(original, self, outputs, labels, num_items_in_batch=None, **options):
-        return original(self, outputs, labels, **options)
-
-    replace(SMOOTHER, "__call__", alone)(monkeypatch)
+    mutant("smoothing-ignores-the-window")(monkeypatch)
     smoothed = SPLIT.but(label_smoothing_factor=0.1, data=acc.RAGGED)
     words = "times that of the large batch"
     fails(runs, tmp_path, acc.test_label_smoothing_accumulated_trains_as_the_large_batch, words, spec=smoothed)
@@ -129,10 +102,7 @@ def test_smoothing_that_ignores_the_window_is_seen(runs, tmp_path, monkeypatch):
 
 @proves("LOSS-04")
 def test_smoothing_by_another_factor_is_seen(runs, tmp_path, monkeypatch):
-    def doubled(original, self, *args, **options):
-        return original(type(self)(epsilon=0.2), *args, **options)
-
-    replace(SMOOTHER, "__call__", doubled)(monkeypatch)
+    mutant("smoothing-by-twice-the-factor")(monkeypatch)
     test = loss.test_label_smoothing_mixes_in_the_mean_over_the_vocabulary
     fails(runs, tmp_path, test, "gradient of", spec=loss.SMOOTHED)
 
@@ -156,10 +126,7 @@ def test_smoothing_that_differs_between_routes_is_seen(runs, tmp_path, monkeypat
 
 @proves("LOSS-05")
 def test_smoothing_that_shifts_a_classifiers_labels_is_seen(runs, tmp_path, monkeypatch):
-    def shifted(original, self, outputs, labels, **options):
-        return original(self, outputs, labels.roll(-1), **options)
-
-    replace(SMOOTHER, "__call__", shifted)(monkeypatch)
+    mutant("smoothing-shifts-a-classifiers-labels")(monkeypatch)
     test = loss.test_label_smoothing_does_not_shift_the_labels_of_a_classifier
     fails(runs, tmp_path, test, "expected", spec=loss.CLASSIFIER)
 
@@ -201,7 +168,7 @@ def scaled_already():
 
 @proves("LOSS-08")
 def test_a_loss_function_whose_result_is_divided_is_seen(runs, tmp_path, monkeypatch):
-    DIVIDED(monkeypatch)
+    mutant("gradient-divided-by-three")(monkeypatch)
     spec = STILL_RAGGED.but(trainer={"compute_loss_func": "fixtures.plain_loss:window_loss"})
     fails(runs, tmp_path, loss.test_compute_loss_func_has_the_last_word, "0.3333 times what it must be", spec=spec)
 
@@ -211,10 +178,7 @@ def test_a_loss_function_whose_result_is_divided_is_seen(runs, tmp_path, monkeyp
 
 @proves("ACC-02")
 def test_a_window_that_drops_a_micro_batch_is_seen(runs, tmp_path, monkeypatch):
-    def one_less(original, self, iterator, count, device):
-        return original(self, iterator, max(1, count - 1), device)
-
-    replace(TRAINER, "get_batch_samples", one_less)(monkeypatch)
+    mutant("window-a-micro-batch-short")(monkeypatch)
     test = acc.test_an_epoch_ends_with_a_window_of_what_is_left
     fails(runs, tmp_path, test, "micro-batches of", spec=STILL_SHORT_WINDOW)
 
@@ -227,13 +191,9 @@ def subject_of(**methods):
 
 
 @proves("ACC-03")
-def test_accelerate_that_accumulates_is_seen(runs, tmp_path):
-    def create(self):
-        super(type(self), self).create_accelerator_and_postprocess()
-        self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
-
-    upstream = subject_of(create_accelerator_and_postprocess=create)
-    fails(runs, tmp_path, acc.test_accelerate_itself_accumulates_nothing, "3", upstream=upstream)
+def test_accelerate_that_accumulates_is_seen(runs, tmp_path, monkeypatch):
+    mutant("accelerate-accumulates-too")(monkeypatch)
+    fails(runs, tmp_path, acc.test_accelerate_itself_accumulates_nothing, "3")
 
 
 @proves("ACC-03")
@@ -252,18 +212,14 @@ def test_num_steps_that_is_ignored_or_taken_beside_another_is_seen(runs, tmp_pat
 
 @proves("ACC-05")
 def test_gradients_that_outlive_the_window_are_seen(runs, tmp_path, monkeypatch):
-    def kept(original, self, set_to_none=True):
-        original(self, set_to_none=False)
-
-    replace("torch.nn:Module", "zero_grad", kept)(monkeypatch)
+    mutant("gradients-outlive-the-window")(monkeypatch)
     test = acc.test_gradients_live_from_the_first_micro_batch_to_the_optimizer_step
     fails(runs, tmp_path, test, "('step_end', True), expected ('step_end', False)")
 
 
 @proves("ACC-05")
 def test_an_optimizer_step_that_is_not_reported_is_seen(runs, tmp_path, monkeypatch):
-    silent = lambda original, self, args, state, control: control  # noqa: E731
-    replace("transformers.trainer_callback:CallbackHandler", "on_substep_end", silent)(monkeypatch)
+    mutant("substep-not-told")(monkeypatch)
     test = acc.test_a_window_is_substeps_and_one_optimizer_step
     fails(runs, tmp_path, test, "step 1: events", spec=STILL_RAGGED)
 

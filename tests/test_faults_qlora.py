@@ -1,15 +1,11 @@
 """Faults put into upstream, one line each, under which the checks of suites/test_qlora.py must fail."""
 
 import pytest
-import torch
 
 from suites import test_qlora as qlora
-from tests.faults import each, nothing, replace, verdict_of
+from tests.faults import each, mutant, nothing, replace, verdict_of
 
 pytest.importorskip("bitsandbytes", reason="quantized bases need bitsandbytes")
-
-TRAINER = "transformers.trainer:Trainer"
-MAPPING = "peft.tuners.lora.model:LoraModel"
 
 
 # ---- faults: what upstream does instead ----
@@ -26,48 +22,15 @@ def default_targets(model_type, modules):
     return put
 
 
-def eight_bits(original, config, *args, **options):
-    original(config, load_in_8bit=True)
-
-
 def the_head_too(original, config, model):
     changed = original(config, model)
     changed.target_modules.add("lm_head")
     return changed
 
 
-def drawing(original, *args, **options):
-    torch.rand(1)
-    return original(*args, **options)
-
-
-def unprepared(original, model, *args, **options):
-    return model
-
-
-def scaled(original, model, *args, **options):
-    prepared = original(model, *args, **options)
-    prepared.lm_head.weight.data.mul_(1.001)
-    return prepared
-
-
-def in_half(original, *args, **options):
-    return {name: tensor.half() for name, tensor in original(*args, **options).items()}
-
-
 def nameless(original, config, *args, **options):
     config.base_model_name_or_path = None
     return original(config, *args, **options)
-
-
-def never_in_8_bits(original, optimizer, *args):
-    return {**original(optimizer, *args), "min_8bit_size": 10**9}
-
-
-def another_scale(original, *args, **options):
-    state = original(*args, **options)
-    state.absmax.add_(1)
-    return state
 
 
 def another_base(original, model, *args, **options):
@@ -82,7 +45,7 @@ FAULTS = {
     "QLORA-01/packed": (
         qlora.test_a_prepared_nf4_base_trains_under_checkpointing,
         {"trace": qlora.SAVED},
-        replace("transformers:BitsAndBytesConfig", "__init__", eight_bits),
+        mutant("eight-bits-for-four"),
         "q_proj.weight is int8 [64, 64], expected uint8 [2048, 1]",
     ),
     "QLORA-01/moved": (
@@ -112,43 +75,43 @@ FAULTS = {
     "QLORA-04/resume": (
         qlora.test_a_run_on_nf4_resumes,
         {"spec": qlora.continued(qlora.QLORA, 2)},
-        replace(TRAINER, "_load_rng_state", nothing),
+        mutant("generators-not-restored"),
         "step 3: gradients of",
     ),
     "QLORA-04/routes": (
         qlora.test_both_routes_are_one_run,
         {},
-        replace("transformers:LlamaForCausalLM", "add_adapter", drawing),
+        mutant("routes-draw-differently"),
         "step 1: gradients of",
     ),
     "QLORA-05/cast": (
         qlora.test_preparation_casts_what_is_not_packed,
         {"spec": qlora.PREPARED_BF16, "base": "float32"},
-        replace("peft", PREPARE, unprepared),
+        mutant("not-prepared"),
         "lm_head.weight is bfloat16, expected float32",
     ),
     "QLORA-05/freeze": (
         qlora.test_preparation_freezes_the_base,
         {},
-        replace("peft", PREPARE, unprepared),
+        mutant("not-prepared"),
         "lm_head.weight",
     ),
     "QLORA-05/checkpointing": (
         qlora.test_preparation_switches_checkpointing_on,
         {"prepared": True, "switched": True},
-        replace("peft", PREPARE, unprepared),
+        mutant("not-prepared"),
         "checkpointing: False, expected True",
     ),
     "QLORA-06": (
         qlora.test_without_preparation_a_float32_base_trains_the_same,
         {"spec": qlora.QLORA},
-        replace("peft", PREPARE, scaled),
+        mutant("preparing-scales-the-output-layer"),
         "step 1: gradients of",
     ),
     "QLORA-07/dtype": (
         qlora.test_the_file_holds_the_adapter_in_float32_alone,
         {"trace": qlora.SAVED},
-        replace("peft.peft_model", "get_peft_model_state_dict", in_half),
+        mutant("adapter-saved-in-half-precision"),
         "is F16, expected F32",
     ),
     "QLORA-07/name": (
@@ -160,13 +123,13 @@ FAULTS = {
     "QLORA-08/bits": (
         qlora.test_moments_are_8_bit_from_4096_numbers_on,
         {"trace": qlora.WIDE.but(optim="adamw_bnb_8bit")},
-        replace("bitsandbytes.optim.optimizer:Optimizer8bit", "get_config", never_in_8_bits),
+        mutant("moments-not-in-8-bits"),
         "is float32 of 8192, expected uint8 of 8192",
     ),
     "QLORA-08/resume": (
         qlora.test_runs_with_8_bit_and_paged_optimizers_resume,
         {"spec": qlora.continued(qlora.WIDE.but(optim="adamw_bnb_8bit"), 2)},
-        replace(TRAINER, "_load_optimizer_and_scheduler", nothing),
+        mutant("optimizer-not-restored"),
         "step 3: learning rates",
     ),
     "QLORA-12/resume": (
@@ -178,7 +141,7 @@ FAULTS = {
     "QLORA-12/save_pretrained": (
         qlora.test_the_packed_base_survives_save_pretrained,
         {},
-        replace("bitsandbytes.functional:QuantState", "from_dict", another_scale),
+        mutant("packed-base-saved-otherwise"),
         "absmax differs by",
     ),
 }

@@ -7,21 +7,22 @@ import functools
 import os
 
 import pytest
-import torch
 
 from harness.laws import several
 from harness.laws.equal import distance
 from harness.runs import Runs
-from harness.scenarios import LAUNCHES, spread
+from harness.scenarios import LAUNCHES, continued, spread
 from harness.subjects.hf_trainer import HFTrainer
 from harness.tolerance import RANKS
 from harness.warm import warm
 from suites import test_dist as dist
+from suites import test_ds as ds
 from suites import test_fsdp as fsdp
-from tests.faults import each, in_this_process, replace, verdict_of
+from tests.faults import each, in_this_process, mutant, replace, verdict_of
 
 TWO = LAUNCHES["ddp-2"]
 BRIEF = TWO.but(max_steps=2, gradient_accumulation_steps=None, save_strategy="no")
+SHARDED_ALONE = fsdp.REFUSED.but(save_only_model=True, launch={"state_dict_type": "SHARDED_STATE_DICT"})
 
 
 def runs_under(fault, tmp_path):
@@ -33,121 +34,181 @@ def runs_under(fault, tmp_path):
 # ---- faults: what upstream does instead ----
 
 
-def without_average(original, arguments):
-    original(arguments)
-    arguments.average_tokens_across_devices = False
-
-
 def rank():
     return int(os.environ["RANK"])
 
 
-def unsynchronised(original, wrapped, *inputs, **options):
-    with wrapped.no_sync():
-        return original(wrapped, *inputs, **options)
-
-
-def one_tensor_of_its_own(original, accelerator, parameters, *args, **options):
-    parameters = list(parameters)
-    if rank() == 1:
-        trained = [parameter for parameter in parameters if parameter.grad is not None]
-        trained[0].grad.mul_(1.5)
-    return original(accelerator, parameters, *args, **options)
-
-
-def the_same_rows(original, dataset, *args, **options):
-    return original(dataset, *args, **{**options, "process_index": 0})
-
-
-def unsent(original, *args, **options):
-    return None
-
-
-def own_generator(original, trainer, output_dir):
-    torch.manual_seed(rank())
-    return original(trainer, output_dir)
-
-
-def own_order(original, sampler):
-    sampler.initial_seed = sampler.initial_seed + 100 * rank()
-    return original(sampler)
-
-
-def twice_the_loss(original, trainer, logs, *args, **options):
-    return original(trainer, {**logs, "loss": 2 * logs["loss"]} if "loss" in logs else logs, *args, **options)
-
-
-def never(original, accelerator, model):
-    return False
-
-
-def as_ddp(original, accelerator, *args, **options):
-    from accelerate.utils import DistributedType
-
-    accelerator.state.distributed_type = DistributedType.MULTI_CPU
-    return original(accelerator, *args, **options)
-
-
-def first_shard_only(original, accelerator, model, **options):
-    full = original(accelerator, model, **options)
-    return {
-        name: torch.cat([part[: part.shape[0] // 2], torch.zeros_like(part[part.shape[0] // 2 :])])
-        if "lora_" in name
-        else part
-        for name, part in full.items()
-    }
-
-
-TRAINER = "transformers.trainer:Trainer"
-ACCELERATOR = "accelerate:Accelerator"
 #: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
 FAULTS = {
     "DIST-01": (
         dist.test_all_ranks_end_with_the_same,
         {"trace": BRIEF},
-        replace(ACCELERATOR, "clip_grad_norm_", one_tensor_of_its_own),
+        mutant("one-rank-steps-otherwise"),
         "rank 1: adapter at the end: model.layers.0.self_attn.q_proj.lora_A.weight differs",
     ),
     "DIST-04": (
         dist.test_generators_of_all_ranks_are_alike,
         {"trace": dist.DROPOUT},
-        replace(TRAINER, "_save_rng_state", own_generator),
+        mutant("generators-of-their-own"),
         "the generator in rng_state_1.pth is not where that in rng_state_0.pth is",
     ),
     "DIST-07": (
         dist.test_each_rank_trains_its_share,
         {"trace": BRIEF},
-        replace("accelerate.data_loader:SeedableRandomSampler", "__iter__", own_order),
+        mutant("order-of-each-rank"),
         "rank 1, step 1: trained rows",
     ),
     "DIST-08": (
         dist.test_the_logged_loss_is_that_of_all_ranks,
         {"trace": BRIEF},
-        replace(TRAINER, "log", twice_the_loss),
+        mutant("logged-loss-doubled"),
         "step 1: logged loss 11.",
     ),
     "DIST-09": (
         dist.test_a_model_on_several_devices_is_refused,
         {"trace": BRIEF.but(model={"family": "suites.test_dist:on_two_devices"})},
-        replace(ACCELERATOR, "verify_device_map", never),
+        mutant("model-on-several-devices-taken"),
         "no error: it trained steps 1 to 2",
     ),
     "DIST-10": (
         dist.test_unlike_numbers_of_labels_leave_the_mean_over_all,
         {"trace": BRIEF},
-        replace("transformers:TrainingArguments", "__post_init__", without_average),
+        mutant("labels-of-each-rank-alone"),
         "step 1: the gradient is",
+    ),
+    "DIST-02": (
+        dist.test_ranks_together_train_as_one_process,
+        {"spec": BRIEF},
+        mutant("gradients-not-synchronised"),
+        "step 1: gradients of",
+    ),
+    "DIST-03": (
+        dist.test_the_first_ranks_adapter_is_trained,
+        {"spec": BRIEF},
+        mutant("adapters-of-their-own"),
+        "rank 1: adapter at the end",
+    ),
+    "DIST-05": (
+        dist.test_unused_parameters_are_looked_for,
+        {"spec": BRIEF, "expected": True},
+        mutant("unused-parameters-not-looked-for"),
+        "False",
+    ),
+    "DIST-12": (
+        dist.test_a_run_that_trains_nothing_is_refused,
+        {"trace": BRIEF.but(lora={"inference_mode": True})},
+        mutant("inference-mode-trained"),
+        "no error: it trained steps 1 to 2",
+    ),
+    "FSDP-01": (
+        fsdp.test_defaults_are_version_2_and_full,
+        {"spec": fsdp.DEFAULTS},
+        mutant("sharded-state-dict-by-default"),
+        "state_dict_type: SHARDED_STATE_DICT, expected FULL_STATE_DICT",
+    ),
+    "FSDP-02": (
+        fsdp.test_version_1_wraps_layers_and_adapters,
+        {"trace": spread(BRIEF, "fsdp1")},
+        mutant("adapters-not-wrapped"),
+        "model.layers.0.self_attn.q_proj.lora_A is no unit",
+    ),
+    "FSDP-04": (
+        fsdp.test_version_2_wraps_layers_embeddings_and_output,
+        {"trace": fsdp.DEFAULTS},
+        mutant("layers-not-sharded-apart"),
+        "model.layers.0 is no unit",
+    ),
+    "FSDP-09": (
+        fsdp.test_what_cannot_be_is_refused,
+        {"spec": SHARDED_ALONE, "words": "SHARDED_STATE_DICT"},
+        mutant("model-only-saves-not-checked"),
+        "no error: it trained steps 1 to 2",
+    ),
+    "FSDP-11": (
+        fsdp.test_a_half_precision_adapter_trains_in_float32,
+        {"trace": spread(BRIEF.but(**fsdp.BF16, bf16=True), "fsdp2")},
+        mutant("adapter-sharded-in-half-precision"),
+        "lora_A.weight: bfloat16, expected float32",
+    ),
+    "FSDP-12": (
+        fsdp.test_generate_runs_on_the_sharded_model,
+        {"spec": fsdp.DEFAULTS},
+        mutant("ranks-generate-differently"),
+        "tokens [",
+    ),
+    "FSDP-16": (
+        fsdp.test_the_base_keeps_its_dtype,
+        {"trace": spread(BRIEF.but(model={"dtype": "bfloat16"}), "fsdp2")},
+        mutant("base-cast-to-float32"),
+        "model.embed_tokens.weight was bfloat16, spread it is float32",
+    ),
+    "FSDP-17": (
+        fsdp.test_a_sharded_run_is_that_of_one_process,
+        {"spec": fsdp.DEFAULTS},
+        mutant("sharded-gradients-summed"),
+        "step 1: clipped of",
+    ),
+    "DS-01": (
+        ds.test_a_checkpoint_without_the_engines_is_refused,
+        {"spec": continued(ds.ZERO["zero2-2"], 3, every=3, launch={"strategy": "ddp"})},
+        mutant("engines-checkpoint-not-loaded"),
+        "the run ended with IndexError",
+    ),
+    "DS-02": (
+        ds.test_the_engines_checkpoint_leaves_the_base_out,
+        {"trace": ds.ZERO["zero2-2"].but(max_steps=3)},
+        mutant("base-in-the-engines-file"),
+        "model_states.pt has ",
+    ),
+    "DS-03": (
+        ds.test_save_model_leaves_a_whole_adapter,
+        {"spec": spread(ds.BRIEF, "zero3")},
+        mutant("partitions-not-gathered"),
+        "save_model():",
+    ),
+    "DS-04": (
+        ds.test_loss_and_learning_rate_are_logged_as_of_all_ranks,
+        {"trace": spread(ds.BRIEF, "zero2")},
+        mutant("logged-loss-doubled"),
+        "step 1: logged loss 11.",
+    ),
+    "DS-05": (
+        ds.test_what_cannot_be_is_refused,
+        {
+            "spec": spread(ds.BRIEF.but(save_only_model=True, data={"eval_rows": 4}, **ds.BEST), "zero2"),
+            "words": "save",
+        },
+        mutant("model-only-saves-not-checked"),
+        "the error came after steps 1 to 2",
+    ),
+    "DS-06": (
+        ds.test_an_export_of_partitions_warns,
+        {"spec": spread(ds.BRIEF, "zero3")},
+        mutant("empty-tensors-not-warned-of"),
+        "8 empty tensors and no warning of it",
+    ),
+    "DS-07": (
+        ds.test_a_checkpoint_has_the_engines_optimizer,
+        {"trace": ds.ZERO["zero2-2"].but(max_steps=3)},
+        mutant("optimizer-file-beside-the-engines"),
+        "checkpoint-3 has optimizer.pt",
+    ),
+    "DS-08": (
+        ds.test_partitioned_it_is_the_run_of_one_process,
+        {"spec": ds.ZERO["zero2-2"].but(max_steps=3)},
+        mutant("micro-steps-dropped"),
+        "logged grad_norm",
     ),
     "FSDP-13": (
         fsdp.test_what_asked_for_fsdp_is_sharded,
         {"trace": spread(BRIEF, "fsdp2")},
-        replace(ACCELERATOR, "_prepare_fsdp2", as_ddp),
+        mutant("silent-ddp"),
         "no module is an FSDPModule",
     ),
     "FSDP-14": (
         fsdp.test_a_full_checkpoint_has_all_shards,
         {"trace": LAUNCHES["fsdp2-2"].but(max_steps=3)},
-        replace(ACCELERATOR, "get_state_dict", first_shard_only),
+        mutant("first-ranks-shard-only"),
         "checkpoint-3: model.layers.0.self_attn.q_proj.lora_A.weight differs",
     ),
 }
@@ -155,10 +216,47 @@ FAULTS = {
 
 @each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, tmp_path):
+    if name.startswith("DS"):
+        pytest.importorskip("deepspeed")
     test, arguments, fault, words = FAULTS[name]
     runs = runs_under(fault, tmp_path / "runs")
     if "trace" in arguments:
         arguments = {"trace": runs.train(arguments["trace"])}
+    verdict = verdict_of(test, runs, tmp_path / "test", **arguments)
+    assert not verdict.holds
+    assert words in "\n".join(verdict.seen)
+
+
+#: The same for faults that are seen in this process, which the ranks need not have.
+HERE = {
+    "FSDP-03": (
+        fsdp.test_version_1_computes_in_the_storage_dtype,
+        {"storage": "bfloat16", "expected": ("bfloat16", True)},
+        mutant("storage-dtype-passed-over"),
+        "None",
+    ),
+    "FSDP-08": (
+        fsdp.test_without_fsdp_its_checkpoint_is_refused,
+        {
+            "spec": continued(
+                several.alone(fsdp.V2),
+                3,
+                every=3,
+                per_device_train_batch_size=2,
+                launch={"strategy": "fsdp2", "ranks": 2},
+            )
+        },
+        mutant("checkpoint-not-loaded"),
+        "the run ended with FileNotFoundError",
+    ),
+}
+
+
+@each(HERE)
+def test_a_fault_of_upstream_in_this_process_is_seen_and_named(name, runs, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes", reason="quantized bases need bitsandbytes")
+    test, arguments, fault, words = HERE[name]
+    fault(monkeypatch)
     verdict = verdict_of(test, runs, tmp_path / "test", **arguments)
     assert not verdict.holds
     assert words in "\n".join(verdict.seen)
@@ -175,15 +273,15 @@ def own_adapter(original, model, spec):
 
 CONTROLS = {
     "average_tokens_across_devices=False": (
-        replace("transformers:TrainingArguments", "__post_init__", without_average),
+        mutant("labels-of-each-rank-alone"),
         ("loss", "gradient", "adapter"),
     ),
     "unsynchronised-gradients": (
-        replace("torch.nn.parallel:DistributedDataParallel", "forward", unsynchronised),
+        mutant("gradients-not-synchronised"),
         ("gradient", "adapter"),
     ),
     "the-same-rows": (
-        replace("accelerate.accelerator", "prepare_data_loader", the_same_rows),
+        mutant("same-rows-on-all-ranks"),
         ("loss", "gradient", "adapter"),
     ),
 }
@@ -203,7 +301,7 @@ def test_a_negative_control_exceeds_the_tolerance_tenfold(name, tmp_path):
 
 def test_a_gradient_of_one_rank_alone_exceeds_the_tolerance_tenfold(tmp_path):
     """Rank 1 steps with another gradient than rank 0 has."""
-    seen = runs_under(replace(ACCELERATOR, "clip_grad_norm_", one_tensor_of_its_own), tmp_path).train(BRIEF)
+    seen = runs_under(mutant("one-rank-steps-otherwise"), tmp_path).train(BRIEF)
     assert not several.ranks_agree(seen).holds
     assert distance(seen.ranks[0], seen)["largest_adapter_difference"] >= 10 * RANKS.adapter
 
@@ -220,7 +318,7 @@ def test_a_rank_that_keeps_an_adapter_of_its_own_exceeds_the_tolerance_tenfold(t
 
 
 def keep_own_adapter():
-    in_this_process(replace("torch.nn.parallel.distributed", "_sync_module_states", unsent))
+    in_this_process(mutant("adapters-of-their-own"))
     in_this_process(replace("harness.subjects.hf_trainer", "inject", own_adapter))
 
 

@@ -10,38 +10,15 @@ from suites import test_api_layers as layers
 from suites import test_ckpt_content as content
 from suites import test_frz_kinds as kinds
 from tests.checkpoints import says
-from tests.faults import each, replace, verdict_of
+from tests.faults import each, mutant, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 LINEAR = "peft.tuners.lora.layer:Linear"
 SHORT = saving(PLAIN.but(max_steps=2))
 
 
-def too_much(original, layer, adapter):
-    return 1.01 * original(layer, adapter)
-
-
 def merge_nothing(original, layer, *args, **options):
     layer.merged_adapters.append("default")
-
-
-def leave_merged(original, layer):
-    layer.merged_adapters.clear()
-
-
-def never_disabled(original, layer, *args, **options):
-    layer._disable_adapters = False
-    return original(layer, *args, **options)
-
-
-def a_view_of_something_larger(original, trainer, directory):
-    """Each moment is saved as a part of a storage twice as large, all of which torch.save writes."""
-    path = Path(directory) / "optimizer.pt"
-    original(trainer, directory)
-    state = torch.load(path, weights_only=True)
-    for held in state["state"].values():
-        held["exp_avg"] = torch.cat([held["exp_avg"], held["exp_avg"]])[: len(held["exp_avg"])]
-    torch.save(state, path)
 
 
 def a_long_history(original, trainer, directory):
@@ -62,17 +39,12 @@ def both_active(original, trainer, *args, **options):
     return original(trainer, *args, **options)
 
 
-def first_micro_batch_alone(original, trainer, batches, device):
-    """Counts the labels of the first micro-batch, and takes the others to have as many."""
-    return original(trainer, batches[:1], device) * len(batches)
-
-
 #: test of suites/, the spec of its run, the fault, words of the failure. These faults come when the run is over.
 AFTERWARDS = {
     "merged-too-much": (
         layers.test_merged_it_computes_what_it_did_beside_its_layers,
         SHORT,
-        replace(LINEAR, "get_delta_weight", too_much),
+        mutant("merged-too-much"),
         "merged: logits differs by",
     ),
     "merged-not-at-all": (
@@ -84,13 +56,13 @@ AFTERWARDS = {
     "unmerged-not-at-all": (
         layers.test_merged_it_computes_what_it_did_beside_its_layers,
         SHORT,
-        replace(LINEAR, "unmerge", leave_merged),
+        mutant("unmerged-not-at-all"),
         "unmerged: layer 0 weight differs by",
     ),
     "never-disabled": (
         layers.test_switched_off_it_leaves_the_base,
         SHORT,
-        replace(LINEAR, "forward", never_disabled),
+        mutant("never-disabled"),
         "disabled: logits differs by",
     ),
 }
@@ -99,7 +71,7 @@ FAULTS = {
     "optimizer-state-as-views": (
         content.test_optimizer_file_is_its_tensors_and_their_names,
         SAVING["plain"],
-        replace(TRAINER, "_save_optimizer_and_scheduler", a_view_of_something_larger),
+        mutant("moments-twice-as-large"),
         "bytes stored, expected",
     ),
     "optimizer-file-with-a-log": (
@@ -123,7 +95,7 @@ FAULTS = {
     "count-of-one-micro-batch": (
         acc.test_the_order_of_a_windows_rows_does_not_matter,
         acc.SPLIT.but(data=acc.RAGGED, gradient_accumulation_steps=4, max_steps=2),
-        replace(TRAINER, "_get_num_items_in_batch", first_micro_batch_alone),
+        mutant("window-counted-by-its-first-micro-batch"),
         "step 1: gradient of",
     ),
 }

@@ -8,7 +8,7 @@ from suites import test_res_equal as equal
 from suites import test_res_errors as errors
 from suites import test_res_reports as reports
 from suites import test_rng as rng
-from tests.faults import each, nothing, replace, verdict_of
+from tests.faults import each, mutant, nothing, replace, verdict_of
 
 SHORT = equal.SHORT
 
@@ -16,14 +16,10 @@ SHORT = equal.SHORT
 # ---- faults: what is patched, and how ----
 
 TRAINER = "transformers.trainer:Trainer"
-no_rng = replace(TRAINER, "_load_rng_state", nothing)
-no_adapter = replace("peft:PeftModel", "load_adapter", nothing)
-epoch_0_again = replace("accelerate.data_loader:SeedableRandomSampler", "set_epoch", nothing)
-no_optimizer = replace(TRAINER, "_load_optimizer_and_scheduler", nothing)
-
-
-def skipping_the_second(original, model, path, name, **options):
-    return None if name == "second" else original(model, path, name, **options)
+no_rng = mutant("generators-not-restored")
+no_adapter = mutant("adapter-not-restored")
+epoch_0_again = mutant("first-epochs-order-again")
+no_optimizer = mutant("optimizer-not-restored")
 
 
 def reading_the_model_card(original, model, path, *args, **options):
@@ -37,39 +33,14 @@ def last_by_name(original, folder):
     return os.path.join(folder, max(name for name in os.listdir(folder) if name.startswith("checkpoint-")))
 
 
-def resuming_anyway(original, trainer, resume_from_checkpoint=None, **options):
-    chosen = True if resume_from_checkpoint is False else resume_from_checkpoint
-    return original(trainer, resume_from_checkpoint=chosen, **options)
-
-
 def reading_the_argument(original, trainer, resume_from_checkpoint=None, **options):
     chosen = resume_from_checkpoint or trainer.args.resume_from_checkpoint
     return original(trainer, resume_from_checkpoint=chosen, **options)
 
 
-def an_epoch_less(original, *args):
-    epochs, _ = original(*args)
-    return epochs - 1, 0
-
-
-def a_batch_too_many(original, *args):
-    epochs, skipped = original(*args)
-    return epochs, skipped + (skipped > 0)
-
-
 def never_skipping(original, trainer, *args):
     trainer.args.ignore_data_skip = False
     return original(trainer, *args)
-
-
-def counting_all_steps(original, trainer, *args):
-    trainer._initial_global_step = 0
-    return original(trainer, *args)
-
-
-def whole_windows(original, trainer, *args, **options):
-    trainer._globalstep_last_logged = 0
-    return original(trainer, *args, **options)
 
 
 def without(**fields):
@@ -80,14 +51,6 @@ def without(**fields):
         return state
 
     return replace("transformers.trainer_callback:TrainerState", "load_from_json", forgetful)
-
-
-def fresh_base_rates(original, scheduler, state):
-    return original(scheduler, {**state, "base_lrs": scheduler.base_lrs})
-
-
-def not_skipping(original, loader, count):
-    return loader
 
 
 def drawing(original, *args, **options):
@@ -102,13 +65,6 @@ def drawing_with_workers(original, trainer):
 
     torch.rand(min(1, trainer.args.dataloader_num_workers))
     return original(trainer)
-
-
-def seeding_again(original, trainer, *args, **options):
-    from transformers import set_seed
-
-    set_seed(42)
-    return original(trainer, *args, **options)
 
 
 STEP_6 = {"spec": continued(SHORT, 6)}
@@ -131,7 +87,7 @@ FAULTS = {
     "RES-03/false": (
         errors.test_false_starts_afresh_beside_checkpoints,
         {},
-        replace(TRAINER, "train", resuming_anyway),
+        mutant("resumed-unasked"),
         "steps none, expected 1 to 8",
     ),
     "RES-03/highest": (
@@ -149,7 +105,7 @@ FAULTS = {
     "RES-04/adapter": (
         errors.test_a_path_without_an_adapter_is_refused,
         {"spec": errors.damaged("delete adapter_model.safetensors")},
-        replace(TRAINER, "_load_from_checkpoint", nothing),
+        mutant("checkpoint-not-loaded"),
         "no error: it trained steps 5 to 8",
     ),
     "RES-04/state": (
@@ -179,37 +135,37 @@ FAULTS = {
     "RES-07": (
         reports.test_a_finished_run_stays_finished,
         {"spec": continued(SHORT, 8, every=8)},
-        replace(TRAINER, "_init_training_state", an_epoch_less),
+        mutant("finished-run-goes-on"),
         "it trained step 9, past the last step 8",
     ),
     "RES-08": (
         reports.test_training_loss_and_throughput_are_those_of_this_call,
         STEP_6,
-        replace(TRAINER, "_finalize_training", counting_all_steps),
+        mutant("training-loss-over-all-steps"),
         "the mean of these 2 steps",
     ),
     "RES-09": (
         reports.test_the_first_log_covers_the_steps_since_the_checkpoint,
         {"spec": continued(SHORT.but(logging_steps=3), 4)},
-        replace(TRAINER, "_run_epoch", whole_windows),
+        mutant("first-log-over-a-whole-window"),
         "the mean of the 2 steps since",
     ),
     "RES-10/log": (
         reports.test_the_log_is_restored_and_extended,
         {"spec": reports.REPORTED.resumed(4)},
-        without(log_history=[]),
+        mutant("log-forgotten"),
         "log_history[0] is",
     ),
     "RES-10/flos": (
         reports.test_totals_and_best_metric_are_restored,
         {"spec": reports.REPORTED.resumed(4)},
-        without(total_flos=0),
+        mutant("operations-forgotten"),
         "trainer_state.json, total_flos",
     ),
     "RES-11": (
         reports.test_another_learning_rate_is_not_used,
         {},
-        replace("torch.optim.lr_scheduler:LambdaLR", "load_state_dict", fresh_base_rates),
+        mutant("new-rate-used-in-an-old-schedule"),
         "step 6: learning rates",
     ),
     "RES-11/schedule": (
@@ -227,7 +183,7 @@ FAULTS = {
     "RES-12/position": (
         reports.test_the_data_position_is_that_of_the_new_sizes,
         {"spec": continued(SHORT.but(per_device_train_batch_size=2), 4, per_device_train_batch_size=4)},
-        replace("transformers.trainer", "skip_first_batches", not_skipping),
+        mutant("nothing-skipped"),
         "step 5: trained rows",
     ),
     "RES-13": (
@@ -246,7 +202,7 @@ FAULTS = {
     "RES-17": (
         equal.test_every_adapter_is_restored_whatever_its_name,
         {"spec": equal.redrawn(name="foo", others={"second": {"r": 4}})},
-        replace("peft:PeftModel", "load_adapter", skipping_the_second),
+        mutant("second-adapter-not-restored"),
         "which is not trained, is another",
     ),
     "RES-18": (
@@ -286,25 +242,25 @@ FAULTS = {
     "RES-23": (
         equal.test_accumulation_that_does_not_divide_the_epoch_resumes,
         {"spec": continued(equal.UNEVEN["three-of-eight"], 2, every=1)},
-        replace(TRAINER, "_init_training_state", a_batch_too_many),
+        mutant("a-batch-skipped"),
         "step 3: trained rows",
     ),
     "RNG-01/before": (
         rng.test_numbers_drawn_before_trainer_change_nothing,
         {},
-        replace("transformers.trainer", "set_seed", nothing),
+        mutant("seed-not-set"),
         "step 1: gradients of",
     ),
     "RNG-01/between": (
         rng.test_numbers_drawn_between_trainer_and_train_shift_its_dropout,
         {},
-        replace(TRAINER, "_inner_training_loop", seeding_again),
+        mutant("seed-set-at-train"),
         "the same dropout",
     ),
     "RNG-01/model_init": (
         rng.test_train_seeds_again_where_it_builds_the_model,
         {},
-        replace("transformers.trainer", "set_seed", nothing),
+        mutant("seed-not-set"),
         "differs first at index",
     ),
     "RNG-02": (

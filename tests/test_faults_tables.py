@@ -7,7 +7,7 @@ from suites import test_ckpt_adapters as adapters
 from suites import test_qlora as qlora
 from suites import test_rng as rng
 from suites import test_tables as tables
-from tests.faults import each, nothing, replace, verdict_of
+from tests.faults import each, mutant, replace, verdict_of
 
 # ---- faults: what upstream does instead ----
 
@@ -23,12 +23,6 @@ def a_norm_gets_a_gradient(original, trainer, *args, **options):
     norm = next(p for name, p in trainer.model.named_parameters() if "norm" in name.lower())
     norm.grad = torch.ones_like(norm)
     return loss
-
-
-def first_left_out(original, trainer, *args, **options):
-    optimizer = original(trainer, *args, **options)
-    del optimizer.param_groups[0]["params"][0]
-    return optimizer
 
 
 def all_zero(original, layer, name):
@@ -91,18 +85,6 @@ def rotated(original, layer, name, *args, **options):
     torch.nn.init.normal_(layer.oft_R[name].weight, std=0.1)
 
 
-def drawing_first(original, *args, **options):
-    torch.rand(1)
-    return original(*args, **options)
-
-
-def a_moment_missing(original, optimizer):
-    state = original(optimizer)
-    for index in state["state"]:
-        state["state"][index] = {k: v for k, v in state["state"][index].items() if k != "exp_avg"}
-    return state
-
-
 def smaller_scale(original, layer, *args, **options):
     original(layer, *args, **options)
     layer.scaling = {name: 0.5 * value for name, value in layer.scaling.items()}
@@ -110,12 +92,6 @@ def smaller_scale(original, layer, *args, **options):
 
 def no_peft(original):
     return False
-
-
-def not_deterministic(original, seed, **options):
-    from transformers import set_seed
-
-    set_seed(seed)
 
 
 TRAINER = "transformers.trainer:Trainer"
@@ -138,7 +114,7 @@ FAULTS = {
     "FRZ-02/vera": (
         tables.test_the_optimizer_holds_what_requires_gradients,
         {"trace": GOTTEN["llama/vera"]},
-        replace(TRAINER, "create_optimizer", first_left_out),
+        mutant("parameter-left-out-of-the-optimizer"),
         "vera_lambda_b requires gradients but is in no group",
     ),
     "FRZ-03": (
@@ -186,7 +162,7 @@ FAULTS = {
     "CKPT-07/ia3": (
         tables.test_optimizer_pt_holds_the_state_of_the_trained_tensors,
         {"trace": GOTTEN["bert-classifier/ia3"]},
-        replace("torch.optim:AdamW", "state_dict", a_moment_missing),
+        mutant("first-moment-not-saved"),
         "has ['exp_avg_sq', 'step'], expected ['exp_avg', 'exp_avg_sq', 'step']",
     ),
     "CKPT-21/lokr": (
@@ -240,7 +216,7 @@ FAULTS = {
     "API-05/lokr": (
         tables.test_both_routes_train_the_same_run,
         {"spec": GOTTEN["llama/lokr"]},
-        replace("transformers:LlamaForCausalLM", "add_adapter", drawing_first),
+        mutant("routes-draw-differently"),
         "lokr_w2 differs by",
     ),
     "GEN-01": (
@@ -264,13 +240,13 @@ FAULTS = {
     "QLORA-11": (
         qlora.test_a_compiled_quantized_model_is_refused,
         {"adapted": True},
-        replace("transformers.trainer", "validate_quantization_for_training", nothing),
+        mutant("purely-quantized-model-trained"),
         "raised nothing",
     ),
     "RNG-05": (
         rng.test_full_determinism_is_asked_of_torch_and_cuda,
         {},
-        replace("transformers.trainer", "enable_full_determinism", not_deterministic),
+        mutant("full-determinism-left-out"),
         "torch.are_deterministic_algorithms_enabled(): False",
     ),
 }

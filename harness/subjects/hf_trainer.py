@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import traceback
 import warnings
@@ -147,8 +148,10 @@ class HFTrainer:
         in_each_rank: Callable[[], Any] | None = None,
         afterwards: Callable[[Trainer], Any] | None = None,
     ) -> HFTrainer:
-        """This subject, with something done in each rank; `name` tells its runs from others."""
-        return HFTrainer(self._trainer_class, f"{self.name}-{name}", in_each_rank, afterwards)
+        """This subject, with something more done in each rank; `name` tells its runs from others."""
+        both = [call for call in (self.in_each_rank, in_each_rank) if call is not None]
+        together = functools.partial(_in_turn, both) if both else None
+        return HFTrainer(self._trainer_class, f"{self.name}-{name}", together, afterwards or self.afterwards)
 
     @property
     def trainer_class(self) -> type[Trainer]:
@@ -249,6 +252,11 @@ class HFTrainer:
                 if spec.launch.several:
                     traceback.print_exception(caught)  # into the rank's own output
         return observer.finish(error)
+
+
+def _in_turn(calls: list[Callable[[], Any]]) -> None:
+    for call in calls:
+        call()
 
 
 def _observe_clipping(trainer: Trainer, observer: Observer) -> None:

@@ -1,0 +1,113 @@
+"""ACC: accumulation of gradients over micro-batches."""
+
+from __future__ import annotations
+
+import torch
+
+from harness.mutants.patch import HANDLER, TRAINER, nothing, replace
+from harness.mutants.register import Mutant
+
+
+def divided_by_the_window(original, trainer, *args, **options):
+    """What transformers 5.2 to 5.4 did: accelerate divides a loss that is normalised already."""
+    backward = trainer.accelerator.backward
+    trainer.accelerator.backward = lambda loss, **more: backward(
+        loss / trainer.args.gradient_accumulation_steps, **more
+    )
+    try:
+        return original(trainer, *args, **options)
+    finally:
+        trainer.accelerator.backward = backward
+
+
+def last_one_lost(original, trainer, iterator, count, device):
+    batches, items = original(trainer, iterator, count, device)
+    return batches[: max(1, len(batches) - 1)], items
+
+
+def one_less(original, self, iterator, count, device):
+    return original(self, iterator, max(1, count - 1), device)
+
+
+def accumulating_too(original, trainer):
+    original(trainer)
+    trainer.accelerator.gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+
+
+def kept(original, self, set_to_none=True):
+    original(self, set_to_none=False)
+
+
+def silent(original, handler, args, state, control):
+    return control
+
+
+def first_micro_batch_alone(original, trainer, batches, device):
+    """Counts the labels of the first micro-batch, and takes the others to have as many."""
+    return original(trainer, batches[:1], device) * len(batches)
+
+
+def clipped_at_once(original, trainer, *args, **options):
+    loss = original(trainer, *args, **options)
+    parameters = [p for p in trainer.model.parameters() if p.grad is not None]
+    torch.nn.utils.clip_grad_norm_(parameters, trainer.args.max_grad_norm)
+    return loss
+
+
+MUTANTS = (
+    Mutant(
+        "accumulation-divided-twice",
+        "The gradient is divided by the number of micro-batches once more; the logged loss is right.",
+        replace(TRAINER, "training_step", divided_by_the_window),
+        cells=("ACC-01/full-rows", "ACC-01/ragged", "ACC-08/large-batch", "ACC-09/full-rows", "LOSS-03/window-of-2"),
+    ),
+    Mutant(
+        "mean-of-means",
+        "Each micro-batch is a mean of its own, and a window the mean of those.",
+        replace(TRAINER, "_get_num_items_in_batch", nothing),
+        cells=("ACC-01/ragged", "ACC-01/ragged-5", "LOSS-01/ragged", "API-06/loss-keywords"),
+        thread="https://github.com/huggingface/transformers/issues/37766",
+    ),
+    Mutant(
+        "last-micro-batch-lost",
+        "The last micro-batch of each window is read, counted, and not trained.",
+        replace(TRAINER, "get_batch_samples", last_one_lost),
+        cells=("ACC-01/full-rows", "ACC-02/accumulation", "ACC-05/accumulation", "RNG-02/accumulation"),
+    ),
+    Mutant(
+        "window-a-micro-batch-short",
+        "A window has one micro-batch less than was asked for.",
+        replace(TRAINER, "get_batch_samples", one_less),
+        cells=("ACC-02/accumulation", "ACC-02/short*", "ACC-01/full-rows"),
+    ),
+    Mutant(
+        "accelerate-accumulates-too",
+        "accelerate is told of gradient_accumulation_steps as well.",
+        replace(TRAINER, "create_accelerator_and_postprocess", accumulating_too),
+        cells=("ACC-03", "ACC-01/full-rows"),
+    ),
+    Mutant(
+        "gradients-outlive-the-window",
+        "After a step gradients are zeros that stay allocated, and not gone.",
+        replace("torch.nn:Module", "zero_grad", kept),
+        cells=("ACC-05/gradients_live*", "MEM-02/rank-16"),
+    ),
+    Mutant(
+        "substep-not-told",
+        "No event is sent at the end of a micro-batch.",
+        replace(HANDLER, "on_substep_end", silent),
+        cells=("ACC-05/accumulation", "CB-01/accumulation"),
+    ),
+    Mutant(
+        "window-counted-by-its-first-micro-batch",
+        "Every micro-batch is taken to have as many labels as the first.",
+        replace(TRAINER, "_get_num_items_in_batch", first_micro_batch_alone),
+        cells=("ACC-10/ragged-window-of-4", "ACC-01/ragged"),
+    ),
+    Mutant(
+        "clip-per-micro-batch",
+        "Gradients are clipped after each micro-batch, and not once a window.",
+        replace(TRAINER, "training_step", clipped_at_once),
+        cells=("ACC-01/clipped", "ACC-01/full-rows", "LOOP-05/accumulation"),
+    ),
+)

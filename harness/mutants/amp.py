@@ -1,0 +1,50 @@
+"""AMP: mixed precision."""
+
+from __future__ import annotations
+
+from harness.mutants.patch import ACCELERATOR, ARGUMENTS, TUNER, nothing, replace
+from harness.mutants.register import Mutant
+
+
+def without_autocast(original, accelerator, *args, **options):
+    accelerator.native_amp = False
+    return original(accelerator, *args, **options)
+
+
+def as_they_are(original, forward):
+    return forward
+
+
+def unchecked(original, arguments):
+    asked = {name: getattr(arguments, name) for name in ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval")}
+    vars(arguments).update(dict.fromkeys(asked, False))
+    original(arguments)
+    vars(arguments).update(asked)
+
+
+MUTANTS = (
+    Mutant(
+        "autocast-off",
+        "bf16=True computes in float32.",
+        replace(ACCELERATOR, "prepare_model", without_autocast),
+        cells=("AMP-01/float32-base", "AMP-01/dropout"),
+    ),
+    Mutant(
+        "adapter-in-half-precision",
+        "An adapter on a base in half precision is not cast to float32.",
+        replace(TUNER, "_cast_adapter_dtype", nothing),
+        cells=("AMP-01/bfloat16-base", "AMP-04/bfloat16", "AMP-04/float16"),
+    ),
+    Mutant(
+        "outputs-left-in-half-precision",
+        "The outputs of a model under autocast are not cast to float32.",
+        replace("accelerate.accelerator", "convert_outputs_to_fp32", as_they_are),
+        cells=("AMP-01/float32-base",),
+    ),
+    Mutant(
+        "precision-not-checked",
+        "fp16 beside bf16, and bf16 where there is no device for it, are not refused.",
+        replace(ARGUMENTS, "__post_init__", unchecked),
+        cells=("AMP-09/both*", "AMP-09/bf16"),
+    ),
+)

@@ -1,0 +1,231 @@
+"""API: adapters injected, switched and taken out; which columns and arguments a model is given."""
+
+from __future__ import annotations
+
+import torch
+
+from harness.mutants.patch import COPY, LINEAR, LLAMA, LORA, PEFT, TRAINER, nothing, replace
+from harness.mutants.register import Mutant
+
+
+def alpha_alone(original, layer, name, r, lora_alpha, *args, **options):
+    original(layer, name, r, lora_alpha, *args, **options)
+    layer.scaling[name] = lora_alpha
+
+
+def without_scaling(original, layer, x, *args, **options):
+    name = layer.active_adapters[0]
+    return layer.base_layer(x) + layer.lora_B[name](layer.lora_A[name](layer.lora_dropout[name](x)))
+
+
+def dropout_of_the_input(original, layer, x, *args, **options):
+    name = layer.active_adapters[0] if layer.active_adapters else None
+    return original(layer, layer.lora_dropout[name](x) if name in layer.lora_dropout else x, *args, **options)
+
+
+def without_dropout(original, layer, *args, **options):
+    layer.lora_dropout.eval()
+    return original(layer, *args, **options)
+
+
+def not_from_zero(original, layer, name, *args, **options):
+    original(layer, name, *args, **options)
+    for module in layer.lora_B.values():
+        torch.nn.init.constant_(module.weight, 1e-6)
+
+
+def drawn_from_another_range(original, layer, name, *args, **options):
+    original(layer, name, *args, **options)
+    for module in layer.lora_A.values():
+        module.weight.data.mul_(2)
+
+
+def drawing(original, *args, **options):
+    torch.rand(1)
+    return original(*args, **options)
+
+
+def not_unwrapped(original, model):
+    return model
+
+
+def no_columns_known(original, trainer):
+    trainer._signature_columns = ["labels"]
+
+
+def every_column_kept(original, trainer, collator, description=None):
+    return collator
+
+
+def with_cache(original, trainer, *args, **options):
+    output = original(trainer, *args, **options)
+    trainer.model.config.use_cache = True
+    return output
+
+
+def first_alone(original, model, name):
+    return original(model, "default")
+
+
+def always_trainable(original, layer, names, inference_mode=False):
+    return original(layer, names)
+
+
+def too_much(original, layer, adapter):
+    return 1.01 * original(layer, adapter)
+
+
+def leave_merged(original, layer):
+    layer.merged_adapters.clear()
+
+
+def never_disabled(original, layer, *args, **options):
+    layer._disable_adapters = False
+    return original(layer, *args, **options)
+
+
+def added_without_being_taken_out(original, layer, *args, **options):
+    base = layer.get_base_layer()
+    before = base.weight.data.clone()
+    original(layer, *args, **options)
+    base.weight.data = before
+
+
+def every_copy_stays_active(original, wrapper, names, inference_mode=False):
+    return original(wrapper, names, inference_mode) if names else None
+
+
+MUTANTS = (
+    Mutant(
+        "alpha-for-alpha-over-r",
+        "An adapter is scaled by lora_alpha, and not by lora_alpha / r.",
+        replace(LORA, "update_layer", alpha_alone),
+        cells=("API-04/alpha-*", "API-02/after-training/plain"),
+    ),
+    Mutant(
+        "scaling-left-out",
+        "An adapter is not scaled at all.",
+        replace(LINEAR, "forward", without_scaling),
+        cells=("API-04/alpha-*",),
+    ),
+    Mutant(
+        "dropout-on-the-base-path",
+        "lora_dropout drops from what the base is given, too.",
+        replace(LINEAR, "forward", dropout_of_the_input),
+        cells=("API-04/dropout/*", "ACC-07/dropout"),
+    ),
+    Mutant(
+        "dropout-off",
+        "lora_dropout drops nothing.",
+        replace(LINEAR, "forward", without_dropout),
+        cells=("API-04/dropout/*", "ACC-07/dropout", "RNG-03/plain"),
+    ),
+    Mutant(
+        "fresh-adapter-not-zero",
+        "lora_B does not start at zero.",
+        replace(LORA, "reset_lora_parameters", not_from_zero),
+        cells=("API-02/float32", "API-03/plain"),
+    ),
+    Mutant(
+        "adapter-drawn-from-another-range",
+        "lora_A starts twice as large.",
+        replace(LORA, "reset_lora_parameters", drawn_from_another_range),
+        cells=("API-03/plain", "API-02/float32"),
+    ),
+    Mutant(
+        "routes-draw-differently",
+        "add_adapter draws a number before it draws the adapter.",
+        replace(LLAMA, "add_adapter", drawing),
+        cells=("API-05/plain", "API-03/plain/add_adapter", "QLORA-04/both*"),
+    ),
+    Mutant(
+        "base-not-unwrapped",
+        "The names of labels are those of PeftModel.forward, which has none.",
+        replace("transformers.trainer", "unwrap_peft_model", not_unwrapped),
+        cells=("API-01/PeftModel", "API-01/PeftMixedModel", "EVAL-09/llama"),
+    ),
+    Mutant(
+        "columns-of-the-wrapper",
+        "Columns that the base's forward takes are removed.",
+        replace(TRAINER, "_set_signature_columns_if_needed", no_columns_known),
+        cells=("API-01/PeftModel", "API-06/llama"),
+    ),
+    Mutant(
+        "unknown-columns-kept",
+        "Columns that no forward takes are kept.",
+        replace(TRAINER, "_get_collator_with_removed_columns", every_column_kept),
+        cells=("API-06/llama",),
+    ),
+    Mutant(
+        "cache-left-on",
+        "The cache of keys and values is on after training.",
+        replace(TRAINER, "train", with_cache),
+        cells=("API-07/default",),
+    ),
+    Mutant(
+        "adapter-not-switched",
+        "set_adapter activates the first adapter, whichever is named.",
+        replace(LLAMA, "set_adapter", first_alone),
+        cells=("API-08/*",),
+    ),
+    Mutant(
+        "unknown-adapter-activated",
+        "Activating an adapter that is not there is passed over.",
+        replace(LLAMA, "set_adapter", nothing),
+        cells=("API-09/unknown*", "API-09/activating*"),
+    ),
+    Mutant(
+        "inference-mode-trained",
+        "An adapter for inference is trained.",
+        replace("peft.tuners.tuners_utils:BaseTunerLayer", "set_adapter", always_trainable),
+        cells=("API-10/inference_mode", "FRZ-12/loaded/lora", "DIST-12/ddp-2"),
+    ),
+    Mutant(
+        "deleted-adapter-left",
+        "delete_adapter leaves the tensors.",
+        replace("peft.functional", "delete_adapter", nothing),
+        cells=("API-13/name", "API-13/without*"),
+    ),
+    Mutant(
+        "merged-too-much",
+        "Merging adds 1.01 times the adapter.",
+        replace(LINEAR, "get_delta_weight", too_much),
+        cells=("API-15/plain", "API-15/rslora"),
+    ),
+    Mutant(
+        "unmerged-not-at-all",
+        "Unmerging leaves the merged weights.",
+        replace(LINEAR, "unmerge", leave_merged),
+        cells=("API-15/plain",),
+    ),
+    Mutant(
+        "never-disabled",
+        "disable_adapter leaves the adapter on.",
+        replace(LINEAR, "forward", never_disabled),
+        cells=("API-02/disabled/*", "API-02/after-training/plain"),
+    ),
+    Mutant(
+        "pissa-not-taken-out",
+        "What PiSSA moves into the adapter stays in the base as well.",
+        replace(LORA, "pissa_init", added_without_being_taken_out),
+        cells=("API-16/pissa", "API-17/pissa"),
+    ),
+    Mutant(
+        "copies-stay-active",
+        "The copy of modules_to_save of an adapter stays active when another one is.",
+        replace(COPY, "set_adapter", every_copy_stays_active),
+        cells=("API-20/first-head", "API-20/both-heads"),
+    ),
+    Mutant(
+        "gradients-of-inputs-left-on",
+        "Undoing activation checkpointing leaves its hook.",
+        replace(LLAMA, "disable_input_require_grads", nothing),
+        cells=("API-21/plain/add_adapter",),
+    ),
+    Mutant(
+        "prompts-not-switched",
+        "PeftModel.set_adapter does nothing.",
+        replace(PEFT, "set_adapter", nothing),
+        cells=("API-20/prompt-tuning", "API-20/plain"),
+    ),
+)

@@ -1,0 +1,156 @@
+"""A forked process that runs some cases, mutated or not, and writes down how each ended.
+
+The parent has imported upstream and collected the suites, and never trains: a process that has cannot be forked
+(`harness.zygote`). Ranks are forked from a fork of this one, so that what was put into it is in each of them.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from harness.mutants.digest import digest
+from harness.report import Case
+from harness.trace import Trace
+
+RECORD, OUTPUT = "record.jsonl", "output.txt"
+
+
+@dataclass
+class Trained:
+    """What the usual checks look at of a run. spec: a hash of spec and subject. losses, norms: by logged step.
+
+    digest: of all that was seen of it (`harness.mutants.equivalent`).
+    """
+
+    spec: str
+    digest: str
+    error: str | None
+    train_loss: float | None
+    losses: dict[int, float]
+    norms: dict[int, float]
+
+
+@dataclass
+class Record:
+    """What a child left. running: the case that it was in when it ended, "" where it came to its end.
+
+    digests: of the runs of the scenario table, by name (`harness.mutants.equivalent`).
+    """
+
+    cases: list[Case] = field(default_factory=list)
+    trained: list[Trained] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+    running: str = "the start"
+    error: str = ""
+    seconds: float = 0.0
+
+
+def read(directory: Path) -> Record:
+    """The record in a child's directory, as far as it was written."""
+    record = Record()
+    file = directory / RECORD
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            body = json.loads(line)
+        except ValueError:
+            continue  # the last one was cut off
+        kind, value = body.popitem()
+        if kind == "case":
+            record.cases.append(Case(**value))
+        elif kind == "trained":
+            for series in ("losses", "norms"):
+                value[series] = {int(step): number for step, number in value[series].items()}
+            record.trained.append(Trained(**value))
+        elif kind == "digest":
+            record.digests.update(value)
+        elif kind == "running":
+            record.running = value
+        elif kind == "error":
+            record.error = value
+        else:
+            record.seconds, record.running = value, ""
+    return record
+
+
+class Writer:
+    """Writes the record, a line for each thing, as it happens."""
+
+    def __init__(self, directory: Path):
+        self._stream = (directory / RECORD).open("a", encoding="utf-8", buffering=1)
+
+    def __call__(self, kind: str, value: Any) -> None:
+        self._stream.write(json.dumps({kind: value}) + "\n")
+
+    def trained(self, subject: str, trace: Trace) -> None:
+        self("trained", asdict(summary(subject, trace)))
+
+
+def summary(subject: str, trace: Trace) -> Trained:
+    """What the usual checks look at of a trace."""
+    key = hashlib.sha256(f"{subject} {trace.spec.hash}".encode()).hexdigest()[:16]
+    return Trained(key, digest(trace), trace.error, trace.output.get("training_loss"), trace.losses, trace.grad_norms)
+
+
+def start(directory: Path, work: Callable[[Writer], Any]) -> int:
+    """Fork a child that does `work` in a directory of its own; its process id, which leads a group."""
+    directory.mkdir(parents=True)
+    pid = os.fork()
+    if pid:
+        return pid
+    play(directory, work)
+
+
+def play(directory: Path, work: Callable[[Writer], Any]) -> NoReturn:
+    """Be the child, to the end of the process."""
+    status = 1
+    started = time.perf_counter()
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        output = os.open(directory / OUTPUT, os.O_WRONLY | os.O_CREAT)
+        for standard in (1, 2):
+            os.dup2(output, standard)
+        faulthandler.enable()
+        # Temporary directories of the tests, and the files of failed cases, are the parent's to take away.
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(directory)
+        os.chdir(directory)
+        write = Writer(directory)
+        try:
+            work(write)
+            write("ended", time.perf_counter() - started)
+            status = 0
+        except BaseException as error:
+            write("error", f"{type(error).__name__}: {error}")
+            traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def run(items: list[pytest.Item], write: Writer) -> None:
+    """Run collected tests as pytest does, and write down what each judged."""
+    from harness import ranks, runs
+    from harness.plugin import judged
+
+    ranks.prepare(pristine=True)
+    runs.listeners.append(write.trained)
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        cases = judged(item.config)
+        before = len(cases)
+        write("running", item.nodeid)
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        for case in cases[before:]:
+            write("case", asdict(case) | {"specs": []})

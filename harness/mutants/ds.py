@@ -1,0 +1,73 @@
+"""DS: partitioned by DeepSpeed. The faults are in every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.mutants.patch import TRAINER, nothing, replace
+from harness.mutants.register import Mutant
+
+ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
+
+
+def with_the_base(original, engine, *args, exclude_frozen_parameters=False, **options):
+    return original(engine, *args, exclude_frozen_parameters=False, **options)
+
+
+def empty(original, engine, *args, **options):
+    return {}
+
+
+def with_an_optimizer_file(original, trainer, directory):
+    original(trainer, directory)
+    (Path(directory) / "optimizer.pt").write_bytes(b"")
+
+
+def each_a_boundary(original, wrapper, loss, sync_gradients=True, **options):
+    """What an engine does that is told of no accumulation: stage 2 forgets the gradients of the micro-steps before."""
+    wrapper.engine.set_gradient_accumulation_boundary(is_boundary=True)
+    wrapper.engine.backward(loss, **options)
+    if sync_gradients:
+        wrapper.engine.step()
+
+
+MUTANTS = (
+    Mutant(
+        "engines-checkpoint-not-loaded",
+        "Resuming does not ask for the engine's directory.",
+        replace("transformers.trainer", "deepspeed_load_checkpoint", nothing),
+        cells=("DS-01", "DS-08/zero2-2"),
+    ),
+    Mutant(
+        "base-in-the-engines-file",
+        "The engine's checkpoint holds the frozen parameters.",
+        replace(ENGINE, "save_checkpoint", with_the_base),
+        cells=("DS-02/zero2-2",),
+    ),
+    Mutant(
+        "partitions-not-gathered",
+        "Under stage 3 the adapter file is written without a tensor.",
+        replace(ENGINE, "_zero3_consolidated_16bit_state_dict", empty),
+        cells=("DS-03/zero3-2", "DS-08/zero3-2"),
+        thread="https://github.com/huggingface/trl/issues/4416",
+    ),
+    Mutant(
+        "empty-tensors-not-warned-of",
+        "Exporting an adapter from its partitions says nothing.",
+        replace("peft.utils.save_and_load", "_validate_lora_adapter_state_dict", nothing),
+        cells=("DS-06",),
+    ),
+    Mutant(
+        "optimizer-file-beside-the-engines",
+        "A checkpoint of DeepSpeed has an optimizer.pt as well.",
+        replace(TRAINER, "_save_optimizer_and_scheduler", with_an_optimizer_file),
+        cells=("DS-07/zero2-2",),
+    ),
+    Mutant(
+        "micro-steps-dropped",
+        "Stage 2 steps with the gradient of the last micro-batch alone.",
+        replace("accelerate.utils.deepspeed:DeepSpeedEngineWrapper", "backward", each_a_boundary),
+        cells=("DS-08/zero2-2",),
+        thread="https://github.com/allenai/open-instruct/pull/1498",
+    ),
+)

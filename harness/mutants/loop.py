@@ -1,0 +1,172 @@
+"""LOOP: optimizer, schedule, steps, and what train() returns."""
+
+from __future__ import annotations
+
+from harness.mutants.patch import ARGUMENTS, TRAINER, replace
+from harness.mutants.register import Mutant
+
+
+def with_beta(original, arguments):
+    original(arguments)
+    arguments.adam_beta2 = 0.99
+
+
+def one_step_less(original, trainer, args, dataloader):
+    *plan, total = original(trainer, args, dataloader)
+    return *plan, total - 1
+
+
+def a_step_ahead(original, trainer, *args, **options):
+    fresh = trainer.lr_scheduler is None
+    scheduler = original(trainer, *args, **options)
+    if fresh:
+        scheduler.step()
+    return scheduler
+
+
+def never_warm(original, arguments, *args, **options):
+    return 0
+
+
+def clip(original, parameters, max_norm, *args, **options):
+    original(parameters := list(parameters), max_norm, *args, **options)
+    return original(parameters, float("inf"))
+
+
+def unclipped(original, parameters, max_norm, *args, **options):
+    return original(parameters, float("inf"), *args, **options)
+
+
+def dropping_the_last(original, arguments):
+    original(arguments)
+    arguments.dataloader_drop_last = True
+
+
+def half_of_them(original, trainer, inputs):
+    return original(trainer, inputs) // 2
+
+
+def forgetting(original, trainer, *args, **options):
+    trainer.optimizer = None
+    return original(trainer, *args, **options)
+
+
+def other_masks(original, arguments):
+    if arguments.activation_checkpointing:
+        arguments.activation_checkpointing_kwargs = {"use_reentrant": False, "preserve_rng_state": False}
+    original(arguments)
+
+
+def switched_off(original, arguments):
+    original(arguments)
+    arguments.activation_checkpointing = False
+
+
+def rates_late(original, trainer, logs, *args):
+    if "learning_rate" in logs:
+        logs["learning_rate"] = trainer.lr_scheduler.get_last_lr()[0]
+    return original(trainer, logs, *args)
+
+
+def halved(original, trainer, *args, **options):
+    output = original(trainer, *args, **options)
+    return output._replace(training_loss=output.training_loss / 2)
+
+
+def without_bias_correction(original, optimizer, *args, **options):
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] += 1000
+    result = original(optimizer, *args, **options)
+    for state in optimizer.state.values():
+        if "step" in state and float(state["step"]) > 1000:
+            state["step"] -= 1000
+    return result
+
+
+MUTANTS = (
+    Mutant(
+        "another-beta",
+        "adam_beta2 is 0.99, whatever was asked for.",
+        replace(ARGUMENTS, "__post_init__", with_beta),
+        cells=("LOOP-01/plain", "LOOP-01/the_default*"),
+    ),
+    Mutant(
+        "no-bias-correction",
+        "From the second step on AdamW corrects its moments as if a thousand steps had been made.",
+        replace("torch.optim:AdamW", "step", without_bias_correction),
+        cells=("LOOP-01/unfused-adamw",),
+    ),
+    Mutant(
+        "a-step-less",
+        "A run makes one optimizer step less than it was asked for.",
+        replace(TRAINER, "set_initial_training_values", one_step_less),
+        cells=("LOOP-04/plain", "LOOP-04/epochs-1.5", "CB-01/plain"),
+    ),
+    Mutant(
+        "schedule-a-step-ahead",
+        "The first step is made at the second step's learning rate.",
+        replace(TRAINER, "create_scheduler", a_step_ahead),
+        cells=("LOOP-02/plain", "LOOP-02/cosine", "CKPT-08/plain"),
+    ),
+    Mutant(
+        "warmup-left-out",
+        "warmup_steps is taken for 0.",
+        replace(ARGUMENTS, "get_warmup_steps", never_warm),
+        cells=("LOOP-03/warmup_steps=3", "LOOP-03/warmup_steps=0.25", "LOOP-02/warmup-decay-clip"),
+    ),
+    Mutant(
+        "norm-logged-after-clipping",
+        "The logged gradient norm is that of the clipped gradient.",
+        replace("torch.nn.utils", "clip_grad_norm_", clip),
+        cells=("LOOP-05/warmup-decay-clip", "LOOP-05/max_grad_norm=0.01"),
+    ),
+    Mutant(
+        "not-clipped",
+        "Gradients are measured and not clipped.",
+        replace("torch.nn.utils", "clip_grad_norm_", unclipped),
+        cells=("LOOP-05/warmup-decay-clip", "LOOP-01/warmup-decay-clip"),
+    ),
+    Mutant(
+        "short-batch-dropped",
+        "The last batch of an epoch is left out where it is short.",
+        replace(ARGUMENTS, "__post_init__", dropping_the_last),
+        cells=("LOOP-04/n37", "RNG-02/n37", "ACC-02/n37"),
+    ),
+    Mutant(
+        "operations-halved",
+        "total_flos is half of what it must be.",
+        replace(TRAINER, "floating_point_ops", half_of_them),
+        cells=("LOOP-10/plain", "LOOP-10/ragged"),
+    ),
+    Mutant(
+        "second-train-forgets-the-optimizer",
+        "A second train() starts with an optimizer without state.",
+        replace(TRAINER, "train", forgetting),
+        cells=("LOOP-07",),
+    ),
+    Mutant(
+        "recomputed-with-other-masks",
+        "What activation checkpointing recomputes has dropout masks of its own.",
+        replace(ARGUMENTS, "__post_init__", other_masks),
+        cells=("LOOP-12/non-reentrant",),
+    ),
+    Mutant(
+        "checkpointing-not-switched-on",
+        "activation_checkpointing recomputes nothing.",
+        replace(ARGUMENTS, "__post_init__", switched_off),
+        cells=("LOOP-13/get-*",),
+    ),
+    Mutant(
+        "rate-logged-a-step-late",
+        "The logged learning rate is the next step's.",
+        replace(TRAINER, "log", rates_late),
+        cells=("LOOP-02/plain", "LOG-01/plain"),
+    ),
+    Mutant(
+        "training-loss-halved",
+        "TrainOutput.training_loss is half of what the steps lost.",
+        replace(TRAINER, "train", halved),
+        cells=("LOOP-09/plain", "LOOP-08/disable_tqdm=False", "LOG-03/plain"),
+    ),
+)

@@ -1,0 +1,87 @@
+"""QLORA: adapters on a quantized base."""
+
+from __future__ import annotations
+
+from harness.mutants.patch import nothing, replace
+from harness.mutants.register import Mutant
+
+PREPARE = ("peft", "prepare_model_for_kbit_training")
+
+
+def unprepared(original, model, *args, **options):
+    return model
+
+
+def scaled(original, model, *args, **options):
+    prepared = original(model, *args, **options)
+    prepared.lm_head.weight.data.mul_(1.001)
+    return prepared
+
+
+def eight_bits(original, config, *args, **options):
+    original(config, load_in_8bit=True)
+
+
+def never_in_8_bits(original, optimizer, *args):
+    return {**original(optimizer, *args), "min_8bit_size": 10**9}
+
+
+def another_base(original, model, *args, **options):
+    loaded = original(model, *args, **options)
+    for parameter in model.parameters():
+        if hasattr(parameter, "quant_state"):
+            parameter.quant_state.absmax.add_(1)
+            break
+    return loaded
+
+
+def another_scale(original, *args, **options):
+    state = original(*args, **options)
+    state.absmax.add_(1)
+    return state
+
+
+MUTANTS = (
+    Mutant(
+        "eight-bits-for-four",
+        "A base that was to be packed to 4 bits is packed to 8.",
+        replace("transformers:BitsAndBytesConfig", "__init__", eight_bits),
+        cells=("QLORA-01/nf4",),
+    ),
+    Mutant(
+        "not-prepared",
+        "prepare_model_for_kbit_training does nothing.",
+        replace(*PREPARE, unprepared),
+        cells=("QLORA-05", "QLORA-01/nf4"),
+    ),
+    Mutant(
+        "preparing-scales-the-output-layer",
+        "prepare_model_for_kbit_training leaves another output layer.",
+        replace(*PREPARE, scaled),
+        cells=("QLORA-06/nf4",),
+    ),
+    Mutant(
+        "moments-not-in-8-bits",
+        "An 8-bit optimizer keeps its moments in float32.",
+        replace("bitsandbytes.optim.optimizer:Optimizer8bit", "get_config", never_in_8_bits),
+        cells=("QLORA-08/adamw_bnb_8bit/wide", "QLORA-08/adamw_bnb_8bit/narrow"),
+    ),
+    Mutant(
+        "packed-base-changed-by-resuming",
+        "Loading an adapter changes the scale of a packed weight.",
+        replace("peft:PeftModel", "load_adapter", another_base),
+        cells=("QLORA-12/step-2", "QLORA-04/step-2"),
+    ),
+    Mutant(
+        "packed-base-saved-otherwise",
+        "A packed weight that was saved is loaded with another scale.",
+        replace("bitsandbytes.functional:QuantState", "from_dict", another_scale),
+        cells=("QLORA-12/the_packed*", "QLORA-12/load_state_dict"),
+    ),
+    Mutant(
+        "purely-quantized-model-trained",
+        "A quantized base without adapters is not refused.",
+        replace("transformers.trainer", "validate_quantization_for_training", nothing),
+        cells=("FRZ-10/nf4", "QLORA-11"),
+    ),
+)

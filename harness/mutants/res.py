@@ -1,0 +1,210 @@
+"""RES: a resumed run is the run that was interrupted."""
+
+from __future__ import annotations
+
+import os
+
+from harness.mutants.patch import PEFT, TRAINER, Fault, nothing, replace
+from harness.mutants.register import Mutant
+
+
+def late(original, trainer, *args, **options):
+    """The generators are put back before the adapter's optimizer is made, and drawn from since."""
+    import torch
+
+    original(trainer, *args, **options)
+    torch.rand(1)
+
+
+def skipping_the_second(original, model, path, name, **options):
+    return None if name == "second" else original(model, path, name, **options)
+
+
+def last_by_name(original, folder):
+    names = [name for name in os.listdir(folder) if name.startswith("checkpoint-")]
+    return os.path.join(folder, max(names)) if names else None
+
+
+def resuming_anyway(original, trainer, resume_from_checkpoint=None, **options):
+    chosen = True if resume_from_checkpoint is False else resume_from_checkpoint
+    return original(trainer, resume_from_checkpoint=chosen, **options)
+
+
+def an_epoch_less(original, *args):
+    epochs, _ = original(*args)
+    return epochs - 1, 0
+
+
+def a_batch_too_many(original, *args):
+    epochs, skipped = original(*args)
+    return epochs, skipped + (skipped > 0)
+
+
+def a_batch_too_few(original, *args):
+    epochs, skipped = original(*args)
+    return epochs, skipped - (skipped > 0)
+
+
+def counting_all_steps(original, trainer, *args):
+    trainer._initial_global_step = 0
+    return original(trainer, *args)
+
+
+def whole_windows(original, trainer, *args, **options):
+    trainer._globalstep_last_logged = 0
+    return original(trainer, *args, **options)
+
+
+def fresh_base_rates(original, scheduler, state):
+    return original(scheduler, {**state, "base_lrs": scheduler.base_lrs})
+
+
+def not_skipping(original, loader, count):
+    return loader
+
+
+def without(**fields) -> Fault:
+    def forgetful(original, *args):
+        state = original(*args)
+        for name, value in fields.items():
+            setattr(state, name, value)
+        return state
+
+    return replace("transformers.trainer_callback:TrainerState", "load_from_json", forgetful)
+
+
+def moments_lost(original, optimizer, state):
+    return original(optimizer, {**state, "state": {}})
+
+
+MUTANTS = (
+    Mutant(
+        "generators-not-restored",
+        "Resuming leaves the random number generators as they are.",
+        replace(TRAINER, "_load_rng_state", nothing),
+        cells=("RES-01/step-6", "RES-15", "QLORA-04/step-2"),
+    ),
+    Mutant(
+        "generators-restored-late",
+        "A number is drawn after the generators were restored.",
+        replace(TRAINER, "_load_rng_state", late),
+        cells=("RES-01/step-6", "RES-15"),
+    ),
+    Mutant(
+        "optimizer-not-restored",
+        "Resuming starts with a fresh optimizer and schedule.",
+        replace(TRAINER, "_load_optimizer_and_scheduler", nothing),
+        cells=("RES-01/step-6", "RES-11", "QLORA-08/adamw_bnb_8bit/step-2"),
+    ),
+    Mutant(
+        "moments-not-restored",
+        "Resuming restores the optimizer's groups, and not its moments.",
+        replace("torch.optim:AdamW", "load_state_dict", moments_lost),
+        cells=("RES-01/step-6", "RES-01/no-dropout/step-6"),
+    ),
+    Mutant(
+        "schedule-not-restored",
+        "Resuming starts the schedule again.",
+        replace("torch.optim.lr_scheduler:LambdaLR", "load_state_dict", nothing),
+        cells=("RES-01/step-6", "RES-11/another_learning_rate*"),
+    ),
+    Mutant(
+        "best-forgotten",
+        "A resumed run knows of no best checkpoint from before.",
+        without(best_metric=None, best_model_checkpoint=None, best_global_step=None),
+        cells=("BEST-01/a_best*", "RES-10/evaluated-with-each-save/step-4"),
+    ),
+    Mutant(
+        "adapter-not-restored",
+        "Resuming goes on from the adapter as it was drawn.",
+        replace(PEFT, "load_adapter", nothing),
+        cells=("RES-01/step-6", "RES-02/step-2", "RES-13/rank", "RES-18/step-2", "RES-21/two-projections"),
+        thread="https://github.com/huggingface/transformers/issues/24252",
+    ),
+    Mutant(
+        "second-adapter-not-restored",
+        "Of several adapters the second is not restored.",
+        replace(PEFT, "load_adapter", skipping_the_second),
+        cells=("RES-17/default-and-second", "RES-17/foo-and-second", "RES-21/default-and-second"),
+        thread="https://github.com/huggingface/transformers/issues/30478",
+    ),
+    Mutant(
+        "first-epochs-order-again",
+        "Every epoch has the first one's order.",
+        replace("accelerate.data_loader:SeedableRandomSampler", "set_epoch", nothing),
+        cells=("RES-22/plain/step-6", "RNG-02/two-epochs", "RNG-02/the_order*"),
+    ),
+    Mutant(
+        "resumed-epoch-reshuffled",
+        "The rest of an epoch in which a run is resumed is of the first epoch's order.",
+        replace("accelerate.data_loader:DataLoaderShard", "set_epoch", nothing),
+        cells=("RES-22/plain/step-*", "RNG-02/two-epochs"),
+        thread="https://github.com/huggingface/accelerate/pull/4071",
+    ),
+    Mutant(
+        "a-batch-skipped",
+        "Resuming skips one batch too many.",
+        replace(TRAINER, "_init_training_state", a_batch_too_many),
+        cells=("RES-22/plain/step-2", "RES-23/three-of-eight/step-1", "RES-24/step-2"),
+    ),
+    Mutant(
+        "a-batch-trained-twice",
+        "Resuming skips one batch too few.",
+        replace(TRAINER, "_init_training_state", a_batch_too_few),
+        cells=("RES-22/plain/step-2", "RES-01/step-6", "RES-24/step-2"),
+    ),
+    Mutant(
+        "nothing-skipped",
+        "Resuming starts the epoch again.",
+        replace("transformers.trainer", "skip_first_batches", not_skipping),
+        cells=("RES-22/plain/step-6", "RES-12/smaller-batches", "RES-14/inside-the-first-epoch"),
+    ),
+    Mutant(
+        "log-forgotten",
+        "A resumed run's log begins anew.",
+        without(log_history=[]),
+        cells=("RES-10/step-2", "RES-10/evaluated-with-each-save/step-2"),
+    ),
+    Mutant(
+        "operations-forgotten",
+        "A resumed run counts its operations from 0.",
+        without(total_flos=0),
+        cells=("RES-10/step-2", "RES-10/step-4", "RES-10/evaluated-with-each-save/step-4"),
+    ),
+    Mutant(
+        "last-checkpoint-by-name",
+        "resume_from_checkpoint=True takes the last name, checkpoint-9 before checkpoint-10.",
+        replace("transformers.trainer", "get_last_checkpoint", last_by_name),
+        cells=("RES-03",),
+    ),
+    Mutant(
+        "resumed-unasked",
+        "resume_from_checkpoint=False resumes where there is a checkpoint.",
+        replace(TRAINER, "train", resuming_anyway),
+        cells=("RES-03",),
+    ),
+    Mutant(
+        "finished-run-goes-on",
+        "A run that had ended trains another epoch when it is resumed.",
+        replace(TRAINER, "_init_training_state", an_epoch_less),
+        cells=("RES-07/ended-with-an-epoch",),
+    ),
+    Mutant(
+        "training-loss-over-all-steps",
+        "training_loss of a resumed run is divided by the steps of the first leg as well.",
+        replace(TRAINER, "_finalize_training", counting_all_steps),
+        cells=("RES-08/step-6",),
+    ),
+    Mutant(
+        "first-log-over-a-whole-window",
+        "The first loss logged after resuming is divided by the steps of a whole window.",
+        replace(TRAINER, "_run_epoch", whole_windows),
+        cells=("RES-09",),
+    ),
+    Mutant(
+        "new-rate-used-in-an-old-schedule",
+        "A resumed run takes the learning rate of the arguments, and not the checkpoint's.",
+        replace("torch.optim.lr_scheduler:LambdaLR", "load_state_dict", fresh_base_rates),
+        cells=("RES-11/another_learning_rate*",),
+    ),
+)

@@ -1,0 +1,112 @@
+"""RNG: random numbers and the order of the rows."""
+
+from __future__ import annotations
+
+import torch
+
+from harness.mutants.api import drawing
+from harness.mutants.patch import TRAINER, nothing, replace
+from harness.mutants.register import Mutant
+
+
+def drawing_with_workers(original, trainer):
+    torch.rand(min(1, trainer.args.dataloader_num_workers))
+    return original(trainer)
+
+
+def seeding_again(original, trainer, *args, **options):
+    from transformers import set_seed
+
+    set_seed(42)
+    return original(trainer, *args, **options)
+
+
+def not_deterministic(original, seed, **options):
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def sequential(original, trainer, *args, **options):
+    from torch.utils.data import SequentialSampler
+
+    return SequentialSampler(trainer.train_dataset)
+
+
+def seed_for_data_seed(original, sampler, *args, **options):
+    original(sampler, *args, **options)
+    sampler.initial_seed = 42
+
+
+def before_the_seed(original, trainer, *args):
+    """Draws as many numbers as came before in this process: what is drawn before a seed is set depends on that."""
+    torch.rand(7)
+    return original(trainer, *args)
+
+
+CALLS: list[int] = []
+
+
+def another_seed_each_time(original, trainer, *args, **options):
+    CALLS.append(1)
+    torch.manual_seed(len(CALLS))
+    return original(trainer, *args, **options)
+
+
+MUTANTS = (
+    Mutant(
+        "seed-not-set",
+        "Trainer sets no seed.",
+        replace("transformers.trainer", "set_seed", nothing),
+        cells=("RNG-01", "RNG-02/plain"),
+    ),
+    Mutant(
+        "seed-set-at-train",
+        "train() sets the seed once more.",
+        replace(TRAINER, "_inner_training_loop", seeding_again),
+        cells=("RNG-01",),
+    ),
+    Mutant(
+        "adapter-drawn-before-the-seed",
+        "model_init draws its adapter from a generator that is not where the seed puts it.",
+        replace(TRAINER, "call_model_init", before_the_seed),
+        cells=("HPO-03/learning_rate", "RNG-01/train_seeds*"),
+        thread="https://github.com/huggingface/trl/issues/6688",
+    ),
+    Mutant(
+        "log-draws-a-number",
+        "Each log entry draws from torch's generator.",
+        replace(TRAINER, "log", drawing),
+        cells=("RNG-03/plain", "RNG-03/logged-never"),
+    ),
+    Mutant(
+        "workers-draw-a-number",
+        "A dataloader with workers draws from torch's generator.",
+        replace(TRAINER, "get_train_dataloader", drawing_with_workers),
+        cells=("RNG-04/workers_do_not_change_a_run",),
+    ),
+    Mutant(
+        "full-determinism-left-out",
+        "full_determinism sets the seed alone.",
+        replace("transformers.trainer", "enable_full_determinism", not_deterministic),
+        cells=("RNG-05",),
+    ),
+    Mutant(
+        "rows-not-shuffled",
+        "Rows are trained in the order of the data.",
+        replace(TRAINER, "_get_train_sampler", sequential),
+        cells=("RNG-02/plain", "RNG-02/n37"),
+    ),
+    Mutant(
+        "data-seed-passed-over",
+        "The order of the rows is that of seed, where data_seed says another.",
+        replace("accelerate.data_loader:SeedableRandomSampler", "__init__", seed_for_data_seed),
+        cells=("RNG-02/data-seed", "RNG-02/plain"),
+    ),
+    Mutant(
+        "dropout-of-the-process",
+        "Dropout masks depend on how many steps the process has made before.",
+        replace(TRAINER, "training_step", another_seed_each_time),
+        cells=("RES-01/step-6", "RNG-03/plain", "DIST-01/repeated"),
+    ),
+)

@@ -1,0 +1,157 @@
+"""The kill matrix: what counts as killed, what is proved equivalent, what is not a kill, and a user's own mutants."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+
+from harness import contract
+from harness.errors import UsageError
+from harness.mutants import register
+from harness.paths import PACKAGE, ROOT
+
+OWN = """
+import os, signal
+from harness.mutants import Mutant, replace
+
+TRAINER = "transformers.trainer:Trainer"
+
+def same(original, *args, **options):
+    return original(*args, **options)
+
+def half(original, layer, *args, **options):
+    return 0.5 * original(layer, *args, **options)
+
+def unrelated(original, *args, **options):
+    raise RuntimeError("no memory is left")
+
+def dying(original, *args, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+MUTANTS = [
+    Mutant("nothing-at-all", "Nothing.", replace(TRAINER, "training_step", same), cells=("LOSS-01/ragged",)),
+    Mutant("half", "Half.", replace("peft.tuners.lora.layer:Linear", "forward", half), cells=("API-04/alpha-16-r-8",)),
+    Mutant("raising", "An error.", replace(TRAINER, "training_step", unrelated), cells=("LOSS-01/ragged",)),
+    Mutant("dying", "Death.", replace(TRAINER, "training_step", dying), cells=("LOSS-01/ragged",)),
+]
+"""
+
+
+def harness(*words):
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", *map(str, words)], capture_output=True, text=True, cwd=ROOT
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """(exit code, output, report by mutant) of a user's module, run once."""
+    directory = tmp_path_factory.mktemp("own")
+    (directory / "own_mutants.py").write_text(OWN)
+    report = directory / "report.json"
+    code, output = harness("mutants", "--module", directory / "own_mutants.py", "--json", report)
+    body = json.loads(report.read_text())
+    jsonschema.validate(body, json.loads((PACKAGE / "mutants" / "report_schema.json").read_text()))
+    return code, output, {one["name"]: one for one in body["mutants"]}
+
+
+def test_a_mutant_is_killed_by_the_clause_that_it_breaks(own):
+    _, _, mutants = own
+    assert mutants["half"]["status"] == "killed"
+    assert "API-04" in mutants["half"]["killed_by"]
+    assert any("output differs by" in case["sentence"] for case in mutants["half"]["cases"])
+
+
+def test_a_mutant_that_changes_nothing_is_proved_equivalent(own):
+    _, output, mutants = own
+    assert mutants["nothing-at-all"]["status"] == "equivalent"
+    assert "every run of its cells and of the scenario table is bit-equal" in output
+
+
+def test_an_error_is_no_kill_and_ends_with_1(own):
+    code, output, mutants = own
+    assert code == 1
+    assert mutants["raising"]["status"] == "survived"
+    assert {case["outcome"] for case in mutants["raising"]["cases"]} == {"error"}
+    assert output.index("raising") < output.index("half ")  # survivors come first
+    assert all(mutants["raising"]["usual"].values())
+
+
+def test_a_process_that_dies_is_told_with_the_case_that_it_was_in(own):
+    _, _, mutants = own
+    assert mutants["dying"]["status"] == "crashed"
+    assert re.search(r"was killed by SIGKILL in test_\w+\.py::test_", mutants["dying"]["why"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no such file"),
+        ("x = 1", "needs a list MUTANTS of harness.mutants.Mutant"),
+        ("import no_such_module", "cannot be imported (ModuleNotFoundError"),
+        ("MUTANTS = [Mutant('Bad Name', '', nothing, ('LOSS-01',))]", "needs a name in kebab-case"),
+        ("MUTANTS = [Mutant('good', '', nothing, ('XYZ-01',))]", "cell 'XYZ-01' of mutant good names no clause"),
+        ("MUTANTS = [Mutant('good', '', nothing, ())]", "mutant good names no cells"),
+    ],
+)
+def test_a_module_that_is_wrong_is_told_in_a_sentence(text, words, tmp_path):
+    file = tmp_path / "mine.py"
+    if text is not None:
+        file.write_text(f"from harness.mutants import Mutant, nothing\n{text}\n")
+    with pytest.raises(UsageError, match=re.escape(words)):
+        register.load(file)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--mutant", "rows-not-shufled"], "names no mutant; near it are rows-not-shuffled"),
+        (["--module", "no-such-file.py"], "--module no-such-file.py: no such file"),
+        (["--json", "harness"], "harness: name a file in a directory that exists"),
+    ],
+)
+def test_wrong_arguments_end_with_2(words, answer):
+    code, output = harness("mutants", *words)
+    assert code == 2
+    assert answer in output and "Traceback" not in output
+
+
+def test_a_mutant_can_be_preloaded():
+    code = "import harness.mutants.preload, importlib; importlib.import_module('harness.mutants.preload.{}')"
+    script = code.format("alpha-for-alpha-over-r") + "\nfrom peft.tuners.lora.layer import LoraLayer as L"
+    script += "\nassert L.update_layer.__name__ == 'update_layer' and L.update_layer.__closure__, 'not put in'"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+    missing = subprocess.run([sys.executable, "-c", code.format("no-such")], capture_output=True, text=True, cwd=ROOT)
+    assert "ModuleNotFoundError: No module named 'harness.mutants.preload.no-such'" in missing.stderr
+
+
+# ---- the register ----
+
+
+def test_the_register_is_over_every_chapter_and_well_formed():
+    mutants = register.mutants()
+    assert len(mutants) >= 80
+    chapters = {one.chapter for one in mutants.values()}
+    # GEN is judged on every mutant (register.COMMON).
+    assert {chapter.id for chapter in contract.chapters()} - chapters <= {"GEN", "PERF"}
+    for name, one in mutants.items():
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
+        assert one.says.endswith(".") and one.cells
+        assert not one.thread or re.fullmatch(r"https://github\.com/[\w-]+/[\w-]+/(issues|pull)/\d+", one.thread)
+
+
+@pytest.mark.parametrize(
+    ("glob", "cell", "named"),
+    [
+        ("LOSS-01", "LOSS-01/ragged", True),
+        ("LOSS-01/rag*", "LOSS-01/ragged/add_adapter", True),
+        ("LOSS-01/ragged", "LOSS-01/ragged/add_adapter", False),
+        ("LOSS-0", "LOSS-01/ragged", False),
+    ],
+)
+def test_cells_are_named_by_globs(glob, cell, named):
+    assert register.matches(glob, cell) is named
