@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from harness import subjects
 from harness.damage import apply
@@ -22,7 +23,8 @@ listeners: list[Callable[[str, Trace], None]] = []
 class Runs:
     """Traces of one subject, by spec. Checkpoints stay on disk below `root` until the caller removes it.
 
-    made, seconds: how many training runs were made, and how long they took altogether.
+    made, seconds: how many training runs were made, and how long they took altogether. kept: what suites measure of a
+    spec otherwise than by its trace, and only once.
     """
 
     def __init__(self, subject: Subject, root: Path, device: str = "cpu"):
@@ -31,6 +33,7 @@ class Runs:
         self.device = device
         self.made = 0
         self.seconds = 0.0
+        self.kept: dict[Any, Any] = {}
         self._traces: dict[tuple[str, str], Trace] = {}
         self._fresh = itertools.count(1)
 

@@ -1,7 +1,5 @@
 """PERF: what a step costs, counted on any machine, and timed where that is asked for (--timed)."""
 
-import functools
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,18 +21,21 @@ STEPS = by_route(
 )
 
 
-@functools.cache
-def counted(subject, spec, run=0):
-    """What a spec's steps cost, counted once; `run` tells one counting from the next."""
-    with tempfile.TemporaryDirectory() as directory:
-        return counters.count(subjects.load(subject), spec, Path(directory))
-
-
 @pytest.fixture
-def steps(runs, upstream, request):
-    """Counters of a spec, of the subject that is judged."""
-    name = request.config.getoption("--subject")
-    return lambda spec, run=0: counted(name, runs.on_device(spec), run)
+def steps(runs, upstream, tmp_path):
+    """steps(spec, subject=None, run=0): what a spec's steps cost, of the subject that is judged or of another.
+
+    Counted once; `run` tells one counting from the next.
+    """
+
+    def counted(spec, subject=None, run=0):
+        subject = subject or upstream
+        key = (subject.name, spec.hash, run)
+        if key not in runs.kept:
+            runs.kept[key] = counters.count(subject, runs.on_device(spec), tmp_path / subject.name / str(run))
+        return runs.kept[key]
+
+    return counted
 
 
 @pytest.mark.clause("PERF-01")
@@ -54,8 +55,8 @@ def test_steps_alike_cost_alike(spec, steps, judge):
 
 @pytest.mark.clause("PERF-03")
 @cases(STEPS)
-def test_a_step_costs_no_more_than_the_path_takes(spec, runs, steps, judge):
-    reference = counted("reference", runs.on_device(spec))
+def test_a_step_costs_no_more_than_the_path_takes(spec, steps, judge):
+    reference = steps(spec, subjects.load("reference"))
     judge(
         throughput.no_more_than_reference(steps(spec), reference, spec.arguments.get("gradient_accumulation_steps", 1))
     )

@@ -34,7 +34,7 @@ FILES: tuple[str, ...] = (
         "fsdp",
         "ds",
     ),
-    *("qlora", "cb", "log", "hpo", "mem", "rng"),
+    *("qlora", "cb", "log", "hpo", "mem", "perf", "rng"),
 )
 
 #: Cells that are run on every mutant: what one plain run and one of ragged rows must be, and the reference's word on it.

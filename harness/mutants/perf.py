@@ -1,0 +1,73 @@
+"""PERF: what a step costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.mutants.patch import TRAINER, replace
+from harness.mutants.register import Mutant
+
+_KEPT: list[Any] = []
+
+
+def reading(original, trainer, *args, **options):
+    loss = original(trainer, *args, **options)
+    for _ in range(4):
+        loss.item()
+    return loss
+
+
+def twice(original, trainer, model, inputs, *args, **options):
+    if model.training:
+        original(trainer, model, dict(inputs), *args, **options)
+    return original(trainer, model, inputs, *args, **options)
+
+
+def copying(original, trainer, model, *args, **options):
+    for parameter in model.parameters():
+        parameter.detach().clone()
+    return original(trainer, model, *args, **options)
+
+
+def longer_each_time(original, trainer, *args, **options):
+    _KEPT.append(original(trainer, *args, **options).detach().repeat(1000))
+    return _KEPT[-1][0]
+
+
+def saving_twice(original, trainer, *args, **options):
+    original(trainer, *args, **options)
+    return original(trainer, *args, **options)
+
+
+MUTANTS = (
+    Mutant(
+        "an-extra-synchronization",
+        "The loss is read from the device four times more, each of which waits for it.",
+        replace(TRAINER, "training_step", reading),
+        cells=("PERF-03/plain", "PERF-03/accumulation", "PERF-01/plain"),
+    ),
+    Mutant(
+        "forward-pass-twice",
+        "Each micro-batch goes forward twice, and one loss is thrown away.",
+        replace(TRAINER, "compute_loss", twice),
+        cells=("PERF-03/plain", "PERF-03/checkpointing-bf16", "PERF-01/plain"),
+    ),
+    Mutant(
+        "an-extra-copy",
+        "Every parameter is copied at each step, for nothing.",
+        replace(TRAINER, "training_step", copying),
+        cells=("PERF-03/plain", "PERF-01/plain", "PERF-01/accumulation"),
+    ),
+    Mutant(
+        "a-loss-kept-per-step",
+        "Each step's loss is kept, a thousand times over.",
+        replace(TRAINER, "training_step", longer_each_time),
+        cells=("PERF-02/plain", "PERF-02/accumulation", "MEM-02/rank-1"),
+    ),
+    Mutant(
+        "optimizer-file-written-twice",
+        "The optimizer's file is written twice.",
+        replace(TRAINER, "_save_optimizer_and_scheduler", saving_twice),
+        cells=("PERF-05/adapter", "PERF-05/adapter/add_adapter"),
+    ),
+)
