@@ -1,6 +1,7 @@
 """What a mutant's cases mean beside the same cases without it, and what usual checks would have seen of its runs."""
 
 import dataclasses
+import os
 import time
 
 import pytest
@@ -102,7 +103,13 @@ def test_a_child_that_hangs_is_ended_and_told(tmp_path):
     def work(write):
         write("digest", {"plain": "0"})
 
-    found = {key: (record, fate) for key, record, fate in Pool(tmp_path, 2, 0.5).run([("a", hang), ("b", work)])}
+    def leave(write):
+        write("running", "suites/test_loss.py::test_x[y]")
+        os._exit(3)
+
+    tasks = [("a", hang), ("b", work), ("c", leave)]
+    found = {key: (record, fate) for key, record, fate in Pool(tmp_path, 2, 0.5).run(tasks)}
     assert found["a"][1] == "hung in test_loss.py::test_x[y]"
     assert found["b"][0].digests == {"plain": "0"} and found["b"][1] == ""
+    assert found["c"][1] == "ended with exit status 3 in test_loss.py::test_x[y]"
     assert not any(tmp_path.iterdir())

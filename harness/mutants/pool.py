@@ -43,7 +43,8 @@ class Pool:
                     done, status = os.waitpid(pid, 0 if late else os.WNOHANG)
                     if done:
                         del going[pid]
-                        _kill(pid)  # what it has started and left
+                        with suppress(ProcessLookupError, PermissionError):
+                            os.killpg(pid, signal.SIGKILL)  # what it has started and left
                         record = child.read(directory)
                         fate = _fate(record, os.waitstatus_to_exitcode(status), late)
                         shutil.rmtree(directory, ignore_errors=True)
@@ -61,7 +62,9 @@ def _fate(record: Record, status: int, late: bool) -> str:
         return f"hung{where}"
     if status < 0:
         return f"was killed by {signal.Signals(-status).name}{where}"
-    return f"{record.error}{where}" if record.error else ""
+    if record.error:
+        return f"{record.error}{where}"
+    return f"ended with exit status {status}{where}" if status or record.running else ""
 
 
 def _kill(pid: int) -> None:

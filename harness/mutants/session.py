@@ -52,6 +52,8 @@ def measure(mutants: Sequence[Mutant], told: Callable[[Outcome], Any], limit: fl
     # The summary of the suites is none of this; capturing by file descriptor would be shared by all children.
     options = ["-p", "no:terminal", "-p", "no:cacheprovider", "--capture=sys", "--strict-markers"]
     code = pytest.main([str(SUITES), *options], plugins=[session])
+    if session.interrupted:
+        raise KeyboardInterrupt
     if session.refusal:
         raise UsageError(session.refusal)
     if session.matrix is None:
@@ -68,6 +70,7 @@ class _Session:
         self.limit = limit
         self.matrix: Matrix | None = None
         self.refusal = ""
+        self.interrupted = False
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -76,6 +79,8 @@ class _Session:
                 self.matrix = self._run(session.items)
             except UsageError as error:
                 self.refusal = str(error)
+            except KeyboardInterrupt:  # which pytest would take for the end of its tests
+                self.interrupted = True
         return True
 
     def _run(self, items: list[pytest.Item]) -> Matrix:
