@@ -21,10 +21,10 @@ from harness.throughput.judgement import Judgement, judge
 
 METRICS = ("wall", "cpu")
 
-#: Seconds of a block. On a CPU as short as can be: what else the machine does then hits both sides alike (on two busy
-#: cores the log-ratio of one A B B A strays by 12 % whether its blocks have 2 steps or 30, and 2 steps take a tenth of
-#: the time). On CUDA each block ends with the device idle, which it takes a while to fill again.
-BLOCK = {"cpu": 0.02, "cuda": 0.25}
+#: Seconds of a block. On a CPU as short as can be, be it one step: what else the machine does then hits both sides alike
+#: (on two cores of a shared machine the log-ratio of one A B B A strays by 11 % whether its blocks have one step or
+#: twelve). On CUDA each block ends with the device idle, which it takes a while to fill again.
+BLOCK = {"cpu": 0.008, "cuda": 0.25}
 
 #: Processes of each side, one pair after the other: where memory comes to lie makes one process faster than another.
 PROCESSES = 4
@@ -181,7 +181,7 @@ def _steps(runners: list[tuple[Runner, Runner]]) -> int:
     """Steps of a block."""
     seconds = median(second for pair in runners for runner in pair for second in runner.block(5)["wall"])
     block = BLOCK[runners[0][0].entrant.spec.launch.device]
-    return max(2, min(60, round(block / max(seconds, 1e-4))))
+    return max(1, min(60, round(block / max(seconds, 1e-4))))
 
 
 @contextmanager

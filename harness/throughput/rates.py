@@ -28,8 +28,8 @@ GOAL = {"cpu": (0.01, 120.0), "cuda": (0.005, 120.0)}
 
 TRIALS = 1000
 
-#: Pairs of processes that are timed. Those on a GPU take long to start, and a trial draws from fewer.
-PAIRS = {"cpu": PROCESSES, "cuda": 2}
+#: Pairs of processes that are timed; a trial draws PROCESSES of them, some twice. To start one takes longer than a pool of it.
+PAIRS = {"cpu": 3, "cuda": 2}
 
 #: A B B A that are drawn together.
 STRETCH = 8
