@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json as encoding
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,8 @@ def rates(device: str, shapes: list[str], seconds: float | None, json: Path | No
     """Measure the error rates of the judgement, at one shape. Returns 0."""
     from harness.environment import describe
 
+    if importlib.util.find_spec("scipy") is None:
+        raise UsageError("speed --rates: scipy is not installed, whose Mann-Whitney test it compares with; pip install scipy")
     _check(device, json, plot)
     make_importable()
     (shape,) = chosen(shapes[:1], device)

@@ -28,7 +28,7 @@ GOAL = {"cpu": (0.01, 120.0), "cuda": (0.005, 120.0)}
 
 TRIALS = 1000
 
-#: Pairs of processes that are timed; a trial draws PROCESSES of them, some twice. To start one takes longer than a pool of it.
+#: Pairs of processes that are timed; a trial draws PROCESSES of them, some twice. Starting one takes half a minute.
 PAIRS = {"cpu": 3, "cuda": 2}
 
 #: A B B A that are drawn together.

@@ -1,0 +1,97 @@
+"""Throughput and memory of two stacks, on made-up counters and times."""
+
+import math
+import random
+
+import pytest
+
+from harness.gate import compare, throughput
+from harness.gate.environments import Environment
+from harness.gate.findings import BROKEN, LOST, MENDED, NOTE
+from harness.gate.side import Judged, Side
+from harness.throughput.counters import Counters
+from harness.throughput.judgement import judge
+from harness.throughput.pairs import Pairs
+
+COSTS = {"operations": [500], "reads": [3], "saved_bytes": [1000], "peak_bytes": [4000], "held_bytes": [2000]}
+
+
+@pytest.fixture
+def sides(tmp_path):
+    environment = Environment("made up", "python", {}, "", "key")
+    return [Side(name, environment, tmp_path / name, Judged()) for name in ("baseline", "candidate")]
+
+
+def counted(side, **changes):
+    values = {**COSTS, **{name: [value] for name, value in changes.items()}}
+    for name in throughput.counted_runs("cpu"):
+        side.done[f"counters/{name}"] = {"error": None, "data": Counters(values, {}).to_json()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "means", "words"),
+    [
+        ({"peak_bytes": 4100}, BROKEN, "larger: peak_bytes; peak_bytes 4000 -> 4100 (+2.5%)"),
+        ({"saved_bytes": 500}, MENDED, "saved_bytes 1000 -> 500 (-50.0%)"),
+        (
+            {"operations": 520, "peak_bytes": 4001},
+            NOTE,
+            "operations 500 -> 520 (+4.0%); peak_bytes 4000 -> 4001 (+0.0%)",
+        ),
+    ],
+)
+def test_counters_that_changed_are_told(sides, changes, means, words):
+    counted(sides[0])
+    counted(sides[1], **changes)
+    found = list(throughput.counters(*sides))
+    assert [one.where for one in found] == list(throughput.counted_runs("cpu"))
+    assert (found[0].means, found[0].sentence) == (means, words)
+
+
+def test_equal_counters_and_those_of_one_side_alone_are_no_finding(sides):
+    counted(sides[0])
+    assert list(throughput.counters(*sides)) == []
+    counted(sides[1])
+    assert list(throughput.counters(*sides)) == []
+
+
+def timed(share, spread=0.05, count=200):
+    draw = random.Random(0)
+
+    def pair():
+        return [math.log1p(share) + draw.gauss(0, spread) for _ in range(count)]
+
+    return Pairs(ratios={metric: [pair() for _ in range(4)] for metric in ("wall", "cpu")}, seconds=60.0)
+
+
+@pytest.mark.parametrize(
+    ("share", "spread", "means"), [(0.0, 0.05, None), (0.03, 0.05, BROKEN), (0.0, 1.0, LOST)], ids=str
+)
+def test_the_clock_says_slower_equal_or_nothing(sides, share, spread, means):
+    counted(sides[0])
+    counted(sides[1], reads=7)
+    pairs = timed(share, spread)
+    judgement = judge(pairs.ratios, throughput.MARGIN, 0.5)
+    found = list(throughput.slower(judgement, pairs, list(throughput.counters(*sides))))
+    assert [one.means for one in found] == ([] if means is None else [means])
+    if means == BROKEN:
+        assert "longer" in found[0].sentence and found[0].sentence.endswith("; more reads 3 -> 7")
+    if means == LOST:
+        assert "undecided within 60 s" in found[0].sentence
+
+
+def test_time_without_a_counter_is_told_to_lie_between_operations(sides):
+    pairs = timed(0.05)
+    (found,) = throughput.slower(judge(pairs.ratios, throughput.MARGIN, 0.5), pairs, [])
+    assert "the time is spent between them" in found.sentence
+
+
+def test_a_gate_times_what_it_has_counted(sides, monkeypatch):
+    counted(sides[0])
+    counted(sides[1], peak_bytes=5000)
+    pairs = timed(0.05)
+    monkeypatch.setattr(throughput, "compare", lambda *_: (judge(pairs.ratios, throughput.MARGIN, 0.5), pairs))
+    found = compare._timed(*sides, lambda *_: None)
+    assert [(one.where, one.means) for one in found] == [
+        (name, BROKEN) for name in (*throughput.counted_runs("cpu"), "time")
+    ]
