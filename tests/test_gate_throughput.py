@@ -48,11 +48,21 @@ def test_counters_that_changed_are_told(sides, changes, means, words):
     assert (found[0].means, found[0].sentence) == (means, words)
 
 
-def test_equal_counters_and_those_of_one_side_alone_are_no_finding(sides):
+def test_equal_counters_are_no_finding(sides):
     counted(sides[0])
-    assert list(throughput.counters(*sides)) == []
     counted(sides[1])
     assert list(throughput.counters(*sides)) == []
+
+
+def test_a_side_that_cannot_be_counted_is_told_and_not_timed(sides, monkeypatch):
+    monkeypatch.setattr(throughput, "time", lambda *_: pytest.fail("timed"))
+    for name in throughput.counted_runs("cpu"):
+        sides[1].done[f"counters/{name}"] = {"error": "UsageError: no steps", "data": None}
+    assert {one.means for one in compare._timed(*sides, lambda *_: None)} == {NOTE}
+    counted(sides[0])
+    found = compare._timed(*sides, lambda *_: None)
+    assert {one.means for one in found} == {BROKEN}
+    assert found[0].sentence == "cannot be counted: candidate: UsageError: no steps"
 
 
 def timed(share, spread=0.05, count=200):

@@ -63,16 +63,16 @@ def pooled(share, spread=0.03):
 
 
 def test_equals_are_told_apart_in_one_trial_of_a_hundred_at_most():
-    found = rates(pooled(0.0), margin=0.01, budget=120, trials=200)
+    found = rates(pooled(0.0), margin=0.02, budget=120, trials=200)
     assert found.slower["peft-harness"] <= 0.01 and found.unclear <= 0.05
 
 
 def test_a_slowdown_by_the_margin_is_found_where_usual_rules_see_none_or_see_them_everywhere():
-    found = rates(pooled(0.01), margin=0.01, budget=120, trials=100)
+    found = rates(pooled(0.02), margin=0.02, budget=120, trials=100)
     assert found.slower["peft-harness"] >= 0.95
     assert found.slower[BENCHMARK] == 0.0
     # On so many samples a difference that nobody cares for is significant.
-    assert rates(pooled(0.003), margin=0.01, budget=120, trials=50).slower[MANN_WHITNEY] > 0.5
+    assert rates(pooled(0.003), margin=0.02, budget=120, trials=50).slower[MANN_WHITNEY] > 0.5
 
 
 # ---- against what is recorded ----

@@ -45,6 +45,9 @@ def counters(baseline: Side, candidate: Side, margin: float = MARGIN) -> Iterato
     for name in counted_runs(baseline.judged.device):
         before, after = (_counters(side, name) for side in (baseline, candidate))
         if before is None or after is None:
+            means = BROKEN if before is not None else MENDED if after is not None else NOTE
+            says = f"cannot be counted: {_error(candidate if after is None else baseline, name)}"
+            yield Finding("throughput", name, means, says, {"counters": {}})
             continue
         changed = {one: (before.step[one], after.step[one]) for one in before.step if one in after.step}
         changed = {one: pair for one, pair in changed.items() if pair[0] != pair[1]}
@@ -61,6 +64,15 @@ def counters(baseline: Side, candidate: Side, margin: float = MARGIN) -> Iterato
 def _counters(side: Side, name: str) -> Counters | None:
     answer = side.done.get(f"counters/{name}", {})
     return Counters.from_json(answer["data"]) if answer.get("data") else None
+
+
+def _error(side: Side, name: str) -> str:
+    return f"{side.name}: {side.done.get(f'counters/{name}', {}).get('error') or 'was not asked'}"
+
+
+def can_be_timed(side: Side) -> bool:
+    """Whether a side has steps that can be counted, and so timed: a user's subject may tell of none."""
+    return _counters(side, next(iter(counted_runs(side.judged.device)))) is not None
 
 
 def _grown(was: int, now: int) -> float:

@@ -54,7 +54,9 @@ def rates(device: str, shapes: list[str], seconds: float | None, json: Path | No
     from harness.environment import describe
 
     if importlib.util.find_spec("scipy") is None:
-        raise UsageError("speed --rates: scipy is not installed, whose Mann-Whitney test it compares with; pip install scipy")
+        raise UsageError(
+            "speed --rates: scipy is not installed, whose Mann-Whitney test it compares with; pip install scipy"
+        )
     _check(device, json, plot)
     make_importable()
     (shape,) = chosen(shapes[:1], device)
