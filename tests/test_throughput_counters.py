@@ -28,6 +28,8 @@ def test_what_is_recorded_is_asked_of_each_counter_and_operation():
         "reads: [3, 3] in the counted steps, recorded [2, 2]"
         in throughput.as_recorded(but("reads", [3, 3]), COSTS).seen[0]
     )
+    calls = but("python_calls", [1, 1]), but("python_calls", [2, 2])
+    assert throughput.as_recorded(*calls).holds
     other = dataclasses.replace(COSTS, by_operation={"aten.mm": 9, "aten.bmm": 1})
     assert throughput.as_recorded(other, COSTS).seen == (
         "aten.bmm 1 times, recorded 0",

@@ -9,7 +9,7 @@ CHAPTER = Chapter(
         Clause(
             "PERF-01",
             "An optimizer step MUST cost what is recorded of it in the same environment: operations, floating-point "
-            "operations, values read, bytes kept, held and at the peak, calls of Python functions.",
+            "operations, values read, bytes kept, held and at the peak.",
             source="transformers/trainer.py:1830-1950 (Trainer._run_epoch)",
         ),
         Clause(
