@@ -14,6 +14,7 @@ from harness.gate import numbers
 from harness.laws import accumulation, loss, output, rebuilt, scaler, schedule, several
 from harness.laws.equal import differences, distance, largest_gap
 from harness.laws.recompute import Recomputed
+from harness.mutants.dist import without_average
 from harness.runs import Runs
 from harness.scenarios import PLAIN, STILL, STILL_RAGGED, saving
 from harness.tolerance import Tolerance
@@ -21,7 +22,7 @@ from harness.warm import warm
 from suites.test_acc import RAGGED, SPLIT, large_batch
 from tests.faults import replace
 from tests.test_faults_ranks import BRIEF as UNLIKE
-from tests.test_faults_ranks import runs_under, without_average
+from tests.test_faults_ranks import runs_under
 
 BOUNDS = ("loss", "gradient", "adapter")
 NAMES = [name for name, value in vars(tolerance).items() if isinstance(value, Tolerance) and not value.exact]
