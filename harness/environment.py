@@ -7,6 +7,8 @@ import importlib.metadata
 import platform
 from typing import Any
 
+from harness.errors import UsageError
+
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "numpy")
 
 
@@ -32,6 +34,17 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "platform": platform.platform(),
         "device": name,
     }
+
+
+def check_device(device: str) -> None:
+    """UsageError where --device names no device, or one that torch does not find here."""
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device!r} is neither cpu nor cuda")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError("--device cuda: torch finds no CUDA device here; run with --device cpu")
 
 
 def satisfies(requirement: str) -> bool:

@@ -139,13 +139,8 @@ def _warm(state: State) -> None:
 
 
 def _check_options(state: State, config: pytest.Config) -> None:
-    if state.device not in ("cpu", "cuda"):
-        raise UsageError(f"--device {state.device!r} is neither cpu nor cuda")
+    environment.check_device(state.device)
     if state.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UsageError("--device cuda: torch finds no CUDA device here; run with --device cpu")
         # Looked at once, at the first product of the process: without it full_determinism=True would be refused later.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if state.json is not None and Path(state.json).is_dir():

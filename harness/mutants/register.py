@@ -15,27 +15,8 @@ from harness import contract
 from harness.errors import UsageError
 from harness.mutants.patch import Fault, in_this_process
 
-#: Files of this package that hold mutants, each named after chapters of the contract.
-FILES: tuple[str, ...] = (
-    *(
-        "api",
-        "frz",
-        "loss",
-        "acc",
-        "loop",
-        "ckpt",
-        "emb",
-        "io",
-        "res",
-        "best",
-        "evaluation",
-        "amp",
-        "dist",
-        "fsdp",
-        "ds",
-    ),
-    *("qlora", "cb", "log", "hpo", "mem", "perf", "rng"),
-)
+#: Files of this package that hold mutants, each named after a chapter of the contract. GEN is judged on every mutant.
+FILES = tuple(chapter for chapter in contract.CHAPTERS if chapter != "gen")
 
 #: Cells that are run on every mutant: what one plain run and one of ragged rows must be, and the reference's word on it.
 COMMON = ("FRZ-02/plain", "LOSS-01/ragged", "GEN-01/llama/lora")

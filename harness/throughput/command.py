@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from harness import subjects
+from harness.environment import check_device, describe
 from harness.errors import UsageError
 from harness.files import write_whole
 from harness.paths import make_importable
@@ -51,8 +52,6 @@ def speed(
 
 def rates(device: str, shapes: list[str], seconds: float | None, json: Path | None, plot: Path | None) -> int:
     """Measure the error rates of the judgement, at one shape. Returns 0."""
-    from harness.environment import describe
-
     if importlib.util.find_spec("scipy") is None:
         raise UsageError(
             "speed --rates: scipy is not installed, whose Mann-Whitney test it compares with; pip install scipy"
@@ -84,13 +83,7 @@ def rates(device: str, shapes: list[str], seconds: float | None, json: Path | No
 
 
 def _check(device: str, *files: Path | None) -> None:
-    if device not in ("cpu", "cuda"):
-        raise UsageError(f"--device {device!r} is neither cpu nor cuda")
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UsageError("--device cuda: torch finds no CUDA device here; run with --device cpu")
+    check_device(device)
     for file in files:
         if file is not None and file.is_dir():
             raise UsageError(f"{file}: is a directory; name a file")

@@ -8,6 +8,7 @@ together. Beside it, on the same draws, two rules in use say what they would hav
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from harness.throughput.judgement import HOLDS, SLOWER, UNCLEAR, judge
-from harness.throughput.pairs import METRICS, PROCESSES, Entrant, Pairs, compare
+from harness.throughput.pairs import METRICS, PROCESSES, Entrant, Pairs, compare, here
 from harness.throughput.shapes import Shape
 
 #: Slowdowns put in, as shares.
@@ -61,10 +62,6 @@ def pool(shape: Shape, device: str, share: float, seconds: float, processes: int
     preloads = ("harness.throughput.slowed",) if share else ()
 
     def slowed(*arguments: str, **options: Any) -> Any:
-        import os
-
-        from harness.throughput.pairs import here
-
         return here(*arguments, env={**os.environ, "PEFT_HARNESS_SLOWER": str(share)}, **options)
 
     a, b = Entrant("a", "hf-trainer", spec), Entrant("b", "hf-trainer", spec, preloads, slowed)
