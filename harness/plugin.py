@@ -523,6 +523,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = max(report.exit_code(state.cases), exitstatus % 5)
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """A session within another's process must not leave it ranks that know the inner one's preloads and faults."""
+    from harness import ranks
+
+    if config.stash.get(_STATE, None) is not None:
+        ranks.end()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["peft_harness_journal"] = str(node.config.stash[_STATE].journal.file)

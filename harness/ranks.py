@@ -103,11 +103,12 @@ def run(group: Group) -> None:
 
 
 def prepare(pristine: bool = False) -> None:
-    """Start the zygote ahead of the first group.
+    """Start the zygote ahead of the first group, in place of one from before, which knows other preloads and faults.
 
     pristine: this process has imported upstream and run nothing, so that a fork of it will do: that spares imports of
     5 to 20 s. Otherwise a new process imports while this one goes on.
     """
+    end()
     if not settings.torchrun and hasattr(os, "fork"):
         _zygote(pristine)
 
@@ -297,6 +298,9 @@ def _zygote(pristine: bool = False) -> Zygote:
 
 
 @atexit.register
-def _end() -> None:
+def end() -> None:
+    """End this process's zygote, if it has one: what was patched when it was forked is in every rank of it."""
+    global _current
     if _current is not None and _current.owner == os.getpid():
         _current.end()
+    _current = None

@@ -10,9 +10,10 @@ from harness.drawn import Draw
 from harness.expectations import Expectation
 from harness.report import Case
 from harness.runs import Runs
-from harness.scenarios import PLAIN
+from harness.scenarios import LAUNCHES, PLAIN
 from harness.spec import ADD, RunSpec, changes
 from harness.strategies import any_specs, lives, run_specs
+from harness.subjects.hf_trainer import HFTrainer
 from harness.verdict import verdict
 from harness.warm import warm
 from tests.faults import replace
@@ -80,7 +81,7 @@ def test_changes_are_what_a_spec_has_otherwise():
 SUITE = """
 import pytest
 from hypothesis import strategies as st
-from harness.scenarios import PLAIN
+from harness.scenarios import LAUNCHES, PLAIN
 from harness.verdict import verdict
 
 @pytest.mark.clause("FRZ-01", "GEN-01")
@@ -103,10 +104,19 @@ def drifts(original, trainer, *args, **options):
     return original(trainer, *args, **options)
 
 
-def test_a_drawn_failure_is_shrunk_and_told(pytester, monkeypatch):
+def test_a_drawn_failure_is_shrunk_and_told(pytester, monkeypatch, tmp_path):
     warm()
     monkeypatch.setenv("COLUMNS", "200")
-    replace(TRAINER, "training_step", drifts)(monkeypatch)
+    # Another context than the test's own, which is undone only at its end.
+    with monkeypatch.context() as patch:
+        replace(TRAINER, "training_step", drifts)(patch)
+        _judge_a_drawn_failure(pytester)
+    # Ranks are forked from a process that knows what was patched when the session began, here in this very process.
+    trained = Runs(HFTrainer(), tmp_path).train(LAUNCHES["ddp-2"].but(max_steps=1, save_strategy="no"))
+    assert [one.base == one.base_before for one in (trained, *trained.ranks)] == [True, True]
+
+
+def _judge_a_drawn_failure(pytester):
     pytester.makeconftest('pytest_plugins = ["harness.plugin"]')
     pytester.makepyfile(SUITE)
     done = pytester.runpytest_inprocess("-p", "no:cacheprovider")
