@@ -78,6 +78,26 @@ Requirements = typer.Option(
 )
 
 
+@app.command(context_settings={"allow_extra_args": True})
+def soak(
+    context: typer.Context,
+    times: Annotated[int, typer.Option(help="How many times.")] = 20,
+    subject: Subject = "hf-trainer",
+    device: Device = "cpu",
+    clause: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Judge these clauses only.")] = None,
+    preload: Preload = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what each run took and judged as JSON.")
+    ] = None,
+) -> None:
+    """Judge many times over, under other hash seeds and in other orders: do verdicts stay? Words after -- go to pytest."""
+    from harness.gate.side import Judged
+    from harness.soak import soak
+
+    judged = Judged(subject, device, tuple(clause or ()), tuple(preload or ()))
+    raise typer.Exit(soak(times, judged, context.args, json))
+
+
 @app.command()
 def gate(
     baseline: Annotated[str, Requirements],
