@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from hypothesis.strategies import SearchStrategy
 
 from harness import strategies
+from harness.errors import UsageError
 from harness.expectations import Expectation
 from harness.laws.universal import OF_MORE, Train, laws_for
 from harness.life import Life
@@ -22,7 +24,7 @@ from harness.report import Case
 from harness.runs import Runs
 from harness.spec import RunSpec
 from harness.subjects.hf_trainer import HFTrainer
-from harness.verdict import NOT_COMPARABLE, Verdict
+from harness.verdict import NOT_COMPARABLE, Verdict, verdict
 
 #: Runs drawn by each part of the suite, and lives by each route. Each run drawn is followed by some six to compare it with.
 PROFILES = {"quick": 3, "sample": 3, "deep": 100, "soak": 3000}
@@ -128,21 +130,27 @@ class Draw:
         case = self._cases.get(clause)
         if case is None or self._failed not in (None, clause):
             return True
-        verdict = judged()
-        if verdict.outcome == NOT_COMPARABLE:
+        try:
+            found = judged()
+        except UsageError:
+            raise
+        except Exception as error:
+            # Of this clause alone: the others have laws of their own, and a known defect may explain it.
+            found = raised(error)
+        if found.outcome == NOT_COMPARABLE:
             return True
         case.drawn = (case.drawn or 0) + 1
         met = case.evidence.get("known defects met", {})
-        if not verdict.holds:
-            seen, plain = "\n".join(verdict.seen), spec.to_json()
+        if not found.holds:
+            seen, plain = "\n".join(found.seen), spec.to_json()
             known = [e for e in self._expected if e.excuses(clause, self._runs.subject.name, plain, seen)]
             if not known:
                 self._failed = clause
-                self._fail(verdict, clause)
+                self._fail(found, clause)
                 return False
             met = {**met, known[0].reason: met.get(known[0].reason, 0) + 1}
-        case.evidence = {"runs judged": case.drawn, **verdict.measured, **({"known defects met": met} if met else {})}
-        return verdict.holds
+        case.evidence = {"runs judged": case.drawn, **found.measured, **({"known defects met": met} if met else {})}
+        return found.holds
 
 
 @functools.cache
@@ -164,9 +172,9 @@ def _lives(route: str) -> Callable[..., RuleBasedStateMachine]:
         def act(self, verb: str, **arguments: Any) -> None:
             if self._over:
                 return
-            for clause, verdict in self._life.do(verb, **arguments):
+            for clause, found in self._life.do(verb, **arguments):
                 # After a known defect nobody knows what to expect of the model.
-                self._over |= not self._draw.record(clause, self._life.spec, functools.partial(_given, verdict))
+                self._over |= not self._draw.record(clause, self._life.spec, functools.partial(_given, found))
 
         def teardown(self) -> None:
             self._runs.made += self._life.made if hasattr(self, "_life") else 0
@@ -186,5 +194,14 @@ def _lives(route: str) -> Callable[..., RuleBasedStateMachine]:
     return type(f"LivesBy{route}", (Lives,), rules)
 
 
-def _given(verdict: Verdict) -> Verdict:
-    return verdict
+def raised(error: Exception) -> Verdict:
+    """What a law that ends in an error says: the error, and the last two places that it came through."""
+    places = traceback.extract_tb(error.__traceback__)[-2:]
+    where = ", called at ".join(
+        f"{Path(place.filename).name}:{place.lineno} ({place.name})" for place in reversed(places)
+    )
+    return verdict("the run can be judged", [f"{type(error).__name__}: {error}, raised at {where}"])
+
+
+def _given(found: Verdict) -> Verdict:
+    return found

@@ -270,8 +270,12 @@ class Life:
         self._unwrap(trainer)
 
     def _unwrap(self, trainer: Trainer) -> None:
-        """Take off the autocast that a Trainer in mixed precision leaves around the model's forward (AMP-02)."""
+        """Take off the autocast that a Trainer in mixed precision leaves around the model's forward (AMP-02).
+
+        And the mark by which accelerate would leave the next Trainer's out (AMP-12).
+        """
         trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        vars(self.model).pop("_is_accelerate_prepared", None)
 
     def _with(self, values: Tensors) -> Adapters:
         return Adapters({**self.expected.values, self.expected.active: values}, self.expected.active)

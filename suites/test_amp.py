@@ -72,6 +72,19 @@ def logits(model, spec):
         return model.eval()(**inputs)["logits"].cpu()
 
 
+@pytest.mark.clause("AMP-12")
+@pytest.mark.parametrize("unwrapped", [pytest.param(False, id="kept"), pytest.param(True, id="unwrapped")])
+@cases(by_route({"bf16-again": BF16.but(save_strategy="no")}))
+def test_a_second_trainer_goes_on_in_bf16(spec, unwrapped, upstream, tmp_path, judge):
+    judge(precision.trained_again(upstream, spec, spec, tmp_path, unwrapped))
+
+
+@pytest.mark.clause("AMP-12")
+@cases(by_route({"bf16-after-float32": BF16.but(save_strategy="no")}))
+def test_a_second_trainer_trains_in_its_own_precision(spec, upstream, tmp_path, judge):
+    judge(precision.trained_again(upstream, spec.but(bf16=None), spec, tmp_path))
+
+
 # ---- fp16=True ----
 
 

@@ -8,7 +8,7 @@ import torch
 from fixtures import models, shapes
 from harness.laws import injection, rebuilt
 from harness.names import canonical
-from harness.scenarios import PLAIN, RANDOM_B, SAVING, SHORT, by_route, over
+from harness.scenarios import PLAIN, RANDOM_B, SAVING, SHORT, by_route, over, spec_for
 from harness.spec import ADD, GET
 from harness.subjects.hf_trainer import inject
 
@@ -163,4 +163,18 @@ def test_merged_it_computes_what_it_did_beside_its_layers(trace, judge):
 @pytest.mark.clause("API-02")
 @over({f"after-training/{name}": spec for name, spec in MERGED.items()})
 def test_switched_off_it_leaves_the_base(trace, judge):
+    judge(rebuilt.switched_off(trace))
+
+
+#: Prompts on a model that generates, and on one that cannot; of the base nothing is changed by them.
+PROMPTS = {
+    f"{method}/{family}": spec_for(family, method).but(max_steps=2)
+    for method in ("prompt-tuning", "p-tuning")
+    for family in ("llama", "bert-classifier")
+}
+
+
+@pytest.mark.clause("API-02")
+@over({f"after-training/{name}": spec for name, spec in PROMPTS.items()})
+def test_prompts_switched_off_leave_the_base(trace, judge):
     judge(rebuilt.switched_off(trace))

@@ -4,6 +4,7 @@ import pytest
 
 from harness import subjects
 from harness.runs import Runs
+from harness.scenarios import PLAIN
 from harness.warm import warm
 from tests import faults
 
@@ -29,3 +30,16 @@ def runs(tmp_path):
     """Training runs of the hf-trainer, kept for one test: a fault put into upstream must not reach another's traces."""
     warm()
     return Runs(subjects.load("hf-trainer"), tmp_path)
+
+
+@pytest.fixture(scope="session")
+def imported(tmp_path_factory):
+    """Upstream, imported as far as training takes it."""
+    warm()
+    Runs(subjects.load("hf-trainer"), tmp_path_factory.mktemp("imported")).train(PLAIN.but(max_steps=1))
+
+
+@pytest.fixture
+def pytester(imported, pytester):
+    """pytest's own, which forgets the modules that its session is the first to import: torch's cannot be imported twice."""
+    return pytester

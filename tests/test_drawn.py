@@ -1,12 +1,14 @@
 """harness/drawn.py and the spec of an expectation: what a drawn failure says, and which failures are excused."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
 
 from harness import drawn, subjects
 from harness.drawn import Draw
+from harness.errors import UsageError
 from harness.expectations import Expectation
 from harness.report import Case
 from harness.runs import Runs
@@ -76,6 +78,36 @@ def test_changes_are_what_a_spec_has_otherwise():
         "arguments.bf16=True",
     ]
     assert changes(PLAIN.to_json()) == []
+
+
+def test_a_law_that_ends_in_an_error_fails_its_clause_alone():
+    """The others have laws of their own, which are judged as ever; so does the known defect that names the error."""
+
+    def ends(words):
+        raise UnboundLocalError(words)
+
+    failed = []
+    cases = {clause: Case(clause, "drawn-0", "", "hf-trainer") for clause in ("API-02", "RES-01", "FRZ-01")}
+    known = [
+        Expectation("API-02", "drawn-*", (), "no variable", "upstream hides its error", spec={"adapter.route": "get*"})
+    ]
+    draw = Draw(
+        list(cases.values()), SimpleNamespace(subject=HFTrainer()), lambda *told: failed.append(told), None, known
+    )
+    assert draw.record("API-02", PLAIN, lambda: ends("no variable")) is False
+    assert cases["API-02"].evidence["known defects met"] == {"upstream hides its error": 1}
+    assert draw.record("FRZ-01", PLAIN, lambda: verdict("it holds", [])) is True
+    assert not failed
+    assert draw.record("RES-01", PLAIN, lambda: ends("another")) is False
+    ((found, clause),) = failed
+    assert clause == "RES-01"
+    assert "UnboundLocalError: another, raised at test_drawn.py:" in found.seen[0] and "(ends)" in found.seen[0]
+    with pytest.raises(UsageError):
+        draw.record("RES-01", PLAIN, lambda: usage())
+
+
+def usage():
+    raise UsageError("the spec is wrong")
 
 
 SUITE = """

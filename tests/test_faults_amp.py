@@ -57,6 +57,12 @@ FAULTS = {
         mutant("outputs-left-in-half-precision"),
         "besides: ['torch.bfloat16']",
     ),
+    "AMP-12": (
+        amp.test_a_second_trainer_goes_on_in_bf16,
+        {"spec": amp.BF16.but(save_strategy="no"), "unwrapped": False},
+        mutant("second-trainer-without-autocast"),
+        "step 1: gradients of",
+    ),
     "AMP-04/upcast": (
         amp.test_an_adapter_is_upcast_by_get_peft_model_only,
         {"trace": amp.half("float16")["float16"]},

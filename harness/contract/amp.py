@@ -74,5 +74,12 @@ CHAPTER = Chapter(
             source="transformers/training_args.py:1664-1685 (TrainingArguments.__post_init__)",
             tier="gpu",
         ),
+        Clause(
+            "AMP-12",
+            "A Trainer MUST train in the precision of its own arguments, whatever Trainer has trained the model before, "
+            "and whether unwrap_model(keep_fp32_wrapper=False) has taken that one's autocast off.",
+            source="accelerate/accelerator.py:1805-1809 (Accelerator.prepare_model, which passes over a model that any "
+            "Accelerator has prepared)",
+        ),
     ),
 )

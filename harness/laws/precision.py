@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
 
 from fixtures import data, models
@@ -11,6 +14,9 @@ from harness.laws.runs import incomplete
 from harness.spec import ADD, RunSpec
 from harness.trace import MicroBatch, Tensors, Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, verdict
+
+if TYPE_CHECKING:
+    from harness.subjects.hf_trainer import HFTrainer
 
 
 def adapter_dtype(spec: RunSpec) -> str:
@@ -116,3 +122,22 @@ def not_silently_float32(trace: Trace, plain: Trace, words: str) -> Verdict:
     if trace.error is not None and trace.steps:
         findings.append(f"the error came after step {trace.steps[-1].number}: {trace.error}")
     return verdict("half precision is refused, warned of, or in effect", findings)
+
+
+def trained_again(
+    subject: HFTrainer, first: RunSpec, second: RunSpec, directory: Path, unwrapped: bool = False
+) -> Verdict:
+    """A model that a Trainer has trained is trained by another as a fresh one with the same weights would be.
+
+    first, second: the two runs, of one model and one adapter. unwrapped: unwrap_model(keep_fp32_wrapper=False) between.
+    """
+    from harness.subjects.hf_trainer import inject
+
+    used, fresh = (inject(models.build(second.model), second.adapter) for _ in range(2))
+    trainer = subject.build(first, directory / "first", model=used)
+    trainer.train()
+    if unwrapped:
+        trainer.accelerator.unwrap_model(used, keep_fp32_wrapper=False)
+    fresh.load_state_dict(used.state_dict())
+    again = subject.train(second, directory / "again", model=used)
+    return equal_runs(again, subject.train(second, directory / "fresh", model=fresh))

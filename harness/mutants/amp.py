@@ -15,6 +15,13 @@ def as_they_are(original, forward):
     return forward
 
 
+def in_float32_the_second_time(original, accelerator, model, *args, **options):
+    if not getattr(model, "_is_accelerate_prepared", False):
+        return original(accelerator, model, *args, **options)
+    accelerator._models.append(model)
+    return accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+
 def unchecked(original, arguments):
     asked = {name: getattr(arguments, name) for name in ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval")}
     vars(arguments).update(dict.fromkeys(asked, False))
@@ -40,6 +47,13 @@ MUTANTS = (
         "The outputs of a model under autocast are not cast to float32.",
         replace("accelerate.accelerator", "convert_outputs_to_fp32", as_they_are),
         cells=("AMP-01/float32-base",),
+    ),
+    Mutant(
+        "second-trainer-without-autocast",
+        "A model that a Trainer has trained is trained in float32 by the next, whatever its bf16.",
+        replace(ACCELERATOR, "prepare_model", in_float32_the_second_time),
+        cells=("AMP-12/*kept*",),
+        thread="https://github.com/huggingface/accelerate/pull/3977",
     ),
     Mutant(
         "precision-not-checked",
