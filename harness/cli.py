@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import harness
 from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.gate.side import Judged
 
 app = typer.Typer(
     add_completion=False,
@@ -24,7 +27,14 @@ app = typer.Typer(
 
 Subject = Annotated[str, typer.Option(help="Who is judged: hf-trainer, reference or module:factory.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Clauses = Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Judge these clauses only.")]
 Preload = Annotated[list[str] | None, typer.Option(metavar="MODULE", help="Import this before upstream is used.")]
+
+
+def _judged(subject: str, device: str, clause: list[str] | None, preload: list[str] | None) -> Judged:
+    from harness.gate.side import Judged
+
+    return Judged(subject, device, tuple(clause or ()), tuple(preload or ()))
 
 
 def _print_versions(wanted: bool) -> None:
@@ -51,7 +61,7 @@ def check(
     context: typer.Context,
     subject: Subject = "hf-trainer",
     device: Device = "cpu",
-    clause: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Judge these clauses only.")] = None,
+    clause: Clauses = None,
     preload: Preload = None,
     with_: Annotated[
         list[str] | None,
@@ -63,10 +73,9 @@ def check(
 ) -> None:
     """Judge the installed stack, or one --with other releases, by `suites/`. Arguments after -- go to pytest."""
     from harness.gate import command
-    from harness.gate.side import Judged
     from harness.paths import SUITES
 
-    judged = Judged(subject, device, tuple(clause or ()), tuple(preload or ()))
+    judged = _judged(subject, device, clause, preload)
     if with_:
         raise typer.Exit(command.check(with_, judged, json, context.args))
     rest = [*command.workers(judged, context.args), *context.args]
@@ -84,17 +93,16 @@ def soak(
     times: Annotated[int, typer.Option(help="How many times.")] = 20,
     subject: Subject = "hf-trainer",
     device: Device = "cpu",
-    clause: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Judge these clauses only.")] = None,
+    clause: Clauses = None,
     preload: Preload = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what each run took and judged as JSON.")
     ] = None,
 ) -> None:
     """Judge many times over, under other hash seeds and in other orders: do verdicts stay? Words after -- go to pytest."""
-    from harness.gate.side import Judged
     from harness.soak import soak
 
-    judged = Judged(subject, device, tuple(clause or ()), tuple(preload or ()))
+    judged = _judged(subject, device, clause, preload)
     raise typer.Exit(soak(times, judged, context.args, json))
 
 
@@ -104,7 +112,7 @@ def gate(
     candidate: Annotated[str, Requirements],
     subject: Subject = "hf-trainer",
     device: Device = "cpu",
-    clause: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Compare these clauses only.")] = None,
+    clause: Clauses = None,
     preload: Preload = None,
     candidate_preload: Annotated[
         list[str] | None, typer.Option(metavar="MODULE", help="The candidate imports this before upstream, too.")
@@ -115,10 +123,9 @@ def gate(
     """Is it safe to go from one stack to another? 0 safe, 1 unsafe, 2 could not run, 3 inconclusive."""
     from harness import contract
     from harness.gate import command
-    from harness.gate.side import Judged
 
     contract.select(clause or [])
-    judged = Judged(subject, device, tuple(clause or ()), tuple(preload or ()))
+    judged = _judged(subject, device, clause, preload)
     raise typer.Exit(command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ())))
 
 
@@ -134,9 +141,8 @@ def bisect(
 ) -> None:
     """Which release of which package broke a clause? 0 found, 2 could not run, 3 only a range is found."""
     from harness.gate import command
-    from harness.gate.side import Judged
 
-    raise typer.Exit(command.bisect(clause, good, bad, Judged(subject, device, (), tuple(preload or ())), json))
+    raise typer.Exit(command.bisect(clause, good, bad, _judged(subject, device, None, preload), json))
 
 
 @app.command()
@@ -147,9 +153,8 @@ def history(
 ) -> None:
     """Put faults of the past to the test: their clauses fail on the releases that had them, and hold on others."""
     from harness.gate import command
-    from harness.gate.side import Judged
 
-    raise typer.Exit(command.history(ids or [], Judged()))
+    raise typer.Exit(command.history(ids or [], _judged("hf-trainer", "cpu", None, None)))
 
 
 @app.command()
@@ -161,11 +166,20 @@ def speed(
     rates: Annotated[
         bool, typer.Option("--rates", help="Measure how often a slowdown is found, and how often one is seen in vain.")
     ] = False,
+    ranks: Annotated[
+        int | None, typer.Option(help="Beside one process, in so many: speed, memory of each, what they exchange.")
+    ] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="How --ranks spreads a run: ddp and fsdp2 unless named.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw them as PNG or SVG.")] = None,
 ) -> None:
     """How fast is the Trainer, beside the reference, the reference compiled, and what the device can do?"""
     from harness.throughput import command
+
+    if ranks is not None:
+        raise typer.Exit(command.scaling(subject, device, shape or [], ranks, tuple(strategy or ()), json, plot))
 
     if rates:
         raise typer.Exit(command.rates(device, shape or ["tiny"], seconds, json, plot))
@@ -175,7 +189,7 @@ def speed(
 @app.command(context_settings={"allow_extra_args": True})
 def coverage(
     context: typer.Context,
-    clause: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Judge these clauses only.")] = None,
+    clause: Clauses = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was measured as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it, a bar for each file of upstream.")] = None,
 ) -> None:

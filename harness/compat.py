@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -84,12 +85,20 @@ def logs_unclipped_norm() -> bool:
 
 
 def forget_precision() -> None:
-    """Let the next TrainingArguments decide on mixed precision.
+    """Let the next run decide on its precision, whatever an earlier one has left in this process.
 
-    Before transformers 5.0 they write it into the environment, where the next ones in the process find it again: a
-    run in float32 after one in bfloat16 would compute in bfloat16.
+    Before transformers 5.0 TrainingArguments write mixed precision into the environment, where the next ones find it
+    again: a run in float32 after one in bfloat16 would compute in bfloat16. tf32=True, and accelerate where a model is
+    compiled, have products of float32 computed in TF32 from then on.
     """
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    backends: Any = sys.modules["torch"].backends if "torch" in sys.modules else None
+    if backends is None:
+        return
+    # In this order: torch refuses to read the old switch while the new ones say otherwise.
+    backends.cuda.matmul.allow_tf32 = False
+    if hasattr(backends, "fp32_precision"):
+        backends.fp32_precision = backends.cuda.matmul.fp32_precision = "none"
 
 
 def tokenizer_places() -> tuple[str, ...]:

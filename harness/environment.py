@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import platform
 from typing import Any
 
@@ -36,13 +37,41 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def check_device(device: str) -> None:
-    """UsageError where --device names no device, or one that torch does not find here."""
+#: The variable that names all GPUs that may be used, once this process and those it starts see one of them.
+GPUS = "PEFT_HARNESS_GPUS"
+
+
+def gpus() -> list[str]:
+    """The GPUs that ranks may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get(GPUS, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    import torch
+
+    # Counted through NVML, so that CUDA has not yet looked at the variable when it is set.
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def see_one_gpu(turn: int = 0) -> None:
+    """Have this process, and those it starts, see one GPU of several: the one whose turn it is.
+
+    The Trainer spreads a run over all GPUs that its process sees, by nn.DataParallel: batches would be as many times
+    larger. Ranks see all of them (`gpus`). To be called before CUDA is used.
+    """
+    found = gpus()
+    if len(found) > 1:
+        os.environ[GPUS] = ",".join(found)
+        os.environ["CUDA_VISIBLE_DEVICES"] = found[turn % len(found)]
+
+
+def check_device(device: str, turn: int = 0) -> None:
+    """UsageError where --device names no device, or one that torch does not find here. turn: see `see_one_gpu`."""
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device {device!r} is neither cpu nor cuda")
     if device == "cuda":
         import torch
 
+        see_one_gpu(turn)
         if not torch.cuda.is_available():
             raise UsageError("--device cuda: torch finds no CUDA device here; run with --device cpu")
 

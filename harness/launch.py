@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import ranks
-from harness.environment import version
+from harness.environment import gpus, version
 from harness.errors import UsageError
 from harness.observe import Observer
 from harness.spec import LaunchSpec, RunSpec
@@ -48,11 +48,8 @@ def unsupported(launch: LaunchSpec) -> str | None:
         return "ranks need a system that has fork"
     if launch.device == "cpu" and launch.strategy == "fsdp2" and launch.cpu_offload:
         return "cpu_offload of FSDP2 pins memory, which takes a GPU"
-    if launch.device == "cuda":
-        import torch
-
-        if torch.cuda.device_count() < launch.ranks:
-            return f"{launch.ranks} ranks need {launch.ranks} GPUs, there are {torch.cuda.device_count()}"
+    if launch.device == "cuda" and (there := len(gpus())) < launch.ranks:
+        return f"{launch.ranks} ranks need {launch.ranks} GPUs, there are {there}"
     return None
 
 
@@ -170,17 +167,22 @@ def _trace_directory(directory: Path, rank: int) -> Path:
     return directory / "ranks" / f"trace-{rank}"
 
 
-def _rank(subject: HFTrainer, spec: RunSpec, directory: Path) -> None:
+def settle(launch: LaunchSpec) -> None:
+    """Set this rank's process up for what it is to train: threads, its GPU, shims."""
     import torch
 
-    if spec.launch.threads:
-        torch.set_num_threads(spec.launch.threads)
-    if spec.launch.device == "cuda":
+    if launch.threads:
+        torch.set_num_threads(launch.threads)
+    if launch.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if spec.launch.shimmed:
+    if launch.shimmed:
         from harness.shims import fsdp_on_cpu
 
         fsdp_on_cpu()
+
+
+def _rank(subject: HFTrainer, spec: RunSpec, directory: Path) -> None:
+    settle(spec.launch)
     if subject.in_each_rank is not None:
         subject.in_each_rank()
     trace = subject.train_here(spec, directory)

@@ -139,7 +139,8 @@ def _warm(state: State) -> None:
 
 
 def _check_options(state: State, config: pytest.Config) -> None:
-    environment.check_device(state.device)
+    worker = getattr(config, "workerinput", {}).get("workerid", "gw0")
+    environment.check_device(state.device, turn=int(worker.removeprefix("gw")))
     if state.device == "cuda":
         # Looked at once, at the first product of the process: without it full_determinism=True would be refused later.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

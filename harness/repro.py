@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import subjects
+from harness.environment import check_device
 from harness.errors import UsageError
 from harness.laws.several import as_one, silent
 from harness.laws.universal import OF_MORE, laws_for
@@ -32,6 +33,7 @@ def judge_spec(file: Path, subject_name: str, device: str | None) -> int:
     spec = RunSpec.load(file)
     if device is not None:
         spec = spec.on_device(device)
+    check_device(spec.launch.device)
     warm(threads=spec.launch.threads)
     subject = subjects.load(subject_name)
     reason = subject.unsupported(spec)

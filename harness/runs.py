@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import subjects
+from harness import compat, subjects
 from harness.damage import apply
 from harness.spec import RunSpec
 from harness.subjects import Subject
@@ -52,7 +52,11 @@ class Runs:
         if spec.resume is not None:
             self._hand_over(spec, subject, directory)
         started = time.perf_counter()
-        trace = subject.train(spec, directory)
+        try:
+            trace = subject.train(spec, directory)
+        finally:
+            # What is computed next is no part of this run: by the reference, say, or by hand.
+            compat.forget_precision()
         self.seconds += time.perf_counter() - started
         self.made += 1
         for listener in listeners:

@@ -126,7 +126,8 @@ LAUNCHES: dict[str, RunSpec] = {
     "fsdp2-2": spread(TOGETHER, "fsdp2"),
     "fsdp2-2-sharded": spread(TOGETHER, "fsdp2", state_dict_type="SHARDED_STATE_DICT"),
     "fsdp2-2-checkpointing": spread(TOGETHER, "fsdp2", activation_checkpointing=True),
-    "fsdp2-2-offload": spread(TOGETHER, "fsdp2", cpu_offload=True),
+    # By itself accelerate takes NCCL alone, which moves nothing that lies on a CPU (FSDP-17).
+    "fsdp2-2-offload": spread(TOGETHER.but(ddp_backend="cuda:nccl,cpu:gloo"), "fsdp2", cpu_offload=True),
     "fsdp2-2-add_adapter": spread(TOGETHER.but(adapter={"route": ADD}), "fsdp2"),
     # With one rank FSDP1 shards nothing, and saving such an adapter ends the run (FSDP-14).
     "fsdp1-1": spread(TOGETHER.but(save_strategy="no"), "fsdp1", 1),

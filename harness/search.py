@@ -88,7 +88,8 @@ class _Watch:
     """Makes the model of each trial and watches it train."""
 
     def __init__(self, subject: HFTrainer, spec: RunSpec, directory: Path, values: Mapping[str, Sequence[Any]]):
-        self.subject, self.spec, self.directory, self.values = subject, spec, directory, values
+        self.subject, self.directory, self.values = subject, directory, values
+        self.spec = spec if subject.device is None else spec.on_device(subject.device)
         self.rows, self.eval_rows = data.rows(spec.data)
         self.made_for: list[int | None] = []
         self.trials: list[Trial] = []
@@ -113,7 +114,7 @@ class _Watch:
         rank = self.suggest(trial, OF_THE_MODEL) if trial is not None else {}
         spec = self.spec.but(lora=rank)
         # What the model is made from is no part of the clause: it leaves the generator, and its seed, as they were.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             model = inject(models.build(spec.model), spec.adapter)
         if trial is not None:
             self.end_of_trial()

@@ -80,7 +80,8 @@ def whole_all(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     import torch
 
     mesh = next(iter(sharded.values())).device_mesh
-    local = [tensor.to_local().reshape(-1) for tensor in sharded.values()]
+    # Shards that wait on the CPU (cpu_offload) go where the ranks of the mesh talk: the CPU may have no backend.
+    local = [tensor.to_local().to(mesh.device_type).reshape(-1) for tensor in sharded.values()]
     sizes = {
         name: [_rows(tensor, rank) * _row(tensor) for rank in range(mesh.size())] for name, tensor in sharded.items()
     }
@@ -127,7 +128,8 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, put together from all ranks' shards where it is a DTensor."""
     # More than once: accelerate 1.14 resumes to DTensors of DTensors.
     while hasattr(tensor, "full_tensor"):
-        tensor = tensor.full_tensor()
+        mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+        tensor = tensor.to(mesh.device_type).full_tensor()  # type: ignore[attr-defined]
     return tensor
 
 

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from harness import ranks
+from harness.environment import gpus
 from harness.ranks import Ended, Group
 
 #: Seconds that ranks may take to import upstream, beside the limit of their group.
@@ -35,7 +36,7 @@ def start(group: Group, preloads: tuple[str, ...]) -> Ended:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env=_environment(group),
             start_new_session=True,
         )
     until = time.monotonic() + _START + group.limit
@@ -55,6 +56,14 @@ def start(group: Group, preloads: tuple[str, ...]) -> Ended:
         words = "\n  ".join(printed.read_text(errors="replace").splitlines()[-12:])
         return Ended({}, error=f"torchrun ended with exit status {agent.returncode}:\n  {words}")
     return Ended(dict.fromkeys(range(group.world_size), 0))
+
+
+def _environment(group: Group) -> dict[str, str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    if group.backend is None:
+        # This process itself sees one of them (`harness.environment.see_one_gpu`).
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus())
+    return environment
 
 
 def _ranks(group: Group) -> list[int]:
@@ -97,7 +106,15 @@ def _rank(file: Path) -> None:
     (group.directory / f"rank-{rank}.pid").write_text(str(os.getpid()))
     # Before upstream is imported: OpenMP reads its variables once.
     os.environ |= group.environment
-    play(group, rank, connect=lambda: warm(list(preloads)))
+    play(group, rank, connect=lambda: warm(list(preloads)), failed=lambda: _wait_for_the_others(group))
+
+
+def _wait_for_the_others(group: Group) -> None:
+    """Give the other ranks the time to fail as well: torchrun ends them as soon as it sees that one has."""
+    until = time.monotonic() + ranks.GRACE
+    files = [ranks.error_file(group.directory, rank) for rank in range(group.world_size)]
+    while time.monotonic() < until and not all(file.is_file() for file in files):
+        time.sleep(_TICK)
 
 
 if __name__ == "__main__":

@@ -184,9 +184,10 @@ def _fork(group: Group, rank: int, server: socket.socket, channel: socket.socket
     play(group, rank, connect)
 
 
-def play(group: Group, rank: int, connect: Callable[[], Any]) -> NoReturn:
+def play(group: Group, rank: int, connect: Callable[[], Any], failed: Callable[[], Any] = lambda: None) -> NoReturn:
     """Be a rank: connect to the others, make the group's call, and end the process without any tidying up.
 
+    failed: called once this rank has told what went wrong.
     Tearing a process group down is where ranks hang, and an exit of the process does it as well.
     """
     status = 1
@@ -207,6 +208,7 @@ def play(group: Group, rank: int, connect: Callable[[], Any]) -> NoReturn:
         told = {"time": time.monotonic(), "error": words, "usage": isinstance(error, UsageError)}
         ranks.error_file(group.directory, rank).write_text(json.dumps(told))
         sys.excepthook(*sys.exc_info())
+        failed()
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()

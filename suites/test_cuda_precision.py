@@ -1,14 +1,13 @@
 """What only a GPU shows of precision and determinism: the gradient scaler, TF32, compiled kernels, CUDA's generators."""
 
-import contextlib
-
 import pytest
 
+from harness import compat
 from harness.laws import checkpoint, frozen, precision, quantized, resume, scaler
 from harness.laws.equal import equal_runs
 from harness.scenarios import PLAIN, RANDOM_B, STILL, by_route, cases, continued, over, saving
 from harness.tolerance import COMPILED
-from harness.verdict import both
+from harness.verdict import both, same
 from suites.test_rng import determinism_undone
 
 pytestmark = [pytest.mark.usefixtures("cuda")]
@@ -82,27 +81,11 @@ def test_norm_and_clipping_are_of_unscaled_gradients(spec, train, judge):
 # ---- tf32 ----
 
 
-@contextlib.contextmanager
-def products_undone():
-    """What tf32 sets in this process, and for good, is afterwards what it was."""
-    import torch
-
-    kept = getattr(torch.backends, "fp32_precision", None)
-    try:
-        yield
-    finally:
-        if kept is not None:
-            torch.backends.fp32_precision = kept
-        else:
-            torch.backends.cuda.matmul.allow_tf32 = False
-
-
 @pytest.mark.clause("AMP-11")
 @cases({"still": STAYS.but(tf32=True)})
 def test_tf32_rounds(spec, train, judge):
     plain = train(spec.but(tf32=None))
-    with products_undone():
-        trace = train(spec)
+    trace = train(spec)
     judge(scaler.rounds_only(trace, plain))
 
 
@@ -110,9 +93,20 @@ def test_tf32_rounds(spec, train, judge):
 @cases({"switched-off": STAYS.but(tf32=False)})
 def test_without_tf32_the_run_is_the_plain_one(spec, train, judge):
     plain = train(spec.but(tf32=None))
-    with products_undone():
-        trace = train(spec)
+    trace = train(spec)
     judge(equal_runs(trace, plain))
+
+
+@pytest.mark.clause("AMP-11")
+@cases({"switched-off/compiled": STAYS.but(tf32=False, torch_compile=True)})
+def test_without_tf32_compiling_does_not_switch_it_on(spec, upstream, tmp_path, judge):
+    import torch
+
+    try:
+        upstream.build(spec, tmp_path)
+        judge(same("torch's precision of float32 products", torch.get_float32_matmul_precision(), "highest"))
+    finally:
+        compat.forget_precision()
 
 
 # ---- the same run ----
@@ -159,15 +153,16 @@ def test_the_base_is_bit_identical(trace, judge):
 
 # ---- torch_compile=True ----
 
-#: tf32=False: compiling would switch TF32 on unasked, whose rounding hides the rest.
+#: tf32=False: compiling would switch TF32 on unasked, whose rounding hides the rest. It does all the same (AMP-11), but not
+#: in float64.
 EAGER = saving(PLAIN.but(lora={"lora_dropout": 0.0}, max_steps=4, tf32=False), every=2)
+DOUBLE = EAGER.but(model={"dtype": "float64"})
 
 
 @pytest.mark.clause("LOOP-14")
-@cases({"float32": EAGER.but(torch_compile=True)})
+@cases({"float32": EAGER.but(torch_compile=True), "float64": DOUBLE.but(torch_compile=True)})
 def test_a_compiled_run_is_the_eager_one(spec, train, judge):
-    with products_undone():
-        judge(equal_runs(train(spec), train(spec.but(torch_compile=None)), within=COMPILED))
+    judge(equal_runs(train(spec), train(spec.but(torch_compile=None)), within=COMPILED))
 
 
 @pytest.mark.clause("LOOP-14")

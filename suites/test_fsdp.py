@@ -199,7 +199,7 @@ def test_the_base_keeps_its_dtype(trace, judge):
 
 
 @pytest.mark.clause("FSDP-17")
-@cases(FSDP)
+@cases(FSDP | {"fsdp2-2-offload/default-backend": FSDP["fsdp2-2-offload"].but(ddp_backend=None)})
 def test_a_sharded_run_is_that_of_one_process(spec, train, judge):
     trace = train(spec)
     judge(both(several.equals_single(trace, train(several.alone(spec))), several.ranks_agree(trace)))

@@ -143,13 +143,14 @@ def test_a_loss_that_is_not_finite_shows(trace, judge):
 def classifier_loss(trainer, labels):
     """The Trainer's loss of three short rows in eval mode, with the logits and labels that it is of."""
     model = trainer.model.eval()
+    place = trainer.args.device
     inputs = {
-        "input_ids": torch.tensor([[5, 6], [7, 8], [9, 10]]),
-        "attention_mask": torch.ones(3, 2, dtype=torch.long),
+        "input_ids": torch.tensor([[5, 6], [7, 8], [9, 10]], device=place),
+        "attention_mask": torch.ones(3, 2, dtype=torch.long, device=place),
     }
     with torch.no_grad():
-        seen = trainer.compute_loss(model, {**inputs, "labels": labels})
-        return float(seen), model(**inputs).logits, labels
+        seen = trainer.compute_loss(model, {**inputs, "labels": labels.to(place)})
+        return float(seen), model(**inputs).logits.cpu(), labels
 
 
 def near(what, seen, expected):

@@ -148,7 +148,7 @@ def test_nothing_is_overwritten(tmp_path, monkeypatch):
     [
         ({"steps": 1}, "--steps 1: at least 2"),
         ({"batch_size": 0}, "--batch-size 0"),
-        ({"device": "tpu"}, "--device tpu: cpu or cuda"),
+        ({"device": "tpu"}, "--device 'tpu' is neither cpu nor cuda"),
         ({"data": "none.jsonl"}, "--data none.jsonl: no such file"),
         ({"subject": ["hf-trainer"] * 3}, "--subject is given 3 times"),
     ],

@@ -67,9 +67,9 @@ def adapted(
 
 
 def adapter_tensors(model: nn.Module, adapter: str) -> Tensors:
-    """Copies of all parameters of one of the adapters of a model, by canonical name."""
+    """Copies on the CPU of all parameters of one of the adapters of a model, by canonical name."""
     return {
-        names.canonical(name, adapter): parameter.detach().clone()
+        names.canonical(name, adapter): parameter.detach().cpu().clone()
         for name, parameter in model.named_parameters()
         if f".{adapter}." in name and names.is_adapter(name)
     }

@@ -32,7 +32,8 @@ def alone(spec: RunSpec) -> RunSpec:
     }
     return dataclasses.replace(
         spec,
-        arguments={**spec.arguments, **sizes},
+        # One process has no one to talk to, and refuses a backend for it.
+        arguments={name: value for name, value in {**spec.arguments, **sizes}.items() if name != "ddp_backend"},
         launch=LaunchSpec(device=spec.launch.device, threads=spec.launch.threads),
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.environment import check_device
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def train(
     _require(length >= 8, f"--length {length}: at least 8 tokens")
     _require(threads >= 0, f"--threads {threads}: 0 (one for each core) or more")
     _require(0 <= seed < 2**32, f"--seed {seed}: from 0 to 4294967295")
-    _require(device in ("cpu", "cuda"), f"--device {device}: cpu or cuda")
+    check_device(device)
     # A file of its own: what others print goes elsewhere while this one draws. No markup: paths may hold brackets.
     console = Console(file=sys.stdout, highlight=False, markup=False)
     from harness.real import inputs
@@ -74,9 +75,6 @@ def train(
     threads = threads or _cores()
     with console.status("importing torch, transformers and peft"):
         warm(threads=threads)
-    import torch
-
-    _require(device == "cpu" or torch.cuda.is_available(), "--device cuda: torch finds no CUDA device here")
     from harness import subjects
     from harness.spec import LaunchSpec
 

@@ -12,11 +12,13 @@ from typing import Any
 from rich.console import Console
 
 from harness import subjects
-from harness.environment import check_device, describe
+from harness.environment import check_device, describe, gpus
 from harness.errors import UsageError
 from harness.files import write_whole
+from harness.launch import STRATEGIES
 from harness.paths import make_importable
 from harness.throughput import rates as error_rates
+from harness.throughput import scaling as spreading
 from harness.throughput import show
 from harness.throughput import speed as measuring
 from harness.throughput.shapes import chosen
@@ -48,6 +50,41 @@ def speed(
     if plot is not None:
         show.bars(measured, plot)
     return 1 if odd else 0
+
+
+def scaling(
+    subject: str,
+    device: str,
+    shapes: list[str],
+    count: int,
+    strategies: tuple[str, ...],
+    json: Path | None,
+    plot: Path | None,
+) -> int:
+    """Measure what several processes make of speed and memory. Returns 0, or 2 where a launch could not be timed."""
+    if count < 2:
+        raise UsageError(f"--ranks {count}: expected 2 or more, beside the one process that they are compared with")
+    for name in strategies:
+        if name not in STRATEGIES or name == "single":
+            raise UsageError(f"--strategy {name}: known are {', '.join(one for one in STRATEGIES if one != 'single')}")
+    _check(device, json, plot)
+    if device == "cuda" and len(gpus()) < count:
+        raise UsageError(f"--ranks {count}: there are {len(gpus())} GPUs")
+    make_importable()
+    subjects.load(subject)
+    wanted = chosen(shapes, device)
+    measured: list[spreading.Scaled] = []
+    with _progress() as told:
+        for shape in wanted:
+            measured.append(spreading.measure(shape, device, subject, count, strategies or spreading.STRATEGIES, told))
+            if json is not None:
+                report = spreading.to_report(measured, device, subject)
+                write_whole(json, encoding.dumps(report, indent=1) + "\n")
+    screen = Console()
+    show.scaling(screen if screen.is_terminal else Console(width=160), measured)
+    if plot is not None:
+        show.scaled_bars(measured, plot)
+    return 2 if any(one.refused for each in measured for one in each.spreads) else 0
 
 
 def rates(device: str, shapes: list[str], seconds: float | None, json: Path | None, plot: Path | None) -> int:

@@ -119,15 +119,40 @@ def _dispatched(made: list[dict[str, int]]) -> Iterator[Callable[[], dict[str, i
     made: takes the operations by name of what lies between two readings.
     """
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
 
     totals, operations = Counter[str](), Counter[str]()
+
+    def pack(tensor: Any) -> Any:
+        totals["saved_bytes"] += tensor.nbytes
+        return tensor
+
+    names = ("operations", "reads", "copies", "saved_bytes", "collectives", "collective_bytes")
+    with ExitStack() as stack:
+        flops = stack.enter_context(flop_counter())
+        stack.enter_context(dispatched(totals, operations))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
+
+        def read() -> dict[str, int]:
+            made.append(dict(operations))
+            operations.clear()
+            return {name: totals[name] for name in names} | {"flops": flops.get_total_flops()}
+
+        yield read
+
+
+def dispatched(totals: Counter[str], operations: Counter[str] | None = None) -> Any:
+    """A context in which operations that reach the dispatcher are added to `totals`, by the names of `UNITS`.
+
+    operations: takes them by their own names.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
 
     class Count(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             name = str(function._overloadpacket)
             totals["operations"] += 1
-            operations[name] += 1
+            if operations is not None:
+                operations[name] += 1
             if name == "aten._local_scalar_dense":
                 totals["reads"] += 1
             elif name in ("aten._to_copy", "aten.copy_", "aten.clone"):
@@ -137,22 +162,7 @@ def _dispatched(made: list[dict[str, int]]) -> Iterator[Callable[[], dict[str, i
                 totals["collective_bytes"] += _bytes(args)
             return function(*args, **(kwargs or {}))
 
-    def pack(tensor: Any) -> Any:
-        totals["saved_bytes"] += tensor.nbytes
-        return tensor
-
-    names = ("operations", "reads", "copies", "saved_bytes", "collectives", "collective_bytes")
-    with ExitStack() as stack:
-        flops = stack.enter_context(flop_counter())
-        stack.enter_context(Count())
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
-
-        def read() -> dict[str, int]:
-            made.append(dict(operations))
-            operations.clear()
-            return {name: totals[name] for name in names} | {"flops": flops.get_total_flops()}
-
-        yield read
+    return Count()
 
 
 def flop_counter() -> Any:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from harness.errors import UsageError
 from harness.throughput.rates import Rates
+from harness.throughput.scaling import Scaled, Spread
 from harness.throughput.speed import Measured, Row
 
 
@@ -55,6 +56,42 @@ def _cells(one: Measured, row: Row) -> list[str]:
     ]
 
 
+def scaling(console: Console, measured: list[Scaled]) -> None:
+    """A line for each launch at each shape."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("shape, of each rank", "launch", "tokens/s", "ms a step", "quartiles", "efficiency", "GiB of each rank",
+                 "collectives", "MB of them"):  # fmt: skip
+        shown.add_column(name, justify="left" if name in ("shape, of each rank", "launch") else "right", no_wrap=True)
+    for each in measured:
+        for number, one in enumerate(each.spreads):
+            name = f"{each.shape.name} ({each.shape.rows} x {each.shape.length})" if number == 0 else ""
+            launch = f"{one.strategy} x {one.ranks}" if one.ranks > 1 else "one process"
+            shown.add_row(name, launch, *_scaled_cells(each, one))
+    console.print(shown)
+    for each in measured:
+        for one in each.spreads:
+            if one.refused:
+                console.print(
+                    f"not timed: {each.shape.name}, {one.strategy}: {one.refused}", style="dim", highlight=False
+                )
+
+
+def _scaled_cells(each: Scaled, one: Spread) -> list[str]:
+    if one.refused:
+        return ["-"] * 7
+    low, high = one.middle
+    memory = [f"{peak / 2**30:.2f}" for peak in one.peak_bytes]
+    return [
+        f"{each.tokens(one):,.0f}",
+        f"{1e3 * one.seconds:,.2f}",
+        f"{1e3 * low:,.2f} to {1e3 * high:,.2f}",
+        f"{each.efficiency(one):.1%}" if one.ranks > 1 else "",
+        ", ".join(memory) if len(set(memory)) > 1 else memory[0],
+        f"{one.collectives}" if one.ranks > 1 else "",
+        f"{one.collective_bytes / 1e6:,.2f}" if one.ranks > 1 else "",
+    ]
+
+
 def rates(console: Console, measured: list[Rates], margin: float, budget: float) -> None:
     """How often each rule says "slower", by the slowdown that there was."""
     rules = list(measured[0].slower)
@@ -94,6 +131,34 @@ def bars(measured: list[Measured], path: Path) -> None:
     axes.set_xticks([x + 0.4 - width / 2 for x in range(len(measured))], [one.shape.name for one in measured])
     axes.set_ylabel("tokens a second")
     axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def scaled_bars(measured: list[Scaled], path: Path) -> None:
+    """Tokens a second of each launch beside so many times the one process's, and memory of a rank."""
+    plt = _matplotlib()
+    figure, (speeds, memory) = plt.subplots(
+        1, 2, figsize=(2.5 + 3.2 * len(measured), 4.2), layout="constrained", squeeze=True
+    )
+    names = list(dict.fromkeys((one.strategy, one.ranks) for each in measured for one in each.spreads))
+    width = 0.8 / len(names)
+    for place, (strategy, ranks) in enumerate(names):
+        label = f"{strategy} x {ranks}" if ranks > 1 else "one process"
+        for x, each in enumerate(measured):
+            one = next((each_one for each_one in each.spreads if each_one.strategy == strategy), None)
+            if one is None or one.refused:
+                continue
+            left, color = x + place * width, f"C{place}"
+            ideal = ranks * each.tokens(each.spreads[0])
+            speeds.bar(left, ideal, width, fill=False, edgecolor=color, linestyle=":")
+            bar = speeds.bar(left, each.tokens(one), width, color=color, label=label if x == 0 else None)
+            speeds.bar_label(bar, [f"{each.tokens(one):,.0f}"], fontsize=7, padding=3)
+            memory.bar(left, max(one.peak_bytes) / 2**30, width, color=color)
+    for axes, what in ((speeds, "tokens a second (dotted: without waiting)"), (memory, "GiB of a rank at the peak")):
+        axes.set_xticks([x + 0.4 - width / 2 for x in range(len(measured))], [each.shape.name for each in measured])
+        axes.set_ylabel(what)
+        axes.margins(y=0.15)
+    figure.legend(fontsize=8, loc="outside upper center", ncols=len(names))
     _save(figure, path)
 
 

@@ -14,13 +14,10 @@ it keeps for the backward pass.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import json
 import os
-import resource
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,6 +25,7 @@ from typing import Any, TextIO
 from harness import subjects
 from harness.errors import UsageError
 from harness.spec import RunSpec
+from harness.throughput.marks import Marks
 from harness.throughput.stepping import train
 from harness.warm import warm
 
@@ -49,7 +47,7 @@ class Clock:
         self._cuda = device == "cuda"
         self._answers = answers
         self._skipped = 1 if self._cuda else 0
-        self._marks: list[tuple[Any, float]] = []
+        self._marks = Marks(device)
         self._wanted = 0
         self._cost = Cost() if cost else None
         self._costs: dict[str, int] = {}
@@ -63,10 +61,10 @@ class Clock:
         if number <= FIRST:
             return False
         if self._wanted:
-            self._mark()
+            self._marks.add()
             if len(self._marks) < self._wanted + self._skipped + 1:
                 return False
-            answer = self._seconds()
+            answer = self._marks.seconds(self._skipped)
         else:
             answer = {"loss": next((entry["loss"] for entry in log if "loss" in entry), None), **self._costs}
         if self._cuda:
@@ -78,33 +76,10 @@ class Clock:
         line = sys.stdin.readline()
         if not line:
             return True
-        self._marks, self._wanted = [], int(json.loads(line)["steps"])
-        self._mark()
+        self._wanted = int(json.loads(line)["steps"])
+        self._marks.clear()
+        self._marks.add()
         return False
-
-    def _mark(self) -> None:
-        if self._cuda:
-            import torch
-
-            event: Any = torch.cuda.Event(enable_timing=True)
-            event.record()
-        else:
-            event = time.perf_counter()
-        self._marks.append((event, time.thread_time()))
-
-    def _seconds(self) -> dict[str, Any]:
-        marks = self._marks[self._skipped :]
-        pairs = list(itertools.pairwise(marks))
-        if self._cuda:
-            import torch
-
-            torch.cuda.synchronize()
-            wall = [before[0].elapsed_time(after[0]) / 1e3 for before, after in pairs]
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            wall = [after[0] - before[0] for before, after in pairs]
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"wall": wall, "cpu": [after[1] - before[1] for before, after in pairs], "peak_bytes": peak}
 
     def _tell(self, body: dict[str, Any]) -> None:
         self._answers.write(json.dumps(body) + "\n")
