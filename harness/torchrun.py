@@ -36,7 +36,7 @@ def start(group: Group, preloads: tuple[str, ...]) -> Ended:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_environment(group),
+            env=environment(group),
             start_new_session=True,
         )
     until = time.monotonic() + _START + group.limit
@@ -58,12 +58,13 @@ def start(group: Group, preloads: tuple[str, ...]) -> Ended:
     return Ended(dict.fromkeys(range(group.world_size), 0))
 
 
-def _environment(group: Group) -> dict[str, str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+def environment(group: Group) -> dict[str, str]:
+    """The environment of a group's ranks."""
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     if group.backend is None:
         # This process itself sees one of them (`harness.environment.see_one_gpu`).
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus())
-    return environment
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus())
+    return variables
 
 
 def _ranks(group: Group) -> list[int]:

@@ -3,14 +3,17 @@
 from collections import Counter
 
 import pytest
+import torch
 
 from fixtures import data, hub, models, shapes
 from fixtures.resized import FAMILY
 from harness.laws import embeddings, rebuilt
 from harness.laws.equal import same_adapter
+from harness.names import canonical
 from harness.scenarios import PLAIN, by_route, cases, continued, over
 from harness.spec import ADD, GET
-from harness.verdict import both, same
+from harness.subjects.hf_trainer import inject
+from harness.verdict import both, same, verdict
 
 #: Four steps, saved at the second and the fourth.
 SAVED = PLAIN.but(max_steps=4, save_strategy="steps", save_steps=2)
@@ -224,16 +227,30 @@ def test_ensure_weight_tying_keeps_one_trained_tensor(spec, upstream, train, jud
     judge(embeddings.reloaded(state, trace, (EMBEDDINGS, HEAD)))
 
 
+TIED_LORA = TIED.but(lora={"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True})
+
+
 @pytest.mark.clause("EMB-06")
-@over(
-    by_route(
-        {
-            "ensure-weight-tying/lora": TIED.but(
-                lora={"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}
-            )
-        }
-    )
-)
+@cases({"ensure-weight-tying/moved": TIED_LORA})
+def test_lora_of_tied_layers_is_one_wherever_the_model_goes(spec, upstream, judge):
+    model = inject(models.build(spec.model), spec.adapter)
+    findings = [] if tied_pairs(model) == 2 else ["A and B of the two layers share no memory to begin with"]
+    # A cast moves each tensor, as .to("cuda") does.
+    moved = tied_pairs(model.to(torch.float64))
+    findings += [] if moved == 2 else [f"{2 - moved} of A and B share no memory once the model has moved"]
+    judge(verdict("A of one layer and B of the other are one", findings))
+
+
+def tied_pairs(model):
+    """How many of A and B of the embedding share their memory with B and A of the output layer."""
+    found = {canonical(name): parameter.data_ptr() for name, parameter in model.named_parameters()}
+    of_embedding = {found.get(f"{shapes.EMBEDDINGS}.lora_embedding_{part}") for part in "AB"}
+    of_output = {found.get(f"{shapes.HEAD}.lora_{part}.weight") for part in "AB"}
+    return len((of_embedding & of_output) - {None})
+
+
+@pytest.mark.clause("EMB-06")
+@over(by_route({"ensure-weight-tying/lora": TIED_LORA}))
 def test_lora_of_tied_layers_is_one(trace, judge):
     """The A of one layer is the B of the other, transposed, after training and once it is loaded."""
     embedding = {name.rpartition("lora_embedding_")[2]: t for name, t in trace.adapter.items() if "embedding_" in name}

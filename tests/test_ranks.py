@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import ranks
+from harness import environment, launch, ranks, torchrun
 from harness.errors import UsageError
 from harness.ranks import Group, RanksFailed
 from harness.spec import RunSpec
@@ -144,8 +144,29 @@ def test_what_a_rank_leaves_behind_ends_with_the_group(tmp_path):
 
 def test_torchrun_starts_the_same_group(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks.settings, "torchrun", True)
-    with pytest.raises(RanksFailed, match="none of us wants to"):
+    with pytest.raises(RanksFailed, match=r"^none of us wants to$") as failed:
         ranks.run(group(rank_calls.raise_on_all, tmp_path))
+    # torchrun ends the others as soon as one has failed; they are given the time to tell what they have in common.
+    assert failed.value.alike
+
+
+def test_one_process_sees_one_gpu_of_several_and_ranks_see_all(monkeypatch):
+    for name, value in {"CUDA_VISIBLE_DEVICES": "4, 6,7", environment.GPUS: ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(environment.GPUS)
+    for turn, seen in [(0, "4"), (1, "6"), (5, "7")]:
+        environment.see_one_gpu(turn)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == seen and environment.gpus() == ["4", "6", "7"]
+    cuda = Group(rank_calls.raise_on_all, 2, Path("nowhere"), backend=None)
+    assert torchrun.environment(cuda)["CUDA_VISIBLE_DEVICES"] == "4,6,7"
+    too_many = TWO.but(launch={"ranks": 4, "device": "cuda"})
+    assert launch.unsupported(too_many.launch) == "4 ranks need 4 GPUs, there are 3"
+
+
+def test_the_only_gpu_is_left_as_it_is_named(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7af1")
+    environment.see_one_gpu(3)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-7af1" and environment.GPUS not in os.environ
 
 
 TWO = RunSpec().but(launch={"strategy": "ddp", "ranks": 2}, max_steps=1, per_device_train_batch_size=2)
