@@ -31,7 +31,8 @@ def soak(times: int, judged: Judged, rest: Sequence[str] = (), file: Path | None
     """Run the suites `times` times, and tell after each what it judged otherwise than the first.
 
     rest: further words for pytest. file: gets {"runs": [{"seed", "seconds", "exit", "cases", "differs"}]} as JSON.
-    Returns 0 where all runs judged alike and 1 where two differ or one hung; UsageError where none could be started.
+    Returns 0 where all runs judged alike and 1 where two differ, or one hung or judged nothing; UsageError where the first
+    judged nothing.
     """
     if times < 2:
         raise UsageError(f"--times {times}: expected 2 or more, since the runs are compared with each other")
@@ -47,12 +48,15 @@ def soak(times: int, judged: Judged, rest: Sequence[str] = (), file: Path | None
             began = time.monotonic()
             code = _run(seed, judged, rest, report, limit)
             found = verdicts(json.loads(report.read_text())) if report.is_file() else {}
-            if code is not None and not found:
-                raise UsageError(
-                    f"run {seed} of the suites judged no case (exit code {code}); its last words are above"
-                )
+            if first is None and code is not None and not found:
+                raise UsageError(f"the suites judged no case (exit code {code}); their last words are above")
             first = found if first is None else first
-            differs = differences(first, found) if code is not None else [f"had not ended after {limit:g} s"]
+            if code is None:
+                differs = [f"had not ended after {limit:g} s"]
+            elif not found:
+                differs = [f"judged no case (exit code {code})"]
+            else:
+                differs = differences(first, found)
             seconds = round(time.monotonic() - began, 1)
             runs.append({"seed": seed, "seconds": seconds, "exit": code, "cases": len(found), "differs": differs})
             words = "as the first" if seed > 1 and not differs else "; ".join(differs[:3])

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import jsonschema
 import pytest
 
-from harness import contract, expectations, plugin
+from harness import contract, expectations, paths
 from harness.contract.clause import Chapter, Clause
 from harness.errors import UsageError
 from harness.journal import Journal
@@ -55,7 +55,7 @@ def suite(pytester, monkeypatch):
         (folder / "test_xyz.py").write_text(code)
         (folder / "expectations").mkdir()
         (folder / "expectations" / "xyz.toml").write_text(expectations)
-        monkeypatch.setattr(plugin, "SUITES", folder)
+        monkeypatch.setattr(paths, "SUITES", folder)
         monkeypatch.setattr(contract, "CHAPTERS", ("xyz",))
         monkeypatch.setitem(sys.modules, "harness.contract.xyz", SimpleNamespace(CHAPTER=CHAPTER))
         done = pytester.runpytest_inprocess("suites", "-p", "no:cacheprovider", "--json", "out.json", *options)

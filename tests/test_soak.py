@@ -63,8 +63,9 @@ def test_runs_that_judge_alike(runs, tmp_path, capsys):
         ({"FRZ-01[one]": "pass"}, "RES-01[two]: not judged, known_defect in the first run"),
         ({**HELD, "RES-02[new]": "pass"}, "RES-02[new]: pass, not judged in the first run"),
         (None, "had not ended after 5 s"),
+        ({}, "judged no case (exit code"),
     ],
-    ids=["fails", "is-missing", "is-new", "hangs"],
+    ids=["fails", "is-missing", "is-new", "hangs", "judges-nothing"],
 )
 def test_a_run_that_judges_otherwise_is_told(second, said, runs, capsys):
     runs(HELD, second, HELD)
@@ -90,6 +91,6 @@ def test_suites_that_depend_on_the_hash_seed_are_found(tmp_path, monkeypatch, ca
 def test_suites_that_cannot_run_are_an_error_with_their_words(tmp_path, monkeypatch, capfd):
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["harness.plugin"]\n')
     monkeypatch.setattr(soak, "SUITES", tmp_path)
-    with pytest.raises(UsageError, match=r"run 1 of the suites judged no case \(exit code 4\)"):
+    with pytest.raises(UsageError, match=r"the suites judged no case \(exit code 4\)"):
         soak.soak(2, Judged(), ["-n", "0", "--no-such-option"])
     assert "unrecognized arguments: --no-such-option" in capfd.readouterr().err
