@@ -19,6 +19,7 @@ from rich.console import Console
 from harness import contract, drawn, environment, paths, report, subjects
 from harness.decide import decide
 from harness.errors import UsageError
+from harness.owned import end_with_owner
 from harness.paths import make_importable
 from harness.report import Case
 from harness.spec import RunSpec
@@ -71,6 +72,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Workers of xdist, and ranks, end with this process.
+    end_with_owner()
     config.addinivalue_line("markers", "clause(id): the clause of the contract that a test judges")
     drawn.register_profiles(config.getoption("--hypothesis-profile", None))
     # Deprecations are for upstream's own tests; what a clause needs to see of warnings is in Trace.warnings.

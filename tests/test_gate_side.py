@@ -1,7 +1,9 @@
 """A side of a gate: what it was asked is asked once, and a worker that dies or hangs is a finding."""
 
 import json
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -10,6 +12,7 @@ from harness.gate import environments, side, worker
 from harness.gate.environments import Environment
 from harness.gate.side import Judged, Side
 from harness.scenarios import PLAIN
+from tests.processes import alive, until
 
 #: A worker in a few lines: it answers, dies, hangs or raises as it is told.
 FAKE = """
@@ -37,8 +40,6 @@ def fake(tmp_path, monkeypatch):
 
         def start(self, *arguments, **options):
             started.append(arguments)
-            import subprocess
-
             return subprocess.Popen([sys.executable, "-c", code], text=True, **options)
 
         monkeypatch.setattr(Environment, "start", start)
@@ -140,3 +141,39 @@ def test_the_worker_is_cut_when_a_task_takes_too_long(tmp_path, monkeypatch):
 def test_limits_are_where_the_suites_and_the_worker_can_keep_them():
     assert side.CASE_LIMIT > worker.LIMIT > 0
     assert json.dumps(Judged().options()) == '["--subject", "hf-trainer", "--device", "cpu"]'
+
+
+#: A gate in a few lines: it starts the suites of a side, tells their process id, and waits.
+GATE = """
+import sys
+from harness.gate.environments import Environment
+started = Environment("current", sys.executable, {}, "", "key").start(
+    "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "harness.plugin", "--noconftest", sys.argv[1]
+)
+print(started.pid, flush=True)
+started.wait()
+"""
+
+SLEEPS = """
+import time
+import pytest
+
+@pytest.mark.clause("FRZ-01")
+def test_sleeps():
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes in /proc")
+def test_suites_end_with_a_gate_that_is_killed(tmp_path):
+    (tmp_path / "test_sleeps.py").write_text(SLEEPS)
+    gate = subprocess.Popen(
+        [sys.executable, "-c", GATE, str(tmp_path / "test_sleeps.py")], stdout=subprocess.PIPE, text=True
+    )
+    suites = int(gate.stdout.readline())
+    time.sleep(3)  # until the plugin has been told of its owner, 1 s on an idle machine
+    assert alive(suites)
+    gate.kill()
+    gate.wait()
+    until(lambda: not alive(suites), 20)
+    assert not alive(suites)

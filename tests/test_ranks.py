@@ -17,6 +17,7 @@ from harness.spec import RunSpec
 from harness.subjects.hf_trainer import HFTrainer
 from harness.trace import Trace
 from tests import rank_calls
+from tests.processes import alive, until
 
 
 def group(call, tmp_path, size=2, limit=30.0, **options):
@@ -83,24 +84,10 @@ import functools, signal, sys
 from pathlib import Path
 from harness import ranks
 from tests import rank_calls
+from tests.processes import alive, until
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background deaf to Ctrl-C
 ranks.run(ranks.Group(functools.partial(rank_calls.note_process, sys.argv[1]), 2, Path(sys.argv[1]), 600.0))
 """
-
-
-def alive(pid):
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-def until(condition, seconds):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
-    return condition()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")

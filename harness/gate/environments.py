@@ -29,6 +29,7 @@ from packaging.tags import sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from harness.errors import UsageError
+from harness.owned import OWNER
 from harness.paths import PACKAGE, cache_directory
 
 CURRENT = "current"
@@ -104,8 +105,9 @@ class Environment:
         return subprocess.run([self.python, *arguments], env=self.variables(), text=True, check=False, **options)
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """Start its Python with arguments, as subprocess.Popen does."""
-        return subprocess.Popen([self.python, *arguments], env=self.variables(), text=True, **options)
+        """Start its Python with arguments, as subprocess.Popen does; suites that it judges end with this process."""
+        variables = self.variables() | {OWNER: str(os.getpid())}
+        return subprocess.Popen([self.python, *arguments], env=variables, text=True, **options)
 
 
 class Unresolvable(UsageError):
