@@ -22,7 +22,7 @@ from harness.laws import checkpoint, frozen, injection, rebuilt
 from harness.laws.equal import differences, same_adapter
 from harness.laws.schedule import plan
 from harness.observe import checkpoint_step, digest
-from harness.spec import GET, RunSpec
+from harness.spec import GET, AdapterSpec, RunSpec
 from harness.subjects.hf_trainer import HFTrainer, adapter_config, inject, recorded_warnings
 from harness.tolerance import MERGED
 from harness.trace import Tensors
@@ -58,10 +58,19 @@ CLAUSES = (
 
 @dataclass(frozen=True)
 class Adapters:
-    """Every adapter of a model by name, as canonical name -> tensor, and the one that is active."""
+    """Every adapter of a model by name, as canonical name -> tensor, and the one that is active.
+
+    specs: what each was made from; an adapter that was deleted may have had its name from another.
+    """
 
     values: dict[str, Tensors]
     active: str
+    specs: dict[str, AdapterSpec]
+
+    def but(self, values: dict[str, Tensors] | None = None, active: str | None = None) -> Adapters:
+        """These with other values, or another one active; without those that `values` leaves out."""
+        values = self.values if values is None else values
+        return Adapters(values, active or self.active, {name: self.specs[name] for name in values})
 
 
 @dataclass(frozen=True)
@@ -84,9 +93,8 @@ class Life:
     def __init__(self, subject: HFTrainer, spec: RunSpec, root: Path):
         self.subject, self.spec, self.root = subject, spec, root
         self.log: list[dict[str, Any]] = []
-        self.configs = {NAMES[0]: spec.adapter}
         self.model = inject(models.build(spec.model), spec.adapter)
-        self.expected = Adapters({NAMES[0]: injection.drawn(spec)}, NAMES[0])
+        self.expected = Adapters({NAMES[0]: injection.drawn(spec)}, NAMES[0], {NAMES[0]: spec.adapter})
         self.base = self._base()
         self.made = 0
         self.stops: list[Stop] = []
@@ -113,7 +121,7 @@ class Life:
         kept = sorted(saved)[-limit:] if limit else sorted(saved)
         yield "CKPT-13", same("checkpoints that are left", [checkpoint_step(path) for path in left], kept)
         for path in left:
-            then = Adapters({**before.values, before.active: saved[checkpoint_step(path)]}, before.active)
+            then = before.but({**before.values, before.active: saved[checkpoint_step(path)]})
             yield "CKPT-15", self._saved(path, then)
             if checkpoint_step(path) < plan(spec).total:
                 self.stops.append(Stop(spec, path, then, end))
@@ -156,10 +164,7 @@ class Life:
                     self.model.load_adapter(place[name], adapter_name=name)
             else:
                 base.load_adapter(str(directory), adapter_name=adapters.active, is_trainable=True)
-                self.model, adapters = (
-                    base,
-                    Adapters({adapters.active: adapters.values[adapters.active]}, adapters.active),
-                )
+                self.model, adapters = base, adapters.but({adapters.active: adapters.values[adapters.active]})
         self.expected = adapters
         yield "CKPT-21", self._as_expected()
 
@@ -171,22 +176,22 @@ class Life:
         if not free:
             return
         name, config = free[0], {**self.spec.adapter.config, "r": r}
-        self.configs[name] = dataclasses.replace(self.spec.adapter, config=config, seed=seed)
+        added = dataclasses.replace(self.spec.adapter, config=config, seed=seed)
         torch.manual_seed(seed)
         if self.spec.adapter.route == GET:
             self.model.add_adapter(name, adapter_config("LORA", config))
         else:
             self.model.add_adapter(adapter_config("LORA", config), adapter_name=name)
-        drawn = injection.drawn(dataclasses.replace(self.spec, adapter=self.configs[name]))
+        drawn = injection.drawn(dataclasses.replace(self.spec, adapter=added))
         active = self.expected.active if self.spec.adapter.route == GET else name
-        self.expected = Adapters({**self.expected.values, name: drawn}, active)
+        self.expected = Adapters({**self.expected.values, name: drawn}, active, {**self.expected.specs, name: added})
         yield "API-03", same_adapter(self._values(name), drawn)
 
     def switch(self, which: int) -> Iterator[Judged]:
         """Activate one of the adapters."""
         name = sorted(self.expected.values)[which % len(self.expected.values)]
         self.model.set_adapter(name)
-        self.expected = Adapters(self.expected.values, name)
+        self.expected = self.expected.but(active=name)
         yield "FRZ-15", self._as_expected()
 
     def delete(self, which: int) -> Iterator[Judged]:
@@ -198,7 +203,7 @@ class Life:
             self.model.delete_adapter(name)
         left = {other: value for other, value in self.expected.values.items() if other != name}
         self.model.set_adapter(min(left))
-        self.expected = Adapters(left, min(left))
+        self.expected = self.expected.but(left, min(left))
         yield "FRZ-15", self._as_expected()
 
     def disable(self) -> Iterator[Judged]:
@@ -259,7 +264,7 @@ class Life:
 
     def _run(self, **arguments: Any) -> RunSpec:
         """The spec of a run that trains the active adapter."""
-        active = self.configs[self.expected.active]
+        active = self.expected.specs[self.expected.active]
         return dataclasses.replace(self.spec, adapter=active).but(**arguments)
 
     def _train(self, spec: RunSpec, directory: Path, **options: Any) -> None:
@@ -278,7 +283,7 @@ class Life:
         vars(self.model).pop("_is_accelerate_prepared", None)
 
     def _with(self, values: Tensors) -> Adapters:
-        return Adapters({**self.expected.values, self.expected.active: values}, self.expected.active)
+        return self.expected.but({**self.expected.values, self.expected.active: values})
 
     def _reference_trainer(self, spec: RunSpec, callback: Callable[[str, ReferenceTrainer], None]) -> ReferenceTrainer:
         from harness.subjects import reference
@@ -306,8 +311,8 @@ class Life:
     def _rebuild(self, adapters: Adapters) -> None:
         """Another model with adapters of the same names and shapes, and other values."""
         first, *others = sorted(adapters.values, key=lambda name: name != adapters.active)
-        spec = self.configs[first]
-        more = {name: dict(self.configs[name].config) for name in others}
+        spec = adapters.specs[first]
+        more = {name: dict(adapters.specs[name].config) for name in others}
         anew = dataclasses.replace(spec, name=first, others=more, seed=spec.seed + 1000)
         self.model = inject(models.build(self.spec.model), anew)
 

@@ -60,6 +60,16 @@ def test_a_life_that_nothing_is_wrong_with(route, tmp_path):
     assert live(BORN.but(adapter={"route": route}), acts, tmp_path) == {}
 
 
+@pytest.mark.parametrize("route", [GET, ADD])
+def test_an_adapter_takes_the_name_of_one_that_was_deleted_and_saved(route, tmp_path):
+    """Found by drawing: the reference was built for the later one's rank."""
+    born = BORN.but(adapter={"route": route})
+    first = {"do": "delete", "which": 0}
+    acts = [train(), {"do": "save"}, ADD_SECOND, first, ADD_SECOND, {"do": "reload", "which": 0}]
+    acts += [{"do": "evaluate", "batch": 1}, train(steps=1), {"do": "resume", "which": 0}]
+    assert live(born, acts, tmp_path) == {}
+
+
 def keeps_gradients(original, self, adapter_name, *args, **options):
     original(self, adapter_name, *args, **options)
     for name, parameter in self.named_parameters():
