@@ -10,7 +10,7 @@ from harness import subjects
 from harness.cli import app
 from harness.errors import UsageError
 from harness.scenarios import PLAIN
-from harness.throughput import compiled, pairs, speed
+from harness.throughput import compiled, judgement, pairs, speed
 from harness.throughput.pairs import Entrant
 from harness.throughput.shapes import SHAPES, chosen
 from harness.throughput.stepping import train
@@ -113,6 +113,15 @@ def test_shapes_are_chosen_by_name_or_device():
     assert {shape.name for shape in chosen([], "cpu")} >= {"tiny"}
     with pytest.raises(UsageError, match="--shape 2b: known are tiny, "):
         chosen(["2b"], "cpu")
+
+
+def test_what_was_timed_too_little_is_not_known():
+    too_little = judgement.interval([[0.1]])
+    row = speed.Row("reference", 1.0, 0, 5.0, too_little)
+    assert str(too_little) == "not known from 1 A B B A"
+    measured = speed.Measured(SHAPES["tiny"], [row], ceiling=speed.Ceiling("float32", 1e12, 1e10))
+    (told,) = measured.to_json()["rows"]
+    assert told["trainer_overhead"] == {"estimate": None, "low": None, "high": None}
 
 
 def test_speed_is_told(tmp_path, monkeypatch):

@@ -38,6 +38,8 @@ class Interval:
     count: int
 
     def __str__(self) -> str:
+        if not math.isfinite(self.low):
+            return f"not known from {self.count} A B B A"
         return f"{self.estimate:+.2%} ({self.low:+.2%} to {self.high:+.2%})"
 
 

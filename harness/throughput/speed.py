@@ -85,7 +85,7 @@ class Measured:
                 "peak_bytes": row.peak_bytes,
                 "loss": row.loss,
                 "trainer_overhead": row.overhead
-                and {"estimate": row.overhead.estimate, "low": row.overhead.low, "high": row.overhead.high},
+                and {name: _number(getattr(row.overhead, name)) for name in ("estimate", "low", "high")},
             }
             for row in self.rows
         ]
