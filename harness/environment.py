@@ -6,6 +6,8 @@ import functools
 import importlib.metadata
 import os
 import platform
+import resource
+from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
@@ -37,8 +39,27 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     }
 
 
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets of this machine's processor, as Linux names them; none where it does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith(("flags", "Features"))), "").split()[2:])
+
+
 #: The variable that names all GPUs that may be used, once this process and those it starts see one of them.
 GPUS = "PEFT_HARNESS_GPUS"
+
+
+def peak_bytes(device: str = "cpu") -> int:
+    """The most that this process has used: bytes resident, or allocated on the GPU since its count was last reset."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def gpus() -> list[str]:

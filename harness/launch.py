@@ -7,7 +7,7 @@ import functools
 import os
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,21 +116,9 @@ def train(subject: HFTrainer, spec: RunSpec, directory: Path) -> Trace:
             f"subject {subject.name!r} cannot be handed to ranks ({error}): its trainer class and functions must be "
             "found by name in a module"
         ) from None
-    launch = spec.launch
-    group = ranks.Group(
-        call,
-        launch.ranks,
-        directory / "ranks",
-        limit=_COMPILING if launch.strategy.startswith("zero") else ranks.LIMIT,
-        backend="gloo" if launch.device == "cpu" else None,
-        environment=environment(launch),
-        # Where it is installed accelerate imports it in every process, to look whether a model is one of its engines (2 s).
-        imports=("deepspeed",) if version("deepspeed") is not None else (),
-    )
-    failure = None
+    launch, failure = spec.launch, None
     try:
-        with _extensions() if launch.strategy.startswith("zero") else contextlib.nullcontext():
-            ranks.run(group)
+        run(call, launch, directory / "ranks")
     except ranks.RanksFailed as failed:
         failure = str(failed)
     left = [_trace_directory(directory, rank) for rank in range(launch.ranks)]
@@ -142,6 +130,23 @@ def train(subject: HFTrainer, spec: RunSpec, directory: Path) -> Trace:
     if failure is not None:
         trace.error = failure
     return trace
+
+
+def run(call: Callable[[], Any], launch: LaunchSpec, directory: Path, limit: float = ranks.LIMIT) -> None:
+    """Call it in each rank of a launch. limit: seconds for all. RanksFailed says which rank failed, and why."""
+    partitioned = launch.strategy.startswith("zero")
+    group = ranks.Group(
+        call,
+        launch.ranks,
+        directory,
+        limit=max(limit, _COMPILING) if partitioned else limit,
+        backend="gloo" if launch.device == "cpu" else None,
+        environment=environment(launch),
+        # Where it is installed accelerate imports it in every process, to look whether a model is one of its engines (2 s).
+        imports=("deepspeed",) if version("deepspeed") is not None else (),
+    )
+    with _extensions() if partitioned else contextlib.nullcontext():
+        ranks.run(group)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import names, shards
 from harness.checksum import checksum
-from harness.environment import describe
+from harness.environment import describe, peak_bytes
 from harness.spec import RunSpec
 from harness.trace import Checkpoint, Evaluation, Group, MicroBatch, Step, Tensors, Trace
 
@@ -140,7 +139,7 @@ class Observer:
             message = str(error).strip()
             self.trace.error = f"{type(error).__name__}: {message}" if message else type(error).__name__
         # Before the tensors are looked at, which takes memory too.
-        self.trace.memory_bytes = _peak_memory(self.trace.spec.launch.device)
+        self.trace.memory_bytes = peak_bytes(self.trace.spec.launch.device)
         # Other ranks than the one that failed may be anywhere, so that nothing can be put together.
         together = error is None or self._wrapped is None
         if self._model is not None and together:
@@ -316,11 +315,3 @@ def checkpoint_step(path: Path) -> int:
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return shards.whole(tensor.detach()).cpu().clone()
-
-
-def _peak_memory(device: str) -> int:
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

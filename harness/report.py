@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import contract
+from harness.environment import peak_bytes
 from harness.files import write_whole
 from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, ORDER, PASS, SKIPPED, UNEXPECTED_PASS
 
@@ -58,8 +58,7 @@ class Effort:
 
     def measured(self) -> Effort:
         """This, with the memory that the process has used at its peak until now."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.peak_bytes = max(self.peak_bytes, peak)
+        self.peak_bytes = max(self.peak_bytes, peak_bytes())
         return self
 
     def add(self, other: Effort) -> None:

@@ -47,21 +47,21 @@ def train(request: pytest.FixtureRequest, runs: Runs) -> Callable[..., Trace]:
 
 
 @pytest.fixture
-def baseline(request: pytest.FixtureRequest) -> Callable[[str, str, Callable[[], Any]], Any]:
-    """baseline(kind, name, figure): what is recorded of this environment; NotComparable where nothing is.
+def baseline(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """baseline(kind, name, figure, bf16=False): what is recorded of this environment; NotComparable where nothing is.
 
-    With --record figure() is recorded, and returned.
+    bf16: whether it is a figure of a run in bfloat16. With --record figure() is recorded, and returned.
     """
     from harness.throughput import baselines
 
     state = request.config.stash[STATE]
 
-    def recorded(kind: str, name: str, figure: Callable[[], Any]) -> Any:
+    def recorded(kind: str, name: str, figure: Callable[[], Any], bf16: bool = False) -> Any:
         if request.config.getoption("--record"):
             made = {"counters": {}, "ratios": {}, kind: {name: figure()}}
             baselines.record(state.device, made["counters"], made["ratios"], baselines.DIRECTORY)
             return made[kind][name]
-        found, reason = baselines.matching(state.device)
+        found, reason = baselines.matching(state.device, bf16=bf16)
         body = {} if found is None else getattr(found, kind)
         if name not in body:
             raise NotComparable(reason or f"no {kind} of {name} are recorded in this environment")

@@ -43,7 +43,7 @@ def steps(runs, upstream, tmp_path):
 def test_a_step_costs_what_is_recorded(spec, steps, baseline, request, judge):
     name = request.node.callspec.id
     seen = steps(spec)
-    recorded = baseline("counters", name, seen.to_json)
+    recorded = baseline("counters", name, seen.to_json, bf16=spec.arguments.get("bf16", False))
     judge(throughput.as_recorded(seen, counters.Counters.from_json(recorded)))
 
 

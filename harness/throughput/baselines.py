@@ -22,10 +22,20 @@ DIRECTORY = FIXTURES / "baselines"
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 
+#: The component that only figures of bfloat16 on a CPU depend on.
+BFLOAT16 = "bfloat16 by"
+
+#: Instruction sets for which oneDNN has bfloat16 kernels of their own, the best first, by the CPU flag that tells: their
+#: scratch memory differs, and with it the bytes at a step's peak (862,572 with avx2, 862,620 with amx_bf16).
+KERNELS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+
+
 def components(device: str) -> dict[str, str]:
     """What a figure depends on, by name."""
     seen = environment.describe(device)
-    return {
+    flags = environment.cpu_flags()
+    by = {BFLOAT16: next((one for one in KERNELS if one in flags), "other")} if device == "cpu" else {}
+    return by | {
         **{package: str(seen["versions"][package]) for package in PACKAGES},
         "python": ".".join(platform.python_version_tuple()[:2]),
         "machine": platform.machine(),
@@ -44,9 +54,13 @@ class Baseline:
     counters: dict[str, Any] = field(default_factory=dict)
     ratios: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def differs(self, here: dict[str, str]) -> list[str]:
-        """The components in which another environment differs, in words."""
-        return [f"{name} {here.get(name)}, not {was}" for name, was in self.components.items() if here.get(name) != was]
+    def differs(self, here: dict[str, str], bf16: bool) -> list[str]:
+        """The components in which another environment differs, in words. bf16: for a figure of a bfloat16 run."""
+        return [
+            f"{name} {here.get(name)}, not {was}"
+            for name, was in self.components.items()
+            if here.get(name) != was and (bf16 or name != BFLOAT16)
+        ]
 
 
 def load(directory: Path = DIRECTORY) -> list[Baseline]:
@@ -64,14 +78,14 @@ def load(directory: Path = DIRECTORY) -> list[Baseline]:
     return found
 
 
-def matching(device: str, directory: Path = DIRECTORY) -> tuple[Baseline | None, str]:
-    """The baseline of this environment; or none, and why the nearest is not comparable."""
+def matching(device: str, directory: Path = DIRECTORY, bf16: bool = True) -> tuple[Baseline | None, str]:
+    """The baseline of this environment; or none, and why the nearest is not comparable. bf16: see `Baseline.differs`."""
     here = components(device)
     known = load(directory)
     if not known:
         return None, f"{directory} holds no baseline"
-    nearest = min(known, key=lambda one: len(one.differs(here)))
-    differs = nearest.differs(here)
+    nearest = min(known, key=lambda one: len(one.differs(here, bf16)))
+    differs = nearest.differs(here, bf16)
     return (nearest, "") if not differs else (None, f"not comparable with what is recorded: {'; '.join(differs)}")
 
 
@@ -92,6 +106,7 @@ def record(device: str, counters: dict[str, Any], ratios: dict[str, dict[str, fl
         "ratios": {**(old.ratios if old else {}), **ratios},
     }
     words = [here[name].replace("+", "-") for name in PACKAGES] + [here["python"], here["device"].replace(" ", "-")]
+    words += [here[BFLOAT16]] if BFLOAT16 in here else []
     path = directory / f"{'_'.join(words)}.json".lower()
     write_whole(path, json.dumps(body, indent=1) + "\n")
     return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json as encoding
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,11 @@ def speed(
     make_importable()
     subjects.load(subject)
     wanted = chosen(shapes, device)
-    measured: list[measuring.Measured] = []
     with _progress() as told:
-        for shape in wanted:
-            measured.append(measuring.measure(shape, device, subject, seconds, told))
-            # What was measured is kept if the rest is interrupted: compiling alone takes minutes.
-            if json is not None:
-                write_whole(json, encoding.dumps(measuring.to_report(measured, device, subject), indent=1) + "\n")
-    screen = Console()
-    show.table(screen if screen.is_terminal else Console(width=160), measured)
+        each = (measuring.measure(shape, device, subject, seconds, told) for shape in wanted)
+        measured = _kept(each, json, lambda so_far: measuring.to_report(so_far, device, subject))
+    screen = _screen()
+    show.table(screen, measured)
     odd = [sentence for one in measured for sentence in measuring.odd_losses(one)]
     for sentence in odd:
         screen.print(sentence, style="bold red")
@@ -73,18 +69,17 @@ def scaling(
     make_importable()
     subjects.load(subject)
     wanted = chosen(shapes, device)
-    measured: list[spreading.Scaled] = []
     with _progress() as told:
-        for shape in wanted:
-            measured.append(spreading.measure(shape, device, subject, count, strategies or spreading.STRATEGIES, told))
-            if json is not None:
-                report = spreading.to_report(measured, device, subject)
-                write_whole(json, encoding.dumps(report, indent=1) + "\n")
-    screen = Console()
-    show.scaling(screen if screen.is_terminal else Console(width=160), measured)
+        each = (
+            spread
+            for shape in wanted
+            for spread in spreading.measure(shape, device, subject, count, strategies or spreading.STRATEGIES, told)
+        )
+        measured = _kept(each, json, lambda so_far: spreading.to_report(so_far, device, subject))
+    show.scaling(_screen(), measured)
     if plot is not None:
         show.scaled_bars(measured, plot)
-    return 2 if any(one.refused for each in measured for one in each.spreads) else 0
+    return 2 if any(one.refused for shape in measured for one in shape.spreads) else 0
 
 
 def rates(device: str, shapes: list[str], seconds: float | None, json: Path | None, plot: Path | None) -> int:
@@ -105,18 +100,32 @@ def rates(device: str, shapes: list[str], seconds: float | None, json: Path | No
         "margin": margin,
         "budget_seconds": budget,
     }
-    measured: list[error_rates.Rates] = []
     with _progress() as told:
-        for one in error_rates.measure(shape, device, seconds or SECONDS, told):
-            measured.append(one)
-            if json is not None:
-                body["rates"] = [each.to_json() for each in measured]
-                write_whole(json, encoding.dumps(body, indent=1) + "\n")
-    screen = Console()
-    show.rates(screen if screen.is_terminal else Console(width=160), measured, margin, budget)
+        each = error_rates.measure(shape, device, seconds or SECONDS, told)
+        measured = _kept(each, json, lambda so_far: body | {"rates": [one.to_json() for one in so_far]})
+    show.rates(_screen(), measured, margin, budget)
     if plot is not None:
         show.curves(measured, margin, plot)
     return 0
+
+
+def _kept(each: Iterable[Any], json: Path | None, report: Callable[[list[Any]], dict[str, Any]]) -> list[Any]:
+    """All that is yielded, the same object once. The report is written anew after each.
+
+    What was measured is kept if the rest is interrupted: compiling alone takes minutes.
+    """
+    measured: list[Any] = []
+    for one in each:
+        if not measured or measured[-1] is not one:
+            measured.append(one)
+        if json is not None:
+            write_whole(json, encoding.dumps(report(measured), indent=1) + "\n")
+    return measured
+
+
+def _screen() -> Console:
+    screen = Console()
+    return screen if screen.is_terminal else Console(width=160)
 
 
 def _check(device: str, *files: Path | None) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import resource
 import time
 from typing import Any
+
+from harness.environment import peak_bytes
 
 
 class Marks:
@@ -44,8 +45,7 @@ class Marks:
 
             torch.cuda.synchronize()
             wall = [before[0].elapsed_time(after[0]) / 1e3 for before, after in pairs]
-            peak = torch.cuda.max_memory_allocated()
         else:
             wall = [after[0] - before[0] for before, after in pairs]
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"wall": wall, "cpu": [after[1] - before[1] for before, after in pairs], "peak_bytes": peak}
+        cpu = [after[1] - before[1] for before, after in pairs]
+        return {"wall": wall, "cpu": cpu, "peak_bytes": peak_bytes("cuda" if self._cuda else "cpu")}

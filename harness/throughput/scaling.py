@@ -11,7 +11,7 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +26,9 @@ from harness.throughput.counters import dispatched
 from harness.throughput.marks import Marks
 from harness.throughput.pairs import Entrant, Runner
 from harness.throughput.shapes import Shape
+from harness.throughput.speed import SCHEMA_VERSION, number
 from harness.throughput.stepping import train
 from harness.throughput.worker import COUNTED, FIRST
-
-SCHEMA_VERSION = 1
 
 #: Ways to spread a run that are measured unasked.
 STRATEGIES = ("ddp", "fsdp2")
@@ -91,10 +90,10 @@ class Scaled:
                 "strategy": one.strategy,
                 "ranks": one.ranks,
                 "refused": one.refused or None,
-                "seconds": _number(one.seconds),
-                "quartiles": [_number(each) for each in one.middle],
-                "tokens_per_second": _number(self.tokens(one)),
-                "efficiency": _number(self.efficiency(one)),
+                "seconds": number(one.seconds),
+                "quartiles": [number(each) for each in one.middle],
+                "tokens_per_second": number(self.tokens(one)),
+                "efficiency": number(self.efficiency(one)),
                 "peak_bytes": one.peak_bytes,
                 "collectives": one.collectives,
                 "collective_bytes": one.collective_bytes,
@@ -104,10 +103,6 @@ class Scaled:
         return {"shape": self.shape.name, "tokens_of_a_rank": self.shape.tokens, "launches": launches}
 
 
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def measure(
     shape: Shape,
     device: str,
@@ -115,15 +110,19 @@ def measure(
     count: int,
     strategies: tuple[str, ...] = STRATEGIES,
     told: Callable[[str], None] = lambda _: None,
-) -> Scaled:
-    """Time the subject at a shape in one process, then in `count` by each strategy. UsageError where one cannot."""
+) -> Iterator[Scaled]:
+    """Time the subject at a shape in one process, then in `count` by each strategy. UsageError where one cannot.
+
+    Yields the shape with what has been timed of it so far, after each: those of a large one take minutes.
+    """
     spec = shape.spec(device)
     told(f"{shape.name}: in one process")
     result = Scaled(shape, [_alone(subject, spec)])
+    yield result
     for strategy in strategies:
         told(f"{shape.name}: in {count} processes by {strategy}")
         result.spreads.append(_spread(subject, spread_over(spec, strategy, count)))
-    return result
+        yield result
 
 
 def spread_over(spec: RunSpec, strategy: str, count: int) -> RunSpec:
@@ -157,16 +156,8 @@ def _spread(subject: str, spec: RunSpec) -> Spread:
         return result
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        group = ranks.Group(
-            functools.partial(_rank, subject, spec, directory),
-            asked.ranks,
-            directory / "ranks",
-            limit=LIMIT,
-            backend="gloo" if asked.device == "cpu" else None,
-            environment=launch.environment(asked),
-        )
         try:
-            ranks.run(group)
+            launch.run(functools.partial(_rank, subject, spec, directory), asked, directory / "ranks", LIMIT)
         except ranks.RanksFailed as failed:
             result.refused = str(failed)
             return result

@@ -78,14 +78,14 @@ class Measured:
             {
                 "name": row.name,
                 "refused": row.refused or None,
-                "seconds": _number(row.seconds),
-                "tokens_per_second": _number(self.tokens(row)),
-                "flops_per_second": _number(self.flops / row.seconds),
-                "share_of_ceiling": _number(self.share(row)),
+                "seconds": number(row.seconds),
+                "tokens_per_second": number(self.tokens(row)),
+                "flops_per_second": number(self.flops / row.seconds),
+                "share_of_ceiling": number(self.share(row)),
                 "peak_bytes": row.peak_bytes,
                 "loss": row.loss,
                 "trainer_overhead": row.overhead
-                and {name: _number(getattr(row.overhead, name)) for name in ("estimate", "low", "high")},
+                and {name: number(getattr(row.overhead, name)) for name in ("estimate", "low", "high")},
             }
             for row in self.rows
         ]
@@ -95,13 +95,14 @@ class Measured:
             "tokens": self.shape.tokens,
             "flops": self.flops,
             "traffic_bytes": self.traffic_bytes,
-            "bound_tokens_per_second": _number(self.bound),
+            "bound_tokens_per_second": number(self.bound),
             "ceiling": vars(self.ceiling),
             "rows": rows,
         }
 
 
-def _number(value: float) -> float | None:
+def number(value: float) -> float | None:
+    """The value as JSON has it: no number that is none."""
     return value if math.isfinite(value) else None
 
 
