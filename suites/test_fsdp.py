@@ -9,6 +9,7 @@ import pytest
 
 from fixtures import models, shapes
 from harness.laws import checkpoint, frozen, resume, several
+from harness.laws.equal import equal_runs
 from harness.scenarios import LAUNCHES, PLAIN, TOGETHER, cases, continued, over, spread
 from harness.spec import ADD, GET, AdapterSpec, ModelSpec
 from harness.subjects.hf_trainer import inject
@@ -203,6 +204,31 @@ def test_the_base_keeps_its_dtype(trace, judge):
 def test_a_sharded_run_is_that_of_one_process(spec, train, judge):
     trace = train(spec)
     judge(both(several.equals_single(trace, train(several.alone(spec))), several.ranks_agree(trace)))
+
+
+#: Two windows of two micro-batches: between those of one nothing makes the ranks wait for each other.
+UNHURRIED = {"max_steps": 2, "save_strategy": "no"}
+
+
+@pytest.mark.clause("FSDP-19")
+@cases(
+    {
+        f"{name}/rank-{rank}-late": FSDP[name].but(
+            trainer={"callbacks": [["fixtures.late:LateRank", {"rank": rank}]]}, **UNHURRIED
+        )
+        for name in ("fsdp2-2", "fsdp1-2")
+        for rank in range(2)
+    }
+)
+def test_a_late_rank_changes_nothing(spec, train, judge):
+    trace, on_time = train(spec), spec.but(trainer={"callbacks": []})
+    judge(
+        both(
+            several.equals_single(trace, train(several.alone(on_time))),
+            several.ranks_agree(trace),
+            equal_runs(trace, train(on_time)),
+        )
+    )
 
 
 def generate(trainer):

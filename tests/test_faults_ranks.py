@@ -148,6 +148,12 @@ FAULTS = {
         mutant("sharded-gradients-summed"),
         "step 1: clipped of",
     ),
+    "FSDP-19": (
+        fsdp.test_a_late_rank_changes_nothing,
+        {"spec": fsdp.V2.but(trainer={"callbacks": [["fixtures.late:LateRank", {"rank": 0}]]}, **fsdp.UNHURRIED)},
+        mutant("late-ranks-not-waited-for"),
+        "step 1: gradients of",
+    ),
     "DS-01": (
         ds.test_a_checkpoint_without_the_engines_is_refused,
         {"spec": continued(ds.ZERO["zero2-2"], 3, every=3, launch={"strategy": "ddp"})},

@@ -152,5 +152,12 @@ CHAPTER = Chapter(
             tier="mp",
             needs=_NEEDS,
         ),
+        Clause(
+            "FSDP-19",
+            "A rank that is late MUST change nothing of what is trained: the others wait for what they compute with.",
+            source="torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py:761-782 (FSDPParamGroup.finalize_backward)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
     ),
 )

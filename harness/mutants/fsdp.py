@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import torch
 
@@ -70,6 +71,17 @@ def summed(original, accelerator, parameters, *args, **options):
         if parameter.grad is not None:
             parameter.grad.mul_(int(os.environ.get("WORLD_SIZE", 1)))
     return original(accelerator, parameters, *args, **options)
+
+
+#: Seconds: ranks on one machine need a hundredth of it, and one that is late far more.
+PATIENCE = 0.05
+
+
+def no_wait_for_a_late_rank(original, gather, **options):
+    work = original(gather, **{**options, "async_op": True})
+    until = time.monotonic() + PATIENCE
+    while not work.is_completed() and time.monotonic() < until:
+        time.sleep(0.0005)
 
 
 PREPARE = ("accelerate.accelerator", "fsdp2_prepare_model")
@@ -141,6 +153,16 @@ MUTANTS = (
         "generate() of a sharded model gives each rank tokens of its own.",
         replace(LLAMA, "generate", otherwise_on_each_rank),
         cells=("FSDP-12",),
+    ),
+    Mutant(
+        "late-ranks-not-waited-for",
+        "Version 2 computes with what it has gathered after 50 ms, whether that is whole or not.",
+        replace(
+            "torch.distributed.fsdp._fully_shard._fsdp_collectives:DefaultAllGather",
+            "__call__",
+            no_wait_for_a_late_rank,
+        ),
+        cells=("FSDP-19/fsdp2-2/rank-0-late",),
     ),
     Mutant(
         "sharded-gradients-summed",
