@@ -62,6 +62,13 @@ def missing_adapter_field(peft_type: str, config: Iterable[str]) -> str | None:
     return next((f"{kind.__name__}.{name}" for name in config if name not in known), None)
 
 
+def shards_when_loading() -> bool:
+    """Whether this Trainer takes a base that from_pretrained has sharded (DistributedConfig): since transformers 5.19."""
+    from transformers import PreTrainedModel
+
+    return hasattr(PreTrainedModel, "is_distributed_loading_by_transformers")
+
+
 def loads_quantized() -> bool:
     """Whether this transformers loads a bitsandbytes model here: without a GPU not before 4.53."""
     import torch

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import ranks
+from harness import compat, ranks
 from harness.environment import gpus, version
 from harness.errors import UsageError
 from harness.observe import Observer
@@ -27,6 +27,7 @@ STRATEGIES = {
     "ddp": "the rows",
     "fsdp1": "rows, parameters, gradients and optimizer state, in flat parameters",
     "fsdp2": "rows, parameters, gradients and optimizer state, in DTensors",
+    "loaded": "rows and the base's parameters, in DTensors, as it is loaded: from_pretrained(distributed_config=...)",
     "zero1": "rows and optimizer state",
     "zero2": "rows, gradients and optimizer state",
     "zero3": "rows, parameters, gradients and optimizer state, by DeepSpeed",
@@ -44,6 +45,13 @@ def unsupported(launch: LaunchSpec) -> str | None:
         return None if launch.ranks == 1 else f"strategy 'single' is one process, not {launch.ranks} ranks"
     if launch.strategy.startswith("zero") and version("deepspeed") is None:
         return "deepspeed is not installed (pip install 'peft-harness[deepspeed]')"
+    if launch.strategy == "loaded":
+        import torch
+
+        if not compat.shards_when_loading():
+            return "the Trainer takes no base that was sharded as it was loaded before transformers 5.19"
+        if launch.device == "cpu" and torch.cuda.is_available():
+            return "a base that is sharded as it is loaded goes to the GPU that torch finds"
     if not hasattr(os, "fork"):
         return "ranks need a system that has fork"
     if launch.device == "cpu" and launch.strategy == "fsdp2" and launch.cpu_offload:
@@ -118,7 +126,7 @@ def train(subject: HFTrainer, spec: RunSpec, directory: Path) -> Trace:
         ) from None
     launch, failure = spec.launch, None
     try:
-        run(call, launch, directory / "ranks")
+        run(call, launch, directory / "ranks", launch.limit or ranks.LIMIT)
     except ranks.RanksFailed as failed:
         failure = str(failed)
     left = [_trace_directory(directory, rank) for rank in range(launch.ranks)]

@@ -122,12 +122,15 @@ class Observer:
         self.trace.evaluations.append(Evaluation(self._step, self._evaluated, dict(metrics)))
         self._evaluated = []
 
-    def checkpoint(self, path: str | Path) -> None:
-        """A checkpoint directory ("checkpoint-<step>") has been written, by this rank's part."""
+    def meet(self) -> None:
+        """Wait for the other ranks, where there are any: what a rank has written another may look for too early."""
         if self._wrapped is not None:
             import torch
 
             torch.distributed.barrier()
+
+    def checkpoint(self, path: str | Path) -> None:
+        """A checkpoint directory ("checkpoint-<step>") has been written, by all ranks."""
         self.trace.checkpoints.append(inspect_checkpoint(Path(path), self.trace.spec.adapter.name))
 
     def finish(self, error: BaseException | None = None) -> Trace:

@@ -68,6 +68,12 @@ class Effort:
         self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
 
 
+def headline(case: Case) -> str:
+    """The line that tells most of a failure, or the reason why there is no verdict; stacks of hung ranks are left out."""
+    seen = [str(one) for one in case.evidence.get("seen") or []]
+    return (seen or [case.reason])[0].partition("\n")[0]
+
+
 def worst(verdicts: list[str]) -> str:
     """The verdict of several: the worst of them."""
     return min(verdicts, key=ORDER.index)

@@ -133,6 +133,8 @@ LAUNCHES: dict[str, RunSpec] = {
     "fsdp1-1": spread(TOGETHER.but(save_strategy="no"), "fsdp1", 1),
     "fsdp1-2": spread(TOGETHER, "fsdp1"),
     "fsdp1-2-sharded": spread(TOGETHER, "fsdp1", state_dict_type="SHARDED_STATE_DICT"),
+    # Of a base that was sharded as it was loaded transformers saves no optimizer (FSDP-09).
+    "loaded-2": spread(TOGETHER.but(save_only_model=True), "loaded", limit=20.0),
     "zero1-2": spread(TOGETHER, "zero1"),
     "zero2-2": spread(TOGETHER, "zero2"),
     "zero3-2": spread(TOGETHER, "zero3"),

@@ -163,7 +163,7 @@ def state(model: torch.nn.Module, wrapped: torch.nn.Module | None) -> Iterator[t
                 yield name, tensor.detach().clone()
         else:
             state_dict = {name: tensor for name, tensor in model.state_dict().items() if hasattr(tensor, "dtype")}
-            yield from (state_dict if wrapped is None else whole_all(state_dict)).items()
+            yield from whole_all(state_dict).items()
 
 
 def _held(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -116,6 +116,7 @@ class LaunchSpec:
     state_dict_type: "FULL_STATE_DICT" or "SHARDED_STATE_DICT", None leaves it to upstream. activation_checkpointing:
     that of the strategy; the Trainer's own is an argument. cpu_offload: parameters (or the optimizer) wait on the CPU.
     options: further fields of TrainingArguments.fsdp_config, or of the DeepSpeed config.
+    limit: seconds after which the ranks count as hung; 0 is a minute (`harness.ranks.LIMIT`).
     """
 
     device: str = "cpu"
@@ -126,6 +127,7 @@ class LaunchSpec:
     activation_checkpointing: bool = False
     cpu_offload: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    limit: float = 0.0
 
     @property
     def several(self) -> bool:

@@ -245,12 +245,7 @@ def generate(trainer):
 @pytest.mark.clause("FSDP-12")
 @cases({"fsdp2-2": DEFAULTS})
 def test_generate_runs_on_the_sharded_model(spec, afterwards, judge):
-    trace = afterwards(spec, generate)
-    seen = [one.distributed.get("afterwards", []) for one in (trace, *trace.ranks)]
-    findings = several.present(trace) + [
-        f"tokens {tokens}" for tokens in seen if len(tokens) != 12 or tokens != seen[0]
-    ]
-    judge(verdict("every rank generates the same eight tokens", findings))
+    judge(several.same_tokens(afterwards(spec, generate)))
 
 
 # ---- checkpoints ----

@@ -8,12 +8,12 @@ from harness.scenarios import LAUNCHES
 
 #: Laws that train further runs, and under which launches: where those are among the runs of other clauses, or cheap.
 FURTHER = {
-    "GEN-02": ("ddp-2", "ddp-4", "fsdp2-2", "fsdp1-2", "zero2-2", "zero3-2"),
+    "GEN-02": ("ddp-2", "ddp-4", "fsdp2-2", "fsdp1-2", "loaded-2", "zero2-2", "zero3-2"),
     "RES-01": ("ddp-2", "fsdp2-2", "fsdp2-2-sharded", "fsdp1-2", "zero2-2"),
     "API-05": ("ddp-2", "fsdp2-2", "zero2-2"),
-    "ACC-01": ("ddp-2", "ddp-4", "fsdp2-2", "fsdp1-2", "zero2-2"),
+    "ACC-01": ("ddp-2", "ddp-4", "fsdp2-2", "fsdp1-2", "loaded-2", "zero2-2"),
     "ACC-10": ("ddp-2", "fsdp2-2", "zero2-2"),
-    "FRZ-15": ("ddp-2", "fsdp2-2"),
+    "FRZ-15": ("ddp-2", "fsdp2-2", "loaded-2"),
 }
 
 

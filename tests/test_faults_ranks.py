@@ -18,6 +18,7 @@ from harness.warm import warm
 from suites import test_dist as dist
 from suites import test_ds as ds
 from suites import test_fsdp as fsdp
+from suites import test_loaded as loaded
 from tests.faults import each, in_this_process, mutant, replace, verdict_of
 
 TWO = LAUNCHES["ddp-2"]
@@ -153,6 +154,12 @@ FAULTS = {
         {"spec": fsdp.V2.but(trainer={"callbacks": [["fixtures.late:LateRank", {"rank": 0}]]}, **fsdp.UNHURRIED)},
         mutant("late-ranks-not-waited-for"),
         "step 1: gradients of",
+    ),
+    "FSDP-20": (
+        loaded.test_adapters_are_whole_on_each_rank_and_the_base_in_shards,
+        {"trace": loaded.LOADED.but(**loaded.BRIEF)},
+        mutant("loaded-ranks-go-apart"),
+        "rank 1: adapter at the end",
     ),
     "DS-01": (
         ds.test_a_checkpoint_without_the_engines_is_refused,

@@ -159,5 +159,13 @@ CHAPTER = Chapter(
             tier="mp",
             needs=_NEEDS,
         ),
+        Clause(
+            "FSDP-20",
+            "Adapters that are put on a base which was sharded as it was loaded MUST be whole and alike on every rank, "
+            "rank 0's where each has made its own, and the base stay in shards.",
+            source="transformers/trainer.py:1749, 2624-2655 (Trainer._sync_replicated_trainable_parameters)",
+            tier="mp",
+            needs=_NEEDS,
+        ),
     ),
 )

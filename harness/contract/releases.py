@@ -96,4 +96,11 @@ RELEASES = (
         ("accelerate==1.13.0",),
         "after a Trainer in float32, one with bf16=True trains the same model in float32 as well",
     ),
+    Release(
+        "H12",
+        "FSDP-20",
+        _stack("5.19.0", "1.15.0", "0.21.2"),
+        (_stack("5.20.2", "1.15.0", "0.21.2"),),
+        "over a base that was sharded as it was loaded, ranks wait for each other in vain at the first checkpoint",
+    ),
 )

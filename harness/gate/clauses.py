@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from harness import contract
 from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding
-from harness.report import Case
+from harness.report import Case, headline
 from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS
 
 HELD, FAILED, UNDECIDED, UNTESTED = "holds", "fails", "undecided", "untested"
@@ -77,6 +77,4 @@ def _finding(clause: str, was: str, now: str, pairs: list[tuple[Case | None, Cas
 
 
 def _told(case: Case | None) -> str:
-    """The sentence that tells most of a failure."""
-    seen = [str(one) for one in (case.evidence.get("seen") or [])] if case is not None else []
-    return seen[0] if seen else (case.reason if case is not None else "")
+    return "" if case is None else headline(case)

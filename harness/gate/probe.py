@@ -19,7 +19,7 @@ from harness.gate.compare import identity
 from harness.gate.environments import Environment
 from harness.gate.side import Judged, Side
 from harness.paths import cache_directory
-from harness.report import Case
+from harness.report import Case, headline
 
 #: At once; each takes a core.
 PARALLEL = 2
@@ -48,7 +48,7 @@ class Seen:
             return self.reason
         failing = [case for name in targets if (case := self.cases.get(name)) is not None and state(case) == FAILED]
         if failing:
-            return str((failing[0].evidence.get("seen") or [failing[0].reason])[0])
+            return headline(failing[0])
         skipped = [case.reason for name in targets if (case := self.cases.get(name)) is not None and case.reason]
         return skipped[0] if skipped else ""
 

@@ -277,6 +277,31 @@ def sharded(trace: Trace, strategy: str | None = None) -> Verdict:
     return verdict(f"every parameter is sharded, as {kind}", findings, units=len(units), parameters=len(kinds))
 
 
+def loaded(trace: Trace) -> Verdict:
+    """Of a base that was sharded as it was loaded each element lies on one rank alone, and what was put on it is whole on
+    every one.
+    """
+    findings = present(trace)
+    kinds = trace.distributed.get("kinds", {})
+    local = [one.distributed.get("local", {}) for one in (trace, *trace.ranks)]
+    for name, (_, shape) in trace.parameters.items():
+        size, parts = math.prod(shape), [one.get(name, 0) for one in local]
+        if name in trace.trainable and (kinds.get(name) != "Parameter" or set(parts) != {size}):
+            findings.append(f"{name}, which is trained, is a {kinds.get(name)} with {parts} of its {size} elements")
+        if name not in trace.trainable and (kinds.get(name) != "DTensor" or sum(parts) != size):
+            findings.append(f"{name}, of the base, is a {kinds.get(name)} with {parts} of its {size} elements")
+    return verdict(
+        "the base is sharded, and what is trained is whole on each rank", findings[:4], parameters=len(kinds)
+    )
+
+
+def same_tokens(trace: Trace, length: int = 12) -> Verdict:
+    """What each rank generated at the end (Trace.distributed["afterwards"]) is of this length, and the same."""
+    seen = [one.distributed.get("afterwards", []) for one in (trace, *trace.ranks)]
+    findings = [f"tokens {tokens}" for tokens in seen if len(tokens) != length or tokens != seen[0]]
+    return verdict("every rank generates the same tokens", present(trace) + findings)
+
+
 def units(trace: Trace, wanted: Sequence[str]) -> Verdict:
     """Exactly these modules (paths in the base model, "" for the whole) are units of FSDP."""
     seen = {

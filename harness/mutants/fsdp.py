@@ -165,6 +165,12 @@ MUTANTS = (
         cells=("FSDP-19/fsdp2-2/rank-0-late",),
     ),
     Mutant(
+        "loaded-ranks-go-apart",
+        "Adapters on a base that was sharded as it was loaded are each rank's own: not handed out, gradients not averaged.",
+        replace(TRAINER, "_sync_replicated_trainable_parameters", nothing),
+        cells=("FSDP-20/loaded-2", "FSDP-20/loaded-2/own-adapters", "FSDP-17/loaded-2"),
+    ),
+    Mutant(
         "sharded-gradients-summed",
         "Gradients are the sum over ranks, and not their mean.",
         replace(ACCELERATOR, "clip_grad_norm_", summed),

@@ -6,13 +6,14 @@ import contextlib
 import copy
 import functools
 import logging
+import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fixtures import data, models
+from fixtures import data, loaded, models
 from harness import compat, launch
 from harness.environment import version
 from harness.errors import UsageError
@@ -86,6 +87,7 @@ def observing_callback(observer: Observer) -> Any:
                 if name == "on_evaluate":
                     observer.evaluated(kwargs["metrics"])
                 elif name == "on_save":
+                    observer.meet()
                     observer.checkpoint(newest_checkpoint(args.output_dir, state.global_step))
 
             return report
@@ -199,7 +201,7 @@ class HFTrainer:
             spec = spec.on_device(self.device)
         train_rows, eval_rows = data.rows(spec.data)
         if model is None:
-            model = inject(models.build(spec.model), spec.adapter)
+            model = inject(_base(spec, directory), spec.adapter)
         if observer is not None:
             observer.watch_model(model)
         keywords = {name: value for name, value in spec.trainer.items() if name != "callbacks"}
@@ -252,6 +254,12 @@ class HFTrainer:
                 if spec.launch.several:
                     traceback.print_exception(caught)  # into the rank's own output
         return observer.finish(error)
+
+
+def _base(spec: RunSpec, directory: Path) -> torch.nn.Module:
+    if spec.launch.strategy != "loaded":
+        return models.build(spec.model)
+    return loaded.sharded(spec.model, spec.launch.ranks, directory / "base" / os.environ["RANK"])
 
 
 def _in_turn(calls: list[Callable[[], Any]]) -> None:

@@ -1,0 +1,88 @@
+"""FSDP: a base that was sharded as it was loaded (from_pretrained with a DistributedConfig), adapters put on it after.
+
+transformers keeps those adapters alike on all ranks by itself; accelerate wraps nothing.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from harness.laws import frozen, resume, several
+from harness.scenarios import LAUNCHES, cases, over
+from harness.spec import ADD
+from harness.verdict import both
+from suites.test_dist import start_from_own_adapter
+from suites.test_fsdp import generate, save_model
+
+LOADED = LAUNCHES["loaded-2"]
+BY_ADD = LOADED.but(adapter={"route": ADD}, save_strategy="no", save_only_model=None)
+BRIEF = {"max_steps": 2, "save_strategy": "no", "save_only_model": None}
+BOTH = {"loaded-2": LOADED, "loaded-2/add_adapter": BY_ADD}
+
+
+@pytest.mark.clause("FSDP-20")
+@over(BOTH)
+def test_adapters_are_whole_on_each_rank_and_the_base_in_shards(trace, judge):
+    judge(both(several.loaded(trace), several.ranks_agree(trace), frozen.base_frozen(trace)))
+
+
+@pytest.mark.clause("FSDP-20")
+@cases({f"{name}/own-adapters": spec for name, spec in BOTH.items()})
+def test_the_first_ranks_adapter_is_trained(spec, train, upstream, judge):
+    single = train(several.alone(spec))
+    started = train(spec, subject=upstream.in_ranks("own-adapters", start_from_own_adapter))
+    judge(several.first_rank_wins(started, single))
+
+
+@pytest.mark.clause("FSDP-17")
+@cases(
+    BOTH
+    | {
+        "loaded-2/unaccumulated": LOADED.but(gradient_accumulation_steps=None, **BRIEF),
+        "loaded-2/clipped": LOADED.but(max_grad_norm=0.1, **BRIEF),
+        "loaded-2/dora": LOADED.but(lora={"use_dora": True}, **BRIEF),
+        "loaded-2/modules-to-save": LOADED.but(lora={"modules_to_save": ["lm_head"]}, **BRIEF),
+        "loaded-2/bias-all": LOADED.but(lora={"bias": "all"}, **BRIEF),
+        "loaded-2/checkpointing": LOADED.but(
+            activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": False}, **BRIEF
+        ),
+        "loaded-2/ia3": LOADED.but(
+            adapter={
+                "peft_type": "IA3",
+                "config": {
+                    "target_modules": ["k_proj", "v_proj", "down_proj"],
+                    "feedforward_modules": ["down_proj"],
+                    "task_type": "CAUSAL_LM",
+                },
+            },
+            **BRIEF,
+        ),
+    }
+)
+def test_it_trains_as_one_process(spec, train, judge):
+    trace = train(spec)
+    judge(both(several.equals_single(trace, train(several.alone(spec))), several.ranks_agree(trace)))
+
+
+@pytest.mark.clause("FSDP-12")
+@cases({name: spec.but(**BRIEF) for name, spec in BOTH.items()})
+def test_generate_runs(spec, afterwards, judge):
+    trace = afterwards(spec, generate)
+    judge(several.same_tokens(trace))
+
+
+#: Seconds. Ranks that wait for each other in vain need not do so for a minute; this run takes one.
+SOON = 10.0
+
+
+@pytest.mark.clause("FSDP-15")
+@cases({name: spec.but(launch={"limit": SOON}, **BRIEF) for name, spec in BOTH.items()})
+def test_save_model_leaves_a_whole_adapter(spec, afterwards, judge):
+    trace = afterwards(spec, save_model)
+    judge(several.saved_at_the_end(trace, Path(trace.directory) / "end"))
+
+
+@pytest.mark.clause("FSDP-09")
+@cases({"loaded-2": LOADED.but(max_steps=2, save_only_model=None)})
+def test_a_checkpoint_with_an_optimizer_is_refused(spec, train, judge):
+    judge(resume.refused(train(spec), "ValueError", words="save_only_model=True"))
