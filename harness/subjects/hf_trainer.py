@@ -269,13 +269,15 @@ def _in_turn(calls: list[Callable[[], Any]]) -> None:
 
 def _observe_clipping(trainer: Trainer, observer: Observer) -> None:
     """Tell the observer of each clipping: gradients of several ranks are whole only between the backward pass and it."""
-    clip = trainer.accelerator.clip_grad_norm_
+    # The Trainer has its own for gradients of which some are DTensors and some are not, since transformers 5.19.
+    for owner, name in ((trainer.accelerator, "clip_grad_norm_"), (trainer, "_mixed_mesh_grad_norm")):
+        if (clip := getattr(owner, name, None)) is not None:
+            setattr(owner, name, functools.partial(_clip, observer, clip))
 
-    def clip_grad_norm_(*args: Any, **options: Any) -> Any:
-        observer.before_clipping()
-        return clip(*args, **options)
 
-    trainer.accelerator.clip_grad_norm_ = clip_grad_norm_
+def _clip(observer: Observer, clip: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    observer.before_clipping()
+    return clip(*args, **options)
 
 
 def record_output(trace: Trace, output: Any) -> None:
