@@ -427,6 +427,7 @@ def restored_to(resumed: Trace, whole: Trace) -> Verdict:
 # ---- what a law on one process cannot say of several ----
 
 _FILES = "the optimizer's state is saved in a form of FSDP's or DeepSpeed's own (FSDP-06, FSDP-07, DS-07)"
+_NO_OPTIMIZER = "no optimizer is saved of a base that was sharded as it was loaded (FSDP-09)"
 _HIDDEN = "DeepSpeed's engine keeps gradients and parameter groups to itself"
 _NO_FILE = "a checkpoint of shards has no adapter file (FSDP-07)"
 
@@ -435,7 +436,7 @@ def silent(clause: str, spec: RunSpec) -> str | None:
     """Why the law of a clause on one process says nothing of a run spread like this; None where it does."""
     strategy = spec.launch.strategy
     if clause in ("CKPT-07", "CKPT-27") and strategy != "ddp":
-        return _FILES
+        return _NO_OPTIMIZER if spec.arguments.get("save_only_model") else _FILES
     if clause in ("FRZ-02", "FRZ-03", "LOSS-01", "LOOP-05") and strategy.startswith("zero"):
         return _HIDDEN
     if clause.startswith("CKPT-") and spec.arguments.get("save_strategy") == "no":
