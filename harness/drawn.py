@@ -18,6 +18,7 @@ from hypothesis.strategies import SearchStrategy
 from harness import strategies
 from harness.errors import UsageError
 from harness.expectations import Expectation
+from harness.laws import several
 from harness.laws.universal import OF_MORE, Train, laws_for
 from harness.life import Life
 from harness.report import Case
@@ -57,6 +58,25 @@ def register_profiles(chosen: str | None) -> None:
     settings.load_profile(chosen or "quick")
 
 
+#: Given how to train and a spec, clause -> what judges the spec by it.
+Laws = Callable[[Train, RunSpec], dict[str, Callable[[], Verdict]]]
+
+
+def universal_laws(train: Train, spec: RunSpec) -> dict[str, Callable[[], Verdict]]:
+    """The laws of one process (harness/laws/universal.py)."""
+    trace = train(spec)
+    judged: dict[str, Callable[[], Verdict]] = {
+        clause: functools.partial(law, trace) for clause, law in laws_for(trace).items()
+    }
+    return judged | {clause: functools.partial(compare, train, spec) for clause, compare in OF_MORE.items()}
+
+
+def laws_of_ranks(train: Train, spec: RunSpec) -> dict[str, Callable[[], Verdict]]:
+    """The law that the ranks of a launch train as one process does, under the clause that says so of it."""
+    clause = "DIST-02" if spec.launch.strategy == "ddp" else "FSDP-17"
+    return {clause: functools.partial(several.as_one_process, train, spec)}
+
+
 class Draw:
     """Draws runs for a test. cases: of the test, one a clause. fail: called with a verdict that is no pass.
 
@@ -81,8 +101,8 @@ class Draw:
         for case in cases:
             case.drawn = 0
 
-    def judge_all(self, specs: SearchStrategy[RunSpec], part: int) -> None:
-        """Draw specs, train each, and judge it by all universal laws. part: another part draws other specs."""
+    def judge_all(self, specs: SearchStrategy[RunSpec], part: int, laws: Laws = universal_laws) -> None:
+        """Draw specs, train each, and judge it by all these laws. part: another part draws other specs."""
         default = settings.default
         first = 0 if default is None or default.derandomize else random.SystemRandom().randrange(2**32)
         chosen = int(self._seed) if self._seed not in (None, "random") else first
@@ -91,7 +111,7 @@ class Draw:
         @settings(derandomize=False, deadline=None)
         @given(specs)
         def every_law_holds(spec: RunSpec) -> None:
-            self._judge(spec)
+            self._judge(spec, laws)
 
         every_law_holds()
 
@@ -103,25 +123,18 @@ class Draw:
         machine = functools.partial(_lives(route), self, self._runs, self._runs.subject)
         run_state_machine_as_test(cast(Any, machine))
 
-    def _judge(self, spec: RunSpec) -> None:
+    def _judge(self, spec: RunSpec, laws: Laws) -> None:
         # What a drawn run left behind is not needed for the next one.
         with tempfile.TemporaryDirectory() as directory:
             runs = Runs(self._runs.subject, Path(directory), self._runs.device)
             try:
-                self._laws(spec, runs.train)
+                if runs.subject.unsupported(runs.on_device(spec)) is None:
+                    self.begin(spec)
+                    for clause, judged in laws(runs.train, spec).items():
+                        self.record(clause, spec, judged)
             finally:
                 self._runs.made += runs.made
                 self._runs.seconds += runs.seconds
-
-    def _laws(self, spec: RunSpec, train: Train) -> None:
-        if self._runs.subject.unsupported(self._runs.on_device(spec)) is not None:
-            return
-        self.begin(spec)
-        trace = train(spec)
-        for clause, law in laws_for(trace).items():
-            self.record(clause, spec, functools.partial(law, trace))
-        for clause, compare in OF_MORE.items():
-            self.record(clause, spec, functools.partial(compare, train, spec))
 
     def begin(self, spec: RunSpec, life: list[dict[str, Any]] | None = None) -> None:
         """What is judged next: a run of this spec, or a life that begins with it and whose log grows."""

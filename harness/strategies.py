@@ -180,8 +180,8 @@ VERBS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 
 
 @st.composite
-def any_specs(draw: st.DrawFn) -> RunSpec:
-    """Runs of any row of METHODS on any row of FAMILIES, through each route that takes it."""
+def any_adapter(draw: st.DrawFn) -> RunSpec:
+    """The plain run of any row of METHODS on any row of FAMILIES, through each route that takes it."""
     route = draw(st.sampled_from((GET, ADD)))
     name = draw(st.sampled_from(sorted(METHODS, key=lambda name: name != "lora")))
     fitting = [family for family in FAMILIES if misfit(family, name, add_adapter=route == ADD) is None]
@@ -189,17 +189,65 @@ def any_specs(draw: st.DrawFn) -> RunSpec:
         route, fitting = GET, [family for family in FAMILIES if misfit(family, name, add_adapter=False) is None]
     family = draw(st.sampled_from(fitting))
     base, method = FAMILIES[family], METHODS[name]
-    data, chosen = draw(_settings())
     config = method.fields(base)
     if "r" in config:
         config["r"] = draw(st.sampled_from((1, 2, 4, 8)))
-    if base.task != CAUSAL or not method.targeted:
-        chosen["label_smoothing_factor"] = 0.0  # which is about the next token, and not about virtual ones (LOSS-06)
-    if method.peft_type == "PREFIX_TUNING":
-        chosen["activation_checkpointing"] = False  # peft says that the two do not go together
     return RunSpec().but(
         model={"family": family, "config": {base.layers: draw(st.integers(1, 2))}, "seed": draw(st.integers(0, 3))},
         adapter={"route": route, "peft_type": method.peft_type, "config": config, "seed": draw(st.integers(0, 3))},
-        data={**data, "task": base.task},
-        **chosen,
+        data={"task": base.task},
     )
+
+
+@st.composite
+def any_specs(draw: st.DrawFn) -> RunSpec:
+    """Runs of any row of METHODS on any row of FAMILIES, through each route that takes it."""
+    data, chosen = draw(_settings())
+    spec = draw(any_adapter())
+    return spec.but(data=data, **_that_fit(spec, chosen))
+
+
+def _that_fit(spec: RunSpec, chosen: dict[str, Any]) -> dict[str, Any]:
+    """The TrainingArguments without those that upstream says do not go together with the spec's model or adapter."""
+    fitting = dict(chosen)
+    if spec.data.task != CAUSAL or spec.adapter.peft_type.endswith(_VIRTUAL):
+        fitting["label_smoothing_factor"] = 0.0  # which is about the next token, and not about virtual ones (LOSS-06)
+    if spec.adapter.peft_type == "PREFIX_TUNING":
+        fitting["activation_checkpointing"] = False
+    return fitting
+
+
+#: Ends of the names of peft's methods that put virtual tokens before those of a row.
+_VIRTUAL = ("_TUNING",)
+
+
+@st.composite
+def spread_specs(draw: st.DrawFn) -> RunSpec:
+    """Runs as `any_specs` in two processes, such that one process makes the same: without dropout, the rows dealt evenly.
+
+    The steps are SGD's: AdamW makes a whole one of a gradient that is zero but for rounding.
+    """
+    spec = draw(any_adapter())
+    batch, window = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    data: dict[str, Any] = {
+        "rows": 2 * batch * window * draw(st.integers(1, 3)),
+        "length": 8,
+        "seed": draw(st.integers(0, 3)),
+    }
+    if FAMILIES[spec.model.family].normalises:
+        data |= {"min_length": draw(st.sampled_from((None, 3))), "ignored": draw(st.sampled_from((0.0, 0.3)))}
+    chosen = {
+        "max_steps": draw(st.integers(1, 3)),
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": window,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "lr_scheduler_type": draw(st.sampled_from(("linear", "cosine"))),
+        "weight_decay": draw(st.sampled_from((0.0, 0.1))),
+        "max_grad_norm": draw(st.sampled_from((1.0, 0.0, 0.1))),
+        "label_smoothing_factor": draw(st.sampled_from((0.0, 0.1))),
+        "activation_checkpointing": draw(st.booleans()),
+        "seed": draw(st.integers(0, 99)),
+    }
+    launch = {"strategy": draw(st.sampled_from(("ddp", "fsdp2", "loaded"))), "ranks": 2}
+    return spec.but(data=data, launch=launch, **_that_fit(spec, chosen))

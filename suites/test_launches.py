@@ -2,6 +2,8 @@
 
 import pytest
 
+from harness import strategies
+from harness.drawn import laws_of_ranks
 from harness.laws.several import as_one, silent
 from harness.laws.universal import OF_MORE, OF_ONE
 from harness.scenarios import LAUNCHES
@@ -42,3 +44,9 @@ def test_ranks_together_obey_the_laws_of_one_process(spec, law, train, judge, re
 )
 def test_ranks_together_obey_the_laws_that_compare_runs(spec, compare, train, judge):
     judge(compare(lambda *args, **options: as_one(train(*args, **options)), spec))
+
+
+@pytest.mark.clause("DIST-02", "FSDP-17")
+@pytest.mark.parametrize("part", range(2), ids="drawn-in-two-processes-{}".format)
+def test_any_run_in_two_processes(draw, part):
+    draw.judge_all(strategies.spread_specs(), part, laws_of_ranks)

@@ -14,7 +14,7 @@ from harness.report import Case
 from harness.runs import Runs
 from harness.scenarios import LAUNCHES, PLAIN
 from harness.spec import ADD, RunSpec, changes
-from harness.strategies import any_specs, lives, run_specs
+from harness.strategies import any_specs, lives, run_specs, spread_specs
 from harness.subjects.hf_trainer import HFTrainer
 from harness.verdict import verdict
 from harness.warm import warm
@@ -58,7 +58,7 @@ def test_what_is_excused_is_counted_and_fails_nothing(tmp_path):
         draw.record("RES-01", PLAIN, lambda: verdict("it holds", ["steps 9 to 12"]))
 
 
-@pytest.mark.parametrize("specs", [run_specs(), any_specs(), lives("get_peft_model"), lives(ADD)])
+@pytest.mark.parametrize("specs", [run_specs(), any_specs(), spread_specs(), lives("get_peft_model"), lives(ADD)])
 def test_what_is_drawn_is_a_spec_that_survives_json(specs):
     @settings(max_examples=50, deadline=None, database=None)
     @drawn.given(specs)

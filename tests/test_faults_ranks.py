@@ -7,9 +7,12 @@ import functools
 import os
 
 import pytest
+from hypothesis import strategies
 
+from harness.drawn import Draw, laws_of_ranks
 from harness.laws import several
 from harness.laws.equal import distance
+from harness.report import Case
 from harness.runs import Runs
 from harness.scenarios import LAUNCHES, continued, spread
 from harness.subjects.hf_trainer import HFTrainer
@@ -341,3 +344,11 @@ def test_the_same_seed_without_the_fault_holds(tmp_path):
     runs = Runs(HFTrainer(), tmp_path)
     assert verdict_of(dist.test_all_ranks_end_with_the_same, runs, tmp_path, trace=runs.train(BRIEF)).holds
     assert several.equals_single(runs.train(BRIEF), runs.train(several.alone(BRIEF))).holds
+
+
+def test_a_fault_of_the_ranks_is_seen_in_a_drawn_run(tmp_path):
+    runs, verdicts = runs_under(mutant("loaded-ranks-go-apart"), tmp_path), []
+    draw = Draw([Case("FSDP-17", "drawn", "", "hf-trainer")], runs, lambda *failed: verdicts.append(failed), 0, [])
+    draw.judge_all(strategies.just(loaded.LOADED.but(**loaded.BRIEF)), 0, laws_of_ranks)
+    (verdict, failed), *_ = verdicts
+    assert failed == "FSDP-17" and "step 1: gradients of" in "\n".join(verdict.seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -142,6 +142,12 @@ def equals_single(trace: Trace, single: Trace, within: Tolerance = RANKS) -> Ver
     if trace.spec.launch.strategy.startswith("zero"):
         merged, single = (_without_gradients(one) for one in (merged, single))
     return both(verdict("the ranks train one process's rows", findings), equal_runs(merged, single, within))
+
+
+def as_one_process(train: Callable[..., Trace], spec: RunSpec) -> Verdict:
+    """The ranks train as one process does, and end alike."""
+    trace = train(spec)
+    return both(equals_single(trace, train(alone(spec))), ranks_agree(trace))
 
 
 def _without_gradients(trace: Trace) -> Trace:
