@@ -137,7 +137,13 @@ def test_tokens_normalise_a_window_only_where_the_model_is_given_their_number():
 
 def test_a_law_that_does_not_fit_says_so_and_trains_nothing():
     ragged = spec_for("t5").but(data={"min_length": 6}, gradient_accumulation_steps=2)
-    for law, spec in ((universal.splits, ragged), (universal.both_routes, spec_for("llama", "prompt-tuning"))):
+    # Drawn: batches of three and of one row, whose own means are not the mean over four.
+    uneven = ragged.but(data={"min_length": None, "rows": 4}, per_device_train_batch_size=3)
+    for law, spec in (
+        (universal.splits, ragged),
+        (universal.splits, uneven),
+        (universal.both_routes, spec_for("llama", "prompt-tuning")),
+    ):
         verdict = law(None, spec)
         assert verdict.outcome == NOT_COMPARABLE
         assert verdict.seen

@@ -95,8 +95,11 @@ def splits(train: Train, spec: RunSpec) -> Verdict:
         return _nothing("drop_last drops other rows of a large batch")
     if _rounds(spec):
         return _nothing("in half precision the noise is as large as a fault")
-    if not models.family(spec.model).normalises and (spec.data.min_length or spec.data.ignored):
-        return _nothing("the model returns its micro-batch's own mean, and these have different numbers of labels")
+    if not models.family(spec.model).normalises:
+        planned = schedule.plan(spec)
+        alike = all(len(set(planned.row_counts(step + 1))) == 1 for step in range(len(planned.windows)))
+        if spec.data.min_length or spec.data.ignored or not alike:
+            return _nothing("the model returns its micro-batch's own mean, and these have different numbers of labels")
     small = _plain(spec)
     batch = spec.arguments["per_device_train_batch_size"] * window
     return accumulation.same_split(
