@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from harness.laws.runs import incomplete
 from harness.laws.schedule import number, plan
-from harness.tolerance import SUMMATION
+from harness.tolerance import LOSSES, SUMMATION, scaled
 from harness.trace import Trace
 from harness.verdict import Verdict, verdict
 
@@ -68,7 +68,7 @@ def training_loss(trace: Trace) -> Verdict:
         losses.append(total if step.batches[0].num_items is not None else total / len(step.batches))
     seen = trace.output.get("training_loss")
     expected = sum(losses) / max(1, len(losses))
-    if not findings and (seen is None or not abs(seen - expected) <= SUMMATION.loss):
+    if not findings and (seen is None or not abs(seen - expected) <= scaled(SUMMATION.loss, abs(expected), LOSSES)):
         findings.append(f"training_loss is {seen!r}, the mean over {len(losses)} steps is {expected!r}")
     return verdict("training_loss is the mean loss of the optimizer steps", findings, training_loss=seen)
 
