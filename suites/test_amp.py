@@ -7,7 +7,7 @@ from fixtures import data
 from harness.laws import precision
 from harness.laws.equal import differences
 from harness.laws.resume import continues
-from harness.scenarios import PLAIN, by_route, cases, over
+from harness.scenarios import PLAIN, by_route, cases, over, spec_for
 from harness.verdict import both, raises, same, verdict
 
 #: Rows of unequal lengths; every step is saved, so that the adapter of every step is known.
@@ -105,6 +105,8 @@ def half(dtype):
     return by_route({dtype: spec}) | {
         f"{dtype}/not-upcast": spec.but(adapter={"options": {"autocast_adapter_dtype": False}}),
         f"{dtype}/dora": spec.but(lora={"use_dora": True}),
+        # Its projections are buffers, which the files hold and nobody trains.
+        f"{dtype}/vera": spec_for("llama", "vera").but(model={"dtype": dtype}),
     }
 
 
