@@ -94,7 +94,7 @@ def test_a_task_that_takes_too_long_is_told_so(fake):
     ("code", "words"),
     [
         ("import json; print(json.dumps({'refused': 'cannot be imported (ImportError: x)'}))", "ImportError: x"),
-        ("raise SystemExit('broken beyond words')", "ends when it imports upstream: broken beyond words"),
+        ("raise SystemExit('broken beyond words')", "ends with status 1 when it imports upstream: broken beyond words"),
     ],
 )
 def test_an_environment_that_cannot_be_imported_is_told(fake, code, words):

@@ -123,7 +123,11 @@ class Side:
                 )  # fmt: skip
             assert self._worker.stdout is not None
             line = self._worker.stdout.readline()
-            greeting = json.loads(line) if line else {"refused": f"ends when it imports upstream: {self._last_words()}"}
+            if line:
+                greeting = json.loads(line)
+            else:
+                status = self._worker.wait()
+                greeting = {"refused": f"ends with status {status} when it imports upstream: {self._last_words()}"}
             if "refused" in greeting:
                 self._worker = None
                 raise UsageError(f"{self.name}, {self.environment.asked!r}: {greeting['refused']}")

@@ -30,6 +30,8 @@ LIMIT = 120
 
 def main(directory: Path, preloads: list[str]) -> None:
     """Serve tasks until there are no more."""
+    # A crash of native code says where it was, on stderr, and not only with its status.
+    faulthandler.enable()
     # What upstream prints must not get between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
