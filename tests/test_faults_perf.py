@@ -51,7 +51,7 @@ def test_a_fault_that_costs_is_seen_and_named(name, runs, offered, tmp_path, mon
     given = offered(scenario)
     recorded = counters.count(runs.subject, given["spec"], tmp_path / "recorded").to_json()
     fault(monkeypatch)
-    seen = verdict_of(test, runs, tmp_path, baseline=lambda *_: recorded, **given)
+    seen = verdict_of(test, runs, tmp_path, baseline=lambda *_, **__: recorded, **given)
     assert any(words in sentence for sentence in seen.seen), seen.seen
 
 
