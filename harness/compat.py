@@ -62,11 +62,12 @@ def missing_adapter_field(peft_type: str, config: Iterable[str]) -> str | None:
     return next((f"{kind.__name__}.{name}" for name in config if name not in known), None)
 
 
-def shards_when_loading() -> bool:
-    """Whether this Trainer takes a base that from_pretrained has sharded (DistributedConfig): since transformers 5.19."""
+def missing_sharded_loading() -> str | None:
+    """Why this Trainer takes no base that from_pretrained has sharded (DistributedConfig); None where it does."""
     from transformers import PreTrainedModel
 
-    return hasattr(PreTrainedModel, "is_distributed_loading_by_transformers")
+    takes = hasattr(PreTrainedModel, "is_distributed_loading_by_transformers")
+    return None if takes else "the Trainer takes no base that was sharded as it was loaded before transformers 5.19"
 
 
 def loads_quantized() -> bool:

@@ -48,8 +48,8 @@ def unsupported(launch: LaunchSpec) -> str | None:
     if launch.strategy == "loaded":
         import torch
 
-        if not compat.shards_when_loading():
-            return "the Trainer takes no base that was sharded as it was loaded before transformers 5.19"
+        if (reason := compat.missing_sharded_loading()) is not None:
+            return reason
         if launch.device == "cpu" and torch.cuda.is_available():
             return "a base that is sharded as it is loaded goes to the GPU that torch finds"
     if not hasattr(os, "fork"):
@@ -126,7 +126,7 @@ def train(subject: HFTrainer, spec: RunSpec, directory: Path) -> Trace:
         ) from None
     launch, failure = spec.launch, None
     try:
-        run(call, launch, directory / "ranks", launch.limit or ranks.LIMIT)
+        run(call, launch, directory / "ranks")
     except ranks.RanksFailed as failed:
         failure = str(failed)
     left = [_trace_directory(directory, rank) for rank in range(launch.ranks)]
@@ -140,8 +140,9 @@ def train(subject: HFTrainer, spec: RunSpec, directory: Path) -> Trace:
     return trace
 
 
-def run(call: Callable[[], Any], launch: LaunchSpec, directory: Path, limit: float = ranks.LIMIT) -> None:
-    """Call it in each rank of a launch. limit: seconds for all. RanksFailed says which rank failed, and why."""
+def run(call: Callable[[], Any], launch: LaunchSpec, directory: Path) -> None:
+    """Call it in each rank of a launch. RanksFailed says which rank failed, and why."""
+    limit = launch.limit or ranks.LIMIT
     partitioned = launch.strategy.startswith("zero")
     group = ranks.Group(
         call,

@@ -207,6 +207,10 @@ def any_specs(draw: st.DrawFn) -> RunSpec:
     return spec.but(data=data, **_that_fit(spec, chosen))
 
 
+#: How the names of peft's methods end that put virtual tokens before those of a row.
+_VIRTUAL = "_TUNING"
+
+
 def _that_fit(spec: RunSpec, chosen: dict[str, Any]) -> dict[str, Any]:
     """The TrainingArguments without those that upstream says do not go together with the spec's model or adapter."""
     fitting = dict(chosen)
@@ -215,10 +219,6 @@ def _that_fit(spec: RunSpec, chosen: dict[str, Any]) -> dict[str, Any]:
     if spec.adapter.peft_type == "PREFIX_TUNING":
         fitting["activation_checkpointing"] = False
     return fitting
-
-
-#: Ends of the names of peft's methods that put virtual tokens before those of a row.
-_VIRTUAL = ("_TUNING",)
 
 
 @st.composite

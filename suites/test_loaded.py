@@ -68,8 +68,7 @@ def of(method):
     }
 )
 def test_it_trains_as_one_process(spec, train, judge):
-    trace = train(spec)
-    judge(both(several.equals_single(trace, train(several.alone(spec))), several.ranks_agree(trace)))
+    judge(several.as_one_process(train, spec))
 
 
 @pytest.mark.clause("FSDP-12")

@@ -154,7 +154,7 @@ FAULTS = {
     ),
     "FSDP-19": (
         fsdp.test_a_late_rank_changes_nothing,
-        {"spec": fsdp.V2.but(trainer={"callbacks": [["fixtures.late:LateRank", {"rank": 0}]]}, **fsdp.UNHURRIED)},
+        {"spec": fsdp.late(fsdp.V2, 0)},
         mutant("late-ranks-not-waited-for"),
         "step 1: gradients of",
     ),

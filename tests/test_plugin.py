@@ -168,8 +168,10 @@ def test_register_and_suite_must_agree(suite, code, words):
     assert words in output
 
 
-def test_an_expectation_that_names_no_case_is_an_error(suite):
-    code, output, _ = suite(HOLDS.format(second=1), expectations=defect(scenario="nowhere"))
+# The second is what pyproject.toml has pytest add in a checkout.
+@pytest.mark.parametrize("options", [(), ("-m", "not network")], ids=["plain", "in-a-checkout"])
+def test_an_expectation_that_names_no_case_is_an_error(suite, options):
+    code, output, _ = suite(HOLDS.format(second=1), *options, expectations=defect(scenario="nowhere"))
     assert code == 4
     assert "XYZ-01 'nowhere' names no case" in output
 

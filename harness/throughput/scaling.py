@@ -127,7 +127,9 @@ def measure(
 
 def spread_over(spec: RunSpec, strategy: str, count: int) -> RunSpec:
     """The run in `count` processes, each with the spec's batches: epochs keep their number of steps."""
-    spec = spec.but(launch={"strategy": strategy, "ranks": count}, data={"rows": spec.data.rows * count})
+    spec = spec.but(
+        launch={"strategy": strategy, "ranks": count, "limit": LIMIT}, data={"rows": spec.data.rows * count}
+    )
     if strategy.startswith("fsdp") and spec.arguments.get("activation_checkpointing"):
         # Sharding has a kind of its own, and refuses the Trainer's beside it.
         return spec.but(
@@ -157,7 +159,7 @@ def _spread(subject: str, spec: RunSpec) -> Spread:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         try:
-            launch.run(functools.partial(_rank, subject, spec, directory), asked, directory / "ranks", LIMIT)
+            launch.run(functools.partial(_rank, subject, spec, directory), asked, directory / "ranks")
         except ranks.RanksFailed as failed:
             result.refused = str(failed)
             return result
