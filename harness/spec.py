@@ -49,7 +49,8 @@ class ModelSpec:
 
     family: a row of `fixtures.models.FAMILIES`, or "module:factory" (called with this ModelSpec, returns an nn.Module).
     config: overrides of that row's config fields. dtype: a torch dtype's name. seed: drawn from when built.
-    quantization: None, "nf4" or "int8" (bitsandbytes). prepare_for_kbit: call prepare_model_for_kbit_training.
+    quantization: None, "nf4" or "int8" (bitsandbytes). quant_storage: the dtype in which packed NF4 weights are kept
+    (bnb_4bit_quant_storage), uint8 where None. prepare_for_kbit: call prepare_model_for_kbit_training.
     path: a directory saved with save_pretrained, instead of `family`.
     """
 
@@ -58,6 +59,7 @@ class ModelSpec:
     dtype: str = "float32"
     seed: int = 0
     quantization: str | None = None
+    quant_storage: str | None = None
     prepare_for_kbit: bool = False
     path: str | None = None
 

@@ -62,8 +62,11 @@ def environment(group: Group) -> dict[str, str]:
     """The environment of a group's ranks."""
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     if group.backend is None:
-        # This process itself sees one of them (`harness.environment.see_one_gpu`).
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus())
+        # This process itself sees one of them (`harness.environment.see_one_gpu`). Its group starts there, so that the
+        # groups of several workers lie on all of many GPUs.
+        names, own = gpus(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        first = names.index(own) if own in names else 0
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(names[first:] + names[:first])
     return variables
 
 

@@ -21,6 +21,7 @@ def quantized(trace):
 #: Law -> what it says of a trace, for a trace that holds it.
 LAWS = {
     "base_frozen": frozen.base_frozen,
+    "parameters_frozen": frozen.parameters_frozen,
     "quantized_base_frozen": lambda trace: frozen.quantized_base_frozen(trace, [LAYER]),
     "optimizer_holds_trainables": frozen.optimizer_holds_trainables,
     "groups_hold": lambda trace: frozen.groups_hold(trace, LORA),
@@ -122,6 +123,8 @@ def _nothing_trainable(trace):
         ("base_frozen", _base, f"{BASE}: digest 0123 before training, 9999 after"),
         ("base_frozen", _lost, f"{BASE}: digest 0123 before training, absent after"),
         ("base_frozen", _unobserved, "no base tensor was observed"),
+        ("parameters_frozen", _base, f"{BASE}: digest 0123 before training, 9999 after"),
+        ("parameters_frozen", _unobserved, "no base tensor was observed"),
         ("quantized_base_frozen", _absmax, f"{BASE}.absmax: digest 4567 before training, 9999 after"),
         ("quantized_base_frozen", _no_quant_map, f"{BASE}.quant_map was not observed"),
         ("optimizer_holds_trainables", _base_in_the_optimizer, f"{BASE} is in a group but does not require gradients"),

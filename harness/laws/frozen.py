@@ -25,14 +25,25 @@ NF4_STATE = ("absmax", "nested_absmax", "nested_quant_map", "quant_map", "quant_
 
 def base_frozen(trace: Trace) -> Verdict:
     """Every tensor of state_dict() that does not require gradients is the same, bit for bit, before and after."""
+    findings = _changed(trace, set(trace.base_before) | set(trace.base))
+    return verdict("every base tensor bit-identical before and after training", findings, tensors=len(trace.base))
+
+
+def parameters_frozen(trace: Trace) -> Verdict:
+    """The same of the parameters alone: once packed weights are sharded, state_dict() has no quantization state of them."""
+    frozen = set(trace.parameters) - set(trace.trainable)
+    return verdict("every frozen parameter bit-identical", _changed(trace, frozen), parameters=len(frozen))
+
+
+def _changed(trace: Trace, of: set[str]) -> list[str]:
     findings = incomplete(trace)
-    if not trace.base_before:
+    if not of & set(trace.base_before):
         findings.append("no base tensor was observed")
-    for name in sorted(set(trace.base_before) | set(trace.base)):
+    for name in sorted(of):
         before, after = trace.base_before.get(name), trace.base.get(name)
         if before != after:
             findings.append(f"{name}: digest {before or 'absent'} before training, {after or 'absent'} after")
-    return verdict("every base tensor bit-identical before and after training", findings, tensors=len(trace.base))
+    return findings
 
 
 def quantized_base_frozen(trace: Trace, linears: Iterable[str]) -> Verdict:
