@@ -30,6 +30,7 @@ from harness.verdict import FAIL
 pytest_plugins = ["harness.suite_fixtures"]
 
 _PROPERTY = "peft_harness_case"
+_ERRORS = "peft_harness_errors"
 
 
 # ---- options ----
@@ -154,6 +155,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         tested = {case.clause for case in collected}
         errors += [f"clause {id} has no test in suites/" for id in known if id not in tested]
         errors += _stale(state, collected)
+    if errors and hasattr(config, "workeroutput"):
+        # An error in a worker would end it, and xdist with a traceback that does not have these words: the process that
+        # asked says them (`pytest_testnodedown`).
+        config.workeroutput[_ERRORS] = errors
+        items[:] = []
+        return
     if errors:
         raise pytest.UsageError("\n".join(errors))
     if others:
@@ -194,7 +201,8 @@ def _is_whole(config: pytest.Config) -> bool:
     """Whether all of suites/ was asked for, so that a clause without a test is an error."""
     # The marker that the checkout's own settings leave out is about tests, of which suites/ has none.
     marked = config.getoption("markexpr") not in ("", "not network")
-    narrowed = config.getoption("keyword") or marked or config.getoption("deselect")
+    left_out = any(config.getoption(option) for option in ("keyword", "deselect", "ignore", "ignore_glob"))
+    narrowed = left_out or marked
     args = [Path(str(arg)) for arg in config.args]
     return not narrowed and any(path.resolve() == paths.SUITES for path in args)
 
@@ -267,6 +275,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["peft_harness"] = asdict(state.effort.measured())
         return
+    if state.errors:
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        return
     state.journal.close()
     state.effort.measured()
     if state.json is not None:
@@ -291,13 +302,17 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: Any) -> None:
-    done = getattr(node, "workeroutput", {}).get("peft_harness")
-    if done is not None:
-        node.config.stash[STATE].effort.add(report.Effort(**done))
+    told = getattr(node, "workeroutput", {})
+    state = node.config.stash[STATE]
+    state.errors = told.get(_ERRORS, state.errors)
+    if (done := told.get("peft_harness")) is not None:
+        state.effort.add(report.Effort(**done))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     state = config.stash[STATE]
+    for error in state.errors:
+        terminalreporter.write_line(f"ERROR: {error}", red=True)
     if state.cases:
         console = Console(
             file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 110), soft_wrap=True

@@ -41,6 +41,8 @@ class State:
         self.clauses = contract.select(config.getoption("--clause"))
         self.expectations = expectations.load(paths.SUITES / "expectations")
         self.effort = report.Effort()
+        #: What is wrong with the suites, told by workers of xdist.
+        self.errors: list[str] = []
         #: Under xdist a worker is told where the cases that it collects are written down, for when it crashes.
         worker = getattr(config, "workerinput", None)
         chosen = worker["peft_harness_journal"] if worker else config.getoption("--journal")

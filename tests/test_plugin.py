@@ -176,6 +176,37 @@ def test_an_expectation_that_names_no_case_is_an_error(suite, options):
     assert "XYZ-01 'nowhere' names no case" in output
 
 
+@pytest.mark.parametrize("options", [("--ignore", "suites/test_two.py"), ("--ignore-glob", "*two*")])
+def test_where_files_are_left_out_cases_may_be_missing(suite, options):
+    code, output, _ = suite(HOLDS.format(second=1), *options, expectations=defect(scenario="nowhere"))
+    assert code == 0 and "names no case" not in output
+
+
+MADE_UP = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from harness import contract, paths
+from tests.test_plugin import CHAPTER
+
+paths.SUITES = Path(__file__).with_name("suites")
+contract.CHAPTERS = ("xyz",)
+sys.modules["harness.contract.xyz"] = SimpleNamespace(CHAPTER=CHAPTER)
+"""
+
+
+def test_workers_tell_what_is_wrong_with_the_suites(suite, pytester):
+    suite(HOLDS.format(second=1), expectations=defect(scenario="nowhere"))
+    pytester.makepyfile(made_up=MADE_UP)
+    command = [sys.executable, "-m", "pytest", "suites", "-p", "made_up", "-n", "2", "-q"]
+    path = os.pathsep.join([str(SUITES.parent), str(pytester.path)])
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "ERROR: suites/expectations/xyz.toml: XYZ-01 'nowhere' names no case" in done.stdout
+    assert "INTERNALERROR" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
