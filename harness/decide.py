@@ -28,7 +28,7 @@ def decide(state: State, case: Case, call: pytest.CallInfo[Any], outcome: pytest
     if error is None or (isinstance(error, ClauseFailure) and error.clause != case.clause):
         if case.drawn == 0:
             case.verdict, case.reason = SKIPPED, "the law says nothing of the runs that were drawn"
-        elif expected is not None:
+        elif expected is not None and not expected.sometimes:
             case.verdict, case.reason, case.link = UNEXPECTED_PASS, expected.reason, expected.link
             outcome.outcome = "failed"
             outcome.longrepr = (

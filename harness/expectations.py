@@ -26,10 +26,11 @@ else:
 class Expectation:
     """One known fault.
 
-    clause: its id. scenario: glob over the names of the cases that fail. versions: requirements that must all hold
-    for the fault to be there ("peft>=0.21"). match: words that the failure's message must contain. reason: one
-    sentence. link: the upstream thread, empty where none was found. subjects: globs over subject names. devices: where it
-    shows.
+    clause: its id; an entry that lists several stands for one expectation each. scenario: glob over the names of the cases
+    that fail. versions: requirements that must all hold for the fault to be there ("peft>=0.21"). match: words that the
+    failure's message must contain. reason: one sentence. link: the upstream thread, empty where none was found. subjects:
+    globs over subject names. devices: where it shows. sometimes: it is a race, so that a case may hold as well; never
+    without a clause that it always breaks.
     spec: for drawn runs, whose faults no name of a case tells: dotted field of a RunSpec -> glob over its value, such as
     {"model.family": "gpt2*"}. Such an entry excuses the drawn runs that have all of these, and asks of none that it fails.
     """
@@ -42,6 +43,7 @@ class Expectation:
     link: str = ""
     subjects: tuple[str, ...] = ("hf-trainer",)
     devices: tuple[str, ...] = ("cpu", "cuda")
+    sometimes: bool = False
     spec: Mapping[str, str] = field(default_factory=dict)
     file: str = ""
 
@@ -81,7 +83,10 @@ def _value(spec: Mapping[str, Any], path: str) -> Any:
 def load(directory: Path) -> list[Expectation]:
     """All expectations below a directory. UsageError names the file and the entry that is wrong."""
     return [
-        _read(entry, file.name, number) for file in sorted(directory.glob("*.toml")) for number, entry in _entries(file)
+        one
+        for file in sorted(directory.glob("*.toml"))
+        for number, entry in _entries(file)
+        for one in _read(entry, file.name, number)
     ]
 
 
@@ -96,14 +101,15 @@ def _entries(file: Path) -> list[tuple[int, dict[str, Any]]]:
 _REQUIRED = ("clause", "scenario", "versions", "match", "reason")
 
 
-def _read(entry: dict[str, Any], file: str, number: int) -> Expectation:
+def _read(entry: dict[str, Any], file: str, number: int) -> list[Expectation]:
     where = f"suites/expectations/{file}, defect {number}"
     missing = [name for name in _REQUIRED if not entry.get(name)]
-    unknown = sorted(set(entry) - {*_REQUIRED, "link", "subjects", "devices", "spec"})
+    unknown = sorted(set(entry) - {*_REQUIRED, "link", "subjects", "devices", "sometimes", "spec"})
     if missing or unknown:
         raise UsageError(f"{where}: {'missing ' + missing[0] if missing else 'unknown field ' + unknown[0]}")
     values: dict[str, Any] = {**entry, "file": file}
     for name in ("versions", "subjects", "devices"):
         if name in entry:
             values[name] = tuple(entry[name])
-    return Expectation(**values)
+    clauses = [entry["clause"]] if isinstance(entry["clause"], str) else entry["clause"]
+    return [Expectation(**{**values, "clause": clause}) for clause in clauses]

@@ -33,6 +33,9 @@ STRATEGIES = {
     "zero3": "rows, parameters, gradients and optimizer state, by DeepSpeed",
 }
 
+#: Seconds more for ranks on GPUs: of many groups at once each makes its CUDA contexts, and NCCL meets.
+_CONTEXTS = 60.0
+
 #: Seconds for ranks of DeepSpeed: its first start on a machine compiles extensions, which are then kept.
 _COMPILING = 900.0
 
@@ -142,7 +145,7 @@ def train(subject: HFTrainer, spec: RunSpec, directory: Path) -> Trace:
 
 def run(call: Callable[[], Any], launch: LaunchSpec, directory: Path) -> None:
     """Call it in each rank of a launch. RanksFailed says which rank failed, and why."""
-    limit = launch.limit or ranks.LIMIT
+    limit = (launch.limit or ranks.LIMIT) + (_CONTEXTS if launch.device == "cuda" else 0.0)
     partitioned = launch.strategy.startswith("zero")
     group = ranks.Group(
         call,

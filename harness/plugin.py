@@ -100,8 +100,12 @@ def _warm(state: State) -> None:
     warm(state.preload)
     ranks.settings.preloads = tuple(state.preload)
     ranks.settings.torchrun = state.torchrun
-    # Nothing has been trained in this process yet: from here on its ranks are forked.
-    ranks.prepare(pristine=True)
+    if state.device == "cpu":
+        # Nothing has been trained in this process yet: from here on its ranks are forked.
+        ranks.prepare(pristine=True)
+    else:
+        # CUDA has been started here; the first group, if there is one, starts a process that has not.
+        ranks.end()
 
 
 def _check_options(state: State, config: pytest.Config) -> None:

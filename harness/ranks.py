@@ -1,8 +1,8 @@
 """Ranks: the one place that starts several processes.
 
-On a CPU the ranks of a group are forked from a zygote (`harness.zygote`): a process that has imported upstream and run
-nothing. It is started once for each process that trains, so that a group costs a fork and not the imports. On CUDA, and
-on request, each group is started by torchrun, as a user's would be.
+The ranks of a group are forked from a zygote (`harness.zygote`): a process that has imported upstream and run nothing. It
+is started once for each process that trains, so that a group costs a fork and not the imports. On request each group is
+started by torchrun, as a user's would be, and so is one of CUDA where the imports have started that (`harness.forkable`).
 
 A group ends in one of three ways: every rank returns; a rank fails, which ends the others at once; or its time is up,
 when every rank shows its stack and is killed. No rank outlives the group, the zygote or the process that asked.
@@ -25,12 +25,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.environment import GPUS, gpus
 from harness.errors import UsageError
 
 
 @dataclass
 class Settings:
-    """torchrun: start every group by torchrun, on a CPU too. preloads: imported by each rank before upstream is used."""
+    """torchrun: start every group by torchrun. preloads: imported by each rank before upstream is used."""
 
     torchrun: bool = False
     preloads: tuple[str, ...] = ()
@@ -79,11 +80,15 @@ class Group:
 
 @dataclass
 class Ended:
-    """How the processes of a group ended. statuses: rank -> exit status, -N for signal N. late: the time was up."""
+    """How the processes of a group ended. statuses: rank -> exit status, -N for signal N. late: the time was up.
+
+    unforkable: none was started, for they need CUDA, and the process that would fork them has started it.
+    """
 
     statuses: dict[int, int]
     late: bool = False
     error: str = ""
+    unforkable: bool = False
 
 
 def run(group: Group) -> None:
@@ -94,12 +99,12 @@ def run(group: Group) -> None:
     group.directory.mkdir(parents=True, exist_ok=True)
     if group.world_size < 1:
         raise UsageError(f"{group.world_size} ranks: expected 1 or more")
-    if settings.torchrun or group.backend is None:
+    ended = None if settings.torchrun else _zygote().run(group)
+    if ended is None or ended.unforkable:
         from harness.torchrun import start
 
-        _judge(group, start(group, settings.preloads))
-    else:
-        _judge(group, _zygote().run(group))
+        ended = start(group, settings.preloads)
+    _judge(group, ended)
 
 
 def prepare(pristine: bool = False) -> None:
@@ -111,6 +116,19 @@ def prepare(pristine: bool = False) -> None:
     end()
     if not settings.torchrun and hasattr(os, "fork"):
         _zygote(pristine)
+
+
+def environment() -> dict[str, str]:
+    """The environment of processes that become ranks, or start them: ours, and all GPUs that ranks may use."""
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    own = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if GPUS in os.environ:
+        # This process itself sees one of them (`harness.environment.see_one_gpu`). Its groups start there, so that those of
+        # several workers lie on all of many GPUs.
+        names = gpus()
+        first = names.index(own) if own in names else 0
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(names[first:] + names[:first])
+    return variables
 
 
 # ---- what each rank leaves behind ----
@@ -255,7 +273,7 @@ class Zygote:
             [sys.executable, "-m", "harness.zygote", str(theirs.fileno()), *preloads],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env=environment(),
             # Ctrl-C is for the process that asks; it ends the zygote, which ends the ranks.
             start_new_session=True,
         )

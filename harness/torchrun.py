@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 from harness import ranks
-from harness.environment import gpus
 from harness.ranks import Ended, Group
 
 #: Seconds that ranks may take to import upstream, beside the limit of their group.
@@ -36,7 +35,7 @@ def start(group: Group, preloads: tuple[str, ...]) -> Ended:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment(group),
+            env=ranks.environment(),
             start_new_session=True,
         )
     until = time.monotonic() + _START + group.limit
@@ -56,18 +55,6 @@ def start(group: Group, preloads: tuple[str, ...]) -> Ended:
         words = "\n  ".join(printed.read_text(errors="replace").splitlines()[-12:])
         return Ended({}, error=f"torchrun ended with exit status {agent.returncode}:\n  {words}")
     return Ended(dict.fromkeys(range(group.world_size), 0))
-
-
-def environment(group: Group) -> dict[str, str]:
-    """The environment of a group's ranks."""
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    if group.backend is None:
-        # This process itself sees one of them (`harness.environment.see_one_gpu`). Its group starts there, so that the
-        # groups of several workers lie on all of many GPUs.
-        names, own = gpus(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        first = names.index(own) if own in names else 0
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(names[first:] + names[:first])
-    return variables
 
 
 def _ranks(group: Group) -> list[int]:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from harness import ranks
+from harness import forkable, ranks
 from harness.errors import UsageError
 from harness.ranks import CUT, GRACE, Ended, Group
 from harness.torchrun import show_stacks
@@ -39,7 +39,8 @@ def main(channel: socket.socket, preloads: list[str], owner: int) -> None:
     refusal: UsageError | None = None
     prepared = False
     try:
-        warm(preloads)
+        with forkable.untouched():
+            warm(preloads)
     except UsageError as error:
         refusal = error
     while _readable(channel, 1.0) or os.getppid() == owner:
@@ -47,11 +48,15 @@ def main(channel: socket.socket, preloads: list[str], owner: int) -> None:
             continue
         try:
             group = ranks.receive(channel)
-            if not (refusal or prepared):
-                prepare()
-                prepared = True
-            _import(group)
-            ranks.send(channel, refusal or serve(group, channel, owner))
+            with forkable.untouched():
+                if not (refusal or prepared):
+                    prepare()
+                    prepared = True
+                _import(group)
+            if group.backend is None and forkable.started():
+                ranks.send(channel, refusal or Ended({}, unforkable=True))
+            else:
+                ranks.send(channel, refusal or serve(group, channel, owner))
         except (EOFError, OSError):
             return
 
@@ -177,10 +182,16 @@ def _fork(group: Group, rank: int, server: socket.socket, channel: socket.socket
 
         listening = {"is_master": True, "master_listen_fd": server.detach()} if rank == 0 else {"is_master": False}
         store = TCPStore("127.0.0.1", port, group.world_size, wait_for_workers=False, **listening)
+        if group.backend is None:
+            # accelerate connects, and finds a store that is served already, as that of torchrun's agent is.
+            os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+            kept.append(store)
+            return
         init_process_group(group.backend, store=store, rank=rank, world_size=group.world_size)
         # One that failed before the others had met it would leave them with another error than its own.
         barrier()
 
+    kept: list[Any] = []  # as long as this rank lives
     play(group, rank, connect)
 
 

@@ -176,6 +176,13 @@ def test_an_expectation_that_names_no_case_is_an_error(suite, options):
     assert "XYZ-01 'nowhere' names no case" in output
 
 
+@pytest.mark.parametrize(("second", "verdict"), [(1, "pass"), (2, "known_defect")])
+def test_what_fails_now_and_then_may_hold(suite, second, verdict):
+    entry = defect(match="the number").replace("[[defect]]", "[[defect]]\nsometimes = true")
+    code, _, report = suite(HOLDS.format(second=second), expectations=entry)
+    assert code == 0 and verdicts(report)[("XYZ-01", "other")] == verdict
+
+
 @pytest.mark.parametrize("options", [("--ignore", "suites/test_two.py"), ("--ignore-glob", "*two*")])
 def test_where_files_are_left_out_cases_may_be_missing(suite, options):
     code, output, _ = suite(HOLDS.format(second=1), *options, expectations=defect(scenario="nowhere"))
@@ -205,6 +212,11 @@ def test_workers_tell_what_is_wrong_with_the_suites(suite, pytester):
     assert done.returncode == 4, done.stdout + done.stderr
     assert "ERROR: suites/expectations/xyz.toml: XYZ-01 'nowhere' names no case" in done.stdout
     assert "INTERNALERROR" not in done.stdout
+
+
+def test_an_entry_may_list_several_clauses(tmp_path):
+    (tmp_path / "xyz.toml").write_text(defect().replace('"XYZ-01"', '["XYZ-01", "XYZ-02"]'))
+    assert [one.clause for one in expectations.load(tmp_path)] == ["XYZ-01", "XYZ-02"]
 
 
 @pytest.mark.parametrize(
