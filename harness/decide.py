@@ -39,7 +39,9 @@ def decide(state: State, case: Case, call: pytest.CallInfo[Any], outcome: pytest
     failed = error.verdict if isinstance(error, ClauseFailure) else None
     case.verdict = failed.outcome if failed else FAIL
     case.evidence["expected"] = failed.expected if failed else "the case runs to its end"
-    case.evidence["seen"] = list(failed.seen) if failed else [f"{type(error).__name__}: {error}"]
+    # A drawn failure that does not come again is a group: what it was the first time is within.
+    errors = [*getattr(error, "exceptions", ()), error]
+    case.evidence["seen"] = list(failed.seen) if failed else [f"{type(one).__name__}: {one}" for one in errors]
     message = _message(state, case)
     if expected is not None and case.verdict == FAIL and expected.match in message:
         case.verdict, case.reason, case.link = KNOWN_DEFECT, expected.reason, expected.link
