@@ -46,6 +46,9 @@ LIMIT = 60.0
 #: by each of them, and then the first one's words are as good as any.
 GRACE = 2.0
 
+#: The same of ranks that start CUDA, or import upstream, each by itself: where 28 groups did so at once 2 s were too few.
+LONG_GRACE = 10.0
+
 
 class RanksFailed(Exception):
     """A group that did not end well. The message names the rank and what happened to it.

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from harness import ranks
-from harness.ranks import Ended, Group
+from harness.ranks import LONG_GRACE, Ended, Group
 
 #: Seconds that ranks may take to import upstream, beside the limit of their group.
 _START = 120.0
@@ -100,14 +100,9 @@ def _rank(file: Path) -> None:
     play(group, rank, connect=lambda: warm(list(preloads)), failed=lambda: _wait_for_the_others(group))
 
 
-#: Seconds that the others have for that, more than ranks that are forked (`harness.ranks.GRACE`): these have imported
-#: upstream each by itself, and where 28 groups started at once 2 s were too few.
-_GRACE = 10.0
-
-
 def _wait_for_the_others(group: Group) -> None:
     """Give the other ranks the time to fail as well: torchrun ends them as soon as it sees that one has."""
-    until = time.monotonic() + _GRACE
+    until = time.monotonic() + LONG_GRACE
     files = [ranks.error_file(group.directory, rank) for rank in range(group.world_size)]
     while time.monotonic() < until and not all(file.is_file() for file in files):
         time.sleep(_TICK)

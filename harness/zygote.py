@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from harness import forkable, ranks
 from harness.errors import UsageError
-from harness.ranks import CUT, GRACE, Ended, Group
+from harness.ranks import CUT, GRACE, LONG_GRACE, Ended, Group
 from harness.torchrun import show_stacks
 from harness.warm import warm
 
@@ -123,6 +123,7 @@ def _end_orphans() -> None:
 def watch(group: Group, pids: dict[int, int], gone: Callable[[], bool]) -> Ended:
     """Wait until all ranks (rank -> process id) have ended; one that fails ends the others, and so does the limit."""
     started = time.monotonic()
+    grace = LONG_GRACE if group.backend is None else GRACE
     failed: float | None = None
     statuses: dict[int, int] = {}
     while len(statuses) < len(pids):
@@ -139,7 +140,7 @@ def watch(group: Group, pids: dict[int, int], gone: Callable[[], bool]) -> Ended
         if gone():
             _end(left)
             raise EOFError
-        if failed is not None and now - failed > GRACE:
+        if failed is not None and now - failed > grace:
             _end(left)
             return Ended(statuses | dict.fromkeys(left, CUT))
         if left and now - started > group.limit:

@@ -166,7 +166,8 @@ class Side:
             if len(cases) == before:
                 break
         words = (self.directory / "suites.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        told = next((line for line in reversed(words) if line.strip()), "no word")
+        lines = [line for line in reversed(words) if line.strip()]
+        told = next((line for line in lines if line.startswith("ERROR")), lines[0] if lines else "no word")
         raise UsageError(f"{self.name}, {self.environment.asked!r}: the suites cannot run (exit status {code}): {told}")
 
     def _run_suites(
