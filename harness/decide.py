@@ -20,7 +20,10 @@ def decide(state: State, case: Case, call: pytest.CallInfo[Any], outcome: pytest
     # Which of the drawn runs meet a known defect is not the case's to expect (Expectation.excuses).
     known = [] if case.drawn is not None else state.expectations
     expected = next((e for e in known if e.applies(case.clause, case.scenario, case.subject, case.device)), None)
-    error = call.excinfo.value if call.excinfo else None
+    raised = call.excinfo.value if call.excinfo else None
+    # A drawn failure that does not come again is within a group of hypothesis's.
+    within = (one for one in getattr(raised, "exceptions", ()) if isinstance(one, ClauseFailure))
+    error = next(within, raised)
     if isinstance(error, pytest.skip.Exception):
         case.verdict = NOT_COMPARABLE if isinstance(error, NotComparable) else SKIPPED
         case.reason = str(error)
@@ -39,9 +42,9 @@ def decide(state: State, case: Case, call: pytest.CallInfo[Any], outcome: pytest
     failed = error.verdict if isinstance(error, ClauseFailure) else None
     case.verdict = failed.outcome if failed else FAIL
     case.evidence["expected"] = failed.expected if failed else "the case runs to its end"
-    # A drawn failure that does not come again is a group: what it was the first time is within.
-    errors = [*getattr(error, "exceptions", ()), error]
-    case.evidence["seen"] = list(failed.seen) if failed else [f"{type(one).__name__}: {one}" for one in errors]
+    case.evidence["seen"] = list(failed.seen) if failed else [f"{type(error).__name__}: {error}"]
+    if error is not raised:
+        case.evidence["seen"].append("this was seen once, and not when the same run was made again")
     message = _message(state, case)
     if expected is not None and case.verdict == FAIL and expected.match in message:
         case.verdict, case.reason, case.link = KNOWN_DEFECT, expected.reason, expected.link

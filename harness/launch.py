@@ -7,11 +7,11 @@ import functools
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import compat, ranks
+from harness import compat, ranks, slots
 from harness.environment import gpus, version
 from harness.errors import UsageError
 from harness.observe import Observer
@@ -157,27 +157,8 @@ def run(call: Callable[[], Any], launch: LaunchSpec, directory: Path) -> None:
         # Where it is installed accelerate imports it in every process, to look whether a model is one of its engines (2 s).
         imports=("deepspeed",) if version("deepspeed") is not None else (),
     )
-    with _extensions() if partitioned else contextlib.nullcontext():
+    with slots.extensions(launch) if partitioned else contextlib.nullcontext(), slots.gpus(launch):
         ranks.run(group)
-
-
-@contextlib.contextmanager
-def _extensions() -> Iterator[None]:
-    """Have the cache of torch's extensions for oneself among all runs of the harness.
-
-    torch marks a directory in which it compiles by a file named lock. One left by a process that was killed would be
-    waited for without end, so it goes: no other run compiles just now.
-    """
-    import fcntl
-
-    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
-    root = Path(chosen) if chosen else Path.home() / ".cache" / "torch_extensions"
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "peft-harness.lock").open("w") as mine:
-        fcntl.flock(mine, fcntl.LOCK_EX)
-        for left in [*root.glob("*/deepspeed_*/lock"), *root.glob("deepspeed_*/lock")]:
-            left.unlink(missing_ok=True)
-        yield
 
 
 def _trace_directory(directory: Path, rank: int) -> Path:

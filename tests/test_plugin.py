@@ -176,6 +176,37 @@ def test_an_expectation_that_names_no_case_is_an_error(suite, options):
     assert "XYZ-01 'nowhere' names no case" in output
 
 
+FLAKY = """
+import pytest
+from hypothesis import given, settings, strategies
+from harness.verdict import verdict
+
+seen = []
+
+@pytest.mark.clause("XYZ-01")
+def test_one(judge):
+    @settings(database=None)
+    @given(strategies.integers())
+    def always(number):
+        seen.append(number)
+        judge(verdict("the number is right", ["it is not"] if len(seen) == 1 else []))
+
+    always()
+
+@pytest.mark.clause("XYZ-02")
+def test_two():
+    raise RuntimeError("never run")
+"""
+
+
+def test_a_drawn_failure_that_does_not_come_again_says_what_it_was(suite):
+    code, _, report = suite(FLAKY)
+    (case,) = report["clauses"][0]["cases"]
+    assert code == 1 and case["verdict"] == "fail"
+    assert case["evidence"]["expected"] == "the number is right"
+    assert case["evidence"]["seen"] == ["it is not", "this was seen once, and not when the same run was made again"]
+
+
 @pytest.mark.parametrize(("second", "verdict"), [(1, "pass"), (2, "known_defect")])
 def test_what_fails_now_and_then_may_hold(suite, second, verdict):
     entry = defect(match="the number").replace("[[defect]]", "[[defect]]\nsometimes = true")

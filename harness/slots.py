@@ -1,0 +1,77 @@
+"""What groups of ranks of many processes share on a machine: GPUs, and the cache of torch's extensions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import environment
+from harness.environment import version
+
+if TYPE_CHECKING:
+    from harness.spec import LaunchSpec
+
+#: Groups that may use a GPU at once. Ranks wait for each other in kernels that spin, each through all of the time that
+#: the GPU gives its process: of 12 groups on four H200s each took 5 s, of 56 a minute and more.
+A_GPU = 3
+
+_TICK = 0.05
+
+
+@contextlib.contextmanager
+def gpus(launch: LaunchSpec) -> Iterator[None]:
+    """Within it a group may use GPUs: so many groups of all workers do as there are GPUs for, and the others wait."""
+    if launch.device != "cuda":
+        yield
+        return
+    here = environment.gpus()
+    # Of this user, and of runs that see the same GPUs: those of another container or job wait for nobody.
+    root = Path(tempfile.gettempdir()) / f"peft-harness-{os.getuid()}-gpus-{'-'.join(here)}"
+    root.mkdir(exist_ok=True)
+    with _any_of([root / str(slot) for slot in range(A_GPU * len(here))]):
+        yield
+
+
+@contextlib.contextmanager
+def _any_of(files: list[Path]) -> Iterator[None]:
+    """Hold the first of these files that no one else does. The kernel gives up what a process held when it dies."""
+    import fcntl
+
+    while True:
+        for file in files:
+            with file.open("w") as mine:
+                try:
+                    fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield
+                return
+        time.sleep(_TICK)
+
+
+@contextlib.contextmanager
+def extensions(launch: LaunchSpec) -> Iterator[None]:
+    """Have the cache of torch's extensions for oneself until a group of this kind has ended well, and share it from then on.
+
+    torch marks a directory in which it compiles by a file named lock. One left by a process that was killed would be
+    waited for without end, so it goes: no other run compiles just now.
+    """
+    import fcntl
+
+    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
+    root = Path(chosen) if chosen else Path.home() / ".cache" / "torch_extensions"
+    root.mkdir(parents=True, exist_ok=True)
+    kind = [launch.strategy, launch.device, "offload" * launch.cpu_offload, version("torch"), version("deepspeed")]
+    compiled = root / f"peft-harness-{'-'.join(map(str, kind))}.compiled"
+    with (root / "peft-harness.lock").open("w") as mine:
+        fcntl.flock(mine, fcntl.LOCK_SH if compiled.is_file() else fcntl.LOCK_EX)
+        if not compiled.is_file():
+            for left in [*root.glob("*/deepspeed_*/lock"), *root.glob("deepspeed_*/lock")]:
+                left.unlink(missing_ok=True)
+        yield
+        compiled.touch()

@@ -1,0 +1,94 @@
+"""What groups of ranks share on a machine: who may go on, and who waits."""
+
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+from harness import environment, slots
+from harness.scenarios import TOGETHER, spread
+
+ZERO = spread(TOGETHER, "zero2").launch
+ON_GPUS = spread(TOGETHER, "ddp", device="cuda").launch
+
+HOLDER = """
+import sys
+from harness import slots
+from tests.test_slots import ON_GPUS, ZERO
+
+slots.A_GPU = 1
+print("here", flush=True)
+with {hold}:
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path, monkeypatch):
+    """holder(hold): another process that is within that context manager, until its stdin is closed."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(slots.tempfile, "tempdir", None)
+    monkeypatch.setenv(environment.GPUS, "0")
+    monkeypatch.setattr(slots, "A_GPU", 1)
+    started = []
+
+    def start(hold):
+        command = [sys.executable, "-c", HOLDER.format(hold=hold)]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout.readline() == "here\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("hold", "launch"), [("slots.gpus(ON_GPUS)", ON_GPUS), ("slots.extensions(ZERO)", ZERO)], ids=["gpus", "extensions"]
+)
+def test_another_waits_until_it_may(holder, hold, launch):
+    with slots.gpus(launch) if launch is ON_GPUS else slots.extensions(launch):
+        other = holder(hold)
+        assert not select.select([other.stdout], [], [], 0.3)[0]
+    assert other.stdout.readline() == "held\n"
+
+
+def test_who_dies_gives_its_place_up(holder):
+    other = holder("slots.gpus(ON_GPUS)")
+    assert other.stdout.readline() == "held\n"
+    other.kill()
+    with slots.gpus(ON_GPUS):
+        assert other.wait() < 0
+
+
+def test_on_a_cpu_nobody_waits(holder):
+    other = holder("slots.gpus(ON_GPUS)")
+    assert other.stdout.readline() == "held\n"
+    began = time.monotonic()
+    with slots.gpus(ZERO):
+        assert time.monotonic() - began < 0.5
+
+
+def test_what_is_compiled_is_shared(holder, tmp_path):
+    lock = tmp_path / "extensions" / "py311" / "deepspeed_x" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    with slots.extensions(ZERO):
+        assert not lock.exists()
+    lock.touch()
+    with slots.extensions(ZERO):
+        other = holder("slots.extensions(ZERO)")
+        assert other.stdout.readline() == "held\n"
+        # Somebody may be compiling by now.
+        assert lock.exists()
+
+
+def test_a_group_that_fails_has_compiled_nothing_for_sure(holder, tmp_path):
+    with pytest.raises(RuntimeError, match="no"), slots.extensions(ZERO):
+        raise RuntimeError("no")
+    assert not list((tmp_path / "extensions").glob("*.compiled"))
