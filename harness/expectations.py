@@ -6,6 +6,7 @@ names must fail, with the words that the expectation gives, or the run fails as 
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,11 +27,11 @@ else:
 class Expectation:
     """One known fault.
 
-    clause: its id; an entry that lists several stands for one expectation each. scenario: glob over the names of the cases
-    that fail. versions: requirements that must all hold for the fault to be there ("peft>=0.21"). match: words that the
-    failure's message must contain. reason: one sentence. link: the upstream thread, empty where none was found. subjects:
-    globs over subject names. devices: where it shows. sometimes: it is a race, so that a case may hold as well; never
-    without a clause that it always breaks.
+    clause: its id. scenario: glob over the names of the cases that fail; an entry that lists several clauses or scenarios
+    stands for an expectation each. versions: requirements that must all hold for the fault to be there ("peft>=0.21").
+    match: words that the failure's message must contain. reason: one sentence. link: the upstream thread, empty where none
+    was found. subjects: globs over subject names. devices: where it shows. sometimes: it is a race, so that a case may hold
+    as well; never without a clause that it always breaks.
     spec: for drawn runs, whose faults no name of a case tells: dotted field of a RunSpec -> glob over its value, such as
     {"model.family": "gpt2*"}. Such an entry excuses the drawn runs that have all of these, and asks of none that it fails.
     """
@@ -111,5 +112,8 @@ def _read(entry: dict[str, Any], file: str, number: int) -> list[Expectation]:
     for name in ("versions", "subjects", "devices"):
         if name in entry:
             values[name] = tuple(entry[name])
-    clauses = [entry["clause"]] if isinstance(entry["clause"], str) else entry["clause"]
-    return [Expectation(**{**values, "clause": clause}) for clause in clauses]
+    several = ([value] if isinstance(value, str) else value for value in (entry["clause"], entry["scenario"]))
+    return [
+        Expectation(**{**values, "clause": clause, "scenario": scenario})
+        for clause, scenario in itertools.product(*several)
+    ]

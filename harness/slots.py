@@ -66,8 +66,8 @@ def extensions(launch: LaunchSpec) -> Iterator[None]:
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
     root = Path(chosen) if chosen else Path.home() / ".cache" / "torch_extensions"
     root.mkdir(parents=True, exist_ok=True)
-    kind = [launch.strategy, launch.device, "offload" * launch.cpu_offload, version("torch"), version("deepspeed")]
-    compiled = root / f"peft-harness-{'-'.join(map(str, kind))}.compiled"
+    kind = [launch.strategy, launch.device, *(["offload"] if launch.cpu_offload else []), version("deepspeed")]
+    compiled = root / f"peft-harness-{'-'.join(map(str, kind))}-torch-{version('torch')}.compiled"
     with (root / "peft-harness.lock").open("w") as mine:
         fcntl.flock(mine, fcntl.LOCK_SH if compiled.is_file() else fcntl.LOCK_EX)
         if not compiled.is_file():

@@ -245,9 +245,10 @@ def test_workers_tell_what_is_wrong_with_the_suites(suite, pytester):
     assert "INTERNALERROR" not in done.stdout
 
 
-def test_an_entry_may_list_several_clauses(tmp_path):
-    (tmp_path / "xyz.toml").write_text(defect().replace('"XYZ-01"', '["XYZ-01", "XYZ-02"]'))
-    assert [one.clause for one in expectations.load(tmp_path)] == ["XYZ-01", "XYZ-02"]
+def test_an_entry_may_list_several_clauses_and_scenarios(tmp_path):
+    (tmp_path / "xyz.toml").write_text(defect(clause=["XYZ-01", "XYZ-02"], scenario=["one", "other"]))
+    named = [(one.clause, one.scenario) for one in expectations.load(tmp_path)]
+    assert named == [("XYZ-01", "one"), ("XYZ-01", "other"), ("XYZ-02", "one"), ("XYZ-02", "other")]
 
 
 @pytest.mark.parametrize(
