@@ -31,7 +31,7 @@ class Expectation:
     stands for an expectation each. versions: requirements that must all hold for the fault to be there ("peft>=0.21").
     match: words that the failure's message must contain. reason: one sentence. link: the upstream thread, empty where none
     was found. subjects: globs over subject names. devices: where it shows. sometimes: it is a race, so that a case may hold
-    as well; never without a clause that it always breaks.
+    as well; the clause that it always breaks, of which there must be an expectation too.
     spec: for drawn runs, whose faults no name of a case tells: dotted field of a RunSpec -> glob over its value, such as
     {"model.family": "gpt2*"}. Such an entry excuses the drawn runs that have all of these, and asks of none that it fails.
     """
@@ -44,7 +44,7 @@ class Expectation:
     link: str = ""
     subjects: tuple[str, ...] = ("hf-trainer",)
     devices: tuple[str, ...] = ("cpu", "cuda")
-    sometimes: bool = False
+    sometimes: str = ""
     spec: Mapping[str, str] = field(default_factory=dict)
     file: str = ""
 
@@ -83,12 +83,20 @@ def _value(spec: Mapping[str, Any], path: str) -> Any:
 
 def load(directory: Path) -> list[Expectation]:
     """All expectations below a directory. UsageError names the file and the entry that is wrong."""
-    return [
+    read = [
         one
         for file in sorted(directory.glob("*.toml"))
         for number, entry in _entries(file)
         for one in _read(entry, file.name, number)
     ]
+    always = {(one.clause, device) for one in read if not one.sometimes for device in one.devices}
+    for one in read:
+        if one.sometimes and not all((one.sometimes, device) in always for device in one.devices):
+            raise UsageError(
+                f"suites/expectations/{one.file}: {one.clause} {one.scenario!r} fails sometimes, for a fault that always "
+                f"breaks {one.sometimes}, of which nothing is expected on {', '.join(one.devices)}"
+            )
+    return read
 
 
 def _entries(file: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -207,11 +207,22 @@ def test_a_drawn_failure_that_does_not_come_again_says_what_it_was(suite):
     assert case["evidence"]["seen"] == ["it is not", "this was seen once, and not when the same run was made again"]
 
 
+ALWAYS = defect(scenario="one")
+SOMETIMES = defect(match="the number", sometimes="XYZ-01")
+
+
 @pytest.mark.parametrize(("second", "verdict"), [(1, "pass"), (2, "known_defect")])
 def test_what_fails_now_and_then_may_hold(suite, second, verdict):
-    entry = defect(match="the number").replace("[[defect]]", "[[defect]]\nsometimes = true")
-    code, _, report = suite(HOLDS.format(second=second), expectations=entry)
-    assert code == 0 and verdicts(report)[("XYZ-01", "other")] == verdict
+    code = HOLDS.format(second=second).replace('param(1, id="one")', 'param(2, id="one")')
+    status, output, report = suite(code, expectations=f"{ALWAYS}\n{SOMETIMES}")
+    assert status == 0, output
+    assert verdicts(report)[("XYZ-01", "other")] == verdict
+
+
+def test_what_fails_now_and_then_always_breaks_a_clause(tmp_path):
+    (tmp_path / "xyz.toml").write_text(SOMETIMES)
+    with pytest.raises(UsageError, match="always breaks XYZ-01, of which nothing is expected on cpu, cuda"):
+        expectations.load(tmp_path)
 
 
 @pytest.mark.parametrize("options", [("--ignore", "suites/test_two.py"), ("--ignore-glob", "*two*")])
