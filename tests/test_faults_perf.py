@@ -76,10 +76,18 @@ def test_a_step_that_takes_longer_than_recorded_is_seen(runs, offered, tmp_path,
     assert seen.outcome == "fail" and seen.seen[0].startswith("a step takes +3.00%")
 
 
+ONCE = SimpleNamespace(pedantic=lambda call, **_: call(), extra_info={})
+
+
 @proves("PERF-05")
 def test_a_file_that_is_written_twice_is_seen(runs, tmp_path, monkeypatch):
     mutant("optimizer-file-written-twice")(monkeypatch)
-    once = SimpleNamespace(pedantic=lambda call, **_: call())
-    spec = perf.saving(perf.PLAIN.but(max_steps=2, lora={"r": 64}), every=2)
-    seen = verdict_of(perf.test_saving_writes_each_byte_once, runs, tmp_path, spec=spec, benchmark=once)
+    seen = verdict_of(perf.test_saving_writes_each_byte_once, runs, tmp_path, spec=perf.LARGE, benchmark=ONCE)
     assert "bytes written for files of" in seen.seen[0]
+
+
+@proves("PERF-06")
+def test_a_file_that_is_read_twice_is_seen(runs, tmp_path, monkeypatch):
+    mutant("optimizer-file-read-twice")(monkeypatch)
+    seen = verdict_of(perf.test_resuming_reads_each_byte_once, runs, tmp_path, spec=perf.LARGE, benchmark=ONCE)
+    assert "bytes read of files of" in seen.seen[0]

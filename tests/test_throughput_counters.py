@@ -67,6 +67,11 @@ def test_bytes_written_twice_are_seen():
     assert throughput.written_once(100, {"a": 60, "b": 40}, 10).holds
     assert throughput.written_once(160, {"a": 60, "b": 40}, 10).seen[0].startswith("160 bytes written for files of 100")
     assert not throughput.written_once(0, {}, 10).holds
+    assert throughput.read_once(120, {"a": 60, "b": 40}, 10).holds
+    assert throughput.read_once(121, {"a": 60, "b": 40}, 10).seen == (
+        "121 bytes read of files of 100 bytes, expected 20 more at most",
+    )
+    assert not throughput.read_once(0, {"a": 60}, 10).holds and not throughput.read_once(10, {}, 10).holds
 
 
 def test_launches_of_a_step_are_those_between_its_marks():

@@ -98,3 +98,17 @@ def written_once(written: int, files: Mapping[str, int], allowance: int) -> Verd
     if written > size + allowance:
         findings.append(f"{written} bytes written for files of {size} bytes, expected {allowance} more at most")
     return verdict("each byte of a checkpoint is written once", findings, written=written, size=size)
+
+
+def read_once(read: int, files: Mapping[str, int], allowance: int) -> Verdict:
+    """Resuming reads each byte of a checkpoint's files at most once. read: bytes that the process read meanwhile.
+
+    A file that is mapped into memory, as safetensors does, is not read in this sense. allowance: bytes a file.
+    """
+    size, allowed = sum(files.values()), allowance * len(files)
+    findings = [] if files else ["there is no file to read"]
+    if not read:
+        findings.append("nothing was read")
+    if read > size + allowed:
+        findings.append(f"{read} bytes read of files of {size} bytes, expected {allowed} more at most")
+    return verdict("each byte of a checkpoint is read at most once", findings, read=read, size=size)

@@ -34,7 +34,7 @@ def longer_each_time(original, trainer, *args, **options):
     return _KEPT[-1][0]
 
 
-def saving_twice(original, trainer, *args, **options):
+def done_twice(original, trainer, *args, **options):
     original(trainer, *args, **options)
     return original(trainer, *args, **options)
 
@@ -67,7 +67,13 @@ MUTANTS = (
     Mutant(
         "optimizer-file-written-twice",
         "The optimizer's file is written twice.",
-        replace(TRAINER, "_save_optimizer_and_scheduler", saving_twice),
+        replace(TRAINER, "_save_optimizer_and_scheduler", done_twice),
         cells=("PERF-05/adapter",),
+    ),
+    Mutant(
+        "optimizer-file-read-twice",
+        "The optimizer's file is read twice.",
+        replace(TRAINER, "_load_optimizer_and_scheduler", done_twice),
+        cells=("PERF-06/adapter",),
     ),
 )
