@@ -73,7 +73,8 @@ def universal_laws(train: Train, spec: RunSpec) -> dict[str, Callable[[], Verdic
 
 def laws_of_ranks(train: Train, spec: RunSpec) -> dict[str, Callable[[], Verdict]]:
     """The law that the ranks of a launch train as one process does, under the clause that says so of it."""
-    clause = "DIST-02" if spec.launch.strategy == "ddp" else "FSDP-17"
+    clauses = {"ddp": "DIST-02", "zero2": "DS-08", "zero3": "DS-08"}
+    clause = clauses.get(spec.launch.strategy, "FSDP-17")
     return {clause: functools.partial(several.as_one_process, train, spec)}
 
 

@@ -42,6 +42,8 @@ class Observer:
         self._batches: list[MicroBatch] = []
         self._evaluated: list[list[int]] = []
         self._unclipped: Tensors = {}
+        #: Groups of parameters that the optimizer has stepped in the step under way, by id.
+        self._groups: set[int] = set()
         self._handles: list[Any] = []
         self._gradient_handles: list[Any] = []
         self._names: dict[int, str] = {}
@@ -206,6 +208,13 @@ class Observer:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._model is not None
+        # DeepSpeed steps one group of parameters after the other: those are one step, and the same group again is another.
+        stepped = {id(group) for group in optimizer.param_groups if group["params"]}
+        begun = bool(self.trace.steps) and self.trace.steps[-1].number == self._step + 1 and not self._batches
+        if begun and shards.hides_gradients(self._wrapped) and not stepped & self._groups:
+            self._groups |= stepped
+            return
+        self._groups = stepped
         now = time.perf_counter()
         clipped = self._gradients()
         self.trace.steps.append(

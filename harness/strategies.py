@@ -249,5 +249,5 @@ def spread_specs(draw: st.DrawFn) -> RunSpec:
         "activation_checkpointing": draw(st.booleans()),
         "seed": draw(st.integers(0, 99)),
     }
-    launch = {"strategy": draw(st.sampled_from(("ddp", "fsdp2", "loaded"))), "ranks": 2}
+    launch = {"strategy": draw(st.sampled_from(("ddp", "fsdp2", "loaded", "zero2", "zero3"))), "ranks": 2}
     return spec.but(data=data, launch=launch, **_that_fit(spec, chosen))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.laws import checkpoint, resume, schedule, several
-from harness.scenarios import LAUNCHES, TOGETHER, cases, continued, over, spread
+from harness.scenarios import LAUNCHES, TOGETHER, cases, continued, over, spec_for, spread
 from harness.verdict import both, verdict
 from suites.test_fsdp import save_model
 
@@ -100,8 +100,27 @@ def test_a_checkpoint_has_the_engines_optimizer(trace, judge):
 NF4 = TOGETHER.but(model={"quantization": "nf4"}, optim="sgd", learning_rate=1.0)
 
 
+#: Weights and biases are groups of parameters of their own, which the engine steps one after the other.
+TWO_GROUPS = TOGETHER.but(
+    model={"family": "gpt2"},
+    lora={"bias": "all", "target_modules": ["c_attn"]},
+    optim="sgd",
+    learning_rate=1.0,
+    weight_decay=0.1,
+)
+
+
 @pytest.mark.clause("DS-08")
-@cases(ZERO | {f"zero{stage}-2/nf4": spread(NF4, f"zero{stage}") for stage in (2, 3)})
+@cases(
+    ZERO
+    | {f"zero{stage}-2/nf4": spread(NF4, f"zero{stage}") for stage in (2, 3)}
+    | {f"zero{stage}-2/two-groups": spread(TWO_GROUPS, f"zero{stage}") for stage in (2, 3)}
+    # Of models that compute their loss without the number of labels of all ranks.
+    | {
+        f"zero2-2/{family}": spread(spec_for(family).but(optim="sgd", learning_rate=0.1), "zero2")
+        for family in ("bert-classifier", "t5")
+    }
+)
 def test_partitioned_it_is_the_run_of_one_process(spec, train, judge):
     trace = train(spec)
     judge(

@@ -46,7 +46,7 @@ def test_ranks_together_obey_the_laws_that_compare_runs(spec, compare, train, ju
     judge(compare(lambda *args, **options: as_one(train(*args, **options)), spec))
 
 
-@pytest.mark.clause("DIST-02", "FSDP-17")
+@pytest.mark.clause("DIST-02", "FSDP-17", "DS-08")
 @pytest.mark.parametrize("part", range(2), ids="drawn-in-two-processes-{}".format)
 def test_any_run_in_two_processes(draw, part):
     draw.judge_all(strategies.spread_specs(), part, laws_of_ranks)

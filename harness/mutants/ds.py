@@ -31,6 +31,11 @@ def each_a_boundary(original, wrapper, loss, sync_gradients=True, **options):
         wrapper.engine.step()
 
 
+def twice(original, optimizer, group_no):
+    original(optimizer, group_no)
+    original(optimizer, group_no)
+
+
 MUTANTS = (
     Mutant(
         "engines-checkpoint-not-loaded",
@@ -69,5 +74,11 @@ MUTANTS = (
         replace("accelerate.utils.deepspeed:DeepSpeedEngineWrapper", "backward", each_a_boundary),
         cells=("DS-08/zero2-2",),
         thread="https://github.com/allenai/open-instruct/pull/1498",
+    ),
+    Mutant(
+        "groups-stepped-twice",
+        "Stage 2 steps each group of parameters twice.",
+        replace("deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer", "_optimizer_step", twice),
+        cells=("DS-08/zero2-2/two-groups",),
     ),
 )
