@@ -19,7 +19,12 @@ _NOT_INITIALIZED = 3
 
 
 def started() -> bool:
-    """Whether this process has started CUDA, so that no process forked from it can use a GPU."""
+    """Whether this process, or one that it was forked from, has started CUDA: none forked from it can use a GPU then."""
+    import torch
+
+    # In a fork of a process that has started it the driver says that it is not.
+    if torch.cuda._is_in_bad_fork():
+        return True
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:  # no driver

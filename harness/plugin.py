@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--torchrun",
         action="store_true",
-        help="start ranks by torchrun on a CPU too, which takes longer; on cuda always",
+        help="start ranks by torchrun, as a user does, which takes longer: by default they are forked",
     )
     group.addoption(
         "--journal",

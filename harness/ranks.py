@@ -68,7 +68,7 @@ class Group:
 
     call: called without arguments in every rank; it is pickled, so it is a module's function, or a functools.partial of
     one. world_size: how many ranks. directory: where each leaves its output, its error and its stack. limit: seconds.
-    backend: None lets accelerate set up torch.distributed, which it does from what torchrun leaves in the environment.
+    backend: None, which is for GPUs, lets accelerate set up torch.distributed from what stands in the ranks' environment.
     environment: variables of the ranks. imports: modules that all will need, imported once for all groups.
     """
 

@@ -46,6 +46,12 @@ def test_a_driver_tells_whether_it_was_started(driver, initialised):
     assert forkable.started() is initialised
 
 
+def test_a_fork_of_a_process_that_has_started_it_has_too(driver, monkeypatch):
+    driver(initialised=False)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    assert forkable.started()
+
+
 def test_without_a_driver_nothing_was_started(monkeypatch):
     def missing(name):
         raise OSError(name)
