@@ -70,6 +70,14 @@ def missing_sharded_loading() -> str | None:
     return None if takes else "the Trainer takes no base that was sharded as it was loaded before transformers 5.19"
 
 
+def missing_fsdp2() -> str | None:
+    """Why this accelerate has no FSDP version 2 (torch's fully_shard); None where it has."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    known = {field.name for field in dataclasses.fields(FullyShardedDataParallelPlugin)}
+    return None if "fsdp_version" in known else "accelerate has FSDP version 1 alone before 1.6"
+
+
 def loads_quantized() -> bool:
     """Whether this transformers loads a bitsandbytes model here: without a GPU not before 4.53."""
     import torch

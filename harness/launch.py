@@ -55,6 +55,8 @@ def unsupported(launch: LaunchSpec) -> str | None:
             return reason
         if launch.device == "cpu" and torch.cuda.is_available():
             return "a base that is sharded as it is loaded goes to the GPU that torch finds"
+    if launch.strategy == "fsdp2" and (reason := compat.missing_fsdp2()) is not None:
+        return reason
     if not hasattr(os, "fork"):
         return "ranks need a system that has fork"
     if launch.device == "cpu" and launch.strategy == "fsdp2" and launch.cpu_offload:
