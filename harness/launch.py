@@ -159,7 +159,7 @@ def run(call: Callable[[], Any], launch: LaunchSpec, directory: Path) -> None:
         # Where it is installed accelerate imports it in every process, to look whether a model is one of its engines (2 s).
         imports=("deepspeed",) if version("deepspeed") is not None else (),
     )
-    with slots.extensions(launch) if partitioned else contextlib.nullcontext(), slots.gpus(launch):
+    with slots.extensions() if partitioned else contextlib.nullcontext(), slots.gpus(launch):
         ranks.run(group)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import environment
-from harness.environment import version
 
 if TYPE_CHECKING:
     from harness.spec import LaunchSpec
@@ -55,23 +54,19 @@ def _any_of(files: list[Path]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def extensions(launch: LaunchSpec) -> Iterator[None]:
-    """Have the cache of torch's extensions for oneself until a group of this kind has ended well, and share it from then on.
+def extensions() -> Iterator[None]:
+    """Have the cache of torch's extensions for oneself among all runs of the harness.
 
-    torch marks a directory in which it compiles by a file named lock. One left by a process that was killed would be
-    waited for without end, so it goes: no other run compiles just now.
+    torch marks a directory in which it compiles, or looks whether it must, by a file named lock. One left by a process
+    that was killed would be waited for without end, so it goes: no other run compiles just now.
     """
     import fcntl
 
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
     root = Path(chosen) if chosen else Path.home() / ".cache" / "torch_extensions"
     root.mkdir(parents=True, exist_ok=True)
-    kind = [launch.strategy, launch.device, *(["offload"] if launch.cpu_offload else []), version("deepspeed")]
-    compiled = root / f"peft-harness-{'-'.join(map(str, kind))}-torch-{version('torch')}.compiled"
     with (root / "peft-harness.lock").open("w") as mine:
-        fcntl.flock(mine, fcntl.LOCK_SH if compiled.is_file() else fcntl.LOCK_EX)
-        if not compiled.is_file():
-            for left in [*root.glob("*/deepspeed_*/lock"), *root.glob("deepspeed_*/lock")]:
-                left.unlink(missing_ok=True)
+        fcntl.flock(mine, fcntl.LOCK_EX)
+        for left in [*root.glob("*/deepspeed_*/lock"), *root.glob("deepspeed_*/lock")]:
+            left.unlink(missing_ok=True)
         yield
-        compiled.touch()
