@@ -124,11 +124,10 @@ def prepare(pristine: bool = False) -> None:
 def environment() -> dict[str, str]:
     """The environment of processes that become ranks, or start them: ours, and all GPUs that ranks may use."""
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    own = os.environ.get("CUDA_VISIBLE_DEVICES")
     if GPUS in os.environ:
         # This process itself sees one of them (`harness.environment.see_one_gpu`). Its groups start there, so that those of
         # several workers lie on all of many GPUs.
-        names = gpus()
+        names, own = gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
         first = names.index(own) if own in names else 0
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(names[first:] + names[:first])
     return variables

@@ -114,6 +114,9 @@ TOGETHER = saving(
     )
 )
 
+#: The same by SGD: AdamW makes whole steps of what is left of a gradient that is nearly zero.
+TOGETHER_SGD = TOGETHER.but(optim="sgd", learning_rate=1.0)
+
 #: Every way to spread it.
 LAUNCHES: dict[str, RunSpec] = {
     "ddp-2": spread(TOGETHER, "ddp"),

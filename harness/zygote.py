@@ -53,10 +53,8 @@ def main(channel: socket.socket, preloads: list[str], owner: int) -> None:
                     prepare()
                     prepared = True
                 _import(group)
-            if group.backend is None and forkable.started():
-                ranks.send(channel, refusal or Ended({}, unforkable=True))
-            else:
-                ranks.send(channel, refusal or serve(group, channel, owner))
+            unforkable = group.backend is None and forkable.started()
+            ranks.send(channel, refusal or (Ended({}, unforkable=True) if unforkable else serve(group, channel, owner)))
         except (EOFError, OSError):
             return
 

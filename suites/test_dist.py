@@ -8,13 +8,12 @@ import pytest
 from fixtures import models
 from harness.laws import frozen, loss, resume, several, state_files
 from harness.laws.equal import equal_runs
-from harness.scenarios import LAUNCHES, PLAIN, TOGETHER, cases, continued, over, saving, spec_for, spread
+from harness.scenarios import LAUNCHES, PLAIN, TOGETHER_SGD, cases, continued, over, saving, spec_for, spread
 from harness.verdict import both, same
 
 DDP = {name: spec for name, spec in LAUNCHES.items() if spec.launch.strategy == "ddp"}
 TWO_AND_FOUR = {name: DDP[name] for name in ("ddp-2", "ddp-4")}
 TWO = DDP["ddp-2"]
-SGD = TOGETHER.but(optim="sgd", learning_rate=1.0)
 
 
 @pytest.mark.clause("DIST-01")
@@ -32,7 +31,7 @@ def test_the_same_run_twice_is_the_same_run(spec, train, judge):
 @pytest.mark.clause("DIST-02")
 @cases(
     DDP
-    | {"sgd": spread(SGD, "ddp"), "nf4": spread(SGD.but(model={"quantization": "nf4"}), "ddp")}
+    | {"sgd": spread(TOGETHER_SGD, "ddp"), "nf4": spread(TOGETHER_SGD.but(model={"quantization": "nf4"}), "ddp")}
     # Rows of equal lengths: how a mean over others is taken is DIST-10's. AdamW would make steps of gradients that are zero.
     | {f"family/{name}": spread(spec_for(name).but(optim="sgd", learning_rate=0.1), "ddp") for name in models.FAMILIES}
 )

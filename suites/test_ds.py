@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.laws import checkpoint, resume, schedule, several
-from harness.scenarios import LAUNCHES, TOGETHER, cases, continued, over, spec_for, spread
+from harness.scenarios import LAUNCHES, TOGETHER, TOGETHER_SGD, cases, continued, over, spec_for, spread
 from harness.verdict import both, verdict
 from suites.test_fsdp import save_model
 
@@ -96,17 +96,11 @@ def test_a_checkpoint_has_the_engines_optimizer(trace, judge):
     judge(several.engine_optimizer(trace))
 
 
-#: AdamW would make steps of what is left of a gradient that is nearly zero.
-NF4 = TOGETHER.but(model={"quantization": "nf4"}, optim="sgd", learning_rate=1.0)
-
+NF4 = TOGETHER_SGD.but(model={"quantization": "nf4"})
 
 #: Weights and biases are groups of parameters of their own, which the engine steps one after the other.
-TWO_GROUPS = TOGETHER.but(
-    model={"family": "gpt2"},
-    lora={"bias": "all", "target_modules": ["c_attn"]},
-    optim="sgd",
-    learning_rate=1.0,
-    weight_decay=0.1,
+TWO_GROUPS = TOGETHER_SGD.but(
+    model={"family": "gpt2"}, lora={"bias": "all", "target_modules": ["c_attn"]}, weight_decay=0.1
 )
 
 

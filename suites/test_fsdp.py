@@ -147,20 +147,18 @@ def test_a_mixed_model_gets_a_policy(mixed, upstream, judge):
 # ---- sharded ----
 
 
-def packed_into(dtype, strategy, **arguments):
-    """A 4-bit base whose packed weights count as numbers of a floating dtype, so that they can be sharded."""
-    model = {"quantization": "nf4", "quant_storage": dtype, "dtype": dtype}
-    return spread(TOGETHER.but(model=model, **arguments), strategy)
-
-
-PACKED = {f"{version}-2/nf4-float32": packed_into("float32", version) for version in ("fsdp2", "fsdp1")}
-PACKED_BF16 = {
-    f"{version}-2/nf4-bfloat16": packed_into("bfloat16", version, bf16=True) for version in ("fsdp2", "fsdp1")
+#: A 4-bit base whose packed weights count as numbers of a floating dtype, so that they can be sharded.
+PACKED = {
+    f"{version}-2/nf4-{dtype}": spread(
+        TOGETHER.but(model={"quantization": "nf4", "quant_storage": dtype, "dtype": dtype}, **autocast), version
+    )
+    for version in ("fsdp2", "fsdp1")
+    for dtype, autocast in {"float32": {}, "bfloat16": {"bf16": True}}.items()
 }
 
 
 @pytest.mark.clause("FSDP-13")
-@over(FSDP | PACKED | PACKED_BF16 | {"nothing-saved": DEFAULTS})
+@over(FSDP | PACKED | {"nothing-saved": DEFAULTS})
 def test_what_asked_for_fsdp_is_sharded(trace, judge):
     judge(several.sharded(trace))
 
@@ -212,7 +210,7 @@ def test_the_base_keeps_its_dtype(trace, judge):
 
 
 @pytest.mark.clause("FSDP-16")
-@over(PACKED | PACKED_BF16)
+@over(PACKED)
 def test_a_packed_base_keeps_its_bits(trace, judge):
     judge(both(several.dtypes_kept(trace), frozen.parameters_frozen(trace), several.ranks_agree(trace)))
 
@@ -220,8 +218,12 @@ def test_a_packed_base_keeps_its_bits(trace, judge):
 @pytest.mark.clause("FSDP-17")
 @cases(
     FSDP
-    # AdamW would make steps of what is left of a gradient that is nearly zero.
-    | {name: spec.but(optim="sgd", learning_rate=1.0, save_strategy="no") for name, spec in PACKED.items()}
+    # By SGD as TOGETHER_SGD; in bfloat16 FSDP rounds what autocast in one process does not.
+    | {
+        name: spec.but(optim="sgd", learning_rate=1.0, save_strategy="no")
+        for name, spec in PACKED.items()
+        if spec.model.dtype == "float32"
+    }
     | {
         "fsdp2-2-offload/default-backend": FSDP["fsdp2-2-offload"].but(ddp_backend=None),
         # Only of a causal model does the Trainer shift the labels, which it tells by the name of the model's class.
@@ -310,7 +312,7 @@ def test_a_sharded_checkpoint_has_a_file_of_each_rank(trace, judge):
 
 
 @pytest.mark.clause("FSDP-14")
-@over(FULL | PACKED | PACKED_BF16 | {"fsdp1-1": spread(TOGETHER, "fsdp1", 1)})
+@over(FULL | PACKED | {"fsdp1-1": spread(TOGETHER, "fsdp1", 1)})
 def test_a_full_checkpoint_has_all_shards(trace, judge):
     # With add_adapter the file from which a run resumes holds the base, too.
     resumed_from = [several.model_file(trace)] if trace.spec.adapter.route == GET else []
@@ -337,13 +339,7 @@ CANNOT_RESUME = ("fsdp1-1", "fsdp1-2-sharded")
 
 
 @pytest.mark.clause("FSDP-18")
-@cases(
-    {
-        name: continued(spec, 3, every=3)
-        for name, spec in (FSDP | PACKED | PACKED_BF16).items()
-        if name not in CANNOT_RESUME
-    }
-)
+@cases({name: continued(spec, 3, every=3) for name, spec in (FSDP | PACKED).items() if name not in CANNOT_RESUME})
 def test_a_sharded_run_resumes(spec, train, judge):
     judge(resume.continues(train(spec), train(spec.first_leg()), after=3))
 

@@ -1,5 +1,6 @@
 """What groups of ranks share on a machine: who may go on, and who waits."""
 
+import functools
 import select
 import subprocess
 import sys
@@ -10,13 +11,13 @@ import pytest
 from harness import environment, slots
 from harness.scenarios import TOGETHER, spread
 
-ZERO = spread(TOGETHER, "zero2").launch
+ON_A_CPU = spread(TOGETHER, "ddp", device="cpu").launch
 ON_GPUS = spread(TOGETHER, "ddp", device="cuda").launch
 
 HOLDER = """
 import sys
 from harness import slots
-from tests.test_slots import ON_GPUS, ZERO
+from tests.test_slots import ON_GPUS
 
 slots.A_GPU = 1
 print("here", flush=True)
@@ -49,10 +50,14 @@ def holder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("hold", "launch"), [("slots.gpus(ON_GPUS)", ON_GPUS), ("slots.extensions()", ZERO)], ids=["gpus", "extensions"]
+    ("hold", "mine"),
+    [
+        pytest.param("slots.gpus(ON_GPUS)", functools.partial(slots.gpus, ON_GPUS), id="gpus"),
+        pytest.param("slots.extensions()", slots.extensions, id="extensions"),
+    ],
 )
-def test_another_waits_until_it_may(holder, hold, launch):
-    with slots.gpus(launch) if launch is ON_GPUS else slots.extensions():
+def test_another_waits_until_it_may(holder, hold, mine):
+    with mine():
         other = holder(hold)
         assert not select.select([other.stdout], [], [], 0.3)[0]
     assert other.stdout.readline() == "held\n"
@@ -70,7 +75,7 @@ def test_on_a_cpu_nobody_waits(holder):
     other = holder("slots.gpus(ON_GPUS)")
     assert other.stdout.readline() == "held\n"
     began = time.monotonic()
-    with slots.gpus(ZERO):
+    with slots.gpus(ON_A_CPU):
         assert time.monotonic() - began < 0.5
 
 

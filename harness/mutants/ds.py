@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.mutants.patch import TRAINER, nothing, replace
+from harness.mutants.patch import TRAINER, nothing, replace, twice
 from harness.mutants.register import Mutant
 
 ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
@@ -29,11 +29,6 @@ def each_a_boundary(original, wrapper, loss, sync_gradients=True, **options):
     wrapper.engine.backward(loss, **options)
     if sync_gradients:
         wrapper.engine.step()
-
-
-def twice(original, optimizer, group_no):
-    original(optimizer, group_no)
-    original(optimizer, group_no)
 
 
 MUTANTS = (

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from harness.mutants.patch import COPY, Fault, nothing, replace
+from harness.mutants.patch import COPY, Fault, nothing, replace, twice
 from harness.mutants.register import Mutant
 
 SAVING = "peft.utils.save_and_load"
-
-
-def twice(original, *args, **options):
-    original(*args, **options)
-    return original(*args, **options)
 
 
 def whatever_is_set(original, name, file):

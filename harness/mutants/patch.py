@@ -31,6 +31,12 @@ def nothing(*args: Any, **kwargs: Any) -> None:
     """In place of a function that upstream calls for its effect."""
 
 
+def twice(original: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """In place of a function that upstream calls once."""
+    original(*args, **options)
+    return original(*args, **options)
+
+
 def replace(owner: str, name: str, fault: Callable[..., Any]) -> Fault:
     """Puts `fault` in place of a function, given pytest's monkeypatch.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.mutants.patch import TRAINER, replace
+from harness.mutants.patch import TRAINER, replace, twice
 from harness.mutants.register import Mutant
 
 _KEPT: list[Any] = []
@@ -17,7 +17,7 @@ def reading(original, trainer, *args, **options):
     return loss
 
 
-def twice(original, trainer, model, inputs, *args, **options):
+def forward_twice(original, trainer, model, inputs, *args, **options):
     if model.training:
         original(trainer, model, dict(inputs), *args, **options)
     return original(trainer, model, inputs, *args, **options)
@@ -34,11 +34,6 @@ def longer_each_time(original, trainer, *args, **options):
     return _KEPT[-1][0]
 
 
-def done_twice(original, trainer, *args, **options):
-    original(trainer, *args, **options)
-    return original(trainer, *args, **options)
-
-
 MUTANTS = (
     Mutant(
         "an-extra-synchronization",
@@ -49,7 +44,7 @@ MUTANTS = (
     Mutant(
         "forward-pass-twice",
         "Each micro-batch goes forward twice, and one loss is thrown away.",
-        replace(TRAINER, "compute_loss", twice),
+        replace(TRAINER, "compute_loss", forward_twice),
         cells=("PERF-03/plain",),
     ),
     Mutant(
@@ -67,13 +62,13 @@ MUTANTS = (
     Mutant(
         "optimizer-file-written-twice",
         "The optimizer's file is written twice.",
-        replace(TRAINER, "_save_optimizer_and_scheduler", done_twice),
+        replace(TRAINER, "_save_optimizer_and_scheduler", twice),
         cells=("PERF-05/adapter",),
     ),
     Mutant(
         "optimizer-file-read-twice",
         "The optimizer's file is read twice.",
-        replace(TRAINER, "_load_optimizer_and_scheduler", done_twice),
+        replace(TRAINER, "_load_optimizer_and_scheduler", twice),
         cells=("PERF-06/adapter",),
     ),
 )
