@@ -77,10 +77,14 @@ def see_one_gpu(turn: int = 0) -> None:
     """Have this process, and those it starts, see one GPU of several: the one whose turn it is.
 
     The Trainer spreads a run over all GPUs that its process sees, by nn.DataParallel: batches would be as many times
-    larger. Ranks see all of them (`gpus`). To be called before CUDA is used.
+    larger. Ranks see all of them (`gpus`). RuntimeError where CUDA was started before: it would go on with the first.
     """
     found = gpus()
     if len(found) > 1:
+        import torch
+
+        if torch.cuda.is_initialized():
+            raise RuntimeError("CUDA was started before this process had chosen its GPU: it would stay on the first")
         os.environ[GPUS] = ",".join(found)
         os.environ["CUDA_VISIBLE_DEVICES"] = found[turn % len(found)]
 

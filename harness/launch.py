@@ -149,17 +149,19 @@ def run(call: Callable[[], Any], launch: LaunchSpec, directory: Path) -> None:
     """Call it in each rank of a launch. RanksFailed says which rank failed, and why."""
     limit = (launch.limit or ranks.LIMIT) + (_CONTEXTS if launch.device == "cuda" else 0.0)
     partitioned = launch.strategy.startswith("zero")
+    # On a CPU DeepSpeed's ranks talk through an extension; on GPUs only what a user asks for by its config takes one.
+    compiles = partitioned and (launch.device == "cpu" or bool(launch.options) or launch.cpu_offload)
     group = ranks.Group(
         call,
         launch.ranks,
         directory,
-        limit=max(limit, _COMPILING) if partitioned else limit,
+        limit=max(limit, _COMPILING) if compiles else limit,
         backend="gloo" if launch.device == "cpu" else None,
         environment=environment(launch),
         # Where it is installed accelerate imports it in every process, to look whether a model is one of its engines (2 s).
         imports=("deepspeed",) if version("deepspeed") is not None else (),
     )
-    with slots.extensions() if partitioned else contextlib.nullcontext(), slots.gpus(launch):
+    with slots.extensions() if compiles else contextlib.nullcontext(), slots.gpus(launch):
         ranks.run(group)
 
 

@@ -82,6 +82,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::FutureWarning")
     make_importable()
     try:
+        # First of all: whatever asks a GPU for its name starts CUDA on it.
+        worker = getattr(config, "workerinput", {}).get("workerid", "gw0")
+        environment.check_device(config.getoption("--device"), turn=int(worker.removeprefix("gw")))
         state = State(config)
         _check_options(state, config)
         if state.preload:
@@ -109,8 +112,6 @@ def _warm(state: State) -> None:
 
 
 def _check_options(state: State, config: pytest.Config) -> None:
-    worker = getattr(config, "workerinput", {}).get("workerid", "gw0")
-    environment.check_device(state.device, turn=int(worker.removeprefix("gw")))
     if state.device == "cuda":
         # Looked at once, at the first product of the process: without it full_determinism=True would be refused later.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,4 +1,4 @@
-"""What groups of ranks of many processes share on a machine: GPUs, and the cache of torch's extensions."""
+"""What workers, and the groups of ranks that they start, share on a machine: GPUs, and the cache of torch's extensions."""
 
 from __future__ import annotations
 
@@ -28,12 +28,27 @@ def gpus(launch: LaunchSpec) -> Iterator[None]:
     if launch.device != "cuda":
         yield
         return
-    here = environment.gpus()
-    # Of this user, and of runs that see the same GPUs: those of another container or job wait for nobody.
-    root = Path(tempfile.gettempdir()) / f"peft-harness-{os.getuid()}-gpus-{'-'.join(here)}"
-    root.mkdir(exist_ok=True)
-    with _any_of([root / str(slot) for slot in range(A_GPU * len(here))]):
+    with _any_of([_directory() / str(slot) for slot in range(A_GPU * len(environment.gpus()))]):
         yield
+
+
+@contextlib.contextmanager
+def memory() -> Iterator[None]:
+    """Within it this process may fill the GPU that it sees: of all workers there is only one on each GPU that may."""
+    with _any_of([_directory() / f"memory-{_file_name(os.environ.get('CUDA_VISIBLE_DEVICES', 'the-only-one'))}"]):
+        yield
+
+
+def _directory() -> Path:
+    """For files to lock: of this user, and of runs that see the same GPUs. Those of another container wait for nobody."""
+    names = _file_name("-".join(environment.gpus()))
+    directory = Path(tempfile.gettempdir()) / f"peft-harness-{os.getuid()}-gpus-{names}"
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+def _file_name(gpu: str) -> str:
+    return gpu.replace("/", "_")  # a part of a GPU is named MIG-GPU-.../1/0
 
 
 @contextlib.contextmanager

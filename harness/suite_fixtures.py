@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness import drawn, subjects
+from harness import drawn, slots, subjects
 from harness.runs import Runs
 from harness.spec import RunSpec
 from harness.suite import CASES, STATE, ClauseFailure, NotComparable
@@ -90,6 +91,18 @@ def cuda(runs: Runs) -> None:
     """For cases that only a GPU can show, whatever the tier of their clause: skipped elsewhere."""
     if runs.device != "cuda":
         pytest.skip("shows on a GPU only: --device cuda")
+
+
+@pytest.fixture
+def gpu_memory(cuda: None) -> Iterator[None]:
+    """For cases that only a GPU can show, and that fill much of it: among all workers one case at a time on each GPU."""
+    import torch
+
+    with slots.memory():
+        yield
+        # What is kept for this process's next tensors is nobody else's.
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from harness.spec import ADD, GET
 from harness.verdict import both
 from suites.test_rng import determinism_undone
 
-pytestmark = [pytest.mark.usefixtures("cuda")]
+pytestmark = [pytest.mark.usefixtures("gpu_memory")]
 
 BASE = PLAIN.but(
     model={"family": "fixtures.on_device:llama", "config": LLAMA2_7B},

@@ -256,6 +256,60 @@ def test_workers_tell_what_is_wrong_with_the_suites(suite, pytester):
     assert "INTERNALERROR" not in done.stdout
 
 
+TWO_GPUS = """
+import torch
+
+def name():
+    torch.cuda.is_initialized = lambda: True
+    return "made up"
+
+torch.cuda.device_count, torch.cuda.is_available, torch.cuda.get_device_name = lambda: 2, lambda: True, name
+"""
+
+SEES = """
+import os
+from pathlib import Path
+import pytest
+from harness.verdict import same
+
+@pytest.mark.clause("XYZ-01")
+@pytest.mark.parametrize("number", [pytest.param(0, id="one"), pytest.param(1, id="other")])
+def test_one(judge, number):
+    import torch
+    seen = os.environ["CUDA_VISIBLE_DEVICES"]
+    Path(f"seen-{number}").write_text(seen)
+    judge(same("CUDA was started", torch.cuda.is_initialized(), True))
+
+@pytest.mark.clause("XYZ-02")
+def test_two():
+    raise RuntimeError("never run")
+"""
+
+
+def test_workers_choose_their_gpu_before_they_use_one(suite, pytester):
+    suite(SEES)
+    pytester.makepyfile(made_up=MADE_UP, two_gpus=TWO_GPUS)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "suites",
+        "-p",
+        "made_up",
+        "-p",
+        "two_gpus",
+        "--device",
+        "cuda",
+        "-n",
+        "2",
+    ]
+    path = os.pathsep.join([str(SUITES.parent), str(pytester.path)])
+    without = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    done = subprocess.run(command, capture_output=True, text=True, env=without | {"PYTHONPATH": path})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted((pytester.path / f"seen-{number}").read_text() for number in (0, 1)) == ["0", "1"]
+
+
 def test_an_entry_may_list_several_clauses_and_scenarios(tmp_path):
     (tmp_path / "xyz.toml").write_text(defect(clause=["XYZ-01", "XYZ-02"], scenario=["one", "other"]))
     named = [(one.clause, one.scenario) for one in expectations.load(tmp_path)]

@@ -149,6 +149,13 @@ def test_one_process_sees_one_gpu_of_several_and_ranks_see_all(monkeypatch):
     assert launch.unsupported(too_many.launch) == "4 ranks need 4 GPUs, there are 3"
 
 
+def test_a_gpu_is_chosen_before_cuda_is_started(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match="CUDA was started before"):
+        environment.see_one_gpu()
+
+
 def test_the_only_gpu_is_left_as_it_is_named(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7af1")
     environment.see_one_gpu(3)

@@ -53,6 +53,7 @@ def holder(tmp_path, monkeypatch):
     ("hold", "mine"),
     [
         pytest.param("slots.gpus(ON_GPUS)", functools.partial(slots.gpus, ON_GPUS), id="gpus"),
+        pytest.param("slots.memory()", slots.memory, id="memory"),
         pytest.param("slots.extensions()", slots.extensions, id="extensions"),
     ],
 )
@@ -77,6 +78,16 @@ def test_on_a_cpu_nobody_waits(holder):
     began = time.monotonic()
     with slots.gpus(ON_A_CPU):
         assert time.monotonic() - began < 0.5
+
+
+def test_each_gpu_has_a_memory_of_its_own(holder, monkeypatch):
+    monkeypatch.setenv(environment.GPUS, "MIG-GPU-7af1/1/0,MIG-GPU-7af1/2/0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-GPU-7af1/1/0")
+    other = holder("slots.memory()")
+    assert other.stdout.readline() == "held\n"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-GPU-7af1/2/0")
+    with slots.memory():
+        assert other.poll() is None
 
 
 def test_a_lock_that_was_left_behind_goes(holder, tmp_path):
