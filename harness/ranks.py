@@ -49,6 +49,8 @@ GRACE = 2.0
 #: The same of ranks that start CUDA, or import upstream, each by itself: where 28 groups did so at once 2 s were too few.
 LONG_GRACE = 10.0
 
+_TICK = 0.05
+
 
 class RanksFailed(Exception):
     """A group that did not end well. The message names the rank and what happened to it.
@@ -149,6 +151,14 @@ def error_file(directory: Path, rank: int) -> Path:
 def stack_file(directory: Path, rank: int) -> Path:
     """The Python stack of each thread of a rank, written when it is told to (SIGUSR1)."""
     return directory / f"rank-{rank}.stack"
+
+
+def wait_for_the_others(group: Group) -> None:
+    """Called by a rank that has told why it failed, and whose end would be another rank's failure: let it fail by itself."""
+    until = time.monotonic() + LONG_GRACE
+    files = [error_file(group.directory, rank) for rank in range(group.world_size)]
+    while time.monotonic() < until and not all(file.is_file() for file in files):
+        time.sleep(_TICK)
 
 
 def _judge(group: Group, ended: Ended) -> None:

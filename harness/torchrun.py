@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from harness import ranks
-from harness.ranks import LONG_GRACE, Ended, Group
+from harness.ranks import Ended, Group
 
 #: Seconds that ranks may take to import upstream, beside the limit of their group.
 _START = 120.0
@@ -97,15 +97,8 @@ def _rank(file: Path) -> None:
     (group.directory / f"rank-{rank}.pid").write_text(str(os.getpid()))
     # Before upstream is imported: OpenMP reads its variables once.
     os.environ |= group.environment
-    play(group, rank, connect=lambda: warm(list(preloads)), failed=lambda: _wait_for_the_others(group))
-
-
-def _wait_for_the_others(group: Group) -> None:
-    """Give the other ranks the time to fail as well: torchrun ends them as soon as it sees that one has."""
-    until = time.monotonic() + LONG_GRACE
-    files = [ranks.error_file(group.directory, rank) for rank in range(group.world_size)]
-    while time.monotonic() < until and not all(file.is_file() for file in files):
-        time.sleep(_TICK)
+    # torchrun ends the others as soon as it sees that one has failed.
+    play(group, rank, connect=lambda: warm(list(preloads)), failed=lambda: ranks.wait_for_the_others(group))
 
 
 if __name__ == "__main__":

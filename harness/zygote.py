@@ -191,7 +191,9 @@ def _fork(group: Group, rank: int, server: socket.socket, channel: socket.socket
         barrier()
 
     kept: list[Any] = []  # as long as this rank lives
-    play(group, rank, connect)
+    # Where accelerate connects, others may still be about to meet in the store that rank 0 serves when that has failed.
+    serves = rank == 0 and group.backend is None
+    play(group, rank, connect, failed=lambda: ranks.wait_for_the_others(group) if serves else None)
 
 
 def play(group: Group, rank: int, connect: Callable[[], Any], failed: Callable[[], Any] = lambda: None) -> NoReturn:

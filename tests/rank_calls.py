@@ -3,6 +3,7 @@
 import ctypes
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 
 
@@ -33,6 +34,17 @@ def raise_on_one():
 
 
 def raise_on_all():
+    raise ValueError("none of us wants to")
+
+
+def raise_late_on_one():
+    """All raise the same; the second rank a second later, and not before it has met the first one in its store."""
+    if rank():
+        from torch.distributed import TCPStore
+
+        time.sleep(1.0)
+        port = int(os.environ["MASTER_PORT"])
+        TCPStore("127.0.0.1", port, 2, is_master=False, timeout=timedelta(seconds=3)).add("met", 1)
     raise ValueError("none of us wants to")
 
 

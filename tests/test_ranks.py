@@ -48,6 +48,13 @@ def test_what_all_ranks_raise_alike_is_said_once(tmp_path):
     assert failed.value.alike
 
 
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_the_rank_that_serves_the_store_stays_until_the_others_have_failed_too(tmp_path, monkeypatch, torchrun):
+    monkeypatch.setattr(ranks.settings, "torchrun", torchrun)
+    with pytest.raises(RanksFailed, match=r"^none of us wants to$"):
+        ranks.run(group(rank_calls.raise_late_on_one, tmp_path, backend=None))
+
+
 def test_a_rank_that_dies_is_named_with_the_signal_and_its_stack(tmp_path):
     with pytest.raises(RanksFailed, match="rank 1 of 2 was killed by SIGSEGV") as failed:
         ranks.run(group(rank_calls.die_on_one, tmp_path))
