@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from harness.environment import satisfies
+from harness.environment import satisfies, version
 
 #: TrainingArguments fields whose name changed: newest name -> the name that older releases know.
 _OLDER_NAMES = {
@@ -78,11 +78,15 @@ def missing_fsdp2() -> str | None:
     return None if "fsdp_version" in known else "accelerate has FSDP version 1 alone before 1.6"
 
 
-def loads_quantized() -> bool:
-    """Whether this transformers loads a bitsandbytes model here: without a GPU not before 4.53."""
+def missing_quantization() -> str | None:
+    """Why no base model can be quantized by bitsandbytes here; None where one can."""
     import torch
 
-    return satisfies("transformers>=4.53") or torch.cuda.is_available()
+    if version("bitsandbytes") is None:
+        return "bitsandbytes is not installed"
+    if satisfies("transformers>=4.53") or torch.cuda.is_available():
+        return None
+    return "transformers before 4.53 loads no bitsandbytes model without a GPU"
 
 
 def dtype_argument(dtype: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 
 from fixtures import models, shapes
 from harness.compat import dtype_argument
-from harness.laws import embeddings, frozen, model_card, quantized, resume
+from harness.laws import embeddings, frozen, model_card, quantized, resume, universal
 from harness.laws.equal import equal_runs
 from harness.scenarios import PLAIN, by_route, cases, continued, over
 from harness.spec import ADD, AdapterSpec, ModelSpec
@@ -111,6 +111,21 @@ def test_a_run_on_nf4_resumes(spec, train, judge):
 @pytest.mark.clause("QLORA-04")
 def test_both_routes_are_one_run(train, judge):
     judge(equal_runs(train(SAVED.but(adapter={"route": ADD})), train(SAVED)))
+
+
+@pytest.mark.clause("GEN-01")
+@cases(
+    by_route(
+        {
+            "nf4": QLORA.but(lora={"target_modules": "all-linear"}),
+            "nf4/bfloat16": QLORA.but(model={"dtype": "bfloat16", "prepare_for_kbit": False}, bf16=True),
+            "nf4/bfloat16-storage": QLORA.but(model={"dtype": "bfloat16", "quant_storage": "bfloat16"}, bf16=True),
+        }
+    )
+)
+def test_a_run_on_nf4_is_the_references(spec, train, runs, judge):
+    train(spec)
+    judge(universal.as_reference(runs.train, spec))
 
 
 @pytest.mark.clause("QLORA-06")

@@ -104,6 +104,18 @@ def test_a_step_is_counted(runs, tmp_path):
     assert step["peak_bytes"] > step["held_bytes"] > 0 and step["python_calls"] > 1000
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_products_with_packed_weights_are_counted_as_others(runs, tmp_path, quantization):
+    if reason := runs.subject.unsupported(PLAIN.but(model={"quantization": quantization})):
+        pytest.skip(reason)
+    brief = PLAIN.but(max_steps=99, logging_steps=500)
+    packed = brief.but(model={"quantization": quantization})
+    expected, seen = (
+        counters.count(runs.subject, spec, tmp_path / spec.hash).step["flops"] for spec in (brief, packed)
+    )
+    assert seen == expected
+
+
 # ---- baselines ----
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from harness.reference import checkpoint, data
-from harness.reference.lora import AdapterModel
+from harness.reference.lora import AdapterModel, checkpoint_activations
 from harness.reference.loss import count_tokens, smoothed_loss
 from harness.reference.optimizer import make_optimizer, make_schedule
 from harness.reference.settings import Arguments
@@ -67,10 +67,10 @@ class ReferenceTrainer:
         eval_steps = args.eval_steps or (args.logging_steps if args.eval_strategy == "steps" else 500)
         for name, every in (("logging", args.logging_steps), ("eval", eval_steps), ("save", args.save_steps)):
             setattr(state, f"{name}_steps", math.ceil(total * every) if every < 1 else every)
-        if args.activation_checkpointing:  # older releases have the older name only
-            base = self.model.base
-            enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-            enable(dict(args.activation_checkpointing_kwargs or {"use_reentrant": False}))
+        if args.activation_checkpointing:
+            checkpoint_activations(
+                self.model.base, dict(args.activation_checkpointing_kwargs or {"use_reentrant": False})
+            )
         self.optimizer = make_optimizer(self.model, args)
         self.schedule = make_schedule(self.optimizer, args, total)
         self.parts = {"optimizer": self.optimizer, "scheduler": self.schedule}

@@ -164,10 +164,8 @@ class HFTrainer:
         return self._trainer_class
 
     def unsupported(self, spec: RunSpec) -> str | None:
-        if spec.model.quantization and version("bitsandbytes") is None:
-            return "bitsandbytes is not installed"
-        if spec.model.quantization and not compat.loads_quantized():
-            return "transformers before 4.53 loads no bitsandbytes model without a GPU"
+        if spec.model.quantization and (reason := compat.missing_quantization()) is not None:
+            return reason
         optimizer = str(spec.arguments.get("optim", ""))
         if optimizer.endswith(("_8bit", "_32bit")) and "torch" not in optimizer and version("bitsandbytes") is None:
             return f"optimizer {optimizer!r} needs bitsandbytes, which is not installed"

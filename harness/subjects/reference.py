@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from fixtures import data, models
+from harness import compat
 from harness.errors import UsageError
 from harness.observe import Observer
 from harness.spec import ADD, RunSpec
@@ -46,6 +47,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 #: LoraConfig fields that the reference takes at their defaults only.
 LORA_DEFAULTS = {"bias": "none", "fan_in_fan_out": False, "inference_mode": False, "init_lora_weights": True}
+
+
+#: Base models that are Llamas with the usual loss. `refusal` takes any directory with weights for one.
+KNOWN = ("llama", "llama-tied", "fixtures.on_device:llama")
 
 
 def arguments(given: Mapping[str, Any]) -> Arguments:
@@ -97,9 +102,13 @@ def refusal(spec: RunSpec) -> str | None:
     model, adapter, launch = spec.model, spec.adapter, spec.launch
     if launch.strategy != "single" or launch.ranks != 1:
         return f"the reference is one process, not strategy {launch.strategy!r} over {launch.ranks} ranks"
-    if model.quantization is not None or model.prepare_for_kbit:
-        return "the reference has no quantized base model"
-    if model.path is None and (":" in model.family or model.family in set(models.FAMILIES) - {"llama", "llama-tied"}):
+    if model.quantization not in (None, "nf4") or (model.quantization and model.dtype == "float64"):
+        return f"the reference has no base model quantized as {model.quantization}, computing in {model.dtype}"
+    if model.quantization and (reason := compat.missing_quantization()) is not None:
+        return reason
+    if model.prepare_for_kbit and not model.quantization:
+        return "the reference prepares quantized base models only"
+    if model.path is None and model.family not in KNOWN:
         return f"the reference adapts nn.Linear in causal language models with the usual loss, not {model.family!r}"
     if adapter.peft_type != "LORA" or adapter.name != "default":
         return f"the reference has one LORA adapter named default, not {adapter.peft_type} named {adapter.name!r}"
@@ -124,13 +133,15 @@ def build(
     """The reference trainer for a spec: base built, adapter injected, rows made. UsageError for what it refuses."""
     import torch
 
-    from harness.reference.lora import AdapterModel
+    from harness.reference.lora import AdapterModel, prepare_packed
     from harness.reference.trainer import ReferenceTrainer
 
     if reason := refusal(spec):
         raise UsageError(reason)
     rows, eval_rows = (data.dataset(part, spec.data) for part in data.rows(spec.data))
-    base = models.build(spec.model)
+    base = models.build(dataclasses.replace(spec.model, prepare_for_kbit=False))
+    if spec.model.prepare_for_kbit:
+        prepare_packed(base)
     torch.manual_seed(spec.adapter.seed)
     model = AdapterModel(base, lora(spec.adapter.config), upcast=spec.adapter.route != ADD)
     if observer is not None:

@@ -70,6 +70,7 @@ class Steps:
     def __init__(self, trainer: ReferenceTrainer, capture: bool):
         import torch
 
+        from harness.reference.lora import checkpoint_activations
         from harness.reference.optimizer import factor
 
         self.trainer, self.args, self.log = trainer, trainer.args, list[dict[str, Any]]()
@@ -93,9 +94,7 @@ class Steps:
         self.inputs: list[tuple[torch.Tensor, ...]] = []
         self.capture = capture
         if self.args.activation_checkpointing:
-            base = trainer.model.base
-            enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            checkpoint_activations(trainer.model.base, {"use_reentrant": False})
         trainer.model.train()
 
     def run(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import math
 import sys
 from bisect import bisect
 from collections import Counter
@@ -166,9 +167,10 @@ def dispatched(totals: Counter[str], operations: Counter[str] | None = None) -> 
 
 
 def flop_counter() -> Any:
-    """torch's FlopCounterMode, which counts attention also where several query heads share keys and values.
+    """torch's FlopCounterMode, which counts attention also where several query heads share keys and values, and what
+    bitsandbytes multiplies with packed weights.
 
-    torch 2.11 refuses such shapes on CUDA ("query/key/value shapes are incompatible").
+    torch 2.11 refuses the one on CUDA ("query/key/value shapes are incompatible"), and passes over the other.
     """
     import torch
     from torch.utils import flop_counter as counter
@@ -190,7 +192,22 @@ def flop_counter() -> Any:
         for way, count in ways.items()
         if hasattr(torch.ops.aten, f"_scaled_dot_product_{kind}{way}")
     }
-    return counter.FlopCounterMode(display=False, custom_mapping=known)
+    return counter.FlopCounterMode(display=False, custom_mapping=known | _packed_products())
+
+
+#: bitsandbytes' products of rows (..., in) with weights (out, in) -> which argument has the shape of the weights.
+_PACKED = {"gemm_4bit": 2, "gemv_4bit": 2, "int8_linear_matmul": 1, "int8_scaled_mm": 1, "int8_mixed_scaled_mm": 2}
+
+
+def _packed_products() -> dict[Any, Callable[..., int]]:
+    """Operator of bitsandbytes -> floating-point operations of a call, by the shapes of its arguments."""
+    import torch
+
+    def operations(place: int) -> Callable[..., int]:
+        return lambda *args, out_shape=None, **kwargs: 2 * math.prod(args[0]) * args[place][0]
+
+    library = torch.ops.bitsandbytes  # empty where bitsandbytes was not imported: nothing calls it then
+    return {getattr(library, name): operations(place) for name, place in _PACKED.items() if hasattr(library, name)}
 
 
 def _bytes(value: Any) -> int:
