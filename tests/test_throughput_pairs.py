@@ -1,6 +1,7 @@
 """Two sides timed in turn: real processes, and those that refuse, die, or are slower."""
 
 import functools
+import io
 import json
 import sys
 
@@ -14,6 +15,7 @@ from harness.throughput import compiled, judgement, pairs, speed
 from harness.throughput.pairs import Entrant
 from harness.throughput.shapes import SHAPES, chosen
 from harness.throughput.stepping import train
+from harness.throughput.worker import COUNTED, FIRST, Clock
 
 #: A worker that takes as long as it is told, in a clock that it makes up.
 FAKE = """
@@ -37,6 +39,15 @@ def entrant(name, seconds, code=FAKE):
         return subprocess.Popen([sys.executable, "-c", code, str(seconds)], text=True, **options)
 
     return Entrant(name, "hf-trainer", SPEC, start=start)
+
+
+def test_the_peak_is_of_steps_alone(monkeypatch):
+    reset = []
+    clock = Clock("cuda", io.StringIO(), cost=False)
+    for number in range(1, FIRST + 1):
+        monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda number=number: reset.append(number))
+        assert not clock.step(number, [])
+    assert reset == [FIRST] and COUNTED + 1 < FIRST
 
 
 @pytest.mark.parametrize(("seconds", "word"), [(0.01, "holds"), (0.0103, "slower")])

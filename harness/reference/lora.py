@@ -41,7 +41,7 @@ class LoraLinear(nn.Module):
         self.scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
-        dtype = base_layer.compute_dtype if is_packed(base_layer) else base_layer.weight.dtype
+        dtype: Any = base_layer.compute_dtype if is_packed(base_layer) else base_layer.weight.dtype
         for matrix in (self.lora_A, self.lora_B):
             matrix.to(base_layer.weight.device, dtype).to(torch.float32 if upcast and dtype.itemsize == 2 else dtype)
 

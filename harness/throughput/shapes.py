@@ -61,6 +61,9 @@ class Shape:
             launch={"device": device, "threads": 1 if self.size == "tiny" else 0},
             max_steps=1_000_000,
             per_device_train_batch_size=self.rows,
+            # Large models leap at 1e-2, and what rounds otherwise goes elsewhere: the mean of 7B's first twelve losses, which
+            # begin at 10.4, was 8.3 eager, 9.2 compiled and 11.6 captured on an H100.
+            learning_rate=1e-2 if self.size == "tiny" else 1e-3,
             logging_steps=12,
         )
         if self.bf16:

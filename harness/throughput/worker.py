@@ -58,6 +58,11 @@ class Clock:
             self._cost.begin()
         elif self._cost is not None and number == COUNTED + 1:
             self._costs = self._cost.end()
+        if self._cuda and number == FIRST:
+            import torch
+
+            # The peak is that of steps: counting one keeps what is computed anew otherwise, and building a model takes more.
+            torch.cuda.reset_peak_memory_stats()
         if number <= FIRST:
             return False
         if self._wanted:
