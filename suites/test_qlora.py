@@ -1,6 +1,7 @@
 """QLORA: adapters on a quantized base, and what a QLoRA run is set up with."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from fixtures import models, shapes
 from harness.compat import dtype_argument
 from harness.laws import embeddings, frozen, model_card, quantized, resume, universal
+from harness.laws import nf4 as nf4_by_hand
 from harness.laws.equal import equal_runs
 from harness.scenarios import PLAIN, by_route, cases, continued, over
 from harness.spec import ADD, AdapterSpec, ModelSpec
@@ -37,6 +39,23 @@ def loads_nf4(upstream):
 @over(by_route({"nf4": SAVED}))
 def test_a_prepared_nf4_base_trains_under_checkpointing(trace, judge):
     judge(both(quantized.packed(trace, shapes.linears()), quantized.learns(trace), frozen.adapter_moved(trace)))
+
+
+@pytest.mark.clause("QLORA-14")
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(
+            ModelSpec(quantization="nf4", dtype=dtype, quant_storage=storage), id=f"{dtype}/{storage or 'bytes'}"
+        )
+        for dtype in ("float32", "bfloat16")
+        for storage in (None, "bfloat16")
+    ],
+)
+def test_a_packed_layer_computes_with_what_it_stands_for(spec, loads_nf4, runs, judge):
+    packed = models.build(spec).to(runs.device)
+    whole = models.build(dataclasses.replace(spec, quantization=None, quant_storage=None))
+    judge(nf4_by_hand.stands_for(packed, whole))
 
 
 # ---- which modules ----

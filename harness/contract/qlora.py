@@ -90,5 +90,13 @@ CHAPTER = Chapter(
             tier="gpu",
             needs=_BNB,
         ),
+        Clause(
+            "QLORA-14",
+            "An NF4 layer MUST hold the NF4 values nearest to its weights, with scales of 64 kept in 8 bits, and MUST "
+            "compute with them in the compute dtype, backward as well: what it stands for is worked out by hand.",
+            source="bitsandbytes/functional.py:884-1060 (quantize_4bit, dequantize_4bit); "
+            "bitsandbytes/autograd/_functions.py (MatMul4Bit); arXiv 2305.14314, section 3",
+            needs=_BNB,
+        ),
     ),
 )

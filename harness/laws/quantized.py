@@ -90,8 +90,8 @@ def state_in_8_bits(trace: Trace, smallest: int = SMALLEST_8BIT) -> Verdict:
         for moment in ("state1", "state2"):
             seen = state.get(moment)
             if seen is None or seen.dtype != wanted or seen.numel() != numbers:
-                what = "absent" if seen is None else f"{_plain(seen.dtype)} of {seen.numel()}"
-                findings.append(f"{moment} of {name} is {what}, expected {_plain(wanted)} of {numbers}")
+                what = "absent" if seen is None else f"{plain(seen.dtype)} of {seen.numel()}"
+                findings.append(f"{moment} of {name} is {what}, expected {plain(wanted)} of {numbers}")
     tensors = len(trace.optimizer_state)
     return verdict(f"moments are 8-bit from {smallest} numbers on", findings, in_8_bits=tensors - small, in_32=small)
 
@@ -138,5 +138,6 @@ def same_model(state: Tensors, logits: torch.Tensor, wanted_state: Tensors, want
     return verdict("a reloaded model is the saved one, bit for bit", findings, tensors=len(wanted_state))
 
 
-def _plain(dtype: torch.dtype) -> str:
+def plain(dtype: torch.dtype) -> str:
+    """A dtype's name alone."""
     return str(dtype).removeprefix("torch.")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+
+from harness.mutants.api import without_scaling
 from harness.mutants.patch import nothing, replace
 from harness.mutants.register import Mutant
 
@@ -41,7 +44,45 @@ def another_scale(original, *args, **options):
     return state
 
 
+def in_bfloat16(original, layer, x):
+    layer.compute_dtype = torch.bfloat16
+    return original(layer, x)
+
+
+def of_a_larger_weight(original, weight, *args, **options):
+    return original(weight * 1.01, *args, **options)
+
+
+def doubled(original, context, gradient):
+    first, *others = original(context, gradient)
+    return (2 * first, *others)
+
+
 MUTANTS = (
+    Mutant(
+        "packed-layers-without-scaling",
+        "What an adapter adds to a packed layer is not scaled.",
+        replace("peft.tuners.lora.bnb:Linear4bit", "forward", without_scaling),
+        cells=("GEN-01/nf4", "GEN-01/nf4/bfloat16", "QLORA-01/nf4", "QLORA-06/nf4"),
+    ),
+    Mutant(
+        "packed-layers-compute-in-bfloat16",
+        "A packed layer computes in bfloat16, whatever its compute dtype.",
+        replace("bitsandbytes.nn:Linear4bit", "forward", in_bfloat16),
+        cells=("QLORA-14/float32/bytes", "GEN-01/nf4", "QLORA-01/nf4"),
+    ),
+    Mutant(
+        "packed-of-a-larger-weight",
+        "A weight is packed as if it were larger by a hundredth.",
+        replace("bitsandbytes.functional", "quantize_4bit", of_a_larger_weight),
+        cells=("QLORA-14/float32/bytes", "GEN-01/nf4", "QLORA-01/nf4"),
+    ),
+    Mutant(
+        "gradient-through-packed-layers-doubled",
+        "What flows back through a packed layer is twice what it should be.",
+        replace("bitsandbytes.autograd._functions:MatMul4Bit", "backward", doubled),
+        cells=("QLORA-14/bfloat16/bytes", "GEN-01/nf4", "QLORA-01/nf4"),
+    ),
     Mutant(
         "eight-bits-for-four",
         "A base that was to be packed to 4 bits is packed to 8.",

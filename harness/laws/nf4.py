@@ -1,0 +1,125 @@
+"""What an NF4 layer stands for, worked out by hand: from its bytes to a weight, and from that to what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from harness.laws.quantized import plain
+from harness.verdict import Verdict, verdict
+
+#: The sixteen values of 4-bit NormalFloat (Dettmers et al. 2023, arXiv 2305.14314, appendix E).
+TABLE = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+#: Weights that share a scale, and scales that share one.
+BLOCK, SCALES = 64, 256
+
+#: Of float32: how far rounding may have moved what lies between two values of a table, as a share of its block's largest.
+ROUNDING = 2.0**-20
+
+
+#: The same of a value that is looked up in bitsandbytes' 8-bit table. On a CPU it rounds to 16 bits first: of 768,000 numbers
+#: none was further off than 2.9e-5 (bitsandbytes 0.50.2).
+LOOKUP = 2.0**-15
+
+
+def stands_for(packed: torch.nn.Module, whole: torch.nn.Module, seed: int = 0) -> Verdict:
+    """Each packed layer has the nearest bytes to the weight that it was made of, and computes with what they stand for.
+
+    packed: a model with bitsandbytes' Linear4bit, doubly quantized. whole: the same model before it was packed. Forward
+    pass and gradient of the input are those of the unpacked weight, in the layer's compute dtype, within what the order of
+    a float32 sum may change, and a rounding of what comes out.
+    """
+    findings: list[str] = []
+    largest = 0.0
+    layers = [(path, layer) for path, layer in packed.named_modules() if type(layer).__name__ == "Linear4bit"]
+    weights = dict(whole.named_parameters())
+    if not layers:
+        findings.append("the model has no packed layer")
+    draw = torch.Generator().manual_seed(seed)
+    for path, layer in layers:
+        original = weights[f"{path}.weight"].detach().float().cpu()
+        findings += [f"{path}: {what}" for what in _far(layer, original)]
+        for dtype in (torch.float32, layer.compute_dtype):
+            for what, seen, wanted, bound in _computed(layer, original.shape, dtype, draw):
+                off = (seen - wanted).abs()
+                largest = max(largest, float(off.max()))
+                if not bool((off <= bound).all()):
+                    findings.append(f"{path}: {what} of a {plain(dtype)} input is off by {float(off.max()):.3g}")
+    return verdict(
+        f"{len(layers)} packed layers compute with the NF4 values nearest to their weights", findings, largest=largest
+    )
+
+
+def unpacked(layer: Any, shape: torch.Size) -> torch.Tensor:
+    """The float32 weight (out, in), on the CPU, that a layer's bytes and scales stand for."""
+    return (_values(layer).view(-1, BLOCK) * _scales(layer)[:, None]).view(shape)
+
+
+def _values(layer: Any) -> torch.Tensor:
+    """TABLE's value for each weight; the first of two lies in the upper half of a byte."""
+    data = layer.weight.detach().cpu().contiguous().view(torch.uint8).flatten()
+    return torch.tensor(TABLE)[torch.stack([data >> 4, data & 15], dim=1).flatten().long()]
+
+
+def _scales(layer: Any) -> torch.Tensor:
+    """The largest magnitude of each block, float32, as it is kept: 8 bits, a scale for 256, and the mean of all."""
+    state = layer.weight.quant_state
+    codes, table, scale = state.absmax.cpu(), state.state2.code.cpu(), state.state2.absmax.cpu()
+    return table[codes.long()] * scale.repeat_interleave(SCALES)[: codes.numel()] + state.offset.cpu()
+
+
+def _far(layer: Any, original: torch.Tensor) -> Iterator[str]:
+    """What was not rounded to the nearest value of its table."""
+    blocks = original.flatten().view(-1, BLOCK)
+    magnitudes = blocks.abs().amax(1)
+    scaled = (blocks / magnitudes[:, None]).flatten()
+    if count := _not_nearest(_values(layer), scaled, torch.tensor(TABLE), ROUNDING):
+        yield f"{count} of {scaled.numel()} weights are not packed as the nearest NF4 value"
+    state = layer.weight.quant_state
+    offset = state.offset.cpu()
+    if not torch.allclose(offset, magnitudes.mean(), rtol=ROUNDING, atol=0.0):
+        yield f"scales are kept beside {float(offset):.9g}, their mean is {float(magnitudes.mean()):.9g}"
+    table = state.state2.code.cpu()
+    centred = magnitudes - offset
+    padded = functional.pad(centred, (0, -centred.numel() % SCALES)).view(-1, SCALES)
+    shares = (padded / padded.abs().amax(1, keepdim=True)).flatten()[: centred.numel()]
+    if count := _not_nearest(table[state.absmax.cpu().long()], shares, table, LOOKUP):
+        yield f"{count} of {shares.numel()} scales are not kept as the nearest 8-bit value"
+
+
+def _not_nearest(chosen: torch.Tensor, wanted: torch.Tensor, table: torch.Tensor, allowance: float) -> int:
+    nearest = (wanted[:, None] - table).abs().amin(1)
+    return int(((chosen - wanted).abs() > nearest + allowance).sum())
+
+
+def _computed(
+    layer: Any, shape: torch.Size, dtype: torch.dtype, draw: torch.Generator
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(what, as the layer computes it, as the unpacked weight does, how far they may lie apart), in float64 on the CPU."""
+    weight = unpacked(layer, shape).to(layer.compute_dtype).double()
+    device = layer.weight.device
+    x = torch.randn(3, shape[1], generator=draw).to(dtype).to(device).requires_grad_()
+    gradient = torch.randn(3, shape[0], generator=draw).to(dtype).to(device)
+    layer.train()  # in evaluation bitsandbytes may repack the bytes for a CPU
+    seen = layer(x)
+    seen.backward(gradient)
+    assert x.grad is not None
+    for what, result, left, right in (
+        ("the forward pass", seen, x, weight.T),
+        ("the gradient", x.grad, gradient, weight),
+    ):
+        left = left.detach().cpu().to(layer.compute_dtype).double()
+        wanted = left @ right
+        # A float32 sum of n products, in any order, is off by n rounding errors of their magnitudes at most.
+        sums = left.shape[1] * torch.finfo(torch.float32).eps * (left.abs() @ right.abs())
+        out = max(torch.finfo(layer.compute_dtype).eps, torch.finfo(dtype).eps)
+        yield what, result.detach().cpu().double(), wanted, sums + out * wanted.abs()
