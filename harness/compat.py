@@ -78,15 +78,23 @@ def missing_fsdp2() -> str | None:
     return None if "fsdp_version" in known else "accelerate has FSDP version 1 alone before 1.6"
 
 
-def missing_quantization() -> str | None:
-    """Why no base model can be quantized by bitsandbytes here; None where one can."""
+def missing_quantization(storage: str | None = None) -> str | None:
+    """Why no base model can be quantized by bitsandbytes here, and packed into that dtype; None where one can."""
     import torch
 
     if version("bitsandbytes") is None:
         return "bitsandbytes is not installed"
-    if satisfies("transformers>=4.53") or torch.cuda.is_available():
+    if torch.cuda.is_available():
         return None
-    return "transformers before 4.53 loads no bitsandbytes model without a GPU"
+    if not satisfies("transformers>=4.53"):
+        return "transformers before 4.53 loads no bitsandbytes model without a GPU"
+    packed_into_floats = storage not in (None, "uint8") and not satisfies("bitsandbytes>=0.47")
+    return "bitsandbytes before 0.47 unpacks bytes alone without a GPU" if packed_into_floats else None
+
+
+def adapts_in_compute_dtype() -> bool:
+    """Whether adapters of a packed layer start in the dtype that it computes in: since peft 0.19; before, in float32."""
+    return satisfies("peft>=0.19")
 
 
 def dtype_argument(dtype: Any) -> dict[str, Any]:

@@ -30,9 +30,10 @@ class LoraLinear(nn.Module):
 
     nn.Linear draws both matrices before they are initialised, as in peft: a torch seed gives the same adapter. It has
     the dtype that the base computes in (add_adapter); if `upcast`, float32 where that is half precision (get_peft_model).
+    Beside packed bytes it starts in float32 unless `computing`: peft before 0.19.
     """
 
-    def __init__(self, base_layer: nn.Linear, config: LoraConfig, upcast: bool):
+    def __init__(self, base_layer: nn.Linear, config: LoraConfig, upcast: bool, computing: bool = True):
         super().__init__()
         self.base_layer = base_layer
         self.lora_dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
@@ -41,7 +42,9 @@ class LoraLinear(nn.Module):
         self.scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
-        dtype: Any = base_layer.compute_dtype if is_packed(base_layer) else base_layer.weight.dtype
+        dtype: Any = base_layer.weight.dtype
+        if is_packed(base_layer) and (computing or not dtype.is_floating_point):
+            dtype = base_layer.compute_dtype if computing else self.lora_A.weight.dtype
         for matrix in (self.lora_A, self.lora_B):
             matrix.to(base_layer.weight.device, dtype).to(torch.float32 if upcast and dtype.itemsize == 2 else dtype)
 
@@ -83,7 +86,7 @@ class AdapterModel(nn.Module):
     where there is none. Modules are visited, and so drawn, as by peft/tuners/tuners_utils.py:BaseTuner.inject_adapter.
     """
 
-    def __init__(self, base: Any, config: LoraConfig, upcast: bool = True):
+    def __init__(self, base: Any, config: LoraConfig, upcast: bool = True, computing: bool = True):
         super().__init__()
         self.base_model, self.config = nn.ModuleDict({"model": base.requires_grad_(False)}), config
         self.autocast: torch.dtype | None = None
@@ -100,7 +103,7 @@ class AdapterModel(nn.Module):
             if not is_linear(modules[name]):
                 raise UsageError(f"{name} is {type(modules[name]).__name__}; the reference adapts nn.Linear only")
             parent, _, attribute = name.rpartition(".")
-            setattr(modules[parent], attribute, LoraLinear(modules[name], config, upcast))
+            setattr(modules[parent], attribute, LoraLinear(modules[name], config, upcast, computing))
 
     @property
     def base(self) -> Any:

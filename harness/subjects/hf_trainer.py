@@ -164,7 +164,7 @@ class HFTrainer:
         return self._trainer_class
 
     def unsupported(self, spec: RunSpec) -> str | None:
-        if spec.model.quantization and (reason := compat.missing_quantization()) is not None:
+        if spec.model.quantization and (reason := compat.missing_quantization(spec.model.quant_storage)) is not None:
             return reason
         optimizer = str(spec.arguments.get("optim", ""))
         if optimizer.endswith(("_8bit", "_32bit")) and "torch" not in optimizer and version("bitsandbytes") is None:

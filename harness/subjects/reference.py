@@ -104,7 +104,7 @@ def refusal(spec: RunSpec) -> str | None:
         return f"the reference is one process, not strategy {launch.strategy!r} over {launch.ranks} ranks"
     if model.quantization not in (None, "nf4") or (model.quantization and model.dtype == "float64"):
         return f"the reference has no base model quantized as {model.quantization}, computing in {model.dtype}"
-    if model.quantization and (reason := compat.missing_quantization()) is not None:
+    if model.quantization and (reason := compat.missing_quantization(model.quant_storage)) is not None:
         return reason
     if model.prepare_for_kbit and not model.quantization:
         return "the reference prepares quantized base models only"
@@ -143,7 +143,8 @@ def build(
     if spec.model.prepare_for_kbit:
         prepare_packed(base)
     torch.manual_seed(spec.adapter.seed)
-    model = AdapterModel(base, lora(spec.adapter.config), upcast=spec.adapter.route != ADD)
+    upcast = spec.adapter.route != ADD
+    model = AdapterModel(base, lora(spec.adapter.config), upcast, compat.adapts_in_compute_dtype())
     if observer is not None:
         observer.watch_model(model)
     return ReferenceTrainer(model, arguments(spec.arguments), rows, eval_rows, directory, spec.launch.device, callback)
