@@ -279,6 +279,7 @@ def train(
     device: Device = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="torch's intra-op threads; 0: all cores.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training run.")] = 42,
+    qlora: Annotated[bool, typer.Option("--qlora", help="Pack the base to NF4 (bitsandbytes); r=64.")] = False,
 ) -> None:
     """See the path work: LoRA on a real model and real text, by the Trainer and by the reference, side by side."""
     from harness.real import command
@@ -294,6 +295,7 @@ def train(
         device=device,
         threads=threads,
         seed=seed,
+        qlora=qlora,
     )
     raise typer.Exit(code)
 

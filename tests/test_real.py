@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from fixtures import smollm2
+from harness import compat
 from harness.paths import ROOT
 from harness.real.command import train
 from harness.spec import RunSpec
@@ -48,6 +49,21 @@ def test_a_users_model_and_data(tiny, tmp_path, capsys):
     sizes = {check["check"]: check["detail"] for check in result["checks"]}
     # 4 x numbers: r * (in + out) of q_proj (64, 64) and v_proj (64, 32), two layers.
     assert f"4 x {2 * 16 * (128 + 96):,} trained numbers" in sizes["adapter size: hf-trainer"]
+
+
+def test_qlora_packs_the_users_base(tiny, tmp_path, capsys):
+    if reason := compat.missing_quantization():
+        pytest.skip(reason)
+    code, result = run_tiny(tiny, tmp_path / "out", qlora=True)
+    assert code == 0, capsys.readouterr().out
+    assert {check["verdict"] for check in result["checks"]} == {"pass"} and result["bit_equal"] is True
+    spec = RunSpec.load(tmp_path / "out" / "spec.json")
+    assert spec.model.quantization == "nf4" and spec.model.prepare_for_kbit
+    assert spec.arguments["activation_checkpointing"] is True
+    assert {"r": 64, "lora_alpha": 16, "lora_dropout": 0.05}.items() <= spec.adapter.config.items()
+    # Each packed weight has six tensors of quantization state, where a plain one has none.
+    (frozen,) = [check["detail"] for check in result["checks"] if check["check"] == "base frozen: hf-trainer"]
+    assert int(frozen.split()[0]) > 6 * 14 and "NF4 computing in float32" in capsys.readouterr().out
 
 
 def test_a_trainer_that_differs_fails(tiny, tmp_path, capsys, monkeypatch):

@@ -77,8 +77,9 @@ class Session:
             f"rows    {len(rows.encoded)} from {rows.source}, {rows.answer_tokens} answer tokens{left_out}"
         )
         steps, batch = spec.arguments["max_steps"], spec.arguments["per_device_train_batch_size"]
+        base = "NF4 computing in float32" if spec.model.quantization else "float32"
         self.console.print(
-            f"run     {steps} steps of {batch} rows of up to {spec.data.length} tokens, float32, {spec.launch.device}, "
+            f"run     {steps} steps of {batch} rows of up to {spec.data.length} tokens, {base}, {spec.launch.device}, "
             f"{spec.launch.threads} threads"
         )
 
@@ -145,7 +146,7 @@ class Session:
         }
         show.write_json(result, self.target / "result.json")
         name, rank = Path(str(self.spec.model.path)).name, self.spec.adapter.config["r"]
-        title = f"{name}, LoRA r={rank}: the two runs are {'' if equal else 'not '}bit-equal"
+        title = f"{name}, {'QLoRA' if self.spec.model.quantization else 'LoRA'} r={rank}: the two runs are {'' if equal else 'not '}bit-equal"
         if not show.plot(steps, self.labels, title, self.target / "loss-curves.png"):
             self.console.print("no loss-curves.png: matplotlib is not installed, `pip install matplotlib`")
 
