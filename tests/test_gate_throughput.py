@@ -2,13 +2,17 @@
 
 import math
 import random
+import subprocess
+import sys
 
 import pytest
 
+from harness.errors import UsageError
 from harness.gate import compare, throughput
 from harness.gate.environments import Environment
 from harness.gate.findings import BROKEN, LOST, MENDED, NOTE
 from harness.gate.side import Judged, Side
+from harness.paths import ROOT
 from harness.throughput.counters import Counters
 from harness.throughput.judgement import judge
 from harness.throughput.pairs import Pairs
@@ -52,6 +56,29 @@ def test_equal_counters_are_no_finding(sides):
     counted(sides[0])
     counted(sides[1])
     assert list(throughput.counters(*sides)) == []
+
+
+def test_a_side_that_ends_while_it_is_timed_is_a_finding(sides, monkeypatch):
+    def ends(*_):
+        raise UsageError("candidate: ended while it was timed (Killed)")
+
+    monkeypatch.setattr(throughput, "time", ends)
+    for side in sides:
+        counted(side)
+    (found,) = compare._timed(*sides, lambda *_: None)
+    assert (found.means, found.sentence) == (
+        LOST,
+        "a step cannot be timed: candidate: ended while it was timed (Killed)",
+    )
+
+
+@pytest.mark.parametrize("module", ["harness.gate.worker", "harness.throughput.worker", "harness.torchrun"])
+def test_a_process_of_another_stack_starts_where_the_harness_alone_is_on_the_path(module, tmp_path):
+    environment = Environment("another", sys.executable, {}, "", "key")
+    code = f"import sys; sys.path = [one for one in sys.path if one not in ('', {str(ROOT)!r})]; import {module}"
+    done = environment.start("-c", code, cwd=tmp_path, stderr=subprocess.PIPE)
+    _, words = done.communicate()
+    assert done.returncode == 0, words
 
 
 def test_a_side_that_cannot_be_counted_is_told_and_not_timed(sides, monkeypatch):

@@ -195,6 +195,22 @@ def test_gradients_above_the_limit_must_be_scaled_down_to_it():
     assert schedule.clipping(trace).holds
 
 
+@pytest.mark.parametrize(
+    ("norm", "factor", "words"), [(1, 1, ""), (0.98, 1, "logged grad_norm"), (1, 0.95, "clipped gradient")]
+)
+def test_half_precision_rounds_the_norm_and_what_is_clipped_by_it(norm, factor, words):
+    trace = complete()
+    trace.spec = trace.spec.but(max_grad_norm=0.01)
+    for step, entry in zip(trace.steps, trace.log_history, strict=False):
+        step.gradients = {name: g.bfloat16() for name, g in step.gradients.items()}
+        total = torch.nn.utils.get_total_norm(list(step.gradients.values()))
+        entry["grad_norm"] = float(total) * norm
+        step.clipped = {name: g * (0.01 / (total + 1e-6)) * factor for name, g in step.gradients.items()}
+    verdict = schedule.clipping(trace)
+    assert verdict.holds is not bool(words), verdict
+    assert all(words in one for one in verdict.seen)
+
+
 def test_without_a_limit_nothing_may_be_clipped():
     trace = complete()
     trace.spec = trace.spec.but(max_grad_norm=0.0)

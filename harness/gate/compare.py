@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from harness.errors import UsageError
 from harness.gate import checkpoints, clauses, interface, numbers, throughput
 from harness.gate.cells import cells, resumed_step
 from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding, in_order, verdict
@@ -101,7 +102,10 @@ def _timed(baseline: Side, candidate: Side, told: Told) -> list[Finding]:
         ended += 1
         told("both", "timed", ended, None)
 
-    judgement, pairs = throughput.time(baseline, candidate, progress)
+    try:
+        judgement, pairs = throughput.time(baseline, candidate, progress)
+    except UsageError as error:
+        return [*counted, Finding("throughput", "time", LOST, f"a step cannot be timed: {error}")]
     return counted + list(throughput.slower(judgement, pairs, counted))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.laws.equal import differences
+from harness.laws.equal import differences, largest_gap
 from harness.laws.runs import incomplete
 from harness.spec import RunSpec
 from harness.tolerance import ADAMW, ORACLE, scaled
@@ -155,6 +155,19 @@ def epochs(trace: Trace) -> Verdict:
     return verdict("state.epoch counts micro-batches", findings, logged=len(logged))
 
 
+def _rounding(gradients: Tensors) -> float:
+    """How far a norm may be off, as a share, for being computed in half precision: of each tensor, and then of all."""
+    return max((torch.finfo(g.dtype).eps for g in gradients.values() if g.dtype.itemsize == 2), default=0.0)
+
+
+def _off(seen: Tensors, wanted: Tensors, share: float, where: str) -> list[str]:
+    """Sentences on tensors that differ by more than a share of their largest element."""
+    gaps = {name: largest_gap(seen[name], wanted[name]) for name in wanted if name in seen}
+    missing = [f"{where} {name} is missing" for name in wanted if name not in seen]
+    far = [name for name, gap in gaps.items() if not gap <= share * float(wanted[name].abs().max())]
+    return missing + [f"{where} {name} differs by {gaps[name]:.3g} at most" for name in far]
+
+
 def clipping(trace: Trace) -> Verdict:
     """grad_norm is logged before clipping; the optimizer sees gradients scaled down to max_grad_norm, or as they were.
 
@@ -169,13 +182,18 @@ def clipping(trace: Trace) -> Verdict:
     for step in trace.steps:
         norm = total_norm(step.gradients)
         logged = trace.grad_norms.get(step.number, norm)
-        if not abs(logged - norm) <= scaled(ORACLE.gradient, norm):
+        rounding = _rounding(step.gradients)
+        if not abs(logged - norm) <= scaled(ORACLE.gradient, norm) + rounding * norm:
             findings.append(f"step {step.number}: logged grad_norm {logged:.9g}, the gradients' is {norm:.9g}")
         # torch divides by the norm and 1e-6, so that a norm of zero does not divide by zero.
         factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
         wanted = {name: (g.double() * factor).to(g.dtype) for name, g in step.gradients.items()}
-        bound = 0.0 if factor == 1.0 else ORACLE.gradient
-        findings += differences(step.clipped, wanted, bound, f"step {step.number}: clipped gradient of")
+        where = f"step {step.number}: clipped gradient of"
+        if rounding and factor < 1.0:
+            # The factor is rounded twice, by the norm and by itself, and the product once.
+            findings += _off(step.clipped, wanted, 2 * rounding, where)
+        else:
+            findings += differences(step.clipped, wanted, 0.0 if factor == 1.0 else ORACLE.gradient, where)
     norms = [total_norm(step.gradients) for step in trace.steps]
     return verdict(
         f"gradients are clipped to norm {limit:g}, and the norm before that is logged"

@@ -146,7 +146,8 @@ class Session:
         }
         show.write_json(result, self.target / "result.json")
         name, rank = Path(str(self.spec.model.path)).name, self.spec.adapter.config["r"]
-        title = f"{name}, {'QLoRA' if self.spec.model.quantization else 'LoRA'} r={rank}: the two runs are {'' if equal else 'not '}bit-equal"
+        kind = "QLoRA" if self.spec.model.quantization else "LoRA"
+        title = f"{name}, {kind} r={rank}: the two runs are {'' if equal else 'not '}bit-equal"
         if not show.plot(steps, self.labels, title, self.target / "loss-curves.png"):
             self.console.print("no loss-curves.png: matplotlib is not installed, `pip install matplotlib`")
 

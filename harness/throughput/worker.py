@@ -26,7 +26,6 @@ from harness import subjects
 from harness.errors import UsageError
 from harness.spec import RunSpec
 from harness.throughput.marks import Marks
-from harness.throughput.stepping import train
 from harness.warm import warm
 
 #: Steps before the first that is timed: allocators, Adam's states, and the kernels that are chosen at first use.
@@ -130,6 +129,9 @@ def main(subject: str, preloads: list[str]) -> None:
     clock = Clock(spec.launch.device, answers, task["cost"])
     try:
         warm(preloads, threads=spec.launch.threads)
+        # Not before: in another stack's environment only the harness is on the path, and `warm` puts fixtures there.
+        from harness.throughput.stepping import train
+
         with tempfile.TemporaryDirectory() as directory:
             train(subjects.load(subject), spec, Path(directory), clock.step)
     except UsageError as error:
