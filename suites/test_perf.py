@@ -53,9 +53,14 @@ def test_steps_alike_cost_alike(spec, steps, judge):
     judge(throughput.steady(steps(spec), steps(spec, run=1)))
 
 
+PACKED = by_route({"nf4": COUNTED.but(model={"quantization": "nf4", "dtype": "bfloat16"}, bf16=True)})
+
+
 @pytest.mark.clause("PERF-03")
-@cases(STEPS)
-def test_a_step_costs_no_more_than_the_path_takes(spec, steps, judge):
+@cases(STEPS | PACKED)
+def test_a_step_costs_no_more_than_the_path_takes(spec, steps, upstream, judge):
+    if reason := upstream.unsupported(spec):
+        pytest.skip(reason)
     reference = steps(spec, subjects.load("reference"))
     judge(
         throughput.no_more_than_reference(steps(spec), reference, spec.arguments.get("gradient_accumulation_steps", 1))
