@@ -43,8 +43,10 @@ class LoraLinear(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
         dtype: Any = base_layer.weight.dtype
-        if is_packed(base_layer) and (computing or not dtype.is_floating_point):
-            dtype = base_layer.compute_dtype if computing else self.lora_A.weight.dtype
+        if is_packed(base_layer) and computing:
+            dtype = base_layer.compute_dtype
+        elif not dtype.is_floating_point:
+            dtype = torch.float32
         for matrix in (self.lora_A, self.lora_B):
             matrix.to(base_layer.weight.device, dtype).to(torch.float32 if upcast and dtype.itemsize == 2 else dtype)
 
