@@ -49,6 +49,15 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(next((line for line in lines if line.startswith(("flags", "Features"))), "").split()[2:])
 
 
+#: Why a case of repacked weights, or of weights that stay as they are, is skipped.
+REPACKS = "bitsandbytes repacks 4-bit weights for evaluation on a CPU with AVX512-BF16 and nowhere else"
+
+
+def repacks(device: str) -> bool:
+    """Whether bitsandbytes packs 4-bit weights anew for evaluation here."""
+    return device == "cpu" and "avx512_bf16" in cpu_flags()
+
+
 #: The variable that names all GPUs that may be used, once this process and those it starts see one of them.
 GPUS = "PEFT_HARNESS_GPUS"
 
@@ -77,14 +86,17 @@ def see_one_gpu(turn: int = 0) -> None:
     """Have this process, and those it starts, see one GPU of several: the one whose turn it is.
 
     The Trainer spreads a run over all GPUs that its process sees, by nn.DataParallel: batches would be as many times
-    larger. Ranks see all of them (`gpus`). RuntimeError where CUDA was started before: it would go on with the first.
+    larger. Ranks see all of them (`gpus`). UsageError where CUDA was started before: it would go on with the first.
     """
     found = gpus()
     if len(found) > 1:
         import torch
 
         if torch.cuda.is_initialized():
-            raise RuntimeError("CUDA was started before this process had chosen its GPU: it would stay on the first")
+            raise UsageError(
+                f"--device cuda: something started CUDA before one of {len(found)} GPUs was chosen, and it would stay on "
+                "the first; name one in CUDA_VISIBLE_DEVICES"
+            )
         os.environ[GPUS] = ",".join(found)
         os.environ["CUDA_VISIBLE_DEVICES"] = found[turn % len(found)]
 

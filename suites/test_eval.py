@@ -3,7 +3,7 @@
 import pytest
 
 from fixtures import data, metrics
-from harness.environment import cpu_flags
+from harness.environment import REPACKS, repacks
 from harness.laws import evaluation
 from harness.scenarios import PLAIN, by_route, cases, over
 from harness.spec import ADD
@@ -83,8 +83,8 @@ def test_a_run_with_evaluations_is_the_run_without(spec, train, judge):
 @pytest.mark.clause("EVAL-04")
 @pytest.mark.parametrize("repacked", [pytest.param(False, id="nf4"), pytest.param(True, id="nf4/avx512-bf16")])
 def test_a_4_bit_base_is_not_changed_by_evaluations(repacked, runs, train, judge):
-    if repacked != (runs.device == "cpu" and "avx512_bf16" in cpu_flags()):
-        pytest.skip("bitsandbytes repacks 4-bit weights for evaluation on a CPU with AVX512-BF16 and nowhere else")
+    if repacked != repacks(runs.device):
+        pytest.skip(REPACKS)
     spec = NO_DROPOUT.but(model={"quantization": "nf4"})
     judge(evaluation.leaves_no_trace(train(spec), train(without_evaluations(spec))))
 

@@ -57,7 +57,7 @@ def test_a_packed_layer_computes_with_what_it_stands_for(spec, upstream, runs, j
         pytest.skip(reason)
     packed = models.build(spec).to(runs.device)
     whole = models.build(dataclasses.replace(spec, quantization=None, quant_storage=None))
-    judge(nf4_by_hand.stands_for(packed, whole))
+    judge(nf4_by_hand.stands_for(packed, whole, getattr(torch, spec.dtype)))
 
 
 # ---- which modules ----

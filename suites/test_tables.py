@@ -6,6 +6,7 @@ from fixtures import models
 from fixtures.methods import METHODS, misfit
 from fixtures.models import FAMILIES
 from harness import subjects
+from harness.environment import REPACKS, repacks
 from harness.laws import checkpoint, equal, frozen, loss, optimizer_file, rebuilt, resume, universal
 from harness.scenarios import cases, over, saving, spec_for
 from harness.spec import ADD, GET, ResumeSpec
@@ -26,19 +27,25 @@ PAIRS = [
     ("t5", "prompt-tuning"),
     ("llama-tied", "dora"),
 ]
+#: And each method that computes with packed weights on the plain base packed to NF4.
+_NF4 = "-nf4"
+PACKED = [(f"llama{_NF4}", name) for name, method in METHODS.items() if method.packed]
 
 
-def table(route, pairs=PAIRS):
+def table(route, pairs=(*PAIRS, *PACKED)):
     """Name -> a run of two steps with a checkpoint after each, for the pairs that a route takes."""
     return {
         f"{family}/{method}" + (f"/{route}" if route == ADD else ""): saving(
-            spec_for(family, method, route).but(
-                max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2
+            spec_for(family.removesuffix(_NF4), method, route).but(
+                model={"quantization": "nf4"} if family.endswith(_NF4) else None,
+                max_steps=2,
+                per_device_train_batch_size=2,
+                gradient_accumulation_steps=2,
             ),
             every=1,
         )
         for family, method in pairs
-        if misfit(family, method, add_adapter=route == ADD) is None
+        if misfit(family.removesuffix(_NF4), method, add_adapter=route == ADD) is None
     }
 
 
@@ -100,7 +107,7 @@ ONE_BATCH = {
 
 
 @pytest.mark.clause("LOSS-01")
-@over(GOTTEN | ONE_BATCH)
+@over({name: spec for name, spec in (GOTTEN | ONE_BATCH).items() if not spec.model.quantization})
 def test_a_step_is_the_mean_over_the_labels_of_its_window(trace, judge):
     judge(loss.window_mean(trace))
 
@@ -158,9 +165,25 @@ def test_every_tensor_is_restored_before_the_first_step(spec, train, judge):
 # ---- the two routes, the reference ----
 
 
+#: DoRA reads the weights themselves, and so finds those that were repacked.
+READS = f"llama{_NF4}/dora"
+
+
 @pytest.mark.clause("API-02")
-@cases({name: spec for name, spec in (GOTTEN | ADDED).items() if method_of(name).identity})
+@pytest.mark.parametrize("repacked", [pytest.param(False, id=READS), pytest.param(True, id=f"{READS}/avx512-bf16")])
+def test_a_fresh_dora_on_a_packed_base_is_an_identity(repacked, upstream, runs, judge):
+    if repacked != repacks(runs.device):
+        pytest.skip(REPACKS)
+    test_a_fresh_adapter_is_an_identity(GOTTEN[READS], upstream, judge)
+
+
+@pytest.mark.clause("API-02")
+@cases(
+    {name: spec for name, spec in (GOTTEN | ADDED).items() if method_of(name).identity and not name.startswith(READS)}
+)
 def test_a_fresh_adapter_is_an_identity(spec, upstream, judge):
+    if reason := upstream.unsupported(spec):
+        pytest.skip(reason)
     fresh, base = (rebuilt.logits(model, spec) for model in (injected(upstream, spec), models.build(spec.model)))
     judge(equal.same_adapter(fresh, base))
 

@@ -159,7 +159,7 @@ def test_one_process_sees_one_gpu_of_several_and_ranks_see_all(monkeypatch):
 def test_a_gpu_is_chosen_before_cuda_is_started(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
-    with pytest.raises(RuntimeError, match="CUDA was started before"):
+    with pytest.raises(UsageError, match="something started CUDA before one of 2 GPUs was chosen"):
         environment.see_one_gpu()
 
 

@@ -103,4 +103,11 @@ RELEASES = (
         (_stack("5.20.2", "1.15.0", "0.21.2"),),
         "over a base that was sharded as it was loaded, ranks wait for each other in vain at the first checkpoint",
     ),
+    Release(
+        "H13",
+        "QLORA-14",
+        "bitsandbytes==0.48.2",
+        ("bitsandbytes==0.49.0",),
+        "on a CPU packed weights are unpacked in bfloat16, where a GPU does so in float32",
+    ),
 )

@@ -25,18 +25,17 @@ BLOCK, SCALES = 64, 256
 #: Of float32: how far rounding may have moved what lies between two values of a table, as a share of its block's largest.
 ROUNDING = 2.0**-20
 
-
 #: The same of a value that is looked up in bitsandbytes' 8-bit table. On a CPU it rounds to 16 bits first: of 768,000 numbers
 #: none was further off than 2.9e-5 (bitsandbytes 0.50.2).
 LOOKUP = 2.0**-15
 
 
-def stands_for(packed: torch.nn.Module, whole: torch.nn.Module, seed: int = 0) -> Verdict:
+def stands_for(packed: torch.nn.Module, whole: torch.nn.Module, computing: torch.dtype, seed: int = 0) -> Verdict:
     """Each packed layer has the nearest bytes to the weight that it was made of, and computes with what they stand for.
 
-    packed: a model with bitsandbytes' Linear4bit, doubly quantized. whole: the same model before it was packed. Forward
-    pass and gradient of the input are those of the unpacked weight, in the layer's compute dtype, within what the order of
-    a float32 sum may change, and a rounding of what comes out.
+    packed: a model with bitsandbytes' Linear4bit, doubly quantized. whole: the same model before it was packed. computing:
+    the compute dtype that was asked for. Forward pass and gradient of the input are those of the unpacked weight in that
+    dtype, within what the order of a float32 sum may change, and a rounding of what comes out.
     """
     findings: list[str] = []
     largest = 0.0
@@ -48,8 +47,10 @@ def stands_for(packed: torch.nn.Module, whole: torch.nn.Module, seed: int = 0) -
     for path, layer in layers:
         original = weights[f"{path}.weight"].detach().float().cpu()
         findings += [f"{path}: {what}" for what in _far(layer, original)]
-        for dtype in (torch.float32, layer.compute_dtype):
-            for what, seen, wanted, bound in _computed(layer, original.shape, dtype, draw):
+        if layer.compute_dtype != computing:
+            findings.append(f"{path}: computes in {plain(layer.compute_dtype)}, expected {plain(computing)}")
+        for dtype in (torch.float32, computing):
+            for what, seen, wanted, bound in _computed(layer, original.shape, dtype, computing, draw):
                 off = (seen - wanted).abs()
                 largest = max(largest, float(off.max()))
                 if not bool((off <= bound).all()):
@@ -102,10 +103,10 @@ def _not_nearest(chosen: torch.Tensor, wanted: torch.Tensor, table: torch.Tensor
 
 
 def _computed(
-    layer: Any, shape: torch.Size, dtype: torch.dtype, draw: torch.Generator
+    layer: Any, shape: torch.Size, dtype: torch.dtype, computing: torch.dtype, draw: torch.Generator
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """(what, as the layer computes it, as the unpacked weight does, how far they may lie apart), in float64 on the CPU."""
-    weight = unpacked(layer, shape).to(layer.compute_dtype).double()
+    weight = unpacked(layer, shape).to(computing).double()
     device = layer.weight.device
     x = torch.randn(3, shape[1], generator=draw).to(dtype).to(device).requires_grad_()
     gradient = torch.randn(3, shape[0], generator=draw).to(dtype).to(device)
@@ -117,9 +118,9 @@ def _computed(
         ("the forward pass", seen, x, weight.T),
         ("the gradient", x.grad, gradient, weight),
     ):
-        left = left.detach().cpu().to(layer.compute_dtype).double()
+        left = left.detach().cpu().to(computing).double()
         wanted = left @ right
         # A float32 sum of n products, in any order, is off by n rounding errors of their magnitudes at most.
         sums = left.shape[1] * torch.finfo(torch.float32).eps * (left.abs() @ right.abs())
-        out = max(torch.finfo(layer.compute_dtype).eps, torch.finfo(dtype).eps)
+        out = max(torch.finfo(computing).eps, torch.finfo(dtype).eps)
         yield what, result.detach().cpu().double(), wanted, sums + out * wanted.abs()

@@ -53,6 +53,11 @@ def of_a_larger_weight(original, weight, *args, **options):
     return original(weight * 1.01, *args, **options)
 
 
+def computing_in_float32(original, config, *args, **options):
+    original(config, *args, **options)
+    config.bnb_4bit_compute_dtype = torch.float32
+
+
 def doubled(original, context, gradient):
     first, *others = original(context, gradient)
     return (2 * first, *others)
@@ -70,6 +75,12 @@ MUTANTS = (
         "A packed layer computes in bfloat16, whatever its compute dtype.",
         replace("bitsandbytes.nn:Linear4bit", "forward", in_bfloat16),
         cells=("QLORA-14/float32/bytes", "GEN-01/nf4", "QLORA-01/nf4"),
+    ),
+    Mutant(
+        "compute-dtype-dropped",
+        "The compute dtype that was asked for is not handed on.",
+        replace("transformers:BitsAndBytesConfig", "__init__", computing_in_float32),
+        cells=("QLORA-14/bfloat16/bytes", "GEN-01/nf4/bfloat16", "QLORA-01/nf4"),
     ),
     Mutant(
         "packed-of-a-larger-weight",
