@@ -181,7 +181,7 @@ def test_gpt2_holds_once_its_labels_are_counted(runs, tmp_path, monkeypatch):
 def test_a_4_bit_base_that_is_not_repacked_holds(runs, tmp_path, monkeypatch):
     modules = pytest.importorskip("bitsandbytes.nn.modules", reason="bitsandbytes is not installed")
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)
-    monkeypatch.setattr(evaluation, "cpu_flags", frozenset)
+    monkeypatch.setattr(evaluation, "repacks", lambda device: False)
     test = evaluation.test_a_4_bit_base_is_not_changed_by_evaluations
     verdict = verdict_of(test, runs, tmp_path, repacked=False)
     assert verdict.holds, verdict.seen

@@ -1,5 +1,7 @@
 """Faults put into upstream, one line each, under which the laws over the tables of bases and methods must fail."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -264,3 +266,21 @@ def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch
     verdict = verdict_of(test, runs, tmp_path / "test", loads_nf4=runs.subject, **arguments)
     assert not verdict.holds
     assert words in "\n".join(verdict.seen)
+
+
+@pytest.mark.parametrize("repacks", [False, True], ids=["bytes-as-they-were", "bytes-in-another-order"])
+def test_a_fresh_dora_is_an_identity_unless_an_evaluation_repacks(runs, tmp_path, monkeypatch, repacks):
+    modules = pytest.importorskip("bitsandbytes.nn.modules", reason="bitsandbytes is not installed")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)
+    monkeypatch.setattr(tables, "repacks", lambda device: False)
+    calls = itertools.count(1)
+
+    def reads(original, *args):
+        # Of two layers' q_proj and v_proj, once when DoRA is set up: what it reads later is another weight.
+        return original(*args).flip(0) if next(calls) > 4 else original(*args)
+
+    if repacks:
+        replace("peft.utils.integrations", "dequantize_bnb_weight", reads)(monkeypatch)
+    test = tables.test_a_fresh_dora_on_a_packed_base_is_an_identity
+    verdict = verdict_of(test, runs, tmp_path, repacked=False)
+    assert verdict.holds is not repacks, verdict.seen
