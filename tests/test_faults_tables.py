@@ -275,9 +275,10 @@ def test_a_fresh_dora_is_an_identity_unless_an_evaluation_repacks(runs, tmp_path
     monkeypatch.setattr(tables, "repacks", lambda device: False)
     calls = itertools.count(1)
 
-    def reads(original, *args):
+    def reads(original, *args, **options):
         # Of two layers' q_proj and v_proj, once when DoRA is set up: what it reads later is another weight.
-        return original(*args).flip(0) if next(calls) > 4 else original(*args)
+        weight = original(*args, **options)
+        return weight.flip(0) if next(calls) > 4 else weight
 
     if repacks:
         replace("peft.utils.integrations", "dequantize_bnb_weight", reads)(monkeypatch)
