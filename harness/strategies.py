@@ -153,7 +153,7 @@ def run_specs(draw: st.DrawFn, route: str | None = None) -> RunSpec:
     }
     model = draw(llamas()) | draw(packed())
     if "quantization" in model:
-        # On a CPU with AVX512-BF16 bitsandbytes repacks the base for evaluation, of which FRZ-01 has a case of its own.
+        # On a CPU with AVX512-BF16 bitsandbytes repacks the base for evaluation, of which EVAL-04 has a case of its own.
         data["eval_rows"] = 0
         chosen = {name: value for name, value in chosen.items() if "eval" not in name}
     return RunSpec().but(model=model, adapter=adapter, data=data, **chosen)

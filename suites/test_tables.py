@@ -182,8 +182,6 @@ def test_a_fresh_dora_on_a_packed_base_is_an_identity(repacked, upstream, runs, 
     {name: spec for name, spec in (GOTTEN | ADDED).items() if method_of(name).identity and not name.startswith(READS)}
 )
 def test_a_fresh_adapter_is_an_identity(spec, upstream, judge):
-    if reason := upstream.unsupported(spec):
-        pytest.skip(reason)
     fresh, base = (rebuilt.logits(model, spec) for model in (injected(upstream, spec), models.build(spec.model)))
     judge(equal.same_adapter(fresh, base))
 

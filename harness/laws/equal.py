@@ -67,11 +67,12 @@ def same_adapter(seen: Tensors, wanted: Tensors, within: Tolerance = EXACT) -> V
 
 
 def differences(
-    seen: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], bound: float, where: str
+    seen: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], bound: float, where: str, share: float = 0.0
 ) -> list[str]:
     """Sentences on how two sets of tensors differ by more than `bound` (0: bit for bit); the largest value first.
 
     bound: for tensors whose elements are of the usual size, and in proportion for larger ones (`tolerance.scaled`).
+    share: in place of a bound, of each tensor's largest element.
 
     A name, dtype or shape that differs is always a difference.
     """
@@ -85,7 +86,8 @@ def differences(
             found.append((float("inf"), f"{where} {name} is {_kind(a)}, expected {_kind(b)}"))
         elif not _same_bits(a, b):
             gap = largest_gap(a, b)
-            if bound == 0.0 or not gap <= scaled(bound, _largest(b)):
+            allowed = share * _largest(b) if share else scaled(bound, _largest(b))
+            if allowed == 0.0 or not gap <= allowed:
                 at = int((a.double() - b.double()).abs().nan_to_num(nan=float("inf")).argmax()) if a.numel() else 0
                 x, y = float(a.reshape(-1)[at]), float(b.reshape(-1)[at])
                 found.append((gap, f"{where} {name} differs by {gap:.3g} at most ({x:.9g}, expected {y:.9g})".strip()))

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from harness.laws.quantized import plain
+from harness.reference.lora import is_packed
 from harness.verdict import Verdict, verdict
 
 #: The sixteen values of 4-bit NormalFloat (Dettmers et al. 2023, arXiv 2305.14314, appendix E).
@@ -39,7 +40,7 @@ def stands_for(packed: torch.nn.Module, whole: torch.nn.Module, computing: torch
     """
     findings: list[str] = []
     largest = 0.0
-    layers = [(path, layer) for path, layer in packed.named_modules() if type(layer).__name__ == "Linear4bit"]
+    layers = [(path, layer) for path, layer in packed.named_modules() if is_packed(layer)]
     weights = dict(whole.named_parameters())
     if not layers:
         findings.append("the model has no packed layer")
@@ -49,8 +50,9 @@ def stands_for(packed: torch.nn.Module, whole: torch.nn.Module, computing: torch
         findings += [f"{path}: {what}" for what in _far(layer, original)]
         if layer.compute_dtype != computing:
             findings.append(f"{path}: computes in {plain(layer.compute_dtype)}, expected {plain(computing)}")
+        weight = unpacked(layer, original.shape).to(computing).double()
         for dtype in (torch.float32, computing):
-            for what, seen, wanted, bound in _computed(layer, original.shape, dtype, computing, draw):
+            for what, seen, wanted, bound in _computed(layer, weight, dtype, computing, draw):
                 off = (seen - wanted).abs()
                 largest = max(largest, float(off.max()))
                 if not bool((off <= bound).all()):
@@ -103,13 +105,12 @@ def _not_nearest(chosen: torch.Tensor, wanted: torch.Tensor, table: torch.Tensor
 
 
 def _computed(
-    layer: Any, shape: torch.Size, dtype: torch.dtype, computing: torch.dtype, draw: torch.Generator
+    layer: Any, weight: torch.Tensor, dtype: torch.dtype, computing: torch.dtype, draw: torch.Generator
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """(what, as the layer computes it, as the unpacked weight does, how far they may lie apart), in float64 on the CPU."""
-    weight = unpacked(layer, shape).to(computing).double()
     device = layer.weight.device
-    x = torch.randn(3, shape[1], generator=draw).to(dtype).to(device).requires_grad_()
-    gradient = torch.randn(3, shape[0], generator=draw).to(dtype).to(device)
+    x = torch.randn(3, weight.shape[1], generator=draw).to(dtype).to(device).requires_grad_()
+    gradient = torch.randn(3, weight.shape[0], generator=draw).to(dtype).to(device)
     layer.train()  # in evaluation bitsandbytes may repack the bytes for a CPU
     seen = layer(x)
     seen.backward(gradient)
