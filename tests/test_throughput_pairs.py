@@ -89,13 +89,14 @@ def test_a_run_is_called_at_each_step_and_ends_when_it_is_told(subject, runs, tm
     assert seen == [1, 2, 3]
 
 
-def test_the_compiled_step_computes_what_the_reference_computes(monkeypatch, tmp_path):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_compiled_step_computes_what_the_reference_computes(checkpointing, monkeypatch, tmp_path):
     """With the compiler that changes nothing: inductor takes half a minute."""
     import torch
 
     eager = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: eager(function, backend="eager"))
-    spec = SPEC.but(max_steps=13, gradient_accumulation_steps=2)
+    spec = SPEC.but(max_steps=13, gradient_accumulation_steps=2, activation_checkpointing=checkpointing)
     logs = {}
     for name in ("reference", "harness.throughput.compiled:compiled"):
 

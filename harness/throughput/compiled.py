@@ -88,13 +88,21 @@ class Steps:
         self.windows = self._windows()
         # Attention over rows without padding needs no mask, and has a faster kernel then.
         self.padded = not all(bool(row["attention_mask"].all()) for row in trainer.rows)
-        self.loss_of = torch.compile(self._loss_of)
+        self.loss_of, self.head = self._loss_of, self._head
         self.loss_sum = torch.zeros((), device=trainer.device)
         self.graph: Any = None
         self.inputs: list[tuple[torch.Tensor, ...]] = []
         self.capture = capture
         if self.args.activation_checkpointing:
             checkpoint_activations(trainer.model.base, {"use_reentrant": False})
+        if trainer.model.base.is_gradient_checkpointing:
+            # Nothing is fused over the edge of a layer that is computed anew, so one layer is compiled, for all of them: 32
+            # layers of a 7B model take minutes.
+            for layer in trainer.model.base.model.layers:
+                layer.forward = torch.compile(layer.forward)
+            self.head = torch.compile(self._head)
+        else:
+            self.loss_of = torch.compile(self._loss_of)
         trainer.model.train()
 
     def run(self) -> None:
@@ -130,8 +138,18 @@ class Steps:
             self.optimizer.zero_grad(set_to_none=True)
 
     def _loss_of(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, tokens: torch.Tensor) -> Any:
+        import torch
+
+        model = self.trainer.model
         inputs = {"input_ids": ids, **({"attention_mask": mask} if self.padded else {})}
-        return self.trainer.model(**inputs, labels=labels, num_items_in_batch=tokens)["loss"]
+        with torch.autocast(ids.device.type, model.autocast, enabled=model.autocast is not None):
+            return self.head(model.base.model(**inputs).last_hidden_state, labels, tokens)
+
+    def _head(self, hidden: torch.Tensor, labels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The loss alone: nobody reads the logits, and compiled they need not be kept."""
+        from harness.reference.loss import causal_loss
+
+        return causal_loss(self.trainer.model.base.lm_head(hidden), labels, tokens)
 
     def _set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
