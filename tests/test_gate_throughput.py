@@ -72,6 +72,21 @@ def test_a_side_that_ends_while_it_is_timed_is_a_finding(sides, monkeypatch):
     )
 
 
+def test_a_side_that_cannot_stand_ready_is_a_finding_and_nothing_of_it_stays(tmp_path):
+    environment = Environment("made up", "/bin/true", {}, "", "key")
+    sides = [Side(name, environment, tmp_path / name, Judged()) for name in ("baseline", "candidate")]
+    for side in sides:
+        counted(side)
+        throughput.stand(side)
+    (found,) = compare._timed(*sides, lambda *_: None)
+    sentence = "a step cannot be timed: baseline: ended while it was timed (without a word)"
+    assert (found.means, found.sentence) == (LOST, sentence)
+    started = [runner.process for side in sides for runner in side.runners]
+    for side in sides:
+        side.end()
+    assert len(started) == 4 and all(process.poll() == 0 for process in started)
+
+
 @pytest.mark.parametrize("module", ["harness.gate.worker", "harness.throughput.worker", "harness.torchrun"])
 def test_a_process_of_another_stack_starts_where_the_harness_alone_is_on_the_path(module, tmp_path):
     environment = Environment("another", sys.executable, {}, "", "key")
@@ -127,7 +142,9 @@ def test_a_gate_times_what_it_has_counted(sides, monkeypatch):
     counted(sides[0])
     counted(sides[1], peak_bytes=5000)
     pairs = timed(0.05)
-    monkeypatch.setattr(throughput, "compare", lambda *_: (judge(pairs.ratios, throughput.MARGIN, 0.5), pairs))
+    monkeypatch.setattr(
+        "harness.throughput.pairs.race", lambda *_: (judge(pairs.ratios, throughput.MARGIN, 0.5), pairs)
+    )
     found = compare._timed(*sides, lambda *_: None)
     assert [(one.where, one.means) for one in found] == [
         (name, BROKEN) for name in (*throughput.counted_runs("cpu"), "time")

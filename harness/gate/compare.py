@@ -54,7 +54,10 @@ def gate(baseline: Side, candidate: Side, workers: int, told: Told) -> Outcome:
             if wanted:
                 throughput.count(side)
             side.dismiss()
-            return side.suites(workers, lambda ended, count: told(side.name, "suites", ended, count))
+            cases = side.suites(workers, lambda ended, count: told(side.name, "suites", ended, count))
+            if wanted:
+                throughput.stand(side)
+            return cases
         except BaseException:
             # The other side is told, wherever it is: without this one there is nothing to compare.
             meeting.abort()

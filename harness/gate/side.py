@@ -17,6 +17,7 @@ from harness.gate.environments import Environment
 from harness.gate.worker import LIMIT
 from harness.paths import SUITES
 from harness.report import Case
+from harness.throughput.pairs import Runner
 from harness.trace import Trace
 
 #: Seconds after which a case of the suites is cut; the slowest takes 10 s on two busy cores.
@@ -44,7 +45,8 @@ class Judged:
 class Side:
     """name: "baseline" or "candidate". directory: where what was found is kept.
 
-    done: task -> {"error": words or None, "data": ...}, of what the worker was asked.
+    done: task -> {"error": words or None, "data": ...}, of what the worker was asked. runners: processes that stand ready
+    to be timed. untimed: why there are none.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Side:
     directory: Path
     judged: Judged
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runners: list[Runner] = field(default_factory=list)
+    untimed: str = ""
     _worker: subprocess.Popen[str] | None = None
     _suites: subprocess.Popen[str] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -117,7 +121,7 @@ class Side:
     def _started(self) -> subprocess.Popen[str]:
         if self._worker is None:
             with (self.directory / "worker.txt").open("a") as words:
-                self._worker = self._start(
+                self._worker = self.start(
                     "-m", "harness.gate.worker", str(self.directory), *self.judged.preloads,
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words,
                 )  # fmt: skip
@@ -133,7 +137,8 @@ class Side:
                 raise UsageError(f"{self.name}, {self.environment.asked!r}: {greeting['refused']}")
         return self._worker
 
-    def _start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """Start Python in the side's environment, unless the side has ended."""
         with self._lock:
             if self._ended:
                 raise KeyboardInterrupt
@@ -178,7 +183,7 @@ class Side:
         quiet = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile", "sample"]
         words = [*chosen, *quiet, *limits, "-n", str(workers), "--journal", str(file)]
         with (self.directory / "suites.txt").open("w") as output:
-            self._suites = self._start(
+            self._suites = self.start(
                 "-m", "pytest", *words, *self.judged.options(),
                 stdout=output, stderr=subprocess.STDOUT, cwd=self.directory,
             )  # fmt: skip
@@ -203,3 +208,5 @@ class Side:
                         process.wait(10)
                     except subprocess.TimeoutExpired:
                         process.kill()
+        for runner in self.runners:
+            runner.end()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from harness.errors import UsageError
 from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding
 from harness.gate.side import Side
 from harness.spec import RunSpec
+from harness.throughput import pairs
 from harness.throughput.counters import Counters
 from harness.throughput.judgement import HOLDS, SLOWER, Judgement
-from harness.throughput.pairs import Entrant, Pairs, compare
+from harness.throughput.pairs import Entrant, Pairs
 from harness.throughput.shapes import SHAPES
 
 #: Counters of memory: more of them is a finding by itself. Of the others more may be right; the clock tells.
@@ -79,16 +81,25 @@ def _grown(was: int, now: int) -> float:
     return (now - was) / max(was, 1)
 
 
+def stand(side: Side) -> None:
+    """Start the processes of a side that will be timed, if it can be: beside whatever the other side still does."""
+    if not can_be_timed(side):
+        return
+    spec = SHAPES["tiny"].spec(side.judged.device)
+    entrant = Entrant(side.name, side.judged.subject, spec, side.judged.preloads, side.start)
+    try:
+        pairs.stand([entrant] * pairs.PROCESSES, side.runners)
+    except UsageError as error:
+        side.untimed = str(error)
+
+
 def time(
     baseline: Side, candidate: Side, told: Callable[[Judgement], None], margin: float = MARGIN, budget: float = BUDGET
 ) -> tuple[Judgement, Pairs]:
-    """Time both sides in turn, when neither does anything else."""
-    spec = SHAPES["tiny"].spec(baseline.judged.device)
-    sides = [
-        Entrant(side.name, side.judged.subject, spec, side.judged.preloads, side.environment.start)
-        for side in (baseline, candidate)
-    ]
-    return compare(sides[0], sides[1], margin, budget, told)
+    """Time both sides in turn, when neither does anything else. UsageError where one could not stand ready."""
+    if untimed := baseline.untimed or candidate.untimed:
+        raise UsageError(untimed)
+    return pairs.race(baseline.runners, candidate.runners, margin, budget, told)
 
 
 def slower(judgement: Judgement, timed: Pairs, counted: list[Finding], margin: float = MARGIN) -> Iterator[Finding]:

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -73,10 +73,10 @@ class Pairs:
 
 
 class Runner:
-    """A process that trains one side, a block at a time."""
+    """A process that trains one side, a block at a time. first: what it answered when it was ready."""
 
     def __init__(self, entrant: Entrant):
-        self.entrant = entrant
+        self.entrant, self.first = entrant, dict[str, Any]()
         self.words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - ends with the process
         self.process = entrant.start(
             "-m", "harness.throughput.worker", entrant.subject, *entrant.preloads,
@@ -84,12 +84,11 @@ class Runner:
         )  # fmt: skip
         self._say({"spec": entrant.spec.to_json(), "cost": entrant.cost})
 
-    def ready(self, core: int | None) -> dict[str, Any]:
-        """Wait until it can be timed, from then on on this core. Returns its first answer; UsageError where it cannot."""
-        answer = self._hear()
+    def ready(self, core: int | None) -> None:
+        """Wait until it can be timed, from then on on this core. UsageError where it cannot."""
+        self.first = self._hear()
         if core is not None:
             os.sched_setaffinity(self.process.pid, {core})
-        return answer
 
     def block(self, steps: int) -> dict[str, Any]:
         """Train some steps. Returns the seconds of each, by metric, and "peak_bytes"."""
@@ -98,7 +97,9 @@ class Runner:
 
     def end(self) -> None:
         """End the process."""
-        if self.process.stdin is not None:
+        assert self.process.stdin is not None
+        # One that ended before it read its task has left that in the pipe.
+        with suppress(BrokenPipeError):
             self.process.stdin.close()
         try:
             self.process.wait(10)
@@ -143,19 +144,56 @@ def compare(
     The processes of both sides stand ready side by side, and the A B B A go round over the pairs, so that each pair counts
     alike however early the answer is clear. decide: False goes on to the end of the budget, for samples.
     """
-    timed = Pairs(times={side: {metric: [] for metric in METRICS} for side in (a.name, b.name)})
-    with _ready(a, b, processes, timed.first) as runners:
-        began = time.monotonic()
-        steps = _steps(runners)
-        timed.ratios = {metric: [[] for _ in runners] for metric in METRICS}
-        while True:
-            for index, pair in enumerate(runners):
-                _quadruple(timed, index, pair, steps)
-            timed.seconds = time.monotonic() - began
-            verdict = judge(timed.ratios, margin, timed.seconds / budget)
-            told(verdict)
-            if (decide and verdict.decided) or timed.seconds >= budget:
-                return verdict, timed
+    runners: list[Runner] = []
+    try:
+        stand([a, b] * processes, runners)
+        return race(runners[::2], runners[1::2], margin, budget, told, decide)
+    finally:
+        for runner in runners:
+            runner.end()
+
+
+def stand(entrants: Sequence[Entrant], runners: list[Runner]) -> None:
+    """Start a process for each, and wait until all can be timed; those of one thread all on one core, so that none has the
+    better one. They are added to `runners` as they start: end them. UsageError where one cannot be timed.
+
+    Two start at once; large models one after the other, since two that warm up at once may not fit a GPU's memory.
+    """
+    spec = entrants[0].spec
+    core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and spec.launch.threads == 1 else None
+    large = spec.launch.device == "cuda" and int(spec.model.config.get("hidden_size", 0)) >= LARGE
+    at_once = 1 if large else 2
+    for start in range(0, len(entrants), at_once):
+        started = len(runners)
+        for entrant in entrants[start : start + at_once]:
+            runners.append(Runner(entrant))
+        for runner in runners[started:]:
+            runner.ready(core)
+
+
+def race(
+    a: Sequence[Runner],
+    b: Sequence[Runner],
+    margin: float,
+    budget: float,
+    told: Callable[[Judgement], None] = lambda _: None,
+    decide: bool = True,
+) -> tuple[Judgement, Pairs]:
+    """`compare`, of processes that stand ready: as many of A as of B."""
+    sides = {runners[0].entrant.name: runners[0].first for runners in (a, b)}
+    timed = Pairs(times={side: {metric: [] for metric in METRICS} for side in sides}, first=sides)
+    began = time.monotonic()
+    runners = list(zip(a, b, strict=True))
+    steps = _steps(runners)
+    timed.ratios = {metric: [[] for _ in runners] for metric in METRICS}
+    while True:
+        for index, pair in enumerate(runners):
+            _quadruple(timed, index, pair, steps)
+        timed.seconds = time.monotonic() - began
+        verdict = judge(timed.ratios, margin, timed.seconds / budget)
+        told(verdict)
+        if (decide and verdict.decided) or timed.seconds >= budget:
+            return verdict, timed
 
 
 def _quadruple(timed: Pairs, index: int, pair: Sequence[Runner], steps: int) -> None:
@@ -182,28 +220,3 @@ def _steps(runners: list[tuple[Runner, Runner]]) -> int:
     seconds = median(second for pair in runners for runner in pair for second in runner.block(5)["wall"])
     block = BLOCK[runners[0][0].entrant.spec.launch.device]
     return max(1, min(60, round(block / max(seconds, 1e-4))))
-
-
-@contextmanager
-def _ready(
-    a: Entrant, b: Entrant, processes: int, first: dict[str, dict[str, Any]]
-) -> Iterator[list[tuple[Runner, Runner]]]:
-    """Pairs of processes, ready to be timed; those of one thread all on one core, so that none has the better one.
-
-    They start in pairs; a large model's one after the other, since two that warm up at once may not fit a GPU's memory.
-    """
-    core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and a.spec.launch.threads == 1 else None
-    large = a.spec.launch.device == "cuda" and int(a.spec.model.config.get("hidden_size", 0)) >= LARGE
-    at_once = 1 if large else 2
-    entrants = [a, b] * processes
-    runners: list[Runner] = []
-    try:
-        for start in range(0, len(entrants), at_once):
-            started = [Runner(entrant) for entrant in entrants[start : start + at_once]]
-            runners += started
-            for runner in started:
-                first[runner.entrant.name] = runner.ready(core)
-        yield list(zip(runners[::2], runners[1::2], strict=True))
-    finally:
-        for runner in runners:
-            runner.end()
