@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -73,10 +73,13 @@ class Pairs:
 
 
 class Runner:
-    """A process that trains one side, a block at a time. first: what it answered when it was ready."""
+    """A process that trains one side, a block at a time.
+
+    first: what it answered when it was ready. over: whether it has said its last, on purpose or not.
+    """
 
     def __init__(self, entrant: Entrant):
-        self.entrant, self.first = entrant, dict[str, Any]()
+        self.entrant, self.first, self.over = entrant, dict[str, Any](), False
         self.words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - ends with the process
         self.process = entrant.start(
             "-m", "harness.throughput.worker", entrant.subject, *entrant.preloads,
@@ -122,8 +125,10 @@ class Runner:
         if line:
             answer: dict[str, Any] = json.loads(line)
             if "refused" in answer:
+                self.over = True
                 raise UsageError(f"{self.entrant.name}: {answer['refused']}")
             return answer
+        self.over = True
         self.process.wait()
         self.words.seek(0)
         said = [text.strip() for text in self.words.read().splitlines() if text.strip()]
@@ -169,6 +174,18 @@ def stand(entrants: Sequence[Entrant], runners: list[Runner]) -> None:
             runners.append(Runner(entrant))
         for runner in runners[started:]:
             runner.ready(core)
+
+
+@contextmanager
+def standing(entrant: Entrant) -> Iterator[Runner]:
+    """A process that stands ready; it ends with the block. UsageError where it cannot be timed."""
+    runners: list[Runner] = []
+    try:
+        stand([entrant], runners)
+        yield runners[0]
+    finally:
+        for runner in runners:
+            runner.end()
 
 
 def race(

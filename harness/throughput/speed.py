@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from harness import subjects
@@ -13,7 +15,7 @@ from harness.errors import UsageError
 from harness.throughput.ceiling import Ceiling
 from harness.throughput.ceiling import measure as measure_ceiling
 from harness.throughput.judgement import Interval
-from harness.throughput.pairs import Entrant, compare
+from harness.throughput.pairs import Entrant, race, standing
 from harness.throughput.shapes import Shape
 
 SCHEMA_VERSION = 1
@@ -116,39 +118,35 @@ def measure(
 ) -> Measured:
     """Time the subject at a shape, against each yardstick in turn. UsageError where the subject itself cannot."""
     spec, budget = shape.spec(device), budget or BUDGET[device]
-    trainer = Entrant("trainer", subject, spec, cost=True)
-    result = Measured(shape, [Row("trainer")])
-    for name in yardsticks(shape, device):
-        judged = subjects.load(name)
-        other = Entrant(judged.name, name, spec)
-        told(f"{shape.name}: {subject} and {judged.name}")
-        if reason := judged.unsupported(spec):
-            result.rows.append(Row(judged.name, refused=reason))
-            continue
-        try:
-            judgement, timed = compare(other, trainer, 0.01, budget, processes=1, decide=False)
-        except UsageError as error:
-            result.rows.append(Row(judged.name, refused=str(error)))
-            continue
-        _take(result, result.rows[0], timed, "trainer")
-        row = Row(judged.name, overhead=judgement.intervals["wall"])
-        _take(result, row, timed, judged.name)
-        result.rows.append(row)
-    if math.isnan(result.rows[0].seconds):
-        told(f"{shape.name}: {subject} alone")
-        _, timed = compare(trainer, Entrant("again", subject, spec), 0.01, budget / 2, processes=1, decide=False)
-        _take(result, result.rows[0], timed, "trainer")
-    dtype = "bfloat16" if shape.bf16 else shape.dtype
-    result.ceiling = measure_ceiling(device, dtype, spec.launch.threads)
-    return result
-
-
-def _take(result: Measured, row: Row, timed: Any, name: str) -> None:
-    first = timed.first[name]
-    row.seconds, row.peak_bytes, row.loss = timed.step(name), timed.peak_bytes[name], first["loss"]
-    if "flops" in first:
-        # Each byte kept is written once and read once; what the weights take is little beside it.
-        result.flops, result.traffic_bytes = first["flops"], 2 * first["saved_bytes"]
+    entrant, rows = Entrant("trainer", subject, spec, cost=True), [Row("trainer")]
+    with ExitStack() as started:
+        told(f"{shape.name}: {subject} starts")
+        trainer = started.enter_context(standing(entrant))
+        for name in yardsticks(shape, device):
+            judged = subjects.load(name)
+            if reason := judged.unsupported(spec):
+                rows.append(Row(judged.name, refused=reason))
+                continue
+            told(f"{shape.name}: {subject} and {judged.name}")
+            try:
+                with standing(Entrant(judged.name, name, spec)) as other:
+                    judgement, timed = race([other], [trainer], 0.01, budget, decide=False)
+            except UsageError as error:
+                rows.append(Row(judged.name, refused=str(error)))
+                if trainer.over:
+                    trainer = started.enter_context(standing(entrant))
+                continue
+            rows.append(Row(judged.name, overhead=judgement.intervals["wall"]))
+            for row in (rows[0], rows[-1]):
+                row.seconds, row.peak_bytes = timed.step(row.name), timed.peak_bytes[row.name]
+                row.loss = timed.first[row.name]["loss"]
+        if math.isnan(rows[0].seconds):
+            alone = trainer.block(5)
+            rows[0].seconds, rows[0].peak_bytes = median(alone["wall"]), alone["peak_bytes"]
+            rows[0].loss = trainer.first["loss"]
+    ceiling = measure_ceiling(device, "bfloat16" if shape.bf16 else shape.dtype, spec.launch.threads)
+    # Each byte kept is written once and read once; what the weights take is little beside it.
+    return Measured(shape, rows, trainer.first["flops"], 2 * trainer.first["saved_bytes"], ceiling)
 
 
 def to_report(measured: list[Measured], device: str, subject: str) -> dict[str, Any]:
