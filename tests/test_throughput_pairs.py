@@ -111,6 +111,9 @@ def test_the_compiled_step_computes_what_the_reference_computes(checkpointing, m
 
 def test_what_cannot_be_compiled_is_refused():
     assert "only CUDA has graphs" in compiled.captured().unsupported(SPEC)
+    anew = SPEC.on_device("cuda").but(activation_checkpointing=True)
+    assert compiled.captured().unsupported(anew) is None
+    assert "dropped out" in compiled.captured().unsupported(anew.but(lora={"lora_dropout": 0.1}))
     assert "label smoothing" in compiled.compiled().unsupported(SPEC.but(label_smoothing_factor=0.1))
     with pytest.raises(UsageError, match="is timed only"):
         compiled.compiled().train(SPEC, None)
@@ -134,6 +137,28 @@ def test_what_was_timed_too_little_is_not_known():
     measured = speed.Measured(SHAPES["tiny"], [row], ceiling=speed.Ceiling("float32", 1e12, 1e10))
     (told,) = measured.to_json()["rows"]
     assert told["trainer_overhead"] == {"estimate": None, "low": None, "high": None}
+
+
+def test_a_trainer_that_ends_beside_one_yardstick_is_started_anew_for_the_next(monkeypatch):
+    """As where both do not fit."""
+    started = []
+
+    def start(*arguments, **options):
+        import subprocess
+
+        started.append(arguments[2])
+        dies = started.count("hf-trainer") == 1 and arguments[2] == "hf-trainer"
+        code = FAKE.replace("for line in sys.stdin:", "for line in ():") if dies else FAKE
+        return subprocess.Popen([sys.executable, "-c", code, "0.01"], text=True, **options)
+
+    monkeypatch.setattr(speed, "Entrant", functools.partial(Entrant, start=start))
+    monkeypatch.setattr(speed, "measure_ceiling", lambda *_: speed.Ceiling("float32", 1e12, 1e10))
+    measured = speed.measure(SHAPES["tiny"], "cpu", "hf-trainer", 1.0)
+    assert started.count("hf-trainer") == 2
+    reasons = {row.name: row.refused for row in measured.rows}
+    reason = "trainer: ended while it was timed (without a word)"
+    assert reasons == {"trainer": "", "reference": reason, "reference-compiled": ""}
+    assert [round(row.seconds, 6) for row in measured.rows] == [0.01, pytest.approx(float("nan"), nan_ok=True), 0.01]
 
 
 def test_speed_is_told(tmp_path, monkeypatch):

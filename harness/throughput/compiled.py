@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from harness.reference.trainer import ReferenceTrainer
 
+#: What transformers sets on a module whose activations are computed anew.
+MARK = "gradient_checkpointing"
+
 
 class Compiled:
     """A subject that can only be timed: it keeps no trace, evaluates nothing and saves nothing."""
@@ -36,6 +39,9 @@ class Compiled:
             return "only CUDA has graphs to capture a step in"
         if spec.arguments.get("label_smoothing_factor") or spec.arguments.get("eval_strategy", "no") != "no":
             return "the compiled step has neither label smoothing nor evaluation"
+        anew = spec.arguments.get("activation_checkpointing") or spec.model.prepare_for_kbit
+        if self.capture and anew and spec.adapter.config.get("lora_dropout"):
+            return "what a captured step has dropped out cannot be dropped out once more to compute activations anew"
         return refusal(spec)
 
     def train(self, spec: RunSpec, directory: Path) -> Trace:
@@ -52,7 +58,7 @@ class Compiled:
 
 
 def compiled() -> Compiled:
-    """torch.compile of forward pass and loss."""
+    """torch.compile of the layers, and of the head with the loss."""
     return Compiled(capture=False)
 
 
@@ -88,21 +94,20 @@ class Steps:
         self.windows = self._windows()
         # Attention over rows without padding needs no mask, and has a faster kernel then.
         self.padded = not all(bool(row["attention_mask"].all()) for row in trainer.rows)
-        self.loss_of, self.head = self._loss_of, self._head
         self.loss_sum = torch.zeros((), device=trainer.device)
         self.graph: Any = None
         self.inputs: list[tuple[torch.Tensor, ...]] = []
         self.capture = capture
-        if self.args.activation_checkpointing:
-            checkpoint_activations(trainer.model.base, {"use_reentrant": False})
-        if trainer.model.base.is_gradient_checkpointing:
-            # Nothing is fused over the edge of a layer that is computed anew, so one layer is compiled, for all of them: 32
-            # layers of a 7B model take minutes.
-            for layer in trainer.model.base.model.layers:
-                layer.forward = torch.compile(layer.forward)
-            self.head = torch.compile(self._head)
-        else:
-            self.loss_of = torch.compile(self._loss_of)
+        base = trainer.model.base
+        if self.args.activation_checkpointing or any(getattr(each, MARK, False) for each in base.modules()):
+            # Generators, whose state would be kept, cannot be read while a graph is captured.
+            checkpoint_activations(
+                base, {"use_reentrant": False, "preserve_rng_state": trainer.model.config.lora_dropout > 0}
+            )
+        # One layer is compiled, for all of them: together, 32 of a 7B model take minutes, for what is fused over their edges.
+        for layer in base.model.layers:
+            layer.forward = torch.compile(layer.forward)
+        self.head = torch.compile(self._head)
         trainer.model.train()
 
     def run(self) -> None:
@@ -129,7 +134,7 @@ class Steps:
         import torch
 
         for batch in window:
-            loss = self.loss_of(*batch)
+            loss = self._loss_of(*batch)
             loss.backward()
             self.loss_sum += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.args.max_grad_norm or float("inf"), foreach=True)

@@ -87,11 +87,14 @@ class Runner:
         )  # fmt: skip
         self._say({"spec": entrant.spec.to_json(), "cost": entrant.cost})
 
-    def ready(self, core: int | None) -> None:
-        """Wait until it can be timed, from then on on this core. UsageError where it cannot."""
+    def ready(self) -> None:
+        """Wait until it can be timed. UsageError where it cannot.
+
+        Those of one thread are all on one core from then on, so that none has the better one.
+        """
         self.first = self._hear()
-        if core is not None:
-            os.sched_setaffinity(self.process.pid, {core})
+        if self.entrant.spec.launch.threads == 1 and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(self.process.pid, {max(os.sched_getaffinity(0))})
 
     def block(self, steps: int) -> dict[str, Any]:
         """Train some steps. Returns the seconds of each, by metric, and "peak_bytes"."""
@@ -158,34 +161,33 @@ def compare(
             runner.end()
 
 
-def stand(entrants: Sequence[Entrant], runners: list[Runner]) -> None:
-    """Start a process for each, and wait until all can be timed; those of one thread all on one core, so that none has the
-    better one. They are added to `runners` as they start: end them. UsageError where one cannot be timed.
+def large(spec: RunSpec) -> bool:
+    """Whether two processes that warm up at once may not fit a GPU's memory."""
+    return spec.launch.device == "cuda" and int(spec.model.config.get("hidden_size", 0)) >= LARGE
 
-    Two start at once; large models one after the other, since two that warm up at once may not fit a GPU's memory.
+
+def stand(entrants: Sequence[Entrant], runners: list[Runner]) -> None:
+    """Start a process for each, and wait until all can be timed. They are added to `runners` as they start: end them.
+
+    As many start at once as there are cores, and two on two. UsageError where one cannot be timed.
     """
-    spec = entrants[0].spec
-    core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and spec.launch.threads == 1 else None
-    large = spec.launch.device == "cuda" and int(spec.model.config.get("hidden_size", 0)) >= LARGE
-    at_once = 1 if large else 2
+    at_once = 1 if large(entrants[0].spec) else max(2, os.cpu_count() or 1)
     for start in range(0, len(entrants), at_once):
         started = len(runners)
         for entrant in entrants[start : start + at_once]:
             runners.append(Runner(entrant))
         for runner in runners[started:]:
-            runner.ready(core)
+            runner.ready()
 
 
 @contextmanager
-def standing(entrant: Entrant) -> Iterator[Runner]:
-    """A process that stands ready; it ends with the block. UsageError where it cannot be timed."""
-    runners: list[Runner] = []
+def standing(runner: Runner) -> Iterator[Runner]:
+    """Wait until it can be timed; it ends with the block. UsageError where it cannot."""
     try:
-        stand([entrant], runners)
-        yield runners[0]
+        runner.ready()
+        yield runner
     finally:
-        for runner in runners:
-            runner.end()
+        runner.end()
 
 
 def race(

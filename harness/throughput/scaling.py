@@ -24,7 +24,7 @@ from harness.errors import UsageError
 from harness.spec import RunSpec
 from harness.throughput.counters import dispatched
 from harness.throughput.marks import Marks
-from harness.throughput.pairs import Entrant, Runner
+from harness.throughput.pairs import Entrant, Runner, standing
 from harness.throughput.shapes import Shape
 from harness.throughput.speed import SCHEMA_VERSION, number
 from harness.throughput.stepping import train
@@ -141,12 +141,8 @@ def spread_over(spec: RunSpec, strategy: str, count: int) -> RunSpec:
 
 
 def _alone(subject: str, spec: RunSpec) -> Spread:
-    runner = Runner(Entrant("one process", subject, spec))
-    try:
-        runner.ready(None)
+    with standing(Runner(Entrant("one process", subject, spec))) as runner:
         block = runner.block(STEPS)
-    finally:
-        runner.end()
     return Spread("single", 1, block["wall"], [block["peak_bytes"]])
 
 

@@ -15,7 +15,7 @@ from harness.errors import UsageError
 from harness.throughput.ceiling import Ceiling
 from harness.throughput.ceiling import measure as measure_ceiling
 from harness.throughput.judgement import Interval
-from harness.throughput.pairs import Entrant, race, standing
+from harness.throughput.pairs import Entrant, Runner, large, race, standing
 from harness.throughput.shapes import Shape
 
 SCHEMA_VERSION = 1
@@ -108,7 +108,7 @@ def number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def yardsticks(shape: Shape, device: str) -> list[str]:
+def yardsticks(device: str) -> list[str]:
     """Who runs beside the Trainer, as subjects; those that cannot are told."""
     return [REFERENCE, COMPILED, *([CAPTURED] if device == "cuda" else [])]
 
@@ -119,24 +119,30 @@ def measure(
     """Time the subject at a shape, against each yardstick in turn. UsageError where the subject itself cannot."""
     spec, budget = shape.spec(device), budget or BUDGET[device]
     entrant, rows = Entrant("trainer", subject, spec, cost=True), [Row("trainer")]
+    others = {name: subjects.load(name) for name in yardsticks(device)}
+    refused = {name: other.unsupported(spec) for name, other in others.items()}
     with ExitStack() as started:
         told(f"{shape.name}: {subject} starts")
-        trainer = started.enter_context(standing(entrant))
-        for name in yardsticks(shape, device):
-            judged = subjects.load(name)
-            if reason := judged.unsupported(spec):
-                rows.append(Row(judged.name, refused=reason))
+        trainer, early = Runner(entrant), dict[str, Runner]()
+        for name, other in others.items():
+            if not (large(spec) or refused[name]):
+                early[name] = Runner(Entrant(other.name, name, spec))
+                started.callback(early[name].end)
+        started.enter_context(standing(trainer))
+        for name, other in others.items():
+            if reason := refused[name]:
+                rows.append(Row(other.name, refused=reason))
                 continue
-            told(f"{shape.name}: {subject} and {judged.name}")
+            told(f"{shape.name}: {subject} and {other.name}")
             try:
-                with standing(Entrant(judged.name, name, spec)) as other:
-                    judgement, timed = race([other], [trainer], 0.01, budget, decide=False)
+                with standing(early.get(name) or Runner(Entrant(other.name, name, spec))) as yardstick:
+                    judgement, timed = race([yardstick], [trainer], 0.01, budget, decide=False)
             except UsageError as error:
-                rows.append(Row(judged.name, refused=str(error)))
+                rows.append(Row(other.name, refused=str(error)))
                 if trainer.over:
-                    trainer = started.enter_context(standing(entrant))
+                    trainer = started.enter_context(standing(Runner(entrant)))
                 continue
-            rows.append(Row(judged.name, overhead=judgement.intervals["wall"]))
+            rows.append(Row(other.name, overhead=judgement.intervals["wall"]))
             for row in (rows[0], rows[-1]):
                 row.seconds, row.peak_bytes = timed.step(row.name), timed.peak_bytes[row.name]
                 row.loss = timed.first[row.name]["loss"]
