@@ -11,6 +11,7 @@ from harness import subjects
 from harness.cli import app
 from harness.errors import UsageError
 from harness.scenarios import PLAIN
+from harness.subjects.reference import build
 from harness.throughput import compiled, judgement, pairs, speed
 from harness.throughput.pairs import Entrant
 from harness.throughput.shapes import SHAPES, chosen
@@ -107,6 +108,33 @@ def test_the_compiled_step_computes_what_the_reference_computes(checkpointing, m
         train(subjects.load(name), spec, tmp_path / name.replace(":", "-"), told)
     first, second = logs.values()
     assert len(first) == 1 and first == pytest.approx(second, abs=2e-6)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_that_is_captured_reads_nothing_from_the_device(checkpointing, monkeypatch, tmp_path):
+    """While a graph is captured that is an error, of which only a GPU tells."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+                seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    spec = SPEC.but(activation_checkpointing=checkpointing)
+    steps = compiled.Steps(build(spec, tmp_path, lambda event, trainer: None), capture=False)
+    steps.run()
+    with Reads():
+        steps._loss_of(*next(steps.windows)[0]).backward()
+        assert seen == []
+        torch.zeros(()).item()
+    assert len(seen) == 1
+    padded = build(spec.but(data={"min_length": 3}), tmp_path, lambda event, trainer: None)
+    with pytest.raises(UsageError, match="rows without padding"):
+        compiled.Steps(padded, capture=True)
 
 
 def test_what_cannot_be_compiled_is_refused():

@@ -35,8 +35,12 @@ class Compiled:
         self.name = "reference-captured" if capture else "reference-compiled"
 
     def unsupported(self, spec: RunSpec) -> str | None:
+        import transformers
+
         if self.capture and spec.launch.device != "cuda":
             return "only CUDA has graphs to capture a step in"
+        if not hasattr(transformers, "AttentionInterface"):
+            return f"transformers {transformers.__version__} has no AttentionInterface"
         if spec.arguments.get("label_smoothing_factor") or spec.arguments.get("eval_strategy", "no") != "no":
             return "the compiled step has neither label smoothing nor evaluation"
         anew = spec.arguments.get("activation_checkpointing") or spec.model.prepare_for_kbit
@@ -65,6 +69,20 @@ def compiled() -> Compiled:
 def captured() -> Compiled:
     """That, and the whole step captured as one CUDA graph."""
     return Compiled(capture=True)
+
+
+def attend_without_mask(base: Any) -> None:
+    """Have a transformers model attend to all that came before, by the kernel it would take where nothing is masked.
+
+    To find out that nothing is, transformers reads from the device at each step (masking_utils.py:
+    find_packed_sequence_indices), and while a graph is captured it does not find out.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    # No function makes a mask for a name that is not the library's own.
+    AttentionInterface.register("sdpa_without_mask", sdpa_attention_forward)
+    base.set_attn_implementation("sdpa_without_mask")
 
 
 class Steps:
@@ -99,6 +117,10 @@ class Steps:
         self.inputs: list[tuple[torch.Tensor, ...]] = []
         self.capture = capture
         base = trainer.model.base
+        if not self.padded:
+            attend_without_mask(base)
+        elif capture:
+            raise UsageError("a captured step takes rows without padding: what is masked decides what is computed")
         if self.args.activation_checkpointing or any(getattr(each, MARK, False) for each in base.modules()):
             # Generators, whose state would be kept, cannot be read while a graph is captured.
             checkpoint_activations(

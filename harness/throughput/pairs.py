@@ -18,19 +18,17 @@ from typing import Any
 from harness.errors import UsageError
 from harness.spec import RunSpec
 from harness.throughput.judgement import Judgement, judge
+from harness.throughput.shapes import peak_bytes
 
 METRICS = ("wall", "cpu")
 
 #: Seconds of a block. On a CPU as short as can be, be it one step: what else the machine does then hits both sides alike
 #: (on two cores of a shared machine the log-ratio of one A B B A strays by 11 % whether its blocks have one step or
 #: twelve). On CUDA each block ends with the device idle, which it takes a while to fill again.
-BLOCK = {"cpu": 0.008, "cuda": 0.25}
+BLOCK = {"cpu": 0.008, "cuda": 0.05}
 
 #: Processes of each side, one pair after the other: where memory comes to lie makes one process faster than another.
 PROCESSES = 4
-
-#: The hidden size from which a model is large.
-LARGE = 2048
 
 #: Starts a process of a side: the arguments of Python, and the options of subprocess.Popen.
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -75,8 +73,11 @@ class Pairs:
 class Runner:
     """A process that trains one side, a block at a time.
 
-    first: what it answered when it was ready. over: whether it has said its last, on purpose or not.
+    first: what it answered when it was ready. over: whether it has said its last, on purpose or not. slower: the share by
+    which to slow its steps down on purpose, None for as they are.
     """
+
+    slower: float | None = None
 
     def __init__(self, entrant: Entrant):
         self.entrant, self.first, self.over = entrant, dict[str, Any](), False
@@ -98,7 +99,7 @@ class Runner:
 
     def block(self, steps: int) -> dict[str, Any]:
         """Train some steps. Returns the seconds of each, by metric, and "peak_bytes"."""
-        self._say({"steps": steps})
+        self._say({"steps": steps} | ({} if self.slower is None else {"slower": self.slower}))
         return self._hear()
 
     def end(self) -> None:
@@ -161,20 +162,26 @@ def compare(
             runner.end()
 
 
-def large(spec: RunSpec) -> bool:
-    """Whether two processes that warm up at once may not fit a GPU's memory."""
-    return spec.launch.device == "cuda" and int(spec.model.config.get("hidden_size", 0)) >= LARGE
+def at_once(spec: RunSpec) -> int:
+    """How many processes may warm up side by side: one for each core, or two, if they fit the GPU's memory."""
+    cores = max(2, os.cpu_count() or 1)
+    if spec.launch.device != "cuda":
+        return cores
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    return max(1, min(cores, int(0.9 * free / peak_bytes(spec))))
 
 
 def stand(entrants: Sequence[Entrant], runners: list[Runner]) -> None:
     """Start a process for each, and wait until all can be timed. They are added to `runners` as they start: end them.
 
-    As many start at once as there are cores, and two on two. UsageError where one cannot be timed.
+    UsageError where one cannot be timed.
     """
-    at_once = 1 if large(entrants[0].spec) else max(2, os.cpu_count() or 1)
-    for start in range(0, len(entrants), at_once):
+    together = at_once(entrants[0].spec)
+    for start in range(0, len(entrants), together):
         started = len(runners)
-        for entrant in entrants[start : start + at_once]:
+        for entrant in entrants[start : start + together]:
             runners.append(Runner(entrant))
         for runner in runners[started:]:
             runner.ready()

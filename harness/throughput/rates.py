@@ -8,7 +8,6 @@ together. Beside it, on the same draws, two rules in use say what they would hav
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from harness.throughput.judgement import HOLDS, SLOWER, UNCLEAR, judge
-from harness.throughput.pairs import METRICS, PROCESSES, Entrant, Pairs, compare, here
+from harness.throughput.pairs import METRICS, PROCESSES, Entrant, Pairs, Runner, race, stand
 from harness.throughput.shapes import Shape
 
 #: Slowdowns put in, as shares.
@@ -32,8 +31,8 @@ LONGER = 4
 
 TRIALS = 1000
 
-#: Pairs of processes that are timed; a trial draws PROCESSES of them, some twice. Starting one takes half a minute.
-PAIRS = {"cpu": PROCESSES, "cuda": 2}
+#: Pairs of processes that are timed; a trial draws PROCESSES of them, some twice.
+PAIRS = {"cpu": 6, "cuda": 4}
 
 #: A B B A that are drawn together.
 STRETCH = 8
@@ -54,19 +53,6 @@ class Pool:
     @property
     def count(self) -> int:
         return sum(map(len, self.series))
-
-
-def pool(shape: Shape, device: str, share: float, seconds: float, processes: int = PROCESSES) -> Pool:
-    """Time equals, or one beside one that is slower by a share."""
-    spec = shape.spec(device)
-    preloads = ("harness.throughput.slowed",) if share else ()
-
-    def slowed(*arguments: str, **options: Any) -> Any:
-        return here(*arguments, env={**os.environ, "PEFT_HARNESS_SLOWER": str(share)}, **options)
-
-    a, b = Entrant("a", "hf-trainer", spec), Entrant("b", "hf-trainer", spec, preloads, slowed)
-    _, timed = compare(a, b, GOAL[device][0], seconds, processes=processes, decide=False)
-    return Pool(share, _series(timed), timed.seconds / max(1, sum(map(len, timed.ratios["wall"]))))
 
 
 def _series(timed: Pairs) -> list[list[dict[str, Any]]]:
@@ -165,6 +151,26 @@ def _mann_whitney(a: list[float], b: list[float]) -> bool:
 def measure(shape: Shape, device: str, seconds: float, told: Callable[[str], None] = lambda _: None) -> Iterator[Rates]:
     """The rates of each slowdown, as they are measured. seconds: of timing for each; LONGER times as many for equals."""
     margin, budget = GOAL[device]
-    for share in SHARES[device]:
-        told(f"{shape.name}: " + (f"slower by {share:.1%}" if share else "equals"))
-        yield rates(pool(shape, device, share, seconds if share else LONGER * seconds, PAIRS[device]), margin, budget)
+    for pooled in pools(shape, device, seconds, told):
+        yield rates(pooled, margin, budget)
+
+
+def pools(shape: Shape, device: str, seconds: float, told: Callable[[str], None] = lambda _: None) -> Iterator[Pool]:
+    """Time equals, and then the same processes while one of each pair is slowed down. seconds: see `measure`."""
+    spec, slowed = shape.spec(device), ("harness.throughput.slowed",)
+    runners: list[Runner] = []
+    try:
+        told(f"{shape.name}: starting")
+        stand([Entrant(name, "hf-trainer", spec, slowed) for name in "ab"] * PAIRS[device], runners)
+        for runner in runners:
+            runner.slower = 0.0
+        for share in SHARES[device]:
+            told(f"{shape.name}: " + (f"slower by {share:.1%}" if share else "equals"))
+            for runner in runners[1::2]:
+                runner.slower = share
+            budget = seconds if share else LONGER * seconds
+            _, timed = race(runners[::2], runners[1::2], GOAL[device][0], budget, decide=False)
+            yield Pool(share, _series(timed), timed.seconds / max(1, sum(map(len, timed.ratios["wall"]))))
+    finally:
+        for runner in runners:
+            runner.end()

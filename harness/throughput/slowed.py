@@ -1,11 +1,10 @@
 """A slowdown put in on purpose, to see whether it is found: `--preload harness.throughput.slowed`.
 
-Each step of transformers.Trainer takes PEFT_HARNESS_SLOWER times longer (0.02: two percent, which is the default): the
-host waits busily for that share of the step that ends, and on CUDA the device sleeps as long, so that it is that much
-slower whichever of the two the other waits for.
+Each step of transformers.Trainer takes two percent longer, or as much as `harness.throughput.rates` says: the host waits
+busily for that share of the step that ends, and on CUDA the device sleeps as long, so that it is that much slower whichever
+of the two the other waits for.
 """
 
-import os
 import time
 
 import torch
@@ -14,7 +13,7 @@ from transformers.trainer_callback import DefaultFlowCallback
 # Where other work shares the core, a share of the wall time would be more than that of the step's own.
 _clock = time.perf_counter if torch.cuda.is_available() else time.thread_time
 
-SHARE = float(os.environ.get("PEFT_HARNESS_SLOWER", "0.02"))
+SHARE = 0.02
 
 _original = DefaultFlowCallback.on_step_end
 _ended = 0.0

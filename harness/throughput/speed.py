@@ -15,7 +15,7 @@ from harness.errors import UsageError
 from harness.throughput.ceiling import Ceiling
 from harness.throughput.ceiling import measure as measure_ceiling
 from harness.throughput.judgement import Interval
-from harness.throughput.pairs import Entrant, Runner, large, race, standing
+from harness.throughput.pairs import Entrant, Runner, at_once, race, standing
 from harness.throughput.shapes import Shape
 
 SCHEMA_VERSION = 1
@@ -123,9 +123,10 @@ def measure(
     refused = {name: other.unsupported(spec) for name, other in others.items()}
     with ExitStack() as started:
         told(f"{shape.name}: {subject} starts")
+        together = at_once(spec) > len(others)
         trainer, early = Runner(entrant), dict[str, Runner]()
         for name, other in others.items():
-            if not (large(spec) or refused[name]):
+            if together and not refused[name]:
                 early[name] = Runner(Entrant(other.name, name, spec))
                 started.callback(early[name].end)
         started.enter_context(standing(trainer))

@@ -5,7 +5,8 @@
 It reads a line of JSON, {"spec": ..., "cost": bool}; answers when the run has got over its first steps, or says why it
 cannot; and then answers each line {"steps": N} with {"wall": [N seconds], "cpu": [N seconds]}. Between two lines it
 waits, costs nothing, and holds no device memory that it can do without. On CUDA "wall" is read off events on the
-stream, and "cpu" is what the host spent.
+stream, and "cpu" is what the host spent. {"steps": N, "slower": share} also sets by how much `harness.throughput.slowed`,
+which must be a preload, slows them down.
 
 The first answer has "loss", the mean over the first twelve steps; with cost, "flops" of a step and "saved_bytes", what
 it keeps for the backward pass.
@@ -80,7 +81,12 @@ class Clock:
         line = sys.stdin.readline()
         if not line:
             return True
-        self._wanted = int(json.loads(line)["steps"])
+        asked = json.loads(line)
+        self._wanted = int(asked["steps"])
+        if "slower" in asked:
+            from harness.throughput import slowed
+
+            slowed.SHARE = asked["slower"]
         self._marks.clear()
         self._marks.add()
         return False
