@@ -181,7 +181,7 @@ def test_a_trainer_that_ends_beside_one_yardstick_is_started_anew_for_the_next(m
 
     monkeypatch.setattr(speed, "Entrant", functools.partial(Entrant, start=start))
     monkeypatch.setattr(speed, "measure_ceiling", lambda *_: speed.Ceiling("float32", 1e12, 1e10))
-    measured = speed.measure(SHAPES["tiny"], "cpu", "hf-trainer", 1.0)
+    *_, measured = speed.measure(SHAPES["tiny"], "cpu", "hf-trainer", 1.0)
     assert started.count("hf-trainer") == 2
     reasons = {row.name: row.refused for row in measured.rows}
     reason = "trainer: ended while it was timed (without a word)"

@@ -27,15 +27,28 @@ def measure(device: str, dtype: str, threads: int) -> Ceiling:
 
     if threads:
         torch.set_num_threads(threads)
-    size, elements = (8192, 1 << 29) if device == "cuda" else (1536, 1 << 26)
-    kind = getattr(torch, dtype)
-    left, right = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
-    out = torch.empty(size, size, device=device, dtype=kind)
-    seconds = _best(lambda: torch.mm(left, right, out=out), device)
-    source = torch.randn(elements, device=device)
+    ceiling = Ceiling(dtype, _flops(device, getattr(torch, dtype)), _bandwidth(device))
+    if device == "cuda":
+        # Others are about to need what the allocator has kept.
+        torch.cuda.empty_cache()
+    return ceiling
+
+
+def _flops(device: str, dtype: Any) -> float:
+    import torch
+
+    size = 8192 if device == "cuda" else 1536
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty(size, size, device=device, dtype=dtype)
+    return 2 * size**3 / _best(lambda: torch.mm(left, right, out=out), device)
+
+
+def _bandwidth(device: str) -> float:
+    import torch
+
+    source = torch.randn(1 << 29 if device == "cuda" else 1 << 26, device=device)
     target = torch.empty_like(source)
-    moved = _best(lambda: target.copy_(source), device)
-    return Ceiling(dtype, 2 * size**3 / seconds, 2 * source.nbytes / moved)
+    return 2 * source.nbytes / _best(lambda: target.copy_(source), device)
 
 
 def _best(call: Callable[[], Any], device: str, repeats: int = 8) -> float:

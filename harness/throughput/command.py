@@ -36,7 +36,7 @@ def speed(
     subjects.load(subject)
     wanted = chosen(shapes, device)
     with _progress() as told:
-        each = (measuring.measure(shape, device, subject, seconds, told) for shape in wanted)
+        each = (one for shape in wanted for one in measuring.measure(shape, device, subject, seconds, told))
         measured = _kept(each, json, lambda so_far: measuring.to_report(so_far, device, subject))
     screen = _screen()
     show.table(screen, measured)

@@ -19,11 +19,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
         "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "tie_word_embeddings": True,
     },
-    # Two layers of the width of the former: the device takes longer over a step than the host, as with large models, and a
-    # step is short all the same.
+    # Two layers of the largest: the device takes longer over a step than the host, and a step is short all the same.
     "wide": {
-        "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 2,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+        "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 2,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
     },
     "7b": {  # Llama-2-7B
         "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
@@ -89,7 +88,7 @@ SHAPES = {
         Shape("135m-2x64", "135m", 2, 64, devices=("cpu",)),
         Shape("135m-checkpointing", "135m", 8, 512, bf16=True, checkpointing=True),
         Shape("135m-nf4", "135m", 8, 512, dtype="bfloat16", bf16=True, quantization="nf4"),
-        Shape("wide", "wide", 8, 1024, dtype="bfloat16", bf16=True, devices=()),
+        Shape("wide", "wide", 8, 2048, dtype="bfloat16", bf16=True, devices=()),
         Shape("1b", "1b", 8, 2048, bf16=True),
         Shape("1b-nf4-checkpointing", "1b", 8, 2048, "bfloat16", bf16=True, quantization="nf4", checkpointing=True),
         Shape("7b", "7b", 2, 1024, dtype="bfloat16", bf16=True, checkpointing=True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
@@ -27,7 +27,7 @@ REFERENCE, COMPILED, CAPTURED = (
 )
 
 #: Seconds of timing for each pair.
-BUDGET = {"cpu": 40.0, "cuda": 20.0}
+BUDGET = {"cpu": 40.0, "cuda": 40.0}
 
 #: How far the first losses may lie apart, a share: compiled kernels round bfloat16 at other places. Measured on an H100.
 LOSS_NOISE = 2e-3
@@ -115,10 +115,15 @@ def yardsticks(device: str) -> list[str]:
 
 def measure(
     shape: Shape, device: str, subject: str, budget: float | None, told: Callable[[str], None] = lambda _: None
-) -> Measured:
-    """Time the subject at a shape, against each yardstick in turn. UsageError where the subject itself cannot."""
+) -> Iterator[Measured]:
+    """Time the subject at a shape, against each yardstick in turn; what is yielded grows by a row each time.
+
+    UsageError where the subject itself cannot be timed.
+    """
     spec, budget = shape.spec(device), budget or BUDGET[device]
-    entrant, rows = Entrant("trainer", subject, spec, cost=True), [Row("trainer")]
+    ceiling = measure_ceiling(device, "bfloat16" if shape.bf16 else shape.dtype, spec.launch.threads)
+    result = Measured(shape, [Row("trainer")], ceiling=ceiling)
+    entrant, times = Entrant("trainer", subject, spec, cost=True), list[float]()
     others = {name: subjects.load(name) for name in yardsticks(device)}
     refused = {name: other.unsupported(spec) for name, other in others.items()}
     with ExitStack() as started:
@@ -130,30 +135,31 @@ def measure(
                 early[name] = Runner(Entrant(other.name, name, spec))
                 started.callback(early[name].end)
         started.enter_context(standing(trainer))
+        # Each byte kept is written once and read once; what the weights take is little beside it.
+        result.flops, result.traffic_bytes = trainer.first["flops"], 2 * trainer.first["saved_bytes"]
         for name, other in others.items():
             if reason := refused[name]:
-                rows.append(Row(other.name, refused=reason))
+                result.rows.append(Row(other.name, refused=reason))
                 continue
             told(f"{shape.name}: {subject} and {other.name}")
             try:
                 with standing(early.get(name) or Runner(Entrant(other.name, name, spec))) as yardstick:
                     judgement, timed = race([yardstick], [trainer], 0.01, budget, decide=False)
             except UsageError as error:
-                rows.append(Row(other.name, refused=str(error)))
+                result.rows.append(Row(other.name, refused=str(error)))
                 if trainer.over:
                     trainer = started.enter_context(standing(Runner(entrant)))
                 continue
-            rows.append(Row(other.name, overhead=judgement.intervals["wall"]))
-            for row in (rows[0], rows[-1]):
-                row.seconds, row.peak_bytes = timed.step(row.name), timed.peak_bytes[row.name]
-                row.loss = timed.first[row.name]["loss"]
-        if math.isnan(rows[0].seconds):
-            alone = trainer.block(5)
-            rows[0].seconds, rows[0].peak_bytes = median(alone["wall"]), alone["peak_bytes"]
-            rows[0].loss = trainer.first["loss"]
-    ceiling = measure_ceiling(device, "bfloat16" if shape.bf16 else shape.dtype, spec.launch.threads)
-    # Each byte kept is written once and read once; what the weights take is little beside it.
-    return Measured(shape, rows, trainer.first["flops"], 2 * trainer.first["saved_bytes"], ceiling)
+            result.rows.append(Row(other.name, overhead=judgement.intervals["wall"]))
+            times += timed.times["trainer"]["wall"]
+            for row in (result.rows[0], result.rows[-1]):
+                row.peak_bytes, row.loss = timed.peak_bytes[row.name], timed.first[row.name]["loss"]
+            result.rows[0].seconds, result.rows[-1].seconds = median(times), timed.step(other.name)
+            yield result
+        if not times:
+            alone, row = trainer.block(5), result.rows[0]
+            row.seconds, row.peak_bytes, row.loss = median(alone["wall"]), alone["peak_bytes"], trainer.first["loss"]
+    yield result
 
 
 def to_report(measured: list[Measured], device: str, subject: str) -> dict[str, Any]:
