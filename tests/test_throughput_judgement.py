@@ -62,6 +62,13 @@ def pooled(share, spread=0.03):
     return Pool(share, [[one() for _ in range(300)] for _ in range(4)], 0.1)
 
 
+def test_equal_processes_in_huge_pages_need_less_evidence():
+    """Where memory comes to lie cannot make one of them as much faster."""
+    ratios = {"wall": series(0.0065, spread=0.01)}
+    assert judge(ratios, 0.01, 1.0).word == UNCLEAR
+    assert judge(ratios, 0.01, 1.0, huge_pages=True).word == SLOWER
+
+
 def test_equals_are_told_apart_in_one_trial_of_a_hundred_at_most():
     found = rates(pooled(0.0), margin=0.02, budget=120, trials=200)
     assert found.slower["peft-harness"] <= 0.01 and found.unclear <= 0.05

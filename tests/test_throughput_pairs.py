@@ -3,6 +3,8 @@
 import functools
 import io
 import json
+import math
+import os
 import sys
 
 import pytest
@@ -12,7 +14,7 @@ from harness.cli import app
 from harness.errors import UsageError
 from harness.scenarios import PLAIN
 from harness.subjects.reference import build
-from harness.throughput import compiled, judgement, pairs, speed
+from harness.throughput import compiled, judgement, pairs, rates, speed, worker
 from harness.throughput.pairs import Entrant
 from harness.throughput.shapes import SHAPES, chosen
 from harness.throughput.stepping import train
@@ -23,10 +25,10 @@ FAKE = """
 import json, sys
 task = json.loads(sys.stdin.readline())
 seconds = float(sys.argv[1])
-print(json.dumps({"loss": 1.0} | ({"flops": 9, "saved_bytes": 4} if task["cost"] else {})), flush=True)
+print(json.dumps({"loss": 1.0, "huge_pages": True} | ({"flops": 9, "saved_bytes": 4} if task["cost"] else {})), flush=True)
 for line in sys.stdin:
-    steps = json.loads(line)["steps"]
-    times = [seconds] * steps
+    asked = json.loads(line)
+    times = [seconds * (1 + asked.get("slower", 0))] * asked["steps"]
     print(json.dumps({"wall": times, "cpu": times, "peak_bytes": 7}), flush=True)
 """
 
@@ -51,12 +53,34 @@ def test_the_peak_is_of_steps_alone(monkeypatch):
     assert reset == [FIRST] and COUNTED + 1 < FIRST
 
 
+def test_a_process_begins_anew_with_memory_laid_out_alike_and_once(monkeypatch):
+    begun = []
+    monkeypatch.setattr(os, "execv", lambda file, words: begun.append(words))
+    monkeypatch.setattr(worker.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(os, "environ", {"GLIBC_TUNABLES": "glibc.malloc.check=0"})
+    worker.fix_layout()
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+    assert os.environ["PYTHONMALLOC"] == "malloc" and os.environ["PYTHONHASHSEED"] == "0"
+    worker.fix_layout()
+    assert [words[:3] for words in begun] == [[sys.executable, "-m", "harness.throughput.worker"]]
+
+
+def test_memory_in_huge_pages_is_told_from_memory_that_is_not(tmp_path):
+    file = tmp_path / "smaps_rollup"
+    words = "7f00-7fff ---p 00000000 00:00 0 [rollup]\nRss: {} kB\nAnonymous: 900 kB\nAnonHugePages: {} kB\n"
+    file.write_text(words.format(1000, 800))
+    assert worker.in_huge_pages(file)
+    file.write_text(words.format(1000, 400))
+    assert not worker.in_huge_pages(file)
+    assert not worker.in_huge_pages(tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize(("seconds", "word"), [(0.01, "holds"), (0.0103, "slower")])
 def test_who_is_slower_is_said_as_soon_as_it_is_clear(seconds, word):
     judgement, timed = pairs.compare(entrant("a", 0.01), entrant("b", seconds), margin=0.02, budget=5, processes=2)
     assert judgement.word == word and timed.seconds < 5
     assert timed.step("b") == pytest.approx(seconds) and timed.peak_bytes == {"a": 7, "b": 7}
-    assert timed.first["a"] == {"loss": 1.0}
+    assert timed.first["a"] == {"loss": 1.0, "huge_pages": True} and timed.huge_pages
 
 
 @pytest.mark.parametrize(
@@ -135,6 +159,25 @@ def test_a_step_that_is_captured_reads_nothing_from_the_device(checkpointing, mo
     padded = build(spec.but(data={"min_length": 3}), tmp_path, lambda event, trainer: None)
     with pytest.raises(UsageError, match="rows without padding"):
         compiled.Steps(padded, capture=True)
+
+
+def test_the_same_processes_are_timed_under_each_slowdown(monkeypatch):
+    started = []
+
+    def start(*arguments, **options):
+        import subprocess
+
+        started.append(arguments)
+        return subprocess.Popen([sys.executable, "-c", FAKE, "0.01"], text=True, **options)
+
+    monkeypatch.setattr(rates, "Entrant", functools.partial(Entrant, start=start))
+    monkeypatch.setitem(rates.SHARES, "cpu", (0.0, 0.05))
+    monkeypatch.setitem(rates.PAIRS, "cpu", 2)
+    equal, slower = rates.pools(SHAPES["tiny"], "cpu", 0.2)
+    assert len(started) == 4 and all("harness.throughput.slowed" in words for words in started)
+    for pool, ratio in ((equal, 1.0), (slower, 1.05)):
+        assert pool.huge_pages and len(pool.series) == 2 and pool.count > 0
+        assert all(math.exp(one["wall"]) == pytest.approx(ratio) for pair in pool.series for one in pair)
 
 
 def test_what_cannot_be_compiled_is_refused():

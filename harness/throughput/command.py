@@ -91,7 +91,8 @@ def rates(device: str, shapes: list[str], seconds: float | None, json: Path | No
     _check(device, json, plot)
     make_importable()
     (shape,) = chosen(shapes[:1], device)
-    margin, budget = error_rates.GOAL[device]
+    seconds = seconds or SECONDS
+    margin, budget = error_rates.GOAL[device][0], error_rates.trial_seconds(device, seconds)
     body: dict[str, Any] = {
         "schema_version": measuring.SCHEMA_VERSION,
         "kind": "rates",
@@ -101,7 +102,7 @@ def rates(device: str, shapes: list[str], seconds: float | None, json: Path | No
         "budget_seconds": budget,
     }
     with _progress() as told:
-        each = error_rates.measure(shape, device, seconds or SECONDS, told)
+        each = error_rates.measure(shape, device, seconds, told)
         measured = _kept(each, json, lambda so_far: body | {"rates": [one.to_json() for one in so_far]})
     show.rates(_screen(), measured, margin, budget)
     if plot is not None:

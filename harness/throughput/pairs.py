@@ -56,7 +56,8 @@ class Pairs:
     """What was timed. ratios: metric -> for each process pair, the log of B's time over A's of each A B B A.
 
     times: name of the side -> metric -> median seconds of a step, of each block. first: name of the side -> what it
-    answered when it was ready. peak_bytes: by side, as its process sees it.
+    answered when it was ready. peak_bytes: by side, as its process sees it. huge_pages: whether the memory of all lies in
+    such.
     """
 
     ratios: dict[str, list[list[float]]] = field(default_factory=lambda: {metric: [] for metric in METRICS})
@@ -64,6 +65,7 @@ class Pairs:
     first: dict[str, dict[str, Any]] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    huge_pages: bool = False
 
     def step(self, side: str, metric: str = "wall") -> float:
         """Median seconds of a side's step."""
@@ -153,13 +155,8 @@ def compare(
     The processes of both sides stand ready side by side, and the A B B A go round over the pairs, so that each pair counts
     alike however early the answer is clear. decide: False goes on to the end of the budget, for samples.
     """
-    runners: list[Runner] = []
-    try:
-        stand([a, b] * processes, runners)
+    with lined_up([a, b] * processes) as runners:
         return race(runners[::2], runners[1::2], margin, budget, told, decide)
-    finally:
-        for runner in runners:
-            runner.end()
 
 
 def at_once(spec: RunSpec) -> int:
@@ -188,6 +185,18 @@ def stand(entrants: Sequence[Entrant], runners: list[Runner]) -> None:
 
 
 @contextmanager
+def lined_up(entrants: Sequence[Entrant]) -> Iterator[list[Runner]]:
+    """`stand`; they end with the block."""
+    runners: list[Runner] = []
+    try:
+        stand(entrants, runners)
+        yield runners
+    finally:
+        for runner in runners:
+            runner.end()
+
+
+@contextmanager
 def standing(runner: Runner) -> Iterator[Runner]:
     """Wait until it can be timed; it ends with the block. UsageError where it cannot."""
     try:
@@ -210,13 +219,14 @@ def race(
     timed = Pairs(times={side: {metric: [] for metric in METRICS} for side in sides}, first=sides)
     began = time.monotonic()
     runners = list(zip(a, b, strict=True))
+    timed.huge_pages = all(runner.first.get("huge_pages") for runner in (*a, *b))
     steps = _steps(runners)
     timed.ratios = {metric: [[] for _ in runners] for metric in METRICS}
     while True:
         for index, pair in enumerate(runners):
             _quadruple(timed, index, pair, steps)
         timed.seconds = time.monotonic() - began
-        verdict = judge(timed.ratios, margin, timed.seconds / budget)
+        verdict = judge(timed.ratios, margin, timed.seconds / budget, timed.huge_pages)
         told(verdict)
         if (decide and verdict.decided) or timed.seconds >= budget:
             return verdict, timed

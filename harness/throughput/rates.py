@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from harness.throughput.judgement import HOLDS, SLOWER, UNCLEAR, judge
-from harness.throughput.pairs import METRICS, PROCESSES, Entrant, Pairs, Runner, race, stand
+from harness.throughput.pairs import METRICS, PROCESSES, Entrant, Pairs, lined_up, race
 from harness.throughput.shapes import Shape
 
 #: Slowdowns put in, as shares.
@@ -32,7 +32,7 @@ LONGER = 4
 TRIALS = 1000
 
 #: Pairs of processes that are timed; a trial draws PROCESSES of them, some twice.
-PAIRS = {"cpu": 6, "cuda": 4}
+PAIRS = {"cpu": 8, "cuda": 4}
 
 #: A B B A that are drawn together.
 STRETCH = 8
@@ -43,12 +43,13 @@ BENCHMARK, MANN_WHITNEY = "pytest-benchmark mean:5%", "Mann-Whitney 0.05"
 @dataclass
 class Pool:
     """What was timed under one slowdown. series: for each pair of processes, of each A B B A (metric -> log-ratio, and the
-    seconds of a step of A and of B). seconds: of one A B B A.
+    seconds of a step of A and of B). seconds: of one A B B A. huge_pages: see `Pairs`.
     """
 
     share: float
     series: list[list[dict[str, Any]]]
     seconds: float
+    huge_pages: bool = False
 
     @property
     def count(self) -> int:
@@ -89,7 +90,7 @@ def rates(pooled: Pool, margin: float, budget: float, trials: int = TRIALS, seed
     words, times, benchmark, ranks = [], [], [], []
     for _ in range(trials):
         drawn = _drawn(pooled, budget, draw)
-        word, share = _judged(drawn, margin)
+        word, share = _judged(drawn, margin, pooled.huge_pages)
         words.append(word)
         times.append(share * budget)
         a, b = ([one[side] for pair in drawn for one in pair] for side in ("a", "b"))
@@ -130,13 +131,13 @@ def _swapped(one: dict[str, Any]) -> dict[str, Any]:
     return {metric: -one[metric] for metric in METRICS} | {"a": one["b"], "b": one["a"]}
 
 
-def _judged(drawn: list[list[dict[str, Any]]], margin: float) -> tuple[str, float]:
+def _judged(drawn: list[list[dict[str, Any]]], margin: float, huge_pages: bool) -> tuple[str, float]:
     """What is said, and after which share of the budget."""
     rounds = len(drawn[0])
     # A look at every twentieth of the budget: the bound allows more.
     for end in sorted({max(2, math.ceil(rounds * part / 20)) for part in range(1, 21)}):
         ratios = {metric: [[one[metric] for one in pair[:end]] for pair in drawn] for metric in METRICS}
-        judgement = judge(ratios, margin, end / rounds)
+        judgement = judge(ratios, margin, end / rounds, huge_pages)
         if judgement.word in (SLOWER, HOLDS):
             return judgement.word, end / rounds
     return UNCLEAR, 1.0
@@ -150,18 +151,20 @@ def _mann_whitney(a: list[float], b: list[float]) -> bool:
 
 def measure(shape: Shape, device: str, seconds: float, told: Callable[[str], None] = lambda _: None) -> Iterator[Rates]:
     """The rates of each slowdown, as they are measured. seconds: of timing for each; LONGER times as many for equals."""
-    margin, budget = GOAL[device]
     for pooled in pools(shape, device, seconds, told):
-        yield rates(pooled, margin, budget)
+        yield rates(pooled, GOAL[device][0], trial_seconds(device, seconds))
+
+
+def trial_seconds(device: str, seconds: float) -> float:
+    """Seconds of a trial: the goal's, or a third of what equals are timed for, whose mean would pass for the rule's error."""
+    return min(GOAL[device][1], LONGER * seconds / 3)
 
 
 def pools(shape: Shape, device: str, seconds: float, told: Callable[[str], None] = lambda _: None) -> Iterator[Pool]:
     """Time equals, and then the same processes while one of each pair is slowed down. seconds: see `measure`."""
     spec, slowed = shape.spec(device), ("harness.throughput.slowed",)
-    runners: list[Runner] = []
-    try:
-        told(f"{shape.name}: starting")
-        stand([Entrant(name, "hf-trainer", spec, slowed) for name in "ab"] * PAIRS[device], runners)
+    told(f"{shape.name}: starting")
+    with lined_up([Entrant(name, "hf-trainer", spec, slowed) for name in "ab"] * PAIRS[device]) as runners:
         for runner in runners:
             runner.slower = 0.0
         for share in SHARES[device]:
@@ -170,7 +173,5 @@ def pools(shape: Shape, device: str, seconds: float, told: Callable[[str], None]
                 runner.slower = share
             budget = seconds if share else LONGER * seconds
             _, timed = race(runners[::2], runners[1::2], GOAL[device][0], budget, decide=False)
-            yield Pool(share, _series(timed), timed.seconds / max(1, sum(map(len, timed.ratios["wall"]))))
-    finally:
-        for runner in runners:
-            runner.end()
+            each = timed.seconds / max(1, sum(map(len, timed.ratios["wall"])))
+            yield Pool(share, _series(timed), each, timed.huge_pages)

@@ -146,7 +146,7 @@ def measure(
                 with standing(early.get(name) or Runner(Entrant(other.name, name, spec))) as yardstick:
                     judgement, timed = race([yardstick], [trainer], 0.01, budget, decide=False)
             except UsageError as error:
-                result.rows.append(Row(other.name, refused=str(error)))
+                result.rows.append(Row(other.name, refused=str(error).removeprefix(f"{other.name}: ")))
                 if trainer.over:
                     trainer = started.enter_context(standing(Runner(entrant)))
                 continue

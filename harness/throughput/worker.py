@@ -8,8 +8,8 @@ waits, costs nothing, and holds no device memory that it can do without. On CUDA
 stream, and "cpu" is what the host spent. {"steps": N, "slower": share} also sets by how much `harness.throughput.slowed`,
 which must be a preload, slows them down.
 
-The first answer has "loss", the mean over the first twelve steps; with cost, "flops" of a step and "saved_bytes", what
-it keeps for the backward pass.
+The first answer has "loss", the mean over the first twelve steps, and "huge_pages", whether memory lies in such; with cost,
+"flops" of a step and "saved_bytes", what it keeps for the backward pass.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from harness.errors import UsageError
 from harness.spec import RunSpec
 from harness.throughput.marks import Marks
 from harness.warm import warm
+
+#: Set in the environment of a process that has begun anew (`fix_layout`).
+LAID_OUT = "PEFT_HARNESS_LAID_OUT"
 
 #: Steps before the first that is timed: allocators, Adam's states, and the kernels that are chosen at first use.
 FIRST = 12
@@ -71,7 +74,8 @@ class Clock:
                 return False
             answer = self._marks.seconds(self._skipped)
         else:
-            answer = {"loss": next((entry["loss"] for entry in log if "loss" in entry), None), **self._costs}
+            loss = next((entry["loss"] for entry in log if "loss" in entry), None)
+            answer = {"loss": loss, "huge_pages": in_huge_pages(), **self._costs}
         if self._cuda:
             import torch
 
@@ -143,26 +147,37 @@ def main(subject: str, preloads: list[str]) -> None:
     except UsageError as error:
         answers.write(json.dumps({"refused": str(error)}) + "\n")
     except Exception as error:
-        answers.write(json.dumps({"refused": f"{type(error).__name__}: {error}"}) + "\n")
+        # What CUDA says has advice in further lines.
+        said = next(iter(str(error).splitlines()), "without a word")
+        answers.write(json.dumps({"refused": f"{type(error).__name__}: {said}"}) + "\n")
         raise
 
 
 def fix_layout() -> None:
-    """Begin this process anew with addresses and hashes that are the same each time, where Linux lets it.
+    """Begin this process anew with memory that is laid out alike each time, as far as Linux lets it.
 
-    Where memory comes to lie makes one process faster than its twin for as long as it lives: measured over four pairs of
-    equals, each timed for 70 s, by up to one percent.
+    Where memory comes to lie makes one process faster than its twin for as long as it lives (`judgement.SPREAD`). So
+    addresses and hashes are fixed; and all is allocated by malloc in huge pages, each of which lies in the caches in one way.
     """
-    wanted = 0x0040000  # ADDR_NO_RANDOMIZE, sys/personality.h
-    try:
-        personality = ctypes.CDLL(None).personality
-    except (AttributeError, OSError):
+    if LAID_OUT in os.environ or not sys.platform.startswith("linux"):
         return
+    tunables = [*filter(None, [os.environ.get("GLIBC_TUNABLES")]), "glibc.malloc.hugetlb=1"]
+    os.environ |= {LAID_OUT: "1", "PYTHONHASHSEED": "0", "PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": ":".join(tunables)}
+    personality = getattr(ctypes.CDLL(None), "personality", lambda persona: -1)
     now = personality(0xFFFFFFFF)
-    if now < 0 or now & wanted or personality(now | wanted) < 0:
-        return
-    os.environ["PYTHONHASHSEED"] = "0"
+    if now >= 0:
+        personality(now | 0x0040000)  # ADDR_NO_RANDOMIZE, sys/personality.h
     os.execv(sys.executable, [sys.executable, "-m", "harness.throughput.worker", *sys.argv[1:]])
+
+
+def in_huge_pages(rollup: Path = Path("/proc/self/smaps_rollup")) -> bool:
+    """Whether most of this process's own memory is."""
+    try:
+        lines = rollup.read_text().splitlines()[1:]
+    except OSError:
+        return False
+    sizes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    return 2 * sizes.get("AnonHugePages", 0) > sizes["Anonymous"]
 
 
 if __name__ == "__main__":
