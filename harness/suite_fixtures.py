@@ -62,7 +62,7 @@ def baseline(request: pytest.FixtureRequest) -> Callable[..., Any]:
             made = {"counters": {}, "ratios": {}, kind: {name: figure()}}
             baselines.record(state.device, made["counters"], made["ratios"], baselines.DIRECTORY)
             return made[kind][name]
-        found, reason = baselines.matching(state.device, bf16=bf16)
+        found, reason = baselines.matching(state.device, bf16=bf16, kind=kind, name=name)
         body = {} if found is None else getattr(found, kind)
         if name not in body:
             raise NotComparable(reason or f"no {kind} of {name} are recorded in this environment")

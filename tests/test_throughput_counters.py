@@ -126,13 +126,13 @@ def here(monkeypatch):
     return at
 
 
-def written(directory, **changes):
+def written(directory, file="a.json", **changes):
     body = {
         "schema_version": 1,
         "kind": "baseline",
         "components": {"torch": "2.13.0", "transformers": "5.23.0", "device": "cpu"},
     }
-    (directory / "a.json").write_text(json.dumps({**body, "commit": "c", "counters": {"plain": 1}, **changes}))
+    (directory / file).write_text(json.dumps({**body, "commit": "c", "counters": {"plain": 1}, **changes}))
 
 
 def test_the_baseline_of_this_environment_is_found(here, tmp_path):
@@ -162,6 +162,16 @@ def test_the_kernels_of_the_cpu_matter_to_bfloat16_alone(here, tmp_path):
         None,
         "not comparable with what is recorded: bfloat16 by amx_bf16, not avx2",
     )
+
+
+def test_of_baselines_that_suit_alike_the_one_that_holds_the_figure_is_taken(here, tmp_path):
+    components = {"torch": "2.13.0", "transformers": "5.23.0", "device": "cpu"}
+    written(tmp_path, "a.json", components=components | {baselines.BFLOAT16: "amx_bf16"})
+    written(tmp_path, "b.json", components=components | {baselines.BFLOAT16: "avx2"}, ratios={"plain": {"ratio": 1.2}})
+    here[baselines.BFLOAT16] = "avx512_bf16"
+    found, _ = baselines.matching("cpu", tmp_path, bf16=False, kind="ratios", name="plain")
+    assert found.ratios == {"plain": {"ratio": 1.2}}
+    assert baselines.matching("cpu", tmp_path, kind="ratios", name="plain")[0] is None
 
 
 def test_a_file_that_is_no_baseline_is_named(here, tmp_path):

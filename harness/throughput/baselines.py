@@ -26,7 +26,8 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate")
 BFLOAT16 = "bfloat16 by"
 
 #: Instruction sets for which oneDNN has bfloat16 kernels of their own, the best first, by the CPU flag that tells: their
-#: scratch memory differs, and with it the bytes at a step's peak (862,572 with avx2, 862,620 with amx_bf16).
+#: scratch memory differs, and with it the bytes at a step's peak (862,572 with avx2, 862,620 with amx_bf16, 866,716 with
+#: avx512_bf16).
 KERNELS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
 
@@ -78,13 +79,18 @@ def load(directory: Path = DIRECTORY) -> list[Baseline]:
     return found
 
 
-def matching(device: str, directory: Path = DIRECTORY, bf16: bool = True) -> tuple[Baseline | None, str]:
-    """The baseline of this environment; or none, and why the nearest is not comparable. bf16: see `Baseline.differs`."""
+def matching(
+    device: str, directory: Path = DIRECTORY, bf16: bool = True, kind: str = "counters", name: str = ""
+) -> tuple[Baseline | None, str]:
+    """The baseline of this environment; or none, and why the nearest is not comparable. bf16: see `Baseline.differs`.
+
+    Of several, one that holds the figure of a kind and a name.
+    """
     here = components(device)
     known = load(directory)
     if not known:
         return None, f"{directory} holds no baseline"
-    nearest = min(known, key=lambda one: len(one.differs(here, bf16)))
+    nearest = min(known, key=lambda one: (len(one.differs(here, bf16)), name not in getattr(one, kind)))
     differs = nearest.differs(here, bf16)
     return (nearest, "") if not differs else (None, f"not comparable with what is recorded: {'; '.join(differs)}")
 
