@@ -82,7 +82,7 @@ class Timing:
 def timed(request: pytest.FixtureRequest, upstream: Any) -> Timing:
     """For cases that take a machine's whole attention: skipped unless --timed is given."""
     if not request.config.getoption("--timed"):
-        pytest.skip("takes a minute, on a machine that does nothing else: --timed")
+        pytest.skip("takes two minutes, on a machine that does nothing else: --timed")
     return Timing(request.config.stash[STATE].preload)
 
 

@@ -27,7 +27,7 @@ REFERENCE, COMPILED, CAPTURED = (
 )
 
 #: Seconds of timing for each pair.
-BUDGET = {"cpu": 40.0, "cuda": 40.0}
+BUDGET = 40.0
 
 #: How far the first losses may lie apart, a share: compiled kernels round bfloat16 at other places. Measured on an H100.
 LOSS_NOISE = 2e-3
@@ -120,7 +120,7 @@ def measure(
 
     UsageError where the subject itself cannot be timed.
     """
-    spec, budget = shape.spec(device), budget or BUDGET[device]
+    spec, budget = shape.spec(device), budget or BUDGET
     ceiling = measure_ceiling(device, "bfloat16" if shape.bf16 else shape.dtype, spec.launch.threads)
     result = Measured(shape, [Row("trainer")], ceiling=ceiling)
     entrant, times = Entrant("trainer", subject, spec, cost=True), list[float]()
