@@ -175,13 +175,15 @@ def stand(entrants: Sequence[Entrant], runners: list[Runner]) -> None:
 
     UsageError where one cannot be timed.
     """
-    together = at_once(entrants[0].spec)
-    for start in range(0, len(entrants), together):
-        started = len(runners)
-        for entrant in entrants[start : start + together]:
+    waiting = list(entrants)
+    while waiting:
+        # Asked anew: those that stand keep their weights.
+        together, started = at_once(waiting[0].spec), len(runners)
+        for entrant in waiting[:together]:
             runners.append(Runner(entrant))
         for runner in runners[started:]:
             runner.ready()
+        waiting = waiting[together:]
 
 
 @contextmanager
