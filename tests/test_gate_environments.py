@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 
@@ -52,6 +54,20 @@ def test_what_runs_in_an_environment_finds_this_harness_and_nothing_else_of_this
     monkeypatch.chdir(tmp_path)
     done = environments.make("current").run("-c", "import harness; print(harness.__file__)", capture_output=True)
     assert done.stdout.strip().endswith("harness/__init__.py")
+
+
+def test_both_sides_may_be_the_first_to_link_to_the_harness(tmp_path, monkeypatch):
+    together = Barrier(8)
+    for number in range(20):
+        monkeypatch.setattr(environments, "cache_directory", lambda number=number: tmp_path / str(number))
+
+        def first(_):
+            together.wait()
+            return environments._link_to_harness()
+
+        with ThreadPoolExecutor(8) as threads:
+            (place,) = set(threads.map(first, range(8)))
+        assert (place / "harness" / "gate").is_dir() and len(list(place.iterdir())) == 1
 
 
 def test_an_environment_that_cannot_be_made_leaves_nothing_behind(tmp_path):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -101,6 +102,15 @@ def test_an_environment_that_cannot_be_imported_is_told(fake, code, words):
     with pytest.raises(UsageError, match="baseline, 'made up': ") as told:
         fake(code).ask("a", "answer")
     assert words in str(told.value)
+
+
+def test_a_worker_that_starts_when_the_gate_is_interrupted_is_no_broken_environment(fake):
+    one = fake("import time; time.sleep(60)")
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(one.ask, "a", "answer")
+        assert until(lambda: one._worker is not None, 10)
+        one.end()
+        assert isinstance(asked.exception(10), KeyboardInterrupt)
 
 
 def test_the_real_worker_trains_resumes_loads_and_tells_errors(tmp_path):

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -335,7 +336,8 @@ def _link_to_harness() -> Path:
     link = place / "harness"
     if not link.exists():
         place.mkdir(parents=True, exist_ok=True)
-        made = place / f"harness-{os.getpid()}"
+        # Both sides of a gate may be the first, in threads of one process.
+        made = place / f"harness-{os.getpid()}-{threading.get_ident()}"
         made.symlink_to(PACKAGE)
         made.replace(link)
     return place

@@ -17,6 +17,7 @@ from harness.gate.environments import Environment
 from harness.gate.worker import LIMIT
 from harness.paths import SUITES
 from harness.report import Case
+from harness.throughput import pairs
 from harness.throughput.pairs import Runner
 from harness.trace import Trace
 
@@ -131,6 +132,8 @@ class Side:
                 greeting = json.loads(line)
             else:
                 status = self._worker.wait()
+                if self._ended:
+                    raise KeyboardInterrupt
                 greeting = {"refused": f"ends with status {status} when it imports upstream: {self._last_words()}"}
             if "refused" in greeting:
                 self._worker = None
@@ -208,5 +211,4 @@ class Side:
                         process.wait(10)
                     except subprocess.TimeoutExpired:
                         process.kill()
-        for runner in self.runners:
-            runner.end()
+        pairs.end(self.runners)
