@@ -41,23 +41,30 @@ def test_a_prepared_nf4_base_trains_under_checkpointing(trace, judge):
     judge(both(quantized.packed(trace, shapes.linears()), quantized.learns(trace), frozen.adapter_moved(trace)))
 
 
+#: Rows of an input: bitsandbytes has kernels of their own for few (`_gemm_4bit_use_custom_cuda`: up to 1536).
+ROWS = {"": 3, "-many-rows": 2048}
+
+
 @pytest.mark.clause("QLORA-14")
 @pytest.mark.parametrize(
-    "spec",
+    ("spec", "rows"),
     [
         pytest.param(
-            ModelSpec(quantization="nf4", dtype=dtype, quant_storage=storage), id=f"{dtype}/{storage or 'bytes'}"
+            ModelSpec(quantization="nf4", dtype=dtype, quant_storage=storage),
+            rows,
+            id=f"{dtype}{name}/{storage or 'bytes'}",
         )
         for dtype in ("float32", "bfloat16")
         for storage in (None, "bfloat16")
+        for name, rows in ROWS.items()
     ],
 )
-def test_a_packed_layer_computes_with_what_it_stands_for(spec, upstream, runs, judge):
+def test_a_packed_layer_computes_with_what_it_stands_for(spec, rows, upstream, runs, judge):
     if reason := upstream.unsupported(BRIEF.but(model=dataclasses.asdict(spec))):
         pytest.skip(reason)
     packed = models.build(spec).to(runs.device)
     whole = models.build(dataclasses.replace(spec, quantization=None, quant_storage=None))
-    judge(nf4_by_hand.stands_for(packed, whole, getattr(torch, spec.dtype)))
+    judge(nf4_by_hand.stands_for(packed, whole, getattr(torch, spec.dtype), rows))
 
 
 # ---- which modules ----

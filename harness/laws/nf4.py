@@ -31,12 +31,15 @@ ROUNDING = 2.0**-20
 LOOKUP = 2.0**-15
 
 
-def stands_for(packed: torch.nn.Module, whole: torch.nn.Module, computing: torch.dtype, seed: int = 0) -> Verdict:
+def stands_for(
+    packed: torch.nn.Module, whole: torch.nn.Module, computing: torch.dtype, rows: int = 3, seed: int = 0
+) -> Verdict:
     """Each packed layer has the nearest bytes to the weight that it was made of, and computes with what they stand for.
 
     packed: a model with bitsandbytes' Linear4bit, doubly quantized. whole: the same model before it was packed. computing:
-    the compute dtype that was asked for. Forward pass and gradient of the input are those of the unpacked weight in that
-    dtype, within what the order of a float32 sum may change, and a rounding of what comes out.
+    the compute dtype that was asked for. rows: of the input; few take another kernel than many. Forward pass and gradient of
+    the input are those of the unpacked weight in that dtype, within what the order of a float32 sum may change, and a
+    rounding of what comes out.
     """
     findings: list[str] = []
     largest = 0.0
@@ -52,7 +55,7 @@ def stands_for(packed: torch.nn.Module, whole: torch.nn.Module, computing: torch
             findings.append(f"{path}: computes in {plain(layer.compute_dtype)}, expected {plain(computing)}")
         weight = unpacked(layer, original.shape).to(computing).double()
         for dtype in (torch.float32, computing):
-            for what, seen, wanted, bound in _computed(layer, weight, dtype, computing, draw):
+            for what, seen, wanted, bound in _computed(layer, weight, dtype, computing, rows, draw):
                 off = (seen - wanted).abs()
                 largest = max(largest, float(off.max()))
                 if not bool((off <= bound).all()):
@@ -105,12 +108,12 @@ def _not_nearest(chosen: torch.Tensor, wanted: torch.Tensor, table: torch.Tensor
 
 
 def _computed(
-    layer: Any, weight: torch.Tensor, dtype: torch.dtype, computing: torch.dtype, draw: torch.Generator
+    layer: Any, weight: torch.Tensor, dtype: torch.dtype, computing: torch.dtype, rows: int, draw: torch.Generator
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """(what, as the layer computes it, as the unpacked weight does, how far they may lie apart), in float64 on the CPU."""
     device = layer.weight.device
-    x = torch.randn(3, weight.shape[1], generator=draw).to(dtype).to(device).requires_grad_()
-    gradient = torch.randn(3, weight.shape[0], generator=draw).to(dtype).to(device)
+    x = torch.randn(rows, weight.shape[1], generator=draw).to(dtype).to(device).requires_grad_()
+    gradient = torch.randn(rows, weight.shape[0], generator=draw).to(dtype).to(device)
     layer.train()  # in evaluation bitsandbytes may repack the bytes for a CPU
     seen = layer(x)
     seen.backward(gradient)

@@ -37,11 +37,11 @@ def adapter_of(model: Any, trace: Trace, adapter: str | None = None) -> Tensors:
 
 
 def logits(model: Any, spec: RunSpec) -> Tensors:
-    """{"logits": tensor} of the spec's first two rows in eval mode."""
-    rows = data.rows(spec.data)[0][:2]
-    batch = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+    """{"logits": tensor} of the spec's first two rows in eval mode, on the CPU; a packed model may be on a GPU."""
+    rows, device = data.rows(spec.data)[0][:2], next(model.parameters()).device
+    batch = {name: torch.tensor([row[name] for row in rows], device=device) for name in rows[0]}
     with torch.no_grad():
-        return {"logits": model.eval()(**batch)["logits"]}
+        return {"logits": model.eval()(**batch)["logits"].cpu()}
 
 
 def _of_base(spec: RunSpec) -> Tensors:
@@ -147,7 +147,7 @@ def reloads(trace: Trace, through: str = "from_pretrained", base: Any = None) ->
     if not trace.checkpoints:
         return verdict(expected, incomplete(trace) or ["no checkpoint was written"])
     model = loaded(trace, through, base)
-    tensors = {name: parameter.detach() for name, parameter in adapter_of(model, trace, "default").items()}
+    tensors = {name: parameter.detach().cpu() for name, parameter in adapter_of(model, trace, "default").items()}
     same = same_adapter(tensors, trace.adapter)
     if base is not None:
         return same
