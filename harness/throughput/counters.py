@@ -243,6 +243,9 @@ def _memory(subject: Subject, spec: RunSpec, directory: Path) -> dict[str, list[
 
     cuda = spec.launch.device == "cuda"
     peaks, held = [], []
+    # What the process holds already is not the run's: tensors of others, and workspaces that the passes before this one took.
+    gc.collect()
+    before = torch.cuda.memory_allocated() if cuda else 0
 
     def mark(number: int, log: Any) -> None:
         # Tensors in cycles wait for the collector, whose time is its own: what is held is what is left after it.
@@ -250,8 +253,8 @@ def _memory(subject: Subject, spec: RunSpec, directory: Path) -> dict[str, list[
         with record_function(memory.BEGIN if number == 1 else memory.STEP):
             if cuda:
                 torch.cuda.synchronize()
-                held.append(torch.cuda.memory_allocated())
-                peaks.append(torch.cuda.max_memory_allocated())
+                held.append(torch.cuda.memory_allocated() - before)
+                peaks.append(torch.cuda.max_memory_allocated() - before)
                 torch.cuda.reset_peak_memory_stats()
 
     directory.mkdir(parents=True)
