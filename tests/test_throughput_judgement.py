@@ -6,7 +6,7 @@ import random
 import pytest
 
 from harness.laws import throughput
-from harness.throughput.judgement import HOLDS, SLOWER, UNCLEAR, interval, judge
+from harness.throughput.judgement import HOLDS, SLOWER, UNCLEAR, interval, judge, spread
 from harness.throughput.pairs import Pairs
 from harness.throughput.rates import BENCHMARK, MANN_WHITNEY, Pool, rates
 
@@ -57,7 +57,7 @@ def pooled(share, spread=0.03):
 
     def one():
         wall = math.log1p(share) + draw.gauss(0, spread)
-        return {"wall": wall, "cpu": wall, "a": 0.01, "b": 0.01 * math.exp(wall)}
+        return {"ratios": {"wall": wall, "cpu": wall}, "a": 0.01, "b": 0.01 * math.exp(wall)}
 
     return Pool(share, [[one() for _ in range(300)] for _ in range(4)], 0.1)
 
@@ -66,7 +66,15 @@ def test_equal_processes_in_huge_pages_need_less_evidence():
     """Where memory comes to lie cannot make one of them as much faster."""
     ratios = {"wall": series(0.0065, spread=0.01)}
     assert judge(ratios, 0.01, 1.0).word == UNCLEAR
-    assert judge(ratios, 0.01, 1.0, huge_pages=True).word == SLOWER
+    assert judge(ratios, 0.01, 1.0, spread(huge_pages=True)).word == SLOWER
+
+
+def test_equal_processes_differ_as_far_as_the_host_works():
+    """Where it waits for the device most of the time, half a percent is seen."""
+    ratios = {"wall": series(0.005, count=100, spread=0.01)}
+    assert judge(ratios, 0.005, 1.0, spread(huge_pages=True)).word == UNCLEAR
+    assert judge(ratios, 0.005, 1.0, spread(huge_pages=True, host=0.2)).word == SLOWER
+    assert spread(True, 1.3) == spread(True) < spread(False)
 
 
 def test_equals_are_told_apart_in_one_trial_of_a_hundred_at_most():
@@ -76,7 +84,7 @@ def test_equals_are_told_apart_in_one_trial_of_a_hundred_at_most():
 
 def test_a_slowdown_by_the_margin_is_found_where_usual_rules_see_none_or_see_them_everywhere():
     found = rates(pooled(0.02), margin=0.02, budget=120, trials=100)
-    assert found.slower["peft-harness"] >= 0.95
+    assert found.slower["peft-harness"] >= 0.95 and found.came_to == pytest.approx(0.02, abs=0.003)
     assert found.slower[BENCHMARK] == 0.0
     # On so many samples a difference that nobody cares for is significant.
     assert rates(pooled(0.003), margin=0.02, budget=120, trials=50).slower[MANN_WHITNEY] > 0.5

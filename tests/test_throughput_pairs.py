@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,14 +19,15 @@ from harness.throughput import compiled, judgement, pairs, rates, speed, worker
 from harness.throughput.pairs import Entrant
 from harness.throughput.shapes import SHAPES, chosen
 from harness.throughput.stepping import train
-from harness.throughput.worker import COUNTED, FIRST, Clock
+from harness.throughput.worker import COUNTED, FIRST, SHARED, Clock
 
 #: A worker that takes as long as it is told, in a clock that it makes up.
 FAKE = """
 import json, sys
 task = json.loads(sys.stdin.readline())
 seconds = float(sys.argv[1])
-print(json.dumps({"loss": 1.0, "huge_pages": True} | ({"flops": 9, "saved_bytes": 4} if task["cost"] else {})), flush=True)
+costs = {"flops": 9, "saved_bytes": 4} if task["cost"] else {}
+print(json.dumps({"loss": 1.0, "huge_pages": True, "host": 1.0, **costs}), flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
     times = [seconds * (1 + asked.get("slower", 0))] * asked["steps"]
@@ -45,12 +47,15 @@ def entrant(name, seconds, code=FAKE):
 
 
 def test_the_peak_is_of_steps_alone(monkeypatch):
-    reset = []
+    reset, shared = [], []
     clock = Clock("cuda", io.StringIO(), cost=False)
+    monkeypatch.setattr(clock, "_work", SimpleNamespace(begin=lambda: shared.append("begins"), end=lambda: 0.25))
     for number in range(1, FIRST + 1):
         monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda number=number: reset.append(number))
         assert not clock.step(number, [])
     assert reset == [FIRST] and COUNTED + 1 < FIRST
+    assert shared == ["begins"] and clock._host == 0.25
+    assert SHARED.start > COUNTED + 1 and SHARED.stop <= FIRST
 
 
 def test_a_process_begins_anew_with_memory_laid_out_alike_and_once(monkeypatch):
@@ -77,10 +82,11 @@ def test_memory_in_huge_pages_is_told_from_memory_that_is_not(tmp_path):
 
 @pytest.mark.parametrize(("seconds", "word"), [(0.01, "holds"), (0.0103, "slower")])
 def test_who_is_slower_is_said_as_soon_as_it_is_clear(seconds, word):
-    judgement, timed = pairs.compare(entrant("a", 0.01), entrant("b", seconds), margin=0.02, budget=5, processes=2)
-    assert judgement.word == word and timed.seconds < 5
+    said, timed = pairs.compare(entrant("a", 0.01), entrant("b", seconds), margin=0.02, budget=5, processes=2)
+    assert said.word == word and timed.seconds < 5
     assert timed.step("b") == pytest.approx(seconds) and timed.peak_bytes == {"a": 7, "b": 7}
-    assert timed.first["a"] == {"loss": 1.0, "huge_pages": True} and timed.huge_pages
+    assert timed.first["a"] == {"loss": 1.0, "huge_pages": True, "host": 1.0}
+    assert timed.strays == judgement.SPREAD[True]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,7 @@ def test_a_step_that_is_captured_reads_nothing_from_the_device(checkpointing, mo
     steps = compiled.Steps(build(spec, tmp_path, lambda event, trainer: None), capture=False)
     steps.run()
     with Reads():
-        steps._loss_of(*next(steps.windows)[0]).backward()
+        steps._step(next(steps.windows))
         assert seen == []
         torch.zeros(()).item()
     assert len(seen) == 1
@@ -176,8 +182,8 @@ def test_the_same_processes_are_timed_under_each_slowdown(monkeypatch):
     equal, slower = rates.pools(SHAPES["tiny"], "cpu", 0.2)
     assert len(started) == 4 and all("harness.throughput.slowed" in words for words in started)
     for pool, ratio in ((equal, 1.0), (slower, 1.05)):
-        assert pool.huge_pages and len(pool.series) == 2 and pool.count > 0
-        assert all(math.exp(one["wall"]) == pytest.approx(ratio) for pair in pool.series for one in pair)
+        assert pool.strays == judgement.SPREAD[True] and len(pool.series) == 2 and all(pool.series)
+        assert all(math.exp(one["ratios"]["wall"]) == pytest.approx(ratio) for pair in pool.series for one in pair)
 
 
 def test_what_cannot_be_compiled_is_refused():

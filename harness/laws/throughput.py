@@ -79,7 +79,7 @@ def no_slower(timed: Pairs, ratio: float, margin: float, budget: float) -> Verdi
         for metric, pairs in timed.ratios.items()
         if metric == "wall"
     }
-    judged = judge(moved, margin, timed.seconds / budget, timed.huge_pages)
+    judged = judge(moved, margin, timed.seconds / budget, timed.strays)
     change = judged.intervals["wall"]
     outcome = {HOLDS: PASS, SLOWER: FAIL}.get(judged.word, AMBIGUOUS)
     seen = () if outcome == PASS else (f"a step takes {change} longer than recorded",)

@@ -19,10 +19,15 @@ ALPHA = 0.01
 #: A B B A that are cut off at either end, a share: what else the machine does is in the tails.
 TRIM = 0.2
 
-#: How much the mean of a pair of equal processes strays for good, whatever is timed, by whether their memory lies in huge
-#: pages: where it came to lie makes one faster. Measured on two cores: 0.6 % over six pairs without (and 0.4 and 0.7 % over
-#: four), 0.1 % over six and 0.2 to 0.35 % over eight pairs with.
+#: How much the mean of a pair of equal processes strays for good where the host does all the work, by whether their memory
+#: lies in huge pages: where it came to lie makes one faster. Measured on two cores: 0.6 % over six pairs without (and 0.4 and
+#: 0.7 % over four), 0.1 % over six and 0.2 to 0.35 % over eight pairs with.
 SPREAD = {False: 0.006, True: 0.004}
+
+
+def spread(huge_pages: bool, host: float = 1.0) -> float:
+    """`SPREAD` of a step of which the host's own work is a share `host`: the device's memory is laid out alike."""
+    return SPREAD[huge_pages] * min(host, 1.0)
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,10 @@ class Judgement:
         }
 
 
-def interval(ratios: Sequence[Sequence[float]], huge_pages: bool = False) -> Interval:
+def interval(ratios: Sequence[Sequence[float]], strays: float = SPREAD[False]) -> Interval:
     """The trimmed mean of log-ratios and its interval (Tukey and McLaughlin 1963), as a share.
 
-    ratios: a list for each pair of processes; SPREAD is shared out over the pairs. huge_pages: of all those processes.
+    ratios: a list for each pair of processes. strays: how much a pair's mean does (`spread`).
     """
     flat = np.sort(np.concatenate([np.asarray(pair, float) for pair in ratios])) if ratios else np.empty(0)
     count = len(flat)
@@ -76,24 +81,24 @@ def interval(ratios: Sequence[Sequence[float]], huge_pages: bool = False) -> Int
     kept = flat[cut : count - cut]
     winsorized = np.concatenate([np.full(cut, kept[0]), kept, np.full(cut, kept[-1])])
     within = float(winsorized.std(ddof=1)) / ((1 - 2 * TRIM) * math.sqrt(count))
-    error = math.hypot(within, SPREAD[huge_pages] / math.sqrt(len(ratios)))
+    error = math.hypot(within, strays / math.sqrt(len(ratios)))
     middle, half = float(kept.mean()), _z(0.005) * error
     return Interval(math.expm1(middle), error, math.expm1(middle - half), math.expm1(middle + half), count)
 
 
 def judge(
-    ratios: Mapping[str, Sequence[Sequence[float]]], margin: float, spent: float, huge_pages: bool = False
+    ratios: Mapping[str, Sequence[Sequence[float]]], margin: float, spent: float, strays: float = SPREAD[False]
 ) -> Judgement:
     """Is the second side slower, by any metric?
 
-    margin: the smallest slowdown that must be found, a share. spent: share of the budget, above 0. huge_pages: see
+    margin: the smallest slowdown that must be found, a share. spent: share of the budget, above 0. strays: see
     `interval`. It may be asked after each A B B A: the evidence that it takes is that of the end over sqrt(spent) (O'Brien
     and Fleming 1979), and a Brownian motion crosses such a bound once with twice the chance of being above it at the end.
 
     SLOWER: equality is refused (Holm 1979, over the metrics), and the middle is nearer to the margin than to zero. HOLDS:
     a slowdown by the margin is refused for each metric, and each middle is nearer to zero.
     """
-    intervals = {metric: interval(pairs, huge_pages) for metric, pairs in ratios.items()}
+    intervals = {metric: interval(pairs, strays) for metric, pairs in ratios.items()}
     if not all(math.isfinite(one.error) for one in intervals.values()):
         return Judgement(UNCLEAR, intervals=intervals)
     scale = 1 / math.sqrt(min(max(spent, 1e-3), 1.0))

@@ -17,15 +17,17 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.spec import RunSpec
-from harness.throughput.judgement import Judgement, judge
+from harness.throughput.judgement import SPREAD, Judgement, judge, spread
 from harness.throughput.shapes import peak_bytes
 
-METRICS = ("wall", "cpu")
+#: What is judged. On CUDA the host's time is mostly that for which it waits, busily, for the device.
+METRICS = {"cpu": ("wall", "cpu"), "cuda": ("wall",)}
 
 #: Seconds of a block. On a CPU as short as can be, be it one step: what else the machine does then hits both sides alike
 #: (on two cores of a shared machine the log-ratio of one A B B A strays by 11 % whether its blocks have one step or
-#: twelve). On CUDA each block ends with the device idle, which it takes a while to fill again.
+#: twelve). On CUDA each block ends with the device idle, and the step that fills it again is not counted: so some more.
 BLOCK = {"cpu": 0.008, "cuda": 0.05}
+FEWEST = {"cpu": 1, "cuda": 3}
 
 #: Processes of each side, one pair after the other: where memory comes to lie makes one process faster than another.
 PROCESSES = 4
@@ -56,16 +58,16 @@ class Pairs:
     """What was timed. ratios: metric -> for each process pair, the log of B's time over A's of each A B B A.
 
     times: name of the side -> metric -> median seconds of a step, of each block. first: name of the side -> what it
-    answered when it was ready. peak_bytes: by side, as its process sees it. huge_pages: whether the memory of all lies in
-    such.
+    answered when it was ready. peak_bytes: by side, as its process sees it. strays: how much the mean of a pair does, by what
+    its processes are (`judgement.spread`).
     """
 
-    ratios: dict[str, list[list[float]]] = field(default_factory=lambda: {metric: [] for metric in METRICS})
+    ratios: dict[str, list[list[float]]] = field(default_factory=dict)
     times: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     first: dict[str, dict[str, Any]] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
-    huge_pages: bool = False
+    strays: float = SPREAD[False]
 
     def step(self, side: str, metric: str = "wall") -> float:
         """Median seconds of a side's step."""
@@ -104,12 +106,16 @@ class Runner:
         self._say({"steps": steps} | ({} if self.slower is None else {"slower": self.slower}))
         return self._hear()
 
-    def end(self) -> None:
-        """End the process."""
+    def dismiss(self) -> None:
+        """Tell the process to end."""
         assert self.process.stdin is not None
         # One that ended before it read its task has left that in the pipe.
         with suppress(BrokenPipeError):
             self.process.stdin.close()
+
+    def end(self) -> None:
+        """End the process."""
+        self.dismiss()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -194,8 +200,15 @@ def lined_up(entrants: Sequence[Entrant]) -> Iterator[list[Runner]]:
         stand(entrants, runners)
         yield runners
     finally:
-        for runner in runners:
-            runner.end()
+        end(runners)
+
+
+def end(runners: Sequence[Runner]) -> None:
+    """End them, side by side."""
+    for runner in runners:
+        runner.dismiss()
+    for runner in runners:
+        runner.end()
 
 
 @contextmanager
@@ -218,17 +231,18 @@ def race(
 ) -> tuple[Judgement, Pairs]:
     """`compare`, of processes that stand ready: as many of A as of B."""
     sides = {runners[0].entrant.name: runners[0].first for runners in (a, b)}
-    timed = Pairs(times={side: {metric: [] for metric in METRICS} for side in sides}, first=sides)
+    device = a[0].entrant.spec.launch.device
+    timed = Pairs({metric: [[] for _ in a] for metric in METRICS[device]}, first=sides)
+    timed.times = {side: {metric: [] for metric in timed.ratios} for side in sides}
+    timed.strays = max(spread(runner.first["huge_pages"], runner.first["host"]) for runner in (*a, *b))
     began = time.monotonic()
     runners = list(zip(a, b, strict=True))
-    timed.huge_pages = all(runner.first.get("huge_pages") for runner in (*a, *b))
-    steps = _steps(runners)
-    timed.ratios = {metric: [[] for _ in runners] for metric in METRICS}
+    steps = _steps(runners, device)
     while True:
         for index, pair in enumerate(runners):
             _quadruple(timed, index, pair, steps)
         timed.seconds = time.monotonic() - began
-        verdict = judge(timed.ratios, margin, timed.seconds / budget, timed.huge_pages)
+        verdict = judge(timed.ratios, margin, timed.seconds / budget, timed.strays)
         told(verdict)
         if (decide and verdict.decided) or timed.seconds >= budget:
             return verdict, timed
@@ -237,24 +251,23 @@ def race(
 def _quadruple(timed: Pairs, index: int, pair: Sequence[Runner], steps: int) -> None:
     """One A B B A, or B A A B in every other: what the first block suffers, each side suffers as often."""
     a, b = pair
-    turn = len(timed.ratios["wall"][index]) % 2
+    turn, metrics = len(timed.ratios["wall"][index]) % 2, list(timed.ratios)
     order = (a, b, b, a) if turn == 0 else (b, a, a, b)
-    seen: dict[int, dict[str, list[float]]] = {id(side): {metric: [] for metric in METRICS} for side in pair}
+    seen: dict[int, dict[str, list[float]]] = {id(side): {metric: [] for metric in metrics} for side in pair}
     for side in order:
         block = side.block(steps)
         timed.peak_bytes[side.entrant.name] = block["peak_bytes"]
-        for metric in METRICS:
+        for metric in metrics:
             middle = median(block[metric])
             seen[id(side)][metric].append(middle)
             timed.times[side.entrant.name][metric].append(middle)
-    for metric in METRICS:
+    for metric in metrics:
         # No time is zero, whatever the clock's resolution.
         logs = {key: sum(math.log(max(value, 1e-9)) for value in values[metric]) / 2 for key, values in seen.items()}
         timed.ratios[metric][index].append(logs[id(b)] - logs[id(a)])
 
 
-def _steps(runners: list[tuple[Runner, Runner]]) -> int:
+def _steps(runners: list[tuple[Runner, Runner]], device: str) -> int:
     """Steps of a block."""
     seconds = median(second for pair in runners for runner in pair for second in runner.block(5)["wall"])
-    block = BLOCK[runners[0][0].entrant.spec.launch.device]
-    return max(1, min(60, round(block / max(seconds, 1e-4))))
+    return max(FEWEST[device], min(60, round(BLOCK[device] / max(seconds, 1e-4))))

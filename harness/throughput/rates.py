@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.throughput.judgement import HOLDS, SLOWER, UNCLEAR, judge
-from harness.throughput.pairs import METRICS, PROCESSES, Entrant, Pairs, lined_up, race
+from harness.throughput.judgement import HOLDS, SLOWER, SPREAD, UNCLEAR, interval, judge
+from harness.throughput.pairs import PROCESSES, Entrant, Pairs, lined_up, race
 from harness.throughput.shapes import Shape
 
 #: Slowdowns put in, as shares.
@@ -42,39 +42,39 @@ BENCHMARK, MANN_WHITNEY = "pytest-benchmark mean:5%", "Mann-Whitney 0.05"
 
 @dataclass
 class Pool:
-    """What was timed under one slowdown. series: for each pair of processes, of each A B B A (metric -> log-ratio, and the
-    seconds of a step of A and of B). seconds: of one A B B A. huge_pages: see `Pairs`.
+    """What was timed under one slowdown. series: for each pair of processes, of each A B B A "ratios" (metric -> log-ratio),
+    and the seconds of a step of "a" and of "b". seconds: of one A B B A. strays: see `Pairs`.
     """
 
     share: float
     series: list[list[dict[str, Any]]]
     seconds: float
-    huge_pages: bool = False
-
-    @property
-    def count(self) -> int:
-        return sum(map(len, self.series))
+    strays: float = SPREAD[False]
 
 
-def _series(timed: Pairs) -> list[list[dict[str, Any]]]:
+def _pool(share: float, timed: Pairs) -> Pool:
     pairs = len(timed.ratios["wall"])
+    count = sum(map(len, timed.ratios["wall"]))
     made: list[list[dict[str, Any]]] = [[] for _ in range(pairs)]
     # The pairs take turns, and each A B B A has two blocks of a side.
-    for number in range(sum(map(len, timed.ratios["wall"]))):
+    for number in range(count):
         index, place = number % pairs, number // pairs
-        one = {metric: timed.ratios[metric][index][place] for metric in METRICS}
-        made[index].append(
-            one | {side: fmean(timed.times[side]["wall"][2 * number : 2 * number + 2]) for side in ("a", "b")}
-        )
-    return made
+        one: dict[str, Any] = {"ratios": {metric: each[index][place] for metric, each in timed.ratios.items()}}
+        for side in ("a", "b"):
+            one[side] = fmean(timed.times[side]["wall"][2 * number : 2 * number + 2])
+        made[index].append(one)
+    return Pool(share, made, timed.seconds / count, timed.strays)
 
 
 @dataclass
 class Rates:
-    """Of a slowdown: how often each rule says "slower". unclear: how often ours says neither; seconds: its median time."""
+    """Of a slowdown: how often each rule says "slower". came_to: what was put in, as it was measured over all that was timed.
+    unclear: how often ours says neither; seconds: its median time. spread: of the log-ratios of A B B A.
+    """
 
     share: float
     trials: int
+    came_to: float
     slower: dict[str, float] = field(default_factory=dict)
     unclear: float = 0.0
     seconds: float = 0.0
@@ -90,16 +90,17 @@ def rates(pooled: Pool, margin: float, budget: float, trials: int = TRIALS, seed
     words, times, benchmark, ranks = [], [], [], []
     for _ in range(trials):
         drawn = _drawn(pooled, budget, draw)
-        word, share = _judged(drawn, margin, pooled.huge_pages)
+        word, share = _judged(drawn, margin, pooled.strays)
         words.append(word)
         times.append(share * budget)
         a, b = ([one[side] for pair in drawn for one in pair] for side in ("a", "b"))
         benchmark.append(fmean(b) > 1.05 * fmean(a))
         ranks.append(_mann_whitney(a, b))
-    every = [one["wall"] for pair in pooled.series for one in pair]
+    every = [[one["ratios"]["wall"] for one in pair] for pair in pooled.series]
     return Rates(
         pooled.share,
         trials,
+        interval(every).estimate,
         {
             "peft-harness": words.count(SLOWER) / trials,
             BENCHMARK: fmean(benchmark),
@@ -107,7 +108,7 @@ def rates(pooled: Pool, margin: float, budget: float, trials: int = TRIALS, seed
         },
         words.count(UNCLEAR) / trials,
         median(times),
-        float(np.std(every)),
+        float(np.std(np.concatenate(every))),
     )
 
 
@@ -128,16 +129,19 @@ def _drawn(pooled: Pool, budget: float, draw: random.Random) -> list[list[dict[s
 
 
 def _swapped(one: dict[str, Any]) -> dict[str, Any]:
-    return {metric: -one[metric] for metric in METRICS} | {"a": one["b"], "b": one["a"]}
+    return {"ratios": {metric: -value for metric, value in one["ratios"].items()}, "a": one["b"], "b": one["a"]}
 
 
-def _judged(drawn: list[list[dict[str, Any]]], margin: float, huge_pages: bool) -> tuple[str, float]:
+def _judged(drawn: list[list[dict[str, Any]]], margin: float, strays: float) -> tuple[str, float]:
     """What is said, and after which share of the budget."""
     rounds = len(drawn[0])
     # A look at every twentieth of the budget: the bound allows more.
     for end in sorted({max(2, math.ceil(rounds * part / 20)) for part in range(1, 21)}):
-        ratios = {metric: [[one[metric] for one in pair[:end]] for pair in drawn] for metric in METRICS}
-        judgement = judge(ratios, margin, end / rounds, huge_pages)
+        ratios = {
+            metric: [[one["ratios"][metric] for one in pair[:end]] for pair in drawn]
+            for metric in drawn[0][0]["ratios"]
+        }
+        judgement = judge(ratios, margin, end / rounds, strays)
         if judgement.word in (SLOWER, HOLDS):
             return judgement.word, end / rounds
     return UNCLEAR, 1.0
@@ -173,5 +177,4 @@ def pools(shape: Shape, device: str, seconds: float, told: Callable[[str], None]
                 runner.slower = share
             budget = seconds if share else LONGER * seconds
             _, timed = race(runners[::2], runners[1::2], GOAL[device][0], budget, decide=False)
-            each = timed.seconds / max(1, sum(map(len, timed.ratios["wall"])))
-            yield Pool(share, _series(timed), each, timed.huge_pages)
+            yield _pool(share, timed)

@@ -96,12 +96,13 @@ def rates(console: Console, measured: list[Rates], margin: float, budget: float)
     """How often each rule says "slower", by the slowdown that there was."""
     rules = list(measured[0].slower)
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("slower by", *rules, "undecided", "median s", "sd of A B B A"):
+    for name in ("slower by", "came to", *rules, "undecided", "median s", "sd of A B B A"):
         shown.add_column(name, justify="right")
     for one in measured:
         cells = [f"{one.slower[rule]:.1%}" for rule in rules]
         shown.add_row(
             f"{one.share:.1%}" if one.share else "equals",
+            f"{one.came_to:+.2%}",
             *cells,
             f"{one.unclear:.1%}",
             f"{one.seconds:.0f}",

@@ -17,34 +17,39 @@ SHARE = 0.02
 
 _original = DefaultFlowCallback.on_step_end
 _ended = 0.0
-_cycles = 0.0
+_sleeper: "_Sleeper | None" = None
 
 
 def _on_step_end(self, args, state, control, **kwargs):
-    global _ended
+    global _ended, _sleeper
     result = _original(self, args, state, control, **kwargs)
     now = _clock()
     if _ended:
         seconds = min(now - _ended, 10.0) * SHARE
         if torch.cuda.is_available():
-            torch.cuda._sleep(int(seconds * _cycles_a_second()))
+            _sleeper = _sleeper or _Sleeper()
+            _sleeper.sleep(seconds)
         while _clock() - now < seconds:
             pass
     _ended = _clock()
     return result
 
 
-def _cycles_a_second() -> float:
-    global _cycles
-    if not _cycles:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        torch.cuda._sleep(10_000_000)
-        end.record()
-        torch.cuda.synchronize()
-        _cycles = 10_000_000 / (start.elapsed_time(end) / 1e3)
-    return _cycles
+class _Sleeper:
+    """Has the device sleep, so many of its cycles, whose length changes as it works: each sleep tells it for the next."""
+
+    def __init__(self) -> None:
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._rate, self._slept = 1.5e9, 0
+
+    def sleep(self, seconds: float) -> None:
+        # A step lies between, and that sleep is over. A very short one tells of its launch.
+        if self._slept > 30_000 and self._end.query():
+            self._rate = self._slept / (self._start.elapsed_time(self._end) / 1e3)
+        self._slept = int(seconds * self._rate)
+        self._start.record()
+        torch.cuda._sleep(self._slept)
+        self._end.record()
 
 
 DefaultFlowCallback.on_step_end = _on_step_end  # type: ignore[method-assign]

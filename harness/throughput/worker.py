@@ -8,8 +8,9 @@ waits, costs nothing, and holds no device memory that it can do without. On CUDA
 stream, and "cpu" is what the host spent. {"steps": N, "slower": share} also sets by how much `harness.throughput.slowed`,
 which must be a preload, slows them down.
 
-The first answer has "loss", the mean over the first twelve steps, and "huge_pages", whether memory lies in such; with cost,
-"flops" of a step and "saved_bytes", what it keeps for the backward pass.
+The first answer has "loss", the mean over the first twelve steps, "huge_pages", whether memory lies in such, and "host", the
+share of a step for which the host works rather than waits for the device; with cost, "flops" of a step and "saved_bytes",
+what it keeps for the backward pass.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,8 +36,9 @@ LAID_OUT = "PEFT_HARNESS_LAID_OUT"
 
 #: Steps before the first that is timed: allocators, Adam's states, and the kernels that are chosen at first use.
 FIRST = 12
-#: The one of them whose cost is counted.
+#: The one of them whose cost is counted, and those over which the host's share is taken: a graph is captured by then.
 COUNTED = 4
+SHARED = range(7, 10)
 
 
 class Clock:
@@ -54,6 +57,8 @@ class Clock:
         self._wanted = 0
         self._cost = Cost() if cost else None
         self._costs: dict[str, int] = {}
+        self._work = HostWork()
+        self._host = 1.0
 
     def step(self, number: int, log: list[dict[str, Any]]) -> bool:
         """A step begins. True ends the run: there are no more lines."""
@@ -61,6 +66,10 @@ class Clock:
             self._cost.begin()
         elif self._cost is not None and number == COUNTED + 1:
             self._costs = self._cost.end()
+        if self._cuda and number == SHARED.start:
+            self._work.begin()
+        elif self._cuda and number == SHARED.stop:
+            self._host = self._work.end()
         if self._cuda and number == FIRST:
             import torch
 
@@ -75,7 +84,7 @@ class Clock:
             answer = self._marks.seconds(self._skipped)
         else:
             loss = next((entry["loss"] for entry in log if "loss" in entry), None)
-            answer = {"loss": loss, "huge_pages": in_huge_pages(), **self._costs}
+            answer = {"loss": loss, "huge_pages": in_huge_pages(), "host": self._host, **self._costs}
         if self._cuda:
             import torch
 
@@ -98,6 +107,29 @@ class Clock:
     def _tell(self, body: dict[str, Any]) -> None:
         self._answers.write(json.dumps(body) + "\n")
         self._answers.flush()
+
+
+class HostWork:
+    """The share of a time on CUDA for which the host works: it is made to sleep, for once, while it waits for the device."""
+
+    def begin(self) -> None:
+        self._sleeping(True)
+        self._began = time.perf_counter(), time.process_time()
+
+    def end(self) -> float:
+        wall, work = self._sleeping(False) - self._began[0], time.process_time() - self._began[1]
+        return min(1.0, work / wall)
+
+    def _sleeping(self, wanted: bool) -> float:
+        """Whether threads sleep while they wait (CU_CTX_SCHED_BLOCKING_SYNC of cuda.h), or do so busily, as they always do.
+
+        Returns the time, with the device idle. A driver before CUDA 12.1 has no such call, and its waits count as work.
+        """
+        import torch
+
+        torch.cuda.synchronize()
+        getattr(ctypes.CDLL("libcuda.so.1"), "cuCtxSetFlags", lambda flags: None)(4 if wanted else 0)
+        return time.perf_counter()
 
 
 class Cost:
