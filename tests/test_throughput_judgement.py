@@ -66,15 +66,15 @@ def test_equal_processes_in_huge_pages_need_less_evidence():
     """Where memory comes to lie cannot make one of them as much faster."""
     ratios = {"wall": series(0.0065, spread=0.01)}
     assert judge(ratios, 0.01, 1.0).word == UNCLEAR
-    assert judge(ratios, 0.01, 1.0, spread(huge_pages=True)).word == SLOWER
+    assert judge(ratios, 0.01, 1.0, spread("cpu", huge_pages=True, host=1.0)).word == SLOWER
 
 
 def test_equal_processes_differ_as_far_as_the_host_works():
-    """Where it waits for the device most of the time, half a percent is seen."""
-    ratios = {"wall": series(0.005, count=100, spread=0.01)}
-    assert judge(ratios, 0.005, 1.0, spread(huge_pages=True)).word == UNCLEAR
-    assert judge(ratios, 0.005, 1.0, spread(huge_pages=True, host=0.2)).word == SLOWER
-    assert spread(True, 1.3) == spread(True) < spread(False)
+    """Where it waits for the device most of the time, less is seen."""
+    ratios = {"wall": series(0.006, count=100, spread=0.01)}
+    assert judge(ratios, 0.01, 1.0, spread("cuda", huge_pages=True, host=1.0)).word == UNCLEAR
+    assert judge(ratios, 0.01, 1.0, spread("cuda", huge_pages=True, host=0.1)).word == SLOWER
+    assert spread("cpu", True, 1.3) == spread("cpu", True, 1.0) < spread("cuda", True, 1.0) < spread("cpu", False, 1.0)
 
 
 def test_equals_are_told_apart_in_one_trial_of_a_hundred_at_most():

@@ -19,7 +19,7 @@ from harness.throughput import compiled, judgement, pairs, rates, speed, worker
 from harness.throughput.pairs import Entrant
 from harness.throughput.shapes import SHAPES, chosen
 from harness.throughput.stepping import train
-from harness.throughput.worker import COUNTED, FIRST, SHARED, Clock
+from harness.throughput.worker import COUNTED, FIRST, SETTLED, SHARED, Clock
 
 #: A worker that takes as long as it is told, in a clock that it makes up.
 FAKE = """
@@ -46,14 +46,15 @@ def entrant(name, seconds, code=FAKE):
     return Entrant(name, "hf-trainer", SPEC, start=start)
 
 
-def test_the_peak_is_of_steps_alone(monkeypatch):
+@pytest.mark.parametrize(("cost", "first"), [(False, SETTLED), (True, FIRST)])
+def test_the_peak_is_of_steps_alone(cost, first, monkeypatch):
     reset, shared = [], []
-    clock = Clock("cuda", io.StringIO(), cost=False)
+    clock = Clock("cuda", io.StringIO(), cost)
     monkeypatch.setattr(clock, "_work", SimpleNamespace(begin=lambda: shared.append("begins"), end=lambda: 0.25))
     for number in range(1, FIRST + 1):
         monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda number=number: reset.append(number))
         assert not clock.step(number, [])
-    assert reset == [FIRST] and COUNTED + 1 < FIRST
+    assert reset == [first] and COUNTED + 1 < FIRST
     assert shared == ["begins"] and clock._host == 0.25
     assert SHARED.start > COUNTED + 1 and SHARED.stop <= FIRST
 

@@ -234,7 +234,7 @@ def race(
     device = a[0].entrant.spec.launch.device
     timed = Pairs({metric: [[] for _ in a] for metric in METRICS[device]}, first=sides)
     timed.times = {side: {metric: [] for metric in timed.ratios} for side in sides}
-    timed.strays = max(spread(runner.first["huge_pages"], runner.first["host"]) for runner in (*a, *b))
+    timed.strays = max(spread(device, runner.first["huge_pages"], runner.first["host"]) for runner in (*a, *b))
     began = time.monotonic()
     runners = list(zip(a, b, strict=True))
     steps = _steps(runners, device)

@@ -39,6 +39,8 @@ FIRST = 12
 #: The one of them whose cost is counted, and those over which the host's share is taken: a graph is captured by then.
 COUNTED = 4
 SHARED = range(7, 10)
+#: Where the peak of memory begins to count: before the one in which a graph is captured, which holds what a step takes.
+SETTLED = 3
 
 
 class Clock:
@@ -70,7 +72,7 @@ class Clock:
             self._work.begin()
         elif self._cuda and number == SHARED.stop:
             self._host = self._work.end()
-        if self._cuda and number == FIRST:
+        if self._cuda and number == (FIRST if self._cost is not None else SETTLED):
             import torch
 
             # The peak is that of steps: counting one keeps what is computed anew otherwise, and building a model takes more.
