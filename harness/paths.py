@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -25,3 +26,14 @@ def cache_directory() -> Path:
     """Directory for things that are slow to make and safe to lose (PEFT_HARNESS_CACHE, else ~/.cache/peft-harness)."""
     chosen = os.environ.get("PEFT_HARNESS_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "peft-harness"
+
+
+def keeping_bytecode(variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables, but bytecode is kept in the cache where Python is told to keep none, as in many containers.
+
+    Each process would otherwise compile upstream anew (12 s).
+    """
+    kept = dict(variables)
+    if kept.pop("PYTHONDONTWRITEBYTECODE", ""):
+        kept.setdefault("PYTHONPYCACHEPREFIX", str(cache_directory() / "bytecode"))
+    return kept

@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from fixtures import models, shapes
+from fixtures.methods import METHODS
 from harness.compat import dtype_argument
 from harness.laws import embeddings, frozen, model_card, quantized, resume, universal
 from harness.laws import nf4 as nf4_by_hand
 from harness.laws.equal import equal_runs
 from harness.scenarios import PLAIN, by_route, cases, continued, over
-from harness.spec import ADD, AdapterSpec, ModelSpec
+from harness.spec import ADD, GET, AdapterSpec, ModelSpec
 from harness.subjects.hf_trainer import inject, recorded_warnings
-from harness.verdict import both, raises, same
+from harness.verdict import both, raises, same, verdict
+from suites import test_tables
 
 #: QLoRA as it is usually set up, saved every two steps.
 NF4 = {"quantization": "nf4", "prepare_for_kbit": True}
@@ -194,6 +196,18 @@ def test_preparation_switches_checkpointing_on(prepared, switched, loads_nf4, ju
     seen = {"checkpointing": model.is_gradient_checkpointing, "inputs require gradients": entering.requires_grad}
     # Embeddings that are not frozen yet require gradients by themselves.
     judge(same("the prepared model", seen, {"checkpointing": switched, "inputs require gradients": True}))
+
+
+@pytest.mark.clause("QLORA-15")
+@cases(test_tables.table(GET, [("llama-nf4", name) for name, method in METHODS.items() if method.targeted]))
+def test_a_method_trains_on_a_packed_base_or_refuses_it(spec, loads_nf4, train, judge):
+    try:
+        inject(models.build(spec.model), spec.adapter)
+    except (ValueError, TypeError) as error:
+        judge(verdict("a method trains on a packed base or refuses it", [], refused=str(error)))
+        return
+    trace = train(spec)
+    judge(both(quantized.learns(trace), frozen.adapter_moved(trace)))
 
 
 # ---- what is saved ----

@@ -132,6 +132,12 @@ FAULTS = {
         mutant("optimizer-not-restored"),
         "step 3: learning rates",
     ),
+    "QLORA-15/trains": (
+        qlora.test_a_method_trains_on_a_packed_base_or_refuses_it,
+        {"spec": qlora.test_tables.table("get_peft_model", [("llama-nf4", "ia3")])["llama-nf4/ia3"]},
+        replace("torch.optim:AdamW", "step", nothing),
+        "is what it was before training",
+    ),
     "QLORA-12/resume": (
         qlora.test_the_packed_base_is_the_same_in_a_continued_run,
         {"spec": qlora.continued(qlora.QLORA, 2)},

@@ -11,6 +11,7 @@ import pytest
 from harness.errors import UsageError
 from harness.gate import environments
 from harness.gate.environments import Unresolvable
+from harness.paths import keeping_bytecode
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,19 @@ def test_what_runs_in_an_environment_finds_this_harness_and_nothing_else_of_this
     monkeypatch.chdir(tmp_path)
     done = environments.make("current").run("-c", "import harness; print(harness.__file__)", capture_output=True)
     assert done.stdout.strip().endswith("harness/__init__.py")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, {}),
+        ({"PYTHONDONTWRITEBYTECODE": "1"}, {"PYTHONPYCACHEPREFIX": "/cache/bytecode"}),
+        ({"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": "/mine"}, {"PYTHONPYCACHEPREFIX": "/mine"}),
+    ],
+)
+def test_where_no_bytecode_is_kept_it_is_kept_in_the_cache(given, wanted, monkeypatch):
+    monkeypatch.setenv("PEFT_HARNESS_CACHE", "/cache")
+    assert keeping_bytecode({"A": "1", **given}) == {"A": "1", **wanted}
 
 
 def test_both_sides_may_be_the_first_to_link_to_the_harness(tmp_path, monkeypatch):

@@ -48,6 +48,15 @@ def test_a_few_blocks_of_another_process_do_not_count():
     assert judge({"wall": ratios}, 0.02, 1.0).word == HOLDS
 
 
+def test_what_the_order_does_is_no_noise():
+    """The side in the middle of A B B A finds its caches warm, and so does the other in B A A B."""
+    ratios = series(0.0, count=60, spread=0.01)
+    in_turns = [[value + (-0.05 if place % 2 else 0.05) for place, value in enumerate(pair)] for pair in ratios]
+    plain, turning = interval(ratios, strays=0.0), interval(in_turns, strays=0.0)
+    assert turning.error == pytest.approx(plain.error) and turning.estimate == pytest.approx(plain.estimate)
+    assert turning.count == 240 and interval([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]]).count == 6
+
+
 def test_too_few_are_undecided():
     assert judge({"wall": [[0.5, 0.5, 0.5]]}, 0.02, 1.0).word == UNCLEAR
 

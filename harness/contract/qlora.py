@@ -98,5 +98,13 @@ CHAPTER = Chapter(
             "bitsandbytes/autograd/_functions.py (MatMul4Bit); arXiv 2305.14314, section 3",
             needs=_BNB,
         ),
+        Clause(
+            "QLORA-15",
+            "Each method that adapts layers MUST train on an NF4 base, or MUST refuse it where it is injected, by a "
+            "ValueError or a TypeError: not by an error of the first step, when the base has been loaded and the data "
+            "prepared.",
+            source="peft/tuners/*/model.py (_create_new_module); peft/tuners/*/bnb.py",
+            needs=_BNB,
+        ),
     ),
 )

@@ -31,7 +31,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 
 from harness.errors import UsageError
 from harness.owned import OWNER
-from harness.paths import PACKAGE, cache_directory
+from harness.paths import PACKAGE, cache_directory, keeping_bytecode
 
 CURRENT = "current"
 
@@ -88,18 +88,14 @@ class Environment:
         """The environment variables of a process in it: this harness is on the path, whatever else is installed."""
         # The caller's directory is where its own subjects and --preload modules are.
         path = [str(_link_to_harness()), os.getcwd()]
-        left_out = ["PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE"]
-        added: dict[str, str] = {}
-        # Each process would otherwise compile upstream anew (12 s): bytecode is kept, inside an environment that was made
-        # here, and apart from one that was not and where Python is told to keep none.
+        left_out = ["PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"]
+        # An environment that was made here keeps its bytecode inside.
         if self.asked != CURRENT:
-            left_out.append("PYTHONPYCACHEPREFIX")
-        elif os.environ.get("PYTHONDONTWRITEBYTECODE"):
-            added["PYTHONPYCACHEPREFIX"] = str(cache_directory() / "bytecode")
+            left_out += ["PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE"]
         if self.asked == CURRENT and os.environ.get("PYTHONPATH"):
             path.append(os.environ["PYTHONPATH"])
         kept = {name: value for name, value in os.environ.items() if name not in left_out}
-        return kept | added | {"PYTHONPATH": os.pathsep.join(path)}
+        return keeping_bytecode(kept) | {"PYTHONPATH": os.pathsep.join(path)}
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run its Python with arguments, as subprocess.run does."""

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from harness.errors import UsageError
+from harness.paths import keeping_bytecode
 from harness.spec import RunSpec
 from harness.throughput.judgement import SPREAD, Judgement, judge, spread
 from harness.throughput.shapes import peak_bytes
@@ -38,7 +39,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 def here(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     """Start Python in this environment."""
-    return subprocess.Popen([sys.executable, *arguments], text=True, **options)
+    return subprocess.Popen([sys.executable, *arguments], text=True, env=keeping_bytecode(os.environ), **options)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from harness.throughput.shapes import Shape
 SHARES = {"cpu": (0.0, 0.01, 0.02, 0.03, 0.05, 0.10), "cuda": (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.10)}
 
 #: The smallest that must be found, and the seconds in which.
-GOAL = {"cpu": (0.02, 120.0), "cuda": (0.01, 120.0)}
+GOAL = {"cpu": (0.01, 120.0), "cuda": (0.01, 120.0)}
 
 #: How much longer equals are timed: the mean of a short pool strays by itself, and would pass for the rule's error.
 LONGER = 4
