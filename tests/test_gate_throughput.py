@@ -4,6 +4,7 @@ import math
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,7 @@ from harness.gate.findings import BROKEN, LOST, MENDED, NOTE
 from harness.gate.side import Judged, Side
 from harness.paths import ROOT
 from harness.throughput.counters import Counters
-from harness.throughput.judgement import judge
+from harness.throughput.judgement import SPREAD, judge
 from harness.throughput.pairs import Pairs
 
 COSTS = {"operations": [500], "reads": [3], "saved_bytes": [1000], "peak_bytes": [4000], "held_bytes": [2000]}
@@ -116,14 +117,26 @@ def timed(share, spread=0.05, count=200):
     return Pairs(ratios={metric: [pair() for _ in range(4)] for metric in ("wall", "cpu")}, seconds=60.0)
 
 
+def judged(pairs):
+    return judge(pairs.ratios, throughput.MARGIN[True], 0.5, SPREAD[True])
+
+
+@pytest.mark.parametrize(("huge", "margin"), [([True] * 4, 0.01), ([True, True, True, False], 0.02)])
+def test_half_the_slowdown_is_found_where_all_memory_lies_in_huge_pages(sides, huge, margin, monkeypatch):
+    runners = [SimpleNamespace(first={"huge_pages": one}) for one in huge]
+    sides[0].runners, sides[1].runners = runners[:2], runners[2:]
+    monkeypatch.setattr("harness.throughput.pairs.race", lambda before, after, asked, *_: asked)
+    assert throughput.time(*sides, lambda *_: None) == margin
+
+
 @pytest.mark.parametrize(
-    ("share", "spread", "means"), [(0.0, 0.05, None), (0.03, 0.05, BROKEN), (0.0, 1.0, LOST)], ids=str
+    ("share", "spread", "means"), [(0.0, 0.02, None), (0.03, 0.05, BROKEN), (0.0, 1.0, LOST)], ids=str
 )
 def test_the_clock_says_slower_equal_or_nothing(sides, share, spread, means):
     counted(sides[0])
     counted(sides[1], reads=7)
     pairs = timed(share, spread)
-    judgement = judge(pairs.ratios, throughput.MARGIN, 0.5)
+    judgement = judged(pairs)
     found = list(throughput.slower(judgement, pairs, list(throughput.counters(*sides))))
     assert [one.means for one in found] == ([] if means is None else [means])
     if means == BROKEN:
@@ -134,7 +147,7 @@ def test_the_clock_says_slower_equal_or_nothing(sides, share, spread, means):
 
 def test_time_without_a_counter_is_told_to_lie_between_operations(sides):
     pairs = timed(0.05)
-    (found,) = throughput.slower(judge(pairs.ratios, throughput.MARGIN, 0.5), pairs, [])
+    (found,) = throughput.slower(judged(pairs), pairs, [])
     assert "the time is spent between them" in found.sentence
 
 
@@ -142,9 +155,7 @@ def test_a_gate_times_what_it_has_counted(sides, monkeypatch):
     counted(sides[0])
     counted(sides[1], peak_bytes=5000)
     pairs = timed(0.05)
-    monkeypatch.setattr(
-        "harness.throughput.pairs.race", lambda *_: (judge(pairs.ratios, throughput.MARGIN, 0.5), pairs)
-    )
+    monkeypatch.setattr("harness.throughput.pairs.race", lambda *_: (judged(pairs), pairs))
     found = compare._timed(*sides, lambda *_: None)
     assert [(one.where, one.means) for one in found] == [
         (name, BROKEN) for name in (*throughput.counted_runs("cpu"), "time")

@@ -17,8 +17,12 @@ from harness.throughput.shapes import SHAPES
 #: Counters of memory: more of them is a finding by itself. Of the others more may be right; the clock tells.
 MEMORY = ("saved_bytes", "held_bytes", "peak_bytes")
 
-#: How much slower a candidate may be, and how much larger, shares.
-MARGIN, LARGER = 0.01, 0.02
+#: How much slower a candidate may be, a share, by whether the memory of both lies in huge pages: without, equal processes
+#: differ by more than half a percent.
+MARGIN = {False: 0.02, True: 0.01}
+
+#: How much larger it may be.
+LARGER = 0.02
 
 #: Seconds of timing at most, starts not counted. With the noise of two cores that do nothing else a slowdown by MARGIN
 #: takes a third of it (fixtures/baselines/rates-2-cores.json).
@@ -94,19 +98,20 @@ def stand(side: Side) -> None:
 
 
 def time(
-    baseline: Side, candidate: Side, told: Callable[[Judgement], None], margin: float = MARGIN, budget: float = BUDGET
+    baseline: Side, candidate: Side, told: Callable[[Judgement], None], budget: float = BUDGET
 ) -> tuple[Judgement, Pairs]:
     """Time both sides in turn, when neither does anything else. UsageError where one could not stand ready."""
     if untimed := baseline.untimed or candidate.untimed:
         raise UsageError(untimed)
+    margin = MARGIN[all(runner.first["huge_pages"] for runner in (*baseline.runners, *candidate.runners))]
     return pairs.race(baseline.runners, candidate.runners, margin, budget, told)
 
 
-def slower(judgement: Judgement, timed: Pairs, counted: list[Finding], margin: float = MARGIN) -> Iterator[Finding]:
+def slower(judgement: Judgement, timed: Pairs, counted: list[Finding]) -> Iterator[Finding]:
     """What the clock says, with the counters that explain it. counted: of `counters`."""
     wall = judgement.intervals["wall"]
     means = {HOLDS: "", SLOWER: BROKEN}.get(judgement.word, LOST)
-    details = {"margin": margin, "seconds": timed.seconds, **judgement.to_json()}
+    details = {"margin": timed.margin, "seconds": timed.seconds, **judgement.to_json()}
     if means == LOST:
         says = f"a step takes {wall} longer: undecided within {timed.seconds:.0f} s, the machine is too noisy"
         yield Finding("throughput", "time", LOST, says, details)
