@@ -112,7 +112,13 @@ def slower(judgement: Judgement, timed: Pairs, counted: list[Finding]) -> Iterat
     wall = judgement.intervals["wall"]
     means = {HOLDS: "", SLOWER: BROKEN}.get(judgement.word, LOST)
     details = {"margin": timed.margin, "seconds": timed.seconds, **judgement.to_json()}
-    if means == LOST:
+    most = 2 * timed.margin
+    if means == LOST and all(one.high < most for one in judgement.intervals.values()):
+        says = (
+            f"a step takes {wall} longer: it may be less than {timed.margin:.0%} or a little more, but not {most:.0%}"
+        )
+        yield Finding("throughput", "time", NOTE, says, details)
+    elif means == LOST:
         says = f"a step takes {wall} longer: undecided within {timed.seconds:.0f} s, the machine is too noisy"
         yield Finding("throughput", "time", LOST, says, details)
     elif means == BROKEN:
