@@ -28,7 +28,7 @@ METRICS = {"cpu": ("wall", "cpu"), "cuda": ("wall",)}
 #: (on two cores of a shared machine the log-ratio of one A B B A strays by 11 % whether its blocks have one step or
 #: twelve). On CUDA each block ends with the device idle, and the step that fills it again is not counted: so some more.
 BLOCK = {"cpu": 0.008, "cuda": 0.05}
-FEWEST = {"cpu": 1, "cuda": 3}
+FEWEST_STEPS = {"cpu": 1, "cuda": 3}
 
 #: Processes of each side, one pair after the other: where memory comes to lie makes one process faster than another.
 PROCESSES = 4
@@ -273,4 +273,4 @@ def _quadruple(timed: Pairs, index: int, pair: Sequence[Runner], steps: int) -> 
 def _steps(runners: list[tuple[Runner, Runner]], device: str) -> int:
     """Steps of a block."""
     seconds = median(second for pair in runners for runner in pair for second in runner.block(5)["wall"])
-    return max(FEWEST[device], min(60, round(BLOCK[device] / max(seconds, 1e-4))))
+    return max(FEWEST_STEPS[device], min(60, round(BLOCK[device] / max(seconds, 1e-4))))
