@@ -122,7 +122,7 @@ def _check_options(state: State, config: pytest.Config) -> None:
 
         if config.getoption("numprocesses", None):
             raise UsageError("--record: one process records; run with -n 0")
-        clean_commit()
+        state.commit = clean_commit()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

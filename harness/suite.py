@@ -38,6 +38,8 @@ class State:
         self.json: str | None = config.getoption("--json")
         self.preload: list[str] = config.getoption("--preload")
         self.torchrun: bool = config.getoption("--torchrun")
+        #: Of the harness, where figures are recorded.
+        self.commit = ""
         self.clauses = contract.select(config.getoption("--clause"))
         self.expectations = expectations.load(paths.SUITES / "expectations")
         self.effort = report.Effort()

@@ -60,7 +60,7 @@ def baseline(request: pytest.FixtureRequest) -> Callable[..., Any]:
     def recorded(kind: str, name: str, figure: Callable[[], Any], bf16: bool = False) -> Any:
         if request.config.getoption("--record"):
             made = {"counters": {}, "ratios": {}, kind: {name: figure()}}
-            baselines.record(state.device, made["counters"], made["ratios"], baselines.DIRECTORY)
+            baselines.record(state.device, state.commit, made["counters"], made["ratios"], baselines.DIRECTORY)
             return made[kind][name]
         found, reason = baselines.matching(state.device, bf16=bf16, kind=kind, name=name)
         body = {} if found is None else getattr(found, kind)

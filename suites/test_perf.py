@@ -81,7 +81,7 @@ def test_a_step_takes_no_longer_than_recorded(spec, runs, timed, baseline, reque
     wall = judgement.intervals["wall"]
     shown = {"ratio": 1 + wall.estimate, "low": 1 + wall.low, "high": 1 + wall.high}
     recorded = baseline("ratios", name, lambda: shown)
-    judge(throughput.no_slower(seen, recorded["ratio"], MARGIN, BUDGET))
+    judge(throughput.no_slower(seen, recorded, MARGIN, BUDGET))
 
 
 #: What Python, tokens of progress and the model card's template write beside, measured: under a KiB.

@@ -17,7 +17,7 @@ from harness.laws.equal import equal_runs
 from harness.scenarios import PLAIN, by_route, cases, continued, over
 from harness.spec import ADD, GET, AdapterSpec, ModelSpec
 from harness.subjects.hf_trainer import inject, recorded_warnings
-from harness.verdict import both, raises, same, verdict
+from harness.verdict import both, raises, same
 from suites import test_tables
 
 #: QLoRA as it is usually set up, saved every two steps.
@@ -204,7 +204,7 @@ def test_a_method_trains_on_a_packed_base_or_refuses_it(spec, loads_nf4, train, 
     try:
         inject(models.build(spec.model), spec.adapter)
     except (ValueError, TypeError) as error:
-        judge(verdict("a method trains on a packed base or refuses it", [], refused=str(error)))
+        judge(quantized.refused(error))
         return
     trace = train(spec)
     judge(both(quantized.learns(trace), frozen.adapter_moved(trace)))

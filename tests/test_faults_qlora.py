@@ -39,6 +39,14 @@ def another_base(original, model, *args, **options):
     return loaded
 
 
+def refusing(kind, words):
+    def refuse(original, *args, **options):
+        raise kind(words)
+
+    return refuse
+
+
+IA3 = qlora.test_tables.table("get_peft_model", [("llama-nf4", "ia3")])["llama-nf4/ia3"]
 PREPARE = "prepare_model_for_kbit_training"
 #: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
 FAULTS = {
@@ -134,9 +142,15 @@ FAULTS = {
     ),
     "QLORA-15/trains": (
         qlora.test_a_method_trains_on_a_packed_base_or_refuses_it,
-        {"spec": qlora.test_tables.table("get_peft_model", [("llama-nf4", "ia3")])["llama-nf4/ia3"]},
+        {"spec": IA3},
         replace("torch.optim:AdamW", "step", nothing),
         "is what it was before training",
+    ),
+    "QLORA-15/refuses": (
+        qlora.test_a_method_trains_on_a_packed_base_or_refuses_it,
+        {"spec": IA3},
+        replace("peft.tuners.ia3.model:IA3Model", "_create_new_module", refusing(TypeError, "unsupported operand")),
+        "TypeError names neither the packed layer nor that it is quantized: unsupported operand",
     ),
     "QLORA-12/resume": (
         qlora.test_the_packed_base_is_the_same_in_a_continued_run,
@@ -163,3 +177,13 @@ def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch
     verdict = verdict_of(test, runs, tmp_path / "test", loads_nf4=runs.subject, **arguments)
     assert not verdict.holds
     assert words in "\n".join(verdict.seen)
+
+
+def test_a_method_that_names_the_layer_it_refuses_holds(runs, tmp_path, monkeypatch):
+    words = "Target module Linear4bit(in_features=64, out_features=64, bias=False) is not supported."
+    replace("peft.tuners.ia3.model:IA3Model", "_create_new_module", refusing(ValueError, words))(monkeypatch)
+    seen = verdict_of(
+        qlora.test_a_method_trains_on_a_packed_base_or_refuses_it, runs, tmp_path, loads_nf4=runs.subject, spec=IA3
+    )
+    assert seen.holds
+    assert seen.measured == {"refused": f"ValueError: {words}"}

@@ -114,7 +114,7 @@ def timed(share, spread=0.05, count=200):
     def pair():
         return [math.log1p(share) + draw.gauss(0, spread) for _ in range(count)]
 
-    return Pairs(ratios={metric: [pair() for _ in range(4)] for metric in ("wall", "cpu")}, seconds=60.0, margin=0.01)
+    return Pairs(ratios={metric: [pair() for _ in range(4)] for metric in ("wall", "cpu")}, seconds=60.0)
 
 
 def judged(pairs):

@@ -102,15 +102,28 @@ def test_a_slowdown_by_the_margin_is_found_where_usual_rules_see_none_or_see_the
 # ---- against what is recorded ----
 
 
+def ratio(value, share=0.01):
+    """As a baseline has it; share: how far its interval goes, of it."""
+    return {"ratio": value, "low": value * (1 - share), "high": value * (1 + share)}
+
+
 @pytest.mark.parametrize(("recorded", "outcome"), [(1.2, "pass"), (1.1, "fail"), (1.3, "pass")], ids=str)
 def test_a_ratio_is_held_to_the_recorded_one(recorded, outcome):
     timed = Pairs(ratios={"wall": series(0.2)}, seconds=60.0)
-    seen = throughput.no_slower(timed, recorded, margin=0.02, budget=60.0)
+    seen = throughput.no_slower(timed, ratio(recorded), margin=0.02, budget=60.0)
     assert seen.outcome == outcome
     assert seen.measured["recorded"] == recorded
 
 
 def test_a_ratio_that_noise_hides_is_undecided():
     timed = Pairs(ratios={"wall": series(0.2, spread=0.5)}, seconds=60.0)
-    seen = throughput.no_slower(timed, 1.2, margin=0.02, budget=60.0)
+    seen = throughput.no_slower(timed, ratio(1.2), margin=0.02, budget=60.0)
     assert seen.outcome == "ambiguous" and "longer than recorded" in seen.seen[0]
+
+
+def test_a_ratio_that_was_recorded_amid_noise_decides_nothing():
+    timed = Pairs(ratios={"wall": series(0.2)}, seconds=60.0)
+    for recorded, sharp in ((1.2, "pass"), (1.1, "fail")):
+        assert throughput.no_slower(timed, ratio(recorded), margin=0.02, budget=60.0).outcome == sharp
+        blurred = throughput.no_slower(timed, ratio(recorded, share=0.2), margin=0.02, budget=60.0)
+        assert blurred.outcome == "ambiguous"

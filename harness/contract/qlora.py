@@ -101,8 +101,8 @@ CHAPTER = Chapter(
         Clause(
             "QLORA-15",
             "Each method that adapts layers MUST train on an NF4 base, or MUST refuse it where it is injected, by a "
-            "ValueError or a TypeError: not by an error of the first step, when the base has been loaded and the data "
-            "prepared.",
+            "ValueError or a TypeError that names the packed layer or the quantization: not by an error of the first "
+            "step, when the base has been loaded and the data prepared.",
             source="peft/tuners/*/model.py (_create_new_module); peft/tuners/*/bnb.py",
             needs=_BNB,
         ),

@@ -111,12 +111,10 @@ def slower(judgement: Judgement, timed: Pairs, counted: list[Finding]) -> Iterat
     """What the clock says, with the counters that explain it. counted: of `counters`."""
     wall = judgement.intervals["wall"]
     means = {HOLDS: "", SLOWER: BROKEN}.get(judgement.word, LOST)
-    details = {"margin": timed.margin, "seconds": timed.seconds, **judgement.to_json()}
-    most = 2 * timed.margin
+    details = {"seconds": timed.seconds, **judgement.to_json()}
+    most = 2 * judgement.margin
     if means == LOST and all(one.high < most for one in judgement.intervals.values()):
-        says = (
-            f"a step takes {wall} longer: it may be less than {timed.margin:.0%} or a little more, but not {most:.0%}"
-        )
+        says = f"a step takes {wall} longer: it may be less than {judgement.margin:.0%} or a little more, but not {most:.0%}"
         yield Finding("throughput", "time", NOTE, says, details)
     elif means == LOST:
         says = f"a step takes {wall} longer: undecided within {timed.seconds:.0f} s, the machine is too noisy"

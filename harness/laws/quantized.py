@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -33,6 +34,14 @@ def packed(trace: Trace, linears: Linears) -> Verdict:
         if name not in wanted and "float" not in dtype
     ]
     return verdict(f"{len(wanted)} linear layers are packed, two weights a byte", findings, packed=len(wanted))
+
+
+def refused(error: Exception) -> Verdict:
+    """An adapter is refused because of the packed layers: the error names them, or that they are quantized."""
+    named = re.search("linear.?4.?bit|4.?bit|quantiz", str(error), re.IGNORECASE)
+    kind = type(error).__name__
+    findings = [] if named else [f"{kind} names neither the packed layer nor that it is quantized: {error}"]
+    return verdict("a method refuses a packed base and says why", findings, refused=f"{kind}: {error}")
 
 
 def learns(trace: Trace) -> Verdict:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from harness.throughput.counters import UNITS, Counters
-from harness.throughput.judgement import HOLDS, SLOWER, judge
+from harness.throughput.judgement import HOLDS, SLOWER, Interval, judge
 from harness.throughput.pairs import Pairs
 from harness.verdict import AMBIGUOUS, FAIL, PASS, Verdict, verdict
 
@@ -69,17 +69,21 @@ def no_more_than_reference(seen: Counters, reference: Counters, micro_batches: i
     return verdict("a step costs what the path takes", findings, **ours)
 
 
-def no_slower(timed: Pairs, ratio: float, margin: float, budget: float) -> Verdict:
+def no_slower(timed: Pairs, recorded: Mapping[str, float], margin: float, budget: float) -> Verdict:
     """A step does not take longer, in units of the reference's, than is recorded; AMBIGUOUS where that stays unclear.
 
-    ratio: recorded, the subject's time over the reference's. margin: the slowdown that must be found, a share.
+    recorded: "ratio", the subject's time over the reference's, and "low" and "high", the ends of its interval, which is
+    as wide as the machine was noisy. margin: the slowdown that must be found, a share.
     """
+    ratio = recorded["ratio"]
     moved = {
         metric: [[value - math.log(ratio) for value in pair] for pair in pairs]
         for metric, pairs in timed.ratios.items()
         if metric == "wall"
     }
-    judged = judge(moved, margin, timed.seconds / budget, timed.strays)
+    # What was recorded is not known to the last digit either. That does not shrink with the number of pairs.
+    unknown = Interval.error_of(recorded["low"], recorded["high"]) * math.sqrt(len(timed.ratios["wall"]))
+    judged = judge(moved, margin, timed.seconds / budget, math.hypot(timed.strays, unknown))
     change = judged.intervals["wall"]
     outcome = {HOLDS: PASS, SLOWER: FAIL}.get(judged.word, AMBIGUOUS)
     seen = () if outcome == PASS else (f"a step takes {change} longer than recorded",)

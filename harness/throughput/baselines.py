@@ -95,12 +95,14 @@ def matching(
     return (nearest, "") if not differs else (None, f"not comparable with what is recorded: {'; '.join(differs)}")
 
 
-def record(device: str, counters: dict[str, Any], ratios: dict[str, dict[str, float]], directory: Path) -> Path:
-    """Write the baseline of this environment; what is not given stays as it was. UsageError in a tree with changes.
+def record(
+    device: str, commit: str, counters: dict[str, Any], ratios: dict[str, dict[str, float]], directory: Path
+) -> Path:
+    """Write the baseline of this environment; what is not given stays as it was.
 
-    A figure must be traceable to the code that made it.
+    commit: of the code that made the figures (`clean_commit`), to which they must be traceable. To be asked before the first
+    is written: a baseline that was recorded anew is a change of the tree.
     """
-    commit = clean_commit()
     here = components(device)
     old, _ = matching(device, directory)
     body = {

@@ -50,6 +50,11 @@ class Interval:
     high: float
     count: int
 
+    @staticmethod
+    def error_of(low: float, high: float) -> float:
+        """The standard error of the log-ratio whose interval ends there, as ratios (1.01: one percent slower)."""
+        return math.log(high / low) / (2 * _z(0.005))
+
     def __str__(self) -> str:
         if not math.isfinite(self.low):
             return f"not known from {self.count} A B B A"
@@ -58,9 +63,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Judgement:
-    """word: HOLDS, SLOWER or UNCLEAR. slower: the metrics that are. intervals: by metric, 99 % each."""
+    """word: HOLDS, SLOWER or UNCLEAR. margin: the slowdown that had to be found, a share. slower: the metrics that are.
+    intervals: by metric, 99 % each.
+    """
 
     word: str
+    margin: float
     slower: tuple[str, ...] = ()
     intervals: Mapping[str, Interval] = field(default_factory=dict)
 
@@ -69,7 +77,7 @@ class Judgement:
         return self.word != UNCLEAR
 
     def to_json(self) -> dict[str, Any]:
-        return {"word": self.word, "slower": list(self.slower)} | {
+        return {"word": self.word, "margin": self.margin, "slower": list(self.slower)} | {
             metric: {"estimate": one.estimate, "low": one.low, "high": one.high, "quadruples": one.count}
             for metric, one in self.intervals.items()
         }
@@ -83,18 +91,16 @@ def interval(ratios: Sequence[Sequence[float]], strays: float = SPREAD[False]) -
     flat = np.sort(np.concatenate([_turns(pair) for pair in ratios])) if ratios else np.empty(0)
     if len(flat) < FEWEST and ratios:
         flat = np.sort(np.concatenate([np.asarray(pair, float) for pair in ratios]))
-    count = len(flat)
+    count, timed = len(flat), sum(map(len, ratios))
     if count < FEWEST:
-        return Interval(math.nan, math.inf, -math.inf, math.inf, sum(map(len, ratios)))
+        return Interval(math.nan, math.inf, -math.inf, math.inf, timed)
     cut = int(TRIM * count)
     kept = flat[cut : count - cut]
     winsorized = np.concatenate([np.full(cut, kept[0]), kept, np.full(cut, kept[-1])])
     within = float(winsorized.std(ddof=1)) / ((1 - 2 * TRIM) * math.sqrt(count))
     error = math.hypot(within, strays / math.sqrt(len(ratios)))
     middle, half = float(kept.mean()), _z(0.005) * error
-    return Interval(
-        math.expm1(middle), error, math.expm1(middle - half), math.expm1(middle + half), sum(map(len, ratios))
-    )
+    return Interval(math.expm1(middle), error, math.expm1(middle - half), math.expm1(middle + half), timed)
 
 
 def _turns(pair: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -122,7 +128,7 @@ def judge(
     """
     intervals = {metric: interval(pairs, strays) for metric, pairs in ratios.items()}
     if not all(math.isfinite(one.error) for one in intervals.values()):
-        return Judgement(UNCLEAR, intervals=intervals)
+        return Judgement(UNCLEAR, margin, intervals=intervals)
     scale = 1 / math.sqrt(min(max(spent, 1e-3), 1.0))
     far = sorted(intervals, key=lambda metric: -intervals[metric].estimate / intervals[metric].error)
     slower: list[str] = []
@@ -133,12 +139,12 @@ def judge(
         if one.estimate > margin / 2:
             slower.append(metric)
     if slower:
-        return Judgement(SLOWER, tuple(slower), intervals)
+        return Judgement(SLOWER, margin, tuple(slower), intervals)
     near = all(
         one.estimate < margin / 2 and (margin - one.estimate) / one.error > _z(ALPHA / 2) * scale
         for one in intervals.values()
     )
-    return Judgement(HOLDS if near else UNCLEAR, intervals=intervals)
+    return Judgement(HOLDS if near else UNCLEAR, margin, intervals=intervals)
 
 
 @functools.cache

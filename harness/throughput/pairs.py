@@ -60,7 +60,7 @@ class Pairs:
 
     times: name of the side -> metric -> median seconds of a step, of each block. first: name of the side -> what it
     answered when it was ready. peak_bytes: by side, as its process sees it. strays: how much the mean of a pair does, by what
-    its processes are (`judgement.spread`). margin: the slowdown that had to be found.
+    its processes are (`judgement.spread`).
     """
 
     ratios: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -69,7 +69,6 @@ class Pairs:
     peak_bytes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     strays: float = SPREAD[False]
-    margin: float = 0.0
 
     def step(self, side: str, metric: str = "wall") -> float:
         """Median seconds of a side's step."""
@@ -236,7 +235,6 @@ def race(
     device = a[0].entrant.spec.launch.device
     timed = Pairs({metric: [[] for _ in a] for metric in METRICS[device]}, first=sides)
     timed.times = {side: {metric: [] for metric in timed.ratios} for side in sides}
-    timed.margin = margin
     timed.strays = max(spread(device, runner.first["huge_pages"], runner.first["host"]) for runner in (*a, *b))
     began = time.monotonic()
     runners = list(zip(a, b, strict=True))

@@ -24,7 +24,7 @@ from harness.throughput.shapes import Shape
 SHARES = {"cpu": (0.0, 0.01, 0.02, 0.03, 0.05, 0.10), "cuda": (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.10)}
 
 #: The smallest that must be found, and the seconds in which.
-GOAL = {"cpu": (0.01, 120.0), "cuda": (0.01, 120.0)}
+GOAL, WITHIN = 0.01, 120.0
 
 #: How much longer equals are timed: the mean of a short pool strays by itself, and would pass for the rule's error.
 LONGER = 4
@@ -156,12 +156,12 @@ def _mann_whitney(a: list[float], b: list[float]) -> bool:
 def measure(shape: Shape, device: str, seconds: float, told: Callable[[str], None] = lambda _: None) -> Iterator[Rates]:
     """The rates of each slowdown, as they are measured. seconds: of timing for each; LONGER times as many for equals."""
     for pooled in pools(shape, device, seconds, told):
-        yield rates(pooled, GOAL[device][0], trial_seconds(device, seconds))
+        yield rates(pooled, GOAL, trial_seconds(seconds))
 
 
-def trial_seconds(device: str, seconds: float) -> float:
+def trial_seconds(seconds: float) -> float:
     """Seconds of a trial: the goal's, or a third of what equals are timed for, whose mean would pass for the rule's error."""
-    return min(GOAL[device][1], LONGER * seconds / 3)
+    return min(WITHIN, LONGER * seconds / 3)
 
 
 def pools(shape: Shape, device: str, seconds: float, told: Callable[[str], None] = lambda _: None) -> Iterator[Pool]:
@@ -176,5 +176,5 @@ def pools(shape: Shape, device: str, seconds: float, told: Callable[[str], None]
             for runner in runners[1::2]:
                 runner.slower = share
             budget = seconds if share else LONGER * seconds
-            _, timed = race(runners[::2], runners[1::2], GOAL[device][0], budget, decide=False)
+            _, timed = race(runners[::2], runners[1::2], GOAL, budget, decide=False)
             yield _pool(share, timed)

@@ -15,7 +15,7 @@ from harness.errors import UsageError
 from harness.throughput.ceiling import Ceiling
 from harness.throughput.ceiling import measure as measure_ceiling
 from harness.throughput.judgement import Interval
-from harness.throughput.pairs import Entrant, Runner, at_once, race, standing
+from harness.throughput.pairs import Entrant, Runner, at_once, end, race, standing
 from harness.throughput.shapes import Shape
 
 SCHEMA_VERSION = 1
@@ -130,10 +130,10 @@ def measure(
         told(f"{shape.name}: {subject} starts")
         together = at_once(spec) > len(others)
         trainer, early = Runner(entrant), dict[str, Runner]()
+        started.callback(lambda: end(list(early.values())))
         for name, other in others.items():
             if together and not refused[name]:
                 early[name] = Runner(Entrant(other.name, name, spec))
-                started.callback(early[name].end)
         started.enter_context(standing(trainer))
         # Each byte kept is written once and read once; what the weights take is little beside it.
         result.flops, result.traffic_bytes = trainer.first["flops"], 2 * trainer.first["saved_bytes"]
