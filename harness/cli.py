@@ -119,6 +119,7 @@ def gate(
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a summary for a pull request.")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Judge the baseline again where an earlier gate has.")] = False,
 ) -> None:
     """Is it safe to go from one stack to another? 0 safe, 1 unsafe, 2 could not run, 3 inconclusive."""
     from harness import contract
@@ -126,7 +127,7 @@ def gate(
 
     contract.select(clause or [])
     judged = _judged(subject, device, clause, preload)
-    raise typer.Exit(command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ())))
+    raise typer.Exit(command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew))
 
 
 @app.command()

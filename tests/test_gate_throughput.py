@@ -66,7 +66,7 @@ def test_a_side_that_ends_while_it_is_timed_is_a_finding(sides, monkeypatch):
     monkeypatch.setattr(throughput, "time", ends)
     for side in sides:
         counted(side)
-    (found,) = compare._timed(*sides, lambda *_: None)
+    (found,) = compare._timed(*sides, lambda *_: None, unsafe=False)
     assert (found.means, found.sentence) == (
         LOST,
         "a step cannot be timed: candidate: ended while it was timed (Killed)",
@@ -79,7 +79,7 @@ def test_a_side_that_cannot_stand_ready_is_a_finding_and_nothing_of_it_stays(tmp
     for side in sides:
         counted(side)
         throughput.stand(side)
-    (found,) = compare._timed(*sides, lambda *_: None)
+    (found,) = compare._timed(*sides, lambda *_: None, unsafe=False)
     sentence = "a step cannot be timed: baseline: ended while it was timed (without a word)"
     assert (found.means, found.sentence) == (LOST, sentence)
     started = [runner.process for side in sides for runner in side.runners]
@@ -101,9 +101,9 @@ def test_a_side_that_cannot_be_counted_is_told_and_not_timed(sides, monkeypatch)
     monkeypatch.setattr(throughput, "time", lambda *_: pytest.fail("timed"))
     for name in throughput.counted_runs("cpu"):
         sides[1].done[f"counters/{name}"] = {"error": "UsageError: no steps", "data": None}
-    assert {one.means for one in compare._timed(*sides, lambda *_: None)} == {NOTE}
+    assert {one.means for one in compare._timed(*sides, lambda *_: None, unsafe=False)} == {NOTE}
     counted(sides[0])
-    found = compare._timed(*sides, lambda *_: None)
+    found = compare._timed(*sides, lambda *_: None, unsafe=False)
     assert {one.means for one in found} == {BROKEN}
     assert found[0].sentence == "cannot be counted: candidate: UsageError: no steps"
 
@@ -126,7 +126,7 @@ def test_half_the_slowdown_is_found_where_all_memory_lies_in_huge_pages(sides, h
     runners = [SimpleNamespace(first={"huge_pages": one}) for one in huge]
     sides[0].runners, sides[1].runners = runners[:2], runners[2:]
     monkeypatch.setattr("harness.throughput.pairs.race", lambda before, after, asked, *_: asked)
-    assert throughput.time(*sides, lambda *_: None) == margin
+    assert throughput.time(*sides, lambda *_: None, 60.0) == margin
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,20 @@ def test_a_gate_times_what_it_has_counted(sides, monkeypatch):
     counted(sides[1], peak_bytes=5000)
     pairs = timed(0.05)
     monkeypatch.setattr("harness.throughput.pairs.race", lambda *_: (judged(pairs), pairs))
-    found = compare._timed(*sides, lambda *_: None)
+    found = compare._timed(*sides, lambda *_: None, unsafe=False)
     assert [(one.where, one.means) for one in found] == [
         (name, BROKEN) for name in (*throughput.counted_runs("cpu"), "time")
     ]
+
+
+@pytest.mark.parametrize(("unsafe", "seconds"), [(False, 120.0), (True, 30.0)])
+def test_a_gate_that_is_unsafe_already_does_not_wait_for_the_clock(sides, monkeypatch, unsafe, seconds):
+    for side in sides:
+        counted(side)
+    pairs, given = timed(0.0, spread=1.0), []
+    monkeypatch.setattr(throughput, "time", lambda *asked: given.append(asked[-1]) or (judged(pairs), pairs))
+    (found,) = compare._timed(*sides, lambda *_: None, unsafe)
+    assert given == [seconds]
+    # What stays unclear then is no reason to call the gate inconclusive, had it not been unsafe.
+    assert found.means == (NOTE if unsafe else LOST)
+    assert ("no more since the gate is unsafe anyway" in found.sentence) == unsafe

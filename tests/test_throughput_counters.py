@@ -198,8 +198,8 @@ def test_nothing_is_recorded_in_a_tree_with_changes(tmp_path):
 def test_figures_that_are_recorded_one_by_one_join_in_one_file(here, tmp_path):
     # The second is recorded over the first, which is a change of the tree by then.
     here |= {**dict.fromkeys(baselines.PACKAGES, "1.0"), "python": "3.12"}
-    for counters, ratios in (({"plain": 1}, {}), ({"nf4": 2}, {}), ({"plain": 3}, {"plain": {"ratio": 1.2}})):
-        baselines.record("cpu", "0123", counters, ratios, tmp_path)
+    for counted, ratios in (({"plain": 1}, {}), ({"nf4": 2}, {}), ({"plain": 3}, {"plain": {"ratio": 1.2}})):
+        baselines.record("cpu", "0123", counted, ratios, tmp_path)
     (found,) = baselines.load(tmp_path)
     assert (found.counters, found.ratios) == ({"plain": 3, "nf4": 2}, {"plain": {"ratio": 1.2}})
     assert found.commit == "0123"

@@ -18,14 +18,14 @@ from harness import contract
 from harness.errors import UsageError
 from harness.files import write_whole
 from harness.gate import bisect as bisection
-from harness.gate import compare, environments, show
+from harness.gate import compare, environments, kept, show
 from harness.gate import history as past
 from harness.gate.compare import Told
 from harness.gate.environments import Environment
 from harness.gate.findings import exit_code
 from harness.gate.probe import Prober, Seen
 from harness.gate.side import Judged, Side
-from harness.paths import make_importable
+from harness.paths import SUITES, make_importable
 
 _COLUMNS = (
     TextColumn("{task.description}"),
@@ -45,7 +45,7 @@ def check(requirements: list[str], judged: Judged, json: Path | None, rest: list
     words = [
         "-m",
         "pytest",
-        str(compare.SUITES),
+        str(SUITES),
         "-p",
         "no:cacheprovider",
         "--hypothesis-profile",
@@ -72,10 +72,12 @@ def gate(
     json: Path | None,
     markdown: Path | None,
     candidate_preloads: tuple[str, ...] = (),
+    anew: bool = False,
 ) -> int:
     """Compare two stacks. Returns 0 safe, 1 unsafe, 3 inconclusive; UsageError where it could not run.
 
-    candidate_preloads: modules that only the candidate imports, after those of `judged`.
+    candidate_preloads: modules that only the candidate imports, after those of `judged`. anew: judge the baseline's cases
+    also where an earlier gate has (`harness.gate.kept`).
     """
     changed = dataclasses.replace(judged, preloads=(*judged.preloads, *candidate_preloads))
     for path in (json, markdown):
@@ -87,12 +89,17 @@ def gate(
         if asked != environments.CURRENT and environments.LEFT_OUT in environments.named(asked):
             console.print(f"{asked}: {environments.LEFT_OUT} is left out, and its chapter is skipped", highlight=False)
     make_importable()
-    place = Path(".peft-harness") / "gate" / compare.identity(before.key, after.key, judged, changed)
+    place = Path(".peft-harness") / "gate" / kept.identity(before.key, after.key, judged, changed)
     with _alone(place) as directory:
+        file = kept.place(before, judged)
+        known = "" if file is None or anew else kept.since(file)
         sides = [
-            Side("baseline", before, directory / "baseline", judged),
-            Side("candidate", after, directory / "candidate", changed),
+            Side("baseline", before, directory / "baseline", judged, file, known),
+            Side("candidate", after, directory / "candidate", changed, kept.place(after, changed)),
         ]
+        if known:
+            words = f"baseline: what held when a gate judged it on {known} is not judged again (--anew judges all)"
+            console.print(words, highlight=False)
         if any(side.done for side in sides):
             console.print(f"goes on where an interrupted gate stopped ({place})", highlight=False)
         with _progress(console) as told:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +13,10 @@ from typing import Any
 from harness.errors import UsageError
 from harness.gate import checkpoints, clauses, interface, numbers, throughput
 from harness.gate.cells import cells, resumed_step
-from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding, in_order, verdict
+from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, UNSAFE, Finding, in_order, verdict
 from harness.gate.numbers import CHANGED, EQUAL, Parting
 from harness.gate.side import Side
 from harness.laws.equal import equal_runs
-from harness.paths import FIXTURES, PACKAGE, SUITES
 from harness.report import Case
 from harness.spec import RunSpec
 from harness.tolerance import STACKS
@@ -54,7 +51,9 @@ def gate(baseline: Side, candidate: Side, workers: int, told: Told) -> Outcome:
             if wanted:
                 throughput.count(side)
             side.dismiss()
-            cases = side.suites(workers, lambda ended, count: told(side.name, "suites", ended, count))
+            # Of a baseline that is known little is left to be judged.
+            share = 2 * workers if other.known else workers
+            cases = side.suites(share, lambda ended, count: told(side.name, "suites", ended, count))
             if wanted:
                 throughput.stand(side)
             return cases
@@ -68,37 +67,39 @@ def gate(baseline: Side, candidate: Side, workers: int, told: Told) -> Outcome:
         playing = [pool.submit(play, baseline, candidate), pool.submit(play, candidate, baseline)]
         try:
             before, after = _both(playing)
+            parted = dict(_numbers(baseline, candidate, wanted))
+            # Each entry is a section of its own.
+            findings = [
+                *clauses.compared(before, after),
+                *_cells(baseline, candidate, wanted),
+                *_changed(baseline, candidate, parted),
+                *_resumed(baseline, candidate, wanted, parted),
+                *_inferred(baseline, candidate, wanted),
+                *checkpoints.files(_traces(baseline, wanted), _traces(candidate, wanted)),
+                *_interface(baseline, candidate),
+            ]
             # Only now does the machine do nothing else.
-            timed = _timed(baseline, candidate, told) if wanted else []
+            if wanted:
+                findings += _timed(baseline, candidate, told, verdict(findings) == UNSAFE)
         finally:
             baseline.end()
             candidate.end()
-    parted = dict(_numbers(baseline, candidate, wanted))
-    # Each entry is a section of its own.
-    findings = in_order(
-        [
-            *clauses.compared(before, after),
-            *_cells(baseline, candidate, wanted),
-            *_changed(baseline, candidate, parted),
-            *_resumed(baseline, candidate, wanted, parted),
-            *_inferred(baseline, candidate, wanted),
-            *checkpoints.files(_traces(baseline, wanted), _traces(candidate, wanted)),
-            *timed,
-            *_interface(baseline, candidate),
-        ]
-    )
     return Outcome(
-        verdict(findings), findings, parted, {"baseline": before, "candidate": after}, time.monotonic() - started
+        verdict(findings),
+        in_order(findings),
+        parted,
+        {"baseline": before, "candidate": after},
+        time.monotonic() - started,
     )
 
 
-def _timed(baseline: Side, candidate: Side, told: Told) -> list[Finding]:
-    """What counters and clock say of throughput and memory."""
+def _timed(baseline: Side, candidate: Side, told: Told, unsafe: bool) -> list[Finding]:
+    """What counters and clock say of throughput and memory. unsafe: whether the gate is so already."""
     counted = list(throughput.counters(baseline, candidate))
     if not (throughput.can_be_timed(baseline) and throughput.can_be_timed(candidate)):
         return counted
     told("both", "timed", 0, None)
-    ended = 0
+    ended, budget = 0, throughput.BRIEF if unsafe else throughput.BUDGET
 
     def progress(judgement: Any) -> None:
         nonlocal ended
@@ -106,10 +107,10 @@ def _timed(baseline: Side, candidate: Side, told: Told) -> list[Finding]:
         told("both", "timed", ended, None)
 
     try:
-        judgement, pairs = throughput.time(baseline, candidate, progress)
+        judgement, pairs = throughput.time(baseline, candidate, progress, budget)
     except UsageError as error:
         return [*counted, Finding("throughput", "time", LOST, f"a step cannot be timed: {error}")]
-    return counted + list(throughput.slower(judgement, pairs, counted))
+    return counted + list(throughput.slower(judgement, pairs, counted, budget))
 
 
 def _both(playing: list[Any]) -> list[Any]:
@@ -123,21 +124,6 @@ def _both(playing: list[Any]) -> list[Any]:
 
 def _cells_on(device: str) -> dict[str, RunSpec]:
     return {name: spec.on_device(device) for name, spec in cells().items()}
-
-
-def identity(*parts: Any) -> str:
-    """Equal for gates that would find the same: the same sides, options and code of the harness."""
-    return hashlib.sha256(f"{_code()} {parts!r}".encode()).hexdigest()[:16]
-
-
-@functools.cache
-def _code() -> str:
-    digest = hashlib.sha256()
-    for folder in (PACKAGE, SUITES, FIXTURES):
-        for file in sorted(folder.rglob("*")):
-            if file.suffix in (".py", ".toml", ".json"):
-                digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 # ---- what each side does ----

@@ -15,8 +15,8 @@ from harness.errors import UsageError
 from harness.files import write_whole
 from harness.gate import environments
 from harness.gate.clauses import FAILED, HELD, state
-from harness.gate.compare import identity
 from harness.gate.environments import Environment
+from harness.gate.kept import identity
 from harness.gate.side import Judged, Side
 from harness.paths import cache_directory
 from harness.report import Case, headline

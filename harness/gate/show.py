@@ -49,7 +49,7 @@ def screen(console: Console, sides: list[Side], outcome: Outcome) -> None:
             console.print(Text(f"  {one.about} {one.where}: {one.sentence}"), overflow="ellipsis", no_wrap=True)
         if len(found) > _LINES[means]:
             console.print(Text(f"  and {len(found) - _LINES[means]} more in the report"))
-    console.print(Text(judged(outcome)))
+    console.print(Text(judged(sides, outcome)))
     style = "bold green" if outcome.verdict == SAFE else "bold red"
     console.print(Text(f"{outcome.verdict}: {_because(outcome)}", style))
 
@@ -64,14 +64,16 @@ def _varied(findings: list[Finding]) -> list[Finding]:
     return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
 
 
-def judged(outcome: Outcome) -> str:
+def judged(sides: list[Side], outcome: Outcome) -> str:
     """What was compared, in a sentence."""
     kinds = Counter(part.kind for part in outcome.numbers.values())
     numbers = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
     cases = " and ".join(str(len(cases)) for cases in outcome.cases.values())
     clauses = len({case.clause for cases in outcome.cases.values() for case in cases})
+    known = "".join(f" ({side.name}: those that held were judged on {side.known})" for side in sides if side.known)
     return (
-        f"compared: {cases} cases of {clauses} clauses; runs trained on both sides: {numbers}; {outcome.seconds:.0f} s"
+        f"compared: {cases} cases of {clauses} clauses{known}; runs trained on both sides: {numbers}; "
+        f"{outcome.seconds:.0f} s"
     )
 
 
@@ -95,6 +97,7 @@ def to_report(sides: list[Side], outcome: Outcome, locks: dict[str, str]) -> dic
                 "requirements": side.environment.asked,
                 "versions": side.environment.pins,
                 "lock": locks.get(side.name),
+                "known_since": side.known or None,
                 "report": to_json(outcome.cases[side.name], _seen(side)),
             }
             for side in sides
@@ -125,7 +128,7 @@ def markdown(sides: list[Side], outcome: Outcome) -> str:
             sides={side.name: side.environment.stack for side in sides},
             sections=sections,
             broken=[one for one in outcome.findings if one.means == BROKEN],
-            judged=judged(outcome),
+            judged=judged(sides, outcome),
             limit=20,
         )
         .strip()

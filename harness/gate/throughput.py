@@ -28,6 +28,9 @@ LARGER = 0.02
 #: takes a third of it (fixtures/baselines/rates-2-cores.json).
 BUDGET = 120.0
 
+#: The same of a gate that is unsafe already: what the clock says then is told, and decides nothing.
+BRIEF = 30.0
+
 
 def counted_runs(device: str) -> dict[str, RunSpec]:
     """What is counted: the smallest shape, alone, with accumulation, and with activation checkpointing."""
@@ -97,9 +100,7 @@ def stand(side: Side) -> None:
         side.untimed = str(error)
 
 
-def time(
-    baseline: Side, candidate: Side, told: Callable[[Judgement], None], budget: float = BUDGET
-) -> tuple[Judgement, Pairs]:
+def time(baseline: Side, candidate: Side, told: Callable[[Judgement], None], budget: float) -> tuple[Judgement, Pairs]:
     """Time both sides in turn, when neither does anything else. UsageError where one could not stand ready."""
     if untimed := baseline.untimed or candidate.untimed:
         raise UsageError(untimed)
@@ -107,14 +108,17 @@ def time(
     return pairs.race(baseline.runners, candidate.runners, margin, budget, told)
 
 
-def slower(judgement: Judgement, timed: Pairs, counted: list[Finding]) -> Iterator[Finding]:
-    """What the clock says, with the counters that explain it. counted: of `counters`."""
+def slower(judgement: Judgement, timed: Pairs, counted: list[Finding], budget: float = BUDGET) -> Iterator[Finding]:
+    """What the clock says, with the counters that explain it. counted: of `counters`. budget: what `time` was given."""
     wall = judgement.intervals["wall"]
     means = {HOLDS: "", SLOWER: BROKEN}.get(judgement.word, LOST)
     details = {"seconds": timed.seconds, **judgement.to_json()}
     most = 2 * judgement.margin
     if means == LOST and all(one.high < most for one in judgement.intervals.values()):
         says = f"a step takes {wall} longer: it may be less than {judgement.margin:.0%} or a little more, but not {most:.0%}"
+        yield Finding("throughput", "time", NOTE, says, details)
+    elif means == LOST and budget < BUDGET:
+        says = f"a step takes {wall} longer: undecided within {timed.seconds:.0f} s, no more since the gate is unsafe anyway"
         yield Finding("throughput", "time", NOTE, says, details)
     elif means == LOST:
         says = f"a step takes {wall} longer: undecided within {timed.seconds:.0f} s, the machine is too noisy"
