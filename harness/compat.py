@@ -57,7 +57,7 @@ def missing_adapter_field(peft_type: str, config: Iterable[str]) -> str | None:
 
     kind = dict[Any, Any](PEFT_TYPE_TO_CONFIG_MAPPING).get(peft_type)
     if kind is None:
-        return None
+        return f"adapter type {peft_type!r}"
     known = {field.name for field in dataclasses.fields(kind)}
     return next((f"{kind.__name__}.{name}" for name in config if name not in known), None)
 

@@ -209,7 +209,8 @@ def any_adapter(draw: st.DrawFn) -> RunSpec:
     base, method = FAMILIES[family], METHODS[name]
     config = method.fields(base)
     if "r" in config:
-        config["r"] = draw(st.sampled_from((1, 2, 4, 8)))
+        # GraLoRA cuts its rank into blocks.
+        config["r"] = draw(st.sampled_from([r for r in (1, 2, 4, 8) if r % config.get("gralora_k", 1) == 0]))
     return RunSpec().but(
         model={"family": family, "config": {base.layers: draw(st.integers(1, 2))}, "seed": draw(st.integers(0, 3))},
         adapter={"route": route, "peft_type": method.peft_type, "config": config, "seed": draw(st.integers(0, 3))},
