@@ -26,6 +26,7 @@ ADAPTER_PARTS = (
     "oft_",
     "boft_",
     "vera_",
+    "randlora_",
     "fourierft_",
     "waveft_",
     "c3a_",

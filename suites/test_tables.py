@@ -149,6 +149,12 @@ def test_a_checkpoint_holds_exactly_the_trained_tensors(trace, judge):
     judge(checkpoint.adapter_only(trace))
 
 
+@pytest.mark.clause("CKPT-28")
+@over(GOTTEN | ADDED)
+def test_an_adapter_file_holds_each_tensor_once(trace, judge):
+    judge(checkpoint.nothing_twice(trace))
+
+
 @pytest.mark.clause("RES-01")
 @cases(GOTTEN)
 def test_a_resumed_run_is_the_run_that_was_interrupted(spec, train, judge):

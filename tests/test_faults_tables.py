@@ -52,6 +52,11 @@ def without(part):
     return dropped
 
 
+def shared_again(original, *args, **options):
+    state = original(*args, **options)
+    return state | {"base_model.model.model.layers.0.self_attn.q_proj.vera_A": state["base_model.vera_A"].clone()}
+
+
 def not_loaded(part):
     def dropped(original, model, state, *args, **options):
         return original(model, {key: tensor for key, tensor in state.items() if part not in key}, *args, **options)
@@ -196,6 +201,12 @@ FAULTS = {
         {"trace": GOTTEN["llama-classifier/lora"]},
         replace("peft.peft_model", "get_peft_model_state_dict", without("score")),
         "no tensor for score.weight",
+    ),
+    "CKPT-28/vera": (
+        tables.test_an_adapter_file_holds_each_tensor_once,
+        {"trace": GOTTEN["llama/vera"]},
+        replace("peft.peft_model", "get_peft_model_state_dict", shared_again),
+        "vera_A is base_model.vera_A once more",
     ),
     "RES-01/prefix-tuning": (
         tables.test_a_resumed_run_is_the_run_that_was_interrupted,

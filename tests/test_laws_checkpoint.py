@@ -24,6 +24,7 @@ def adapter_file(trace):
 
 LAWS = {
     "adapter_only": checkpoint.adapter_only,
+    "nothing_twice": checkpoint.nothing_twice,
     "trained_values_saved": checkpoint.trained_values_saved,
     "clean_keys": checkpoint.clean_keys,
     "dtype_on_disk": checkpoint.dtype_on_disk,
@@ -55,6 +56,10 @@ def test_a_run_without_checkpoints_does_not_hold(law, saved):
 
 def _empty(keys):
     keys.clear()
+
+
+def _again(keys):
+    keys[f"base_model.model.{A}_for_another_layer"] = keys[f"base_model.model.{A}"].clone()
 
 
 def _one_less(keys):
@@ -98,6 +103,7 @@ def _last_bit(keys):
         ("adapter_only", _one_less, f"checkpoint-4: no tensor for {B}"),
         ("adapter_only", _of_the_base, f"checkpoint-4: {BASE} is saved, but was not trained"),
         ("adapter_only", _no_elements, f"checkpoint-4: {A} is empty"),
+        ("nothing_twice", _again, f"checkpoint-4: {A}_for_another_layer is {A} once more"),
         ("trained_values_saved", _zero, "checkpoint-4: all 1 lora_B tensors are zero, as if untrained"),
         ("clean_keys", _compiled, "has '_orig_mod' in it"),
         ("clean_keys", _with_name, "has 'foo' in it"),

@@ -161,9 +161,9 @@ CHAPTER = Chapter(
         ),
         Clause(
             "CKPT-25",
-            "No adapter file MUST ever be empty: its tensors are exactly the trained ones (and VeRA's projections, which "
-            "save_projection asks for), none without elements, and after training not every lora_B is zero, also where the "
-            "layers of the base are wrapped.",
+            "No adapter file MUST ever be empty: its tensors are exactly the trained ones (and what a method keeps beside "
+            "them, such as VeRA's projections), none without elements, and after training not every lora_B is zero, also "
+            "where the layers of the base are wrapped.",
             source="peft/tuners/tuners_utils.py:1510-1539 (BaseTuner._get_adapter_state_dict)",
         ),
         Clause(
@@ -178,6 +178,12 @@ CHAPTER = Chapter(
             "optimizer.pt MUST be the bytes of its tensors, each stored once and none as a view of something larger, "
             "and their names: a file grows with the adapter alone, whatever the optimizer.",
             source="transformers/trainer.py:3564 (Trainer._save_optimizer_and_scheduler)",
+        ),
+        Clause(
+            "CKPT-28",
+            "An adapter file MUST hold each tensor once: what layers share, such as the projections of VeRA and RandLoRA, "
+            "is not written again for each of them.",
+            source="peft/tuners/vera/model.py:271-287 (VeraModel._get_adapter_state_dict)",
         ),
     ),
 )

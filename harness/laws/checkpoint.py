@@ -26,7 +26,7 @@ _BASE_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.inde
 def adapter_only(trace: Trace) -> Verdict:
     """Each checkpoint holds the adapter's tensors, all of them, none empty, and no tensor or file of the base.
 
-    VeRA's frozen random matrices are saved too, where its row of `fixtures.methods.METHODS` says so.
+    What a method keeps beside them is saved too, such as VeRA's random matrices, where its row of METHODS says so.
     """
     findings = incomplete(trace)
     beside = {end for m in METHODS.values() if m.peft_type == trace.spec.adapter.peft_type for end in m.saves}
@@ -42,6 +42,24 @@ def adapter_only(trace: Trace) -> Verdict:
             if tensor.numel() == 0:
                 findings.append(f"{where}: {name} is empty")
     return verdict("each checkpoint holds exactly the trained tensors", findings, checkpoints=len(trace.checkpoints))
+
+
+def nothing_twice(trace: Trace) -> Verdict:
+    """No adapter file holds a tensor under two names.
+
+    Of numbers, more than one value: places may be the same in each layer by chance of a seed (SHiRA), and so may zeros.
+    """
+    findings = incomplete(trace)
+    if not trace.checkpoints:
+        findings.append("no checkpoint was written")
+    for checkpoint in trace.checkpoints:
+        first: dict[str, str] = {}
+        for name, tensor in sorted(checkpoint.adapter.items()):
+            if tensor.is_floating_point() and bool((tensor != tensor.flatten()[:1]).any()):
+                held = first.setdefault(digest(tensor), name)
+                if held != name:
+                    findings.append(f"checkpoint-{checkpoint.step}: {name} is {held} once more")
+    return verdict("each tensor is saved once", findings, checkpoints=len(trace.checkpoints))
 
 
 def trained_values_saved(trace: Trace) -> Verdict:
