@@ -19,6 +19,7 @@ from harness.spec import ADD, GET, AdapterSpec, ModelSpec
 from harness.subjects.hf_trainer import inject, recorded_warnings
 from harness.verdict import both, raises, same
 from suites import test_tables
+from suites.test_api_layers import injected
 
 #: QLoRA as it is usually set up, saved every two steps.
 NF4 = {"quantization": "nf4", "prepare_for_kbit": True}
@@ -202,7 +203,7 @@ def test_preparation_switches_checkpointing_on(prepared, switched, loads_nf4, ju
 @cases(test_tables.table(GET, [("llama-nf4", name) for name, method in METHODS.items() if method.targeted]))
 def test_a_method_trains_on_a_packed_base_or_refuses_it(spec, loads_nf4, train, judge):
     try:
-        inject(models.build(spec.model), spec.adapter)
+        injected(loads_nf4, spec)
     except (ValueError, TypeError) as error:
         judge(quantized.refused(error))
         return

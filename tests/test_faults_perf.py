@@ -70,7 +70,7 @@ def test_a_step_that_takes_longer_than_recorded_is_seen(runs, offered, tmp_path,
         runs,
         tmp_path,
         timed=SimpleNamespace(preloads=[]),
-        baseline=lambda *_: {"ratio": 1.2},
+        baseline=lambda *_: {"ratio": 1.2, "low": 1.19, "high": 1.21},
         **{key: value for key, value in offered("plain").items() if key != "steps"},
     )
     assert seen.outcome == "fail" and seen.seen[0].startswith("a step takes +3.00%")

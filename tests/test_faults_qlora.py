@@ -46,6 +46,8 @@ def refusing(kind, words):
     return refuse
 
 
+#: What peft 0.20.0 says of OFT.
+DOES_NOT_FIT = "Linear4bit.__init__() missing 1 required positional argument: 'config'"
 IA3 = qlora.test_tables.table("get_peft_model", [("llama-nf4", "ia3")])["llama-nf4/ia3"]
 PREPARE = "prepare_model_for_kbit_training"
 #: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
@@ -151,6 +153,12 @@ FAULTS = {
         {"spec": IA3},
         replace("peft.tuners.ia3.model:IA3Model", "_create_new_module", refusing(TypeError, "unsupported operand")),
         "TypeError names neither the packed layer nor that it is quantized: unsupported operand",
+    ),
+    "QLORA-15/does-not-fit": (
+        qlora.test_a_method_trains_on_a_packed_base_or_refuses_it,
+        {"spec": IA3},
+        replace("peft.tuners.ia3.model:IA3Model", "_create_new_module", refusing(TypeError, DOES_NOT_FIT)),
+        "TypeError says nothing of what is supported: Linear4bit.__init__() missing",
     ),
     "QLORA-12/resume": (
         qlora.test_the_packed_base_is_the_same_in_a_continued_run,

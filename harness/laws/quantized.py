@@ -37,10 +37,16 @@ def packed(trace: Trace, linears: Linears) -> Verdict:
 
 
 def refused(error: Exception) -> Verdict:
-    """An adapter is refused because of the packed layers: the error names them, or that they are quantized."""
-    named = re.search("linear.?4.?bit|4.?bit|quantiz", str(error), re.IGNORECASE)
+    """An adapter is refused because of the packed layers: the error names them, or that they are quantized, and refuses.
+
+    A TypeError of a call that does not fit may name the layer's class too.
+    """
     kind = type(error).__name__
-    findings = [] if named else [f"{kind} names neither the packed layer nor that it is quantized: {error}"]
+    findings = []
+    if not re.search("4.?bit|quantiz", str(error), re.IGNORECASE):
+        findings.append(f"{kind} names neither the packed layer nor that it is quantized: {error}")
+    elif not re.search(r"support|only|must|cannot|requires", str(error), re.IGNORECASE):
+        findings.append(f"{kind} says nothing of what is supported: {error}")
     return verdict("a method refuses a packed base and says why", findings, refused=f"{kind}: {error}")
 
 
