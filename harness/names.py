@@ -27,6 +27,8 @@ ADAPTER_PARTS = (
     "boft_",
     "vera_",
     "randlora_",
+    "vblora_",
+    "lily_",
     "fourierft_",
     "waveft_",
     "c3a_",

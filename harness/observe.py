@@ -47,6 +47,8 @@ class Observer:
         self._handles: list[Any] = []
         self._gradient_handles: list[Any] = []
         self._names: dict[int, str] = {}
+        #: All names of the adapter's trainable parameters: what layers share has one for each of them.
+        self._shared: set[str] = set()
         self._model: torch.nn.Module | None = None
         self._wrapped: torch.nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
@@ -165,6 +167,11 @@ class Observer:
     def _watch_gradients(self, model: torch.nn.Module) -> None:
         adapter = self.trace.spec.adapter.name
         self._names = {id(p): names.canonical(n, adapter) for n, p in model.named_parameters()}
+        self._shared = {
+            names.canonical(n, adapter)
+            for n, p in model.named_parameters(remove_duplicate=False)
+            if p.requires_grad and names.is_adapter(n)
+        }
         for handle in self._gradient_handles:
             handle.remove()
         self._gradient_handles = [
@@ -262,7 +269,7 @@ class Observer:
             name = self._canonical(raw)
             if name in trainable:
                 values[name] = _copy(tensor)
-            elif digests:
+            elif digests and name not in self._shared:
                 others[name] = digest(tensor)
         return values, others
 

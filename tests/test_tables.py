@@ -9,7 +9,7 @@ from fixtures import data, models
 from fixtures.methods import METHODS, misfit
 from fixtures.models import FAMILIES
 from harness.errors import UsageError
-from harness.laws import loss, universal
+from harness.laws import frozen, loss, universal
 from harness.laws.recompute import Recomputed, obstacles
 from harness.names import canonical, is_adapter
 from harness.scenarios import PLAIN, saving, spec_for
@@ -185,3 +185,19 @@ def test_a_pair_that_is_left_out_is_refused_by_upstream(family, method, route, r
 def test_methods_merge_that_say_so(method):
     model = injected(spec_for("llama", method))
     assert hasattr(model, "merge_and_unload") == METHODS[method].mergeable
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "config"),
+    [
+        ("VBLORA", {"num_vectors": 16, "vector_length": 8, "r": 2}),
+        ("LILY", {"r": 8}),
+    ],
+)
+def test_what_layers_share_of_an_adapter_is_no_part_of_the_base(runs, peft_type, config):
+    adapter = {"peft_type": peft_type, "config": {**config, "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}}
+    trace = runs.train(spec_for("llama").but(adapter=adapter))
+    assert frozen.base_frozen(trace).holds
+    assert frozen.adapter_moved(trace).holds
+    # It has a name in each layer, and is trained, and kept, once.
+    assert not [name for name in trace.base if "vblora" in name or "lily" in name]
