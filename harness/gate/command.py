@@ -89,7 +89,7 @@ def gate(
         if asked != environments.CURRENT and environments.LEFT_OUT in environments.named(asked):
             console.print(f"{asked}: {environments.LEFT_OUT} is left out, and its chapter is skipped", highlight=False)
     make_importable()
-    place = Path(".peft-harness") / "gate" / kept.identity(before.key, after.key, judged, changed)
+    place = Path(".peft-harness") / "gate" / kept.identity(before.key, after.key, judged, changed, anew)
     with _alone(place) as directory:
         file = kept.place(before, judged)
         known = "" if file is None or anew else kept.since(file)
