@@ -120,6 +120,9 @@ def gate(
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a summary for a pull request.")] = None,
     anew: Annotated[bool, typer.Option("--anew", help="Judge the baseline again where an earlier gate has.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Judge the baseline only in cases that do not hold under the candidate.")
+    ] = False,
 ) -> None:
     """Is it safe to go from one stack to another? 0 safe, 1 unsafe, 2 could not run, 3 inconclusive."""
     from harness import contract
@@ -127,7 +130,9 @@ def gate(
 
     contract.select(clause or [])
     judged = _judged(subject, device, clause, preload)
-    raise typer.Exit(command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew))
+    raise typer.Exit(
+        command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick)
+    )
 
 
 @app.command()

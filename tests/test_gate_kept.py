@@ -112,13 +112,19 @@ def test_a_known_side_begins_with_what_is_kept(tmp_path, fake_suites, known, beg
     assert len(read(file)[1]) == (2 if known else 1)
 
 
+def test_a_part_of_the_suites_is_not_kept(tmp_path, fake_suites):
+    side = Side("baseline", RELEASES, tmp_path / "side", Judged(), tmp_path / "kept.jsonl")
+    side.suites(1, lambda *_: None, ["suites/test_acc.py::test_x"])
+    assert not (tmp_path / "kept.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("known", "shares"), [("", {"baseline": 1, "candidate": 1}), ("2026-11-27", {"baseline": 1, "candidate": 2})]
 )
 def test_beside_a_known_baseline_the_candidate_has_all_cores(tmp_path, monkeypatch, known, shares):
     seen = {}
     monkeypatch.setattr(Side, "ask", lambda *_, **__: {"error": None, "data": None})
-    monkeypatch.setattr(Side, "suites", lambda self, workers, report: seen.update({self.name: workers}) or [])
+    monkeypatch.setattr(Side, "suites", lambda self, workers, *_: seen.update({self.name: workers}) or [])
     judged = Judged(clauses=("ACC-01",))
     sides = [
         Side(name, RELEASES, tmp_path / name, judged, known=known if name == "baseline" else "") for name in shares

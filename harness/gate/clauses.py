@@ -27,6 +27,17 @@ def state(case: Case | None) -> str:
     return UNTESTED if case is None else _STATE[case.verdict]
 
 
+def not_held(cases: Iterable[Case]) -> list[str]:
+    """The tests, by node id, of which a case does not hold."""
+    return list(dict.fromkeys(case.nodeid for case in cases if state(case) != HELD))
+
+
+def of(cases: Iterable[Case], tests: Iterable[str]) -> list[Case]:
+    """The cases of some tests."""
+    wanted = set(tests)
+    return [case for case in cases if case.nodeid in wanted]
+
+
 def compared(before: Iterable[Case], after: Iterable[Case]) -> list[Finding]:
     """A finding for each clause and each way in which its cases changed."""
     old, new = _by_name(before), _by_name(after)

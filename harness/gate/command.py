@@ -73,11 +73,12 @@ def gate(
     markdown: Path | None,
     candidate_preloads: tuple[str, ...] = (),
     anew: bool = False,
+    quick: bool = False,
 ) -> int:
     """Compare two stacks. Returns 0 safe, 1 unsafe, 3 inconclusive; UsageError where it could not run.
 
     candidate_preloads: modules that only the candidate imports, after those of `judged`. anew: judge the baseline's cases
-    also where an earlier gate has (`harness.gate.kept`).
+    also where an earlier gate has (`harness.gate.kept`). quick: see `compare.gate`; needless where the baseline is known.
     """
     changed = dataclasses.replace(judged, preloads=(*judged.preloads, *candidate_preloads))
     for path in (json, markdown):
@@ -89,7 +90,7 @@ def gate(
         if asked != environments.CURRENT and environments.LEFT_OUT in environments.named(asked):
             console.print(f"{asked}: {environments.LEFT_OUT} is left out, and its chapter is skipped", highlight=False)
     make_importable()
-    place = Path(".peft-harness") / "gate" / kept.identity(before.key, after.key, judged, changed, anew)
+    place = Path(".peft-harness") / "gate" / kept.identity(before.key, after.key, judged, changed, anew, quick)
     with _alone(place) as directory:
         file = kept.place(before, judged)
         known = "" if file is None or anew else kept.since(file)
@@ -103,7 +104,8 @@ def gate(
         if any(side.done for side in sides):
             console.print(f"goes on where an interrupted gate stopped ({place})", highlight=False)
         with _progress(console) as told:
-            outcome = compare.gate(sides[0], sides[1], workers=min(4, max(1, (os.cpu_count() or 2) // 2)), told=told)
+            count = min(4, max(1, (os.cpu_count() or 2) // 2))
+            outcome = compare.gate(sides[0], sides[1], count, told, quick and not known)
         if json is not None:
             show.write_report(json, sides, outcome)
         if markdown is not None:

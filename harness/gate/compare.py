@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +35,36 @@ class Outcome:
     numbers: dict[str, Parting]
     cases: dict[str, list[Case]]
     seconds: float
+    quick: bool = False
 
 
-def gate(baseline: Side, candidate: Side, workers: int, told: Told) -> Outcome:
-    """Judge two sides by the same cells, and compare. workers: processes for the suites of each side."""
+def gate(baseline: Side, candidate: Side, workers: int, told: Told, quick: bool = False) -> Outcome:
+    """Judge two sides by the same cells, and compare. workers: processes for the suites of each side.
+
+    quick: judge the baseline in those cases alone that do not hold under the candidate. The verdict is the same; what is
+    mended, and what can be judged now and holds, is not told.
+    """
     started = time.monotonic()
     wanted = _cells_on(baseline.judged.device) if not baseline.judged.clauses else {}
     meeting = threading.Barrier(2)
+    first: Future[list[Case]] = Future()
+
+    def judge(side: Side, other: Side) -> list[Case]:
+        def suites(count: int, tests: Sequence[str] = ()) -> list[Case]:
+            return side.suites(count, lambda ended, every: told(side.name, "suites", ended, every), tests)
+
+        if quick and side is baseline:
+            if wanted:
+                throughput.stand(side)
+            tests = clauses.not_held(first.result())
+            return suites(2 * workers, tests) if tests else []
+        # The other side has little to judge where it is known, and nothing yet where it waits for this one.
+        cases = suites(2 * workers if quick or other.known else workers)
+        if side is candidate:
+            first.set_result(cases)
+        if wanted:
+            throughput.stand(side)
+        return cases
 
     def play(side: Side, other: Side) -> list[Case]:
         try:
@@ -51,15 +74,11 @@ def gate(baseline: Side, candidate: Side, workers: int, told: Told) -> Outcome:
             if wanted:
                 throughput.count(side)
             side.dismiss()
-            # Of a baseline that is known little is left to be judged.
-            share = 2 * workers if other.known else workers
-            cases = side.suites(share, lambda ended, count: told(side.name, "suites", ended, count))
-            if wanted:
-                throughput.stand(side)
-            return cases
+            return judge(side, other)
         except BaseException:
             # The other side is told, wherever it is: without this one there is nothing to compare.
             meeting.abort()
+            first.cancel()
             other.end()
             raise
 
@@ -70,7 +89,7 @@ def gate(baseline: Side, candidate: Side, workers: int, told: Told) -> Outcome:
             parted = dict(_numbers(baseline, candidate, wanted))
             # Each entry is a section of its own.
             findings = [
-                *clauses.compared(before, after),
+                *clauses.compared(before, clauses.of(after, clauses.not_held(after)) if quick else after),
                 *_cells(baseline, candidate, wanted),
                 *_changed(baseline, candidate, parted),
                 *_resumed(baseline, candidate, wanted, parted),
@@ -90,6 +109,7 @@ def gate(baseline: Side, candidate: Side, workers: int, told: Told) -> Outcome:
         parted,
         {"baseline": before, "candidate": after},
         time.monotonic() - started,
+        quick,
     )
 
 
@@ -116,7 +136,8 @@ def _timed(baseline: Side, candidate: Side, told: Told, unsafe: bool) -> list[Fi
 def _both(playing: list[Any]) -> list[Any]:
     """Both results, or the error of the side that failed first rather than that of the one that was ended for it."""
     errors = [error for one in playing if (error := one.exception()) is not None]
-    real = [error for error in errors if not isinstance(error, (KeyboardInterrupt, threading.BrokenBarrierError))]
+    ended = (KeyboardInterrupt, threading.BrokenBarrierError, CancelledError)
+    real = [error for error in errors if not isinstance(error, ended)]
     if errors:
         raise (real or errors)[0]
     return [one.result() for one in playing]

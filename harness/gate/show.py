@@ -71,6 +71,8 @@ def judged(sides: list[Side], outcome: Outcome) -> str:
     cases = " and ".join(str(len(cases)) for cases in outcome.cases.values())
     clauses = len({case.clause for cases in outcome.cases.values() for case in cases})
     known = "".join(f" ({side.name}: those that held were judged on {side.known})" for side in sides if side.known)
+    if outcome.quick:
+        known = " (quick: the baseline in those that do not hold under the candidate, so that none is told as mended)"
     return (
         f"compared: {cases} cases of {clauses} clauses{known}; runs trained on both sides: {numbers}; "
         f"{outcome.seconds:.0f} s"

@@ -178,7 +178,7 @@ class Side:
             code = self._run_suites(file, workers, report, tests)
             cases = journal.read(file)[1] if file.is_file() else []
             if code in (0, 1, 3):
-                if self.kept is not None and not self.known:
+                if self.kept is not None and not self.known and not tests:
                     keep(file, self.kept)
                 return cases
             if len(cases) == before:
