@@ -47,8 +47,6 @@ class Observer:
         self._handles: list[Any] = []
         self._gradient_handles: list[Any] = []
         self._names: dict[int, str] = {}
-        #: All names of the adapter's trainable parameters: what layers share has one for each of them.
-        self._shared: set[str] = set()
         self._model: torch.nn.Module | None = None
         self._wrapped: torch.nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
@@ -66,6 +64,11 @@ class Observer:
         self._model = model
         self._watch_gradients(model)
         self.trace.trainable = [self._names[id(p)] for p in model.parameters() if p.requires_grad]
+        self.trace.shared = [
+            name
+            for raw, p in model.named_parameters(remove_duplicate=False)
+            if p.requires_grad and names.is_adapter(raw) and (name := self._canonical(raw)) != self._names[id(p)]
+        ]
         self.trace.parameters = {
             self._names[id(p)]: [str(p.dtype).removeprefix("torch."), list(p.shape)] for p in model.parameters()
         }
@@ -167,11 +170,6 @@ class Observer:
     def _watch_gradients(self, model: torch.nn.Module) -> None:
         adapter = self.trace.spec.adapter.name
         self._names = {id(p): names.canonical(n, adapter) for n, p in model.named_parameters()}
-        self._shared = {
-            names.canonical(n, adapter)
-            for n, p in model.named_parameters(remove_duplicate=False)
-            if p.requires_grad and names.is_adapter(n)
-        }
         for handle in self._gradient_handles:
             handle.remove()
         self._gradient_handles = [
@@ -269,7 +267,7 @@ class Observer:
             name = self._canonical(raw)
             if name in trainable:
                 values[name] = _copy(tensor)
-            elif digests and name not in self._shared:
+            elif digests:
                 others[name] = digest(tensor)
         return values, others
 

@@ -97,7 +97,8 @@ class Trace:
     log_history: TrainerState.log_history. adapter_before, adapter: trainable tensors at the start and at the end.
     adapter_resumed: trainable tensors after a checkpoint was loaded, before the first step; empty for other runs.
     base_before, base: canonical name -> digest of every other tensor of state_dict(). trainable: canonical names of
-    the parameters that require gradients. parameters: all parameters' canonical name -> [dtype, shape].
+    the parameters that require gradients. shared: other names of those of the adapter, which layers share.
+    parameters: all parameters' canonical name -> [dtype, shape].
     optimizer_state: canonical name -> state name -> tensor, at the end. output: TrainOutput as
     {"global_step", "training_loss", "metrics"}. best: {"metric", "step", "checkpoint"} of TrainerState.
     base_gradients: names of frozen parameters that held a .grad at an optimizer step.
@@ -123,6 +124,7 @@ class Trace:
     base: dict[str, str] = field(default_factory=dict)
     base_gradients: list[str] = field(default_factory=list)
     trainable: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
     parameters: dict[str, list[Any]] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     optimizer_state: dict[str, Tensors] = field(default_factory=dict)

@@ -25,7 +25,7 @@ NF4_STATE = ("absmax", "nested_absmax", "nested_quant_map", "quant_map", "quant_
 
 def base_frozen(trace: Trace) -> Verdict:
     """Every tensor of state_dict() that does not require gradients is the same, bit for bit, before and after."""
-    findings = _changed(trace, set(trace.base_before) | set(trace.base))
+    findings = _changed(trace, (set(trace.base_before) | set(trace.base)) - set(trace.shared))
     return verdict("every base tensor bit-identical before and after training", findings, tensors=len(trace.base))
 
 
