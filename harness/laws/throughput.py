@@ -81,9 +81,9 @@ def no_slower(timed: Pairs, recorded: Mapping[str, float], margin: float, budget
         for metric, pairs in timed.ratios.items()
         if metric == "wall"
     }
-    # What was recorded is not known to the last digit either. That does not shrink with the number of pairs.
-    unknown = Interval.error_of(recorded["low"], recorded["high"]) * math.sqrt(len(timed.ratios["wall"]))
-    judged = judge(moved, margin, timed.seconds / budget, math.hypot(timed.strays, unknown))
+    # What was recorded is not known to the last digit either.
+    unknown = Interval.error_of(recorded["low"], recorded["high"])
+    judged = judge(moved, margin, timed.seconds / budget, timed.strays, unknown)
     change = judged.intervals["wall"]
     outcome = {HOLDS: PASS, SLOWER: FAIL}.get(judged.word, AMBIGUOUS)
     seen = () if outcome == PASS else (f"a step takes {change} longer than recorded",)

@@ -83,10 +83,11 @@ class Judgement:
         }
 
 
-def interval(ratios: Sequence[Sequence[float]], strays: float = SPREAD[False]) -> Interval:
+def interval(ratios: Sequence[Sequence[float]], strays: float = SPREAD[False], compared_with: float = 0.0) -> Interval:
     """The trimmed mean of log-ratios and its interval (Tukey and McLaughlin 1963), as a share.
 
-    ratios: a list for each pair of processes. strays: how much a pair's mean does (`spread`).
+    ratios: a list for each pair of processes. strays: how much a pair's mean does (`spread`). compared_with: the standard
+    error of a recorded log-ratio that was taken off these, 0 where none was.
     """
     flat = np.sort(np.concatenate([_turns(pair) for pair in ratios])) if ratios else np.empty(0)
     if len(flat) < FEWEST and ratios:
@@ -98,7 +99,7 @@ def interval(ratios: Sequence[Sequence[float]], strays: float = SPREAD[False]) -
     kept = flat[cut : count - cut]
     winsorized = np.concatenate([np.full(cut, kept[0]), kept, np.full(cut, kept[-1])])
     within = float(winsorized.std(ddof=1)) / ((1 - 2 * TRIM) * math.sqrt(count))
-    error = math.hypot(within, strays / math.sqrt(len(ratios)))
+    error = math.hypot(within, strays / math.sqrt(len(ratios)), compared_with)
     middle, half = float(kept.mean()), _z(0.005) * error
     return Interval(math.expm1(middle), error, math.expm1(middle - half), math.expm1(middle + half), timed)
 
@@ -115,18 +116,22 @@ def _turns(pair: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def judge(
-    ratios: Mapping[str, Sequence[Sequence[float]]], margin: float, spent: float, strays: float = SPREAD[False]
+    ratios: Mapping[str, Sequence[Sequence[float]]],
+    margin: float,
+    spent: float,
+    strays: float = SPREAD[False],
+    compared_with: float = 0.0,
 ) -> Judgement:
     """Is the second side slower, by any metric?
 
-    margin: the smallest slowdown that must be found, a share. spent: share of the budget, above 0. strays: see
+    margin: the smallest slowdown that must be found, a share. spent: share of the budget, above 0. strays, compared_with: see
     `interval`. It may be asked after each A B B A: the evidence that it takes is that of the end over sqrt(spent) (O'Brien
     and Fleming 1979), and a Brownian motion crosses such a bound once with twice the chance of being above it at the end.
 
     SLOWER: equality is refused (Holm 1979, over the metrics), and the middle is nearer to the margin than to zero. HOLDS:
     a slowdown by the margin is refused for each metric, and each middle is nearer to zero.
     """
-    intervals = {metric: interval(pairs, strays) for metric, pairs in ratios.items()}
+    intervals = {metric: interval(pairs, strays, compared_with) for metric, pairs in ratios.items()}
     if not all(math.isfinite(one.error) for one in intervals.values()):
         return Judgement(UNCLEAR, margin, intervals=intervals)
     scale = 1 / math.sqrt(min(max(spent, 1e-3), 1.0))
