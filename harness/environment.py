@@ -71,6 +71,15 @@ def peak_bytes(device: str = "cpu") -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def memory_bytes(device: str = "cpu") -> int:
+    """The memory that a device has."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def gpus() -> list[str]:
     """The GPUs that ranks may use, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get(GPUS, os.environ.get("CUDA_VISIBLE_DEVICES"))

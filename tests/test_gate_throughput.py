@@ -69,7 +69,7 @@ def test_a_side_that_ends_while_it_is_timed_is_a_finding(sides, monkeypatch):
     (found,) = compare._timed(*sides, lambda *_: None, unsafe=False)
     assert (found.means, found.sentence) == (
         LOST,
-        "a step cannot be timed: candidate: ended while it was timed (Killed)",
+        "a step of tiny cannot be timed: candidate: ended while it was timed (Killed)",
     )
 
 
@@ -80,9 +80,9 @@ def test_a_side_that_cannot_stand_ready_is_a_finding_and_nothing_of_it_stays(tmp
         counted(side)
         throughput.stand(side)
     (found,) = compare._timed(*sides, lambda *_: None, unsafe=False)
-    sentence = "a step cannot be timed: baseline: ended while it was timed (without a word)"
+    sentence = "a step of tiny cannot be timed: baseline: ended while it was timed (without a word)"
     assert (found.means, found.sentence) == (LOST, sentence)
-    started = [runner.process for side in sides for runner in side.runners]
+    started = [runner.process for side in sides for runner in side.runners["tiny"]]
     for side in sides:
         side.end()
     assert len(started) == 4 and all(process.poll() == 0 for process in started)
@@ -124,9 +124,11 @@ def judged(pairs):
 @pytest.mark.parametrize(("huge", "margin"), [([True] * 4, 0.01), ([True, True, True, False], 0.02)])
 def test_half_the_slowdown_is_found_where_all_memory_lies_in_huge_pages(sides, huge, margin, monkeypatch):
     runners = [SimpleNamespace(first={"huge_pages": one}) for one in huge]
-    sides[0].runners, sides[1].runners = runners[:2], runners[2:]
+    for shape in ("tiny", "long"):
+        sides[0].runners[shape], sides[1].runners[shape] = runners[:2], runners[2:]
     monkeypatch.setattr("harness.throughput.pairs.race", lambda before, after, asked, *_: asked)
-    assert throughput.time(*sides, lambda *_: None, 60.0) == margin
+    assert throughput.time(*sides, "tiny", lambda *_: None, 60.0) == margin
+    assert throughput.time(*sides, "long", lambda *_: None, 60.0) == throughput.DEVICE_MARGIN
 
 
 @pytest.mark.parametrize(
@@ -149,6 +151,25 @@ def test_the_clock_says_slower_equal_or_nothing(sides, share, spread, means):
         assert "or a little more, but not 2%" in found[0].sentence
 
 
+def test_half_a_percent_of_a_step_that_is_the_devices_work_is_found():
+    pairs = timed(0.006, 0.01)
+    judgement = judge(pairs.ratios, throughput.DEVICE_MARGIN, 0.5, 0.001)
+    (found,) = throughput.slower(judgement, pairs, [], shape="long")
+    assert (found.where, found.means) == ("time/long", BROKEN)
+    assert found.sentence.endswith("; it does the same operations: the device takes longer over them")
+    assert found.details["shape"] == "long"
+
+
+@pytest.mark.parametrize(("gigabytes", "shapes"), [(80, ["tiny", "long"]), (24, ["tiny"])])
+def test_what_a_device_has_no_room_for_is_told_and_not_timed(gigabytes, shapes, monkeypatch):
+    monkeypatch.setattr(throughput, "memory_bytes", lambda device: gigabytes << 30)
+    names, findings = throughput.timed_shapes("cuda")
+    assert names == shapes
+    told = [(one.where, one.means, one.sentence) for one in findings]
+    assert told == [("time/long", NOTE, "not timed: it takes 16 GiB, and cuda has 24")] * (2 - len(shapes))
+    assert throughput.timed_shapes("cpu") == (["tiny"], [])
+
+
 def test_time_without_a_counter_is_told_to_lie_between_operations(sides):
     pairs = timed(0.05)
     (found,) = throughput.slower(judged(pairs), pairs, [])
@@ -159,6 +180,8 @@ def test_a_gate_times_what_it_has_counted(sides, monkeypatch):
     counted(sides[0])
     counted(sides[1], peak_bytes=5000)
     pairs = timed(0.05)
+    for side in sides:
+        side.runners["tiny"] = [SimpleNamespace(first={"huge_pages": True})]
     monkeypatch.setattr("harness.throughput.pairs.race", lambda *_: (judged(pairs), pairs))
     found = compare._timed(*sides, lambda *_: None, unsafe=False)
     assert [(one.where, one.means) for one in found] == [

@@ -57,6 +57,24 @@ def test_what_the_order_does_is_no_noise():
     assert turning.count == 240 and interval([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]]).count == 6
 
 
+@pytest.mark.parametrize("count", [4, 8, 40])
+def test_of_few_it_takes_more(count):
+    """A noise of which little has been seen may be larger than it looks."""
+    words = []
+    for seed in range(300):
+        ratios = {"wall": series(0.0, count=count, spread=0.01 * math.sqrt(count), seed=seed)}
+        words.append(judge(ratios, 0.002, 1.0, strays=0.0).word)
+    assert words.count(SLOWER) <= 6
+
+
+def test_an_interval_of_few_is_the_wider_one():
+    few = interval([[0.0, 0.02, 0.01, 0.03], [0.01, 0.01, 0.03, 0.0]] * 3, strays=0.0)
+    half = math.log((1 + few.high) / (1 + few.low)) / 2
+    assert few.freedom == 7 and half == pytest.approx(3.499 * few.error, rel=0.01)  # Student's t of 7, at 0.005
+    assert few.beyond(few.estimate) == 0.0 and few.beyond(few.high) == pytest.approx(-2.576, abs=0.05)
+    assert interval([[0.0, 0.02, 0.01, 0.03]] * 10, strays=0.1).freedom > 1e4
+
+
 def test_too_few_are_undecided():
     assert judge({"wall": [[0.5, 0.5, 0.5]]}, 0.02, 1.0).word == UNCLEAR
 
@@ -83,6 +101,7 @@ def test_equal_processes_differ_as_far_as_the_host_works():
     ratios = {"wall": series(0.006, count=100, spread=0.01)}
     assert judge(ratios, 0.01, 1.0, spread("cuda", huge_pages=True, host=1.0)).word == UNCLEAR
     assert judge(ratios, 0.01, 1.0, spread("cuda", huge_pages=True, host=0.1)).word == SLOWER
+    assert spread("cuda", True, 0.1, steady=True) < spread("cuda", True, 0.1) / 2
     assert spread("cpu", True, 1.3) == spread("cpu", True, 1.0) < spread("cuda", True, 1.0) < spread("cpu", False, 1.0)
 
 

@@ -126,11 +126,15 @@ def _timed(baseline: Side, candidate: Side, told: Told, unsafe: bool) -> list[Fi
         ended += 1
         told("both", "timed", ended, None)
 
-    try:
-        judgement, pairs = throughput.time(baseline, candidate, progress, budget)
-    except UsageError as error:
-        return [*counted, Finding("throughput", "time", LOST, f"a step cannot be timed: {error}")]
-    return counted + list(throughput.slower(judgement, pairs, counted, budget))
+    shapes, findings = throughput.timed_shapes(baseline.judged.device)
+    for shape in shapes:
+        try:
+            judgement, pairs = throughput.time(baseline, candidate, shape, progress, budget)
+        except UsageError as error:
+            findings.append(Finding("throughput", "time", LOST, f"a step of {shape} cannot be timed: {error}"))
+        else:
+            findings += throughput.slower(judgement, pairs, counted, budget, shape)
+    return counted + findings
 
 
 def _both(playing: list[Any]) -> list[Any]:

@@ -51,7 +51,7 @@ class Side:
     kept: where what the suites say of it is kept for later gates, None for nowhere. known: the day since which that is known
     and not judged again, empty where all is judged.
     done: task -> {"error": words or None, "data": ...}, of what the worker was asked. runners: processes that stand ready
-    to be timed. untimed: why there are none.
+    to be timed, by shape. untimed: shape -> why there are none.
     """
 
     name: str
@@ -61,8 +61,8 @@ class Side:
     kept: Path | None = None
     known: str = ""
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
-    runners: list[Runner] = field(default_factory=list)
-    untimed: str = ""
+    runners: dict[str, list[Runner]] = field(default_factory=dict)
+    untimed: dict[str, str] = field(default_factory=dict)
     _worker: subprocess.Popen[str] | None = None
     _suites: subprocess.Popen[str] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -223,4 +223,4 @@ class Side:
                         process.wait(10)
                     except subprocess.TimeoutExpired:
                         process.kill()
-        pairs.end(self.runners)
+        pairs.end([runner for runners in self.runners.values() for runner in runners])

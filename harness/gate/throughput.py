@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from harness.environment import memory_bytes
 from harness.errors import UsageError
 from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding
 from harness.gate.side import Side
@@ -12,17 +13,26 @@ from harness.throughput import pairs
 from harness.throughput.counters import Counters
 from harness.throughput.judgement import HOLDS, SLOWER, Judgement
 from harness.throughput.pairs import Entrant, Pairs
-from harness.throughput.shapes import SHAPES
+from harness.throughput.shapes import SHAPES, peak_bytes
 
 #: Counters of memory: more of them is a finding by itself. Of the others more may be right; the clock tells.
 MEMORY = ("saved_bytes", "held_bytes", "peak_bytes")
+
+#: What is timed on a device: a step that is the host's work, and on CUDA one that is the device's.
+TIMED = {"cpu": ("tiny",), "cuda": ("tiny", "long")}
 
 #: How much slower a candidate may be, a share, by whether the memory of both lies in huge pages: without, equal processes
 #: differ by more than half a percent.
 MARGIN = {False: 0.02, True: 0.01}
 
+#: The same where the step is the device's work.
+DEVICE_MARGIN = 0.005
+
 #: How much larger it may be.
 LARGER = 0.02
+
+#: The share of a device's memory that a shape may take: the processes that wait keep their weights.
+ROOM = 0.6
 
 #: Seconds of timing at most, starts not counted. With the noise of two cores that do nothing else a slowdown by MARGIN
 #: takes a third of it (fixtures/baselines/rates-2-cores.json).
@@ -88,41 +98,65 @@ def _grown(was: int, now: int) -> float:
     return (now - was) / max(was, 1)
 
 
+def timed_shapes(device: str) -> tuple[list[str], list[Finding]]:
+    """The names of the shapes that are timed, and a finding for each that the device has no room for."""
+    names, findings = [], []
+    for name in TIMED[device]:
+        takes, there = peak_bytes(SHAPES[name].spec(device)), memory_bytes(device)
+        if takes > ROOM * there:
+            says = f"not timed: it takes {takes / 2**30:.0f} GiB, and {device} has {there / 2**30:.0f}"
+            findings.append(Finding("throughput", _where(name), NOTE, says))
+        else:
+            names.append(name)
+    return names, findings
+
+
+def _where(shape: str) -> str:
+    return "time" if shape == TIMED["cpu"][0] else f"time/{shape}"
+
+
 def stand(side: Side) -> None:
     """Start the processes of a side that will be timed, if it can be: beside whatever the other side still does."""
     if not can_be_timed(side):
         return
-    spec = SHAPES["tiny"].spec(side.judged.device)
-    entrant = Entrant(side.name, side.judged.subject, spec, side.judged.preloads, side.start)
-    try:
-        pairs.stand([entrant] * pairs.PROCESSES, side.runners)
-    except UsageError as error:
-        side.untimed = str(error)
+    for name in timed_shapes(side.judged.device)[0]:
+        spec = SHAPES[name].spec(side.judged.device)
+        entrant = Entrant(side.name, side.judged.subject, spec, side.judged.preloads, side.start)
+        try:
+            pairs.stand([entrant] * pairs.PROCESSES, side.runners.setdefault(name, []))
+        except UsageError as error:
+            side.untimed[name] = str(error)
 
 
-def time(baseline: Side, candidate: Side, told: Callable[[Judgement], None], budget: float) -> tuple[Judgement, Pairs]:
+def time(
+    baseline: Side, candidate: Side, shape: str, told: Callable[[Judgement], None], budget: float
+) -> tuple[Judgement, Pairs]:
     """Time both sides in turn, when neither does anything else. UsageError where one could not stand ready."""
-    if untimed := baseline.untimed or candidate.untimed:
+    if untimed := baseline.untimed.get(shape) or candidate.untimed.get(shape):
         raise UsageError(untimed)
-    margin = MARGIN[all(runner.first["huge_pages"] for runner in (*baseline.runners, *candidate.runners))]
-    return pairs.race(baseline.runners, candidate.runners, margin, budget, told)
+    before, after = baseline.runners[shape], candidate.runners[shape]
+    huge_pages = all(runner.first["huge_pages"] for runner in (*before, *after))
+    margin = MARGIN[huge_pages] if shape in TIMED["cpu"] else DEVICE_MARGIN
+    return pairs.race(before, after, margin, budget, told)
 
 
-def slower(judgement: Judgement, timed: Pairs, counted: list[Finding], budget: float = BUDGET) -> Iterator[Finding]:
+def slower(
+    judgement: Judgement, timed: Pairs, counted: list[Finding], budget: float = BUDGET, shape: str = "tiny"
+) -> Iterator[Finding]:
     """What the clock says, with the counters that explain it. counted: of `counters`. budget: what `time` was given."""
-    wall = judgement.intervals["wall"]
+    wall, where = judgement.intervals["wall"], _where(shape)
     means = {HOLDS: "", SLOWER: BROKEN}.get(judgement.word, LOST)
-    details = {"seconds": timed.seconds, **judgement.to_json()}
-    most = 2 * judgement.margin
-    if means == LOST and all(one.high < most for one in judgement.intervals.values()):
-        says = f"a step takes {wall} longer: it may be less than {judgement.margin:.0%} or a little more, but not {most:.0%}"
-        yield Finding("throughput", "time", NOTE, says, details)
+    details = {"seconds": timed.seconds, "shape": shape, "steady_clock": timed.steady, **judgement.to_json()}
+    margin, most = (f"{share:.1%}".replace(".0%", "%") for share in (judgement.margin, 2 * judgement.margin))
+    if means == LOST and all(one.high < 2 * judgement.margin for one in judgement.intervals.values()):
+        says = f"a step takes {wall} longer: it may be less than {margin} or a little more, but not {most}"
+        yield Finding("throughput", where, NOTE, says, details)
     elif means == LOST and budget < BUDGET:
         says = f"a step takes {wall} longer: undecided within {timed.seconds:.0f} s, no more since the gate is unsafe anyway"
-        yield Finding("throughput", "time", NOTE, says, details)
+        yield Finding("throughput", where, NOTE, says, details)
     elif means == LOST:
         says = f"a step takes {wall} longer: undecided within {timed.seconds:.0f} s, the machine is too noisy"
-        yield Finding("throughput", "time", LOST, says, details)
+        yield Finding("throughput", where, LOST, says, details)
     elif means == BROKEN:
         metric = judgement.slower[0]
         more = [
@@ -132,9 +166,8 @@ def slower(judgement: Judgement, timed: Pairs, counted: list[Finding], budget: f
             for name, (was, now) in one.details["counters"].items()
             if now > was
         ]
-        because = (
-            "; more " + ", ".join(more) if more else "; it does the same operations: the time is spent between them"
-        )
+        same = "the time is spent between them" if where == "time" else "the device takes longer over them"
+        because = "; more " + ", ".join(more) if more else f"; it does the same operations: {same}"
         what = "of the processor" if metric == "cpu" else ""
         says = f"a step takes {judgement.intervals[metric]} longer {what}".rstrip() + because
-        yield Finding("throughput", "time", BROKEN, says, details)
+        yield Finding("throughput", where, BROKEN, says, details)

@@ -92,7 +92,7 @@ def rates(device: str, shapes: list[str], seconds: float | None, json: Path | No
     make_importable()
     (shape,) = chosen(shapes[:1], device)
     seconds = seconds or SECONDS
-    margin, budget = error_rates.GOAL, error_rates.trial_seconds(seconds)
+    margin, budget = error_rates.GOAL[device], error_rates.trial_seconds(seconds)
     body: dict[str, Any] = {
         "schema_version": measuring.SCHEMA_VERSION,
         "kind": "rates",

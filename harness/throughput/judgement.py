@@ -27,21 +27,27 @@ FEWEST = 5
 #: 0.7 % over four), 0.1 % over six and 0.15 to 0.26 % over eight pairs with.
 SPREAD = {False: 0.006, True: 0.003}
 
-#: The same where the device does all the work. On an H100 that draws all the power it may, so that its clock wanders between
-#: 1650 and 1980 MHz, it came to 0 to 0.55 % in nine series of six pairs, 0 and 0.31 % in the two longest (3 minutes each).
-DEVICE_SPREAD = {"cpu": 0.0, "cuda": 0.0035}
+#: The same where the device does all the work, by whether its clock stays (`harness.throughput.clock`). On an H100 that
+#: draws all the power it may, so that its clock wanders between 1650 and 1980 MHz, it came to 0 to 0.55 % in nine series of
+#: six pairs, 0 and 0.31 % in the two longest (3 minutes each). Where memory is what it waits for, and the clock stays at
+#: 1980 MHz, the means of four pairs lay within 0.12 % of zero over five minutes, as their own noise does (0.1 %).
+DEVICE_SPREAD = {False: 0.0035, True: 0.001}
 
 
-def spread(device: str, huge_pages: bool, host: float) -> float:
-    """How much the mean of a pair of equal processes strays for good. host: the share of a step that is the host's work."""
-    return math.hypot(SPREAD[huge_pages] * min(host, 1.0), DEVICE_SPREAD[device])
+def spread(device: str, huge_pages: bool, host: float, steady: bool = False) -> float:
+    """How much the mean of a pair of equal processes strays for good.
+
+    host: the share of a step that is the host's work. steady: whether the device's clock stayed.
+    """
+    own = SPREAD[huge_pages] * min(host, 1.0)
+    return own if device == "cpu" else math.hypot(own, DEVICE_SPREAD[steady])
 
 
 @dataclass(frozen=True)
 class Interval:
     """How much slower: a share (0.01: one percent), its standard error, and its confidence interval.
 
-    count: of how many A B B A.
+    count: of how many A B B A. freedom: degrees of freedom of the error, infinite where noise has no part in it.
     """
 
     estimate: float
@@ -49,6 +55,15 @@ class Interval:
     low: float
     high: float
     count: int
+    freedom: float = math.inf
+
+    def beyond(self, share: float) -> float:
+        """How far it lies above a share: the deviate of a standard normal that is as rare (Wallace 1959).
+
+        The error is itself measured: of few A B B A, three errors are nothing rare.
+        """
+        away = (self.estimate - share) / self.error
+        return away if math.isinf(self.freedom) else math.copysign(_normal(abs(away), self.freedom), away)
 
     @staticmethod
     def error_of(low: float, high: float) -> float:
@@ -100,8 +115,10 @@ def interval(ratios: Sequence[Sequence[float]], strays: float = SPREAD[False], c
     winsorized = np.concatenate([np.full(cut, kept[0]), kept, np.full(cut, kept[-1])])
     within = float(winsorized.std(ddof=1)) / ((1 - 2 * TRIM) * math.sqrt(count))
     error = math.hypot(within, strays / math.sqrt(len(ratios)), compared_with)
-    middle, half = float(kept.mean()), _z(0.005) * error
-    return Interval(math.expm1(middle), error, math.expm1(middle - half), math.expm1(middle + half), timed)
+    # Of the error only what is within is measured here (Welch 1947, Satterthwaite 1946).
+    freedom = (len(kept) - 1) * (error / within) ** 4 if within else math.inf
+    middle, half = float(kept.mean()), _student(_z(0.005), freedom) * error
+    return Interval(math.expm1(middle), error, math.expm1(middle - half), math.expm1(middle + half), timed, freedom)
 
 
 def _turns(pair: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -135,21 +152,30 @@ def judge(
     if not all(math.isfinite(one.error) for one in intervals.values()):
         return Judgement(UNCLEAR, margin, intervals=intervals)
     scale = 1 / math.sqrt(min(max(spent, 1e-3), 1.0))
-    far = sorted(intervals, key=lambda metric: -intervals[metric].estimate / intervals[metric].error)
+    far = sorted(intervals, key=lambda metric: -intervals[metric].beyond(0.0))
     slower: list[str] = []
     for place, metric in enumerate(far):
         one = intervals[metric]
-        if one.estimate / one.error <= _z(ALPHA / 2 / (len(far) - place)) * scale:
+        if one.beyond(0.0) <= _z(ALPHA / 2 / (len(far) - place)) * scale:
             break
         if one.estimate > margin / 2:
             slower.append(metric)
     if slower:
         return Judgement(SLOWER, margin, tuple(slower), intervals)
-    near = all(
-        one.estimate < margin / 2 and (margin - one.estimate) / one.error > _z(ALPHA / 2) * scale
-        for one in intervals.values()
-    )
+    near = all(one.estimate < margin / 2 and -one.beyond(margin) > _z(ALPHA / 2) * scale for one in intervals.values())
     return Judgement(HOLDS if near else UNCLEAR, margin, intervals=intervals)
+
+
+def _normal(student: float, freedom: float) -> float:
+    """The standard normal deviate above which as much lies as above a deviate of Student's t, to 0.02 (Wallace 1959)."""
+    return (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(student**2 / freedom))
+
+
+def _student(normal: float, freedom: float) -> float:
+    """The inverse of `_normal`."""
+    if math.isinf(freedom):
+        return normal
+    return math.sqrt(freedom * math.expm1((normal * (8 * freedom + 3) / (8 * freedom + 1)) ** 2 / freedom))
 
 
 @functools.cache

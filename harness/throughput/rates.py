@@ -24,10 +24,11 @@ from harness.throughput.shapes import Shape
 SHARES = {"cpu": (0.0, 0.01, 0.02, 0.03, 0.05, 0.10), "cuda": (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.10)}
 
 #: The smallest that must be found, and the seconds in which.
-GOAL, WITHIN = 0.01, 120.0
+GOAL, WITHIN = {"cpu": 0.01, "cuda": 0.005}, 120.0
 
-#: How much longer equals are timed: the mean of a short pool strays by itself, and would pass for the rule's error.
-LONGER = 4
+#: How much longer equals are timed, and the smallest slowdown: the mean of a short pool strays by itself, and would pass for
+#: the rule's error.
+LONGER, LONG = 4, 2
 
 TRIALS = 1000
 
@@ -114,14 +115,15 @@ def rates(pooled: Pool, margin: float, budget: float, trials: int = TRIALS, seed
 
 def _drawn(pooled: Pool, budget: float, draw: random.Random) -> list[list[dict[str, Any]]]:
     """A trial's A B B A: as many as the budget holds, for as many pairs of processes as are started."""
-    each = max(STRETCH, math.floor(budget / pooled.seconds / PROCESSES))
+    each = max(2, math.floor(budget / pooled.seconds / PROCESSES))
+    stretch = min(STRETCH, each)
     made = []
     for _ in range(PROCESSES):
         series = draw.choice(pooled.series)
         one: list[dict[str, Any]] = []
         while len(one) < each:
-            start = draw.randrange(max(1, len(series) - STRETCH + 1))
-            one += series[start : start + STRETCH]
+            start = draw.randrange(max(1, len(series) - stretch + 1))
+            one += series[start : start + stretch]
         # Which of two equals is called the first is chance, and that what was timed leans to one side is, too.
         swapped = pooled.share == 0 and draw.random() < 0.5
         made.append([_swapped(each_one) for each_one in one[:each]] if swapped else one[:each])
@@ -154,9 +156,11 @@ def _mann_whitney(a: list[float], b: list[float]) -> bool:
 
 
 def measure(shape: Shape, device: str, seconds: float, told: Callable[[str], None] = lambda _: None) -> Iterator[Rates]:
-    """The rates of each slowdown, as they are measured. seconds: of timing for each; LONGER times as many for equals."""
+    """The rates of each slowdown, as they are measured. seconds: of timing for each; more for equals and for the goal's,
+    half for what is far above it.
+    """
     for pooled in pools(shape, device, seconds, told):
-        yield rates(pooled, GOAL, trial_seconds(seconds))
+        yield rates(pooled, GOAL[device], trial_seconds(seconds))
 
 
 def trial_seconds(seconds: float) -> float:
@@ -175,6 +179,6 @@ def pools(shape: Shape, device: str, seconds: float, told: Callable[[str], None]
             told(f"{shape.name}: " + (f"slower by {share:.1%}" if share else "equals"))
             for runner in runners[1::2]:
                 runner.slower = share
-            budget = seconds if share else LONGER * seconds
-            _, timed = race(runners[::2], runners[1::2], GOAL, budget, decide=False)
+            times = {0.0: LONGER, GOAL[device]: LONG}.get(share, 1 if share <= 4 * GOAL[device] else 0.5)
+            _, timed = race(runners[::2], runners[1::2], GOAL[device], times * seconds, decide=False)
             yield _pool(share, timed)

@@ -1,0 +1,63 @@
+"""Whether a GPU's clock stayed, as a made-up nvidia-smi tells it."""
+
+import os
+import stat
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from harness.throughput import clock
+
+TELLS = """#!/usr/bin/env python3
+import sys, time
+assert sys.argv[1:] == ["-i", "GPU-12ab", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits", "--loop-ms=250"]
+for word in {words!r}:
+    print(word, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("clocks", "stays"),
+    [
+        ([1980.0] * 8, True),
+        ([1980.0] * 7, False),
+        ([1650.0] + [1980.0] * 30, True),
+        ([1650.0, 1700.0] + [1980.0] * 30, False),
+        ([1965.0] * 10 + [1980.0] * 10, True),
+    ],
+    ids=["stays", "seen too seldom", "once at the start", "wanders", "by less than a percent"],
+)
+def test_a_clock_stays_near_its_highest(clocks, stays):
+    assert clock.steady(clocks) == stays
+
+
+def nvidia_smi(directory, monkeypatch, words):
+    file = directory / "nvidia-smi"
+    file.write_text(TELLS.format(words=words))
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{directory}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="12ab"))
+
+
+@pytest.mark.parametrize(
+    ("words", "stays"), [(["1980"] * 9, True), (["1980", "1500"] * 9, False), (["[N/A]"] * 9, False)], ids=str
+)
+def test_the_clock_of_the_card_is_looked_at(words, stays, tmp_path, monkeypatch):
+    nvidia_smi(tmp_path, monkeypatch, words)
+    with clock.watched("cuda") as stayed:
+        for _ in range(40 if stays else 10):
+            if stayed():
+                break
+            time.sleep(0.1)
+        assert stayed() == stays
+
+
+def test_without_nvidia_smi_and_on_a_cpu_nobody_knows(tmp_path, monkeypatch):
+    nvidia_smi(tmp_path, monkeypatch, [])
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    for device in ("cuda", "cpu"):
+        with clock.watched(device) as stayed:
+            assert not stayed()
