@@ -151,6 +151,8 @@ def run(call: Callable[[], Any], launch: LaunchSpec, directory: Path) -> None:
     partitioned = launch.strategy.startswith("zero")
     # On a CPU DeepSpeed's ranks talk through an extension; on GPUs only what a user asks for by its config takes one.
     compiles = partitioned and (launch.device == "cpu" or bool(launch.options) or launch.cpu_offload)
+    # Where it is installed accelerate imports it in every process, to look whether a model is one of its engines (2 s).
+    imports = ("deepspeed",) if version("deepspeed") is not None else ()
     group = ranks.Group(
         call,
         launch.ranks,
@@ -158,8 +160,7 @@ def run(call: Callable[[], Any], launch: LaunchSpec, directory: Path) -> None:
         limit=max(limit, _COMPILING) if compiles else limit,
         backend="gloo" if launch.device == "cpu" else None,
         environment=environment(launch),
-        # Where it is installed accelerate imports it in every process, to look whether a model is one of its engines (2 s).
-        imports=("deepspeed",) if version("deepspeed") is not None else (),
+        imports=(*imports, *["harness.partitioned"] * (partitioned and launch.device == "cpu")),
     )
     with slots.extensions() if compiles else contextlib.nullcontext(), slots.gpus(launch):
         ranks.run(group)

@@ -23,7 +23,7 @@ from harness.owned import end_with_owner
 from harness.paths import make_importable
 from harness.report import Case
 from harness.spec import RunSpec
-from harness.suite import CASES, STATE, State
+from harness.suite import CASES, STATE, ClauseFailure, State
 from harness.verdict import FAIL
 
 #: Plugins that come with this one.
@@ -233,6 +233,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Any:
+    if call.excinfo is not None and isinstance(call.excinfo.value, ClauseFailure):
+        # Told by its message alone (`decide`). A traceback would be written with the tensors of a trace in it: as long as a
+        # run takes.
+        item.repr_failure = lambda excinfo, style=None: str(excinfo.value)  # type: ignore[method-assign]
     outcome = yield
     cases = item.stash.get(CASES, [])
     for case in cases:

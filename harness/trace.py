@@ -90,7 +90,7 @@ class Evaluation:
     metrics: dict[str, float]
 
 
-@dataclass
+@dataclass(repr=False)
 class Trace:
     """All that was seen of a run. `error` is the exception that ended it ("Type: message"), None when it completed.
 
@@ -136,6 +136,11 @@ class Trace:
     memory_bytes: int = 0
     distributed: dict[str, Any] = field(default_factory=dict)
     ranks: list[Trace] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """Short: it is in tracebacks, and its tensors are thousands of numbers."""
+        ends = f"ends with {self.error}" if self.error else f"{len(self.checkpoints)} checkpoints"
+        return f"<Trace of {self.subject}: {len(self.steps)} steps, {ends}>"
 
     @property
     def losses(self) -> dict[int, float]:
