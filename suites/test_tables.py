@@ -7,9 +7,10 @@ from fixtures.methods import METHODS, misfit
 from fixtures.models import FAMILIES
 from harness import subjects
 from harness.environment import REPACKS, repacks
-from harness.laws import checkpoint, equal, frozen, loss, optimizer_file, rebuilt, resume, universal
+from harness.laws import checkpoint, equal, frozen, loss, optimizer_file, process, rebuilt, resume, universal
 from harness.scenarios import cases, over, saving, spec_for
 from harness.spec import ADD, GET, ResumeSpec
+from harness.subjects.hf_trainer import inject
 from suites.test_api_layers import injected
 
 #: Each base model with LoRA, each method on the plain one, and pairs whose halves have to do with one another: Conv1D,
@@ -190,6 +191,30 @@ def test_a_fresh_dora_on_a_packed_base_is_an_identity(repacked, upstream, runs, 
 def test_a_fresh_adapter_is_an_identity(spec, upstream, judge):
     fresh, base = (rebuilt.logits(model, spec) for model in (injected(upstream, spec), models.build(spec.model)))
     judge(equal.same_adapter(fresh, base))
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """No extension can be compiled, as where there is no nvcc."""
+
+    def load(*args, **options):
+        raise RuntimeError("no extension is compiled here")
+
+    monkeypatch.setattr("torch.utils.cpp_extension.load", load)
+    # What an earlier case has compiled, peft keeps.
+    monkeypatch.setattr("peft.tuners.boft.layer._FBD_CUDA", None, raising=False)
+
+
+@pytest.mark.clause("API-22")
+@cases(GOTTEN | ADDED)
+def test_injection_leaves_the_process_as_it_was(spec, upstream, uncompiled, judge):
+    if reason := upstream.unsupported(spec):
+        pytest.skip(reason)
+    base = models.build(spec.model)
+    with process.without_compilers():
+        before = process.settings()
+        inject(base, spec.adapter)
+        judge(process.left_alone(before, process.settings()))
 
 
 @pytest.mark.clause("API-05")

@@ -12,6 +12,7 @@ from suites import test_best as best
 from suites import test_emb as emb
 from suites import test_io as io
 from suites import test_res_equal as res
+from suites import test_tables as tables
 from tests.faults import each, mutant, nothing, replace, verdict_of
 
 LORA = "peft.tuners.lora.layer:LoraLayer"
@@ -204,6 +205,12 @@ FAULTS = {
         {"spec": switch.PLAIN.but(adapter={"route": "add_adapter"})},
         mutant("gradients-of-inputs-left-on"),
         "1 more hook",
+    ),
+    "API-22": (
+        tables.test_injection_leaves_the_process_as_it_was,
+        {"spec": tables.GOTTEN["llama/lora"], "uncompiled": None},
+        mutant("environment-left-changed"),
+        "environment variable OMP_NUM_THREADS: 7, was",
     ),
     "API-13/heads": (
         switch.test_of_two_adapters_the_other_one_is_left_whole,

@@ -162,5 +162,12 @@ CHAPTER = Chapter(
             source="transformers/modeling_utils.py:3258-3274 (PreTrainedModel._activation_checkpointing_disable)",
             needs=("transformers>=5.23",),
         ),
+        Clause(
+            "API-22",
+            "Injecting an adapter MUST leave the process as it was: environment variables, torch's default dtype and device, "
+            "grad mode, threads and switches of precision and determinism.",
+            source="peft/tuners/tuners_utils.py:1051-1130 (BaseTuner.inject_adapter); peft/tuners/boft/layer.py:41-108 "
+            "(patch_environment, get_fbd_cuda)",
+        ),
     ),
 )

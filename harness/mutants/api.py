@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
-from harness.mutants.patch import COPY, LINEAR, LLAMA, LORA, PEFT, TRAINER, nothing, replace
+from harness.mutants.patch import COPY, LINEAR, LLAMA, LORA, PEFT, TRAINER, TUNER, nothing, replace
 from harness.mutants.register import Mutant
 
 
@@ -73,6 +75,11 @@ def always_trainable(original, layer, names, inference_mode=False):
 
 def too_much(original, layer, adapter):
     return 1.01 * original(layer, adapter)
+
+
+def with_a_variable_left(original, *args, **options):
+    os.environ["OMP_NUM_THREADS"] = "7"
+    return original(*args, **options)
 
 
 def leave_merged(original, layer):
@@ -221,6 +228,12 @@ MUTANTS = (
         "Undoing activation checkpointing leaves its hook.",
         replace(LLAMA, "disable_input_require_grads", nothing),
         cells=("API-21/plain/add_adapter",),
+    ),
+    Mutant(
+        "environment-left-changed",
+        "Injecting an adapter leaves a variable in the environment, as BOFT leaves the compiler's.",
+        replace(TUNER, "inject_adapter", with_a_variable_left),
+        cells=("API-22/llama/lora", "API-22/llama/lora/add_adapter"),
     ),
     Mutant(
         "prompts-not-switched",

@@ -1,0 +1,55 @@
+"""What of the whole process a call may have changed: what it sets for itself and does not set back is everybody's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from harness.verdict import Verdict, verdict
+
+#: Of the environment, compilers: what they are set to, the next extension is compiled with.
+COMPILERS = ("CC", "CXX")
+
+
+def settings() -> dict[str, Any]:
+    """The environment variables and torch's settings of this process."""
+    import torch
+
+    return {
+        **{f"environment variable {name}": value for name, value in os.environ.items()},
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "gradients enabled": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "threads": torch.get_num_threads(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "precision of float32 products": torch.get_float32_matmul_precision(),
+        "cuDNN benchmarks": torch.backends.cudnn.benchmark,
+    }
+
+
+@contextmanager
+def without_compilers() -> Iterator[None]:
+    """No compiler is named in the environment; at the end it is what it was: an earlier call may have left one there."""
+    before = dict(os.environ)
+    for name in COMPILERS:
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def left_alone(before: dict[str, Any], after: dict[str, Any]) -> Verdict:
+    """Each setting is what it was. before, after: of `settings`."""
+    absent = "not set"
+    findings = [
+        f"{name}: {after.get(name, absent)}, was {before.get(name, absent)}"
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name, absent) != after.get(name, absent)
+    ]
+    return verdict("the process is as it was", findings)
