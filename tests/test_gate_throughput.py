@@ -59,7 +59,15 @@ def test_equal_counters_are_no_finding(sides):
     assert list(throughput.counters(*sides)) == []
 
 
-def test_a_side_that_ends_while_it_is_timed_is_a_finding(sides, monkeypatch):
+@pytest.fixture
+def standing(monkeypatch):
+    """Nothing is started to be timed. Gives what was asked for: (side, whether few will do)."""
+    asked = []
+    monkeypatch.setattr(throughput, "stand", lambda side, brief: asked.append((side.name, brief)))
+    return asked
+
+
+def test_a_side_that_ends_while_it_is_timed_is_a_finding(sides, standing, monkeypatch):
     def ends(*_):
         raise UsageError("candidate: ended while it was timed (Killed)")
 
@@ -78,7 +86,6 @@ def test_a_side_that_cannot_stand_ready_is_a_finding_and_nothing_of_it_stays(tmp
     sides = [Side(name, environment, tmp_path / name, Judged()) for name in ("baseline", "candidate")]
     for side in sides:
         counted(side)
-        throughput.stand(side)
     (found,) = compare._timed(*sides, lambda *_: None, unsafe=False)
     sentence = "a step of tiny cannot be timed: baseline: ended while it was timed (without a word)"
     assert (found.means, found.sentence) == (LOST, sentence)
@@ -86,6 +93,13 @@ def test_a_side_that_cannot_stand_ready_is_a_finding_and_nothing_of_it_stays(tmp
     for side in sides:
         side.end()
     assert len(started) == 4 and all(process.poll() == 0 for process in started)
+
+
+@pytest.mark.parametrize(("brief", "count"), [(False, 4), (True, 1)])
+def test_one_process_of_a_side_will_do_where_the_clock_decides_nothing(sides, brief, count, monkeypatch):
+    monkeypatch.setattr("harness.throughput.pairs.stand", lambda entrants, runners: runners.extend(entrants))
+    throughput.stand(sides[0], brief)
+    assert [one.name for one in sides[0].runners.pop("tiny")] == ["baseline"] * count
 
 
 @pytest.mark.parametrize("module", ["harness.gate.worker", "harness.throughput.worker", "harness.torchrun"])
@@ -176,7 +190,7 @@ def test_time_without_a_counter_is_told_to_lie_between_operations(sides):
     assert "the time is spent between them" in found.sentence
 
 
-def test_a_gate_times_what_it_has_counted(sides, monkeypatch):
+def test_a_gate_times_what_it_has_counted(sides, standing, monkeypatch):
     counted(sides[0])
     counted(sides[1], peak_bytes=5000)
     pairs = timed(0.05)
@@ -190,13 +204,13 @@ def test_a_gate_times_what_it_has_counted(sides, monkeypatch):
 
 
 @pytest.mark.parametrize(("unsafe", "seconds"), [(False, 120.0), (True, 30.0)])
-def test_a_gate_that_is_unsafe_already_does_not_wait_for_the_clock(sides, monkeypatch, unsafe, seconds):
+def test_a_gate_that_is_unsafe_already_does_not_wait_for_the_clock(sides, standing, monkeypatch, unsafe, seconds):
     for side in sides:
         counted(side)
     pairs, given = timed(0.0, spread=1.0), []
     monkeypatch.setattr(throughput, "time", lambda *asked: given.append(asked[-1]) or (judged(pairs), pairs))
     (found,) = compare._timed(*sides, lambda *_: None, unsafe)
-    assert given == [seconds]
+    assert given == [seconds] and sorted(standing) == [("baseline", unsafe), ("candidate", unsafe)]
     # What stays unclear then is no reason to call the gate inconclusive, had it not been unsafe.
     assert found.means == (NOTE if unsafe else LOST)
     assert ("no more since the gate is unsafe anyway" in found.sentence) == unsafe

@@ -54,16 +54,12 @@ def gate(baseline: Side, candidate: Side, workers: int, told: Told, quick: bool 
             return side.suites(count, lambda ended, every: told(side.name, "suites", ended, every), tests)
 
         if quick and side is baseline:
-            if wanted:
-                throughput.stand(side)
             tests = clauses.not_held(first.result())
             return suites(2 * workers, tests) if tests else []
         # The other side has little to judge where it is known, and nothing yet where it waits for this one.
         cases = suites(2 * workers if quick or other.known else workers)
         if side is candidate:
             first.set_result(cases)
-        if wanted:
-            throughput.stand(side)
         return cases
 
     def play(side: Side, other: Side) -> list[Case]:
@@ -120,6 +116,8 @@ def _timed(baseline: Side, candidate: Side, told: Told, unsafe: bool) -> list[Fi
         return counted
     told("both", "timed", 0, None)
     ended, budget = 0, throughput.BRIEF if unsafe else throughput.BUDGET
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda side: throughput.stand(side, unsafe), (baseline, candidate)))
 
     def progress(judgement: Any) -> None:
         nonlocal ended
