@@ -258,3 +258,10 @@ def test_speed_is_told(tmp_path, monkeypatch):
     assert rows["trainer"]["tokens_per_second"] == pytest.approx(64 / 0.02)
     assert rows["reference"]["trainer_overhead"]["estimate"] == pytest.approx(1.0, abs=1e-6)
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("shape", "device", "steps"), [("long", "cuda", 1), ("7b", "cuda", 3), ("tiny", "cpu", 1)])
+def test_a_block_is_one_step_where_the_device_does_not_wait_for_the_host(shape, device, steps):
+    spec = SHAPES[shape].spec(device)
+    runner = SimpleNamespace(entrant=SimpleNamespace(spec=spec), block=lambda count: {"wall": [0.2] * count})
+    assert pairs._steps([(runner, runner)], device) == steps

@@ -103,6 +103,11 @@ SHAPES = {
 }
 
 
+def host_is_ahead(spec: RunSpec) -> bool:
+    """Whether it does not wait for the device at each step (`Shape.ahead`)."""
+    return spec.arguments.get("logging_nan_inf_filter") is False
+
+
 def peak_bytes(spec: RunSpec) -> int:
     """What a process that trains a Llama of a config takes at its peak, roughly: its weights, and what becomes of the logits
     and, in attention that is written out, of a layer's weights.
