@@ -210,7 +210,7 @@ FAULTS = {
         tables.test_injection_leaves_the_process_as_it_was,
         {"spec": tables.GOTTEN["llama/lora"], "uncompiled": None},
         mutant("environment-left-changed"),
-        "environment variable OMP_NUM_THREADS: 7, was",
+        "environment variable CXX: clang++, was not set",
     ),
     "API-13/heads": (
         switch.test_of_two_adapters_the_other_one_is_left_whole,

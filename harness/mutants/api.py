@@ -78,7 +78,7 @@ def too_much(original, layer, adapter):
 
 
 def with_a_variable_left(original, *args, **options):
-    os.environ["OMP_NUM_THREADS"] = "7"
+    os.environ["CXX"] = "clang++"
     return original(*args, **options)
 
 
