@@ -69,18 +69,21 @@ class Counters:
         return cls(body["values"], body["by_operation"])
 
 
-def count(subject: Subject, spec: RunSpec, directory: Path) -> Counters:
-    """Train a spec some times over, for a few steps each, counting one kind of thing at a time."""
+def count(subject: Subject, spec: RunSpec, directory: Path, brief: bool = False) -> Counters:
+    """Train a spec some times over, for a few steps each, counting one kind of thing at a time.
+
+    brief: once, for what reaches the dispatcher alone.
+    """
     # A collection in the middle of a step would run finalizers, in Python, whenever it comes.
     with _no_collection():
-        return _count(subject, spec, directory)
+        return _count(subject, spec, directory, brief)
 
 
-def _count(subject: Subject, spec: RunSpec, directory: Path) -> Counters:
+def _count(subject: Subject, spec: RunSpec, directory: Path, brief: bool) -> Counters:
     spec = spec.but(max_steps=FIRST + STEPS + 1, num_train_epochs=None)
     values: dict[str, list[int]] = {}
     made: list[dict[str, int]] = []
-    passes: list[Callable[[Any], Any]] = [_dispatched, _calls]
+    passes: list[Callable[[Any], Any]] = [_dispatched] if brief else [_dispatched, _calls]
     for number, counting in enumerate(passes):
         place = directory / str(number)
         place.mkdir(parents=True)
@@ -88,7 +91,8 @@ def _count(subject: Subject, spec: RunSpec, directory: Path) -> Counters:
             snapshots: list[dict[str, int]] = []
             train(subject, spec, place, lambda *_: snapshots.append(read()))  # noqa: B023 - called before the next pass
         values |= _differences(snapshots)
-    values |= _memory(subject, spec, directory / "memory")
+    if not brief:
+        values |= _memory(subject, spec, directory / "memory")
     return Counters({name: values[name] for name in UNITS if name in values}, dict(sorted(made[FIRST + STEPS].items())))
 
 
