@@ -116,7 +116,8 @@ def _timed(baseline: Side, candidate: Side, told: Told, unsafe: bool) -> list[Fi
         return counted
     told("both", "timed", 0, None)
     ended, budget = 0, throughput.BRIEF if unsafe else throughput.BUDGET
-    with ThreadPoolExecutor(2) as pool:
+    # On a GPU one side after the other: how many processes warm up at once follows the memory that is free.
+    with ThreadPoolExecutor(2 if baseline.judged.device == "cpu" else 1) as pool:
         list(pool.map(lambda side: throughput.stand(side, unsafe), (baseline, candidate)))
 
     def progress(judgement: Any) -> None:
@@ -129,7 +130,9 @@ def _timed(baseline: Side, candidate: Side, told: Told, unsafe: bool) -> list[Fi
         try:
             judgement, pairs = throughput.time(baseline, candidate, shape, progress, budget)
         except UsageError as error:
-            findings.append(Finding("throughput", "time", LOST, f"a step of {shape} cannot be timed: {error}"))
+            findings.append(
+                Finding("throughput", throughput.where(shape), LOST, f"a step of {shape} cannot be timed: {error}")
+            )
         else:
             findings += throughput.slower(judgement, pairs, counted, budget, shape)
     return counted + findings

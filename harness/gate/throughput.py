@@ -106,14 +106,15 @@ def timed_shapes(device: str) -> tuple[list[str], list[Finding]]:
         takes, there = peak_bytes(SHAPES[name].spec(device)), memory_bytes(device)
         if takes > ROOM * there:
             says = f"not timed: it takes {takes / 2**30:.0f} GiB, and {device} has {there / 2**30:.0f}"
-            findings.append(Finding("throughput", _where(name), NOTE, says))
+            findings.append(Finding("throughput", where(name), NOTE, says))
         else:
             names.append(name)
     return names, findings
 
 
-def _where(shape: str) -> str:
-    return "time" if shape == TIMED["cpu"][0] else f"time/{shape}"
+def where(shape: str) -> str:
+    """What a finding about a shape's time is called."""
+    return "time" if shape in TIMED["cpu"] else f"time/{shape}"
 
 
 def stand(side: Side, brief: bool = False) -> None:
@@ -143,19 +144,19 @@ def slower(
     judgement: Judgement, timed: Pairs, counted: list[Finding], budget: float = BUDGET, shape: str = "tiny"
 ) -> Iterator[Finding]:
     """What the clock says, with the counters that explain it. counted: of `counters`. budget: what `time` was given."""
-    wall, where = judgement.intervals["wall"], _where(shape)
+    wall, place = judgement.intervals["wall"], where(shape)
     means = {HOLDS: "", SLOWER: BROKEN}.get(judgement.word, LOST)
     details = {"seconds": timed.seconds, "shape": shape, "steady_clock": timed.steady, **judgement.to_json()}
     margin, most = (f"{share:.1%}".replace(".0%", "%") for share in (judgement.margin, 2 * judgement.margin))
     if means == LOST and all(one.high < 2 * judgement.margin for one in judgement.intervals.values()):
         says = f"a step takes {wall} longer: it may be less than {margin} or a little more, but not {most}"
-        yield Finding("throughput", where, NOTE, says, details)
+        yield Finding("throughput", place, NOTE, says, details)
     elif means == LOST and budget < BUDGET:
         says = f"a step takes {wall} longer: undecided within {timed.seconds:.0f} s, no more since the gate is unsafe anyway"
-        yield Finding("throughput", where, NOTE, says, details)
+        yield Finding("throughput", place, NOTE, says, details)
     elif means == LOST:
         says = f"a step takes {wall} longer: undecided within {timed.seconds:.0f} s, the machine is too noisy"
-        yield Finding("throughput", where, LOST, says, details)
+        yield Finding("throughput", place, LOST, says, details)
     elif means == BROKEN:
         metric = judgement.slower[0]
         more = [
@@ -165,8 +166,8 @@ def slower(
             for name, (was, now) in one.details["counters"].items()
             if now > was
         ]
-        same = "the time is spent between them" if where == "time" else "the device takes longer over them"
+        same = "the time is spent between them" if shape in TIMED["cpu"] else "the device takes longer over them"
         because = "; more " + ", ".join(more) if more else f"; it does the same operations: {same}"
         what = "of the processor" if metric == "cpu" else ""
         says = f"a step takes {judgement.intervals[metric]} longer {what}".rstrip() + because
-        yield Finding("throughput", where, BROKEN, says, details)
+        yield Finding("throughput", place, BROKEN, says, details)

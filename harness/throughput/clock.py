@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 #: How far the clock may be from its highest, a share, in all but one of twenty looks.
 STAYS = 0.01
@@ -32,21 +33,22 @@ def watched(device: str) -> Iterator[Callable[[], bool]]:
         return
     import torch
 
-    with tempfile.TemporaryFile("w+") as file:
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "clocks"
         card = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
         words = ["nvidia-smi", "-i", card, "--query-gpu=clocks.sm", "--format=csv,noheader,nounits"]
         try:
-            looking = subprocess.Popen(
-                [*words, f"--loop-ms={1000 // LOOKS}"], stdout=file, stderr=subprocess.DEVNULL, text=True
-            )
+            with file.open("w") as output:
+                looking = subprocess.Popen(
+                    [*words, f"--loop-ms={1000 // LOOKS}"], stdout=output, stderr=subprocess.DEVNULL
+                )
         except OSError:
             yield lambda: False
             return
 
         def seen() -> list[float]:
-            file.seek(0)
             # The last look may not be written out yet, and one that failed says so in words.
-            return [float(line) for line in file.read().split("\n")[:-1] if line.strip().isdigit()]
+            return [float(line) for line in file.read_text().split("\n")[:-1] if line.strip().isdigit()]
 
         try:
             yield lambda: steady(seen())

@@ -30,7 +30,7 @@ SPREAD = {False: 0.006, True: 0.003}
 #: The same where the device does all the work, by whether its clock stays (`harness.throughput.clock`). On an H100 that
 #: draws all the power it may, so that its clock wanders between 1650 and 1980 MHz, it came to 0 to 0.55 % in nine series of
 #: six pairs, 0 and 0.31 % in the two longest (3 minutes each). Where memory is what it waits for, and the clock stays at
-#: 1980 MHz, the means of four pairs lay within 0.12 % of zero over five minutes, as their own noise does (0.1 %).
+#: 1980 MHz, the means of four pairs lay within 0.06 % of zero over two minutes (fixtures/baselines/rates-h100.json).
 DEVICE_SPREAD = {False: 0.0035, True: 0.001}
 
 
