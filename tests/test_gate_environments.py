@@ -1,5 +1,6 @@
 """Environments: how requirements are read, what is kept, and that one is there whole or not at all."""
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -49,6 +50,16 @@ def test_the_running_environment_is_current():
     assert found.python == sys.executable
     assert found.stack["torch"].startswith("2.")
     assert environments.make("current").key == found.key
+
+
+def test_of_two_releases_on_the_path_the_one_that_is_imported_is_told(tmp_path, monkeypatch):
+    metadata = tmp_path / "peft-0.0.1.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.0.1\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert environments.running.__wrapped__().stack["peft"] == "0.0.1"
+    monkeypatch.setattr(sys, "path", [*sys.path[1:], str(tmp_path)])
+    assert environments.running.__wrapped__().stack["peft"] == importlib.metadata.version("peft") != "0.0.1"
 
 
 def test_what_runs_in_an_environment_finds_this_harness_and_nothing_else_of_this_place(tmp_path, monkeypatch):

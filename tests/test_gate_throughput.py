@@ -63,7 +63,7 @@ def test_equal_counters_are_no_finding(sides):
 def standing(monkeypatch):
     """Nothing is started to be timed. Gives what was asked for: (side, whether few will do)."""
     asked = []
-    monkeypatch.setattr(throughput, "stand", lambda side, brief: asked.append((side.name, brief)))
+    monkeypatch.setattr(throughput, "stand", lambda side, shapes, brief: asked.append((side.name, brief)))
     return asked
 
 
@@ -98,7 +98,7 @@ def test_a_side_that_cannot_stand_ready_is_a_finding_and_nothing_of_it_stays(tmp
 @pytest.mark.parametrize(("brief", "count"), [(False, 4), (True, 1)])
 def test_one_process_of_a_side_will_do_where_the_clock_decides_nothing(sides, brief, count, monkeypatch):
     monkeypatch.setattr("harness.throughput.pairs.stand", lambda entrants, runners: runners.extend(entrants))
-    throughput.stand(sides[0], brief)
+    throughput.stand(sides[0], ["tiny"], brief)
     assert [one.name for one in sides[0].runners.pop("tiny")] == ["baseline"] * count
 
 

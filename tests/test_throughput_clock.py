@@ -47,12 +47,16 @@ def nvidia_smi(directory, monkeypatch, words):
 )
 def test_the_clock_of_the_card_is_looked_at(words, stays, tmp_path, monkeypatch):
     nvidia_smi(tmp_path, monkeypatch, words)
+    seen, steady = [], clock.steady
+    monkeypatch.setattr(clock, "steady", lambda clocks: seen.append(clocks) or steady(clocks))
+    looks = [float(word) for word in words if word.isdigit()]
     with clock.watched("cuda") as stayed:
-        for _ in range(40 if stays else 10):
-            if stayed():
+        # A process that was just started has not told all yet.
+        for _ in range(100):
+            if stayed() == stays and seen[-1] == looks:
                 break
             time.sleep(0.1)
-        assert stayed() == stays
+        assert stayed() == stays and seen[-1] == looks
 
 
 def test_without_nvidia_smi_and_on_a_cpu_nobody_knows(tmp_path, monkeypatch):

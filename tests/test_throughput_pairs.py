@@ -265,3 +265,13 @@ def test_a_block_is_one_step_where_the_device_does_not_wait_for_the_host(shape, 
     spec = SHAPES[shape].spec(device)
     runner = SimpleNamespace(entrant=SimpleNamespace(spec=spec), block=lambda count: {"wall": [0.2] * count})
     assert pairs._steps([(runner, runner)], device) == steps
+
+
+@pytest.mark.parametrize(
+    ("shape", "host", "counts"),
+    [("long", 0.6, 0.0), ("long", 0.97, 0.97), ("7b", 0.6, 0.6)],
+    ids=["ahead", "not ahead, though it might be", "waited for"],
+)
+def test_the_hosts_work_is_no_noise_of_a_device_that_does_not_wait_for_it(shape, host, counts):
+    runner = SimpleNamespace(entrant=SimpleNamespace(spec=SHAPES[shape].spec("cuda")), first={"host": host})
+    assert pairs.host_share(runner) == counts

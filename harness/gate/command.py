@@ -35,6 +35,9 @@ _COLUMNS = (
     TimeRemainingColumn(),
 )
 
+#: Workers of a side: each takes a GiB or two of the host's memory with its ranks, and waits for a GPU half of its time.
+MOST_WORKERS = {"cpu": 4, "cuda": 8}
+
 
 def check(requirements: list[str], judged: Judged, json: Path | None, rest: list[str]) -> int:
     """Judge the stack that the requirements make. Returns the exit code of the suites."""
@@ -104,7 +107,7 @@ def gate(
         if any(side.done for side in sides):
             console.print(f"goes on where an interrupted gate stopped ({place})", highlight=False)
         with _progress(console) as told:
-            count = min(4, max(1, (os.cpu_count() or 2) // 2))
+            count = min(MOST_WORKERS[judged.device], max(1, (os.cpu_count() or 2) // 2))
             outcome = compare.gate(sides[0], sides[1], count, told, quick and not known)
         if json is not None:
             show.write_report(json, sides, outcome)

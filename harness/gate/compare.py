@@ -116,16 +116,16 @@ def _timed(baseline: Side, candidate: Side, told: Told, unsafe: bool) -> list[Fi
         return counted
     told("both", "timed", 0, None)
     ended, budget = 0, throughput.BRIEF if unsafe else throughput.BUDGET
+    shapes, findings = throughput.timed_shapes(baseline.judged.device)
     # On a GPU one side after the other: how many processes warm up at once follows the memory that is free.
     with ThreadPoolExecutor(2 if baseline.judged.device == "cpu" else 1) as pool:
-        list(pool.map(lambda side: throughput.stand(side, unsafe), (baseline, candidate)))
+        list(pool.map(lambda side: throughput.stand(side, shapes, unsafe), (baseline, candidate)))
 
     def progress(judgement: Any) -> None:
         nonlocal ended
         ended += 1
         told("both", "timed", ended, None)
 
-    shapes, findings = throughput.timed_shapes(baseline.judged.device)
     for shape in shapes:
         try:
             judgement, pairs = throughput.time(baseline, candidate, shape, progress, budget)

@@ -126,11 +126,11 @@ def make(requirements: str, home: Path | None = None) -> Environment:
 @functools.cache
 def running() -> Environment:
     """The environment of this process."""
-    pins = {
-        str(canonicalize_name(found.metadata["Name"])): found.version
-        for found in importlib.metadata.distributions()
-        if found.metadata["Name"]
-    }
+    pins: dict[str, str] = {}
+    for found in importlib.metadata.distributions():
+        if found.metadata["Name"]:
+            # Where two releases are on the path, the first is what is imported.
+            pins.setdefault(str(canonicalize_name(found.metadata["Name"])), found.version)
     lock = "".join(f"{name}=={version}\n" for name, version in sorted(pins.items()) if name != "peft-harness")
     return Environment(CURRENT, sys.executable, pins, lock, _key(lock))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from harness.environment import memory_bytes
 from harness.errors import UsageError
@@ -117,9 +117,9 @@ def where(shape: str) -> str:
     return "time" if shape in TIMED["cpu"] else f"time/{shape}"
 
 
-def stand(side: Side, brief: bool = False) -> None:
-    """Start the processes of a side that will be timed. brief: for BRIEF."""
-    for name in timed_shapes(side.judged.device)[0]:
+def stand(side: Side, shapes: Iterable[str], brief: bool = False) -> None:
+    """Start the processes of a side that will be timed at these shapes. brief: for BRIEF."""
+    for name in shapes:
         spec = SHAPES[name].spec(side.judged.device)
         entrant = Entrant(side.name, side.judged.subject, spec, side.judged.preloads, side.start)
         try:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from harness.verdict import Verdict, verdict
 
@@ -34,14 +35,10 @@ def settings() -> dict[str, Any]:
 @contextmanager
 def without_compilers() -> Iterator[None]:
     """No compiler is named in the environment; at the end it is what it was: an earlier call may have left one there."""
-    before = dict(os.environ)
-    for name in COMPILERS:
-        os.environ.pop(name, None)
-    try:
+    with patch.dict(os.environ):
+        for name in COMPILERS:
+            os.environ.pop(name, None)
         yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def left_alone(before: dict[str, Any], after: dict[str, Any]) -> Verdict:

@@ -34,6 +34,9 @@ BLOCK = {"cpu": 0.008, "cuda": 0.05}
 #: three the median does not.
 FEWEST_STEPS = {"cpu": 1, "cuda": 3}
 
+#: The share of a step up to which the host's work fits beside the device's, for a host that does not wait at each step.
+AHEAD = 0.9
+
 #: Processes of each side, one pair after the other: where memory comes to lie makes one process faster than another.
 PROCESSES = 4
 
@@ -251,12 +254,18 @@ def race(
             timed.seconds = time.monotonic() - began
             timed.steady = stays()
             timed.strays = max(
-                spread(device, runner.first["huge_pages"], runner.first["host"], timed.steady) for runner in (*a, *b)
+                spread(device, runner.first["huge_pages"], host_share(runner), timed.steady) for runner in (*a, *b)
             )
             verdict = judge(timed.ratios, margin, timed.seconds / budget, timed.strays)
             told(verdict)
             if (decide and verdict.decided) or timed.seconds >= budget:
                 return verdict, timed
+
+
+def host_share(runner: Runner) -> float:
+    """The share of a step that is the host's work and that the device may wait for: none where the host runs ahead of it."""
+    share: float = runner.first["host"]
+    return 0.0 if host_is_ahead(runner.entrant.spec) and share < AHEAD else share
 
 
 def _quadruple(timed: Pairs, index: int, pair: Sequence[Runner], steps: int) -> None:
