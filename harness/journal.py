@@ -57,7 +57,7 @@ class Journal:
     def close(self) -> None:
         """Take away what was written down only in case that a process crashes."""
         if self._writes is False and self.file.parent == Path(tempfile.gettempdir()):
-            self._collected.unlink(missing_ok=True)
+            _beside(self.file).unlink(missing_ok=True)
 
     def keep(self, case: Case) -> None:
         """Write down a case that has ended."""
@@ -67,18 +67,11 @@ class Journal:
 
     def collected(self, cases: list[Case]) -> None:
         """Write down what is going to be judged."""
-        write_whole(self._collected, json.dumps([asdict(case) for case in cases]))
+        write_whole(_beside(self.file), json.dumps([asdict(case) for case in cases]))
 
     def of(self, nodeid: str) -> list[Case]:
         """The cases of a test as they were collected."""
-        if not self._collected.is_file():
-            return []
-        cases = json.loads(self._collected.read_text(encoding="utf-8"))
-        return [Case(**case) for case in cases if case["nodeid"] == nodeid]
-
-    @property
-    def _collected(self) -> Path:
-        return self.file.with_name(f"{self.file.name}.collected")
+        return [Case(**case) for case in _read_collected(self.file) or [] if case["nodeid"] == nodeid]
 
 
 def read(file: Path) -> tuple[Any, list[Case]]:
@@ -99,5 +92,20 @@ def read(file: Path) -> tuple[Any, list[Case]]:
 
 def total(file: Path) -> int | None:
     """How many cases the run of a journal has to judge, None while they are being collected."""
-    beside = file.with_name(f"{file.name}.collected")
-    return len(json.loads(beside.read_text(encoding="utf-8"))) if beside.is_file() else None
+    collected = _read_collected(file)
+    return None if collected is None else len(collected)
+
+
+def unfinished(file: Path) -> set[str]:
+    """The tests that were collected and of which no case has ended, by node id."""
+    return {case["nodeid"] for case in _read_collected(file) or []} - {case.nodeid for case in read(file)[1]}
+
+
+def _read_collected(file: Path) -> list[dict[str, Any]] | None:
+    beside = _beside(file)
+    cases: list[dict[str, Any]] | None = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+    return cases
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(f"{file.name}.collected")

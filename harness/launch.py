@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import pickle
 import sys
@@ -36,7 +37,7 @@ STRATEGIES = {
 #: Seconds more for ranks on GPUs: of many groups at once each makes its CUDA contexts, and NCCL meets.
 _CONTEXTS = 60.0
 
-#: Seconds for ranks of DeepSpeed: its first start on a machine compiles extensions, which are then kept.
+#: Seconds for ranks of DeepSpeed that may compile an extension first, which is then kept.
 _COMPILING = 900.0
 
 
@@ -111,7 +112,7 @@ def environment(launch: LaunchSpec) -> dict[str, str]:
     values = {"OMP_NUM_THREADS": str(launch.threads)} if launch.threads else {}
     if version("deepspeed") is not None and launch.device == "cpu":
         values |= {"DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"}
-        # Extensions are built by ninja, which pip puts beside the interpreter.
+        # Extensions that a user's config asks for are built by ninja, which pip puts beside the interpreter.
         values["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return values
 
@@ -149,8 +150,8 @@ def run(call: Callable[[], Any], launch: LaunchSpec, directory: Path) -> None:
     """Call it in each rank of a launch. RanksFailed says which rank failed, and why."""
     limit = (launch.limit or ranks.LIMIT) + (_CONTEXTS if launch.device == "cuda" else 0.0)
     partitioned = launch.strategy.startswith("zero")
-    # On a CPU DeepSpeed's ranks talk through an extension; on GPUs only what a user asks for by its config takes one.
-    compiles = partitioned and (launch.device == "cpu" or bool(launch.options) or launch.cpu_offload)
+    # Only what a user asks for by DeepSpeed's config takes an extension that it compiles.
+    compiles = partitioned and (bool(launch.options) or launch.cpu_offload)
     # Where it is installed accelerate imports it in every process, to look whether a model is one of its engines (2 s).
     imports = ("deepspeed",) if version("deepspeed") is not None else ()
     group = ranks.Group(
@@ -182,6 +183,9 @@ def settle(launch: LaunchSpec) -> None:
         from harness.shims import fsdp_on_cpu
 
         fsdp_on_cpu()
+    if launch.device == "cpu" and launch.strategy.startswith("zero"):
+        # A fork has it; one that torchrun started has not.
+        importlib.import_module("harness.partitioned")
 
 
 def _rank(subject: HFTrainer, spec: RunSpec, directory: Path) -> None:

@@ -1,12 +1,12 @@
-"""Imported once where ranks of DeepSpeed are forked from: what each of them would import, and the extension through which
-they talk on a CPU (half a second of each rank, and for the first the compiler's minute).
+"""Imported where ranks of DeepSpeed are forked from, and by each: what all of them would import (half a second), and that
+ranks on a CPU do without the extension that DeepSpeed compiles for them (a minute, and a compiler).
 
-What cannot be had here is told by the rank that needs it.
+It sums over ranks on one machine in `inference_all_reduce` alone; in training they talk by torch.distributed, as on GPUs.
+deepspeed/comm/torch.py:TorchBackend.
 """
 
 import contextlib
 import importlib
-import io
 
 #: What DeepSpeed imports when its engine is made; not each release has each.
 MODULES = (
@@ -21,8 +21,8 @@ for module in MODULES:
     with contextlib.suppress(Exception):
         importlib.import_module(module)
 
-# It prints that it was built.
-with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
-    from deepspeed.comm.torch import build_shm_op
-
-    build_shm_op()
+# What cannot be had here is told by the rank that needs it.
+with contextlib.suppress(ImportError):
+    # As an attribute of the package the name is torch's own.
+    backend = importlib.import_module("deepspeed.comm.torch")
+    vars(backend)["build_shm_op"] = lambda: None

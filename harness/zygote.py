@@ -17,12 +17,14 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from harness import forkable, ranks
+from harness.environment import describe
 from harness.errors import UsageError
 from harness.ranks import CUT, GRACE, LONG_GRACE, Ended, Group
 from harness.torchrun import show_stacks
@@ -59,17 +61,32 @@ def main(channel: socket.socket, preloads: list[str], owner: int) -> None:
             return
 
 
-def prepare() -> None:
-    """Do once what every rank would do at first use: imports, and the tables that injecting an adapter makes (1.5 s)."""
-    import torch.distributed.checkpoint
-    import torch.distributed.fsdp  # noqa: F401
+#: What ranks import when they first wrap, observe or save; not each release of torch has each.
+AT_FIRST_USE = (
+    "torch.distributed.algorithms.ddp_comm_hooks",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "torch.profiler._cupti_monitor",
+    "torch.utils.serialization.config",
+    "harness.shims",
+)
 
+
+def prepare() -> None:
+    """Do once what every rank would do at first use: imports, a base model to copy, the tables that injecting an adapter
+    makes (1.5 s), the versions of the stack, the compiled text of a model card (a fifth of a short run of DDP)."""
     from fixtures import models
     from harness.spec import AdapterSpec, ModelSpec
     from harness.subjects.hf_trainer import inject
 
-    # Building and injecting start no thread and no autograd; training would.
-    inject(models.build(ModelSpec()), AdapterSpec())
+    for name in AT_FIRST_USE:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    # Building, injecting and saving start no thread and no autograd; training would.
+    model = inject(models.build(ModelSpec()), AdapterSpec())
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+    describe()
     gc.collect()
     gc.freeze()
 

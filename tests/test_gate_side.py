@@ -132,6 +132,55 @@ def test_the_real_worker_trains_resumes_loads_and_tells_errors(tmp_path):
         one.end()
 
 
+#: Two processes hang in their third training.
+HANGS = """
+import os, pathlib, time
+import transformers
+
+train, count = transformers.Trainer.train, 0
+
+def end(*args, **options):
+    global count
+    count += 1
+    ended = list(pathlib.Path(__file__).parent.glob("ended-*"))
+    if count == 3 and len(ended) < 2:
+        pathlib.Path(__file__).with_name(f"ended-{os.getpid()}").touch()
+        time.sleep(60)
+    return train(*args, **options)
+
+transformers.Trainer.train = end
+"""
+
+
+def test_a_case_that_does_not_end_is_a_failed_case_and_the_others_are_judged(tmp_path, monkeypatch):
+    (tmp_path / "hangs.py").write_text(HANGS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(side, "CASE_LIMIT", 4)
+    one = Side(
+        "baseline", environments.running(), tmp_path / "side", Judged(clauses=("RNG-0[12]",), preloads=("hangs",))
+    )
+    asked = []
+    run = one._run_suites
+    monkeypatch.setattr(
+        one, "_run_suites", lambda file, workers, *rest: asked.append(workers) or run(file, workers, *rest)
+    )
+    cases = one.suites(1, lambda *_: None)
+    failed = [case for case in cases if case.verdict == "fail"]
+    assert asked == [0, 1] and len({case.nodeid for case in cases}) == len(cases) > 4
+    assert len(failed) == 1 and "cut by faulthandler_timeout" in failed[0].evidence["seen"][0]
+
+
+def test_the_suites_of_one_worker_take_one_process(tmp_path, monkeypatch):
+    one = Side("baseline", environments.running(), tmp_path / "side", Judged(clauses=("RNG-01",)))
+    asked = []
+    run = one._run_suites
+    monkeypatch.setattr(
+        one, "_run_suites", lambda file, workers, *rest: asked.append(workers) or run(file, workers, *rest)
+    )
+    assert {case.verdict for case in one.suites(1, lambda *_: None)} == {"pass"}
+    assert asked == [0]
+
+
 def test_the_worker_is_cut_when_a_task_takes_too_long(tmp_path, monkeypatch):
     (tmp_path / "slow.py").write_text(
         "import time\nfrom harness.subjects.hf_trainer import HFTrainer\n"

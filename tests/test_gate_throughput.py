@@ -203,7 +203,7 @@ def test_a_gate_times_what_it_has_counted(sides, standing, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize(("unsafe", "seconds"), [(False, 120.0), (True, 30.0)])
+@pytest.mark.parametrize(("unsafe", "seconds"), [(False, throughput.BUDGET), (True, throughput.BRIEF)])
 def test_a_gate_that_is_unsafe_already_does_not_wait_for_the_clock(sides, standing, monkeypatch, unsafe, seconds):
     for side in sides:
         counted(side)

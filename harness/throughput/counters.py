@@ -10,7 +10,7 @@ import sys
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,24 +83,48 @@ def _count(subject: Subject, spec: RunSpec, directory: Path, brief: bool) -> Cou
     spec = spec.but(max_steps=FIRST + STEPS + 1, num_train_epochs=None)
     values: dict[str, list[int]] = {}
     made: list[dict[str, int]] = []
-    passes: list[Callable[[Any], Any]] = [_dispatched] if brief else [_dispatched, _calls]
-    for number, counting in enumerate(passes):
+    for number, counting in enumerate([_dispatched] if brief else [_dispatched, _calls]):
         place = directory / str(number)
         place.mkdir(parents=True)
-        with counting(made) as read:
-            snapshots: list[dict[str, int]] = []
-            train(subject, spec, place, lambda *_: snapshots.append(read()))  # noqa: B023 - called before the next pass
-        values |= _differences(snapshots)
+        with _Readings(counting(made)) as readings:
+            train(subject, spec, place, readings)
+        values |= readings.differences()
     if not brief:
         values |= _memory(subject, spec, directory / "memory")
-    return Counters({name: values[name] for name in UNITS if name in values}, dict(sorted(made[FIRST + STEPS].items())))
+    return Counters({name: values[name] for name in UNITS if name in values}, dict(sorted(made[-1].items())))
 
 
-def _differences(snapshots: list[dict[str, int]]) -> dict[str, list[int]]:
-    """Running totals at the beginning of each step, and at the end, as numbers of each counted step."""
-    kept = snapshots[FIRST : FIRST + STEPS + 1]
-    pairs = list(itertools.pairwise(kept))
-    return {name: [after[name] - before[name] for before, after in pairs] for name in kept[0]} if kept else {}
+class _Readings:
+    """Told of each step that begins, it counts from the first that counts to the end of the last, and no longer: what counts
+    makes each operation take several times as long. counting: entered for that; gives the running totals.
+    """
+
+    def __init__(self, counting: AbstractContextManager[Callable[[], dict[str, int]]]):
+        self._counting, self._stack = counting, ExitStack()
+        self._totals: list[dict[str, int]] = []
+        self._read: Callable[[], dict[str, int]] | None = None
+
+    def __enter__(self) -> _Readings:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __call__(self, number: int, log: Any) -> None:
+        if number == FIRST + 1:
+            self._read = self._stack.enter_context(self._counting)
+        if self._read is not None:
+            self._totals.append(self._read())
+        if number == FIRST + STEPS + 1:
+            self._stack.close()
+            self._read = None
+
+    def differences(self) -> dict[str, list[int]]:
+        """Of each counter what it was in each counted step."""
+        pairs = list(itertools.pairwise(self._totals))
+        return (
+            {name: [after[name] - before[name] for before, after in pairs] for name in self._totals[0]} if pairs else {}
+        )
 
 
 @contextmanager
