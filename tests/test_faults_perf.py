@@ -35,8 +35,8 @@ FAULTS = {
 def offered(runs, tmp_path):
     """What the checks take besides a spec."""
 
-    def steps(spec, subject=None, run=0):
-        return counters.count(subject or runs.subject, spec, tmp_path / f"{subject}-{run}")
+    def steps(spec, subject=None, run=0, brief=False):
+        return counters.count(subject or runs.subject, spec, tmp_path / f"{subject}-{run}", brief)
 
     def request(scenario):
         config = SimpleNamespace(getoption=lambda name: "hf-trainer")
