@@ -3,6 +3,7 @@
 import pytest
 
 from harness import subjects
+from harness.mutants.patch import build_anew
 from harness.runs import Runs
 from harness.scenarios import PLAIN
 from harness.warm import warm
@@ -23,6 +24,12 @@ def pytest_runtest_call(item):
     for clause in sorted(claimed - faults.FAILED):
         pytest.fail(f"this test proves {clause}, its mark says, but no check of {clause} failed in it", pytrace=False)
     return result
+
+
+@pytest.fixture(autouse=True)
+def anew(monkeypatch):
+    """Models are built anew in each test: one that was built without its fault would hide it."""
+    build_anew(monkeypatch)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import torch
 
 from fixtures import models
 from fixtures.prototypes import LARGEST, Prototypes
+from harness.mutants.patch import replace
 from harness.spec import ModelSpec
 
 SPECS = {
@@ -15,14 +16,6 @@ SPECS = {
     "int8": ModelSpec(quantization="int8"),
     "prepared": ModelSpec(quantization="nf4", prepare_for_kbit=True),
 }
-
-
-@pytest.fixture
-def prototypes(monkeypatch):
-    """None has been built yet."""
-    made = Prototypes()
-    monkeypatch.setattr(models, "_PROTOTYPES", made)
-    return made
 
 
 def tensors(model):
@@ -80,7 +73,7 @@ def together(model):
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_a_copy_is_what_would_have_been_built(spec, prototypes, monkeypatch):
+def test_a_copy_is_what_would_have_been_built(spec, monkeypatch):
     built = models.build(spec)
     state = torch.get_rng_state()
     torch.rand(3)
@@ -96,7 +89,7 @@ def test_a_copy_is_what_would_have_been_built(spec, prototypes, monkeypatch):
     assert together(copied) == together(built) and not set(memory(copied)) & set(memory(built))
 
 
-def test_what_is_done_to_one_befalls_no_other(prototypes):
+def test_what_is_done_to_one_befalls_no_other():
     first = models.build(ModelSpec())
     wanted = bits(first.lm_head.weight)
     for _ in range(2):
@@ -112,12 +105,12 @@ def test_what_is_done_to_one_befalls_no_other(prototypes):
     [{"seed": 1}, {"dtype": "bfloat16"}, {"config": {"num_hidden_layers": 1}}, {"family": "llama-tied"}],
     ids=str,
 )
-def test_another_spec_is_another_model(change, prototypes):
+def test_another_spec_is_another_model(change):
     models.build(ModelSpec())
     assert bits(models.build(ModelSpec(**change)).lm_head.weight) != bits(models.build(ModelSpec()).lm_head.weight)
 
 
-def test_weights_are_drawn_in_the_default_dtype_of_the_process(prototypes):
+def test_weights_are_drawn_in_the_default_dtype_of_the_process():
     models.build(ModelSpec(dtype="float64"))
     torch.set_default_dtype(torch.float64)
     try:
@@ -146,3 +139,16 @@ def test_what_is_large_or_cannot_be_copied_is_built_each_time(odd):
     prototypes = Prototypes()
     assert prototypes.make("key", build) is not prototypes.make("key", build)
     assert len(made) == 2
+
+
+def halved(original, self, *args, **options):
+    original(self, *args, **options)
+    self.lm_head.weight.data *= 0.5
+
+
+def test_a_fault_in_what_builds_models_is_in_each_that_is_built_under_it_and_in_no_other():
+    whole = bits(models.build(ModelSpec()).lm_head.weight)
+    with pytest.MonkeyPatch.context() as patch:
+        replace("transformers:LlamaForCausalLM", "__init__", halved)(patch)
+        faulty = [bits(models.build(ModelSpec()).lm_head.weight) for _ in range(2)]
+    assert faulty[0] == faulty[1] != whole == bits(models.build(ModelSpec()).lm_head.weight)

@@ -61,8 +61,19 @@ def _put(owner: str, name: str, fault: Callable[..., Any], monkeypatch: Any) -> 
     function = functools.wraps(original)(lambda *args, **kwargs: fault(original, *args, **kwargs))
     bound = isinstance(inspect.getattr_static(target, name), classmethod)
     monkeypatch.setattr(target, name, staticmethod(function) if bound else function)
+    build_anew(monkeypatch)
+
+
+def build_anew(monkeypatch: Any) -> None:
+    """Under a fault no model is a copy of one that was built without it, nor afterwards of one that was built with it."""
+    from fixtures import models
+    from fixtures.prototypes import Prototypes
+
+    monkeypatch.setattr(models, "_PROTOTYPES", Prototypes())
 
 
 def in_this_process(put: Fault) -> None:
-    """Put a fault of `replace` into this process for good."""
-    put(pytest.MonkeyPatch())
+    """Put a fault into this process for good."""
+    forever = pytest.MonkeyPatch()
+    put(forever)
+    build_anew(forever)
