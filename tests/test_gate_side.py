@@ -139,16 +139,16 @@ import transformers
 
 train, count = transformers.Trainer.train, 0
 
-def end(*args, **options):
+def hang(*args, **options):
     global count
     count += 1
-    ended = list(pathlib.Path(__file__).parent.glob("ended-*"))
-    if count == 3 and len(ended) < 2:
-        pathlib.Path(__file__).with_name(f"ended-{os.getpid()}").touch()
+    hung = list(pathlib.Path(__file__).parent.glob("hung-*"))
+    if count == 3 and len(hung) < 2:
+        pathlib.Path(__file__).with_name(f"hung-{os.getpid()}").touch()
         time.sleep(60)
     return train(*args, **options)
 
-transformers.Trainer.train = end
+transformers.Trainer.train = hang
 """
 
 

@@ -43,7 +43,9 @@ def nvidia_smi(directory, monkeypatch, words):
 
 
 @pytest.mark.parametrize(
-    ("words", "stays"), [(["1980"] * 9, True), (["1980", "1500"] * 9, False), (["[N/A]"] * 9, False)], ids=str
+    ("words", "stays"),
+    [(["1980"] * 9, True), (["1980", "1500"] * 9, False), (["[N/A]"] * 9 + ["1980"], False)],
+    ids=str,
 )
 def test_the_clock_of_the_card_is_looked_at(words, stays, tmp_path, monkeypatch):
     nvidia_smi(tmp_path, monkeypatch, words)
