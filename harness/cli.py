@@ -14,7 +14,7 @@ import harness
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
-    from harness.gate.side import Judged
+    from harness.gate.scope import Scope
 
 app = typer.Typer(
     add_completion=False,
@@ -31,10 +31,10 @@ Clauses = Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Judge t
 Preload = Annotated[list[str] | None, typer.Option(metavar="MODULE", help="Import this before upstream is used.")]
 
 
-def _judged(subject: str, device: str, clause: list[str] | None, preload: list[str] | None) -> Judged:
-    from harness.gate.side import Judged
+def _judged(subject: str, device: str, clause: list[str] | None, preload: list[str] | None) -> Scope:
+    from harness.gate.scope import Scope
 
-    return Judged(subject, device, tuple(clause or ()), tuple(preload or ()))
+    return Scope(subject, device, tuple(clause or ()), tuple(preload or ()))
 
 
 def _print_versions(wanted: bool) -> None:
@@ -100,7 +100,7 @@ def soak(
     ] = None,
 ) -> None:
     """Judge many times over, under other hash seeds and in other orders: do verdicts stay? Words after -- go to pytest."""
-    from harness.soak import soak
+    from harness.gate.soak import soak
 
     judged = _judged(subject, device, clause, preload)
     raise typer.Exit(soak(times, judged, context.args, json))
@@ -234,7 +234,7 @@ def repro(
             raise UsageError(f"{file}: names the test {body['test']!r}, which this release does not have")
         chosen = (subject or body["subject"], device or body["device"])
         raise typer.Exit(_pytest([str(test)], *chosen, [], body["preload"], None, []))
-    from harness.repro import judge_spec
+    from harness.session.repro import judge_spec
 
     raise typer.Exit(judge_spec(file, subject or "hf-trainer", device))
 
@@ -248,12 +248,12 @@ def clauses(
 ) -> None:
     """List the clauses of the contract, or explain some: source, tests, known defects, bad releases, what fails them."""
     if write:
-        from harness.register import write as write_register
+        from harness.register.write import write as write_register
 
         for path in write_register():
             print(f"wrote {path}")
         return
-    from harness.explain import explain
+    from harness.register.explain import explain
 
     explain(ids or [])
 
@@ -315,9 +315,9 @@ def _pytest(
     json: Path | None,
     rest: list[str],
 ) -> int:
-    from harness.gate.side import Judged
+    from harness.gate.scope import Scope
 
-    arguments = Judged(subject, device, tuple(clauses), tuple(preloads)).options()
+    arguments = Scope(subject, device, tuple(clauses), tuple(preloads)).options()
     if json is not None:
         arguments += ["--json", str(json)]
     cache = Path.cwd() / ".pytest_cache"

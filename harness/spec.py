@@ -47,7 +47,8 @@ LORA: dict[str, Any] = {
 class ModelSpec:
     """The base model.
 
-    family: a row of `fixtures.models.FAMILIES`, or "module:factory" (called with this ModelSpec, returns an nn.Module).
+    family: a row of `harness.fixtures.models.FAMILIES`, or "module:factory", called with this ModelSpec, which returns an
+    nn.Module.
     config: overrides of that row's config fields. dtype: a torch dtype's name. seed: drawn from when built.
     quantization: None, "nf4" or "int8" (bitsandbytes). quant_storage: the dtype in which packed NF4 weights are kept
     (bnb_4bit_quant_storage), uint8 where None. prepare_for_kbit: call prepare_model_for_kbit_training.
@@ -85,7 +86,7 @@ class AdapterSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Training and evaluation rows, made from a seed or read from `path` (see `fixtures.data`).
+    """Training and evaluation rows, made from a seed or read from `path` (see `harness.fixtures.data`).
 
     rows, eval_rows: how many. length: tokens a row after padding. min_length: shortest row (ragged where below
     `length`; padding has label -100). ignored: share of the remaining labels set to -100. vocab_size: token ids used.
@@ -113,12 +114,15 @@ class DataSpec:
 class LaunchSpec:
     """Where it runs, and in how many processes.
 
-    device: "cpu" or "cuda". ranks: how many processes. strategy: a row of `harness.launch.STRATEGIES`; all but "single"
-    start ranks, be it one. threads: torch's intra-op threads (0 leaves them as they are).
-    state_dict_type: "FULL_STATE_DICT" or "SHARDED_STATE_DICT", None leaves it to upstream. activation_checkpointing:
-    that of the strategy; the Trainer's own is an argument. cpu_offload: parameters (or the optimizer) wait on the CPU.
-    options: further fields of TrainingArguments.fsdp_config, or of the DeepSpeed config.
-    limit: seconds after which the ranks count as hung; 0 is a minute (`harness.ranks.LIMIT`).
+    - device: "cpu" or "cuda".
+    - ranks: how many processes.
+    - strategy: a row of `harness.subjects.launch_arguments.STRATEGIES`. All but "single" start ranks, even for one.
+    - threads: torch's intra-op threads; 0 leaves them as they are.
+    - state_dict_type: "FULL_STATE_DICT" or "SHARDED_STATE_DICT"; None leaves it to upstream.
+    - activation_checkpointing: that of the strategy. The Trainer's own is an argument.
+    - cpu_offload: parameters (or the optimizer state) are kept on the CPU.
+    - options: further fields of TrainingArguments.fsdp_config, or of the DeepSpeed config.
+    - limit: seconds after which the ranks count as hung; 0 stands for a minute (`harness.processes.group.LIMIT`).
     """
 
     device: str = "cpu"
@@ -138,7 +142,7 @@ class LaunchSpec:
 
     @property
     def shimmed(self) -> bool:
-        """Whether upstream does it only with the shims of `harness.shims`: FSDP without a GPU."""
+        """Whether upstream does it only with the shims of `harness.processes.shims`: FSDP without a GPU."""
         return self.strategy in ("fsdp1", "fsdp2") and self.device == "cpu"
 
 
@@ -150,7 +154,7 @@ class ResumeSpec:
     leaves all of them unread (resume_from_checkpoint=False).
     writer: the subject that ran the first leg; None means the one that resumes.
     first_leg: what the first leg's spec had otherwise, as keyword arguments of `RunSpec.but`.
-    damage: done to the copied checkpoint in order, "delete FILE", "truncate FILE BYTES" (see `harness.damage`).
+    damage: done to the copied checkpoint in order, "delete FILE", "truncate FILE BYTES" (see `harness.runs.damage`).
     """
 
     checkpoint: int | bool = True

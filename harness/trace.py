@@ -1,6 +1,6 @@
 """Trace: what was seen of one training run. JSON for facts, safetensors for tensors, versioned.
 
-Names of tensors are canonical (see `harness.names`): the path of the module in the base model, so that traces of
+Names of tensors are canonical (see `harness.tensors.names`): the path of the module in the base model, so that traces of
 get_peft_model, add_adapter and the reference are compared name by name.
 """
 
@@ -105,7 +105,8 @@ class Trace:
     seconds: the wall time of train(). memory_bytes: peak, allocated on the device (cuda) or resident (cpu).
 
     Of a run in several processes this is what rank 0 saw; ranks: what each other rank saw, in order. Gradients, adapters
-    and digests are whole on every rank, put together from the shards. distributed: how it was spread (`harness.shards`).
+    and digests are whole on every rank, put together from the shards. distributed: how the run was spread, see
+    `harness.tensors.shards`.
     """
 
     spec: RunSpec

@@ -91,3 +91,29 @@ def _difference(seen: Any, expected: Any) -> list[str]:
 def _short(value: Any, limit: int = 300) -> str:
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@dataclass
+class Case:
+    """One clause judged on one scenario.
+
+    - evidence: what was measured, and if the clause fails, what was seen.
+    - specs: the specs that were trained for it, as JSON.
+    - reason, link: of a skip or of a known defect.
+    - drawn: how many drawn runs the case judged; None for a case whose run was not drawn.
+    - life: the actions of a drawn life (`harness.runs.lifecycle`).
+    """
+
+    clause: str
+    scenario: str
+    nodeid: str
+    subject: str
+    device: str = "cpu"
+    verdict: str = PASS
+    evidence: dict[str, Any] = field(default_factory=dict)
+    specs: list[dict[str, Any]] = field(default_factory=list)
+    reason: str = ""
+    link: str = ""
+    seconds: float = 0.0
+    drawn: int | None = None
+    life: list[dict[str, Any]] | None = None

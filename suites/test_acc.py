@@ -5,13 +5,23 @@ import pytest
 from harness.laws import accumulation, loss
 from harness.laws.equal import equal_runs
 from harness.laws.recompute import BATCHES
-from harness.scenarios import PLAIN, RAGGED, SCENARIOS, STILL, STILL_RAGGED, STILL_SHORT_WINDOW, by_route, cases, over
+from harness.runs.scenarios import (
+    PLAIN,
+    RAGGED,
+    SCENARIOS,
+    STILL,
+    STILL_RAGGED,
+    STILL_SHORT_WINDOW,
+    by_route,
+    cases,
+    over,
+)
 from harness.verdict import raises, same
 
 #: Runs of six steps over two micro-batches each, without dropout, which would part them (ACC-07), and with SGD, which
 #: does not magnify the last bits as AdamW does.
 SPLIT = PLAIN.but(lora={"lora_dropout": 0.0}, gradient_accumulation_steps=2, max_steps=6, optim="sgd")
-PLAIN_LOSS = {"family": "fixtures.plain_loss:llama"}
+PLAIN_LOSS = {"family": "harness.fixtures.plain_loss:llama"}
 
 
 def large_batch(spec):

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from harness.fixtures import data
 
-from fixtures import data
 from harness.laws import precision
 from harness.laws.equal import differences
 from harness.laws.resume import continues
-from harness.scenarios import PLAIN, by_route, cases, over, spec_for
+from harness.runs.scenarios import PLAIN, by_route, cases, over, spec_for
 from harness.verdict import both, raises, same, verdict
 
 #: Rows of unequal lengths; every step is saved, so that the adapter of every step is known.

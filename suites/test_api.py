@@ -5,11 +5,11 @@ from unittest import mock
 import peft
 import pytest
 import torch
+from harness.fixtures import data, models
 
-from fixtures import data, models
 from harness import compat
 from harness.laws import equal, injection
-from harness.scenarios import PLAIN, SAVING, SCENARIOS, by_route, cases
+from harness.runs.scenarios import PLAIN, SAVING, SCENARIOS, by_route, cases
 from harness.spec import ADD, GET, LORA
 from harness.subjects.hf_trainer import adapter_config, inject
 from harness.verdict import raises, same, verdict
@@ -96,7 +96,7 @@ def test_a_base_with_loss_keywords_is_given_the_number_of_items(spec, train, jud
 
 
 @pytest.mark.clause("API-06")
-@cases(by_route({"no-loss-keywords": BRIEF.but(model={"family": "fixtures.plain_loss:llama"})}))
+@cases(by_route({"no-loss-keywords": BRIEF.but(model={"family": "harness.fixtures.plain_loss:llama"})}))
 def test_a_base_without_loss_keywords_is_not_given_the_number_of_items(spec, train, judge):
     judge(given(train(spec), False))
 

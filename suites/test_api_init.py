@@ -3,15 +3,15 @@
 import peft
 import pytest
 import torch
+from harness.fixtures import models
+from harness.suites.test_api_layers import injected
 
-from fixtures import models
 from harness.laws import rebuilt
 from harness.laws.equal import differences
-from harness.scenarios import PLAIN, by_route, cases, spec_for
+from harness.runs.scenarios import PLAIN, by_route, cases, spec_for
 from harness.subjects.hf_trainer import adapter_config, inject, recorded_warnings
 from harness.tolerance import MERGED
 from harness.verdict import both, raises, verdict
-from suites.test_api_layers import injected
 
 TOKENS = torch.arange(16)[None]
 GPT2 = PLAIN.but(model={"family": "gpt2"}, lora={"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True})

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from harness.fixtures import models, tensor_shapes
 
-from fixtures import models, shapes
 from harness.laws import injection, rebuilt
-from harness.names import canonical
-from harness.scenarios import PLAIN, RANDOM_B, SAVING, SHORT, by_route, over, spec_for
+from harness.runs.scenarios import PLAIN, RANDOM_B, SAVING, SHORT, by_route, over, spec_for
 from harness.spec import ADD, GET
 from harness.subjects.hf_trainer import inject
+from harness.tensors.names import canonical
 
 TOKENS = torch.arange(16)[None]
 #: Base models and LoRA configs that differ in what a layer is and how its adapter starts.
@@ -118,7 +118,7 @@ def parts(upstream, spec):
     model = injected(upstream, spec)
     named = {canonical(name): parameter.detach() for name, parameter in model.named_parameters()}
     dtype = getattr(torch, spec.model.dtype)
-    x = torch.randn(2, 5, shapes.linears()[LAYER][1], generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = torch.randn(2, 5, tensor_shapes.linears()[LAYER][1], generator=torch.Generator().manual_seed(0)).to(dtype)
     root = model.base_model.model if spec.adapter.route == GET else model
     base = models.build(spec.model).get_submodule(LAYER)
     a, b = named[f"{LAYER}.lora_A.weight"], named[f"{LAYER}.lora_B.weight"]

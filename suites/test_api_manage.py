@@ -5,12 +5,12 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from harness.fixtures import models
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from fixtures import models
 from harness.laws import equal, injection
-from harness.scenarios import PLAIN, RANDOM_B
+from harness.runs.scenarios import PLAIN, RANDOM_B
 from harness.spec import ADD, GET, LORA
 from harness.subjects.hf_trainer import adapter_config, inject, recorded_warnings
 from harness.verdict import both, raises, same, verdict

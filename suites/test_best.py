@@ -2,13 +2,13 @@
 
 import pytest
 
-from harness import names
 from harness.laws import best
 from harness.laws.equal import same_adapter
-from harness.observe import digest
-from harness.scenarios import PLAIN, cases, over
+from harness.runs.scenarios import PLAIN, cases, over
 from harness.spec import ADD, ResumeSpec
 from harness.subjects.hf_trainer import inject, recorded_warnings
+from harness.subjects.observer import digest
+from harness.tensors import names
 from harness.verdict import both, raises, same, verdict
 
 #: Four rows trained on over and over: of steps 2, 4, 6 and 8 the loss of other rows is lowest at 2, by 1e-2.
@@ -51,7 +51,7 @@ def prompt_learning(peft_type, **config):
         "highest-loss": HIGHEST,
         # Every evaluation counts the same rows: of equal ones the first is kept.
         "equal-metrics": LOWEST.but(
-            trainer={"compute_metrics": "fixtures.metrics:counts"}, metric_for_best_model="rows"
+            trainer={"compute_metrics": "harness.fixtures.metrics:counts"}, metric_for_best_model="rows"
         ),
         "each-epoch": LOWEST.but(
             data={"rows": 8}, eval_strategy="epoch", save_strategy="epoch", greater_is_better=True
@@ -119,9 +119,8 @@ def evaluated_again(spec, upstream, directory):
 @pytest.mark.clause("BEST-07")
 @pytest.mark.parametrize("damage", ["another-rank", "truncated"])
 def test_a_best_checkpoint_that_does_not_fit_is_an_error(damage, upstream, tmp_path, judge):
+    from harness.fixtures import models
     from transformers import TrainerCallback
-
-    from fixtures import models
 
     class Damage(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -168,7 +167,7 @@ def requiring_gradients(model):
 
 @pytest.mark.clause("BEST-05")
 def test_of_two_active_adapters_the_first_is_loaded_and_that_is_said(upstream, tmp_path, judge):
-    from fixtures import models
+    from harness.fixtures import models
 
     spec, told = LOWEST.but(adapter={"others": {"second": {}}}), []
     model = inject(models.build(spec.model), spec.adapter)

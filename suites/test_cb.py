@@ -3,7 +3,7 @@
 import pytest
 
 from harness.laws import callbacks
-from harness.scenarios import PLAIN, SCENARIOS, by_route, cases, continued, over, saving
+from harness.runs.scenarios import PLAIN, SCENARIOS, by_route, cases, continued, over, saving
 from harness.subjects.hf_trainer import recorded_warnings
 from harness.verdict import both, raises, same
 

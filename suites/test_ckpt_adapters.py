@@ -2,17 +2,17 @@
 
 import pytest
 import torch
+from harness.fixtures import hub
 
-from fixtures import hub
 from harness.laws import checkpoint, equal, rebuilt
-from harness.scenarios import PLAIN, SAVING, by_route, cases, over, saving, spec_for
+from harness.runs.scenarios import PLAIN, SAVING, by_route, cases, over, saving, spec_for
 from harness.spec import ADD, GET
 from harness.verdict import both, raises, same
 
 TWO_STEPS = saving(PLAIN.but(max_steps=2))
 
-WRAPPED = TWO_STEPS.but(model={"family": "fixtures.wrapped:checkpointed_layers"})
-COMPILED = TWO_STEPS.but(model={"family": "fixtures.wrapped:compiled_layers"})
+WRAPPED = TWO_STEPS.but(model={"family": "harness.fixtures.wrapped_layers:checkpointed_layers"})
+COMPILED = TWO_STEPS.but(model={"family": "harness.fixtures.wrapped_layers:compiled_layers"})
 
 
 def with_others(name, *others, **adapter):
@@ -166,7 +166,7 @@ def test_keys_do_not_tell_of_compiled_layers(trace, judge):
 @pytest.mark.clause("CKPT-26")
 @pytest.mark.parametrize("route", [GET, ADD])
 def test_adapter_of_compiled_layers_loads_into_a_plain_base(route, train, judge):
-    from fixtures import models
+    from harness.fixtures import models
 
     trace = train(COMPILED.but(adapter={"route": route}))
     judge(rebuilt.reloads(trace, base=models.build(PLAIN.model)))
@@ -175,7 +175,7 @@ def test_adapter_of_compiled_layers_loads_into_a_plain_base(route, train, judge)
 @pytest.mark.clause("CKPT-26")
 @pytest.mark.parametrize("how", ["from_pretrained", "load_adapter"])
 def test_plain_adapter_loads_into_compiled_layers(upstream, how, train, judge):
-    from fixtures import models
+    from harness.fixtures import models
 
     trace = train(SAVING["plain"])
     judge(rebuilt.reloads(trace, how, models.build(COMPILED.model)))

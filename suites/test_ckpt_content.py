@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import observe
 from harness.laws import checkpoint, equal, optimizer_file, rotation, state_files
-from harness.scenarios import PLAIN, SAVING, SCENARIOS, SHORT, by_route, cases, over, saving
+from harness.runs.scenarios import PLAIN, SAVING, SCENARIOS, SHORT, by_route, cases, over, saving
 from harness.spec import ADD, GET
+from harness.subjects import observer
 from harness.verdict import both, raises, same
 
 SAVED_PLAIN = by_route({"plain": SAVING["plain"]})
@@ -88,11 +88,11 @@ def test_what_resume_needs_is_there_and_nothing_of_the_base(trace, judge):
 
 @pytest.mark.clause("CKPT-03")
 def test_without_an_adapter_the_whole_model_is_saved(upstream, judge, tmp_path):
-    from fixtures import models
+    from harness.fixtures import models
 
     trainer = upstream.build(saving(PLAIN.but(max_steps=3)), tmp_path, model=models.build(PLAIN.model))
     trainer.train()
-    seen = observe.inspect_checkpoint(tmp_path / "checkpoint-3", "default")
+    seen = observer.inspect_checkpoint(tmp_path / "checkpoint-3", "default")
     whole = {"config.json", "generation_config.json", "model.safetensors"}
     weights = Path(seen.path) / "model.safetensors"
     tensors = weights.stat().st_size - 8 - checkpoint.header(weights)[0]
@@ -193,7 +193,7 @@ def test_inference_mode_is_set_by_get_peft_model_only(upstream, route, expected,
 @pytest.mark.clause("CKPT-05")
 @pytest.mark.parametrize("route", [GET, ADD])
 def test_base_of_a_directory_is_named_and_one_from_a_config_is_not(route, train, judge, tmp_path):
-    from fixtures import models
+    from harness.fixtures import models
 
     models.build(PLAIN.model).save_pretrained(tmp_path)
     spec = saving(PLAIN.but(max_steps=1, adapter={"route": route}))
@@ -219,7 +219,8 @@ def test_lists_have_the_same_order_in_every_process(upstream, judge, tmp_path):
 @pytest.mark.clause("CKPT-06")
 @pytest.mark.parametrize("inference_mode", [False, True])
 def test_config_in_memory_is_unchanged_by_a_save(upstream, inference_mode, judge, tmp_path):
-    from fixtures import models
+    from harness.fixtures import models
+
     from harness.subjects.hf_trainer import inject
 
     model = inject(models.build(PLAIN.model), PLAIN.but(lora={"inference_mode": inference_mode}).adapter)
@@ -302,11 +303,11 @@ def test_random_states_are_those_at_the_save(spec, train, judge):
         if event == "save":
             seen[trace.steps[-1].number] = state_files.generators()
 
-    observe.listeners.append(listen)
+    observer.listeners.append(listen)
     try:
         trace = train(spec, again=True)
     finally:
-        observe.listeners.remove(listen)
+        observer.listeners.remove(listen)
     judge(state_files.generators_are_current(trace, seen))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from harness.compat import tokenizer_places
 from harness.laws import rotation
-from harness.scenarios import PLAIN, SAVING, by_route, cases, continued, over, saving
+from harness.runs.scenarios import PLAIN, SAVING, by_route, cases, continued, over, saving
 from harness.spec import ADD, GET
 from harness.verdict import both, same
 

@@ -1,19 +1,19 @@
 """Two runs as users write them, at the shape of Llama-2-7B, on one GPU: LoRA in fp16, and QLoRA."""
 
 import pytest
+from harness.fixtures import tensor_shapes
+from harness.fixtures.on_device import LLAMA2_7B
+from harness.suites.test_rng import determinism_undone
 
-from fixtures import shapes
-from fixtures.on_device import LLAMA2_7B
 from harness.laws import checkpoint, device_memory, embeddings, frozen, precision, quantized, resume
-from harness.scenarios import PLAIN, cases, continued, over, saving
+from harness.runs.scenarios import PLAIN, cases, continued, over, saving
 from harness.spec import ADD, GET
 from harness.verdict import both
-from suites.test_rng import determinism_undone
 
 pytestmark = [pytest.mark.usefixtures("gpu_memory")]
 
 BASE = PLAIN.but(
-    model={"family": "fixtures.on_device:llama", "config": LLAMA2_7B},
+    model={"family": "harness.fixtures.on_device:llama", "config": LLAMA2_7B},
     data={"rows": 64, "length": 512, "vocab_size": LLAMA2_7B["vocab_size"]},
     max_steps=4,
     learning_rate=2e-4,
@@ -57,14 +57,14 @@ def test_lora_in_fp16_trains(trace, judge):
 @pytest.mark.clause("QLORA-01")
 @over({"qlora-7b": QLORA})
 def test_qlora_trains(trace, judge):
-    packed = quantized.packed(trace, shapes.linears(LLAMA2_7B))
+    packed = quantized.packed(trace, tensor_shapes.linears(LLAMA2_7B))
     judge(both(packed, quantized.learns(trace), frozen.adapter_moved(trace), device_memory.throughput(trace)))
 
 
 @pytest.mark.clause("QLORA-02")
 @over({"qlora-7b": QLORA})
 def test_no_target_modules_are_those_of_llama(trace, judge):
-    judge(quantized.adapts(trace, shapes.lora(("q_proj", "v_proj"), r=64, config=LLAMA2_7B)))
+    judge(quantized.adapts(trace, tensor_shapes.lora(("q_proj", "v_proj"), r=64, config=LLAMA2_7B)))
 
 
 @pytest.mark.clause("AMP-04")
@@ -100,7 +100,7 @@ def test_a_checkpoint_holds_exactly_the_trained_tensors(trace, judge):
 @pytest.mark.clause("QLORA-07")
 @over({"qlora-7b": QLORA})
 def test_the_file_holds_the_adapter_in_float32_alone(trace, judge):
-    expected = shapes.lora(("q_proj", "v_proj"), r=64, config=LLAMA2_7B)
+    expected = tensor_shapes.lora(("q_proj", "v_proj"), r=64, config=LLAMA2_7B)
     judge(embeddings.tensors_saved(trace, expected, dtype="F32"))
 
 

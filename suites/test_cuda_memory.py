@@ -4,8 +4,8 @@ import pytest
 
 from harness.laws import memory, quantized, resume
 from harness.laws.equal import equal_runs
-from harness.memory import measure
-from harness.scenarios import PLAIN, by_route, cases, continued
+from harness.runs.scenarios import PLAIN, by_route, cases, continued
+from harness.throughput.memory_probe import measure
 from harness.verdict import both
 
 pytestmark = [pytest.mark.usefixtures("cuda")]

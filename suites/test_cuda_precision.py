@@ -1,14 +1,14 @@
 """What only a GPU shows of precision and determinism: the gradient scaler, TF32, compiled kernels, CUDA's generators."""
 
 import pytest
+from harness.suites.test_rng import determinism_undone
 
 from harness import compat
 from harness.laws import checkpoint, frozen, precision, quantized, resume, scaler
 from harness.laws.equal import equal_runs
-from harness.scenarios import PLAIN, RANDOM_B, STILL, by_route, cases, continued, over, saving
+from harness.runs.scenarios import PLAIN, RANDOM_B, STILL, by_route, cases, continued, over, saving
 from harness.tolerance import COMPILED
 from harness.verdict import both, same
-from suites.test_rng import determinism_undone
 
 pytestmark = [pytest.mark.usefixtures("cuda")]
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.usefixtures("cuda")]
 FP16 = saving(PLAIN.but(fp16=True, max_steps=4, data={"rows": 16}), every=1)
 BASES = {"float16-base": FP16.but(model={"dtype": "float16"}), "float32-base": FP16}
 #: The gradient of step 2 overflows, and of no other.
-OVERFLOW = FP16.but(trainer={"compute_loss_func": "fixtures.overflow:loss"})
+OVERFLOW = FP16.but(trainer={"compute_loss_func": "harness.fixtures.overflow:loss"})
 
 
 @pytest.mark.clause("AMP-05")

@@ -4,11 +4,11 @@ import dataclasses
 import os
 
 import pytest
+from harness.fixtures import models
 
-from fixtures import models
 from harness.laws import frozen, loss, resume, several, state_files
 from harness.laws.equal import equal_runs
-from harness.scenarios import LAUNCHES, PLAIN, TOGETHER_SGD, cases, continued, over, saving, spec_for, spread
+from harness.runs.scenarios import LAUNCHES, PLAIN, TOGETHER_SGD, cases, continued, over, saving, spec_for, spread
 from harness.verdict import both, same
 
 DDP = {name: spec for name, spec in LAUNCHES.items() if spec.launch.strategy == "ddp"}

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from harness.suites.test_fsdp import save_model
 
 from harness.laws import checkpoint, resume, schedule, several
-from harness.scenarios import LAUNCHES, TOGETHER, TOGETHER_SGD, cases, continued, over, spec_for, spread
+from harness.runs.scenarios import LAUNCHES, TOGETHER, TOGETHER_SGD, cases, continued, over, spec_for, spread
 from harness.verdict import both, verdict
-from suites.test_fsdp import save_model
 
 ZERO = {name: spec for name, spec in LAUNCHES.items() if spec.launch.strategy.startswith("zero")}
 BRIEF = TOGETHER.but(max_steps=2, gradient_accumulation_steps=None, save_strategy="no")

@@ -4,26 +4,26 @@ from collections import Counter
 
 import pytest
 import torch
+from harness.fixtures import data, hub, models, tensor_shapes
+from harness.fixtures.resized_embeddings import FAMILY
 
-from fixtures import data, hub, models, shapes
-from fixtures.resized import FAMILY
 from harness.laws import embeddings, rebuilt
 from harness.laws.equal import same_adapter
-from harness.names import canonical
-from harness.scenarios import PLAIN, by_route, cases, continued, over
+from harness.runs.scenarios import PLAIN, by_route, cases, continued, over
 from harness.spec import ADD, GET
 from harness.subjects.hf_trainer import inject
+from harness.tensors.names import canonical
 from harness.verdict import both, same, verdict
 
 #: Four steps, saved at the second and the fourth.
 SAVED = PLAIN.but(max_steps=4, save_strategy="steps", save_steps=2)
 SAVES = 2
-EMBEDDINGS, HEAD = f"{shapes.EMBEDDINGS}.weight", f"{shapes.HEAD}.weight"
+EMBEDDINGS, HEAD = f"{tensor_shapes.EMBEDDINGS}.weight", f"{tensor_shapes.HEAD}.weight"
 NAME = "someone/their-base"
 
 
 def based_on(origin, vocab_size=256, **config):
-    """SAVED on a base of this origin (see fixtures.resized), resized to `vocab_size`."""
+    """SAVED on a base of this origin (see harness.fixtures.resized_embeddings), resized to `vocab_size`."""
     return SAVED.but(model={"family": FAMILY, "config": {"origin": origin, "vocab_size": vocab_size, **config}})
 
 
@@ -63,7 +63,7 @@ def test_another_vocabulary_at_the_hub_saves_the_embeddings(spec, train, judge):
     with hub.standing_in(answer=True, vocab_size=256) as asked:
         trace = train(spec, again=True)
     read = same("configs read from the hub", asked.configs, [NAME] * SAVES)
-    judge(both(read, embeddings.saved_whole(trace, shapes.embeddings(260))))
+    judge(both(read, embeddings.saved_whole(trace, tensor_shapes.embeddings(260))))
 
 
 @pytest.mark.clause("EMB-01")
@@ -71,7 +71,7 @@ def test_another_vocabulary_at_the_hub_saves_the_embeddings(spec, train, judge):
 def test_the_same_vocabulary_at_the_hub_saves_the_adapter_alone(spec, train, judge):
     with hub.standing_in(answer=True, vocab_size=256):
         trace = train(spec, again=True)
-    judge(embeddings.tensors_saved(trace, shapes.lora()))
+    judge(embeddings.tensors_saved(trace, tensor_shapes.lora()))
 
 
 ASSUMED = f"Could not find a config file in {NAME} - will assume that the vocabulary was not modified."
@@ -83,7 +83,7 @@ def test_offline_nothing_is_asked_and_each_save_warns(spec, train, judge):
     with hub.standing_in(answer=True, offline=True) as asked:
         trace = train(spec, again=True)
     silent = same("lookups", asked.lookups, [])
-    judge(both(silent, embeddings.told(trace, ASSUMED, SAVES), embeddings.tensors_saved(trace, shapes.lora())))
+    judge(both(silent, embeddings.told(trace, ASSUMED, SAVES), embeddings.tensors_saved(trace, tensor_shapes.lora())))
 
 
 @pytest.mark.clause("EMB-02")
@@ -92,7 +92,7 @@ def test_a_failing_network_costs_a_warning_and_not_the_run(spec, train, judge):
     with hub.standing_in(answer=ConnectionError("no route to host")):
         trace = train(spec, again=True)
     why = embeddings.told(trace, "no route to host", SAVES)
-    judge(both(why, embeddings.told(trace, ASSUMED, SAVES), embeddings.tensors_saved(trace, shapes.lora())))
+    judge(both(why, embeddings.told(trace, ASSUMED, SAVES), embeddings.tensors_saved(trace, tensor_shapes.lora())))
 
 
 # ---- resized embeddings ----
@@ -103,13 +103,13 @@ DIRECTORY = based_on("directory", 260)
 @pytest.mark.clause("EMB-03")
 @over(by_route({"directory": DIRECTORY}))
 def test_resized_embeddings_are_saved_whole(trace, judge):
-    judge(embeddings.saved_whole(trace, shapes.embeddings(260)))
+    judge(embeddings.saved_whole(trace, tensor_shapes.embeddings(260)))
 
 
 @pytest.mark.clause("EMB-03")
 @over({"second-adapter": DIRECTORY.but(adapter={"others": {"second": {}}})})
 def test_resized_embeddings_are_saved_with_every_adapter(trace, judge):
-    judge(embeddings.saved_whole(trace, shapes.embeddings(260)))
+    judge(embeddings.saved_whole(trace, tensor_shapes.embeddings(260)))
 
 
 @pytest.mark.clause("EMB-03")
@@ -132,16 +132,16 @@ def test_reloading_restores_resized_embeddings(spec, route, upstream, train, jud
 @pytest.mark.clause("EMB-04")
 @over(by_route({"built-from-config": based_on("config", 260)}))
 def test_resized_embeddings_of_a_built_base_are_saved_whole(trace, judge):
-    judge(embeddings.saved_whole(trace, shapes.embeddings(260)))
+    judge(embeddings.saved_whole(trace, tensor_shapes.embeddings(260)))
 
 
 # ---- adapted embeddings ----
 
 LORA_OF_EMBEDDINGS = {
-    f"{shapes.EMBEDDINGS}.lora_embedding_A": [8, 256],
-    f"{shapes.EMBEDDINGS}.lora_embedding_B": [64, 8],
+    f"{tensor_shapes.EMBEDDINGS}.lora_embedding_A": [8, 256],
+    f"{tensor_shapes.EMBEDDINGS}.lora_embedding_B": [64, 8],
 }
-LORA_OF_HEAD = {f"{shapes.HEAD}.lora_A.weight": [8, 64], f"{shapes.HEAD}.lora_B.weight": [256, 8]}
+LORA_OF_HEAD = {f"{tensor_shapes.HEAD}.lora_A.weight": [8, 64], f"{tensor_shapes.HEAD}.lora_B.weight": [256, 8]}
 #: target_modules, which of the two layers they name.
 TARGETS = {
     "both": (["q_proj", "v_proj", "embed_tokens", "lm_head"], (EMBEDDINGS, HEAD)),
@@ -165,11 +165,11 @@ TARGETS = {
 )
 def test_an_adapted_embedding_is_saved_with_its_base_weight(spec, layers, train, judge):
     trace = train(spec)
-    whole = {name: shape for name, shape in shapes.embeddings().items() if name in layers}
+    whole = {name: shape for name, shape in tensor_shapes.embeddings().items() if name in layers}
     own = {**(LORA_OF_EMBEDDINGS if EMBEDDINGS in layers else {}), **(LORA_OF_HEAD if HEAD in layers else {})}
     judge(
         both(
-            embeddings.tensors_saved(trace, {**shapes.lora(), **own, **whole}),
+            embeddings.tensors_saved(trace, {**tensor_shapes.lora(), **own, **whole}),
             embeddings.saved_whole(trace, whole),
             embeddings.moved(trace, trained=own, kept=whole),
         )
@@ -188,7 +188,7 @@ def test_a_plain_lora_leaves_tied_embeddings_alone(trace, judge):
         both(
             embeddings.tied(trace, EMBEDDINGS, HEAD),
             embeddings.moved(trace, kept=(EMBEDDINGS, HEAD)),
-            embeddings.tensors_saved(trace, shapes.lora()),
+            embeddings.tensors_saved(trace, tensor_shapes.lora()),
         )
     )
 
@@ -207,7 +207,7 @@ def test_saving_the_output_layer_trains_it_apart_from_the_embedding(trace, judge
 
 def trained_alone(trace, one, other):
     original = one.replace(".weight", ".original_module.weight")
-    saved = {**shapes.lora(), one: [256, 64]}
+    saved = {**tensor_shapes.lora(), one: [256, 64]}
     return both(embeddings.moved(trace, trained=(one,), kept=(other, original)), embeddings.tensors_saved(trace, saved))
 
 
@@ -244,8 +244,8 @@ def test_lora_of_tied_layers_is_one_wherever_the_model_goes(spec, upstream, judg
 def tied_pairs(model):
     """How many of A and B of the embedding share their memory with B and A of the output layer."""
     found = {canonical(name): parameter.data_ptr() for name, parameter in model.named_parameters()}
-    of_embedding = {found.get(f"{shapes.EMBEDDINGS}.lora_embedding_{part}") for part in "AB"}
-    of_output = {found.get(f"{shapes.HEAD}.lora_{part}.weight") for part in "AB"}
+    of_embedding = {found.get(f"{tensor_shapes.EMBEDDINGS}.lora_embedding_{part}") for part in "AB"}
+    of_output = {found.get(f"{tensor_shapes.HEAD}.lora_{part}.weight") for part in "AB"}
     return len((of_embedding & of_output) - {None})
 
 
@@ -254,7 +254,7 @@ def tied_pairs(model):
 def test_lora_of_tied_layers_is_one(trace, judge):
     """The A of one layer is the B of the other, transposed, after training and once it is loaded."""
     embedding = {name.rpartition("lora_embedding_")[2]: t for name, t in trace.adapter.items() if "embedding_" in name}
-    head = {part: trace.adapter.get(f"{shapes.HEAD}.lora_{part}.weight") for part in "AB"}
+    head = {part: trace.adapter.get(f"{tensor_shapes.HEAD}.lora_{part}.weight") for part in "AB"}
     seen = {part: tensor for part, tensor in head.items() if tensor is not None}
     # A run that ended early has neither, which `reloads` tells.
     wanted = {
@@ -270,7 +270,7 @@ ROWS = [
     token
     for token, _ in Counter(token for row in data.rows(SAVED.data)[0] for token in row["input_ids"]).most_common(2)
 ]
-DELTA = f"{shapes.EMBEDDINGS}.token_adapter.trainable_tokens_delta"
+DELTA = f"{tensor_shapes.EMBEDDINGS}.token_adapter.trainable_tokens_delta"
 TOKENS = SAVED.but(lora={"trainable_token_indices": ROWS}, max_steps=10, save_steps=5)
 
 
@@ -283,12 +283,17 @@ def test_chosen_rows_alone_are_trained_and_saved(trace, judge):
 @pytest.mark.clause("EMB-07")
 @over(by_route({"tied": TOKENS.but(model={"family": "llama-tied"})}))
 def test_chosen_rows_of_tied_layers_are_trained_as_one(trace, judge):
-    judge(both(rows_alone(trace), embeddings.tied(trace, DELTA, DELTA.replace(shapes.EMBEDDINGS, shapes.HEAD))))
+    judge(
+        both(
+            rows_alone(trace),
+            embeddings.tied(trace, DELTA, DELTA.replace(tensor_shapes.EMBEDDINGS, tensor_shapes.HEAD)),
+        )
+    )
 
 
 def rows_alone(trace):
-    embedding = f"{shapes.EMBEDDINGS}.token_adapter.weight"
+    embedding = f"{tensor_shapes.EMBEDDINGS}.token_adapter.weight"
     return both(
         embeddings.moved(trace, trained=(DELTA,), kept=(embedding,)),
-        embeddings.tensors_saved(trace, {**shapes.lora(), DELTA: [len(ROWS), 64]}),
+        embeddings.tensors_saved(trace, {**tensor_shapes.lora(), DELTA: [len(ROWS), 64]}),
     )

@@ -1,11 +1,11 @@
 """EVAL: what an evaluation reports, and what it leaves behind."""
 
 import pytest
+from harness.fixtures import data, metrics
 
-from fixtures import data, metrics
 from harness.environment import REPACKS, repacks
 from harness.laws import evaluation
-from harness.scenarios import PLAIN, by_route, cases, over
+from harness.runs.scenarios import PLAIN, by_route, cases, over
 from harness.spec import ADD
 from harness.verdict import both, same
 
@@ -19,7 +19,7 @@ RAGGED = PLAIN.but(
 )
 SAVED = RAGGED.but(save_strategy="steps", save_steps=2)
 NO_DROPOUT = RAGGED.but(lora={"lora_dropout": 0.0})
-COUNTS = {"compute_metrics": "fixtures.metrics:counts"}
+COUNTS = {"compute_metrics": "harness.fixtures.metrics:counts"}
 NO_TASK_TYPE = RAGGED.but(lora={"task_type": None}, trainer=COUNTS)
 #: A metric that nobody reports.
 MISSING = SAVED.but(metric_for_best_model="accuracy")
@@ -108,7 +108,7 @@ def without_evaluations(spec):
     ],
 )
 def test_with_dropout_an_evaluation_counts_as_one_number_drawn(spec, events, passes, train, judge):
-    callbacks = [["fixtures.metrics:draws", {"at": at, "every": every}] for at, every in events]
+    callbacks = [["harness.fixtures.metrics:draws", {"at": at, "every": every}] for at, every in events]
     drawn = without_evaluations(spec).but(trainer={"compute_metrics": None, "callbacks": callbacks})
     judge(evaluation.draws_one_number(train(spec), train(drawn), passes))
 

@@ -1,10 +1,10 @@
 """FRZ: what is trained, what stays frozen, in any run."""
 
 import pytest
+from harness.fixtures import models, tensor_shapes
 
-from fixtures import models, shapes
 from harness.laws import equal, frozen
-from harness.scenarios import PLAIN, SAVING, SCENARIOS, by_route, cases, over
+from harness.runs.scenarios import PLAIN, SAVING, SCENARIOS, by_route, cases, over
 from harness.spec import ModelSpec
 from harness.verdict import both, raises
 
@@ -25,7 +25,7 @@ def test_base_is_bit_identical(trace, judge):
 @over(by_route(SCENARIOS))
 def test_the_optimizer_holds_the_lora_alone(trace, judge):
     # 8 * (64 + 64) for each q_proj and 8 * (64 + 32) for each v_proj: 3584 numbers.
-    judge(frozen.groups_hold(trace, shapes.lora()))
+    judge(frozen.groups_hold(trace, tensor_shapes.lora()))
 
 
 @pytest.mark.clause("FRZ-02")
@@ -51,7 +51,7 @@ def test_the_base_gets_no_gradient(trace, judge):
 )
 def test_weight_decay_does_not_depend_on_the_adapters_name(spec, train, judge):
     named, plain = train(spec), train(spec.but(adapter={"name": "default"}))
-    judge(both(frozen.groups_hold(named, shapes.lora()), equal.equal_runs(named, plain)))
+    judge(both(frozen.groups_hold(named, tensor_shapes.lora()), equal.equal_runs(named, plain)))
 
 
 @pytest.mark.clause("FRZ-10")

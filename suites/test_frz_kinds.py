@@ -1,12 +1,12 @@
 """FRZ: what else than A and B is trained: biases, copies of modules, magnitudes, and parameters unfrozen by hand."""
 
 import pytest
+from harness.fixtures import models, tensor_shapes
+from harness.fixtures.models import FAMILIES
 
-from fixtures import models, shapes
-from fixtures.models import FAMILIES
 from harness.laws import checkpoint, embeddings, frozen, resume, universal
 from harness.laws.equal import equal_runs
-from harness.scenarios import SAVING, SHORT, by_route, cases, continued, over, saving, spec_for
+from harness.runs.scenarios import SAVING, SHORT, by_route, cases, continued, over, saving, spec_for
 from harness.subjects.hf_trainer import inject
 from harness.verdict import both, same
 
@@ -17,7 +17,7 @@ QUANTIZED = SAVING["nf4"]
 @over(by_route({"nf4": QUANTIZED}))
 def test_an_nf4_base_is_bit_identical(trace, judge):
     # 14 linear layers of 6 tensors each, and 7 other tensors: 91.
-    judge(frozen.quantized_base_frozen(trace, shapes.linears()))
+    judge(frozen.quantized_base_frozen(trace, tensor_shapes.linears()))
 
 
 @pytest.mark.clause("FRZ-04")
@@ -84,8 +84,8 @@ def test_biases_are_trained_without_decay_and_saved(spec, biases, train, judge):
 
 # ---- modules_to_save ----
 
-HEAD = f"{shapes.HEAD}.weight"
-WITH_HEAD = {**shapes.lora(), HEAD: shapes.embeddings()[HEAD]}
+HEAD = f"{tensor_shapes.HEAD}.weight"
+WITH_HEAD = {**tensor_shapes.lora(), HEAD: tensor_shapes.embeddings()[HEAD]}
 
 
 @pytest.mark.clause("FRZ-06")
@@ -95,7 +95,7 @@ def test_a_copy_of_the_module_is_trained_and_saved(trace, judge):
     judge(
         both(
             frozen.groups_hold(trace, WITH_HEAD),
-            embeddings.moved(trace, trained=[HEAD], kept=[f"{shapes.HEAD}.original_module.weight"]),
+            embeddings.moved(trace, trained=[HEAD], kept=[f"{tensor_shapes.HEAD}.original_module.weight"]),
             embeddings.tensors_saved(trace, WITH_HEAD),
             same("keys of the copy in the adapter file", keys, {f"base_model.model.{HEAD}"}),
         )
@@ -126,7 +126,7 @@ def test_a_parameter_unfrozen_by_hand_is_trained(spec, upstream, tmp_path, judge
     trace = unfrozen(upstream, spec, tmp_path)
     judge(
         both(
-            frozen.groups_hold(trace, shapes.lora(), {NORM: [64]}),
+            frozen.groups_hold(trace, tensor_shapes.lora(), {NORM: [64]}),
             frozen.adapter_moved(trace),
             frozen.base_frozen(trace),
         )
@@ -143,7 +143,7 @@ def test_a_parameter_unfrozen_by_hand_is_saved(spec, upstream, tmp_path, judge):
 
 MAGNITUDES = {
     f"{path}.lora_magnitude_vector": [outputs]
-    for path, (outputs, _) in shapes.linears().items()
+    for path, (outputs, _) in tensor_shapes.linears().items()
     if path.endswith(("q_proj", "v_proj"))
 }
 
@@ -151,7 +151,7 @@ MAGNITUDES = {
 @pytest.mark.clause("FRZ-08")
 @over(by_route({"dora": SAVING["dora"]}))
 def test_dora_trains_and_saves_a_magnitude_for_each_output(trace, judge):
-    expected = {**shapes.lora(), **MAGNITUDES}
+    expected = {**tensor_shapes.lora(), **MAGNITUDES}
     judge(
         both(
             frozen.groups_hold(trace, expected),

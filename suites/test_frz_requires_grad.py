@@ -4,25 +4,25 @@ import contextlib
 
 import peft
 import pytest
+from harness.fixtures import models, tensor_shapes
+from harness.suites.test_frz_kinds import gpt2_biases, gpt2_lora
 
-from fixtures import models, shapes
 from harness import compat
 from harness.laws.frozen import trainable_names, trains_exactly
-from harness.scenarios import PLAIN, by_route, cases
+from harness.runs.scenarios import PLAIN, by_route, cases
 from harness.spec import ADD, GET
 from harness.subjects.hf_trainer import adapter_config, inject
 from harness.verdict import both
-from suites.test_frz_kinds import gpt2_biases, gpt2_lora
 
-HEAD = f"{shapes.HEAD}.weight"
-DELTA = f"{shapes.EMBEDDINGS}.token_adapter.trainable_tokens_delta"
+HEAD = f"{tensor_shapes.HEAD}.weight"
+DELTA = f"{tensor_shapes.EMBEDDINGS}.token_adapter.trainable_tokens_delta"
 GPT2 = {"target_modules": ["c_attn"]}
 
 #: A spec of each kind of adapter, and the parameters that it trains.
 KINDS = {
-    "lora": (PLAIN, {*shapes.lora()}),
-    "modules-to-save": (PLAIN.but(lora={"modules_to_save": ["lm_head"]}), {*shapes.lora(), HEAD}),
-    "token-rows": (PLAIN.but(lora={"trainable_token_indices": [3, 5]}), {*shapes.lora(), DELTA}),
+    "lora": (PLAIN, {*tensor_shapes.lora()}),
+    "modules-to-save": (PLAIN.but(lora={"modules_to_save": ["lm_head"]}), {*tensor_shapes.lora(), HEAD}),
+    "token-rows": (PLAIN.but(lora={"trainable_token_indices": [3, 5]}), {*tensor_shapes.lora(), DELTA}),
     "bias-all": (PLAIN.but(model={"family": "gpt2"}, lora={**GPT2, "bias": "all"}), {*gpt2_lora(), *gpt2_biases()}),
 }
 SPECS = {name: spec for name, (spec, _) in KINDS.items()}

@@ -3,16 +3,16 @@
 import re
 
 import pytest
+from harness.fixtures import models, tensor_shapes
 
-from fixtures import models, shapes
 from harness.laws.frozen import trainable_names, trains_exactly
-from harness.names import canonical
-from harness.scenarios import PLAIN, by_route, cases
+from harness.runs.scenarios import PLAIN, by_route, cases
 from harness.spec import GET
 from harness.subjects.hf_trainer import adapter_config, inject
+from harness.tensors.names import canonical
 from harness.verdict import raises, same
 
-LLAMA = list(shapes.linears())
+LLAMA = list(tensor_shapes.linears())
 GPT2 = [
     f"transformer.h.{index}.{name}"
     for index in range(models.FAMILIES["gpt2"].config["n_layer"])
@@ -51,7 +51,7 @@ def given(family="llama", **config):
 
 
 FOUR = {"config": {"num_hidden_layers": 4}}
-FOUR_LAYERS = list(shapes.linears(FOUR["config"]))
+FOUR_LAYERS = list(tensor_shapes.linears(FOUR["config"]))
 #: A spec, and the modules that it names.
 NAMED = {
     "suffixes": (given(target_modules=["q_proj", "v_proj"]), matching("[qv]_proj$")),

@@ -1,16 +1,16 @@
 """FSDP: parameters sharded over ranks, by FullyShardedDataParallel (version 1) or fully_shard (version 2).
 
-Without a GPU these runs need the shims of harness/shims.py, and their scenarios end in "/shimmed".
+Without a GPU these runs need the shims of harness/processes/shims.py, and their scenarios end in "/shimmed".
 """
 
 from pathlib import Path
 
 import pytest
+from harness.fixtures import models, tensor_shapes
 
-from fixtures import models, shapes
 from harness.laws import checkpoint, frozen, resume, several
 from harness.laws.equal import equal_runs
-from harness.scenarios import LAUNCHES, PLAIN, TOGETHER, cases, continued, over, spread
+from harness.runs.scenarios import LAUNCHES, PLAIN, TOGETHER, cases, continued, over, spread
 from harness.spec import ADD, GET, AdapterSpec, ModelSpec
 from harness.subjects.hf_trainer import inject
 from harness.verdict import both, same, verdict
@@ -120,7 +120,7 @@ NF4 = spread(TOGETHER.but(model={"quantization": "nf4"}, **BRIEF), "fsdp2")
 @over({"nf4": NF4})
 def test_packed_weights_are_left_out_with_a_warning(trace, judge):
     kinds = trace.distributed.get("kinds", {})
-    packed = [f"{path}.weight" for path in shapes.linears()]
+    packed = [f"{path}.weight" for path in tensor_shapes.linears()]
     findings = several.present(trace) + [f"{name} is sharded" for name in packed if kinds.get(name) == "DTensor"]
     findings += [f"{name} is not sharded" for name in trace.trainable if kinds.get(name) != "DTensor"]
     judge(both(verdict("adapters are sharded, packed weights are not", findings), frozen.base_frozen(trace)))
@@ -243,7 +243,7 @@ UNHURRIED = {"max_steps": 2, "save_strategy": "no"}
 
 def late(spec, rank):
     """The run, one of whose ranks is late."""
-    return spec.but(trainer={"callbacks": [["fixtures.late:LateRank", {"rank": rank}]]}, **UNHURRIED)
+    return spec.but(trainer={"callbacks": [["harness.fixtures.late_rank:LateRank", {"rank": rank}]]}, **UNHURRIED)
 
 
 @pytest.mark.clause("FSDP-19")

@@ -1,13 +1,13 @@
 """HPO: hyperparameter_search with optuna, over a model whose adapters model_init makes."""
 
 import pytest
+from harness.fixtures import models
 
-from fixtures import models
 from harness.environment import satisfies
 from harness.laws import search as laws
-from harness.scenarios import PLAIN, by_route, cases
-from harness.search import search
+from harness.runs.scenarios import PLAIN, by_route, cases
 from harness.subjects.hf_trainer import inject
+from harness.subjects.hyperparameter_search import search
 from harness.verdict import both, raises, same
 
 #: Four steps, evaluated after the second and the last.
@@ -113,7 +113,7 @@ def test_the_default_objective_is_eval_loss_after_an_evaluation_too(searched, ju
 
 @pytest.mark.clause("HPO-04")
 def test_the_default_objective_is_the_sum_of_the_metrics_there_are(searched, judge):
-    spec = SHORT.but(trainer={"compute_metrics": "fixtures.metrics:counts"})
+    spec = SHORT.but(trainer={"compute_metrics": "harness.fixtures.metrics:counts"})
     # 8 rows of 16 labels each.
     judge(laws.objectives(searched(RATES, spec), lambda metrics: 8 + 8 * 16))
 
@@ -140,7 +140,7 @@ def test_a_pruned_trial_ends_with_train_end(searched, judge):
 
 def with_model_init(upstream, spec, directory):
     """A Trainer given model_init, outside a search."""
-    from fixtures import data
+    from harness.fixtures import data
 
     return upstream.trainer_class(
         model_init=lambda: inject(models.build(spec.model), spec.adapter),

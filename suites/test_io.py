@@ -1,17 +1,19 @@
 """IO: model cards and trackers."""
 
 import pytest
+from harness.fixtures import models
 
-from fixtures import models
 from harness.environment import satisfies, version
 from harness.laws import model_card
-from harness.scenarios import PLAIN, over
+from harness.runs.scenarios import PLAIN, over
 from harness.spec import ADD
 from harness.subjects.hf_trainer import inject, recorded_warnings
 from harness.verdict import both, same
 
 SAVED = PLAIN.but(max_steps=4, save_strategy="steps", save_steps=2)
-NAMED = SAVED.but(model={"family": "fixtures.resized:resized", "config": {"origin": "someone/their-base"}})
+NAMED = SAVED.but(
+    model={"family": "harness.fixtures.resized_embeddings:resized", "config": {"origin": "someone/their-base"}}
+)
 #: Tags that peft gives a LoRA on a transformers model.
 TAGS = ("lora", "transformers", "base_model:adapter:someone/their-base")
 PIPELINE = "text-generation"

@@ -2,11 +2,11 @@
 
 import pytest
 
-from harness import strategies
-from harness.drawn import laws_of_ranks
 from harness.laws.several import as_one, silent
 from harness.laws.universal import OF_MORE, OF_ONE
-from harness.scenarios import LAUNCHES
+from harness.runs import strategies
+from harness.runs.drawn import laws_of_ranks
+from harness.runs.scenarios import LAUNCHES
 
 #: Laws that train further runs, and under which launches: where those are among the runs of other clauses, or cheap.
 FURTHER = {

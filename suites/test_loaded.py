@@ -6,13 +6,13 @@ transformers keeps those adapters alike on all ranks by itself; accelerate wraps
 from pathlib import Path
 
 import pytest
+from harness.suites.test_dist import start_from_own_adapter
+from harness.suites.test_fsdp import generate, save_model
 
 from harness.laws import frozen, resume, several
-from harness.scenarios import LAUNCHES, cases, over, spec_for, spread
+from harness.runs.scenarios import LAUNCHES, cases, over, spec_for, spread
 from harness.spec import ADD
 from harness.verdict import both
-from suites.test_dist import start_from_own_adapter
-from suites.test_fsdp import generate, save_model
 
 LOADED = LAUNCHES["loaded-2"]
 BY_ADD = LOADED.but(adapter={"route": ADD}, save_strategy="no", save_only_model=None)

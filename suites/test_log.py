@@ -6,7 +6,7 @@ import pytest
 
 from harness import compat
 from harness.laws import logs
-from harness.scenarios import PLAIN, SCENARIOS, by_route, cases, over
+from harness.runs.scenarios import PLAIN, SCENARIOS, by_route, cases, over
 from harness.verdict import same
 
 SHORT = PLAIN.but(max_steps=7)

@@ -6,7 +6,7 @@ import torch
 from harness import compat
 from harness.laws import accumulation, output, schedule
 from harness.laws.equal import equal_runs
-from harness.scenarios import PLAIN, SCENARIOS, by_route, cases, over
+from harness.runs.scenarios import PLAIN, SCENARIOS, by_route, cases, over
 from harness.verdict import both, raises, same
 
 EPOCHS = {

@@ -2,21 +2,12 @@
 
 import pytest
 import torch
+from harness.fixtures.plain_loss import every_third_ignored, mean_loss_trainer
 
-from fixtures.plain_loss import every_third_ignored, mean_loss_trainer
 from harness.laws import loss
 from harness.laws.equal import equal_runs
 from harness.laws.recompute import BATCHES, GIVEN
-from harness.scenarios import (
-    PLAIN,
-    RANDOM_B,
-    STILL,
-    STILL_RAGGED,
-    STILL_SHORT_WINDOW,
-    by_route,
-    cases,
-    over,
-)
+from harness.runs.scenarios import PLAIN, RANDOM_B, STILL, STILL_RAGGED, STILL_SHORT_WINDOW, by_route, cases, over
 from harness.spec import ADD
 from harness.subjects.hf_trainer import HFTrainer, recorded_warnings
 from harness.tolerance import ORACLE
@@ -51,7 +42,11 @@ def test_a_step_is_the_mean_over_the_tokens_of_its_window(trace, judge):
 
 
 @pytest.mark.clause("LOSS-02")
-@over(by_route({"shift-labels": STILL_RAGGED.but(trainer={"data_collator": "fixtures.plain_loss:shifted_collator"})}))
+@over(
+    by_route(
+        {"shift-labels": STILL_RAGGED.but(trainer={"data_collator": "harness.fixtures.plain_loss:shifted_collator"})}
+    )
+)
 def test_shift_labels_of_a_collator_are_the_targets_and_are_counted(trace, judge):
     judge(loss.window_mean(trace, targets=every_third_ignored))
 
@@ -90,7 +85,7 @@ def test_with_label_smoothing_the_model_runs_without_labels(trace, judge):
 
 
 @pytest.mark.clause("LOSS-05")
-@over(by_route({"subclass-of-a-causal-model": SMOOTHED.but(model={"family": "fixtures.plain_loss:llama"})}))
+@over(by_route({"subclass-of-a-causal-model": SMOOTHED.but(model={"family": "harness.fixtures.plain_loss:llama"})}))
 def test_label_smoothing_shifts_the_labels_of_any_causal_model(trace, judge):
     judge(loss.window_mean(trace, mean=BATCHES))
 
@@ -124,7 +119,11 @@ def test_multi_label_classification_warns_and_trains_with_its_own_loss(spec, ups
 
 
 @pytest.mark.clause("LOSS-08")
-@over(by_route({"loss-function": STILL_RAGGED.but(trainer={"compute_loss_func": "fixtures.plain_loss:window_loss"})}))
+@over(
+    by_route(
+        {"loss-function": STILL_RAGGED.but(trainer={"compute_loss_func": "harness.fixtures.plain_loss:window_loss"})}
+    )
+)
 def test_compute_loss_func_has_the_last_word(trace, judge):
     judge(both(loss.labels_taken(trace), loss.window_mean(trace, GIVEN)))
 

@@ -6,8 +6,8 @@ import weakref
 import pytest
 
 from harness.laws import memory
-from harness.memory import measure
-from harness.scenarios import PLAIN, by_route, cases
+from harness.runs.scenarios import PLAIN, by_route, cases
+from harness.throughput.memory_probe import measure
 from harness.verdict import both
 
 # ---- afterwards ----

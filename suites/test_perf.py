@@ -6,7 +6,7 @@ import pytest
 
 from harness import subjects
 from harness.laws import throughput
-from harness.scenarios import PLAIN, by_route, cases, saving
+from harness.runs.scenarios import PLAIN, by_route, cases, saving
 from harness.throughput import counters, pairs
 
 #: Rows for more than the counted steps: where an epoch ends, a step costs otherwise.

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness.fixtures import models, tensor_shapes
+from harness.fixtures.methods import METHODS
+from harness.suites import test_tables
+from harness.suites.test_api_layers import injected
 
-from fixtures import models, shapes
-from fixtures.methods import METHODS
 from harness.compat import dtype_argument
 from harness.laws import embeddings, frozen, model_card, quantized, resume, universal
 from harness.laws import nf4 as nf4_by_hand
 from harness.laws.equal import equal_runs
-from harness.scenarios import PLAIN, by_route, cases, continued, over
+from harness.runs.scenarios import PLAIN, by_route, cases, continued, over
 from harness.spec import ADD, GET, AdapterSpec, ModelSpec
 from harness.subjects.hf_trainer import inject, recorded_warnings
 from harness.verdict import both, raises, same
-from suites import test_tables
-from suites.test_api_layers import injected
 
 #: QLoRA as it is usually set up, saved every two steps.
 NF4 = {"quantization": "nf4", "prepare_for_kbit": True}
@@ -41,7 +41,7 @@ def loads_nf4(upstream):
 @pytest.mark.clause("QLORA-01")
 @over(by_route({"nf4": SAVED}))
 def test_a_prepared_nf4_base_trains_under_checkpointing(trace, judge):
-    judge(both(quantized.packed(trace, shapes.linears()), quantized.learns(trace), frozen.adapter_moved(trace)))
+    judge(both(quantized.packed(trace, tensor_shapes.linears()), quantized.learns(trace), frozen.adapter_moved(trace)))
 
 
 #: Rows of an input: bitsandbytes has kernels of their own for few (`_gemm_4bit_use_custom_cuda`: up to 1536).
@@ -126,7 +126,7 @@ ALL_OF_NF4 = ALL.but(model={"quantization": "nf4"})
 @over({"float32": ALL, "int8": ALL.but(model={"quantization": "int8"}), **by_route({"nf4": ALL_OF_NF4})})
 def test_all_linear_adapts_the_decoder_and_not_the_output_layer(trace, judge):
     # All seven are named so. r * (inputs + outputs) over them, twice: 16384 numbers.
-    expected = shapes.lora(projections=("_proj",))
+    expected = tensor_shapes.lora(projections=("_proj",))
     judge(both(quantized.adapts(trace, expected), embeddings.tensors_saved(trace, expected)))
 
 
@@ -217,7 +217,7 @@ def test_a_method_trains_on_a_packed_base_or_refuses_it(spec, loads_nf4, train, 
 @pytest.mark.clause("QLORA-07")
 @over({"float32": SAVED, f"float32/{ADD}": SAVED.but(adapter={"route": ADD}), "bfloat16": PREPARED_BF16})
 def test_the_file_holds_the_adapter_in_float32_alone(trace, judge):
-    judge(embeddings.tensors_saved(trace, shapes.lora(), dtype="F32"))
+    judge(embeddings.tensors_saved(trace, tensor_shapes.lora(), dtype="F32"))
 
 
 @pytest.mark.clause("QLORA-07")

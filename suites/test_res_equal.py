@@ -4,10 +4,10 @@ import hashlib
 import random
 
 import pytest
+from harness.fixtures import models
 
-from fixtures import models
 from harness.laws import data_order, equal, injection, resume
-from harness.scenarios import PLAIN, cases, continued
+from harness.runs.scenarios import PLAIN, cases, continued
 from harness.spec import ADD
 from harness.subjects.hf_trainer import inject, recorded_warnings
 from harness.verdict import both, same

@@ -2,10 +2,10 @@
 
 import pytest
 
-from harness.damage import WRITTEN
 from harness.laws import resume
 from harness.laws.equal import equal_runs
-from harness.scenarios import PLAIN, cases, continued
+from harness.runs.damage import WRITTEN
+from harness.runs.scenarios import PLAIN, cases, continued
 from harness.verdict import same
 
 #: Four steps an epoch, two epochs, saved every two steps.

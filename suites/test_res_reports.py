@@ -4,7 +4,7 @@ import pytest
 
 from harness import compat
 from harness.laws import data_order, resume
-from harness.scenarios import PLAIN, cases, continued
+from harness.runs.scenarios import PLAIN, cases, continued
 from harness.spec import ResumeSpec
 from harness.verdict import both, same
 

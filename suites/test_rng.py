@@ -6,13 +6,13 @@ import os
 from unittest import mock
 
 import pytest
+from harness.fixtures import data, models
 
-from fixtures import data, models
 from harness.laws import data_order, resume
 from harness.laws.equal import equal_runs
-from harness.observe import Observer
-from harness.scenarios import PLAIN, SCENARIOS, cases, continued, over
+from harness.runs.scenarios import PLAIN, SCENARIOS, cases, continued, over
 from harness.subjects.hf_trainer import inject, record_output, record_state
+from harness.subjects.observer import Observer
 from harness.tolerance import COMPILED, EXACT
 from harness.verdict import same
 

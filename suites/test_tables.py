@@ -1,17 +1,17 @@
 """The laws that every run obeys, over the tables: each base model, each adapter method, each way of injecting it."""
 
 import pytest
+from harness.fixtures import models
+from harness.fixtures.methods import METHODS, misfit
+from harness.fixtures.models import FAMILIES
+from harness.suites.test_api_layers import injected
 
-from fixtures import models
-from fixtures.methods import METHODS, misfit
-from fixtures.models import FAMILIES
 from harness import subjects
 from harness.environment import REPACKS, repacks
 from harness.laws import checkpoint, equal, frozen, loss, optimizer_file, process, rebuilt, resume, universal
-from harness.scenarios import cases, over, saving, spec_for
+from harness.runs.scenarios import cases, over, saving, spec_for
 from harness.spec import ADD, GET, ResumeSpec
 from harness.subjects.hf_trainer import inject
-from suites.test_api_layers import injected
 
 #: Each base model with LoRA, each method on the plain one, and pairs whose halves have to do with one another: Conv1D,
 #: whose weight is transposed; a head that is trained whole; a decoder of its own; tied embeddings.

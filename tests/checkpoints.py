@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.laws import state_files
-from harness.observe import inspect_checkpoint
+from harness.subjects.observer import inspect_checkpoint
 from tests.traces import A, B, made_up, with_checkpoint
 
 STEP = 4

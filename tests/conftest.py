@@ -1,12 +1,14 @@
 """Tests of the harness run tests of suites/ under faults of upstream, so their marker is known here too."""
 
+import importlib
+
 import pytest
 
 from harness import subjects
 from harness.mutants.patch import build_anew
-from harness.runs import Runs
-from harness.scenarios import PLAIN
-from harness.warm import warm
+from harness.processes.imports import import_upstream
+from harness.runs.cache import Runs
+from harness.runs.scenarios import PLAIN
 from tests import faults
 
 
@@ -35,14 +37,15 @@ def anew(monkeypatch):
 @pytest.fixture
 def runs(tmp_path):
     """Training runs of the hf-trainer, kept for one test: a fault put into upstream must not reach another's traces."""
-    warm()
+    import_upstream()
     return Runs(subjects.load("hf-trainer"), tmp_path)
 
 
 @pytest.fixture(scope="session")
 def imported(tmp_path_factory):
-    """Upstream, imported as far as training takes it."""
-    warm()
+    """Upstream and the plugin, imported as far as a session takes them."""
+    importlib.import_module("harness.session.plugin")
+    import_upstream()
     Runs(subjects.load("hf-trainer"), tmp_path_factory.mktemp("imported")).train(PLAIN.but(max_steps=1))
 
 

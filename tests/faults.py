@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from harness.mutants.catalogue import mutants
 from harness.mutants.patch import Fault, in_this_process, nothing, replace
-from harness.mutants.register import mutants
-from harness.runs import Runs
+from harness.runs.cache import Runs
 from harness.verdict import Verdict
 
 __all__ = ["each", "in_this_process", "mutant", "nothing", "proves", "replace", "verdict_of"]

@@ -6,15 +6,15 @@ import sys
 import pytest
 
 from harness import subjects
-from harness.runs import Runs
-from harness.scenarios import PLAIN
-from harness.warm import warm
+from harness.processes.imports import import_upstream
+from harness.runs.cache import Runs
+from harness.runs.scenarios import PLAIN
 
 
 @pytest.mark.parametrize("subject", subjects.NAMES)
 def test_ten_step_run_in_a_warm_process(benchmark, tmp_path, subject):
     """Runs a minute on one core are 60 times the "OPS" column."""
-    warm()
+    import_upstream()
     runs = Runs(subjects.load(subject), tmp_path)
     trace = benchmark.pedantic(lambda: runs.train(PLAIN, again=True), rounds=40, warmup_rounds=3)
     assert len(trace.steps) == 10

@@ -1,10 +1,11 @@
-"""harness/checksum.py: the digits are those of plain integers, and every way of changing a tensor shows in them."""
+"""harness/tensors/checksum.py: the digits are those of plain integers, and every way of changing a tensor shows in them."""
 
 import pytest
 import torch
 
-from harness import checksum, observe
-from harness.checksum import CHUNK
+from harness.subjects import observer
+from harness.tensors import checksum
+from harness.tensors.checksum import CHUNK
 
 
 def by_hand(data):
@@ -61,9 +62,9 @@ def test_a_slice_that_begins_anywhere_is_taken_too():
 
 
 def test_large_tensors_of_a_gpu_are_digested_there():
-    small, large = torch.zeros(4), torch.zeros(observe.LARGE // 4 + 1)
-    assert not observe.stays_on_device(small) and not observe.stays_on_device(large)
+    small, large = torch.zeros(4), torch.zeros(observer.LARGE // 4 + 1)
+    assert not observer.stays_on_device(small) and not observer.stays_on_device(large)
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device, on which alone a tensor is large enough to stay")
-    assert observe.stays_on_device(large.cuda()) and not observe.stays_on_device(small.cuda())
-    assert observe.digest(large.cuda()) == observe.digest(large.cuda()) != observe.digest(large.cuda() + 1)
+    assert observer.stays_on_device(large.cuda()) and not observer.stays_on_device(small.cuda())
+    assert observer.digest(large.cuda()) == observer.digest(large.cuda()) != observer.digest(large.cuda() + 1)

@@ -3,13 +3,13 @@
 import copy
 
 import pytest
+from harness.fixtures import models
+from harness.fixtures.on_device import LLAMA2_7B
+from harness.suites import test_cuda_examples as examples
 
-from fixtures import models
-from fixtures.on_device import LLAMA2_7B
 from harness.laws import device_memory
 from harness.laws.equal import differences
 from harness.spec import ModelSpec
-from suites import test_cuda_examples as examples
 from tests.faults import verdict_of
 
 SMALL = {
@@ -81,13 +81,14 @@ def test_a_7b_base_is_the_size_that_the_formula_says(trace_of_7b):
 
 @pytest.fixture
 def trace_of_7b():
-    from fixtures import shapes
+    from harness.fixtures import tensor_shapes
+
     from tests.traces import made_up
 
     trace = made_up(examples.LORA_GET)
-    adapter = shapes.lora(r=16, config=LLAMA2_7B)
+    adapter = tensor_shapes.lora(r=16, config=LLAMA2_7B)
     h, vocabulary = LLAMA2_7B["hidden_size"], LLAMA2_7B["vocab_size"]
-    base = {f"{path}.weight": list(shape) for path, shape in shapes.linears(LLAMA2_7B).items()}
+    base = {f"{path}.weight": list(shape) for path, shape in tensor_shapes.linears(LLAMA2_7B).items()}
     base |= {"model.embed_tokens.weight": [vocabulary, h], "lm_head.weight": [vocabulary, h]}
     base |= {f"norm {index}": [h] for index in range(65)}
     trace.parameters = {name: ["float16", shape] for name, shape in base.items()}
@@ -139,12 +140,12 @@ def test_tokens_a_second_are_those_of_the_fastest_step_after_the_first(trace_of_
 
 def test_a_model_made_on_the_device_is_quantized_to_the_same_bits(monkeypatch):
     pytest.importorskip("bitsandbytes", reason="quantized bases need bitsandbytes")
-    spec = ModelSpec(family="fixtures.on_device:llama", dtype="bfloat16", config=TINY, quantization="nf4")
+    spec = ModelSpec(family="harness.fixtures.on_device:llama", dtype="bfloat16", config=TINY, quantization="nf4")
     import torch
 
     saved = models.build(spec).state_dict()
     # What a GPU would have: parameters that are not on the CPU.
     monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True, raising=False)
-    monkeypatch.setattr("fixtures.quantized._save", None)
+    monkeypatch.setattr("harness.fixtures.quantized._save", None)
     here = models.build(spec).state_dict()
     assert differences(here, saved, 0.0, "") == []

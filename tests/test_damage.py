@@ -1,18 +1,19 @@
-"""harness/damage.py: what is left of a checkpoint, and that files go in the order in which the Trainer writes them."""
+"""harness/runs/damage.py: what is left of a checkpoint, and that files go in the order in which the Trainer writes them."""
 
 from pathlib import Path
 
 import pytest
 
-from harness import damage, subjects
+from harness import subjects
 from harness.errors import UsageError
-from harness.runs import Runs
-from harness.scenarios import PLAIN, continued
-from harness.warm import warm
+from harness.processes.imports import import_upstream
+from harness.runs import damage
+from harness.runs.cache import Runs
+from harness.runs.scenarios import PLAIN, continued
 
 
 def test_files_are_torn_off_in_the_order_in_which_the_trainer_writes_them(tmp_path):
-    warm()
+    import_upstream()
     spec = continued(PLAIN.but(max_steps=3), 2).first_leg()
     checkpoint = Path(Runs(subjects.load("hf-trainer"), tmp_path).train(spec).checkpoint(2).path)
     assert {path.name for path in checkpoint.iterdir()} == set(damage.WRITTEN)

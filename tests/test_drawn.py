@@ -1,4 +1,4 @@
-"""harness/drawn.py and the spec of an expectation: what a drawn failure says, and which failures are excused."""
+"""harness/runs/drawn.py and the spec of an expectation: what a drawn failure says, and which failures are excused."""
 
 import json
 from types import SimpleNamespace
@@ -6,18 +6,18 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import settings
 
-from harness import drawn, subjects
-from harness.drawn import Draw
+from harness import subjects
+from harness.contract.expectations import Expectation
 from harness.errors import UsageError
-from harness.expectations import Expectation
-from harness.report import Case
-from harness.runs import Runs
-from harness.scenarios import LAUNCHES, PLAIN
+from harness.processes.imports import import_upstream
+from harness.runs import drawn
+from harness.runs.cache import Runs
+from harness.runs.drawn import Draw
+from harness.runs.scenarios import LAUNCHES, PLAIN
+from harness.runs.strategies import any_specs, lives, run_specs, spread_specs
 from harness.spec import ADD, RunSpec, changes
-from harness.strategies import any_specs, lives, run_specs, spread_specs
 from harness.subjects.hf_trainer import HFTrainer
-from harness.verdict import verdict
-from harness.warm import warm
+from harness.verdict import Case, verdict
 from tests.faults import replace
 
 TRAINER = "transformers.trainer:Trainer"
@@ -113,7 +113,7 @@ def usage():
 SUITE = """
 import pytest
 from hypothesis import strategies as st
-from harness.scenarios import LAUNCHES, PLAIN
+from harness.runs.scenarios import LAUNCHES, PLAIN
 from harness.verdict import verdict
 
 @pytest.mark.clause("FRZ-01", "GEN-01")
@@ -137,7 +137,7 @@ def drifts(original, trainer, *args, **options):
 
 
 def test_a_drawn_failure_is_shrunk_and_told(pytester, monkeypatch, tmp_path):
-    warm()
+    import_upstream()
     monkeypatch.setenv("COLUMNS", "200")
     # Another context than the test's own, which is undone only at its end.
     with monkeypatch.context() as patch:
@@ -149,7 +149,7 @@ def test_a_drawn_failure_is_shrunk_and_told(pytester, monkeypatch, tmp_path):
 
 
 def _judge_a_drawn_failure(pytester):
-    pytester.makeconftest('pytest_plugins = ["harness.plugin"]')
+    pytester.makeconftest('pytest_plugins = ["harness.session.plugin"]')
     pytester.makepyfile(SUITE)
     done = pytester.runpytest_inprocess("-p", "no:cacheprovider")
     output = done.stdout.str()

@@ -3,16 +3,16 @@
 import warnings
 
 import torch
+from harness.suites import test_api_config as config
+from harness.suites import test_api_init as init
+from harness.suites import test_api_switch as switch
+from harness.suites import test_best as best
+from harness.suites import test_emb as emb
+from harness.suites import test_io as io
+from harness.suites import test_res_equal as res
+from harness.suites import test_tables as tables
 
 from harness.mutants.api import added_without_being_taken_out
-from suites import test_api_config as config
-from suites import test_api_init as init
-from suites import test_api_switch as switch
-from suites import test_best as best
-from suites import test_emb as emb
-from suites import test_io as io
-from suites import test_res_equal as res
-from suites import test_tables as tables
 from tests.faults import each, mutant, nothing, replace, verdict_of
 
 LORA = "peft.tuners.lora.layer:LoraLayer"

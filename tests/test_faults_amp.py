@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from harness.suites import test_amp as amp
 
-from suites import test_amp as amp
 from tests.faults import each, mutant, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"

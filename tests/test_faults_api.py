@@ -1,12 +1,12 @@
 """Faults put into upstream, one line each, under which the checks of the chapter API must fail."""
 
 import torch
+from harness.suites import test_api as api
+from harness.suites import test_api_layers as layers
+from harness.suites import test_api_manage as manage
 
 from harness.mutants.api import drawing, with_cache
 from harness.spec import ADD, GET
-from suites import test_api as api
-from suites import test_api_layers as layers
-from suites import test_api_manage as manage
 from tests.faults import each, mutant, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
@@ -109,7 +109,7 @@ FAULTS = {
     ),
     "API-06/given": (
         api.test_a_base_without_loss_keywords_is_not_given_the_number_of_items,
-        {"spec": api.BRIEF.but(model={"family": "fixtures.plain_loss:llama"})},
+        {"spec": api.BRIEF.but(model={"family": "harness.fixtures.plain_loss:llama"})},
         replace(TRAINER, "__init__", with_loss_keywords),
         "unexpected keyword argument 'num_items_in_batch'",
     ),

@@ -1,9 +1,9 @@
 """Faults put into upstream, one line each, under which the checks of suites/test_best.py must fail; and mended ones."""
 
 import pytest
+from harness.suites import test_best as best
 
 from harness.spec import ADD
-from suites import test_best as best
 from tests.faults import each, mutant, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"

@@ -1,16 +1,16 @@
 """Faults put into upstream, under which the checks of suites/test_{cb,log,hpo,mem}.py must fail; and mended ones."""
 
 import pytest
+from harness.suites import test_cb as cb
+from harness.suites import test_hpo as hpo
+from harness.suites import test_log as log
+from harness.suites import test_mem as mem
 
 from harness import subjects
 from harness.mutants.cb import unnoticed
-from harness.runs import Runs
-from harness.search import search
-from harness.warm import warm
-from suites import test_cb as cb
-from suites import test_hpo as hpo
-from suites import test_log as log
-from suites import test_mem as mem
+from harness.processes.imports import import_upstream
+from harness.runs.cache import Runs
+from harness.subjects.hyperparameter_search import search
 from tests.faults import each, mutant, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
@@ -24,7 +24,7 @@ KEPT = []
 
 @pytest.fixture
 def runs(tmp_path):
-    warm()
+    import_upstream()
     yield Runs(subjects.load("hf-trainer"), tmp_path)
     KEPT.clear()
 

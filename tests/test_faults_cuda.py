@@ -5,12 +5,12 @@ Those of the gradient scaler run on a CPU: torch has one for it, and float16 aut
 
 import pytest
 import torch
+from harness.suites import test_cuda_memory as on_memory
+from harness.suites import test_cuda_precision as precision
 
 from harness import subjects
-from harness.runs import Runs
-from harness.warm import warm
-from suites import test_cuda_memory as on_memory
-from suites import test_cuda_precision as precision
+from harness.processes.imports import import_upstream
+from harness.runs.cache import Runs
 from tests.faults import each, nothing, replace, verdict_of
 
 ACCELERATOR = "accelerate:Accelerator"
@@ -145,7 +145,7 @@ def test_a_fused_optimizer_hides_an_overflow_from_the_schedule(fp16, runs, tmp_p
 def gpu_runs(tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device, on which alone this shows")
-    warm()
+    import_upstream()
     return Runs(subjects.load("hf-trainer"), tmp_path, "cuda")
 
 

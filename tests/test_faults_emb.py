@@ -1,8 +1,9 @@
 """Faults put into upstream, one line each, under which the checks of suites/test_emb.py must fail."""
 
+from harness.suites import test_emb as emb
+
 from harness.mutants.emb import whatever_is_set
 from harness.spec import GET
-from suites import test_emb as emb
 from tests.faults import each, mutant, nothing, replace, verdict_of
 
 SAVING = "peft.utils.save_and_load"

@@ -1,9 +1,9 @@
 """Faults put into upstream, one line each, under which the checks of suites/test_eval.py must fail."""
 
 import pytest
+from harness.fixtures.metrics import counts
+from harness.suites import test_eval as evaluation
 
-from fixtures.metrics import counts
-from suites import test_eval as evaluation
 from tests.faults import each, mutant, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from harness.suites import test_frz as frz
+from harness.suites import test_frz_kinds as kinds
+from harness.suites import test_frz_requires_grad as flags
+from harness.suites import test_frz_targets as targets
 
 from harness.mutants.api import always_trainable
-from suites import test_frz as frz
-from suites import test_frz_kinds as kinds
-from suites import test_frz_requires_grad as flags
-from suites import test_frz_targets as targets
 from tests.faults import each, mutant, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"

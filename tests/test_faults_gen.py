@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import strategies
 
-from harness.drawn import Draw
-from harness.report import Case
-from harness.scenarios import PLAIN
+from harness.runs.drawn import Draw
+from harness.runs.scenarios import PLAIN
+from harness.verdict import Case
 from tests.faults import FAILED, mutant, proves, replace
 
 TRAINER = "transformers.trainer:Trainer"

@@ -1,9 +1,9 @@
 """Faults put into upstream, one line each, under which the checks of suites/test_io.py must fail."""
 
 import pytest
+from harness.suites import test_io as io
 
 from harness.spec import ADD
-from suites import test_io as io
 from tests.faults import each, mutant, replace, verdict_of
 
 #: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.

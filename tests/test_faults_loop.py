@@ -6,11 +6,11 @@ import inspect
 
 import pytest
 import torch
+from harness.suites import test_loop as loop
 
-from harness.runs import Runs
-from harness.scenarios import PLAIN
+from harness.runs.cache import Runs
+from harness.runs.scenarios import PLAIN
 from harness.subjects.hf_trainer import HFTrainer
-from suites import test_loop as loop
 from tests.faults import each, mutant, proves, verdict_of
 
 SHORT = PLAIN.but(max_steps=4)

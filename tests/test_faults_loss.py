@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 
 import torch
+from harness.suites import test_acc as acc
+from harness.suites import test_loss as loss
 
-from harness.runs import Runs
-from harness.scenarios import STILL, STILL_RAGGED, STILL_SHORT_WINDOW
+from harness.runs.cache import Runs
+from harness.runs.scenarios import STILL, STILL_RAGGED, STILL_SHORT_WINDOW
 from harness.subjects.hf_trainer import HFTrainer
-from suites import test_acc as acc
-from suites import test_loss as loss
 from tests.faults import each, mutant, nothing, proves, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
@@ -73,7 +73,7 @@ def test_a_count_that_includes_the_first_label_is_seen(runs, tmp_path, monkeypat
 @proves("LOSS-02")
 def test_a_count_that_shifts_shift_labels_is_seen(runs, tmp_path, monkeypatch):
     mutant("shift-labels-shifted-again")(monkeypatch)
-    spec = STILL_RAGGED.but(trainer={"data_collator": "fixtures.plain_loss:shifted_collator"})
+    spec = STILL_RAGGED.but(trainer={"data_collator": "harness.fixtures.plain_loss:shifted_collator"})
     test = loss.test_shift_labels_of_a_collator_are_the_targets_and_are_counted
     fails(runs, tmp_path, test, "labels are predicted", spec=spec)
 
@@ -158,7 +158,7 @@ def test_a_batch_mean_that_is_not_divided_is_seen(runs, tmp_path, monkeypatch):
 
 
 def scaled_already():
-    from fixtures.plain_loss import mean_loss_trainer
+    from harness.fixtures.plain_loss import mean_loss_trainer
 
     class Scaled(mean_loss_trainer()):
         loss_is_scaled_for_ga = True
@@ -169,7 +169,7 @@ def scaled_already():
 @proves("LOSS-08")
 def test_a_loss_function_whose_result_is_divided_is_seen(runs, tmp_path, monkeypatch):
     mutant("gradient-divided-by-three")(monkeypatch)
-    spec = STILL_RAGGED.but(trainer={"compute_loss_func": "fixtures.plain_loss:window_loss"})
+    spec = STILL_RAGGED.but(trainer={"compute_loss_func": "harness.fixtures.plain_loss:window_loss"})
     fails(runs, tmp_path, loss.test_compute_loss_func_has_the_last_word, "0.3333 times what it must be", spec=spec)
 
 

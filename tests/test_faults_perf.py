@@ -5,10 +5,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from harness.suites import test_perf as perf
 
 from harness.throughput import counters
 from harness.throughput.pairs import Entrant
-from suites import test_perf as perf
 from tests.faults import each, mutant, proves, verdict_of
 from tests.test_throughput_pairs import FAKE
 

@@ -1,8 +1,8 @@
 """Faults put into upstream, one line each, under which the checks of suites/test_qlora.py must fail."""
 
 import pytest
+from harness.suites import test_qlora as qlora
 
-from suites import test_qlora as qlora
 from tests.faults import each, mutant, nothing, replace, verdict_of
 
 pytest.importorskip("bitsandbytes", reason="quantized bases need bitsandbytes")

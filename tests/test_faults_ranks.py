@@ -7,21 +7,21 @@ import functools
 import os
 
 import pytest
+from harness.suites import test_dist as dist
+from harness.suites import test_ds as ds
+from harness.suites import test_fsdp as fsdp
+from harness.suites import test_loaded as loaded
 from hypothesis import strategies
 
-from harness.drawn import Draw, laws_of_ranks
 from harness.laws import several
 from harness.laws.equal import distance
-from harness.report import Case
-from harness.runs import Runs
-from harness.scenarios import LAUNCHES, continued, spread
+from harness.processes.imports import import_upstream
+from harness.runs.cache import Runs
+from harness.runs.drawn import Draw, laws_of_ranks
+from harness.runs.scenarios import LAUNCHES, continued, spread
 from harness.subjects.hf_trainer import HFTrainer
 from harness.tolerance import RANKS
-from harness.warm import warm
-from suites import test_dist as dist
-from suites import test_ds as ds
-from suites import test_fsdp as fsdp
-from suites import test_loaded as loaded
+from harness.verdict import Case
 from tests.faults import each, in_this_process, mutant, replace, verdict_of
 
 TWO = LAUNCHES["ddp-2"]
@@ -31,7 +31,7 @@ SHARDED_ALONE = fsdp.REFUSED.but(save_only_model=True, launch={"state_dict_type"
 
 def runs_under(fault, tmp_path):
     """Training runs in whose ranks this fault of `replace` has been put."""
-    warm()
+    import_upstream()
     return Runs(HFTrainer(in_each_rank=functools.partial(in_this_process, fault)), tmp_path)
 
 
@@ -70,7 +70,7 @@ FAULTS = {
     ),
     "DIST-09": (
         dist.test_a_model_on_several_devices_is_refused,
-        {"trace": BRIEF.but(model={"family": "suites.test_dist:on_two_devices"})},
+        {"trace": BRIEF.but(model={"family": "harness.suites.test_dist:on_two_devices"})},
         mutant("model-on-several-devices-taken"),
         "no error: it trained steps 1 to 2",
     ),
@@ -324,7 +324,7 @@ def test_a_gradient_of_one_rank_alone_exceeds_the_tolerance_tenfold(tmp_path):
 
 def test_a_rank_that_keeps_an_adapter_of_its_own_exceeds_the_tolerance_tenfold(tmp_path):
     """DDP does not broadcast rank 0's adapter, and rank 1 goes on from its own."""
-    warm()
+    import_upstream()
     single = Runs(HFTrainer(), tmp_path / "single").train(several.alone(BRIEF))
     seen = Runs(HFTrainer(in_each_rank=keep_own_adapter), tmp_path / "runs").train(BRIEF)
     verdict = several.first_rank_wins(seen, single)
@@ -340,7 +340,7 @@ def keep_own_adapter():
 
 def test_the_same_seed_without_the_fault_holds(tmp_path):
     """What the faults are measured against: nothing is put in, and the same checks hold."""
-    warm()
+    import_upstream()
     runs = Runs(HFTrainer(), tmp_path)
     assert verdict_of(dist.test_all_ranks_end_with_the_same, runs, tmp_path, trace=runs.train(BRIEF)).holds
     assert several.equals_single(runs.train(BRIEF), runs.train(several.alone(BRIEF))).holds

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import torch
+from harness.suites import test_acc as acc
+from harness.suites import test_api_layers as layers
+from harness.suites import test_ckpt_content as content
+from harness.suites import test_frz_kinds as kinds
 
-from harness.scenarios import PLAIN, SAVING, saving
-from suites import test_acc as acc
-from suites import test_api_layers as layers
-from suites import test_ckpt_content as content
-from suites import test_frz_kinds as kinds
+from harness.runs.scenarios import PLAIN, SAVING, saving
 from tests.checkpoints import says
 from tests.faults import each, mutant, replace, verdict_of
 

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from harness.suites import test_res_equal as equal
+from harness.suites import test_res_errors as errors
+from harness.suites import test_res_reports as reports
+from harness.suites import test_rng as rng
+
 from harness.laws.resume import continues
-from harness.scenarios import continued
-from suites import test_res_equal as equal
-from suites import test_res_errors as errors
-from suites import test_res_reports as reports
-from suites import test_rng as rng
+from harness.runs.scenarios import continued
 from tests.faults import each, mutant, nothing, replace, verdict_of
 
 SHORT = equal.SHORT

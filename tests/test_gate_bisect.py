@@ -5,8 +5,8 @@ import pytest
 from harness.errors import UsageError
 from harness.gate import bisect, history, index
 from harness.gate.probe import BREAKS, HOLDS, UNTESTABLE, Seen, targets
-from harness.gate.side import Judged
-from harness.report import Case
+from harness.gate.scope import Scope
+from harness.verdict import Case
 
 RELEASES = {"a": [f"1.{n}" for n in range(41)], "b": [f"2.{n}" for n in range(6)]}
 
@@ -86,7 +86,7 @@ def test_a_stack_is_judged_by_the_cases_that_tell_good_from_bad():
 class Answers:
     """In place of a prober."""
 
-    judged = Judged()
+    judged = Scope()
 
     def __init__(self, **verdicts):
         self.verdicts = verdicts
@@ -107,7 +107,7 @@ def test_history_takes_a_release_for_caught_where_the_clause_tells_bad_from_ever
     (release,) = [one for one in history.chosen(["H3"]) if one.clause == "ACC-01"]
     told = history.put_to_the_test(
         release,
-        Judged(),
+        Scope(),
         lambda stacks: [
             seen(stacks[0], a="fail", b="fail"),
             seen("g", a="pass", b="pass"),
@@ -116,7 +116,7 @@ def test_history_takes_a_release_for_caught_where_the_clause_tells_bad_from_ever
     )
     assert told.caught == 1
     told = history.put_to_the_test(
-        release, Judged(), lambda stacks: [seen(stacks[0], a="pass"), seen("g", a="pass"), seen("h", a="pass")]
+        release, Scope(), lambda stacks: [seen(stacks[0], a="pass"), seen("g", a="pass"), seen("h", a="pass")]
     )
     assert told.caught == 0 and "holds" in told.seen
 

@@ -11,11 +11,12 @@ from harness.gate import cells, checkpoints, clauses, compare, interface, number
 from harness.gate.compare import Outcome
 from harness.gate.environments import Environment
 from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding, exit_code, in_order, verdict
-from harness.gate.side import Judged, Side
+from harness.gate.scope import Scope
+from harness.gate.side import Side
 from harness.paths import PACKAGE
-from harness.report import Case
 from harness.spec import RunSpec
 from harness.tolerance import STACKS
+from harness.verdict import Case
 from tests.traces import A, made_up
 
 
@@ -197,7 +198,7 @@ def test_the_interface_of_this_stack_has_defaults_as_made():
 @pytest.fixture
 def sides(tmp_path):
     environment = Environment("peft==1", "python", {"peft": "1", "torch": "2"}, "peft==1\n", "key")
-    return [Side(name, environment, tmp_path / name, Judged()) for name in ("baseline", "candidate")]
+    return [Side(name, environment, tmp_path / name, Scope()) for name in ("baseline", "candidate")]
 
 
 FINDINGS = [

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from harness.gate import history
-from harness.gate.side import Judged
+from harness.gate.scope import Scope
 
 pytestmark = pytest.mark.network
 
@@ -22,7 +22,7 @@ def harness(*words, cwd):
 
 @pytest.mark.parametrize("release", history.chosen([]), ids=lambda release: f"{release.id}-{release.clause}")
 def test_a_fault_of_the_past_is_caught(release):
-    told = history.put_to_the_test(release, Judged())
+    told = history.put_to_the_test(release, Scope())
     assert told.caught > 0, told.seen
 
 

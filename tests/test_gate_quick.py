@@ -8,8 +8,9 @@ from harness.errors import UsageError
 from harness.gate import compare, show
 from harness.gate.environments import Environment
 from harness.gate.findings import BROKEN, LOST
-from harness.gate.side import Judged, Side
-from harness.report import Case
+from harness.gate.scope import Scope
+from harness.gate.side import Side
+from harness.verdict import Case
 
 STACK = Environment("peft==0.18.1", sys.executable, {}, "", "key")
 
@@ -34,7 +35,7 @@ def gate(tmp_path, monkeypatch):
 
         monkeypatch.setattr(Side, "ask", lambda *_, **__: {"error": None, "data": None})
         monkeypatch.setattr(Side, "suites", suites)
-        judged = Judged(clauses=("*",))
+        judged = Scope(clauses=("*",))
         sides = [Side(name, STACK, tmp_path / name, judged) for name in ("baseline", "candidate")]
         return compare.gate(*sides, workers=1, told=lambda *_: None, quick=quick), asked, sides
 

@@ -11,8 +11,9 @@ import pytest
 from harness.errors import UsageError
 from harness.gate import environments, side, worker
 from harness.gate.environments import Environment
-from harness.gate.side import Judged, Side
-from harness.scenarios import PLAIN
+from harness.gate.scope import Scope
+from harness.gate.side import Side
+from harness.runs.scenarios import PLAIN
 from tests.processes import alive, until
 
 #: A worker in a few lines: it answers, dies, hangs or raises as it is told.
@@ -44,7 +45,7 @@ def fake(tmp_path, monkeypatch):
             return subprocess.Popen([sys.executable, "-c", code], text=True, **options)
 
         monkeypatch.setattr(Environment, "start", start)
-        return Side("baseline", environment, tmp_path / "side", Judged())
+        return Side("baseline", environment, tmp_path / "side", Scope())
 
     make.started = started
     return make
@@ -114,7 +115,7 @@ def test_a_worker_that_starts_when_the_gate_is_interrupted_is_no_broken_environm
 
 
 def test_the_real_worker_trains_resumes_loads_and_tells_errors(tmp_path):
-    one = Side("baseline", environments.running(), tmp_path, Judged())
+    one = Side("baseline", environments.running(), tmp_path, Scope())
     spec = PLAIN.but(max_steps=4, save_strategy="steps", save_steps=2)
     try:
         one.ask("cells/x", "train", spec=spec.to_json(), into="cells/x", subject="hf-trainer")
@@ -157,7 +158,7 @@ def test_a_case_that_does_not_end_is_a_failed_case_and_the_others_are_judged(tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(side, "CASE_LIMIT", 4)
     one = Side(
-        "baseline", environments.running(), tmp_path / "side", Judged(clauses=("RNG-0[12]",), preloads=("hangs",))
+        "baseline", environments.running(), tmp_path / "side", Scope(clauses=("RNG-0[12]",), preloads=("hangs",))
     )
     asked = []
     run = one._run_suites
@@ -171,7 +172,7 @@ def test_a_case_that_does_not_end_is_a_failed_case_and_the_others_are_judged(tmp
 
 
 def test_the_suites_of_one_worker_take_one_process(tmp_path, monkeypatch):
-    one = Side("baseline", environments.running(), tmp_path / "side", Judged(clauses=("RNG-01",)))
+    one = Side("baseline", environments.running(), tmp_path / "side", Scope(clauses=("RNG-01",)))
     asked = []
     run = one._run_suites
     monkeypatch.setattr(
@@ -187,7 +188,7 @@ def test_the_worker_is_cut_when_a_task_takes_too_long(tmp_path, monkeypatch):
         "class Slow(HFTrainer):\n    def train(self, *args):\n        time.sleep(60)\n"
     )
     monkeypatch.chdir(tmp_path)
-    one = Side("baseline", environments.running(), tmp_path / "side", Judged())
+    one = Side("baseline", environments.running(), tmp_path / "side", Scope())
     told = one.ask("a", "train", spec=PLAIN.to_json(), into="a", subject="slow:Slow", limit=1)
     one.end()
     assert told["error"] == "had not ended after 1 s"
@@ -199,7 +200,7 @@ def test_the_worker_is_cut_when_a_task_takes_too_long(tmp_path, monkeypatch):
 
 def test_limits_are_where_the_suites_and_the_worker_can_keep_them():
     assert side.CASE_LIMIT > worker.LIMIT > 0
-    assert json.dumps(Judged().options()) == '["--subject", "hf-trainer", "--device", "cpu"]'
+    assert json.dumps(Scope().options()) == '["--subject", "hf-trainer", "--device", "cpu"]'
 
 
 #: A gate in a few lines: it starts the suites of a side, tells their process id, and waits.
@@ -207,7 +208,7 @@ GATE = """
 import sys
 from harness.gate.environments import Environment
 started = Environment("current", sys.executable, {}, "", "key").start(
-    "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "harness.plugin", "--noconftest", sys.argv[1]
+    "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "harness.session.plugin", "--noconftest", sys.argv[1]
 )
 print(started.pid, flush=True)
 started.wait()

@@ -12,7 +12,8 @@ from harness.errors import UsageError
 from harness.gate import compare, throughput
 from harness.gate.environments import Environment
 from harness.gate.findings import BROKEN, LOST, MENDED, NOTE
-from harness.gate.side import Judged, Side
+from harness.gate.scope import Scope
+from harness.gate.side import Side
 from harness.paths import ROOT
 from harness.throughput.counters import Counters
 from harness.throughput.judgement import SPREAD, judge
@@ -24,7 +25,7 @@ COSTS = {"operations": [500], "reads": [3], "saved_bytes": [1000], "peak_bytes":
 @pytest.fixture
 def sides(tmp_path):
     environment = Environment("made up", "python", {}, "", "key")
-    return [Side(name, environment, tmp_path / name, Judged()) for name in ("baseline", "candidate")]
+    return [Side(name, environment, tmp_path / name, Scope()) for name in ("baseline", "candidate")]
 
 
 def counted(side, **changes):
@@ -83,7 +84,7 @@ def test_a_side_that_ends_while_it_is_timed_is_a_finding(sides, standing, monkey
 
 def test_a_side_that_cannot_stand_ready_is_a_finding_and_nothing_of_it_stays(tmp_path):
     environment = Environment("made up", "/bin/true", {}, "", "key")
-    sides = [Side(name, environment, tmp_path / name, Judged()) for name in ("baseline", "candidate")]
+    sides = [Side(name, environment, tmp_path / name, Scope()) for name in ("baseline", "candidate")]
     for side in sides:
         counted(side)
     (found,) = compare._timed(*sides, lambda *_: None, unsafe=False)
@@ -102,7 +103,7 @@ def test_one_process_of_a_side_will_do_where_the_clock_decides_nothing(sides, br
     assert [one.name for one in sides[0].runners.pop("tiny")] == ["baseline"] * count
 
 
-@pytest.mark.parametrize("module", ["harness.gate.worker", "harness.throughput.worker", "harness.torchrun"])
+@pytest.mark.parametrize("module", ["harness.gate.worker", "harness.throughput.worker", "harness.processes.torchrun"])
 def test_a_process_of_another_stack_starts_where_the_harness_alone_is_on_the_path(module, tmp_path):
     environment = Environment("another", sys.executable, {}, "", "key")
     code = f"import sys; sys.path = [one for one in sys.path if one not in ('', {str(ROOT)!r})]; import {module}"

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from harness.laws import accumulation
-from harness.scenarios import PLAIN
+from harness.runs.scenarios import PLAIN
 from harness.trace import MicroBatch
 from tests.traces import A, made_up
 

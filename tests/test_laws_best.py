@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness.laws import best
-from harness.scenarios import PLAIN
+from harness.runs.scenarios import PLAIN
 from harness.trace import Evaluation
 from harness.verdict import NOT_COMPARABLE
 from tests.traces import A, B, made_up, with_checkpoint

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from harness.laws import callbacks
-from harness.scenarios import PLAIN
+from harness.runs.scenarios import PLAIN
 from harness.trace import Checkpoint, Evaluation
 from tests.traces import made_up
 

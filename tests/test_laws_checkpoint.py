@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from harness.laws import checkpoint
-from harness.observe import digest, inspect_checkpoint
 from harness.spec import ADD, RunSpec
+from harness.subjects.observer import digest, inspect_checkpoint
 from tests.checkpoints import STEP, rewrite, saved_run, says
 from tests.traces import BASE, A, B, made_up, with_checkpoint
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness.laws import data_order
-from harness.scenarios import PLAIN, continued
+from harness.runs.scenarios import PLAIN, continued
 from harness.verdict import NOT_COMPARABLE
 from tests.traces import A, made_up
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.laws import embeddings
-from harness.observe import digest, inspect_checkpoint
+from harness.subjects.observer import digest, inspect_checkpoint
 from tests.checkpoints import says
 from tests.traces import A, B, made_up, with_checkpoint
 

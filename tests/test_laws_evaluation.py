@@ -4,15 +4,15 @@ import copy
 
 import pytest
 import torch
+from harness.fixtures.data import rows
 
-from fixtures.data import rows
 from harness.laws import evaluation
 from harness.laws.evaluation import batches, losses
-from harness.scenarios import PLAIN
+from harness.processes.imports import import_upstream
+from harness.runs.scenarios import PLAIN
 from harness.subjects.hf_trainer import inject
 from harness.trace import Evaluation
 from harness.verdict import NOT_COMPARABLE
-from harness.warm import warm
 from tests.traces import A, made_up
 
 SPEC = PLAIN.but(data={"rows": 4, "eval_rows": 5, "min_length": 6}, eval_strategy="steps", per_device_eval_batch_size=2)
@@ -33,9 +33,9 @@ def evaluated(steps=(2, 4), spec=None, **metrics):
 @pytest.fixture(scope="module")
 def before_training():
     """A trace with an evaluation before the first step, its loss computed here from the model's own logits."""
-    from fixtures import models
+    from harness.fixtures import models
 
-    warm()
+    import_upstream()
     model = inject(models.build(SPEC.model), SPEC.adapter).eval()
     adapter = {}
     for name, parameter in model.named_parameters():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.laws import injection
-from harness.scenarios import PLAIN
+from harness.runs.scenarios import PLAIN
 from tests.traces import made_up
 
 NAME = "model.layers.0.self_attn.q_proj.lora_A.weight"

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.laws import logs
-from harness.scenarios import PLAIN
+from harness.runs.scenarios import PLAIN
 from tests.traces import made_up
 
 SPEC = PLAIN.but(max_steps=4, per_device_train_batch_size=2)

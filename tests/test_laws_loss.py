@@ -6,16 +6,16 @@ import math
 
 import pytest
 import torch
+from harness.fixtures import data, models
+from harness.fixtures.plain_loss import every_third_ignored
 
-from fixtures import data, models
-from fixtures.plain_loss import every_third_ignored
 from harness.laws import loss
 from harness.laws.recompute import BATCHES, GIVEN, Recomputed
-from harness.scenarios import PLAIN, RANDOM_B, STILL_RAGGED
+from harness.processes.imports import import_upstream
+from harness.runs.scenarios import PLAIN, RANDOM_B, STILL_RAGGED
 from harness.subjects.hf_trainer import inject
 from harness.trace import MicroBatch, Step, Trace
 from harness.verdict import NOT_COMPARABLE
-from harness.warm import warm
 from tests.traces import made_up
 
 SPEC = STILL_RAGGED.but(max_steps=2, lora=RANDOM_B)
@@ -24,7 +24,7 @@ SPEC = STILL_RAGGED.but(max_steps=2, lora=RANDOM_B)
 @functools.cache
 def honest():
     """What a faultless run of SPEC leaves: two steps of two micro-batches, their loss and gradients in float32."""
-    warm()
+    import_upstream()
     model = inject(models.build(SPEC.model), SPEC.adapter)
     named = {n.removeprefix("base_model.model.").replace(".default", ""): p for n, p in model.named_parameters()}
     adapter = {name: p.detach().clone() for name, p in named.items() if p.requires_grad}
@@ -146,7 +146,7 @@ def test_the_first_step_alone_is_judged_where_the_adapter_moves():
 
 
 def test_virtual_tokens_predict_the_first_label_too():
-    warm()
+    import_upstream()
     adapter = {"peft_type": "PROMPT_TUNING", "config": {"num_virtual_tokens": 3, "task_type": "CAUSAL_LM"}}
     spec = PLAIN.but(adapter=adapter)
     model = inject(models.build(spec.model), spec.adapter)

@@ -1,14 +1,14 @@
-"""harness/laws/memory.py and harness/memory.py on made-up measurements: each way of failing is seen and named."""
+"""harness/laws/memory.py and harness/runs/memory_probe.py on made-up measurements: each way of failing is seen and named."""
 
 import functools
 import weakref
 
 import pytest
 
-from harness import memory as measured
 from harness.laws import memory
-from harness.memory import Memory
-from harness.scenarios import PLAIN
+from harness.runs.scenarios import PLAIN
+from harness.throughput import memory_probe as measured
+from harness.throughput.memory_probe import Memory
 
 SPEC = PLAIN.but(per_device_train_batch_size=1, data={"rows": 2, "length": 8}, lora={"r": 1})
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from harness.laws import precision
-from harness.scenarios import PLAIN
+from harness.processes.imports import import_upstream
+from harness.runs.scenarios import PLAIN
 from harness.spec import ADD
 from harness.trace import MicroBatch, Step
 from harness.verdict import NOT_COMPARABLE
-from harness.warm import warm
 from tests.traces import A, B, made_up, with_checkpoint
 
 SPEC = PLAIN.but(bf16=True, lora={"lora_dropout": 0.0}, max_steps=1)
@@ -95,10 +95,11 @@ def test_the_dtype_follows_from_the_spec(spec, dtype):
 @pytest.fixture(scope="module")
 def autocast():
     """A trace whose one step was computed under torch.autocast."""
-    from fixtures import models
+    from harness.fixtures import models
+
     from harness.subjects.hf_trainer import inject
 
-    warm()
+    import_upstream()
     model = inject(models.build(SPEC.model), SPEC.adapter)
     named = {n.removeprefix("base_model.model.").replace(".default", ""): p for n, p in model.named_parameters()}
     adapter = {name: p.detach().clone() for name, p in named.items() if p.requires_grad}

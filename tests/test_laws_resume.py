@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.laws import resume
-from harness.scenarios import PLAIN, continued
+from harness.runs.scenarios import PLAIN, continued
 from harness.verdict import NOT_COMPARABLE
 from tests.traces import BASE, A, B, made_up, with_checkpoint
 

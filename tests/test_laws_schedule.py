@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.laws import schedule
-from harness.scenarios import PLAIN
+from harness.runs.scenarios import PLAIN
 from tests.traces import A, made_up
 
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from harness.laws import search as laws
-from harness.scenarios import PLAIN
-from harness.search import Search, Trial
+from harness.runs.scenarios import PLAIN
+from harness.subjects.hyperparameter_search import Search, Trial
 from harness.trace import Evaluation
 from tests.traces import A, made_up, with_checkpoint
 

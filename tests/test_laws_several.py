@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.laws import several
-from harness.scenarios import LAUNCHES, spread
+from harness.runs.scenarios import LAUNCHES, spread
 from harness.spec import RunSpec
 from harness.trace import Checkpoint
 from tests.traces import BASE, A, B, made_up

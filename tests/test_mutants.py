@@ -10,7 +10,7 @@ import pytest
 
 from harness import contract
 from harness.errors import UsageError
-from harness.mutants import register
+from harness.mutants import catalogue
 from harness.paths import PACKAGE, ROOT
 
 OWN = """
@@ -103,7 +103,7 @@ def test_a_module_that_is_wrong_is_told_in_a_sentence(text, words, tmp_path):
     if text is not None:
         file.write_text(f"from harness.mutants import Mutant, nothing\n{text}\n")
     with pytest.raises(UsageError, match=re.escape(words)):
-        register.load(file)
+        catalogue.load(file)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_mutant_can_be_preloaded():
 
 
 def test_the_register_is_over_every_chapter_and_well_formed():
-    mutants = register.mutants()
+    mutants = catalogue.mutants()
     assert len(mutants) >= 80
     chapters = {one.chapter for one in mutants.values()}
     # GEN is judged on every mutant (register.COMMON).
@@ -154,4 +154,4 @@ def test_the_register_is_over_every_chapter_and_well_formed():
     ],
 )
 def test_cells_are_named_by_globs(glob, cell, named):
-    assert register.matches(glob, cell) is named
+    assert catalogue.matches(glob, cell) is named

@@ -6,14 +6,13 @@ import time
 
 import pytest
 
-from harness.mutants import Mutant, nothing, replace, usual
+from harness.mutants import Mutant, nothing, replace, usual_checks
 from harness.mutants.child import Record, Trained
 from harness.mutants.judge import CHANGED, ERROR, HELD, KILLED, UNDECIDED, Outcome, by_error, judge
+from harness.mutants.matrix import Matrix
 from harness.mutants.pool import Pool
-from harness.mutants.session import Matrix
 from harness.mutants.show import to_json, write_html
-from harness.report import Case
-from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, PASS, UNEXPECTED_PASS
+from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, PASS, UNEXPECTED_PASS, Case
 
 # ---- what a case says ----
 
@@ -75,13 +74,13 @@ GOLDEN = Trained("spec", "", None, 5.0, {1: 5.1, 2: 5.0}, {1: 0.2, 2: 0.3})
     ],
 )
 def test_what_the_usual_checks_catch(change, seen):
-    found = usual.caught([dataclasses.replace(GOLDEN, **change)], {"spec": GOLDEN})
+    found = usual_checks.caught([dataclasses.replace(GOLDEN, **change)], {"spec": GOLDEN})
     assert tuple(found.values()) == seen
 
 
 def test_a_run_without_a_golden_is_not_compared():
-    assert not any(usual.caught([dataclasses.replace(GOLDEN, error="x")], {}).values())
-    assert all(usual.caught([], {}, died=True).values())
+    assert not any(usual_checks.caught([dataclasses.replace(GOLDEN, error="x")], {}).values())
+    assert all(usual_checks.caught([], {}, died=True).values())
 
 
 def test_the_page_has_a_cell_for_each_kill(tmp_path):

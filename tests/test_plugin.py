@@ -9,15 +9,16 @@ from types import SimpleNamespace
 import jsonschema
 import pytest
 
-from harness import contract, expectations, paths
+from harness import contract, paths
+from harness.contract import expectations
 from harness.contract.clause import Chapter, Clause
 from harness.errors import UsageError
-from harness.journal import Journal
 from harness.paths import PACKAGE, SUITES
+from harness.session.journal import Journal
 
 pytest_plugins = ["pytester"]
 
-CONFTEST = 'pytest_plugins = ["harness.plugin"]'
+CONFTEST = 'pytest_plugins = ["harness.session.plugin"]'
 
 HOLDS = """
 import pytest
@@ -87,7 +88,7 @@ def verdicts(report):
 def test_clauses_that_hold_and_clauses_that_do_not_apply(suite):
     code, output, report = suite(HOLDS.format(second=1))
     assert code == 0, output
-    jsonschema.validate(report, json.loads((PACKAGE / "report_schema.json").read_text()))
+    jsonschema.validate(report, json.loads((PACKAGE / "session" / "report_schema.json").read_text()))
     assert verdicts(report) == {
         ("XYZ-01", "one"): "pass",
         ("XYZ-01", "other"): "pass",

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import environment, launch, ranks
+from harness import environment
 from harness.errors import UsageError
-from harness.ranks import Group, RanksFailed
+from harness.processes import launch, ranks
+from harness.processes.group import Group, RanksFailed
+from harness.processes.group import environment as environment_of_ranks
 from harness.spec import RunSpec
+from harness.subjects import launch_arguments
 from harness.subjects.hf_trainer import HFTrainer
 from harness.trace import Trace
 from tests import rank_calls
@@ -72,11 +75,12 @@ def test_a_hang_is_cut_with_every_ranks_stack_and_the_next_group_runs(tmp_path):
 
 def test_two_groups_at_once_do_not_meet(tmp_path):
     code = (
-        "import functools, sys; from pathlib import Path; from harness import ranks; from tests import rank_calls\n"
+        "import functools, sys; from pathlib import Path; from tests import rank_calls\n"
+        "from harness.processes import ranks; from harness.processes.group import Group\n"
         "for turn in range(3):\n"
         "    file = Path(sys.argv[1], f'sum-{turn}')\n"
         "    call = functools.partial(rank_calls.add_up, str(file))\n"
-        "    ranks.run(ranks.Group(call, 2, Path(sys.argv[1], str(turn))))\n"
+        "    ranks.run(Group(call, 2, Path(sys.argv[1], str(turn))))\n"
         "    assert file.read_text() == '3.0'\n"
     )
     places = [tmp_path / name for name in ("one", "other")]
@@ -89,11 +93,12 @@ def test_two_groups_at_once_do_not_meet(tmp_path):
 PARENT = """
 import functools, signal, sys
 from pathlib import Path
-from harness import ranks
+from harness.processes import ranks
+from harness.processes.group import Group
 from tests import rank_calls
 from tests.processes import alive, until
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background deaf to Ctrl-C
-ranks.run(ranks.Group(functools.partial(rank_calls.note_process, sys.argv[1]), 2, Path(sys.argv[1]), 600.0))
+ranks.run(Group(functools.partial(rank_calls.note_process, sys.argv[1]), 2, Path(sys.argv[1]), 600.0))
 """
 
 
@@ -105,24 +110,24 @@ def test_no_rank_outlives_who_asked_for_it(number, tmp_path):
     try:
         assert until(lambda: all(file.is_file() and file.read_text() for file in files), 240)
         pids = [int(file.read_text()) for file in files]
-        zygote = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
-        assert all(map(alive, [*pids, zygote]))
+        server = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        assert all(map(alive, [*pids, server]))
         parent.send_signal(number)
         parent.wait(timeout=30)
-        assert until(lambda: not any(map(alive, [*pids, zygote])), 15)
+        assert until(lambda: not any(map(alive, [*pids, server])), 15)
     finally:
         parent.kill()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-def test_no_rank_outlives_the_zygote(tmp_path):
+def test_no_rank_outlives_the_fork_server(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stderr=subprocess.PIPE, text=True)
     files = [tmp_path / f"{rank}.pid" for rank in range(2)]
     try:
         assert until(lambda: all(file.is_file() and file.read_text() for file in files), 240)
         pids = [int(file.read_text()) for file in files]
-        zygote = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
-        os.kill(zygote, signal.SIGKILL)
+        server = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(server, signal.SIGKILL)
         assert "the process that forks the ranks has died" in parent.communicate(timeout=30)[1]
         assert until(lambda: not any(map(alive, pids)), 15)
     finally:
@@ -151,9 +156,9 @@ def test_one_process_sees_one_gpu_of_several_and_ranks_see_all(monkeypatch):
     for turn, seen in [(0, "4"), (1, "6"), (5, "7")]:
         environment.see_one_gpu(turn)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == seen and environment.gpus() == ["4", "6", "7"]
-    assert ranks.environment()["CUDA_VISIBLE_DEVICES"] == "7,4,6"
+    assert environment_of_ranks()["CUDA_VISIBLE_DEVICES"] == "7,4,6"
     too_many = TWO.but(launch={"ranks": 4, "device": "cuda"})
-    assert launch.unsupported(too_many.launch) == "4 ranks need 4 GPUs, there are 3"
+    assert launch_arguments.unsupported(too_many.launch) == "4 ranks need 4 GPUs, there are 3"
 
 
 def test_a_gpu_is_chosen_before_cuda_is_started(monkeypatch):
@@ -183,16 +188,16 @@ def test_bad_input_is_the_users_to_mend():
 
 def test_bad_input_that_a_rank_finds_is_the_users_to_mend(tmp_path):
     with pytest.raises(UsageError, match="unknown model family 'lama'"):
-        HFTrainer().train(TWO.but(model={"family": "lama"}), tmp_path)
+        launch.train(HFTrainer(), TWO.but(model={"family": "lama"}), tmp_path)
 
 
 def test_a_subject_that_ranks_cannot_find_is_refused(tmp_path):
     with pytest.raises(UsageError, match="cannot be handed to ranks"):
-        HFTrainer(in_each_rank=lambda: None).train(TWO, tmp_path)
+        launch.train(HFTrainer(in_each_rank=lambda: None), TWO, tmp_path)
 
 
 def test_a_trace_in_several_processes_survives_a_round_trip(tmp_path):
-    trace = HFTrainer().train(TWO, tmp_path)
+    trace = launch.train(HFTrainer(), TWO, tmp_path)
     assert trace.error is None and len(trace.ranks) == 1
     trace.save(tmp_path / "saved")
     again = Trace.load(tmp_path / "saved")

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from harness.fixtures import smollm2
 
-from fixtures import smollm2
 from harness import compat
 from harness.paths import ROOT
 from harness.real.command import train
@@ -107,8 +107,8 @@ def test_numbers_that_are_not_in_the_file_fail_the_size(tmp_path):
     import torch
     from safetensors.torch import save_file
 
-    from harness.observe import inspect_checkpoint
     from harness.real.checks import _size
+    from harness.subjects.observer import inspect_checkpoint
     from harness.trace import Trace
 
     def made(dtype):

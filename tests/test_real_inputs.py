@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness.fixtures import docstrings, smollm2
 
-from fixtures import docstrings, smollm2
 from harness.errors import UsageError
 from harness.paths import ROOT
 from harness.real import inputs, instructions
@@ -105,7 +105,7 @@ def test_docstrings_are_the_same_in_every_process():
     assert len(made) >= 100
     assert len({answer for _, answer in made}) == len(made)
     assert inputs.HELD_OUT[0] not in dict(made)
-    code = "import json; from fixtures.docstrings import questions; print(json.dumps(questions()))"
+    code = "import json; from harness.fixtures.docstrings import questions; print(json.dumps(questions()))"
     other = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert [tuple(pair) for pair in json.loads(other.stdout)] == made
 

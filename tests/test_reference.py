@@ -17,11 +17,11 @@ from harness import subjects
 from harness.errors import UsageError
 from harness.laws.equal import differences, distance, equal_runs
 from harness.paths import ROOT
-from harness.runs import Runs
+from harness.processes.imports import import_upstream
+from harness.runs.cache import Runs
 from harness.spec import ADD, RunSpec
 from harness.subjects import reference
 from harness.trace import Trace
-from harness.warm import warm
 
 FILES = sorted((ROOT / "harness" / "reference").glob("*.py"))
 
@@ -81,7 +81,7 @@ EQUAL = {
     "nf4-in-floats": PLAIN.but(
         model={**NF4, "dtype": "bfloat16", "quant_storage": "bfloat16"}, adapter={"route": ADD}, max_steps=4
     ),
-    "on-its-device": PLAIN.but(model={"family": "fixtures.on_device:llama", "dtype": "bfloat16"}, bf16=True),
+    "on-its-device": PLAIN.but(model={"family": "harness.fixtures.on_device:llama", "dtype": "bfloat16"}, bf16=True),
     "saving-two": EVALUATED.but(save_strategy="steps", save_steps=0.2, save_total_limit=2),
 }
 
@@ -93,7 +93,7 @@ WINDOWS = PLAIN.but(data=RAGGED, gradient_accumulation_steps=3, max_steps=8, sav
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Runs:
-    warm()
+    import_upstream()
     return Runs(subjects.load("hf-trainer"), tmp_path_factory.mktemp("runs"))
 
 
@@ -194,9 +194,8 @@ def test_checkpoint_files_hold_the_same(runs):
 
 
 def test_peft_loads_the_adapter(runs):
+    from harness.fixtures import models
     from peft import PeftModel
-
-    from fixtures import models
 
     trace = train(runs, LONG)
     checkpoint = trace.checkpoint(20)

@@ -5,33 +5,38 @@ import dataclasses
 import pytest
 from packaging.requirements import Requirement
 
-from harness import contract, contract_page, register
+from harness import contract
 from harness.contract.releases import RELEASES
+from harness.register import entries, write
+from harness.register import page as contract_page
+from tests import proofs
 
 pytest_plugins = ["pytester"]
 
 
 def test_the_page_and_the_proofs_are_in_step():
-    stale = [path.name for path, text in register.current().items() if path.read_text(encoding="utf-8") != text]
+    stale = [
+        path.name for path, text in write.current(proofs.collect()).items() if path.read_text(encoding="utf-8") != text
+    ]
     assert not stale, f"{' and '.join(stale)} out of step: run `peft-harness clauses --write` and commit what it wrote"
 
 
 def test_every_clause_has_something_that_makes_it_fail():
-    unproven = sorted(id for id, entry in register.entries().items() if not entry.proven)
+    unproven = sorted(id for id, entry in entries.entries().items() if not entry.proven)
     assert not unproven, f"nothing is known to make these clauses fail: {', '.join(unproven)}; see tests/faults.py"
 
 
 def test_a_clause_that_nothing_makes_fail_is_not_proven():
-    bare = {id for id, entry in register.entries({}).items() if not entry.proven}
+    bare = {id for id, entry in entries.entries({}).items() if not entry.proven}
     # No fault is counted here. ACC-01 was broken by a release, RES-02 is a known defect.
     assert "FRZ-01" in bare and not {"ACC-01", "RES-02"} & bare
 
 
 def test_every_clause_names_the_tests_that_judge_it():
-    entries = register.entries()
-    assert [id for id, entry in entries.items() if not entry.judged_by] == []
+    found = entries.entries()
+    assert [id for id, entry in found.items() if not entry.judged_by] == []
     drawn = ("test_any_run", "test_any_model_and_method")
-    assert entries["GEN-01"].judged_by[:2] == tuple(f"test_generated.py::{test}" for test in drawn)
+    assert found["GEN-01"].judged_by[:2] == tuple(f"test_generated.py::{test}" for test in drawn)
 
 
 def test_marks_are_read_without_importing(tmp_path):
@@ -39,7 +44,7 @@ def test_marks_are_read_without_importing(tmp_path):
         "import no_such_module\n\n@pytest.mark.clause('X-01')\n@over(ALL)\ndef test_one(): ...\n\n"
         "def helper(): ...\n\n@pytest.mark.clause('X-01')\ndef test_two(): ...\n"
     )
-    assert register.judged_by(tmp_path) == {"X-01": ["test_x.py::test_one", "test_x.py::test_two"]}
+    assert entries.judged_by(tmp_path) == {"X-01": ["test_x.py::test_one", "test_x.py::test_two"]}
 
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: f"{release.clause}-{release.bad.split()[0]}")
@@ -52,10 +57,10 @@ def test_a_release_names_a_clause_and_stacks(release):
 
 
 def test_the_page_shows_names_and_globs_as_they_are():
-    entry = register.entries()["RES-02"]
+    entry = entries.entries()["RES-02"]
     statement = "A _private name and lora_A in a[0] | *"
     odd = dataclasses.replace(entry, clause=dataclasses.replace(entry.clause, statement=statement))
-    page = contract_page.page({**register.entries(), "RES-02": odd})
+    page = contract_page.page({**entries.entries(), "RES-02": odd})
     assert r"A \_private name and lora_A in a\[0\] \| \*" in page
     assert "### RES-02\n" in page and "[RES resume](#res-resume)" in page
 

@@ -3,7 +3,7 @@
 import torch
 
 from harness import compat
-from harness.runs import Runs
+from harness.runs.cache import Runs
 from harness.spec import RunSpec
 from harness.subjects.hf_trainer import HFTrainer
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
-from harness.scenarios import SCENARIOS
+from harness.runs.scenarios import SCENARIOS
 from harness.spec import ADD, ResumeSpec, RunSpec
 
 

@@ -4,27 +4,27 @@ import copy
 
 import pytest
 import torch
+from harness.fixtures import data, models
+from harness.fixtures.methods import METHODS, misfit
+from harness.fixtures.models import FAMILIES
 
-from fixtures import data, models
-from fixtures.methods import METHODS, misfit
-from fixtures.models import FAMILIES
 from harness.errors import UsageError
 from harness.laws import frozen, loss, universal
 from harness.laws.recompute import Recomputed, obstacles
-from harness.names import canonical, is_adapter
-from harness.scenarios import PLAIN, saving, spec_for
+from harness.processes.imports import import_upstream
+from harness.runs.scenarios import PLAIN, saving, spec_for
 from harness.spec import ADD, GET
 from harness.subjects.hf_trainer import inject
+from harness.tensors.names import canonical, is_adapter
 from harness.trace import MicroBatch
 from harness.verdict import NOT_COMPARABLE
-from harness.warm import warm
 from tests.traces import made_up, with_checkpoint
 
 PAIRS = [(family, method) for family in FAMILIES for method in METHODS]
 
 
 def injected(spec):
-    warm()
+    import_upstream()
     return inject(models.build(spec.model), spec.adapter)
 
 

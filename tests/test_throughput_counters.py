@@ -9,10 +9,10 @@ import pytest
 from harness import subjects
 from harness.errors import UsageError
 from harness.laws import throughput
-from harness.memory import BEGIN, STEP
-from harness.scenarios import PLAIN
+from harness.runs.scenarios import PLAIN
 from harness.throughput import baselines, counters
 from harness.throughput.counters import Counters
+from harness.throughput.memory_probe import BEGIN, STEP
 
 COSTS = Counters(
     {"operations": [100, 100], "reads": [2, 2], "flops": [1000, 1000], "saved_bytes": [64, 64]}, {"aten.mm": 10}

@@ -13,7 +13,7 @@ import pytest
 from harness import subjects
 from harness.cli import app
 from harness.errors import UsageError
-from harness.scenarios import PLAIN
+from harness.runs.scenarios import PLAIN
 from harness.subjects.reference import build
 from harness.throughput import compiled, judgement, pairs, rates, speed, worker
 from harness.throughput.pairs import Entrant

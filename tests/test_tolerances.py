@@ -6,20 +6,20 @@ import copy
 import functools
 
 import pytest
+from harness.fixtures import models
+from harness.suites.test_acc import RAGGED, SPLIT, large_batch
 from peft.tuners.lora import LoraLayer
 
-from fixtures import models
 from harness import subjects, tolerance
 from harness.gate import numbers
 from harness.laws import accumulation, loss, output, rebuilt, scaler, schedule, several
 from harness.laws.equal import differences, distance, largest_gap
 from harness.laws.recompute import Recomputed
 from harness.mutants.dist import without_average
-from harness.runs import Runs
-from harness.scenarios import PLAIN, STILL, STILL_RAGGED, saving
+from harness.processes.imports import import_upstream
+from harness.runs.cache import Runs
+from harness.runs.scenarios import PLAIN, STILL, STILL_RAGGED, saving
 from harness.tolerance import Tolerance
-from harness.warm import warm
-from suites.test_acc import RAGGED, SPLIT, large_batch
 from tests.faults import replace
 from tests.test_faults_ranks import BRIEF as UNLIKE
 from tests.test_faults_ranks import runs_under
@@ -30,7 +30,7 @@ NAMES = [name for name, value in vars(tolerance).items() if isinstance(value, To
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    warm()
+    import_upstream()
     return Runs(subjects.load("hf-trainer"), tmp_path_factory.mktemp("runs"))
 
 

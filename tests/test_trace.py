@@ -7,20 +7,20 @@ import torch
 
 from harness.errors import UsageError
 from harness.laws.equal import equal_runs
-from harness.names import canonical
-from harness.observe import digest
-from harness.runs import Runs
-from harness.scenarios import PLAIN
+from harness.processes.imports import import_upstream
+from harness.runs.cache import Runs
+from harness.runs.scenarios import PLAIN
 from harness.spec import ADD
 from harness.subjects.hf_trainer import HFTrainer
+from harness.subjects.observer import digest
+from harness.tensors.names import canonical
 from harness.trace import Trace
-from harness.warm import warm
 from tests.traces import made_up, with_checkpoint
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    warm()
+    import_upstream()
     return Runs(HFTrainer(), tmp_path_factory.mktemp("runs"))
 
 

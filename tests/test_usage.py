@@ -8,8 +8,8 @@ import pytest
 
 from harness.errors import UsageError
 from harness.paths import ROOT, SUITES
-from harness.repro import judge_spec
-from harness.scenarios import PLAIN
+from harness.runs.scenarios import PLAIN
+from harness.session.repro import judge_spec
 
 
 def run(*words, cwd=None):

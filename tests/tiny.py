@@ -3,7 +3,8 @@
 import functools
 import json
 
-from fixtures import models
+from harness.fixtures import models
+
 from harness.spec import ModelSpec
 
 TEMPLATE = (

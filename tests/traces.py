@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from harness.observe import inspect_checkpoint
 from harness.spec import RunSpec
+from harness.subjects.observer import inspect_checkpoint
 from harness.trace import Group, MicroBatch, Step, Trace
 
 A = "model.layers.0.self_attn.q_proj.lora_A.weight"

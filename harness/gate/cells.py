@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fixtures.methods import METHODS
-from harness.scenarios import PLAIN, SAVING, SCENARIOS, by_route, saving, spec_for
+from harness.fixtures.methods import METHODS
+from harness.runs.scenarios import PLAIN, SAVING, SCENARIOS, by_route, saving, spec_for
 from harness.spec import RunSpec
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from harness.gate.findings import NOTE, Finding
 from harness.gate.numbers import EQUAL, WITHIN
+from harness.laws.completion import incomplete
 from harness.laws.equal import differences, equal_runs
 from harness.laws.resume import continues
-from harness.laws.runs import incomplete
 from harness.tolerance import MERGED, STACKS
 from harness.trace import Checkpoint, Trace
 from harness.verdict import Verdict, verdict

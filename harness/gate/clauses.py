@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from harness import contract
 from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding
-from harness.report import Case, headline
-from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS
+from harness.session.report import headline
+from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS, Case
 
 HELD, FAILED, UNDECIDED, UNTESTED = "holds", "fails", "undecided", "untested"
 _STATE = {

@@ -17,15 +17,16 @@ from rich.table import Table
 from harness import contract
 from harness.errors import UsageError
 from harness.files import write_whole
+from harness.gate import baseline_cache, compare, environments, show
 from harness.gate import bisect as bisection
-from harness.gate import compare, environments, kept, show
 from harness.gate import history as past
 from harness.gate.compare import Told
 from harness.gate.environments import Environment
 from harness.gate.findings import exit_code
 from harness.gate.probe import Prober, Seen
-from harness.gate.side import Judged, Side
-from harness.paths import SUITES, make_importable
+from harness.gate.scope import Scope
+from harness.gate.side import Side
+from harness.paths import SUITES
 
 _COLUMNS = (
     TextColumn("{task.description}"),
@@ -39,7 +40,7 @@ _COLUMNS = (
 MOST_WORKERS = {"cpu": 4, "cuda": 8}
 
 
-def check(requirements: list[str], judged: Judged, json: Path | None, rest: list[str]) -> int:
+def check(requirements: list[str], judged: Scope, json: Path | None, rest: list[str]) -> int:
     """Judge the stack that the requirements make. Returns the exit code of the suites."""
     environment = made([" ".join(requirements)])[0]
     options = judged.options() + (["--json", str(json.absolute())] if json is not None else [])
@@ -61,7 +62,7 @@ def check(requirements: list[str], judged: Judged, json: Path | None, rest: list
     return 2 if code in (4, 5) else code
 
 
-def workers(judged: Judged, rest: list[str]) -> list[str]:
+def workers(judged: Scope, rest: list[str]) -> list[str]:
     """pytest's words for a worker a core, unless it was told how many."""
     if judged.device != "cpu" or any(word.startswith("-n") for word in rest):
         return []
@@ -71,7 +72,7 @@ def workers(judged: Judged, rest: list[str]) -> list[str]:
 def gate(
     baseline: str,
     candidate: str,
-    judged: Judged,
+    judged: Scope,
     json: Path | None,
     markdown: Path | None,
     candidate_preloads: tuple[str, ...] = (),
@@ -80,8 +81,9 @@ def gate(
 ) -> int:
     """Compare two stacks. Returns 0 safe, 1 unsafe, 3 inconclusive; UsageError where it could not run.
 
-    candidate_preloads: modules that only the candidate imports, after those of `judged`. anew: judge the baseline's cases
-    also where an earlier gate has (`harness.gate.kept`). quick: see `compare.gate`; needless where the baseline is known.
+    - candidate_preloads: modules that only the candidate imports, after those of `judged`.
+    - anew: judge the baseline's cases even if an earlier gate has cached them (`harness.gate.baseline_cache`).
+    - quick: see `compare.gate`; without effect if the baseline is cached.
     """
     changed = dataclasses.replace(judged, preloads=(*judged.preloads, *candidate_preloads))
     for path in (json, markdown):
@@ -92,14 +94,15 @@ def gate(
     for asked in (baseline, candidate):
         if asked != environments.CURRENT and environments.LEFT_OUT in environments.named(asked):
             console.print(f"{asked}: {environments.LEFT_OUT} is left out, and its chapter is skipped", highlight=False)
-    make_importable()
-    place = Path(".peft-harness") / "gate" / kept.identity(before.key, after.key, judged, changed, anew, quick)
+    place = (
+        Path(".peft-harness") / "gate" / baseline_cache.identity(before.key, after.key, judged, changed, anew, quick)
+    )
     with _alone(place) as directory:
-        file = kept.place(before, judged)
-        known = "" if file is None or anew else kept.since(file)
+        file = baseline_cache.place(before, judged)
+        known = "" if file is None or anew else baseline_cache.since(file)
         sides = [
             Side("baseline", before, directory / "baseline", judged, file, known),
-            Side("candidate", after, directory / "candidate", changed, kept.place(after, changed)),
+            Side("candidate", after, directory / "candidate", changed, baseline_cache.place(after, changed)),
         ]
         if known:
             words = f"baseline: what held when a gate judged it on {known} is not judged again (--anew judges all)"
@@ -119,13 +122,12 @@ def gate(
     return exit_code(outcome.verdict)
 
 
-def bisect(clause: str, good: str, bad: str, judged: Judged, json: Path | None) -> int:
+def bisect(clause: str, good: str, bad: str, judged: Scope, json: Path | None) -> int:
     """Find the release that broke a clause. Returns 0 where it is found, 3 where only a range is."""
     contract_clauses = contract.select([clause])
     if len(contract_clauses) != 1:
         raise UsageError(f"--clause {clause}: names {len(contract_clauses)} clauses; a bisection is of one")
     (clause,) = contract_clauses
-    make_importable()
     screen, ends = Console(), made([good, bad])
     differ = [name for name in ends[0].stack if ends[0].stack[name] != ends[1].stack.get(name)]
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -148,10 +150,9 @@ def bisect(clause: str, good: str, bad: str, judged: Judged, json: Path | None) 
     return 0 if answer.exact else 3
 
 
-def history(ids: list[str], judged: Judged) -> int:
+def history(ids: list[str], judged: Scope) -> int:
     """Put faults of the past to the test. Returns 0 where each is caught, 1 otherwise."""
     wanted = past.chosen(ids)
-    make_importable()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "clause", "caught by", "bad stack", "seen there"):
         table.add_column(column, overflow="fold", min_width=len(column) or 3)

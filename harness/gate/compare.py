@@ -17,10 +17,10 @@ from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, UNSAFE, Finding, i
 from harness.gate.numbers import CHANGED, EQUAL, Parting
 from harness.gate.side import Side
 from harness.laws.equal import equal_runs
-from harness.report import Case
 from harness.spec import RunSpec
 from harness.tolerance import STACKS
 from harness.trace import Trace
+from harness.verdict import Case
 
 #: told(side, what, ended, all): how far a side is with what.
 Told = Callable[[str, str, int, "int | None"], None]

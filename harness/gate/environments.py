@@ -30,8 +30,8 @@ from packaging.tags import sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from harness.errors import UsageError
-from harness.owned import OWNER
 from harness.paths import PACKAGE, cache_directory, keeping_bytecode
+from harness.processes.parent_watch import OWNER
 
 CURRENT = "current"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from harness.contract.releases import RELEASES, Release
 from harness.errors import UsageError
 from harness.gate.probe import Prober, Seen, targets
-from harness.gate.side import Judged
+from harness.gate.scope import Scope
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def chosen(ids: Iterable[str]) -> list[Release]:
     return sorted((one for one in RELEASES if not wanted or one.id in wanted), key=lambda one: int(one.id[1:]))
 
 
-def put_to_the_test(release: Release, judged: Judged, ask: Callable[[list[str]], list[Seen]] | None = None) -> Told:
+def put_to_the_test(release: Release, judged: Scope, ask: Callable[[list[str]], list[Seen]] | None = None) -> Told:
     """Judge the clause on the bad stack and on the good ones. ask: as `Prober.ask`, in its place."""
     ask = ask or Prober(release.clause, judged).ask
     bad, *good = ask([release.bad, *release.good])

@@ -14,12 +14,14 @@ from pathlib import Path
 from harness.errors import UsageError
 from harness.files import write_whole
 from harness.gate import environments
+from harness.gate.baseline_cache import identity
 from harness.gate.clauses import FAILED, HELD, state
 from harness.gate.environments import Environment
-from harness.gate.kept import identity
-from harness.gate.side import Judged, Side
+from harness.gate.scope import Scope
+from harness.gate.side import Side
 from harness.paths import cache_directory
-from harness.report import Case, headline
+from harness.session.report import headline
+from harness.verdict import Case
 
 #: At once; each takes a core.
 PARALLEL = 2
@@ -58,7 +60,7 @@ class Prober:
     """Asks stacks for one clause. tests: only these tests of the suites (node ids); all of the clause's where empty."""
 
     clause: str
-    judged: Judged
+    judged: Scope
     tests: tuple[str, ...] = ()
 
     def ask(self, stacks: Sequence[str]) -> list[Seen]:

@@ -16,7 +16,7 @@ from harness.gate.compare import Outcome
 from harness.gate.environments import STACK
 from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, SAFE, Finding
 from harness.gate.side import Side
-from harness.report import to_json
+from harness.session.report import to_json
 
 SCHEMA_VERSION = 1
 

@@ -12,36 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import journal
 from harness.errors import UsageError
+from harness.gate.baseline_cache import keep
 from harness.gate.environments import Environment
-from harness.gate.kept import keep
+from harness.gate.scope import Scope
 from harness.gate.worker import LIMIT
 from harness.paths import SUITES
-from harness.report import Case
+from harness.session import journal
 from harness.throughput import pairs
 from harness.throughput.pairs import Runner
 from harness.trace import Trace
+from harness.verdict import Case
 
 #: Seconds after which a case of the suites is cut; the slowest takes 10 s on two busy cores.
 CASE_LIMIT = 240
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Who is judged, on what, and by which clauses: options of the suites."""
-
-    subject: str = "hf-trainer"
-    device: str = "cpu"
-    clauses: tuple[str, ...] = ()
-    preloads: tuple[str, ...] = ()
-
-    def options(self) -> list[str]:
-        words = ["--subject", self.subject, "--device", self.device]
-        for name, values in (("--clause", self.clauses), ("--preload", self.preloads)):
-            for value in values:
-                words += [name, value]
-        return words
 
 
 @dataclass
@@ -57,7 +41,7 @@ class Side:
     name: str
     environment: Environment
     directory: Path
-    judged: Judged
+    judged: Scope
     kept: Path | None = None
     known: str = ""
     done: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -20,9 +20,9 @@ from typing import Any
 from harness import subjects
 from harness.environment import describe
 from harness.errors import UsageError
+from harness.processes.imports import import_upstream
 from harness.spec import RunSpec
 from harness.trace import Trace
-from harness.warm import warm
 
 #: Seconds that a task may take; the slowest takes 3 s on two busy cores.
 LIMIT = 120
@@ -41,7 +41,7 @@ def main(directory: Path, preloads: list[str]) -> None:
         answers.flush()
 
     try:
-        warm(preloads)
+        import_upstream(preloads)
     except UsageError as error:
         answer({"refused": str(error)})
         return

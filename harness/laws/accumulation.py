@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from harness.laws.completion import incomplete
 from harness.laws.data_order import epoch_order
 from harness.laws.equal import differences, equal_runs
 from harness.laws.loss import logged_rounding, scale
-from harness.laws.runs import incomplete
 from harness.laws.schedule import plan
 from harness.spec import RunSpec
 from harness.tolerance import ACCUMULATION, ACCUMULATION_ADAPTIVE, Tolerance

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from harness.laws.completion import incomplete
 from harness.laws.equal import differences
-from harness.laws.runs import incomplete
 from harness.spec import RunSpec
 from harness.trace import Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, verdict

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.laws.best import greater_is_better, metric_name
+from harness.laws.completion import incomplete
 from harness.laws.evaluation import batches
-from harness.laws.runs import incomplete
 from harness.laws.schedule import plan
 from harness.spec import RunSpec
 from harness.trace import Checkpoint, Trace

@@ -8,12 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fixtures.methods import METHODS
-from harness import names
+from harness.fixtures.methods import METHODS
+from harness.laws.completion import incomplete
 from harness.laws.equal import differences
-from harness.laws.runs import incomplete
-from harness.observe import digest
 from harness.spec import GET, AdapterSpec
+from harness.subjects.observer import digest
+from harness.tensors import names
 from harness.trace import Checkpoint, Tensors, Trace
 from harness.verdict import Verdict, verdict
 

@@ -6,7 +6,7 @@ import math
 from functools import cache
 from typing import TYPE_CHECKING
 
-from harness.laws.runs import incomplete
+from harness.laws.completion import incomplete
 from harness.spec import RunSpec
 from harness.trace import Tensors, Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from harness.laws.runs import incomplete
+from harness.laws.completion import incomplete
 from harness.laws.schedule import number
 from harness.trace import Trace
 from harness.verdict import Verdict, verdict

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from harness import names
 from harness.laws.checkpoint import adapter_files
-from harness.laws.runs import incomplete
-from harness.observe import digest
+from harness.laws.completion import incomplete
+from harness.subjects.observer import digest
+from harness.tensors import names
 from harness.trace import Tensors, Trace
 from harness.verdict import Verdict, verdict
 

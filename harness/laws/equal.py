@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from harness.laws.runs import incomplete
+from harness.laws.completion import incomplete
 from harness.tolerance import ELEMENTS, EXACT, LOSSES, Tolerance, scaled
 from harness.trace import Step, Tensors, Trace
 from harness.verdict import Verdict, verdict

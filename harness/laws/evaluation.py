@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import torch
 
-from fixtures import data
+from harness.fixtures import data
+from harness.laws.completion import incomplete
 from harness.laws.equal import differences, equal_runs
 from harness.laws.recompute import Recomputed, obstacles
 from harness.laws.resume import continues
-from harness.laws.runs import incomplete
 from harness.spec import RunSpec
 from harness.tolerance import ORACLE
 from harness.trace import Evaluation, MicroBatch, Tensors, Trace
@@ -140,7 +140,7 @@ def plain_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def counted(trace: Trace) -> Verdict:
-    """compute_metrics was given every evaluation row and label: the metrics of `fixtures.metrics.counts` say so."""
+    """compute_metrics was given every evaluation row and label: the metrics of `harness.fixtures.metrics.counts` say so."""
     rows = data.rows(trace.spec.data)[1]
     labels = sum(label != data.IGNORED for row in rows for label in row["labels"])
     findings = incomplete(trace) + ([] if trace.evaluations else ["nothing was evaluated"])

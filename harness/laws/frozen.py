@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness import names
-from harness.laws.runs import incomplete
+from harness.laws.completion import incomplete
+from harness.tensors import names
 from harness.trace import Trace
 from harness.verdict import Verdict, verdict
 
@@ -129,7 +129,7 @@ def gradients_arrive(trace: Trace) -> Verdict:
 
 
 def trainable_names(model: nn.Module, adapter: str = "default") -> list[str]:
-    """Canonical names (see harness.names) of the parameters that require gradients; `adapter` is left out of them."""
+    """Canonical names (see harness.tensors.names) of the parameters that require gradients; `adapter` is left out of them."""
     return [names.canonical(name, adapter) for name, p in model.named_parameters() if p.requires_grad]
 
 

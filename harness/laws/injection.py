@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fixtures import shapes
-from harness import names
+from harness.fixtures import tensor_shapes
+from harness.laws.completion import incomplete
 from harness.laws.equal import differences
-from harness.laws.runs import incomplete
 from harness.spec import RunSpec
+from harness.tensors import names
 from harness.trace import Tensors, Trace
 from harness.verdict import Verdict, verdict
 
@@ -29,7 +29,7 @@ def drawn(spec: RunSpec) -> Tensors:
     projections = ("",) if targets == "all-linear" else tuple(targets)
     made: Tensors = {}
     draw = torch.Generator().manual_seed(spec.adapter.seed)
-    for path, (outputs, inputs) in shapes.linears(spec.model.config).items():
+    for path, (outputs, inputs) in tensor_shapes.linears(spec.model.config).items():
         if path.endswith(projections):
             torch.empty(r, inputs).uniform_(-1, 1, generator=draw)
             torch.empty(outputs, r).uniform_(-1, 1, generator=draw)

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fixtures import data
+from harness.fixtures import data
 from harness.laws.callbacks import due, strategy
-from harness.laws.runs import incomplete
+from harness.laws.completion import incomplete
 from harness.laws.schedule import plan
 from harness.spec import RunSpec
 from harness.tolerance import SUMMATION

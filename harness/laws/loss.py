@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
+from harness.laws.completion import incomplete
 from harness.laws.equal import differences
 from harness.laws.logs import logging_steps
 from harness.laws.recompute import TOKENS, Recomputed, Targets, obstacles
-from harness.laws.runs import incomplete
 from harness.tolerance import LOSSES, ORACLE, scaled
 from harness.trace import Step, Tensors, Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, verdict

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import ReferenceType
 
-from fixtures.models import FAMILIES
+from harness.fixtures.models import FAMILIES
 from harness.laws.schedule import number, plan
-from harness.memory import Memory
 from harness.spec import RunSpec
+from harness.throughput.memory_probe import Memory
 from harness.verdict import Verdict, verdict
 
 #: Step counters, the running loss, norms, masks of a row: what is held besides states and batches. Measured: 16 bytes.

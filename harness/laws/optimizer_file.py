@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from harness.laws.completion import incomplete
 from harness.laws.equal import differences
-from harness.laws.runs import incomplete
 from harness.trace import Checkpoint, Trace
 from harness.verdict import Verdict, verdict
 

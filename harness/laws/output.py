@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.laws.runs import incomplete
+from harness.laws.completion import incomplete
 from harness.laws.schedule import number, plan
 from harness.tolerance import LOSSES, SUMMATION, scaled
 from harness.trace import Trace

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fixtures import data, models
-from harness import names
+from harness.fixtures import data, models
+from harness.laws.completion import incomplete
 from harness.laws.equal import differences, equal_runs
-from harness.laws.runs import incomplete
 from harness.spec import ADD, RunSpec
+from harness.tensors import names
 from harness.trace import MicroBatch, Tensors, Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, verdict
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from harness.laws.completion import incomplete
 from harness.laws.equal import differences
-from harness.laws.runs import incomplete
 from harness.trace import Tensors, Trace
 from harness.verdict import Verdict, verdict
 

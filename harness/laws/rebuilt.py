@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from fixtures import data, models
-from harness import names
+from harness.fixtures import data, models
 from harness.laws.checkpoint import ADAPTER_FILE, adapter_files
+from harness.laws.completion import incomplete
 from harness.laws.equal import differences, same_adapter
-from harness.laws.runs import incomplete
 from harness.spec import GET, RunSpec
+from harness.tensors import names
 from harness.tolerance import EXACT, MERGED, REBUILT
 from harness.trace import Tensors, Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict

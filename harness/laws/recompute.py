@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from fixtures import data, models
-from harness import names
+from harness.fixtures import data, models
 from harness.spec import RunSpec
+from harness.tensors import names
 from harness.trace import MicroBatch, Tensors
 
 #: How a window's loss is normalised: by the tokens of all its micro-batches, as the mean over micro-batches of each

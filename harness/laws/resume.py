@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from harness.laws.completion import incomplete
 from harness.laws.equal import differences, equal_runs
-from harness.laws.runs import incomplete
 from harness.trace import Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
 

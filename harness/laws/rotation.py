@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from harness.laws.runs import incomplete
+from harness.laws.completion import incomplete
 from harness.trace import Trace
 from harness.verdict import Verdict, verdict
 

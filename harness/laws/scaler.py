@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from harness.laws.completion import incomplete
 from harness.laws.equal import differences
 from harness.laws.optimizer_file import load_state
-from harness.laws.runs import incomplete
 from harness.laws.schedule import learning_rate, number
 from harness.tolerance import HALF, LOSSES, scaled
 from harness.trace import Step, Tensors, Trace

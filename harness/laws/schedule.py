@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from harness.laws.completion import incomplete
 from harness.laws.equal import differences
-from harness.laws.runs import incomplete
 from harness.spec import RunSpec
 from harness.tolerance import ADAMW, ORACLE, scaled
 from harness.trace import Tensors, Trace

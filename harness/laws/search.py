@@ -9,8 +9,8 @@ from typing import Any
 
 from harness.laws.checkpoint import adapter_only
 from harness.laws.equal import equal_runs
-from harness.search import Search, Trial
 from harness.spec import RunSpec
+from harness.subjects.hyperparameter_search import Search, Trial
 from harness.trace import Trace
 from harness.verdict import Verdict, verdict
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
-from harness import names
 from harness.laws import evaluation
+from harness.laws.completion import incomplete
 from harness.laws.data_order import epoch_order
 from harness.laws.equal import differences, equal_runs
 from harness.laws.loss import logged_rounding
-from harness.laws.runs import incomplete
 from harness.laws.schedule import number
-from harness.observe import inspect_checkpoint
 from harness.spec import LaunchSpec, RunSpec
+from harness.subjects.observer import inspect_checkpoint
+from harness.tensors import names
 from harness.tolerance import RANKS, SUMMATION, Tolerance
 from harness.trace import MicroBatch, Step, Trace
 from harness.verdict import Verdict, both, verdict

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.laws.runs import incomplete
+from harness.laws.completion import incomplete
 from harness.trace import Checkpoint, Trace
 from harness.verdict import Verdict, verdict
 

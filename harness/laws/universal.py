@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fixtures import models
-from fixtures.methods import METHODS
 from harness import subjects
+from harness.fixtures import models
+from harness.fixtures.methods import METHODS
 from harness.laws import (
     accumulation,
     checkpoint,
@@ -33,7 +33,7 @@ from harness.verdict import NOT_COMPARABLE, Verdict, both
 #: Adapter types of which PeftAdapterMixin.add_adapter says that it does not take them.
 GET_ONLY = {method.peft_type for method in METHODS.values() if not method.add_adapter}
 
-#: train(spec, subject=None, again=False) -> Trace, as `harness.runs.Runs.train`.
+#: train(spec, subject=None, again=False) -> Trace, as `harness.runs.cache.Runs.train`.
 Train = Callable[..., Trace]
 
 OF_ONE: dict[str, Callable[[Trace], Verdict]] = {

@@ -21,7 +21,7 @@ Your own: a Python file with a list `MUTANTS`, for `peft-harness mutants --modul
     ]
 """
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import nothing, replace
-from harness.mutants.register import Mutant
 
 __all__ = ["Mutant", "nothing", "replace"]

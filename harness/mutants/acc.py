@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import HANDLER, TRAINER, nothing, replace
-from harness.mutants.register import Mutant
 
 
 def divided_by_the_window(original, trainer, *args, **options):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import ACCELERATOR, ARGUMENTS, TUNER, nothing, replace
-from harness.mutants.register import Mutant
 
 
 def without_autocast(original, accelerator, *args, **options):

@@ -6,8 +6,8 @@ import os
 
 import torch
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import COPY, LINEAR, LLAMA, LORA, PEFT, TRAINER, TUNER, nothing, replace
-from harness.mutants.register import Mutant
 
 
 def alpha_alone(original, layer, name, r, lora_alpha, *args, **options):

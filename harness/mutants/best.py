@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import PEFT, TRAINER, nothing, replace
-from harness.mutants.register import Mutant
 
 
 def upside_down(original, trainer, *args, **options):

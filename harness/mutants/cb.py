@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import HANDLER, TRAINER, nothing, replace
-from harness.mutants.register import Mutant
 
 EARLY_STOPPING = "transformers.trainer_callback:EarlyStoppingCallback"
 

@@ -1,7 +1,7 @@
 """A forked process that runs some cases, mutated or not, and writes down how each ended.
 
 The parent has imported upstream and collected the suites, and never trains: a process that has cannot be forked
-(`harness.zygote`). Ranks are forked from a fork of this one, so that what was put into it is in each of them.
+(`harness.processes.fork_server`). Ranks are forked from a fork of this one, so that what was put into it is in each of them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 import pytest
 
 from harness.mutants.digest import digest
-from harness.report import Case
 from harness.trace import Trace
+from harness.verdict import Case
 
 RECORD, OUTPUT = "record.jsonl", "output.txt"
 
@@ -142,11 +142,12 @@ def play(directory: Path, work: Callable[[Writer], Any]) -> NoReturn:
 
 def run(items: list[pytest.Item], write: Writer) -> None:
     """Run collected tests as pytest does, and write down what each judged."""
-    from harness import ranks, runs
-    from harness.plugin import judged
+    from harness.processes import ranks
+    from harness.runs import cache
+    from harness.session.plugin import judged
 
     ranks.prepare(pristine=True)
-    runs.listeners.append(write.trained)
+    cache.listeners.append(write.trained)
     for item, following in zip(items, [*items[1:], None], strict=True):
         cases = judged(item.config)
         before = len(cases)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import COPY, PEFT, TRAINER, nothing, replace
-from harness.mutants.register import Mutant
 
 
 def then(act):

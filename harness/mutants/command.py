@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.errors import UsageError
-from harness.mutants import register, show
+from harness.mutants import catalogue, show
 from harness.mutants.judge import Outcome
-from harness.mutants.session import measure
+from harness.mutants.matrix import measure
 
 
 def mutants(globs: Sequence[str], module: Path | None, json: Path | None, html: Path | None) -> int:
@@ -23,8 +23,8 @@ def mutants(globs: Sequence[str], module: Path | None, json: Path | None, html: 
     for file in (json, html):
         if file is not None and (file.is_dir() or not file.resolve().parent.is_dir()):
             raise UsageError(f"{file}: name a file in a directory that exists")
-    available = register.load(module) if module is not None else register.mutants()
-    chosen = register.select(available, globs)
+    available = catalogue.load(module) if module is not None else catalogue.mutants()
+    chosen = catalogue.select(available, globs)
     runnable = [one for one in chosen if one.device == "cpu"]
     console = Console(soft_wrap=False, width=None if sys.stdout.isatty() else 150)
     for one in chosen:

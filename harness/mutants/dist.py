@@ -6,8 +6,8 @@ import os
 
 import torch
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import ACCELERATOR, ARGUMENTS, TRAINER, nothing, replace
-from harness.mutants.register import Mutant
 
 DDP = "torch.nn.parallel:DistributedDataParallel"
 

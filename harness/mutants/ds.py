@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import TRAINER, nothing, replace, twice
-from harness.mutants.register import Mutant
 
 ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import COPY, Fault, nothing, replace, twice
-from harness.mutants.register import Mutant
 
 SAVING = "peft.utils.save_and_load"
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from harness.mutants.digest import digest
-from harness.runs import Runs
-from harness.scenarios import LAUNCHES, PLAIN, SAVING, SCENARIOS, by_route, continued
+from harness.runs.cache import Runs
+from harness.runs.scenarios import LAUNCHES, PLAIN, SAVING, SCENARIOS, by_route, continued
 from harness.spec import RunSpec
 
 #: Chapters whose mutants are put to the test on several processes too.

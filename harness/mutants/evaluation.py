@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import TRAINER, replace
-from harness.mutants.register import Mutant
 
 STEP, LOOP = (TRAINER, "prediction_step"), (TRAINER, "evaluation_loop")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import COPY, TRAINER, TUNER, replace
-from harness.mutants.register import Mutant
 
 
 def drifting(original, trainer, *args, **options):

@@ -7,9 +7,9 @@ import time
 
 import torch
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.dist import rank
 from harness.mutants.patch import ACCELERATOR, ARGUMENTS, LLAMA, TRAINER, nothing, replace
-from harness.mutants.register import Mutant
 
 
 def as_ddp(original, accelerator, *args, **options):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import ARGUMENTS, LLAMA, PEFT, nothing, replace
-from harness.mutants.register import Mutant
 
 
 def writing_a_card(original, model, directory, **options):

@@ -6,12 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.child import Record
-from harness.mutants.register import Mutant
-from harness.report import Case
-from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS
+from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS, Case
 
-#: How a law says that a run is no evidence, as it ended with an error (`harness.laws.runs.incomplete`).
+#: How a law says that a run is no evidence, as it ended with an error (`harness.laws.completion.incomplete`).
 _ERROR = re.compile(r"(\([^)]*\) )?the (uninterrupted )?run ended with ")
 
 #: What a law expects of a run that must end with an error: there the error's words are what is judged.
@@ -36,8 +35,9 @@ class Seen:
 class Outcome:
     """What became of a mutant. fate: how its process ended before all cases had, "" where it did not.
 
-    usual: check of `harness.mutants.usual` -> whether it would have caught it. equivalent: whether every run of its cells
-    and of the scenario table was bit-equal; None where that was not asked. differs: runs that were not.
+    - usual: check of `harness.mutants.usual_checks` -> whether it would have caught the mutant.
+    - equivalent: whether every run of its cells and of the scenario table was bit-equal; None if that was not asked.
+    - differs: runs that were not bit-equal.
     """
 
     mutant: Mutant

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import ARGUMENTS, TRAINER, replace
-from harness.mutants.register import Mutant
 
 
 def with_beta(original, arguments):

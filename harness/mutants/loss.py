@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import ACCELERATOR, TRAINER, replace
-from harness.mutants.register import Mutant
 
 SMOOTHER = "transformers.trainer_pt_utils:LabelSmoother"
 

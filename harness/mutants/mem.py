@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import TRAINER, nothing, replace
-from harness.mutants.register import Mutant
 
 #: What a fault below holds on to.
 KEPT: list[Any] = []

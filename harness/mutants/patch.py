@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from harness.paths import make_importable
-
 #: Owners that many faults are put into.
 TRAINER = "transformers.trainer:Trainer"
 ACCELERATOR = "accelerate:Accelerator"
@@ -53,8 +51,7 @@ def replace(owner: str, name: str, fault: Callable[..., Any]) -> Fault:
 
 
 def _put(owner: str, name: str, fault: Callable[..., Any], monkeypatch: Any) -> None:
-    make_importable()
-    from fixtures.models import load_object
+    from harness.fixtures.models import load_object
 
     target = load_object(owner) if ":" in owner else importlib.import_module(owner)
     original = getattr(target, name)
@@ -66,8 +63,8 @@ def _put(owner: str, name: str, fault: Callable[..., Any], monkeypatch: Any) -> 
 
 def build_anew(monkeypatch: Any) -> None:
     """Under a fault no model is a copy of one that was built without it, nor afterwards of one that was built with it."""
-    from fixtures import models
-    from fixtures.prototypes import Prototypes
+    from harness.fixtures import models
+    from harness.fixtures.prototypes import Prototypes
 
     monkeypatch.setattr(models, "_PROTOTYPES", Prototypes())
 

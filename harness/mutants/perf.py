@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import TRAINER, replace, twice
-from harness.mutants.register import Mutant
 
 _KEPT: list[Any] = []
 

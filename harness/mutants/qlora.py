@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from harness.mutants.api import without_scaling
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import nothing, replace
-from harness.mutants.register import Mutant
 
 PREPARE = ("peft", "prepare_model_for_kbit_training")
 

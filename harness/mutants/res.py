@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import PEFT, TRAINER, Fault, nothing, replace
-from harness.mutants.register import Mutant
 
 
 def late(original, trainer, *args, **options):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from harness.mutants.api import drawing
+from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import TRAINER, nothing, replace
-from harness.mutants.register import Mutant
 
 
 def drawing_with_workers(original, trainer):

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from harness import contract, environment
 from harness.files import write_whole
-from harness.mutants import usual
+from harness.mutants import usual_checks
 from harness.mutants.judge import CHANGED, ERROR, HELD, KILLED, UNDECIDED, Outcome
-from harness.mutants.session import Matrix
+from harness.mutants.matrix import Matrix
 
 SCHEMA_VERSION = 1
 
@@ -69,7 +69,7 @@ def comparison(matrix: Matrix) -> Table:
     for name in ("caught", "missed"):
         table.add_column(name, justify="right")
     table.add_row("the clauses", *_row(counted, lambda one: one.status == "killed"))
-    for name in usual.CHECKS:
+    for name in usual_checks.CHECKS:
         table.add_row(name, *_row(counted, lambda one, name=name: one.usual.get(name, False)))
     return table
 
@@ -106,7 +106,7 @@ def to_json(matrix: Matrix) -> dict[str, Any]:
         "workers": matrix.workers,
         "cases": matrix.cases,
         "unfit": [{"clause": case.clause, "scenario": case.scenario} for case in matrix.unfit],
-        "usual": list(usual.CHECKS),
+        "usual": list(usual_checks.CHECKS),
         "mutants": [
             {
                 "name": one.mutant.name,

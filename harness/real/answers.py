@@ -38,7 +38,7 @@ def answer(spec: ModelSpec, adapter: Path | None, tokenizer: Any, asked: Sequenc
     """
     import torch
 
-    from fixtures import models
+    from harness.fixtures import models
 
     model: Any = models.build(spec)
     if adapter is not None:

@@ -63,7 +63,7 @@ def train(
     """
     from rich.console import Console
 
-    from harness.warm import warm
+    from harness.processes.imports import import_upstream
 
     names = _subjects(subject)
     _require(steps >= 2, f"--steps {steps}: at least 2, to resume from the middle")
@@ -83,7 +83,7 @@ def train(
 
     threads = threads or _cores()
     with console.status("importing torch, transformers and peft"):
-        warm(threads=threads)
+        import_upstream(threads=threads)
     from harness import subjects
     from harness.spec import LaunchSpec
 
@@ -109,7 +109,7 @@ def train(
     for one in judged:
         reason = one.unsupported(spec)
         _require(reason is None, f"subject {one.name!r} does not train this: {reason}")
-    from harness.real.session import Session
+    from harness.real.comparison import Session
 
     return Session(console, spec, rows, tokenizer, judged, target).go()
 
@@ -134,7 +134,7 @@ def _cores() -> int:
 def _smollm2(console: Console) -> Path:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from fixtures import smollm2
+    from harness.fixtures import smollm2
     from harness.real.progress import kept_quiet
 
     if smollm2.cached() is not None:

@@ -86,7 +86,7 @@ def rows(data: str | Path | None, tokenizer: Any, length: int, at_most: int) -> 
     UsageError where a row is malformed, and where none leaves room for an answer in `length` tokens.
     """
     if data is None:
-        from fixtures import docstrings
+        from harness.fixtures import docstrings
 
         source = "docstrings of the standard library"
         read = instructions.from_pairs([p for p in docstrings.questions() if p[0] != HELD_OUT[0]], tokenizer)

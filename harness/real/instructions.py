@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fixtures.data import IGNORED, read_jsonl
 from harness.errors import UsageError
+from harness.fixtures.data import IGNORED, read_jsonl
 
 #: What a row of a user's file may hold, each with strings but `messages`, which is a list of {"role", "content"}.
 FORMATS = (("question", "answer"), ("prompt", "completion"), ("messages",), ("text",))

@@ -29,7 +29,7 @@ _SHOWN = 12
 
 
 class Watch:
-    """Shows runs while they train, told by `harness.observe.listeners`.
+    """Shows runs while they train, told by `harness.subjects.observer.listeners`.
 
     console: where. runs: label -> optimizer steps, in order of training. One bar each, and one for all together.
     """
@@ -66,7 +66,7 @@ class Watch:
     @contextlib.contextmanager
     def run(self, label: str) -> Iterator[None]:
         """Take what is observed in this block for the run of that label."""
-        from harness.observe import listeners
+        from harness.subjects.observer import listeners
 
         self._label = label
         self._progress.start_task(self._tasks[label])

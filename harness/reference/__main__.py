@@ -1,8 +1,5 @@
 import sys
 
-from harness.paths import make_importable
-
-make_importable()
-from harness.subjects.reference import main  # noqa: E402
+from harness.subjects.reference import main
 
 sys.exit(main())

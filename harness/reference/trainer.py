@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.reference import checkpoint, data
+from harness.reference import batches, checkpoint
 from harness.reference.lora import AdapterModel, checkpoint_activations
 from harness.reference.loss import count_tokens, smoothed_loss
 from harness.reference.optimizer import make_optimizer, make_schedule
@@ -60,7 +60,7 @@ class ReferenceTrainer:
     def train(self, resume: Path | None = None) -> TrainOutput:
         """Train to the end, from the start or from a checkpoint; CheckpointError if that one is not complete."""
         args, state, batch = self.args, self.state, self.args.per_device_train_batch_size
-        self.batches = len(data.batches(range(len(self.rows)), batch, args.dataloader_drop_last))
+        self.batches = len(batches.batches(range(len(self.rows)), batch, args.dataloader_drop_last))
         steps = max(1, math.ceil(self.batches / args.gradient_accumulation_steps))
         total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
         epochs = math.ceil(total / steps if args.max_steps > 0 else args.num_train_epochs)
@@ -102,9 +102,9 @@ class ReferenceTrainer:
     def run_epoch(self, epoch: int, skip: int, resume: Path | None) -> None:
         """One pass over the rows without its first `skip` steps; resume: where to take the random state from."""
         args, done = self.args, skip * self.args.gradient_accumulation_steps
-        order = data.shuffled(len(self.rows), epoch + (args.seed if args.data_seed is None else args.data_seed))
-        indices = data.batches(order, args.per_device_train_batch_size, args.dataloader_drop_last)[done:]
-        loader = data.load(self.rows, indices, self.device)
+        order = batches.shuffled(len(self.rows), epoch + (args.seed if args.data_seed is None else args.data_seed))
+        indices = batches.batches(order, args.per_device_train_batch_size, args.dataloader_drop_last)[done:]
+        loader = batches.load(self.rows, indices, self.device)
         # Starting to load draws; a state that was saved in the middle of an epoch is younger than that.
         if resume and not skip:
             checkpoint.load_random(resume)
@@ -129,7 +129,7 @@ class ReferenceTrainer:
         self.callback("epoch_end", self)
         self.log_evaluate_save()
 
-    def loss(self, batch: data.Batch, tokens: torch.Tensor) -> torch.Tensor:
+    def loss(self, batch: batches.Batch, tokens: torch.Tensor) -> torch.Tensor:
         """The 0-d loss of a batch, divided by `tokens`; with label smoothing the model does not see the labels."""
         if not self.args.label_smoothing_factor:
             return self.model(**batch, num_items_in_batch=tokens)["loss"]
@@ -137,7 +137,7 @@ class ReferenceTrainer:
         logits = self.model(**inputs, num_items_in_batch=tokens)["logits"]
         return smoothed_loss(logits, batch["labels"], tokens, self.args.label_smoothing_factor)
 
-    def accumulate(self, batch: data.Batch, tokens: torch.Tensor) -> None:
+    def accumulate(self, batch: batches.Batch, tokens: torch.Tensor) -> None:
         """Add the gradient and the loss of a micro-batch to those of its window."""
         self.model.train()
         loss = self.loss(batch, tokens)
@@ -195,8 +195,8 @@ class ReferenceTrainer:
         """Set metrics. eval_loss: the mean over tokens of each batch, weighted by its rows (not by its tokens)."""
         rows, size, started, losses = self.eval_rows, self.args.per_device_eval_batch_size, time.time(), []
         self.model.eval()
-        indices = data.batches(range(len(rows)), size, self.args.dataloader_drop_last)
-        for batch in data.load(rows, indices, self.device):
+        indices = batches.batches(range(len(rows)), size, self.args.dataloader_drop_last)
+        for batch in batches.load(rows, indices, self.device):
             losses.append(self.loss(batch, count_tokens([batch])).repeat(len(batch["labels"])).cpu().numpy())
             self.callback("prediction_step", self)
         every = np.concatenate(losses) if losses else np.empty(0)  # drop_last drops the only batch here, too

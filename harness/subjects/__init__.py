@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from harness.errors import UsageError
-from harness.paths import make_importable
 from harness.spec import RunSpec
 from harness.trace import Trace
 
@@ -38,7 +37,6 @@ class Subject(Protocol):
 
 def load(name: str) -> Subject:
     """The subject of that name. Raises UsageError for an unknown one, and for a factory that makes none."""
-    make_importable()
     if name == "hf-trainer":
         from harness.subjects.hf_trainer import HFTrainer
 
@@ -49,7 +47,7 @@ def load(name: str) -> Subject:
         return Reference()
     if ":" not in name:
         raise UsageError(f"unknown subject {name!r}; known are {', '.join(NAMES)}, or name your own as module:factory")
-    from fixtures.models import load_object
+    from harness.fixtures.models import load_object
 
     subject = load_object(name)()
     if not isinstance(subject, Subject):

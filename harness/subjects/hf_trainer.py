@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fixtures import data, loaded, models
-from harness import compat, launch
+from harness import compat
 from harness.environment import version
 from harness.errors import UsageError
-from harness.observe import Observer
+from harness.fixtures import data, loaded, models
 from harness.spec import ADD, GET, AdapterSpec, RunSpec
+from harness.subjects import launch_arguments
+from harness.subjects.observer import Observer
 from harness.trace import Trace
 
 if TYPE_CHECKING:
@@ -169,10 +170,10 @@ class HFTrainer:
         optimizer = str(spec.arguments.get("optim", ""))
         if optimizer.endswith(("_8bit", "_32bit")) and "torch" not in optimizer and version("bitsandbytes") is None:
             return f"optimizer {optimizer!r} needs bitsandbytes, which is not installed"
-        if (reason := launch.unsupported(spec.launch)) is not None:
+        if (reason := launch_arguments.unsupported(spec.launch)) is not None:
             return reason
         try:
-            compat.training_arguments({**launch.arguments(spec.launch), **spec.arguments})
+            compat.training_arguments({**launch_arguments.arguments(spec.launch), **spec.arguments})
         except LookupError as missing:
             return str(missing)
         field = compat.missing_adapter_field(spec.adapter.peft_type, spec.adapter.config)
@@ -184,7 +185,7 @@ class HFTrainer:
 
         compat.forget_precision()
         values = {
-            **launch.arguments(spec.launch),
+            **launch_arguments.arguments(spec.launch),
             **spec.arguments,
             "output_dir": str(directory),
             "use_cpu": spec.launch.device == "cpu",
@@ -226,11 +227,16 @@ class HFTrainer:
         return trainer
 
     def train(self, spec: RunSpec, directory: Path, model: torch.nn.Module | None = None) -> Trace:
-        """See `Subject.train`. model: trained instead of the one that the spec describes, adapters injected."""
-        return launch.train(self, spec, directory) if spec.launch.several else self.train_here(spec, directory, model)
+        """Train in this process, which is the only one or one of the spec's ranks; see `Subject.train`.
 
-    def train_here(self, spec: RunSpec, directory: Path, model: torch.nn.Module | None = None) -> Trace:
-        """Train in this process, which is the only one or one of the spec's ranks."""
+        model: trained instead of the one that the spec describes. Its adapters are injected already.
+        """
+        if spec.launch.several and "RANK" not in os.environ:
+            raise UsageError(
+                "a run of several ranks is started by harness.processes.launch.train(subject, spec, directory)"
+            )
+        if spec.launch.several and self.in_each_rank is not None:
+            self.in_each_rank()
         train_rows, eval_rows = data.rows(spec.data)
         observer = Observer(spec, self.name, [*train_rows, *eval_rows], directory)
         error: Exception | None = None

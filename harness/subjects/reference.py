@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
-from fixtures import data, models
 from harness import compat
 from harness.errors import UsageError
-from harness.observe import Observer
+from harness.fixtures import data, models
 from harness.spec import ADD, RunSpec
 from harness.subjects.hf_trainer import record_output, record_state, recorded_warnings
+from harness.subjects.observer import Observer
 from harness.trace import Trace
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ LORA_DEFAULTS = {"bias": "none", "fan_in_fan_out": False, "inference_mode": Fals
 
 
 #: Base models that are Llamas with the usual loss. `refusal` takes any directory with weights for one.
-KNOWN = ("llama", "llama-tied", "fixtures.on_device:llama")
+KNOWN = ("llama", "llama-tied", "harness.fixtures.on_device:llama")
 
 
 def arguments(given: Mapping[str, Any]) -> Arguments:

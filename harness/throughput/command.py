@@ -15,8 +15,7 @@ from harness import subjects
 from harness.environment import check_device, describe, gpus
 from harness.errors import UsageError
 from harness.files import write_whole
-from harness.launch import STRATEGIES
-from harness.paths import make_importable
+from harness.subjects.launch_arguments import STRATEGIES
 from harness.throughput import rates as error_rates
 from harness.throughput import scaling as spreading
 from harness.throughput import show
@@ -32,7 +31,6 @@ def speed(
 ) -> int:
     """Measure and tell. Returns 0, or 1 where a yardstick does not compute what the Trainer computes."""
     _check(device, json, plot)
-    make_importable()
     subjects.load(subject)
     wanted = chosen(shapes, device)
     with _progress() as told:
@@ -66,7 +64,6 @@ def scaling(
     _check(device, json, plot)
     if device == "cuda" and len(gpus()) < count:
         raise UsageError(f"--ranks {count}: there are {len(gpus())} GPUs")
-    make_importable()
     subjects.load(subject)
     wanted = chosen(shapes, device)
     with _progress() as told:
@@ -89,7 +86,6 @@ def rates(device: str, shapes: list[str], seconds: float | None, json: Path | No
             "speed --rates: scipy is not installed, whose Mann-Whitney test it compares with; pip install scipy"
         )
     _check(device, json, plot)
-    make_importable()
     (shape,) = chosen(shapes[:1], device)
     seconds = seconds or SECONDS
     margin, budget = error_rates.GOAL[device], error_rates.trial_seconds(seconds)

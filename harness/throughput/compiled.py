@@ -216,14 +216,16 @@ class Steps:
 
     def _windows(self) -> Iterator[list[tuple[torch.Tensor, ...]]]:
         """Whole windows of whole batches, epoch after epoch in the reference's order; each batch with its window's tokens."""
-        from harness.reference import data
+        from harness.reference import batches
         from harness.reference.loss import count_tokens
 
         trainer, args = self.trainer, self.args
         for epoch in itertools.count():
-            order = data.shuffled(len(trainer.rows), epoch + (args.seed if args.data_seed is None else args.data_seed))
-            indices = data.batches(order, args.per_device_train_batch_size, drop_last=True)
-            loader = data.load(trainer.rows, indices, trainer.device)
+            order = batches.shuffled(
+                len(trainer.rows), epoch + (args.seed if args.data_seed is None else args.data_seed)
+            )
+            indices = batches.batches(order, args.per_device_train_batch_size, drop_last=True)
+            loader = batches.load(trainer.rows, indices, trainer.device)
             while len(window := list(itertools.islice(loader, args.gradient_accumulation_steps))):
                 if len(window) < args.gradient_accumulation_steps:
                     break

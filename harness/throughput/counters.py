@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import memory
 from harness.spec import RunSpec
 from harness.subjects import Subject
+from harness.throughput import memory_probe
 from harness.throughput.stepping import train
 
 #: What is counted, in the order of reports, with its unit.
@@ -278,7 +278,7 @@ def _memory(subject: Subject, spec: RunSpec, directory: Path) -> dict[str, list[
     def mark(number: int, log: Any) -> None:
         # Tensors in cycles wait for the collector, whose time is its own: what is held is what is left after it.
         gc.collect()
-        with record_function(memory.BEGIN if number == 1 else memory.STEP):
+        with record_function(memory_probe.BEGIN if number == 1 else memory_probe.STEP):
             if cuda:
                 torch.cuda.synchronize()
                 held.append(torch.cuda.memory_allocated() - before)
@@ -298,7 +298,7 @@ def _memory(subject: Subject, spec: RunSpec, directory: Path) -> dict[str, list[
     if cuda:
         values = {"held_bytes": held[1:], "peak_bytes": peaks[1:], **launched(events)}
     else:
-        values = dict(zip(("held_bytes", "peak_bytes"), memory.read(events), strict=True))
+        values = dict(zip(("held_bytes", "peak_bytes"), memory_probe.read(events), strict=True))
     return {name: each[counted] for name, each in values.items()}
 
 
@@ -310,7 +310,7 @@ def launched(events: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
     marks = sorted(
         (event["ts"], event["ts"] + event["dur"])
         for event in events
-        if event.get("name") in (memory.BEGIN, memory.STEP) and event.get("cat") == "user_annotation"
+        if event.get("name") in (memory_probe.BEGIN, memory_probe.STEP) and event.get("cat") == "user_annotation"
     )
     counts: dict[str, list[int]] = {name: [0] * (len(marks) - 1) for name in RUNTIME}
     for event in events:

@@ -18,15 +18,17 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from harness import launch, ranks, subjects
+from harness import subjects
 from harness.environment import describe
 from harness.errors import UsageError
+from harness.processes import launch
+from harness.processes.group import RanksFailed
 from harness.spec import RunSpec
 from harness.throughput.counters import dispatched
-from harness.throughput.marks import Marks
 from harness.throughput.pairs import Entrant, Runner, standing
 from harness.throughput.shapes import Shape
 from harness.throughput.speed import SCHEMA_VERSION, number
+from harness.throughput.step_times import Marks
 from harness.throughput.stepping import train
 from harness.throughput.worker import COUNTED, FIRST
 
@@ -156,7 +158,7 @@ def _spread(subject: str, spec: RunSpec) -> Spread:
         directory = Path(name)
         try:
             launch.run(functools.partial(_rank, subject, spec, directory), asked, directory / "ranks")
-        except ranks.RanksFailed as failed:
+        except RanksFailed as failed:
             result.refused = str(failed)
             return result
         told = [json.loads(_file(directory, rank).read_text()) for rank in range(asked.ranks)]

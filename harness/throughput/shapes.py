@@ -60,7 +60,9 @@ class Shape:
     def spec(self, device: str) -> RunSpec:
         """The run, without end. Its loss is logged every twelve steps: the first time before anything is timed."""
         # Large models are drawn where they are trained: on a CPU that takes a minute.
-        family = "fixtures.on_device:llama" if device == "cuda" and self.size in ("1b", "long", "7b") else "llama"
+        family = (
+            "harness.fixtures.on_device:llama" if device == "cuda" and self.size in ("1b", "long", "7b") else "llama"
+        )
         model = {"family": family, "config": CONFIGS[self.size], "dtype": self.dtype, "quantization": self.quantization}
         spec = RunSpec().but(
             model=model,

@@ -27,9 +27,9 @@ from typing import Any, TextIO
 
 from harness import subjects
 from harness.errors import UsageError
+from harness.processes.imports import import_upstream
 from harness.spec import RunSpec
-from harness.throughput.marks import Marks
-from harness.warm import warm
+from harness.throughput.step_times import Marks
 
 #: Set in the environment of a process that has begun anew (`fix_layout`).
 LAID_OUT = "PEFT_HARNESS_LAID_OUT"
@@ -172,7 +172,7 @@ def main(subject: str, preloads: list[str]) -> None:
     spec = RunSpec.from_json(task["spec"])
     clock = Clock(spec.launch.device, answers, task["cost"])
     try:
-        warm(preloads, threads=spec.launch.threads)
+        import_upstream(preloads, threads=spec.launch.threads)
         # Not before: in another stack's environment only the harness is on the path, and `warm` puts fixtures there.
         from harness.throughput.stepping import train
 

@@ -18,7 +18,7 @@ class _Finder:
     """Finds harness.mutants.preload.NAME for the name of each mutant; names have hyphens, files would not."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
-        from harness.mutants.register import mutants
+        from harness.mutants.catalogue import mutants
 
         parent, _, mutant = name.rpartition(".")
         if parent != __name__ or mutant not in mutants():
@@ -31,7 +31,7 @@ class _Loader(importlib.abc.Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        from harness.mutants.register import mutants
+        from harness.mutants.catalogue import mutants
 
         mutants()[module.__name__.rpartition(".")[2]].apply()
 

@@ -1,0 +1,29 @@
+"""What a gate, a check or a soak judges: subject, device, clauses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Who is judged, on what, and by which clauses.
+
+    - subject: "hf-trainer", "reference" or "module:factory".
+    - device: "cpu" or "cuda".
+    - clauses: globs; empty for all clauses.
+    - preloads: modules that are imported before upstream is used.
+    """
+
+    subject: str = "hf-trainer"
+    device: str = "cpu"
+    clauses: tuple[str, ...] = ()
+    preloads: tuple[str, ...] = ()
+
+    def options(self) -> list[str]:
+        """These as options of `pytest suites/`."""
+        words = ["--subject", self.subject, "--device", self.device]
+        for name, values in (("--clause", self.clauses), ("--preload", self.preloads)):
+            for value in values:
+                words += [name, value]
+        return words

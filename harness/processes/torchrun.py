@@ -1,0 +1,95 @@
+"""Groups of ranks started by torchrun, as a user's are: each is a new process that imports upstream anew.
+
+`python -m harness.processes.torchrun agent OWNER N FILE` is torchrun itself. It ends when its owner ends. Each of its N
+workers is `python -m harness.processes.torchrun rank FILE`. FILE is a pickled (`harness.processes.group.Group`, preloads).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from harness.processes.group import Ended, Group, environment, error_file, show_stacks
+from harness.processes.rank import die_with_parent, play, wait_for_the_others
+
+#: Seconds that ranks may take to import upstream, beside the limit of their group.
+_START = 120.0
+
+_TICK = 0.05
+
+
+def start(group: Group, preloads: tuple[str, ...]) -> Ended:
+    """Run a group by torchrun to its end; see `harness.processes.ranks.run`."""
+    file = group.directory / "group.pickle"
+    file.write_bytes(pickle.dumps((group, preloads)))
+    printed = group.directory / "torchrun.out"
+    with printed.open("wb") as output:
+        agent = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "harness.processes.torchrun",
+                "agent",
+                str(os.getpid()),
+                str(group.world_size),
+                str(file),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+            start_new_session=True,
+        )
+    until = time.monotonic() + _START + group.limit
+    try:
+        while agent.poll() is None:
+            if time.monotonic() > until:
+                show_stacks(group, dict(enumerate(_ranks(group))))
+                return Ended({}, late=True)
+            time.sleep(_TICK)
+    finally:
+        # Ctrl-C gets here too. The agent's death is the ranks' (`die_with_parent`).
+        if agent.poll() is None:
+            agent.kill()
+            agent.wait()
+    told = any(error_file(group.directory, rank).is_file() for rank in range(group.world_size))
+    if agent.returncode and not told:
+        words = "\n  ".join(printed.read_text(errors="replace").splitlines()[-12:])
+        return Ended({}, error=f"torchrun ended with exit status {agent.returncode}:\n  {words}")
+    return Ended(dict.fromkeys(range(group.world_size), 0))
+
+
+def _ranks(group: Group) -> list[int]:
+    files = [group.directory / f"rank-{rank}.pid" for rank in range(group.world_size)]
+    return [int(file.read_text()) for file in files if file.is_file()]
+
+
+def _agent(owner: int, world_size: str, file: str) -> None:
+    from torch.distributed.run import main
+
+    die_with_parent(owner)
+    main(["--standalone", "--nproc-per-node", world_size, "-m", "harness.processes.torchrun", "rank", file])
+
+
+def _rank(file: Path) -> None:
+    from harness.processes.imports import import_upstream
+
+    die_with_parent(os.getppid())
+    group, preloads = pickle.loads(file.read_bytes())
+    rank = int(os.environ["RANK"])
+    (group.directory / f"rank-{rank}.pid").write_text(str(os.getpid()))
+    # Before upstream is imported: OpenMP reads its variables once.
+    os.environ |= group.environment
+    # torchrun ends the others as soon as it sees that one has failed.
+    play(group, rank, connect=lambda: import_upstream(list(preloads)), failed=lambda: wait_for_the_others(group))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "agent":
+        _agent(int(sys.argv[2]), *sys.argv[3:])
+    else:
+        _rank(Path(sys.argv[2]))

@@ -1,0 +1,61 @@
+"""`peft-harness clauses`: the contract as a table, or some of its clauses in full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness import contract
+from harness.errors import UsageError
+from harness.register import entries
+from harness.register.entries import Entry
+
+
+def explain(ids: list[str]) -> None:
+    """Print all clauses as a table by chapter; or, for ids and globs, each clause in full. UsageError: no match."""
+    console = Console()
+    if not ids:
+        _list(console)
+        return
+    try:
+        chosen = contract.select(ids)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--clause ", "")) from None
+    register = entries.entries()
+    for clause in chosen.values():
+        console.print(Text(clause.id, style="bold"), Text(clause.statement))
+        facts = Table.grid(padding=(0, 0, 0, 2))
+        for _ in range(3):
+            facts.add_column(overflow="fold")
+        for name, text in _facts(register[clause.id]):
+            facts.add_row("", name, Text(text))
+        console.print(facts)
+
+
+def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
+    clause = entry.clause
+    yield "upstream", clause.source
+    yield "tier", f"{clause.tier}{''.join(', needs ' + one for one in clause.needs)}"
+    for test in entry.judged_by:
+        yield "judged by", f"suites/{test}"
+    for defect in entry.defects:
+        yield "fails", f"{defect.scenario} with {', '.join(defect.versions)}: {defect.reason}"
+        if defect.link:
+            yield "", defect.link
+    for release in entry.releases:
+        yield "broken in", f"{release.bad} (good in {'; '.join(release.good)}): {release.seen}"
+    for fault in entry.faults:
+        yield "fault", f"{fault['fault']} ({fault['test']})"
+
+
+def _list(console: Console) -> None:
+    for chapter in contract.chapters():
+        table = Table(box=None, show_header=False, title=f"{chapter.id}: {chapter.title}", title_justify="left")
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for clause in chapter.clauses:
+            table.add_row(clause.id, Text(clause.statement))
+        console.print(table)

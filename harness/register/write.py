@@ -1,0 +1,38 @@
+"""Write what the register keeps in files: the proofs that clauses can fail, and the contract as a page."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from harness import contract
+from harness.errors import UsageError
+from harness.paths import ROOT
+from harness.register.entries import PAGE, PROOFS, entries
+from harness.register.page import page
+
+_COLLECT = "import json, tests.proofs; print(json.dumps(tests.proofs.collect()))"
+
+
+def write() -> list[Path]:
+    """Write PROOFS and PAGE from clauses, suites, expectations and tests. UsageError outside a checkout."""
+    if not (ROOT / "tests" / "proofs.py").is_file():
+        raise UsageError("clauses --write is for a checkout: this installation has no tests/ to read the faults from")
+    done = subprocess.run([sys.executable, "-c", _COLLECT], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise UsageError(f"clauses --write: tests/ cannot be read ({done.stderr.strip().splitlines()[-1]})")
+    texts = current(json.loads(done.stdout))
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+    return list(texts)
+
+
+def current(proofs: dict[str, list[dict[str, str]]]) -> dict[Path, str]:
+    """What PROOFS and PAGE must hold, by path.
+
+    proofs: clause id -> the faults in tests/ under which its checks fail.
+    """
+    ordered = {id: proofs[id] for id in contract.clauses() if id in proofs}
+    return {PROOFS: json.dumps(ordered, indent=1) + "\n", PAGE: page(entries(ordered))}

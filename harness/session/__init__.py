@@ -1,0 +1,1 @@
+"""One pytest session of suites/: options, fixtures, verdicts, journal and report."""

@@ -1,0 +1,92 @@
+"""`peft-harness repro SPEC` for a run spec or a drawn case: train it, and judge it by every universal law; or live it."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from harness import subjects
+from harness.environment import check_device
+from harness.errors import UsageError
+from harness.laws.several import as_one, silent
+from harness.laws.universal import OF_MORE, laws_for
+from harness.processes.imports import import_upstream
+from harness.runs.cache import Runs
+from harness.runs.lifecycle import VERBS, Judged, Life, told
+from harness.spec import RunSpec, read_json
+from harness.subjects.hf_trainer import HFTrainer
+from harness.verdict import FAIL, NOT_COMPARABLE, Verdict
+
+
+def judge_spec(file: Path, subject_name: str, device: str | None) -> int:
+    """Print the run, or what is done in the life, and each verdict. Returns 0 where all hold, 1 otherwise.
+
+    UsageError where the file is no run spec or the subject does not train such a spec.
+    """
+    spec = RunSpec.load(file)
+    if device is not None:
+        spec = spec.on_device(device)
+    check_device(spec.launch.device)
+    import_upstream(threads=spec.launch.threads)
+    subject = subjects.load(subject_name)
+    reason = subject.unsupported(spec)
+    if reason is not None:
+        raise UsageError(f"{file}: subject {subject.name} does not train such a spec ({reason})")
+    body, console, holds = read_json(file), Console(), True
+    with tempfile.TemporaryDirectory() as directory:
+        runs = Runs(subject, Path(directory), spec.launch.device)
+        life = body.get("life")
+        for clause, verdict in _live(file, spec, life, runs, console) if life else _train(spec, runs, console):
+            holds &= verdict.outcome != FAIL
+            _print(console, clause, verdict)
+    return 0 if holds else 1
+
+
+def _train(spec: RunSpec, runs: Runs, console: Console) -> Iterator[Judged]:
+    trace = runs.train(spec)
+    steps = Table("step", "loss", "grad_norm", "learning rate", "rows", box=None)
+    for step in trace.steps:
+        loss, norm = trace.losses.get(step.number), trace.grad_norms.get(step.number)
+        rows = [batch.rows for batch in step.batches]
+        steps.add_row(str(step.number), f"{loss}", f"{norm}", f"{step.learning_rates[0]:.3g}", str(rows))
+    console.print(steps)
+    console.print(f"spec {spec.hash}, subject {runs.subject.name}: {trace.error or 'completed'}")
+    together = as_one(trace) if spec.launch.several else trace
+    for clause, law in laws_for(together).items():
+        if reason := silent(clause, spec):
+            console.print(f"{clause} not judged: {reason}", highlight=False)
+        else:
+            yield clause, law(together)
+    if spec.resume is None and not spec.launch.several:
+        for clause, compare in OF_MORE.items():
+            yield clause, compare(runs.train, spec)
+
+
+def _live(file: Path, spec: RunSpec, life: Any, runs: Runs, console: Console) -> Iterator[Judged]:
+    if not isinstance(runs.subject, HFTrainer):
+        raise UsageError(f"{file}: only a transformers.Trainer lives, not subject {runs.subject.name}")
+    if not (isinstance(life, list) and all(isinstance(act, dict) and act.get("do") in VERBS for act in life)):
+        raise UsageError(f'{file}, life: expected a list of objects with "do", one of {", ".join(VERBS)}')
+    lived = Life(runs.subject, spec, runs.directory("life"))
+    for act in life:
+        arguments = {name: value for name, value in act.items() if name != "do"}
+        try:
+            inspect.signature(VERBS[act["do"]][0]).bind(lived, **arguments)
+        except TypeError as error:
+            raise UsageError(f"{file}, life: {told(act)} cannot be done ({error})") from None
+        console.print(told(act), highlight=False)
+        yield from lived.do(act["do"], **arguments)
+
+
+def _print(console: Console, clause: str, verdict: Verdict) -> None:
+    if verdict.outcome == NOT_COMPARABLE:
+        return
+    console.print(f"{clause} {verdict.outcome}: {verdict.expected}", highlight=False)
+    for sentence in verdict.seen:
+        console.print(f"    {sentence}", highlight=False)

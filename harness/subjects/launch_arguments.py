@@ -1,0 +1,88 @@
+"""What a LaunchSpec means to the Trainer: the strategies there are, their TrainingArguments, and what cannot run here."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from harness import compat
+from harness.environment import gpus, version
+from harness.errors import UsageError
+from harness.spec import LaunchSpec
+
+#: Ways to spread a run, and what each spreads.
+STRATEGIES = {
+    "single": "nothing: one process",
+    "ddp": "the rows",
+    "fsdp1": "rows, parameters, gradients and optimizer state, in flat parameters",
+    "fsdp2": "rows, parameters, gradients and optimizer state, in DTensors",
+    "loaded": "rows and the base's parameters, in DTensors, as it is loaded: from_pretrained(distributed_config=...)",
+    "zero1": "rows and optimizer state",
+    "zero2": "rows, gradients and optimizer state",
+    "zero3": "rows, parameters, gradients and optimizer state, by DeepSpeed",
+}
+
+
+def unsupported(launch: LaunchSpec) -> str | None:
+    """Why ranks of this launch cannot be started here, None where they can. UsageError for an unknown strategy."""
+    if launch.strategy not in STRATEGIES:
+        raise UsageError(f"launch strategy {launch.strategy!r} is none of {', '.join(STRATEGIES)}")
+    if not launch.several:
+        return None if launch.ranks == 1 else f"strategy 'single' is one process, not {launch.ranks} ranks"
+    if launch.strategy.startswith("zero") and version("deepspeed") is None:
+        return "deepspeed is not installed (pip install 'peft-harness[deepspeed]')"
+    if launch.strategy == "loaded":
+        import torch
+
+        if (reason := compat.missing_sharded_loading()) is not None:
+            return reason
+        if launch.device == "cpu" and torch.cuda.is_available():
+            return "a base that is sharded as it is loaded goes to the GPU that torch finds"
+    if launch.strategy == "fsdp2" and (reason := compat.missing_fsdp2()) is not None:
+        return reason
+    if not hasattr(os, "fork"):
+        return "ranks need a system that has fork"
+    if launch.device == "cpu" and launch.strategy == "fsdp2" and launch.cpu_offload:
+        return "cpu_offload of FSDP2 pins memory, which takes a GPU"
+    if launch.device == "cuda" and (there := len(gpus())) < launch.ranks:
+        return f"{launch.ranks} ranks need {launch.ranks} GPUs, there are {there}"
+    return None
+
+
+def arguments(launch: LaunchSpec) -> dict[str, Any]:
+    """The TrainingArguments that a launch stands for."""
+    if launch.strategy in ("fsdp1", "fsdp2"):
+        config: dict[str, Any] = {"version": int(launch.strategy[-1])}
+        if launch.state_dict_type is not None:
+            config["state_dict_type"] = launch.state_dict_type
+        if launch.activation_checkpointing:
+            config["activation_checkpointing"] = True
+        if launch.cpu_offload:
+            config["cpu_offload"] = True
+        if launch.shimmed and launch.strategy == "fsdp1":
+            config["sync_module_states"] = False  # accelerate looks for a GPU to sync them on
+        return {"fsdp": True, "fsdp_config": {**config, **launch.options}}
+    if launch.strategy.startswith("zero"):
+        return {"deepspeed": _deepspeed(launch)}
+    return {}
+
+
+def _deepspeed(launch: LaunchSpec) -> dict[str, Any]:
+    stage = int(launch.strategy[-1])
+    zero: dict[str, Any] = {"stage": stage}
+    if launch.cpu_offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+        # By default parameters of less than 100,000 elements are not partitioned: every one of an adapter's.
+        zero["stage3_param_persistence_threshold"] = 0
+    return {
+        "zero_optimization": zero,
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        # The optimizer is the Trainer's, as under every other strategy.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        **launch.options,
+    }

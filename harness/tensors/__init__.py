@@ -1,0 +1,1 @@
+"""Names, shards and checksums of tensors."""

@@ -1,0 +1,185 @@
+"""Tensors of a model that is spread over ranks: what is where, and how to see them whole.
+
+Every function that puts tensors together is a collective: all ranks call it, in the same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from harness.tensors import names
+
+if TYPE_CHECKING:
+    import torch
+
+#: Classes of modules that spread or wrap others, as evidence of what was really done.
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "CheckpointWrapper", "DeepSpeedEngine")
+
+
+def evidence(wrapped: torch.nn.Module, adapter: str) -> dict[str, Any]:
+    """How a model is spread, on this rank.
+
+    wrapper: the class of the outermost module. units: path -> class of each module that wraps or shards another
+    (FSDPModule: one that fully_shard has made). kinds: canonical parameter name -> "DTensor", "FlatParameter" or
+    "Parameter". local: canonical parameter name -> its elements on this rank. dtypes: of the parameters.
+    flat: parameters that FSDP1 has put together. find_unused_parameters: of DDP, None for others.
+    """
+    units = {}
+    for raw, module in wrapped.named_modules():
+        path = names.canonical(f"{raw}.", adapter).removesuffix(".")
+        if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+            units[path] = "FSDPModule"
+        elif type(module).__name__ in _WRAPPERS:
+            units[path] = type(module).__name__
+    flat = sum(
+        getattr(module, "_flat_param", None) is not None
+        for module in wrapped.modules()
+        if type(module).__name__ == "FullyShardedDataParallel"
+    )
+    kinds, local, dtypes = {}, {}, {}
+    parameter: Any
+    for raw, parameter in _inner(wrapped).named_parameters():
+        name = names.canonical(raw, adapter)
+        sharded = hasattr(parameter, "to_local")
+        partition = getattr(parameter, "ds_tensor", None)  # ZeRO-3 leaves the parameter itself empty
+        kinds[name] = "DTensor" if sharded else "ZeRO" if partition is not None else _flat_or_not(raw)
+        here = parameter.to_local() if sharded else parameter if partition is None else partition
+        local[name] = here.numel()
+        dtypes[name] = str(parameter.dtype).removeprefix("torch.")
+    return {
+        "wrapper": type(wrapped).__name__,
+        "units": units,
+        "kinds": kinds,
+        "local": local,
+        "dtypes": dtypes,
+        "flat": flat,
+        "find_unused_parameters": getattr(wrapped, "find_unused_parameters", None),
+    }
+
+
+def _flat_or_not(raw: str) -> str:
+    # Below a unit of FSDP1, a parameter is a view of its part of the unit's FlatParameter.
+    return "FlatParameter" if "_fsdp_wrapped_module" in raw else "Parameter"
+
+
+def _inner(wrapped: torch.nn.Module) -> torch.nn.Module:
+    return wrapped if is_fsdp1(wrapped) else getattr(wrapped, "module", wrapped)
+
+
+def is_fsdp1(module: torch.nn.Module | None) -> bool:
+    return type(module).__name__ == "FullyShardedDataParallel"
+
+
+def whole_all(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`whole` of each of them, in one go: one message between the ranks instead of one for each tensor."""
+    sharded: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if hasattr(tensor, "full_tensor")}
+    if len({tensor.dtype for tensor in sharded.values()}) != 1 or not all(map(_by_rows, sharded.values())):
+        return {name: whole(tensor) for name, tensor in tensors.items()}
+    import torch
+
+    mesh = next(iter(sharded.values())).device_mesh
+    # Shards that wait on the CPU (cpu_offload) go where the ranks of the mesh talk: the CPU may have no backend.
+    local = [tensor.to_local().to(mesh.device_type).reshape(-1) for tensor in sharded.values()]
+    sizes = {
+        name: [_rows(tensor, rank) * _row(tensor) for rank in range(mesh.size())] for name, tensor in sharded.items()
+    }
+    # Rank 0 has the most rows of each; the messages of the others are filled up to its length.
+    longest = sum(counts[0] for counts in sizes.values())
+    message = torch.cat([*local, local[0].new_zeros(longest - sum(part.numel() for part in local))])
+    received = [torch.empty_like(message) for _ in range(mesh.size())]
+    torch.distributed.all_gather(received, message, group=mesh.get_group())
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in sharded}
+    for rank, one in enumerate(received):
+        start = 0
+        for name, counts in sizes.items():
+            parts[name].append(one[start : start + counts[rank]])
+            start += counts[rank]
+    return {
+        name: torch.cat(parts[name]).reshape(tensor.shape) if name in sharded else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _by_rows(tensor: Any) -> bool:
+    """Whether a DTensor is split along its first dimension over a mesh of one dimension, as fully_shard does."""
+    nested = hasattr(tensor.to_local(), "to_local")
+    return tensor.device_mesh.ndim == 1 and tensor.placements[0].is_shard(0) and not nested
+
+
+def _rows(tensor: Any, rank: int) -> int:
+    """How many rows of a DTensor split by rows lie on a rank: chunks of one size, the last ones shorter or empty."""
+    total = tensor.shape[0]
+    chunk = -(-total // tensor.device_mesh.size())
+    return max(0, min(chunk, total - rank * chunk))
+
+
+def _row(tensor: torch.Tensor) -> int:
+    return tensor.shape[1:].numel()
+
+
+def hides_gradients(wrapped: torch.nn.Module | None) -> bool:
+    """Whether gradients never are those of the model's parameters: DeepSpeed's engine moves them to buffers of its own."""
+    return type(wrapped).__name__ == "DeepSpeedEngine"
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, put together from all ranks' shards where it is a DTensor."""
+    # More than once: accelerate 1.14 resumes to DTensors of DTensors.
+    while hasattr(tensor, "full_tensor"):
+        mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+        tensor = tensor.to(mesh.device_type).full_tensor()  # type: ignore[attr-defined]
+    return tensor
+
+
+@contextlib.contextmanager
+def gathered(model: torch.nn.Module, wrapped: torch.nn.Module | None, with_grads: bool = False) -> Iterator[None]:
+    """Within the block, every parameter of the model is whole, save DTensors: for those there is `whole`.
+
+    wrapped: what the trainer calls in place of the model; None where that is the model itself. with_grads: gradients too.
+    """
+    if wrapped is not None and is_fsdp1(wrapped):
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        with FullyShardedDataParallel.summon_full_params(wrapped, writeback=False, with_grads=with_grads):
+            yield
+    elif any(hasattr(parameter, "ds_tensor") for parameter in model.parameters()):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(model.parameters())):
+            yield
+    else:
+        yield
+
+
+def state(model: torch.nn.Module, wrapped: torch.nn.Module | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Raw name and whole tensor of everything in state_dict()."""
+    with gathered(model, wrapped):
+        if wrapped is not None and is_fsdp1(wrapped):
+            # state_dict() of FSDP1 gathers and names by its own rules, and with one rank it fails.
+            for name, tensor in _held(model):
+                # A copy: the memory itself is given back at the end, which numpy would forbid.
+                yield name, tensor.detach().clone()
+        else:
+            state_dict = {name: tensor for name, tensor in model.state_dict().items() if hasattr(tensor, "dtype")}
+            yield from whole_all(state_dict).items()
+
+
+def _held(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and saved buffers of a model within FSDP1, which with one rank leaves plain tensors for parameters."""
+    import torch
+
+    for path, module in model.named_modules():
+        held = {
+            **vars(module),
+            **dict(module.named_parameters(recurse=False)),
+            **dict(module.named_buffers(recurse=False)),
+        }
+        for name, tensor in held.items():
+            if (
+                isinstance(tensor, torch.Tensor)
+                and not name.startswith("_")
+                and name not in module._non_persistent_buffers_set
+            ):
+                yield f"{path}.{name}", tensor
