@@ -33,7 +33,10 @@ def test_the_same_run_twice_is_the_same_run(spec, train, judge):
     DDP
     | {"sgd": spread(TOGETHER_SGD, "ddp"), "nf4": spread(TOGETHER_SGD.but(model={"quantization": "nf4"}), "ddp")}
     # Rows of equal lengths: how a mean over others is taken is DIST-10's. AdamW would make steps of gradients that are zero.
-    | {f"family/{name}": spread(spec_for(name).but(optim="sgd", learning_rate=0.1), "ddp") for name in models.FAMILIES}
+    | {
+        f"family/{name.removeprefix('harness.')}": spread(spec_for(name).but(optim="sgd", learning_rate=0.1), "ddp")
+        for name in models.FAMILIES
+    }
 )
 def test_ranks_together_train_as_one_process(spec, train, judge):
     judge(several.equals_single(train(spec), train(several.alone(spec))))

@@ -36,7 +36,8 @@ PACKED = [(f"llama{_NF4}", name) for name, method in METHODS.items() if method.p
 def table(route, pairs=(*PAIRS, *PACKED)):
     """Name -> a run of two steps with a checkpoint after each, for the pairs that a route takes."""
     return {
-        f"{family}/{method}" + (f"/{route}" if route == ADD else ""): saving(
+        # Scenario names are published; they leave out where the package lies.
+        family.removeprefix("harness.") + f"/{method}" + (f"/{route}" if route == ADD else ""): saving(
             spec_for(family.removesuffix(_NF4), method, route).but(
                 model={"quantization": "nf4"} if family.endswith(_NF4) else None,
                 max_steps=2,
