@@ -1,0 +1,8 @@
+"""Small helpers for sentences."""
+
+from __future__ import annotations
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: "1 case", "2 cases". plural: if it is not the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
