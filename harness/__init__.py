@@ -5,10 +5,11 @@ Importing this package imports neither torch nor transformers, so that the comma
 
 from pathlib import Path as _Path
 
+#: The only place where the version is written: pyproject.toml reads it from here.
 __version__ = "0.2.0"
 
-# `harness.suites` and `harness.fixtures` have one name each. In a wheel they lie inside this package. In a checkout they
-# lie beside it, and the checkout's own directory is searched for them too.
+# `harness.suites` and `harness.fixtures` have these names everywhere. In a wheel both folders are inside this package.
+# In a checkout they are beside it, so the checkout's directory is searched for them too.
 _here = _Path(__file__).resolve().parent
 if not (_here / "suites").is_dir() and (_here.parent / "suites" / "CONTRACT.md").is_file():
     __path__ = [*__path__, str(_here.parent)]
