@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -179,16 +180,14 @@ def made(requirements: list[str]) -> list[Environment]:
 
 @contextmanager
 def _alone(place: Path) -> Iterator[Path]:
-    """The directory of a gate, for this process alone."""
-    import fcntl
-
+    """Hold a gate's directory for this process alone. If the process dies, the kernel frees the lock."""
     place.mkdir(parents=True, exist_ok=True)
     (place.parent.parent / ".gitignore").write_text("*\n")
-    with (place / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"{place}: another gate of the same stacks is running here; wait for it") from None
+    try:
+        lock = FileLock(place / "lock").acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"{place}: another gate of the same stacks is running here; wait for it") from None
+    with lock:
         yield place.absolute()
 
 
