@@ -102,6 +102,7 @@ class Case:
     - reason, link: of a skip or of a known defect.
     - drawn: how many drawn runs the case judged; None for a case whose run was not drawn.
     - life: the actions of a drawn life (`harness.runs.lifecycle`).
+    - unsupported: whether it was skipped because the subject cannot run it on this machine and stack.
     """
 
     clause: str
@@ -117,3 +118,4 @@ class Case:
     seconds: float = 0.0
     drawn: int | None = None
     life: list[dict[str, Any]] | None = None
+    unsupported: bool = False

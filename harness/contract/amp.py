@@ -21,6 +21,7 @@ CHAPTER = Chapter(
             "AMP-03",
             "fp16=True on a CPU MUST be refused, warned of, or in effect, not silently a float32 run.",
             source="accelerate/accelerator.py:565-569 (Accelerator.__init__)",
+            device="cpu",
         ),
         Clause(
             "AMP-04",

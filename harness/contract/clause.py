@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.environment import satisfies
+
 
 @dataclass(frozen=True)
 class Clause:
@@ -12,7 +14,8 @@ class Clause:
     id: "FRZ-01". statement: in MUST wording, what holds on a stack without faults. source: where upstream documents or
     implements it ("transformers/trainer.py:1272"; lines as of transformers 5.23.0, peft 0.21.2, accelerate 1.15.0).
     tier: what it takes to judge it: "cpu", "mp" (several processes), "gpu", "mgpu". needs: requirements without which
-    it does not apply, such as "bitsandbytes" or "transformers>=5.0".
+    it does not apply, such as "bitsandbytes" or "transformers>=5.0". device: "cpu" if it says something about a machine
+    without a GPU only. option: the option of a session without which it is not judged, such as "--timed".
     """
 
     id: str
@@ -20,10 +23,23 @@ class Clause:
     source: str
     tier: str = "cpu"
     needs: tuple[str, ...] = ()
+    device: str = ""
+    option: str = ""
 
     @property
     def chapter(self) -> str:
         return self.id.partition("-")[0]
+
+    def lacks(self, device: str) -> str | None:
+        """Return what this clause declares to need and does not find on a device; None if it finds all.
+
+        An option counts as lacking: a case of a clause that was given its option is not skipped.
+        """
+        if self.tier in ("gpu", "mgpu") and device != "cuda":
+            return "a GPU"
+        if self.device and device != self.device:
+            return f"--device {self.device}"
+        return next((need for need in self.needs if not satisfies(need)), self.option or None)
 
 
 @dataclass(frozen=True)

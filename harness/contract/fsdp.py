@@ -90,6 +90,7 @@ CHAPTER = Chapter(
             source="accelerate/state.py:1010 (AcceleratorState.__init__)",
             tier="mp",
             needs=_NEEDS,
+            device="cpu",
         ),
         Clause(
             "FSDP-11",

@@ -28,6 +28,7 @@ CHAPTER = Chapter(
             "PERF-04",
             "A step MUST NOT take longer, in units of the reference's, than is recorded in the same environment.",
             source="transformers/trainer.py:1830-1950 (Trainer._run_epoch)",
+            option="--timed",
         ),
         Clause(
             "PERF-05",

@@ -11,7 +11,7 @@ import pytest
 from harness import contract
 from harness.runs.lifecycle import told
 from harness.session import report
-from harness.session.state import ClauseFailure, NotComparable, State
+from harness.session.state import ClauseFailure, NotComparable, State, Unsupported
 from harness.spec import changes
 from harness.verdict import FAIL, KNOWN_DEFECT, NOT_COMPARABLE, SKIPPED, UNEXPECTED_PASS, Case
 
@@ -27,7 +27,7 @@ def decide(state: State, case: Case, call: pytest.CallInfo[Any], outcome: pytest
     error = next(within, raised)
     if isinstance(error, pytest.skip.Exception):
         case.verdict = NOT_COMPARABLE if isinstance(error, NotComparable) else SKIPPED
-        case.reason = str(error)
+        case.reason, case.unsupported = str(error), isinstance(error, Unsupported)
         return
     if error is None or (isinstance(error, ClauseFailure) and error.clause != case.clause):
         if case.drawn == 0:

@@ -306,7 +306,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         report.write_json(Path(state.json), state.cases, environment.describe(state.device))
     # 5: nothing was left to be judged of a journal.
     if exitstatus in (0, 1, 5) and state.cases:
-        session.exitstatus = max(report.exit_code(state.cases), exitstatus % 5)
+        session.exitstatus = max(report.exit_code(state.cases, state.named), exitstatus % 5)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -339,4 +339,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         console = Console(
             file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 110), soft_wrap=True
         )
-        report.summary(console, state.cases, state.effort)
+        report.summary(console, state.cases, state.effort, state.named)

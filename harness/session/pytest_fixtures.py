@@ -14,7 +14,7 @@ from harness import subjects
 from harness.processes import gpu_locks
 from harness.runs import drawn
 from harness.runs.cache import Runs
-from harness.session.state import CASES, STATE, ClauseFailure, NotComparable
+from harness.session.state import CASES, STATE, ClauseFailure, NotComparable, Unsupported
 from harness.spec import RunSpec
 from harness.trace import Trace
 from harness.verdict import Verdict
@@ -41,7 +41,7 @@ def train(request: pytest.FixtureRequest, runs: Runs) -> Callable[..., Trace]:
     def trained(spec: RunSpec, again: bool = False, subject: subjects.Subject | None = None) -> Trace:
         for leg in (spec, spec.first_leg()) if spec.resume else (spec,):
             if reason := (subject or runs.subject).unsupported(runs.on_device(leg)):
-                pytest.skip(reason)
+                raise Unsupported(reason)
         for case in request.node.stash[CASES]:
             case.specs.append(spec.to_json())
         return runs.train(spec, subject, again)
@@ -145,7 +145,9 @@ def upstream(runs: Runs) -> Any:
     from harness.subjects.hf_trainer import HFTrainer
 
     if not isinstance(runs.subject, HFTrainer):
-        pytest.skip(f"subject {runs.subject.name} is no transformers.Trainer, and the clause is about its interface")
+        raise Unsupported(
+            f"subject {runs.subject.name} is no transformers.Trainer, and the clause is about its interface"
+        )
     return runs.subject.on(runs.device)
 
 
@@ -157,7 +159,7 @@ def afterwards(runs: Runs, upstream: Any) -> Callable[[RunSpec, Callable[[Any], 
 
     def trained(spec: RunSpec, call: Callable[[Any], Any]) -> Trace:
         if reason := upstream.unsupported(runs.on_device(spec)):
-            pytest.skip(reason)
+            raise Unsupported(reason)
         return runs.train(spec, subject=upstream.in_ranks(call.__name__, afterwards=call))
 
     return trained

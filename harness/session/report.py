@@ -93,17 +93,60 @@ def write_json(path: Path, cases: list[Case], environment: dict[str, Any]) -> No
     write_whole(path, json.dumps(to_json(cases, environment), indent=1) + "\n")
 
 
-def exit_code(cases: list[Case]) -> int:
-    """0 all hold (known defects allowed), 1 a clause fails or passes unexpectedly, 3 undecided."""
+@dataclass(frozen=True)
+class Unjudged:
+    """A clause of which no case was judged.
+
+    - reasons: why its cases were not judged.
+    - declared: whether the cause is a need that the clause declares, a limit of the subject, or a missing baseline.
+    """
+
+    clause: str
+    reasons: tuple[str, ...]
+    declared: bool
+
+
+def unjudged(cases: list[Case]) -> list[Unjudged]:
+    """Return the clauses of which every case was skipped or could not be compared, in the contract's order."""
+    found = []
+    for id, of_clause in by_clause(cases).items():
+        if all(case.verdict in (SKIPPED, NOT_COMPARABLE) for case in of_clause):
+            clause = contract.clauses()[id]
+            declared = all(
+                case.unsupported or case.verdict == NOT_COMPARABLE or clause.lacks(case.device) for case in of_clause
+            )
+            found.append(Unjudged(id, tuple(dict.fromkeys(case.reason for case in of_clause)), declared))
+    return found
+
+
+def decisive(cases: list[Case], named: bool) -> list[Unjudged]:
+    """Return the unjudged clauses for which a run ends with 3.
+
+    - named: whether the user named the clauses. Then each of them must be judged. Otherwise a clause may go unjudged
+      for a declared cause, as long as any other clause was judged.
+    """
+    found = unjudged(cases)
+    nothing = len(found) == len(by_clause(cases))
+    return [one for one in found if named or nothing or not one.declared]
+
+
+def exit_code(cases: list[Case], named: bool = False) -> int:
+    """Return 0 if all hold, known defects included; 1 if a clause fails or passes unexpectedly; 3 if undecided.
+
+    Undecided includes that a clause was not judged (`decisive`). named: whether the user named the clauses.
+    """
     # A missing baseline, which has a reason, is the rule on other stacks than the recorded one.
     found = {case.verdict for case in cases if not (case.verdict == NOT_COMPARABLE and case.reason)}
     if found & {FAIL, UNEXPECTED_PASS}:
         return 1
-    return 3 if found & {AMBIGUOUS, NOT_COMPARABLE} else 0
+    return 3 if found & {AMBIGUOUS, NOT_COMPARABLE} or decisive(cases, named) else 0
 
 
-def summary(console: Console, cases: list[Case], effort: Effort) -> None:
-    """Print the table by chapter, known defects with their links, why cases were skipped, and the slowest five."""
+def summary(console: Console, cases: list[Case], effort: Effort, named: bool = False) -> None:
+    """Print the table by chapter, known defects with their links, why cases were skipped, and the slowest five.
+
+    named: whether the user named the clauses.
+    """
     console.print()
     console.print(_table(cases))
     _known(console, cases)
@@ -112,6 +155,7 @@ def summary(console: Console, cases: list[Case], effort: Effort) -> None:
     skipped = Counter(case.reason for case in cases if case.verdict in (SKIPPED, NOT_COMPARABLE))
     for reason, count in skipped.most_common():
         console.print(Text(f"skipped {count} case{'s' * (count > 1)}: {reason}"))
+    _unjudged(console, cases, named)
     slowest = sorted(cases, key=lambda case: -case.seconds)[:5]
     console.print(Text("slowest: " + ", ".join(f"{c.clause}[{c.scenario}] {c.seconds:.1f} s" for c in slowest)))
     rate = f", {60 * effort.runs / effort.seconds:.0f} a minute" if effort.seconds else ""
@@ -151,6 +195,19 @@ def _row(table: Table, name: str, ids: list[str], verdicts: dict[str, str], coun
     if counts[1]:
         cells[1] = f"[bold red]{counts[1]}[/]"
     table.add_row(name, str(len(ids)), *cells, str(sum(counted[id] for id in ids)))
+
+
+def _unjudged(console: Console, cases: list[Case], named: bool) -> None:
+    found = unjudged(cases)
+    by_reason: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for one in found:
+        by_reason[one.reasons].append(one.clause)
+    parts = [f"{', '.join(ids)} ({'; '.join(reasons)})" for reasons, ids in by_reason.items()]
+    if parts:
+        console.print(Text(f"not judged: {len(found)} clause{'s' * (len(found) > 1)}: {'; '.join(parts)}"))
+    if undecided := decisive(cases, named):
+        ids = ", ".join(one.clause for one in undecided)
+        console.print(Text(f"undecided: no case was judged of {ids}, which this run was asked for", style="yellow"))
 
 
 def _known(console: Console, cases: list[Case]) -> None:

@@ -15,7 +15,7 @@ from harness import subjects
 from harness.environment import check_device
 from harness.errors import UsageError
 from harness.laws.several import as_one, silent
-from harness.laws.universal import OF_MORE, laws_for
+from harness.laws.universal import LAWS_OF_SEVERAL_RUNS, laws_for
 from harness.processes.imports import import_upstream
 from harness.runs.cache import Runs
 from harness.runs.lifecycle import VERBS, Judged, Life, told
@@ -64,7 +64,7 @@ def _train(spec: RunSpec, runs: Runs, console: Console) -> Iterator[Judged]:
         else:
             yield clause, law(together)
     if spec.resume is None and not spec.launch.several:
-        for clause, compare in OF_MORE.items():
+        for clause, compare in LAWS_OF_SEVERAL_RUNS.items():
             yield clause, compare(runs.train, spec)
 
 

@@ -30,6 +30,10 @@ class NotComparable(Skipped):
     """What was recorded was recorded elsewhere: there is nothing to compare with, and the reason is told."""
 
 
+class Unsupported(Skipped):
+    """Skips a case that the subject cannot run on this machine and stack; the message says why."""
+
+
 class State:
     """What the session knows: options, chosen clauses, expectations, and the cases judged so far."""
 
@@ -42,6 +46,8 @@ class State:
         #: Of the harness, where figures are recorded.
         self.commit = ""
         self.clauses = contract.select(config.getoption("--clause"))
+        #: Whether the user named clauses, so that each of them must be judged.
+        self.named = bool(config.getoption("--clause"))
         self.expectations = expectations.load(paths.SUITES / "expectations")
         self.effort = report.Effort()
         #: What is wrong with the suites, told by workers of xdist.
