@@ -1,7 +1,7 @@
-"""RunSpec: what to train, as data. Frozen, hashable, and the same after a round trip through JSON.
+"""RunSpec: what to train, as data. It is frozen and hashable, and a round trip through JSON does not change it.
 
-Field names inside `arguments` are those of transformers.TrainingArguments, names inside `AdapterSpec.config` are
-those of the peft config class (LoraConfig and its kin); neither is renamed here.
+`arguments` uses the field names of transformers.TrainingArguments. `AdapterSpec.config` uses those of the peft config
+class, such as LoraConfig. Neither is renamed here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 GET = "get_peft_model"
 ADD = "add_adapter"
 
-#: Arguments of the smallest run worth judging: ten AdamW steps of four rows, every step logged.
+#: The smallest run that is worth judging: ten AdamW steps of four rows. Every step is logged.
 ARGUMENTS: dict[str, Any] = {
     "max_steps": 10,
     "per_device_train_batch_size": 4,
@@ -33,7 +33,23 @@ ARGUMENTS: dict[str, Any] = {
     "seed": 42,
 }
 
-#: LoRA on two projections of each layer, with dropout, so that a lost RNG state shows.
+#: Names that 0.1.0 wrote into specs, and what is called so today. fixtures/ was a package of its own then. The list is
+#: closed and has whole names, so that the name of a user's own `fixtures` package is left alone.
+MOVED = {
+    "fixtures.late:LateRank": "harness.fixtures.late_rank:LateRank",
+    "fixtures.metrics:counts": "harness.fixtures.metrics:counts",
+    "fixtures.metrics:draws": "harness.fixtures.metrics:draws",
+    "fixtures.on_device:llama": "harness.fixtures.on_device:llama",
+    "fixtures.overflow:loss": "harness.fixtures.overflow:loss",
+    "fixtures.plain_loss:llama": "harness.fixtures.plain_loss:llama",
+    "fixtures.plain_loss:shifted_collator": "harness.fixtures.plain_loss:shifted_collator",
+    "fixtures.plain_loss:window_loss": "harness.fixtures.plain_loss:window_loss",
+    "fixtures.resized:resized": "harness.fixtures.resized_embeddings:resized",
+    "fixtures.wrapped:checkpointed_layers": "harness.fixtures.wrapped_layers:checkpointed_layers",
+    "fixtures.wrapped:compiled_layers": "harness.fixtures.wrapped_layers:compiled_layers",
+}
+
+#: LoRA on two projections of each layer. It has dropout, so that a lost RNG state changes the result.
 LORA: dict[str, Any] = {
     "r": 8,
     "lora_alpha": 16,
@@ -47,12 +63,15 @@ LORA: dict[str, Any] = {
 class ModelSpec:
     """The base model.
 
-    family: a row of `harness.fixtures.models.FAMILIES`, or "module:factory", called with this ModelSpec, which returns an
-    nn.Module.
-    config: overrides of that row's config fields. dtype: a torch dtype's name. seed: drawn from when built.
-    quantization: None, "nf4" or "int8" (bitsandbytes). quant_storage: the dtype in which packed NF4 weights are kept
-    (bnb_4bit_quant_storage), uint8 where None. prepare_for_kbit: call prepare_model_for_kbit_training.
-    path: a directory saved with save_pretrained, instead of `family`.
+    - family: a row of `harness.fixtures.models.FAMILIES`; or "module:factory", a callable that takes this ModelSpec and
+      returns an nn.Module.
+    - config: config fields that replace those of the family's row.
+    - dtype: the name of a torch dtype.
+    - seed: the seed of the initial weights.
+    - quantization: None, "nf4" or "int8" (bitsandbytes).
+    - quant_storage: the dtype that packed NF4 weights are stored in (bnb_4bit_quant_storage). None means uint8.
+    - prepare_for_kbit: whether to call peft's prepare_model_for_kbit_training.
+    - path: a directory that save_pretrained wrote. It replaces `family`.
     """
 
     family: str = "llama"
@@ -69,10 +88,14 @@ class ModelSpec:
 class AdapterSpec:
     """The adapter and how it is injected.
 
-    route: "get_peft_model" or "add_adapter" (transformers' PeftAdapterMixin). peft_type: "LORA" and its kin.
-    config: fields of the peft config class. options: keyword arguments of get_peft_model (`mixed`,
-    `autocast_adapter_dtype`). seed: torch's global seed at injection. others: further adapters by name, added after
-    this one through the same route; the first stays (or is made) active.
+    - route: "get_peft_model" or "add_adapter" (transformers' PeftAdapterMixin).
+    - peft_type: the name of a member of peft.PeftType, such as "LORA".
+    - name: the adapter's name.
+    - config: fields of the peft config class.
+    - options: keyword arguments of get_peft_model (`mixed`, `autocast_adapter_dtype`).
+    - others: further adapters, name -> config fields. They are added after this one by the same route. This adapter is
+      the active one in the end.
+    - seed: torch's global seed at injection.
     """
 
     route: str = GET
@@ -88,12 +111,18 @@ class AdapterSpec:
 class DataSpec:
     """Training and evaluation rows, made from a seed or read from `path` (see `harness.fixtures.data`).
 
-    rows, eval_rows: how many. length: tokens a row after padding. min_length: shortest row (ragged where below
-    `length`; padding has label -100). ignored: share of the remaining labels set to -100. vocab_size: token ids used.
-    iterable: an IterableDataset. augment: tokens are drawn from torch's global RNG at every access.
-    path: JSONL with "input_ids" and "labels" a line. order: training row i is the row order[i] of what that makes; as
-    they are made where it is empty. task: what the labels are for, "causal" (the tokens themselves), "classification"
-    (one int a row) or "seq2seq" (the tokens to answer with); that of the model's family.
+    - rows, eval_rows: the number of rows.
+    - length: tokens in a row after padding.
+    - min_length: tokens in the shortest row. If it is below `length`, rows are ragged, and padding has label -100.
+    - ignored: the share of the remaining labels that is set to -100.
+    - vocab_size: token ids are below this.
+    - seed: the seed that rows are made from.
+    - iterable: whether the training set is an IterableDataset.
+    - augment: whether each access draws tokens from torch's global RNG.
+    - path: a JSONL file with "input_ids" and "labels" in each line.
+    - order: if it is not empty, training row i is row order[i] of those that the other fields describe.
+    - task: the task of the model's family. Labels are tokens for "causal", one int a row for "classification", and the
+      tokens of the answer for "seq2seq".
     """
 
     rows: int = 40
@@ -112,17 +141,17 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """Where it runs, and in how many processes.
+    """The device and the processes of a run.
 
     - device: "cpu" or "cuda".
-    - ranks: how many processes.
+    - ranks: the number of processes.
     - strategy: a row of `harness.subjects.launch_arguments.STRATEGIES`. All but "single" start ranks, even for one.
     - threads: torch's intra-op threads; 0 leaves them as they are.
     - state_dict_type: "FULL_STATE_DICT" or "SHARDED_STATE_DICT"; None leaves it to upstream.
-    - activation_checkpointing: that of the strategy. The Trainer's own is an argument.
-    - cpu_offload: parameters (or the optimizer state) are kept on the CPU.
+    - activation_checkpointing: whether the strategy checkpoints activations. The Trainer's own is an argument.
+    - cpu_offload: whether parameters (or the optimizer state) stay on the CPU.
     - options: further fields of TrainingArguments.fsdp_config, or of the DeepSpeed config.
-    - limit: seconds after which the ranks count as hung; 0 stands for a minute (`harness.processes.group.LIMIT`).
+    - limit: seconds after which the ranks count as hung. 0 means a minute (`harness.processes.group.LIMIT`).
     """
 
     device: str = "cpu"
@@ -137,24 +166,25 @@ class LaunchSpec:
 
     @property
     def several(self) -> bool:
-        """Whether ranks are started for it."""
+        """Whether ranks are started for this run."""
         return self.strategy != "single"
 
     @property
     def shimmed(self) -> bool:
-        """Whether upstream does it only with the shims of `harness.processes.shims`: FSDP without a GPU."""
+        """Whether the run needs `harness.processes.shims`: upstream has no FSDP without a GPU."""
         return self.strategy in ("fsdp1", "fsdp2") and self.device == "cpu"
 
 
 @dataclass(frozen=True)
 class ResumeSpec:
-    """How a run is continued: from which checkpoint, written by whom, and what happened to it in between.
+    """How a run is resumed: from which checkpoint, who wrote it, and what happened to it in between.
 
-    checkpoint: the global step of the checkpoint; True lets the subject pick (resume_from_checkpoint=True), False
-    leaves all of them unread (resume_from_checkpoint=False).
-    writer: the subject that ran the first leg; None means the one that resumes.
-    first_leg: what the first leg's spec had otherwise, as keyword arguments of `RunSpec.but`.
-    damage: done to the copied checkpoint in order, "delete FILE", "truncate FILE BYTES" (see `harness.runs.damage`).
+    - checkpoint: the global step of the checkpoint. True lets the subject choose (resume_from_checkpoint=True). False
+      means that no checkpoint is read (resume_from_checkpoint=False).
+    - writer: the subject that trained the first leg. None means the subject that resumes.
+    - first_leg: how the first leg's spec differed, as keyword arguments of `RunSpec.but`.
+    - damage: actions on the copied checkpoint, in order: "delete FILE" or "truncate FILE BYTES" (see
+      `harness.runs.damage`).
     """
 
     checkpoint: int | bool = True
@@ -167,8 +197,9 @@ class ResumeSpec:
 class RunSpec:
     """One training run.
 
-    trainer: keyword arguments of the Trainer that are no TrainingArguments, by name (see
-    `harness.subjects.hf_trainer.EXTRAS`), such as {"callbacks": ["early_stopping"]}.
+    - arguments: fields of TrainingArguments.
+    - trainer: other keyword arguments of the Trainer (see `harness.subjects.hf_trainer.EXTRAS`), such as
+      {"callbacks": ["early_stopping"]}.
     """
 
     model: ModelSpec = field(default_factory=ModelSpec)
@@ -191,10 +222,13 @@ class RunSpec:
         resume: ResumeSpec | None = None,
         **arguments: Any,
     ) -> RunSpec:
-        """This spec with some fields changed.
+        """Return this spec with some fields changed.
 
-        model, adapter, data, launch: fields of that part. lora: fields merged into adapter.config. Any other keyword
-        is a TrainingArguments field; the value None takes it out. `resume` replaces (None: not resumed).
+        - model, adapter, data, launch: fields to change in that part.
+        - lora: fields to merge into adapter.config.
+        - trainer: entries to merge into `trainer`.
+        - resume: replaces the spec's own; None means that the run is not resumed.
+        - arguments: fields of TrainingArguments. The value None removes a field.
         """
         new_adapter = _replace(self.adapter, adapter)
         if lora:
@@ -210,28 +244,37 @@ class RunSpec:
         )
 
     def on_device(self, device: str) -> RunSpec:
-        """This spec on a device; the same in every other part."""
+        """Return this spec on another device."""
         return dataclasses.replace(self, launch=dataclasses.replace(self.launch, device=device))
 
     def first_leg(self) -> RunSpec:
-        """The run that wrote the checkpoint this one resumes from, as if it had never been interrupted."""
+        """Return the run that wrote the checkpoint which this one resumes from.
+
+        Raises UsageError if this run resumes nothing.
+        """
         if self.resume is None:
             raise UsageError(f"spec {self.hash} resumes nothing, so it has no first leg")
         return self.but(resume=None, **self.resume.first_leg)
 
     def resumed(self, checkpoint: int | bool = True, **resume: Any) -> RunSpec:
-        """This spec, continued from one of its own checkpoints."""
+        """Return this spec, resumed from one of its own checkpoints. `resume`: fields of ResumeSpec."""
         return self.but(resume=ResumeSpec(checkpoint=checkpoint, **resume))
 
     def to_json(self) -> dict[str, Any]:
+        """Return the spec as a JSON object. Raises UsageError for a value that JSON does not have."""
         return {"schema_version": SCHEMA_VERSION, **_plain(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str = "spec") -> RunSpec:
-        """Read what `to_json` wrote. Raises UsageError for a newer schema, an unknown field or a wrong type."""
+        """Return the spec that `to_json` wrote, with names of 0.1.0 replaced by today's (see `MOVED`).
+
+        - where: what messages call the source, such as a file name.
+
+        Raises UsageError for a newer schema, an unknown field or a wrong type.
+        """
         if not isinstance(value, Mapping):
             raise UsageError(f"{where}: a run spec is a JSON object, this is {type(value).__name__}; see README.md")
-        value = dict(value)
+        value = _with_new_names(dict(value))
         version = value.pop("schema_version", SCHEMA_VERSION)
         if not isinstance(version, int) or version > SCHEMA_VERSION:
             raise UsageError(
@@ -247,11 +290,12 @@ class RunSpec:
                 read[name] = None if part is None else _read(ResumeSpec, part, f"{where}, resume")
             else:
                 read[name] = part
-        return _read(cls, read, where)
+        spec: RunSpec = _read(cls, read, where)
+        return spec
 
     @classmethod
     def load(cls, path: str | Path) -> RunSpec:
-        """Read a spec from a JSON file: a bare spec, or a case file that a failure wrote ({"spec": ..., ...})."""
+        """Return the spec in a JSON file: a bare spec, or the case file of a failure ({"spec": ..., ...})."""
         value = read_json(path)
         if isinstance(value, dict) and "spec" in value:
             value = value["spec"]
@@ -259,7 +303,7 @@ class RunSpec:
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits, equal for equal specs in every process and release of the same schema."""
+        """Twelve hex digits. Equal specs have equal hashes in every process and in every release of the same schema."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
 
     def __hash__(self) -> int:
@@ -267,7 +311,7 @@ class RunSpec:
 
 
 def changes(spec: Mapping[str, Any]) -> list[str]:
-    """What a spec (as JSON) has otherwise than the plain run, as "model.family='gpt2'", one sentence part each."""
+    """Return how a spec (as JSON) differs from the default run: one "model.family='gpt2'" for each difference."""
 
     def walk(value: Any, plain: Any, path: str) -> list[str]:
         if isinstance(value, Mapping) and isinstance(plain, Mapping):
@@ -281,7 +325,7 @@ def changes(spec: Mapping[str, Any]) -> list[str]:
 
 
 def read_json(path: str | Path) -> Any:
-    """The JSON value in a file; UsageError where there is none."""
+    """Return the JSON value in a file. Raises UsageError if there is none."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -290,6 +334,15 @@ def read_json(path: str | Path) -> Any:
         raise UsageError(f"{path}: not JSON ({error})") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _with_new_names(value: Any) -> Any:
+    """Return a JSON value in which each name of `MOVED` is replaced, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _with_new_names(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_new_names(item) for item in value]
+    return MOVED.get(value, value) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:

@@ -1,16 +1,18 @@
-"""RunSpec: round trips, the stable hash, and what a wrong spec is answered with."""
+"""RunSpec: round trips, the stable hash, specs of earlier releases, and the messages about a wrong spec."""
 
 import json
 import subprocess
 import sys
 
 import pytest
+from harness.fixtures.models import FAMILIES, family, load_object
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
+from harness.paths import ROOT
 from harness.runs.scenarios import SCENARIOS
-from harness.spec import ADD, ResumeSpec, RunSpec
+from harness.spec import ADD, MOVED, ResumeSpec, RunSpec
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -71,7 +73,7 @@ def test_the_first_leg_of_a_resumed_run_is_the_run_that_wrote_the_checkpoint():
         ({"resume": {"checkpoint": "6"}}, "resume, checkpoint: expected int | bool"),
     ],
 )
-def test_a_wrong_spec_is_answered_with_one_sentence(body, words):
+def test_the_message_about_a_wrong_spec_is_one_sentence(body, words):
     with pytest.raises(UsageError) as caught:
         RunSpec.from_json(body, "spec.json")
     assert words in str(caught.value)
@@ -80,9 +82,75 @@ def test_a_wrong_spec_is_answered_with_one_sentence(body, words):
 
 
 @pytest.mark.parametrize(("text", "words"), [(None, "no such file"), ("{", "not JSON"), (b"\xff", "not JSON")])
-def test_a_spec_file_that_cannot_be_read_is_answered_with_one_sentence(tmp_path, text, words):
+def test_the_message_about_an_unreadable_spec_file_is_one_sentence(tmp_path, text, words):
     path = tmp_path / "spec.json"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UsageError, match=words):
         RunSpec.load(path)
+
+
+# ---- specs that 0.1.0 wrote ----
+
+#: A failure's case file as 0.1.0 wrote it, with each of the places where a name can stand.
+OF_0_1_0 = {
+    "test": "test_fsdp.py::test_a_late_rank[late]",
+    "subject": "hf-trainer",
+    "spec": {
+        "schema_version": 1,
+        "model": {"family": "fixtures.plain_loss:llama"},
+        "trainer": {
+            "callbacks": [["fixtures.late:LateRank", {"rank": 1}], "early_stopping"],
+            "compute_loss_func": "fixtures.plain_loss:window_loss",
+        },
+        "resume": {"checkpoint": 3, "first_leg": {"model": {"family": "fixtures.wrapped:compiled_layers"}}},
+    },
+}
+
+
+def test_names_of_0_1_0_are_read_as_those_of_today(tmp_path):
+    file = tmp_path / "case.json"
+    file.write_text(json.dumps(OF_0_1_0))
+    spec = RunSpec.load(file)
+    assert spec.model.family == "harness.fixtures.plain_loss:llama"
+    assert family(spec.model) is FAMILIES["harness.fixtures.plain_loss:llama"]
+    assert spec.trainer == {
+        "callbacks": [["harness.fixtures.late_rank:LateRank", {"rank": 1}], "early_stopping"],
+        "compute_loss_func": "harness.fixtures.plain_loss:window_loss",
+    }
+    assert spec.first_leg().model.family == "harness.fixtures.wrapped_layers:compiled_layers"
+
+
+def test_a_users_own_fixtures_keep_their_names():
+    body = {"model": {"family": "fixtures.other:thing"}, "trainer": {"callbacks": ["fixtures.late:Mine"]}}
+    spec = RunSpec.from_json(body)
+    assert spec.model.family == "fixtures.other:thing"
+    assert spec.trainer["callbacks"] == ["fixtures.late:Mine"]
+
+
+def test_every_new_name_exists():
+    missing = {name for name in MOVED.values() if not callable(load_object(name))}
+    assert not missing
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A working directory that is on sys.path and has no fixtures of ours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *(path for path in sys.path if path not in ("", str(ROOT)))])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "fixtures"]:
+        monkeypatch.delitem(sys.modules, name)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "fixtures"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_an_object_is_found_by_its_name_of_0_1_0(elsewhere, name):
+    assert load_object(name) is load_object(MOVED[name])
+
+
+def test_a_users_own_object_is_preferred_to_a_name_of_0_1_0(elsewhere):
+    (elsewhere / "fixtures").mkdir()
+    (elsewhere / "fixtures" / "late.py").write_text("LateRank = 'mine'")
+    assert load_object("fixtures.late:LateRank") == "mine"
