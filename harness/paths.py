@@ -1,6 +1,7 @@
 """Paths of the harness's own folders, and of its cache."""
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,23 @@ PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE if (PACKAGE / "suites").is_dir() else PACKAGE.parent
 SUITES = ROOT / "suites"
 FIXTURES = ROOT / "fixtures"
+
+#: Options of an interpreter that runs a module (python -m): the current directory is not the first on sys.path, where a
+#: folder of the user's would hide an installed package of the same name. Python 3.10 has no such option.
+SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
+
+#: The environment variable that names the directory of the user's own modules, if it is not the current one.
+USER_MODULES = "PEFT_HARNESS_USER_MODULES"
+
+
+def search_user_modules() -> None:
+    """Let modules of the user's directory be imported: subjects (module:factory) and --preload modules.
+
+    It comes last on sys.path, so that a folder named like an installed package is not taken for that package.
+    """
+    directory = os.environ.get(USER_MODULES) or os.getcwd()
+    if directory not in sys.path and not (directory == os.getcwd() and "" in sys.path):
+        sys.path.append(directory)
 
 
 def cache_directory() -> Path:

@@ -7,10 +7,10 @@ import gc
 import importlib
 import logging
 import os
-import sys
 from typing import Any
 
 from harness.errors import UsageError
+from harness.paths import search_user_modules
 
 #: Set before upstream is imported: no hub, no tokenizer threads, no TensorFlow or Flax probing.
 ENVIRONMENT = {
@@ -28,6 +28,7 @@ _warmed = False
 
 def preload(modules: list[str]) -> None:
     """Import modules before upstream is used, for users who patch upstream. UsageError names one that fails."""
+    search_user_modules()
     for module in modules:
         try:
             importlib.import_module(module)
@@ -45,9 +46,7 @@ def import_upstream(preloads: list[str] | None = None, threads: int = 1) -> None
     global _warmed
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # A caller's directory is where a user's module:factory and --preload modules are looked for.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    search_user_modules()
     import torch
 
     if threads:

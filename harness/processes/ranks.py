@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.paths import SAFE_PATH
 from harness.processes import fork_server, torchrun
 from harness.processes.group import (
     CUT,
@@ -163,7 +164,7 @@ class ForkServer:
 
     def _spawn(self, theirs: socket.socket, preloads: tuple[str, ...]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", "harness.processes.fork_server", str(theirs.fileno()), *preloads],
+            [sys.executable, *SAFE_PATH, "-m", "harness.processes.fork_server", str(theirs.fileno()), *preloads],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=environment(),

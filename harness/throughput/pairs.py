@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from harness.errors import UsageError
-from harness.paths import keeping_bytecode
+from harness.paths import SAFE_PATH, keeping_bytecode
 from harness.spec import RunSpec
 from harness.throughput.clock import watched
 from harness.throughput.judgement import SPREAD, Judgement, judge, spread
@@ -96,7 +96,7 @@ class Runner:
         self.entrant, self.first, self.over = entrant, dict[str, Any](), False
         self.words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - ends with the process
         self.process = entrant.start(
-            "-m", "harness.throughput.worker", entrant.subject, *entrant.preloads,
+            *SAFE_PATH, "-m", "harness.throughput.worker", entrant.subject, *entrant.preloads,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words,
         )  # fmt: skip
         self._say({"spec": entrant.spec.to_json(), "cost": entrant.cost})

@@ -27,6 +27,7 @@ from typing import Any, TextIO
 
 from harness import subjects
 from harness.errors import UsageError
+from harness.paths import SAFE_PATH
 from harness.processes.imports import import_upstream
 from harness.spec import RunSpec
 from harness.throughput.step_times import Marks
@@ -201,7 +202,7 @@ def fix_layout() -> None:
     now = personality(0xFFFFFFFF)
     if now >= 0:
         personality(now | 0x0040000)  # ADDR_NO_RANDOMIZE, sys/personality.h
-    os.execv(sys.executable, [sys.executable, "-m", "harness.throughput.worker", *sys.argv[1:]])
+    os.execv(sys.executable, [sys.executable, *SAFE_PATH, "-m", "harness.throughput.worker", *sys.argv[1:]])
 
 
 def in_huge_pages(rollup: Path = Path("/proc/self/smaps_rollup")) -> bool:
