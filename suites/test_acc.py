@@ -18,14 +18,14 @@ from harness.runs.scenarios import (
 )
 from harness.verdict import raises, same
 
-#: Runs of six steps over two micro-batches each, without dropout, which would part them (ACC-07), and with SGD, which
-#: does not magnify the last bits as AdamW does.
+#: Six steps of two micro-batches each. No dropout, since its masks would differ (ACC-07). SGD, since AdamW magnifies
+#: differences in the last bits.
 SPLIT = PLAIN.but(lora={"lora_dropout": 0.0}, gradient_accumulation_steps=2, max_steps=6, optim="sgd")
 PLAIN_LOSS = {"family": "harness.fixtures.plain_loss:llama"}
 
 
 def large_batch(spec):
-    """The spec with each window as one batch."""
+    """Return the spec with each accumulation window as one batch."""
     size = spec.arguments["per_device_train_batch_size"] * spec.arguments["gradient_accumulation_steps"]
     return spec.but(per_device_train_batch_size=size, gradient_accumulation_steps=None)
 
@@ -112,7 +112,7 @@ def test_gradients_live_from_the_first_micro_batch_to_the_optimizer_step(upstrea
 
 
 def gradient_watcher():
-    """A callback that notes, at each event of a window, whether any parameter has a gradient."""
+    """Return a callback that records, at each event of a window, whether any parameter has a gradient."""
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):

@@ -10,7 +10,7 @@ from harness.laws.resume import continues
 from harness.runs.scenarios import PLAIN, by_route, cases, over, spec_for
 from harness.verdict import both, raises, same, verdict
 
-#: Rows of unequal lengths; every step is saved, so that the adapter of every step is known.
+#: Rows of unequal lengths. Every step is saved, so that the adapter of every step can be read.
 BF16 = PLAIN.but(
     bf16=True, lora={"lora_dropout": 0.0}, data={"min_length": 6}, max_steps=4, save_strategy="steps", save_steps=1
 )
@@ -62,7 +62,7 @@ def test_after_bf16_training_the_model_computes_in_float32_again(spec, upstream,
 
 
 def logits(model, spec):
-    """What a model makes of the first rows, outside any autocast."""
+    """Return a model's output for the first rows, outside any autocast."""
     rows = data.rows(spec.data)[0][:4]
     device = next(model.parameters()).device
     inputs = {
@@ -100,12 +100,12 @@ def test_fp16_on_a_cpu_is_not_silently_float32(spec, runs, train, judge):
 
 
 def half(dtype):
-    """By name: the ways to put an adapter on a base of this dtype."""
+    """Return, by name, the ways to add an adapter to a base of this dtype."""
     spec = SHORT.but(model={"dtype": dtype}, save_strategy="steps", save_steps=1)
     return by_route({dtype: spec}) | {
         f"{dtype}/not-upcast": spec.but(adapter={"options": {"autocast_adapter_dtype": False}}),
         f"{dtype}/dora": spec.but(lora={"use_dora": True}),
-        # Its projections are buffers, which the files hold and nobody trains.
+        # Its projections are buffers: they are saved and not trained.
         f"{dtype}/vera": spec_for("llama", "vera").but(model={"dtype": dtype}),
     }
 

@@ -1,4 +1,4 @@
-"""API: how adapters come into a model, and what the Trainer makes of such a model."""
+"""API: how adapters are injected into a model, and how the Trainer treats such a model."""
 
 from unittest import mock
 
@@ -22,7 +22,7 @@ COLUMNS = ["input_ids", "attention_mask", "labels"]
 
 
 def make(spec):
-    """The spec's model with its adapter."""
+    """Return the spec's model with its adapter."""
     return inject(models.build(spec.model), spec.adapter)
 
 
@@ -31,7 +31,7 @@ def lora(**fields):
 
 
 def with_column(spec, *columns):
-    """The spec's rows, each with further columns of the shape of input_ids."""
+    """Return the spec's rows, each with further columns of the shape of input_ids."""
     rows = [{name: torch.tensor(value) for name, value in row.items()} for row in data.rows(spec.data)[0]]
     return [{**row, **{column: row["attention_mask"].clone() for column in columns}} for row in rows]
 
@@ -102,7 +102,7 @@ def test_a_base_without_loss_keywords_is_not_given_the_number_of_items(spec, tra
 
 
 def given(trace, wanted):
-    """A verdict: the model was given num_items_in_batch with every micro-batch, or with none."""
+    """Check that the model was given num_items_in_batch with every micro-batch, or with none."""
     seen = [batch.num_items is not None for step in trace.steps for batch in step.batches]
     return same("num_items_in_batch is given", trace.error or seen, [wanted] * trace.spec.arguments["max_steps"])
 
@@ -130,7 +130,7 @@ def test_the_cache_is_switched_as_the_arguments_say(spec, use_cache, upstream, t
 
 
 def add(model, name, config):
-    """Add an adapter to a model that has one, by the route by which that one came."""
+    """Add a second adapter to a model, by the same route as the first."""
     if isinstance(model, peft.PeftModel):
         model.add_adapter(name, config)
     else:
@@ -193,7 +193,7 @@ def test_activating_an_adapter_before_one_is_added_is_refused(upstream, judge):
 
 
 PROMPT = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
-#: What add_adapter does not take: a config, or what stands for one; the exception, and words of its message.
+#: Configs that add_adapter refuses: the config, the exception, and words of its message.
 REFUSED = {
     "dict": (lambda: dict(LORA), TypeError, "should be an instance of PeftConfig"),
     "prompt-tuning": (lambda: peft.PromptTuningConfig(**PROMPT), ValueError, "does not support prompt learning"),
@@ -224,7 +224,7 @@ def test_a_model_that_refused_takes_a_right_config_afterwards(config, upstream, 
 
 
 def holds(what, call):
-    """A verdict: the call raises nothing."""
+    """Check that the call raises nothing."""
     try:
         call()
     except Exception as error:
@@ -266,7 +266,7 @@ def cannot_train(upstream, spec, directory, model):
 
 
 def loaded(route, directory, **options):
-    """A model with an adapter that was saved before, loaded by either route."""
+    """Return a model with an adapter that was saved before, loaded by either route."""
     make(PLAIN).save_pretrained(directory)
     base = models.build(PLAIN.model)
     if route == GET:

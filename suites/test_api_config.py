@@ -1,4 +1,4 @@
-"""API: what a config asks for and does not get: refused where nothing is adapted, warned of where a part is idle."""
+"""API: configs that ask for something they do not get. Refused if nothing is adapted, warned of if a part has no effect."""
 
 import peft
 import pytest
@@ -13,7 +13,7 @@ from harness.verdict import both, raises, same, verdict
 
 # ---- nothing is adapted ----
 
-#: A config that adapts nothing, and all that the error must say.
+#: Configs that adapt nothing, and the words that the error must contain.
 NOTHING = {
     "all-excluded": (given(target_modules=["q_proj"], exclude_modules=".*"), ["All modules were excluded"]),
     "no-targets": (given(target_modules=[]), ["No `target_modules` passed"]),
@@ -43,10 +43,10 @@ def test_a_config_that_adapts_nothing_is_refused(spec, words, upstream, judge):
     judge(both(*[raises("injection", ValueError, said, model) for said in words]))
 
 
-# ---- a part of the config is idle ----
+# ---- a part of the config has no effect ----
 
 Q_PROJ = {"target_modules": ["q_proj"]}
-#: A config of which a part has no effect, words of the warning.
+#: Configs of which a part has no effect, and words of the warning.
 IDLE = {
     "exclude_modules": (given(**Q_PROJ, exclude_modules=["nowhere"]), "no modules were excluded"),
     "target_modules": (
@@ -76,7 +76,7 @@ def warned_of(spec, words):
 
 
 def says(spec, words, wanted):
-    """A verdict: injection warns in these words, or does not."""
+    """Check that injection warns in these words, or that it does not warn."""
     told = []
     with recorded_warnings(told):
         inject(models.build(spec.model), spec.adapter)
@@ -122,7 +122,7 @@ def test_a_file_without_tensors_of_the_adapter_is_warned_of(upstream, tmp_path, 
     judge(both(*verdicts))
 
 
-# ---- calls of a PeftModel that cannot be done ----
+# ---- calls that a PeftModel must refuse ----
 
 
 def model_of(spec=PLAIN):
@@ -130,7 +130,7 @@ def model_of(spec=PLAIN):
 
 
 IA3 = {"peft_type": "IA3", "target_modules": ["k_proj"], "feedforward_modules": []}
-#: The call, and words of the ValueError.
+#: The call, and words of the ValueError that it must raise.
 CALLS = {
     "another-method": (
         lambda model, path: model.add_adapter("second", peft.get_peft_config(dict(IA3))),
@@ -179,12 +179,12 @@ def test_a_second_adapter_that_fits_nowhere_leaves_the_first_as_it_was(upstream,
 
 
 def named_by(paths):
-    """A state dict of a LoRA on these modules, whose values do not count."""
+    """Return a state dict of a LoRA on these modules. Its values do not matter."""
     return {f"{path}.lora_A.weight": torch.empty(0) for path in paths}
 
 
 V_PROJ = matching("v_proj$")
-#: target_modules of the config, the modules that the tensors name, and modules that a warning has to name.
+#: target_modules of the config, the modules that the tensors name, and the modules that a warning must name.
 BY_TENSORS = {
     "as-the-config": (["v_proj"], V_PROJ, ()),
     "fewer": (["v_proj", "q_proj"], V_PROJ, matching("q_proj$")),

@@ -1,4 +1,4 @@
-"""API: adapters that do not start from zero: what each initialisation leaves of the base, and its way back to a LoRA."""
+"""API: initialisations that do not start from zero: how they change the base, and how they convert to a plain LoRA."""
 
 import peft
 import pytest
@@ -22,7 +22,7 @@ def started(spec, *inits):
 
 
 def unchanged(spec, model, bound):
-    """A verdict: a model of this spec with its fresh adapter computes what the base does, within a bound on logits."""
+    """Check that a model with its fresh adapter computes what the base computes, within a bound on logits."""
     seen, base = rebuilt.logits(model, spec), rebuilt.logits(models.build(spec.model), spec)
     return verdict("fresh, it computes what the base does", differences(seen, base, bound, "fresh:"))
 
@@ -36,7 +36,7 @@ def test_an_adapter_that_starts_at_zero_is_an_identity(spec, upstream, judge):
 MOVED = by_route(started(PLAIN, "pissa", "pissa_niter_4", "olora", "orthogonal")) | {
     f"gpt2/{name}": spec for name, spec in started(GPT2, "pissa", "olora", "orthogonal").items()
 }
-#: Square, so that a product of the transposed parts fits too.
+#: Square, so that a product of the transposed parts has the same shape.
 MOVED["gpt2/olora/square"] = GPT2.but(lora={"target_modules": ["attn.c_proj"], "init_lora_weights": "olora"})
 
 
@@ -71,7 +71,7 @@ def lora_ga(model):
     return config
 
 
-#: Initialisations from data: what makes the config.
+#: Initialisations from data, each with the function that makes its config.
 FROM_DATA = {
     "corda/ipm": lambda model: corda(model, "ipm"),
     "corda/kpm": lambda model: corda(model, "kpm"),
@@ -110,7 +110,7 @@ CONVERTED = {
 
 
 def moved_away(spec, directory):
-    """The spec's PeftModel, its adapter as it started saved in `directory`, its tensors then moved by a tenth."""
+    """Return the spec's PeftModel: its fresh adapter is saved in `directory`, then its tensors are moved by a tenth."""
     model = inject(models.build(spec.model), spec.adapter)
     config = model.peft_config["default"]
     kept, config.init_lora_weights = config.init_lora_weights, True
@@ -125,7 +125,7 @@ def moved_away(spec, directory):
 
 
 def convert(spec, directory, safe):
-    """What the model computes whose adapter was moved, and what its converted file computes on a base as it came."""
+    """Return the logits of the model with the moved adapter, and those of its converted file on a fresh base."""
     model = moved_away(spec, directory / "start")
     beside = rebuilt.logits(model, spec)
     with recorded_warnings([]):

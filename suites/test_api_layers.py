@@ -1,4 +1,4 @@
-"""API: what injection puts into a layer: its initial values, and what it adds to the layer's output."""
+"""API: what injection puts into a layer: initial values, and what is added to the layer's output."""
 
 import math
 
@@ -13,7 +13,7 @@ from harness.subjects.hf_trainer import inject
 from harness.tensors.names import canonical
 
 TOKENS = torch.arange(16)[None]
-#: Base models and LoRA configs that differ in what a layer is and how its adapter starts.
+#: Base models and LoRA configs that differ in the kind of layer and in the initialisation.
 FRESH = {
     "float32": PLAIN,
     "bfloat16": PLAIN.but(model={"dtype": "bfloat16"}),
@@ -31,7 +31,7 @@ FRESH = {
 
 
 def injected(upstream, spec):
-    """The spec's model with its adapter, in eval mode; the test is skipped where this stack cannot make it."""
+    """Return the spec's model with its adapter, in eval mode. Skips the test if this stack cannot make it."""
     reason = upstream.unsupported(spec)
     if reason is not None:
         pytest.skip(reason)
@@ -44,7 +44,7 @@ def logits(model):
 
 
 def base_beside(model, spec):
-    """The spec's base model without an adapter, where `model` is: what a GPU computes is no CPU's, bit for bit."""
+    """Return the spec's base model without an adapter, on the device of `model`: a GPU's bits differ from a CPU's."""
     base = models.build(spec.model)
     return base if spec.model.quantization else base.to(model.device)
 
@@ -94,7 +94,7 @@ def test_an_adapter_is_drawn_from_its_seed(trace, judge):
 # ---- what an adapter adds ----
 
 LAYER = "model.layers.1.self_attn.q_proj"
-#: spec, the scaling that it asks for.
+#: The spec, and the scaling that it asks for.
 SCALED = {
     "alpha-16-r-8": (PLAIN, 2.0),
     "alpha-16-r-3": (PLAIN.but(lora={"r": 3}), 16 / 3),
@@ -113,7 +113,7 @@ ADAPTED = [
 
 
 def parts(upstream, spec):
-    """The adapted layer, the base's own, A, B, and inputs for it. The adapter's B is not zero."""
+    """Return the adapted layer, the base's own layer, A, B, and inputs. The adapter's B is not zero."""
     spec = spec.but(lora=RANDOM_B)
     model = injected(upstream, spec)
     named = {canonical(name): parameter.detach() for name, parameter in model.named_parameters()}
@@ -147,7 +147,7 @@ def test_dropout_is_of_the_adapters_input_alone(route, upstream, judge):
 
 # ---- merged ----
 
-#: Adapters of either route on linear and on transposed (Conv1D) layers, with a magnitude beside A and B, and large.
+#: Adapters by either route: on linear layers, on transposed ones (Conv1D), with a magnitude (DoRA), and a large one.
 MERGED = by_route(
     {
         "plain": SAVING["plain"],
@@ -173,7 +173,7 @@ def test_switched_off_it_leaves_the_base(trace, judge):
     judge(rebuilt.switched_off(trace))
 
 
-#: Prompts on a model that generates, and on one that cannot; of the base nothing is changed by them.
+#: Prompts on a model that can generate, and on one that cannot. They change nothing in the base.
 PROMPTS = {
     f"{method}/{family}": spec_for(family, method).but(max_steps=2)
     for method in ("prompt-tuning", "p-tuning")

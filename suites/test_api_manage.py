@@ -15,14 +15,14 @@ from harness.spec import ADD, GET, LORA
 from harness.subjects.hf_trainer import adapter_config, inject, recorded_warnings
 from harness.verdict import both, raises, same, verdict
 
-#: Adapters that change what the model says, so that one that is lost, or another, shows.
+#: Adapters that change the output, so that a lost or exchanged adapter shows.
 ADDED = PLAIN.but(adapter={"route": ADD}, lora=RANDOM_B)
 OTHER = ADDED.but(adapter={"route": ADD, "seed": 5})
 TOKENS = torch.arange(16)[None]
 
 
 def make(spec=ADDED):
-    """The spec's model with its adapter."""
+    """Return the spec's model with its adapter."""
     return inject(models.build(spec.model), spec.adapter)
 
 
@@ -35,7 +35,7 @@ def lora(**fields):
 
 
 def saved(directory, spec=ADDED):
-    """A directory with the spec's adapter, and the model that it was saved from."""
+    """Return a directory with the spec's adapter, and the model that it was saved from."""
     model = make(spec)
     model.save_pretrained(directory)
     return str(directory), model
@@ -70,7 +70,7 @@ IA3 = PLAIN.but(
         "config": {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
     }
 )
-#: The model, the call, and words of the ValueError.
+#: The model, the call, and words of the ValueError that it must raise.
 REFUSED = {
     "delete/unknown": (make, lambda model, path: model.delete_adapter(["default", "second"]), "deleted: second"),
     "load/taken": (make, lambda model, path: model.load_adapter(path), "already exists"),

@@ -1,4 +1,4 @@
-"""API: several adapters in one model: which of them computes, and what is left when one of them goes."""
+"""API: several adapters in one model: which of them is active, and what is left after one is deleted."""
 
 import peft
 import pytest
@@ -32,7 +32,7 @@ CASES = [pytest.param(spec, PAIRS[id.partition("/")[0]][1], id=id) for id, spec 
 
 
 def add(model, name, spec):
-    """A second adapter, drawn from another seed, with a head moved away from the base's."""
+    """Return a second adapter, drawn from another seed, with a head that differs from the base's."""
     config = adapter_config(spec.adapter.peft_type, dict(spec.adapter.config))
     torch.manual_seed(7)
     if isinstance(model, peft.PeftModel):
@@ -50,7 +50,7 @@ def move_heads(model, name, by):
 
 
 def pair(first, second):
-    """The model with both adapters, and what it computed with the first alone."""
+    """Return the model with both adapters, and its logits with the first adapter alone."""
     model = inject(models.build(first.model), first.adapter)
     move_heads(model, "default", 2.0)
     alone = logits(model.eval())
@@ -59,7 +59,7 @@ def pair(first, second):
 
 
 def alone(spec):
-    """What a model computes with the second adapter of a pair and no other."""
+    """Return the logits of a model with the second adapter of a pair and no other."""
     model = models.build(spec.model)
     config = adapter_config(spec.adapter.peft_type, dict(spec.adapter.config))
     torch.manual_seed(7)
@@ -96,7 +96,7 @@ def test_two_copies_of_a_head_are_not_activated_at_once(upstream, judge):
     judge(raises("set_adapter of both", ValueError, "multiple", lambda: model.set_adapter(["default", "second"])))
 
 
-# ---- one of them goes ----
+# ---- one of them is deleted ----
 
 
 @pytest.mark.clause("API-13")
@@ -137,7 +137,7 @@ def test_without_its_last_head_it_is_the_base(spec, upstream, judge):
     model, _ = pair(spec, spec)
     model.delete_adapter("second")
     model.delete_adapter("default")
-    # A PeftModel looks for the config of its active adapter; what it is around does not.
+    # A PeftModel looks up the config of its active adapter. The model inside it does not.
     base = model.base_model.model if spec.adapter.route == GET else model
     judge(same_tensor("logits", logits(base), logits(models.build(spec.model))))
 

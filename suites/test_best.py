@@ -11,8 +11,8 @@ from harness.subjects.observer import digest
 from harness.tensors import names
 from harness.verdict import both, raises, same, verdict
 
-#: Four rows trained on over and over: of steps 2, 4, 6 and 8 the loss of other rows is lowest at 2, by 1e-2.
-#: Without dropout, whose masks are others on another device: there another step would be the best.
+#: Four rows are trained on repeatedly. Of steps 2, 4, 6 and 8, the loss of other rows is lowest at step 2, by 1e-2.
+#: No dropout: its masks differ between devices, and another step would be the best.
 LOWEST = PLAIN.but(
     data={"rows": 4, "eval_rows": 8, "seed": 7},
     lora={"lora_dropout": 0.0},
@@ -25,7 +25,7 @@ LOWEST = PLAIN.but(
     save_steps=2,
     load_best_model_at_end=True,
 )
-#: The highest loss instead, of these rows at 4, and whatever is changed, not at the end.
+#: Here the highest loss counts as best. It is at step 4, and in no variant at the end.
 HIGHEST = LOWEST.but(
     data={"rows": 4, "eval_rows": 8, "seed": 1},
     learning_rate=3e-2,
@@ -36,7 +36,7 @@ BF16_ADAPTER = {"model": {"dtype": "bfloat16"}, "adapter": {"options": {"autocas
 
 
 def prompt_learning(peft_type, **config):
-    """HIGHEST with a prompt of four virtual tokens in place of LoRA."""
+    """Return HIGHEST with a prompt of four virtual tokens instead of LoRA."""
     config = {"num_virtual_tokens": 4, "task_type": "CAUSAL_LM", **config}
     return HIGHEST.but(adapter={"peft_type": peft_type, "config": config}, learning_rate=0.1)
 
@@ -49,7 +49,7 @@ def prompt_learning(peft_type, **config):
     {
         "lowest-loss": LOWEST,
         "highest-loss": HIGHEST,
-        # Every evaluation counts the same rows: of equal ones the first is kept.
+        # Every evaluation counts the same rows. Of equal metrics, the first checkpoint stays the best.
         "equal-metrics": LOWEST.but(
             trainer={"compute_metrics": "harness.fixtures.metrics:counts"}, metric_for_best_model="rows"
         ),
@@ -59,7 +59,7 @@ def prompt_learning(peft_type, **config):
         "saved-when-best": LOWEST.but(save_strategy="best", greater_is_better=True),
         "rotated": LOWEST.but(save_total_limit=1),
         "saved-at-every-second-evaluation": HIGHEST.but(save_steps=4),
-        # Saved are steps 4, 8 and 10; the loss of these rows is higher at 2 than at 4, and highest at 6.
+        # Checkpoints are at steps 4, 8 and 10. The loss of these rows is higher at 2 than at 4, and highest at 6.
         "best-between-two-saves": HIGHEST.but(data={"seed": 0}, save_steps=4, max_steps=10),
         "bf16": LOWEST.but(bf16=True),
         "bf16-adapter": LOWEST.but(**BF16_ADAPTER),
@@ -106,7 +106,7 @@ def test_an_adapter_of_another_name_ends_as_the_best(trace, judge):
 
 
 def evaluated_again(spec, upstream, directory):
-    """The verdict on a Trainer that is asked for one more evaluation after train()."""
+    """Judge a Trainer that evaluates once more after train()."""
     trainer = upstream.build(spec, directory)
     trainer.train()
     evaluations = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
@@ -187,7 +187,7 @@ def test_of_two_active_adapters_the_first_is_loaded_and_that_is_said(upstream, t
 
 
 def directory_of(model, checkpoint):
-    """Names of the adapters that equal what a checkpoint holds of them, the second one in a directory of its own."""
+    """Return the names of adapters that equal their tensors in the checkpoint. The second has a directory of its own."""
     from safetensors.torch import load_file
 
     found = []

@@ -1,4 +1,4 @@
-"""CB: callbacks. Which events come when, what they are given, and the state that callbacks keep."""
+"""CB: callbacks: which events come when, with which arguments, and the state of callbacks."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_a_resumed_run_begins_in_the_epoch_of_its_checkpoint(trace, judge):
 
 
 def stopping(patience, threshold=0.0, **changes):
-    """A run of 20 steps, evaluated and saved every second step, with early stopping."""
+    """Return a run of 20 steps with early stopping, evaluated and saved every second step."""
     options = {"early_stopping_patience": patience, "early_stopping_threshold": threshold}
     return PLAIN.but(
         data={"eval_rows": 8},
@@ -57,14 +57,14 @@ def stopping(patience, threshold=0.0, **changes):
             "save_strategy": "steps",
             "save_steps": 2,
             "metric_for_best_model": "loss",
-            # Asked for by EarlyStoppingCallback until transformers 4.52.
+            # EarlyStoppingCallback required it until transformers 4.52.
             "load_best_model_at_end": True,
             **changes,
         },
     )
 
 
-#: With learning rate 0 every evaluation returns the same loss, so none but the first improves.
+#: With learning rate 0 every evaluation returns the same loss, so only the first one improves.
 FLAT = stopping(3, learning_rate=0.0)
 
 
@@ -102,7 +102,7 @@ def test_a_flat_run_of_patience_2_stops_at_step_6_and_its_best_is_step_2(train, 
 @pytest.mark.parametrize(
     ("metrics", "steps"),
     [
-        # Binary fractions: each gain is the threshold to the last bit, and that is not more than the threshold.
+        # Binary fractions: each gain equals the threshold to the last bit, so it does not exceed it.
         pytest.param([1.0, 1.5, 2.0, 9.0], 3, id="gains-equal-to-the-threshold"),
         pytest.param([1.0, 1.5, 2.25, 2.5, 2.75, 9.0], 5, id="a-gain-above-it-resets"),
         pytest.param([1.0, 0.5, 1.25, 1.25, 9.0], 3, id="compared-with-the-best-not-the-last"),
@@ -181,7 +181,7 @@ def test_callbacks_are_given_the_model_itself_and_what_trains_it(spec, upstream,
 
 
 def recorder(report):
-    """A TrainerCallback that reports each event of training and its keyword arguments."""
+    """Return a TrainerCallback that reports each event of training and its keyword arguments."""
     from transformers import TrainerCallback
 
     class Recorder(TrainerCallback):
@@ -219,7 +219,7 @@ def test_a_second_callback_of_a_class_is_warned_of_and_used(upstream, tmp_path, 
     )
 
 
-#: Two early stoppings, of which the second one stops a flat run at step 12: its fifth evaluation after the first.
+#: Two early stoppings. The second one stops a flat run at step 12, the fifth evaluation after the first.
 TWO = FLAT.but(
     trainer={"callbacks": [["early_stopping", {"early_stopping_patience": patience}] for patience in (9, 5)]},
     restore_callback_states_from_checkpoint=True,

@@ -1,4 +1,4 @@
-"""CKPT: which adapters a checkpoint holds, whole and unmixed, and what becomes of them when they are loaded."""
+"""CKPT: which adapters a checkpoint holds, that they are complete and not mixed up, and that they load again."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ COMPILED = TWO_STEPS.but(model={"family": "harness.fixtures.wrapped_layers:compi
 
 
 def with_others(name, *others, **adapter):
-    """A run that trains the adapter `name` beside others that are not trained."""
+    """Return a run that trains the adapter `name` beside others that are not trained."""
     return TWO_STEPS.but(adapter={"name": name, "others": {other: {} for other in others}, **adapter})
 
 
@@ -122,7 +122,7 @@ HALF = {
     for dtype in ("bfloat16", "float16")
     for note, options in (("", {}), ("-kept", {"autocast_adapter_dtype": False}))
 }
-# The tensors of IA3 are no modules, and are cast by another branch.
+# The tensors of IA3 are no modules, so another branch casts them.
 HALF["bfloat16-ia3"] = saving(spec_for("llama", "ia3").but(max_steps=2, model={"dtype": "bfloat16"}))
 #: The dtype of each adapter, by the name of its scenario.
 DTYPES = {
@@ -185,7 +185,7 @@ def test_plain_adapter_loads_into_compiled_layers(upstream, how, train, judge):
 
 
 def heads(names):
-    """A base of one linear layer for the adapter and one head of each name."""
+    """Return a base with one linear layer for the adapter, and a head of each name."""
     torch.manual_seed(0)
     return torch.nn.ModuleDict({name: torch.nn.Linear(4, 4) for name in ("body", *names)})
 
@@ -195,9 +195,9 @@ def heads(names):
     "stem", ["h", "head", "classifier", "score", "lm_head", "out_proj", "lora_head"], ids=lambda stem: f"stem-{stem}"
 )
 def test_modules_to_save_reload_into_themselves(upstream, stem, judge, tmp_path):
-    """Five names, each part of the next: were they tried in the order of a set, 119 orders of 120 would be wrong.
+    """Five names, each part of the next. Tried in the order of a set, 119 of 120 orders would be wrong.
 
-    Seven stems stand for the PYTHONHASHSEEDs of as many processes: other names, other hashes, another order.
+    Seven stems stand for seven values of PYTHONHASHSEED: other names have other hashes, so another order.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 

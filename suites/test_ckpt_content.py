@@ -41,12 +41,12 @@ def lora_tensors(rank):
 
 
 def each_checkpoint(trace, law):
-    """The law's verdict on every checkpoint of a run that wrote all that were due."""
+    """Judge every checkpoint of a run by a law, and that all checkpoints that were due were written."""
     return both(rotation.saved_when_due(trace), *[law(one) for one in trace.checkpoints])
 
 
 def adapter_file(one):
-    """The path of a checkpoint's adapter file, at its top or in the adapter's own directory."""
+    """Return the path of a checkpoint's adapter file: at the top, or in the adapter's own directory."""
     return Path(one.path) / next(iter(checkpoint.adapter_files(one)), checkpoint.ADAPTER_FILE)
 
 
@@ -204,9 +204,9 @@ def test_base_of_a_directory_is_named_and_one_from_a_config_is_not(route, train,
 
 @pytest.mark.clause("CKPT-05")
 def test_lists_have_the_same_order_in_every_process(upstream, judge, tmp_path):
-    """A set of strings has another order in each process, so that no order but the given or a sorted one is stable.
+    """The order is stable: a set of strings has another order in each process, the given and the sorted order do not.
 
-    Twelve names are in one of these two by chance once in 200 million processes.
+    Twelve names have one of these two orders by chance in one of 200 million processes.
     """
     from peft import LoraConfig
 
@@ -227,7 +227,7 @@ def test_config_in_memory_is_unchanged_by_a_save(upstream, inference_mode, judge
     before = model.peft_config["default"].to_dict()
     model.save_pretrained(str(tmp_path))
     after = model.peft_config["default"].to_dict()
-    # Where the base lies is filled in at the first save; "" and None both say that it has no directory.
+    # The base's directory is filled in at the first save. "" and None both mean that it has none.
     for config in (before, after):
         config["base_model_name_or_path"] = config["base_model_name_or_path"] or None
     judge(both(same("config after saving", after, before), same("mode", after["inference_mode"], inference_mode)))

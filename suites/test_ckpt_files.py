@@ -1,4 +1,4 @@
-"""CKPT: when checkpoints are written, which of them stay, and what save_only_model and save_model leave out."""
+"""CKPT: when checkpoints are written, which are kept, and what save_only_model and save_model leave out."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from harness.spec import ADD, GET
 from harness.verdict import both, same
 
 EVALUATED = PLAIN.but(data={"eval_rows": 8}, eval_strategy="steps", eval_steps=2, metric_for_best_model="eval_loss")
-#: The loss falls, so that "greater is better" makes the first evaluation the best one.
+#: The loss falls, so "greater is better" makes the first evaluation the best.
 BEST_FIRST = EVALUATED.but(greater_is_better=True)
 #: Four batches an epoch.
 EPOCHS = PLAIN.but(data={"rows": 16}, max_steps=None, save_strategy="epoch")
@@ -79,7 +79,7 @@ def test_resuming_a_model_only_starts_optimizer_and_schedule_anew(upstream, spec
     trace = train(spec)
     rates = {step.number: step.learning_rates for step in trace.steps}
     counted = {name: float(state.get("step", -1)) for name, state in trace.optimizer_state.items()}
-    # Ten steps in all: the schedule's first four rates, for steps 7 to 10.
+    # Ten steps in total: steps 7 to 10 get the schedule's first four rates.
     judge(
         both(
             same("learning rates, by step", rates, {7 + n: [1e-2 * ((10 - n) / 10)] * 2 for n in range(4)}),
@@ -89,7 +89,7 @@ def test_resuming_a_model_only_starts_optimizer_and_schedule_anew(upstream, spec
 
 
 class Tokenizer:
-    """What the Trainer asks of a tokenizer when it saves."""
+    """The part of a tokenizer that the Trainer uses when it saves."""
 
     def save_pretrained(self, directory):
         Path(directory, "tokenizer.json").write_text("{}", encoding="utf-8")

@@ -18,7 +18,7 @@ BASE = PLAIN.but(
     max_steps=4,
     learning_rate=2e-4,
 )
-#: LoRA r=16 on q_proj and v_proj through add_adapter, fp16=True, on a base loaded in float16.
+#: LoRA r=16 on q_proj and v_proj by add_adapter, fp16=True, on a base loaded in float16.
 LORA = saving(
     BASE.but(
         model={"dtype": "float16"},
@@ -30,10 +30,10 @@ LORA = saving(
     ),
     every=2,
 )
-#: The same through get_peft_model, which makes the adapter float32; and through add_adapter in bfloat16.
+#: The same by get_peft_model, which makes the adapter float32, and by add_adapter in bfloat16.
 LORA_GET = LORA.but(adapter={"route": GET})
 LORA_BF16 = LORA.but(model={"dtype": "bfloat16"}, fp16=None, bf16=True)
-#: QLoRA r=64 on what peft has for the model type, NF4, bfloat16 compute, activation checkpointing.
+#: QLoRA r=64 on peft's default modules for the model type: NF4, bfloat16 compute, activation checkpointing.
 QLORA = saving(
     BASE.but(
         model={"dtype": "bfloat16", "quantization": "nf4", "prepare_for_kbit": True},
@@ -111,9 +111,9 @@ def test_the_peak_is_within_the_bound(trace, judge):
 
 
 def resumed(spec):
-    """Two steps of it, the second one resumed.
+    """Return two steps of the run, the second one resumed.
 
-    With full_determinism: attention's backward pass adds into a row from several blocks of 64 keys, in any order.
+    full_determinism is on: without it, attention's backward pass adds to a row from several blocks of 64 keys in any order.
     """
     return continued(spec.but(max_steps=2, full_determinism=True), 1, every=1)
 

@@ -1,4 +1,4 @@
-"""What only a GPU shows of memory: its allocator's peaks, paged optimizer state, pinned batches."""
+"""Memory, as far as only a GPU shows it: peaks of the allocator, paged optimizer state, pinned batches."""
 
 import pytest
 
@@ -12,8 +12,8 @@ pytestmark = [pytest.mark.usefixtures("cuda")]
 
 # ---- the allocator ----
 
-#: So large that the 512 bytes to which CUDA's allocator rounds do not matter, and a copy or a gradient of the base
-#: (20 MB) cannot hide.
+#: So large that the 512 bytes to which CUDA's allocator rounds do not matter, and that a copy or a gradient of the base
+#: (20 MB) shows.
 LARGE = PLAIN.but(
     max_steps=6,
     per_device_train_batch_size=1,
@@ -56,7 +56,7 @@ PAGED = {optim: WIDE.but(optim=optim) for optim in ("paged_adamw_32bit", "paged_
 
 
 def moments(trainer):
-    """Each trained parameter's elements, and whether each of its moments lies in paged memory."""
+    """Return each trained parameter's number of elements, and whether each of its moments is in paged memory."""
     optimizer = trainer.optimizer
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer

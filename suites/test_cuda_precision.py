@@ -1,4 +1,4 @@
-"""What only a GPU shows of precision and determinism: the gradient scaler, TF32, compiled kernels, CUDA's generators."""
+"""Precision and determinism, as far as only a GPU shows them: gradient scaler, TF32, compiled kernels, generators."""
 
 import pytest
 from harness.suites.test_rng import determinism_undone
@@ -14,10 +14,10 @@ pytestmark = [pytest.mark.usefixtures("cuda")]
 
 # ---- fp16=True ----
 
-#: Each step is saved, so that the scaler and the adapter of each are known.
+#: Each step is saved, so that the scaler and the adapter of each step can be read.
 FP16 = saving(PLAIN.but(fp16=True, max_steps=4, data={"rows": 16}), every=1)
 BASES = {"float16-base": FP16.but(model={"dtype": "float16"}), "float32-base": FP16}
-#: The gradient of step 2 overflows, and of no other.
+#: The gradient of step 2 overflows, and no other.
 OVERFLOW = FP16.but(trainer={"compute_loss_func": "harness.fixtures.overflow:loss"})
 
 
@@ -46,7 +46,7 @@ def from_step(spec, step):
 @pytest.mark.clause("AMP-06")
 @cases(
     {f"{name}/step-2": from_step(spec, 2) for name, spec in BASES.items()}
-    # One step after the overflow the scale is another than at the start.
+    # One step after the overflow, the scale differs from the initial one.
     | {f"overflow/step-{step}": from_step(OVERFLOW, step) for step in (2, 3)}
 )
 def test_a_resumed_run_goes_on_with_the_scaler(spec, train, judge):
@@ -65,7 +65,7 @@ def test_a_step_that_overflows_is_skipped(trace, judge):
     judge(scaler.overflow_skipped(trace, scaler.states(trace), at=2))
 
 
-#: The adapter stays where it starts, so that each step computes the same in every precision.
+#: The adapter does not change (learning rate 0), so each step computes the same in every precision.
 STAYS = saving(STILL.but(lora=RANDOM_B, model={"config": {"hidden_size": 256}}), every=1)
 CLIPPED = {"clipped": STAYS.but(fp16=True, max_grad_norm=0.1), "not-clipped": STAYS.but(fp16=True, max_grad_norm=100.0)}
 
@@ -153,8 +153,8 @@ def test_the_base_is_bit_identical(trace, judge):
 
 # ---- torch_compile=True ----
 
-#: tf32=False: compiling would switch TF32 on unasked, whose rounding hides the rest. It does all the same (AMP-11), but not
-#: in float64.
+#: tf32=False: compiling would switch TF32 on by itself, and its rounding hides other differences. It does so even then
+#: (AMP-11), but not in float64.
 EAGER = saving(PLAIN.but(lora={"lora_dropout": 0.0}, max_steps=4, tf32=False), every=2)
 DOUBLE = EAGER.but(model={"dtype": "float64"})
 

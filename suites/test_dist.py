@@ -32,18 +32,19 @@ def test_the_same_run_twice_is_the_same_run(spec, train, judge):
 @cases(
     DDP
     | {"sgd": spread(TOGETHER_SGD, "ddp"), "nf4": spread(TOGETHER_SGD.but(model={"quantization": "nf4"}), "ddp")}
-    # Rows of equal lengths: how a mean over others is taken is DIST-10's. AdamW would make steps of gradients that are zero.
+    # Rows of equal lengths, since DIST-10 judges the mean over unequal ones. SGD, since AdamW makes whole steps of gradients
+    # that are nearly zero.
     | {
         f"family/{name.removeprefix('harness.')}": spread(spec_for(name).but(optim="sgd", learning_rate=0.1), "ddp")
         for name in models.FAMILIES
     }
 )
 def test_ranks_together_train_as_one_process(spec, train, judge):
-    judge(several.equals_single(train(spec), train(several.alone(spec))))
+    judge(several.equals_single(train(spec), train(several.one_process_spec(spec))))
 
 
 def start_from_own_adapter():
-    """In each rank: adapters are drawn from a seed of the rank's own."""
+    """Draw the adapters from a seed of the rank's own. Called in each rank."""
     from harness.subjects import hf_trainer
 
     inject, rank = hf_trainer.inject, int(os.environ["RANK"])
@@ -53,7 +54,7 @@ def start_from_own_adapter():
 @pytest.mark.clause("DIST-03")
 @cases({"own-adapters": TWO})
 def test_the_first_ranks_adapter_is_trained(spec, train, upstream, judge):
-    single = train(several.alone(spec))
+    single = train(several.one_process_spec(spec))
     started = train(spec, subject=upstream.in_ranks("own-adapters", start_from_own_adapter))
     judge(several.first_rank_wins(started, single))
 
@@ -95,7 +96,7 @@ def test_unused_parameters_are_looked_for(spec, expected, train, judge):
 @pytest.mark.clause("DIST-06")
 @cases(CHECKPOINTED | {"non-reentrant": DDP["ddp-2-checkpointing"]})
 def test_checkpointing_trains_as_in_one_process(spec, train, judge):
-    judge(several.equals_single(train(spec), train(several.alone(spec))))
+    judge(several.equals_single(train(spec), train(several.one_process_spec(spec))))
 
 
 WRAPPING = spread(PLAIN.but(data={"rows": 37}, max_steps=12), "ddp")
@@ -120,7 +121,7 @@ def test_the_logged_loss_is_that_of_all_ranks(trace, judge):
 
 
 def on_two_devices(spec):
-    """The base model of a spec, which says of itself that its layers lie on two devices."""
+    """Return the base model of a spec, with a device map that places its layers on two devices."""
     model = models.build(dataclasses.replace(spec, family="llama"))
     model.hf_device_map = {"model": 0, "lm_head": 1}
     return model
@@ -135,7 +136,7 @@ def test_a_model_on_several_devices_is_refused(trace, judge):
 @pytest.mark.clause("DIST-10")
 @over(TWO_AND_FOUR | {"not-accumulated": TWO.but(gradient_accumulation_steps=None, max_steps=2, save_strategy="no")})
 def test_unlike_numbers_of_labels_leave_the_mean_over_all(trace, judge):
-    judge(both(loss.window_mean(several.as_one(trace)), several.ranks_agree(trace)))
+    judge(both(loss.window_mean(several.whole_run(trace)), several.ranks_agree(trace)))
 
 
 #: Sixteen rows: four steps of two ranks with two rows each, or eight of one.
@@ -168,7 +169,7 @@ def test_another_number_of_ranks_trains_each_row_once(spec, train, judge):
     }
 )
 def test_the_same_rows_a_step_are_the_same_run(spec, train, judge):
-    judge(several.goes_on(train(spec), train(spec.first_leg()), after=2))
+    judge(several.continues_with_other_ranks(train(spec), train(spec.first_leg()), after=2))
 
 
 @pytest.mark.clause("DIST-12")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from harness.suites.test_fsdp import save_model
 
-from harness.laws import checkpoint, resume, schedule, several
+from harness.laws import checkpoint, rank_files, resume, schedule, several
 from harness.runs.scenarios import LAUNCHES, TOGETHER, TOGETHER_SGD, cases, continued, over, spec_for, spread
 from harness.verdict import both, verdict
 
@@ -22,20 +22,20 @@ def test_a_checkpoint_without_the_engines_is_refused(spec, train, judge):
 @pytest.mark.clause("DS-02")
 @over({name: ZERO[name] for name in ("zero2-2", "zero3-2")})
 def test_the_engines_checkpoint_leaves_the_base_out(trace, judge):
-    judge(several.engine_files(trace))
+    judge(rank_files.deepspeed_model(trace))
 
 
 @pytest.mark.clause("DS-03")
 @cases({f"zero{stage}-2": spread(BRIEF, f"zero{stage}") for stage in (2, 3)})
 def test_save_model_leaves_a_whole_adapter(spec, afterwards, judge):
     trace = afterwards(spec, save_model)
-    judge(several.saved_at_the_end(trace, Path(trace.directory) / "end"))
+    judge(rank_files.saved_at_the_end(trace, Path(trace.directory) / "end"))
 
 
 @pytest.mark.clause("DS-04")
 @over(ZERO)
 def test_loss_and_learning_rate_are_logged_as_of_all_ranks(trace, judge):
-    judge(both(several.logged_mean(trace), schedule.logged_rates(several.as_one(trace))))
+    judge(both(several.logged_mean(trace), schedule.logged_rates(several.whole_run(trace))))
 
 
 BEST = {
@@ -65,7 +65,7 @@ def test_what_cannot_be_is_refused(spec, words, train, judge):
 
 
 def export(trainer):
-    """Export the adapter without gathering it, and say which of its tensors are empty, and what peft warned of."""
+    """Export the adapter without gathering it. Return which of its tensors are empty, and peft's warnings."""
     import warnings
 
     from peft import get_peft_model_state_dict
@@ -82,7 +82,7 @@ def export(trainer):
 def test_an_export_of_partitions_warns(spec, afterwards, judge):
     trace = afterwards(spec, export)
     seen = trace.distributed.get("afterwards", {"empty": [], "warnings": []})
-    findings = several.present(trace)
+    findings = several.incomplete_ranks(trace)
     if not seen["empty"]:
         findings.append("no tensor was empty, so there was nothing to warn of")
     if not any("ZeRO" in warning or "gather" in warning.lower() for warning in seen["warnings"]):
@@ -93,12 +93,12 @@ def test_an_export_of_partitions_warns(spec, afterwards, judge):
 @pytest.mark.clause("DS-07")
 @over(ZERO)
 def test_a_checkpoint_has_the_engines_optimizer(trace, judge):
-    judge(several.engine_optimizer(trace))
+    judge(rank_files.deepspeed_optimizer(trace))
 
 
 NF4 = TOGETHER_SGD.but(model={"quantization": "nf4"})
 
-#: Weights and biases are groups of parameters of their own, which the engine steps one after the other.
+#: Weights and biases are separate parameter groups, which the engine steps one after the other.
 TWO_GROUPS = TOGETHER_SGD.but(
     model={"family": "gpt2"}, lora={"bias": "all", "target_modules": ["c_attn"]}, weight_decay=0.1
 )
@@ -109,7 +109,7 @@ TWO_GROUPS = TOGETHER_SGD.but(
     ZERO
     | {f"zero{stage}-2/nf4": spread(NF4, f"zero{stage}") for stage in (2, 3)}
     | {f"zero{stage}-2/two-groups": spread(TWO_GROUPS, f"zero{stage}") for stage in (2, 3)}
-    # Of models that compute their loss without the number of labels of all ranks.
+    # These models compute their loss without the number of labels of all ranks.
     | {
         f"zero2-2/{family}": spread(spec_for(family).but(optim="sgd", learning_rate=0.1), "zero2")
         for family in ("bert-classifier", "t5")
@@ -119,7 +119,7 @@ def test_partitioned_it_is_the_run_of_one_process(spec, train, judge):
     trace = train(spec)
     judge(
         both(
-            several.equals_single(trace, train(several.alone(spec))),
+            several.equals_single(trace, train(several.one_process_spec(spec))),
             several.ranks_agree(trace),
             checkpoint.adapter_only(trace),
         )

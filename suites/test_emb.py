@@ -1,4 +1,4 @@
-"""EMB: embedding and output layers: when they are looked up, saved, tied and trained."""
+"""EMB: embedding and output layers: when they are looked up at the hub, saved, tied and trained."""
 
 from collections import Counter
 
@@ -23,12 +23,12 @@ NAME = "someone/their-base"
 
 
 def based_on(origin, vocab_size=256, **config):
-    """SAVED on a base of this origin (see harness.fixtures.resized_embeddings), resized to `vocab_size`."""
+    """Return SAVED on a base of this origin (see harness.fixtures.resized_embeddings), resized to `vocab_size`."""
     return SAVED.but(model={"family": FAMILY, "config": {"origin": origin, "vocab_size": vocab_size, **config}})
 
 
 def reload(spec, path, route):
-    """state_dict() of the spec's base with the adapter at `path` loaded by one of the two routes."""
+    """Return state_dict() of the spec's base after loading the adapter at `path` by one of the two routes."""
     import peft
 
     base = models.build(spec.model)
@@ -114,7 +114,7 @@ def test_resized_embeddings_are_saved_with_every_adapter(trace, judge):
 
 @pytest.mark.clause("EMB-03")
 def test_resuming_restores_resized_embeddings(train, judge):
-    # Both legs resize the same base, but draw other values for the new rows.
+    # Both legs resize the same base, but draw different values for the new rows.
     other = based_on("directory", 260, new_rows_seed=1).model
     spec = continued(DIRECTORY, 2, model={"config": other.config})
     judge(embeddings.restored(train(spec), train(spec.first_leg()), (EMBEDDINGS, HEAD)))
@@ -142,12 +142,12 @@ LORA_OF_EMBEDDINGS = {
     f"{tensor_shapes.EMBEDDINGS}.lora_embedding_B": [64, 8],
 }
 LORA_OF_HEAD = {f"{tensor_shapes.HEAD}.lora_A.weight": [8, 64], f"{tensor_shapes.HEAD}.lora_B.weight": [256, 8]}
-#: target_modules, which of the two layers they name.
+#: target_modules, and which of the two layers they name.
 TARGETS = {
     "both": (["q_proj", "v_proj", "embed_tokens", "lm_head"], (EMBEDDINGS, HEAD)),
     "embed_tokens": (["q_proj", "v_proj", "embed_tokens"], (EMBEDDINGS,)),
     "lm_head": (["q_proj", "v_proj", "lm_head"], (HEAD,)),
-    # Earlier releases of peft looked for the whole name in the pattern's text.
+    # Earlier releases of peft searched for the whole name in the pattern's text.
     "regular-expression": (r".*\.(q_proj|v_proj|embed_\w+)", (EMBEDDINGS,)),
     "path": (["q_proj", "v_proj", "model.embed_tokens"], (EMBEDDINGS,)),
 }
@@ -242,7 +242,7 @@ def test_lora_of_tied_layers_is_one_wherever_the_model_goes(spec, upstream, judg
 
 
 def tied_pairs(model):
-    """How many of A and B of the embedding share their memory with B and A of the output layer."""
+    """Count which of A and B of the embedding share memory with B and A of the output layer."""
     found = {canonical(name): parameter.data_ptr() for name, parameter in model.named_parameters()}
     of_embedding = {found.get(f"{tensor_shapes.EMBEDDINGS}.lora_embedding_{part}") for part in "AB"}
     of_output = {found.get(f"{tensor_shapes.HEAD}.lora_{part}.weight") for part in "AB"}
@@ -252,11 +252,11 @@ def tied_pairs(model):
 @pytest.mark.clause("EMB-06")
 @over(by_route({"ensure-weight-tying/lora": TIED_LORA}))
 def test_lora_of_tied_layers_is_one(trace, judge):
-    """The A of one layer is the B of the other, transposed, after training and once it is loaded."""
+    """The A of one layer is the transposed B of the other, after training and after loading."""
     embedding = {name.rpartition("lora_embedding_")[2]: t for name, t in trace.adapter.items() if "embedding_" in name}
     head = {part: trace.adapter.get(f"{tensor_shapes.HEAD}.lora_{part}.weight") for part in "AB"}
     seen = {part: tensor for part, tensor in head.items() if tensor is not None}
-    # A run that ended early has neither, which `reloads` tells.
+    # A run that ended early has neither; `reloads` reports that.
     wanted = {
         part: tensor.T for other, part in (("B", "A"), ("A", "B")) if (tensor := embedding.get(other)) is not None
     }
@@ -265,7 +265,7 @@ def test_lora_of_tied_layers_is_one(trace, judge):
 
 # ---- single rows ----
 
-#: The two commonest token ids, so that the ten steps of an epoch have a gradient for both.
+#: The two most frequent token ids, so that both get gradients within the ten steps of an epoch.
 ROWS = [
     token
     for token, _ in Counter(token for row in data.rows(SAVED.data)[0] for token in row["input_ids"]).most_common(2)

@@ -21,7 +21,7 @@ SAVED = RAGGED.but(save_strategy="steps", save_steps=2)
 NO_DROPOUT = RAGGED.but(lora={"lora_dropout": 0.0})
 COUNTS = {"compute_metrics": "harness.fixtures.metrics:counts"}
 NO_TASK_TYPE = RAGGED.but(lora={"task_type": None}, trainer=COUNTS)
-#: A metric that nobody reports.
+#: A metric that is not reported.
 MISSING = SAVED.but(metric_for_best_model="accuracy")
 
 GPT2 = {"model": {"family": "gpt2"}, "lora": {"target_modules": ["c_attn"]}}
@@ -60,7 +60,7 @@ def test_a_config_without_task_type_is_evaluated_as_any_other(trace, judge):
     judge(both(evaluation.reported(trace, [2, 4], "eval_rows", "eval_labels"), evaluation.counted(trace)))
 
 
-# ---- what an evaluation leaves behind ----
+# ---- the state after an evaluation ----
 
 
 @pytest.mark.clause("EVAL-04")
@@ -117,7 +117,7 @@ def test_with_dropout_an_evaluation_counts_as_one_number_drawn(spec, events, pas
 
 
 class Kept:
-    """A compute_metrics that keeps what it was given, and reports nothing."""
+    """A compute_metrics that stores its argument and reports nothing."""
 
     def __init__(self):
         self.given = []
@@ -179,7 +179,7 @@ LOGITS, HIDDEN = (10, 16, 256), (10, 16, 64)
     ],
 )
 def test_keys_to_ignore_are_left_out_of_the_predictions(config, keys, expected, how, upstream, tmp_path, judge):
-    # Through add_adapter: a PeftModel asks for no hidden states, whatever the config says.
+    # By add_adapter: a PeftModel asks for no hidden states, whatever the config says.
     trainer, kept = upstream.build(RAGGED.but(adapter={"route": ADD}, max_steps=2), tmp_path), Kept()
     trainer.compute_metrics = kept
     for name, value in {"use_cache": False, **config}.items():

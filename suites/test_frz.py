@@ -8,10 +8,10 @@ from harness.runs.scenarios import PLAIN, SAVING, SCENARIOS, by_route, cases, ov
 from harness.spec import ModelSpec
 from harness.verdict import both, raises
 
-#: Reentrant checkpointing has no gradients for inputs that need none, which those of a frozen base do not.
+#: Reentrant checkpointing gives no gradients if its inputs need none, and those of a frozen base need none.
 REENTRANT = PLAIN.but(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True})
 HEAD = {"modules_to_save": ["lm_head"]}
-#: Runs of every kind: what is trained beside A and B, and what it is trained on.
+#: Runs that differ in what is trained beside A and B, and in the base.
 ALL = by_route({**SCENARIOS, **SAVING, "reentrant-head": REENTRANT.but(lora=HEAD)})
 
 
@@ -24,7 +24,7 @@ def test_base_is_bit_identical(trace, judge):
 @pytest.mark.clause("FRZ-02")
 @over(by_route(SCENARIOS))
 def test_the_optimizer_holds_the_lora_alone(trace, judge):
-    # 8 * (64 + 64) for each q_proj and 8 * (64 + 32) for each v_proj: 3584 numbers.
+    # 8 * (64 + 64) for each q_proj and 8 * (64 + 32) for each v_proj: 3584 numbers in two layers.
     judge(frozen.groups_hold(trace, tensor_shapes.lora()))
 
 
@@ -80,7 +80,7 @@ def test_the_update_reaches_every_tensor(trace, judge):
     judge(both(frozen.gradients_arrive(trace), frozen.adapter_moved(trace)))
 
 
-#: Where a gradient can end before it arrives: at inputs that need none, while a head of its own makes the loss fall.
+#: Runs in which gradients can stop at inputs that need none, while a trained head still makes the loss fall.
 FEW_STEPS = {
     "plain": PLAIN,
     "reentrant": REENTRANT,

@@ -1,4 +1,4 @@
-"""FRZ: what else than A and B is trained: biases, copies of modules, magnitudes, and parameters unfrozen by hand."""
+"""FRZ: what is trained besides A and B: biases, copies of modules, magnitudes, parameters unfrozen by hand."""
 
 import pytest
 from harness.fixtures import models, tensor_shapes
@@ -30,7 +30,7 @@ def test_an_int8_base_is_bit_identical(trace, judge):
 
 
 def gpt2_biases(*modules):
-    """The biases of the tiny GPT-2 by canonical name, of these modules of each layer (with none, all of the model's)."""
+    """Return the biases of the tiny GPT-2 by canonical name: those of these modules, or all if none are named."""
     fields = FAMILIES["gpt2"].config
     hidden = fields["n_embd"]
     layer = {
@@ -71,7 +71,7 @@ BIASED = {"all": (SAVING["bias-all"], gpt2_biases()), "lora_only": (LORA_ONLY, g
     ],
 )
 def test_biases_are_trained_without_decay_and_saved(spec, biases, train, judge):
-    # Of gpt2, "all" are 13 biases: 17 tensors in the file with the 4 of the LoRA.
+    # bias="all" means 13 biases of gpt2: with the 4 LoRA tensors, 17 tensors are in the file.
     trace = train(spec)
     judge(
         both(
@@ -114,7 +114,7 @@ NORM = "model.norm.weight"
 
 
 def unfrozen(upstream, spec, directory):
-    """The trace of a run whose last norm was unfrozen after injection."""
+    """Return the trace of a run whose last norm was unfrozen after injection."""
     model = inject(models.build(spec.model), spec.adapter)
     next(p for name, p in model.named_parameters() if name.endswith(NORM)).requires_grad_(True)
     return upstream.train(spec, directory, model=model)
@@ -165,7 +165,7 @@ def test_dora_trains_and_saves_a_magnitude_for_each_output(trace, judge):
 
 
 def beside(spec, **other):
-    """The spec with an adapter "bystander" beside the one that is trained."""
+    """Return the spec with an adapter "bystander" beside the trained one."""
     return spec.but(adapter={"others": {"bystander": other}})
 
 

@@ -1,4 +1,4 @@
-"""FRZ: what requires gradients after adapters were disabled, switched, added and loaded."""
+"""FRZ: which parameters require gradients after adapters were disabled, switched, added or loaded."""
 
 import contextlib
 
@@ -18,7 +18,7 @@ HEAD = f"{tensor_shapes.HEAD}.weight"
 DELTA = f"{tensor_shapes.EMBEDDINGS}.token_adapter.trainable_tokens_delta"
 GPT2 = {"target_modules": ["c_attn"]}
 
-#: A spec of each kind of adapter, and the parameters that it trains.
+#: A spec for each kind of adapter, and the parameters that it trains.
 KINDS = {
     "lora": (PLAIN, {*tensor_shapes.lora()}),
     "modules-to-save": (PLAIN.but(lora={"modules_to_save": ["lm_head"]}), {*tensor_shapes.lora(), HEAD}),
@@ -29,13 +29,13 @@ SPECS = {name: spec for name, (spec, _) in KINDS.items()}
 
 
 def wanted(spec):
-    """The parameters that an adapter of this spec trains, by canonical name."""
+    """Return the parameters that an adapter of this spec trains, by canonical name."""
     return next(names for kind, names in KINDS.values() if kind.adapter.config == spec.adapter.config)
 
 
 @pytest.fixture
 def supported(upstream):
-    """supported(spec): skip, with the reason, what this stack cannot make, or load as trainable."""
+    """supported(spec): skip the test, with the reason, if this stack cannot make the model or load it as trainable."""
 
     def check(spec, is_trainable=False):
         reason = upstream.unsupported(spec)
@@ -60,7 +60,7 @@ def add(model, name, spec):
 
 
 def loaded(spec, directory, **options):
-    """A model with the spec's adapter, loaded by its route from where it was saved before."""
+    """Return a model with the spec's adapter, which was saved before and is loaded by its route."""
     make(spec.but(adapter={"route": GET})).save_pretrained(directory)
     base = models.build(spec.model)
     if spec.adapter.route == GET:
@@ -71,7 +71,7 @@ def loaded(spec, directory, **options):
 
 @contextlib.contextmanager
 def disabled(model):
-    """The model with its adapters disabled for a while, by the means of its route."""
+    """Disable the model's adapters within the context, by the means of its route."""
     if isinstance(model, peft.PeftModel):
         with model.disable_adapter():
             yield
@@ -90,7 +90,7 @@ def test_disabling_leaves_what_is_trained(spec, supported, judge):
     supported(spec)
     model = make(spec)
     with disabled(model):
-        # Whether the adapter itself requires gradients meanwhile is left open.
+        # Whether the adapter itself requires gradients meanwhile is not judged.
         unexpected = set(trainable_names(model)) - wanted(spec)
     judge(
         both(
@@ -117,7 +117,7 @@ def test_disabling_leaves_a_frozen_adapter_frozen(spec, upstream, tmp_path, judg
 def test_switching_trains_the_chosen_adapter_alone(spec, supported, judge):
     supported(spec)
     model = make(spec)
-    # Biases belong to the base: one adapter at most can train them, whichever is active.
+    # Biases belong to the base, so at most one adapter can train them, whichever is active.
     add(model, "second", spec.but(lora={"bias": "none"}))
     verdicts = []
     for name in ("default", "second", "default"):

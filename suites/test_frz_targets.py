@@ -31,7 +31,7 @@ BERT = ["bert.pooler.dense"] + [
 
 
 def lora_of(paths):
-    """Names of the A and B of these modules."""
+    """Return the names of A and B of these modules."""
     return {f"{path}.{part}.weight" for path in paths for part in ("lora_A", "lora_B")}
 
 
@@ -46,13 +46,13 @@ def make(upstream, spec):
 
 
 def given(family="llama", **config):
-    """A spec with this LoraConfig and no other."""
+    """Return a spec with exactly this LoraConfig."""
     return PLAIN.but(model={"family": family}, adapter={"config": {"r": 4, **config}})
 
 
 FOUR = {"config": {"num_hidden_layers": 4}}
 FOUR_LAYERS = list(tensor_shapes.linears(FOUR["config"]))
-#: A spec, and the modules that it names.
+#: A spec, and the modules that it adapts.
 NAMED = {
     "suffixes": (given(target_modules=["q_proj", "v_proj"]), matching("[qv]_proj$")),
     "path": (given(target_modules=["model.layers.0.self_attn.q_proj"]), matching("0.self_attn.q_proj$")),
@@ -66,7 +66,7 @@ NAMED = {
         matching("q_proj$|1.self_attn.v_proj$"),
     ),
     "all-linear": (given(target_modules="all-linear"), LLAMA),
-    # From twenty names on peft looks for fewer that match the same modules; of three layers of four there are none.
+    # From twenty names on, peft looks for fewer names that match the same modules. For three layers of four there are none.
     "every-path": (given(target_modules=FOUR_LAYERS).but(model=FOUR), FOUR_LAYERS),
     "paths-of-three-layers": (given(target_modules=FOUR_LAYERS[:21]).but(model=FOUR), FOUR_LAYERS[:21]),
     "all-linear/gpt2": (given("gpt2", target_modules="all-linear"), GPT2),
@@ -74,7 +74,7 @@ NAMED = {
 
 
 def with_expected(table):
-    """(spec, expected) cases of a table, by both routes."""
+    """Parametrize a test with (spec, expected) of a table, by both routes."""
     by_name = by_route({name: spec for name, (spec, _) in table.items()})
     return [pytest.param(spec, table[id.removesuffix("/add_adapter")][1], id=id) for id, spec in by_name.items()]
 

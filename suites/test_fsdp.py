@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from harness.fixtures import models, tensor_shapes
 
-from harness.laws import checkpoint, frozen, resume, several
+from harness.laws import checkpoint, frozen, rank_files, resume, several, sharding
 from harness.laws.equal import equal_runs
 from harness.runs.scenarios import LAUNCHES, PLAIN, TOGETHER, cases, continued, over, spread
 from harness.spec import ADD, GET, AdapterSpec, ModelSpec
@@ -26,7 +26,7 @@ BRIEF = {"max_steps": 2, "gradient_accumulation_steps": None, "save_strategy": "
 
 
 def plugin(trainer):
-    """The version and the type of state dict that accelerate was given."""
+    """Return the FSDP version and the type of state dict that accelerate was given."""
     given = trainer.accelerator.state.fsdp_plugin
     return {"version": given.fsdp_version, "state_dict_type": str(given.state_dict_type).rpartition(".")[2]}
 
@@ -62,11 +62,11 @@ BY_ADD = spread(TOGETHER.but(adapter={"route": ADD}, **BRIEF), "fsdp1")
 @pytest.mark.clause("FSDP-02")
 @over({"fsdp1-2": V1, "fsdp1-1": FSDP["fsdp1-1"]})
 def test_version_1_wraps_layers_and_adapters(trace, judge):
-    judge(several.units(trace, ["", *LAYERS, *LORA]))
+    judge(sharding.units(trace, ["", *LAYERS, *LORA]))
 
 
 class Accelerator:
-    """As much of an Accelerator as update_fsdp_plugin_peft looks at."""
+    """The part of an Accelerator that update_fsdp_plugin_peft reads."""
 
     def __init__(self):
         self.mixed_precision = None
@@ -77,7 +77,7 @@ class Accelerator:
 
 
 def updated(model):
-    """What update_fsdp_plugin_peft makes of a plugin, for this model."""
+    """Return the plugin after update_fsdp_plugin_peft, for this model."""
     try:
         from transformers.distributed.fsdp import update_fsdp_plugin_peft
     except ImportError:
@@ -110,7 +110,7 @@ def test_version_1_computes_in_the_storage_dtype(storage, expected, upstream, ju
 @pytest.mark.clause("FSDP-04")
 @over({"fsdp2-2": V2, "fsdp2-1": FSDP["fsdp2-1"], "fsdp2-2-sharded": FSDP["fsdp2-2-sharded"]})
 def test_version_2_wraps_layers_embeddings_and_output(trace, judge):
-    judge(several.units(trace, ["", *LAYERS, "model.embed_tokens", "lm_head"]))
+    judge(sharding.units(trace, ["", *LAYERS, "model.embed_tokens", "lm_head"]))
 
 
 NF4 = spread(TOGETHER.but(model={"quantization": "nf4"}, **BRIEF), "fsdp2")
@@ -121,7 +121,9 @@ NF4 = spread(TOGETHER.but(model={"quantization": "nf4"}, **BRIEF), "fsdp2")
 def test_packed_weights_are_left_out_with_a_warning(trace, judge):
     kinds = trace.distributed.get("kinds", {})
     packed = [f"{path}.weight" for path in tensor_shapes.linears()]
-    findings = several.present(trace) + [f"{name} is sharded" for name in packed if kinds.get(name) == "DTensor"]
+    findings = several.incomplete_ranks(trace) + [
+        f"{name} is sharded" for name in packed if kinds.get(name) == "DTensor"
+    ]
     findings += [f"{name} is not sharded" for name in trace.trainable if kinds.get(name) != "DTensor"]
     judge(both(verdict("adapters are sharded, packed weights are not", findings), frozen.base_frozen(trace)))
 
@@ -130,7 +132,9 @@ def test_packed_weights_are_left_out_with_a_warning(trace, judge):
 @cases({"fsdp1-2/add_adapter": BY_ADD})
 def test_version_1_with_add_adapter_wraps_layers_alone(spec, train, judge):
     trace = train(spec)
-    judge(both(several.units(trace, ["", *LAYERS]), several.equals_single(trace, train(several.alone(spec)))))
+    judge(
+        both(sharding.units(trace, ["", *LAYERS]), several.equals_single(trace, train(several.one_process_spec(spec))))
+    )
 
 
 @pytest.mark.clause("FSDP-05")
@@ -147,7 +151,7 @@ def test_a_mixed_model_gets_a_policy(mixed, upstream, judge):
 # ---- sharded ----
 
 
-#: A 4-bit base whose packed weights count as numbers of a floating dtype, so that they can be sharded.
+#: A 4-bit base whose packed weights are stored in a floating dtype, so that they can be sharded.
 PACKED = {
     f"{version}-2/nf4-{dtype}": spread(
         TOGETHER.but(model={"quantization": "nf4", "quant_storage": dtype, "dtype": dtype}, **autocast), version
@@ -160,10 +164,10 @@ PACKED = {
 @pytest.mark.clause("FSDP-13")
 @over(FSDP | PACKED | {"nothing-saved": DEFAULTS})
 def test_what_asked_for_fsdp_is_sharded(trace, judge):
-    judge(several.sharded(trace))
+    judge(sharding.sharded(trace))
 
 
-#: What a user writes: the arguments of FSDP, in two processes on a CPU, and nothing of ours in between.
+#: What a user writes: the arguments of FSDP, in two processes on a CPU, without our shim.
 UNSHIMMED = spread(TOGETHER.but(fsdp=True, **BRIEF), "ddp")
 
 
@@ -179,7 +183,7 @@ def test_without_a_gpu_it_is_sharded_or_refused(spec, strategy, train, runs, jud
     if runs.device == "cuda":
         pytest.skip("there is a GPU")
     trace = train(spec)
-    judge(resume.refused(trace) if trace.error else several.sharded(trace, strategy))
+    judge(resume.refused(trace) if trace.error else sharding.sharded(trace, strategy))
 
 
 BF16 = {"model": {"dtype": "bfloat16"}, "adapter": {"options": {"autocast_adapter_dtype": False}}}
@@ -191,7 +195,7 @@ def test_a_half_precision_adapter_trains_in_float32(trace, judge):
     dtypes = {name: trace.distributed.get("dtypes", {}).get(name) for name in trace.trainable}
     judge(
         both(
-            verdict("all ranks are there", several.present(trace)),
+            verdict("all ranks are there", several.incomplete_ranks(trace)),
             same("dtypes of the adapter", dtypes, dict.fromkeys(trace.trainable, "float32")),
         )
     )
@@ -206,19 +210,19 @@ def test_a_half_precision_adapter_trains_in_float32(trace, judge):
     }
 )
 def test_the_base_keeps_its_dtype(trace, judge):
-    judge(both(several.dtypes_kept(trace), frozen.base_frozen(trace)))
+    judge(both(sharding.dtypes_kept(trace), frozen.base_frozen(trace)))
 
 
 @pytest.mark.clause("FSDP-16")
 @over(PACKED)
 def test_a_packed_base_keeps_its_bits(trace, judge):
-    judge(both(several.dtypes_kept(trace), frozen.parameters_frozen(trace), several.ranks_agree(trace)))
+    judge(both(sharding.dtypes_kept(trace), frozen.parameters_frozen(trace), several.ranks_agree(trace)))
 
 
 @pytest.mark.clause("FSDP-17")
 @cases(
     FSDP
-    # By SGD as TOGETHER_SGD; in bfloat16 FSDP rounds what autocast in one process does not.
+    # SGD, as in TOGETHER_SGD. In bfloat16, FSDP rounds values that autocast in one process does not round.
     | {
         name: spec.but(optim="sgd", learning_rate=1.0, save_strategy="no")
         for name, spec in PACKED.items()
@@ -226,7 +230,7 @@ def test_a_packed_base_keeps_its_bits(trace, judge):
     }
     | {
         "fsdp2-2-offload/default-backend": FSDP["fsdp2-2-offload"].but(ddp_backend=None),
-        # Only of a causal model does the Trainer shift the labels, which it tells by the name of the model's class.
+        # The Trainer shifts labels only for a causal model, which it recognises by the name of the model's class.
         **{
             f"{name}/label-smoothing": FSDP[name].but(label_smoothing_factor=0.1, max_steps=2, save_strategy="no")
             for name in ("fsdp2-2", "fsdp2-2-add_adapter", "fsdp1-2")
@@ -234,15 +238,15 @@ def test_a_packed_base_keeps_its_bits(trace, judge):
     }
 )
 def test_a_sharded_run_is_that_of_one_process(spec, train, judge):
-    judge(several.as_one_process(train, spec))
+    judge(several.trains_as_one_process(train, spec))
 
 
-#: Two windows of two micro-batches: between those of one nothing makes the ranks wait for each other.
+#: Two windows of two micro-batches. Within a window, nothing makes the ranks wait for each other.
 UNHURRIED = {"max_steps": 2, "save_strategy": "no"}
 
 
 def late(spec, rank):
-    """The run, one of whose ranks is late."""
+    """Return the run with one late rank."""
     return spec.but(trainer={"callbacks": [["harness.fixtures.late_rank:LateRank", {"rank": rank}]]}, **UNHURRIED)
 
 
@@ -252,7 +256,7 @@ def test_a_late_rank_changes_nothing(spec, train, judge):
     trace, on_time = train(spec), spec.but(trainer={"callbacks": []})
     judge(
         both(
-            several.equals_single(trace, train(several.alone(on_time))),
+            several.equals_single(trace, train(several.one_process_spec(on_time))),
             several.ranks_agree(trace),
             equal_runs(trace, train(on_time)),
         )
@@ -260,7 +264,7 @@ def test_a_late_rank_changes_nothing(spec, train, judge):
 
 
 def generate(trainer):
-    """Eight tokens after the first row's first four."""
+    """Generate eight tokens after the first four of the first row."""
     import torch
 
     trainer.model.eval()
@@ -273,7 +277,7 @@ def generate(trainer):
 @pytest.mark.clause("FSDP-12")
 @cases({"fsdp2-2": DEFAULTS})
 def test_generate_runs_on_the_sharded_model(spec, afterwards, judge):
-    judge(several.same_tokens(afterwards(spec, generate)))
+    judge(sharding.same_tokens(afterwards(spec, generate)))
 
 
 # ---- checkpoints ----
@@ -287,13 +291,13 @@ ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
 @over({"fsdp2-2": V2, "fsdp1-2": V1})
 def test_a_full_checkpoint_has_the_files(trace, judge):
     files = [*ALWAYS, *GENERATORS, *ADAPTER, "pytorch_model_fsdp.bin", "optimizer.bin"]
-    judge(several.rank_files(trace, files))
+    judge(rank_files.exactly(trace, files))
 
 
 @pytest.mark.clause("FSDP-06")
 @over({"fsdp2-2/model-file": V2, "fsdp1-2/model-file": V1})
 def test_its_model_file_holds_the_adapter_alone(trace, judge):
-    judge(several.model_file(trace))
+    judge(rank_files.fsdp_model(trace))
 
 
 @pytest.mark.clause("FSDP-07")
@@ -308,14 +312,14 @@ def test_a_sharded_checkpoint_has_a_file_of_each_rank(trace, judge):
         if not saved.files.get(f"{directory}__{rank}_0.distcp")
     ]
     files = [name for name in ALWAYS if name not in ("README.md", "training_args.bin")]
-    judge(both(several.rank_files(trace, [*files, *GENERATORS, *directories]), verdict("a file of each rank", missing)))
+    judge(both(rank_files.exactly(trace, [*files, *GENERATORS, *directories]), verdict("a file of each rank", missing)))
 
 
 @pytest.mark.clause("FSDP-14")
 @over(FULL | PACKED | {"fsdp1-1": spread(TOGETHER, "fsdp1", 1)})
 def test_a_full_checkpoint_has_all_shards(trace, judge):
-    # With add_adapter the file from which a run resumes holds the base, too.
-    resumed_from = [several.model_file(trace)] if trace.spec.adapter.route == GET else []
+    # With add_adapter, the file from which a run resumes holds the base, too.
+    resumed_from = [rank_files.fsdp_model(trace)] if trace.spec.adapter.route == GET else []
     judge(both(checkpoint.adapter_only(trace), checkpoint.last_is_current(trace), *resumed_from))
 
 
@@ -328,13 +332,13 @@ def save_model(trainer):
 @cases({"fsdp2-2-full": DEFAULTS, "fsdp2-2-sharded": DEFAULTS.but(launch={"state_dict_type": "SHARDED_STATE_DICT"})})
 def test_save_model_leaves_a_whole_adapter(spec, afterwards, judge):
     trace = afterwards(spec, save_model)
-    judge(several.saved_at_the_end(trace, Path(trace.directory) / "end"))
+    judge(rank_files.saved_at_the_end(trace, Path(trace.directory) / "end"))
 
 
 # ---- resuming ----
 
-#: One saves nothing. In the other FSDP1 loads the shards of a checkpoint that has none (FSDP-07), and without a GPU that
-#: ended a rank by SIGBUS in several runs of all suites, and in none of twelve runs on its own.
+#: One saves nothing. In the other, FSDP1 loads the shards of a checkpoint that has none (FSDP-07). On a CPU that ended a
+#: rank by SIGBUS in several runs of the whole suites, and in none of twelve runs on its own.
 CANNOT_RESUME = ("fsdp1-1", "fsdp1-2-sharded")
 
 
@@ -345,7 +349,7 @@ def test_a_sharded_run_resumes(spec, train, judge):
 
 
 def resharded(ranks, before):
-    """A run on so many ranks, resumed from one on `before`, with the same rows a step."""
+    """Return a run on `after` ranks that resumes a run on `before` ranks, with the same rows in each step."""
     spec = spread(TOGETHER, "fsdp2", ranks)
     there = spread(TOGETHER, "fsdp2", before)
     size = {"per_device_train_batch_size": there.arguments["per_device_train_batch_size"]}
@@ -355,14 +359,14 @@ def resharded(ranks, before):
 @pytest.mark.clause("FSDP-18")
 @cases({"fsdp2-2-to-1": resharded(1, 2), "fsdp2-1-to-2": resharded(2, 1)})
 def test_a_sharded_run_resumes_on_another_number_of_ranks(spec, train, judge):
-    judge(several.goes_on(train(spec), train(spec.first_leg()), after=3))
+    judge(several.continues_with_other_ranks(train(spec), train(spec.first_leg()), after=3))
 
 
 @pytest.mark.clause("FSDP-08")
 @cases(
     {
         f"{name}-to-one-process": continued(
-            several.alone(V2),
+            several.one_process_spec(V2),
             3,
             every=3,
             per_device_train_batch_size=2,
@@ -400,7 +404,7 @@ BEST = {
             "activation_checkpointing",
             id="both-kinds-of-checkpointing",
         ),
-        pytest.param(several.alone(REFUSED).but(fsdp=True), "distributed", id="one-process"),
+        pytest.param(several.one_process_spec(REFUSED).but(fsdp=True), "distributed", id="one-process"),
     ],
 )
 def test_what_cannot_be_is_refused(spec, words, train, judge):
@@ -413,7 +417,7 @@ def test_what_cannot_be_is_refused(spec, words, train, judge):
 @pytest.mark.clause("RES-21")
 @cases({name: continued(FSDP[name], 3, every=3) for name in ("fsdp2-2", "fsdp2-2-sharded", "fsdp1-2")})
 def test_every_adapter_tensor_is_restored(spec, train, judge):
-    judge(several.restored_to(train(spec), train(spec.first_leg())))
+    judge(rank_files.adapter_restored(train(spec), train(spec.first_leg())))
 
 
 @pytest.mark.clause("RES-26")

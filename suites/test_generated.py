@@ -1,25 +1,26 @@
-"""Every universal law, on training runs and lives that hypothesis draws (harness/runs/strategies.py). A failure is shrunk.
+"""Every universal law, on training runs and lives that hypothesis draws (harness/runs/strategies.py).
 
---hypothesis-profile: quick is the default and always draws the same runs; deep draws some thirty times as many and soak a
-thousand times, both anew each time. What failed once is kept in .hypothesis and tried first. --hypothesis-seed repeats.
+A failure is shrunk. --hypothesis-profile chooses how much is drawn: `quick`, the default, always draws the same runs; `deep`
+draws about 30 times as many and `soak` 1,000 times, different ones each time. hypothesis stores failures in .hypothesis and
+tries them first. --hypothesis-seed repeats a draw.
 """
 
 import pytest
 
-from harness.laws.universal import OF_MORE, OF_ONE
+from harness.laws.universal import LAWS_OF_ONE_RUN, LAWS_OF_SEVERAL_RUNS
 from harness.runs import lifecycle, strategies
 from harness.spec import ADD, GET
 
 PARTS = pytest.mark.parametrize("part", range(4), ids="drawn-{}".format)
 
 
-@pytest.mark.clause(*OF_ONE, *OF_MORE)
+@pytest.mark.clause(*LAWS_OF_ONE_RUN, *LAWS_OF_SEVERAL_RUNS)
 @PARTS
 def test_any_run(draw, part):
     draw.judge_all(strategies.run_specs(), part)
 
 
-@pytest.mark.clause(*OF_ONE, *OF_MORE)
+@pytest.mark.clause(*LAWS_OF_ONE_RUN, *LAWS_OF_SEVERAL_RUNS)
 @pytest.mark.parametrize("part", range(4), ids="drawn-any-model-and-method-{}".format)
 def test_any_model_and_method(draw, part):
     draw.judge_all(strategies.any_specs(), part)

@@ -1,4 +1,4 @@
-"""HPO: hyperparameter_search with optuna, over a model whose adapters model_init makes."""
+"""HPO: hyperparameter_search with optuna, over a model whose adapters model_init injects."""
 
 import pytest
 from harness.fixtures import models
@@ -18,13 +18,13 @@ RANKS = {"r": [2, 8, 4]}
 
 @pytest.fixture(scope="module")
 def searches():
-    """Searches made so far, by what was searched: laws only read them."""
+    """Searches that were made, by their arguments. Laws only read them."""
     return {}
 
 
 @pytest.fixture
 def searched(upstream, tmp_path, searches):
-    """searched(values, spec=SHORT, ...): a search below tmp_path, the n-th trial with the n-th of each name's values."""
+    """searched(values, spec=SHORT, ...): run a search below tmp_path. The n-th trial has the n-th value of each name."""
 
     def run(values, spec=SHORT, **options):
         key = (repr(values), spec)
@@ -79,7 +79,7 @@ def test_each_trial_saves_adapters_below_a_directory_of_its_own(spec, searched, 
     ],
 )
 def test_a_trial_trains_as_a_run_of_its_own_would(values, searched, train, judge):
-    # Fields at their defaults are spelled out: what a spec says is what a trial may change.
+    # Fields at their defaults are spelled out, since a trial may change only what the spec has.
     spec = SHORT.but(gradient_accumulation_steps=1)
     judge(laws.as_own_runs(searched(values, spec), train))
 
@@ -139,7 +139,7 @@ def test_a_pruned_trial_ends_with_train_end(searched, judge):
 
 
 def with_model_init(upstream, spec, directory):
-    """A Trainer given model_init, outside a search."""
+    """Return a Trainer that was given model_init, outside a search."""
     from harness.fixtures import data
 
     return upstream.trainer_class(

@@ -62,7 +62,7 @@ def test_without_a_card_of_peft_the_trainers_is_none(upstream, tmp_path, judge):
 
 
 def card_of_the_trainer(upstream, directory):
-    """The card that create_model_card(tags=["my-tag"]) leaves over that of save_model()."""
+    """Return the card that create_model_card(tags=["my-tag"]) writes over that of save_model()."""
     trainer = upstream.build(NAMED.but(max_steps=1, save_strategy="no"), directory)
     with recorded_warnings([]):
         trainer.train()

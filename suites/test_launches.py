@@ -2,13 +2,13 @@
 
 import pytest
 
-from harness.laws.several import as_one, silent
-from harness.laws.universal import OF_MORE, OF_ONE
+from harness.laws.several import whole_run
+from harness.laws.universal import LAWS_OF_ONE_RUN, LAWS_OF_SEVERAL_RUNS, why_not_judged
 from harness.runs import strategies
 from harness.runs.drawn import laws_of_ranks
 from harness.runs.scenarios import LAUNCHES
 
-#: Laws that train further runs, and under which launches: where those are among the runs of other clauses, or cheap.
+#: Laws that train further runs, and the launches for which they do: those whose runs other clauses share, or cheap ones.
 FURTHER = {
     "GEN-02": ("ddp-2", "ddp-4", "fsdp2-2", "fsdp1-2", "loaded-2", "zero2-2", "zero3-2"),
     "RES-01": ("ddp-2", "fsdp2-2", "fsdp2-2-sharded", "fsdp1-2", "zero2-2"),
@@ -24,26 +24,28 @@ FURTHER = {
     [
         pytest.param(spec, law, id=f"{launch}/{clause}", marks=pytest.mark.clause(clause))
         for launch, spec in LAUNCHES.items()
-        for clause, law in OF_ONE.items()
+        for clause, law in LAWS_OF_ONE_RUN.items()
     ],
 )
 def test_ranks_together_obey_the_laws_of_one_process(spec, law, train, judge, request):
     (clause,) = request.node.get_closest_marker("clause").args
-    if reason := silent(clause, spec):
+    if reason := why_not_judged(clause, spec):
         pytest.skip(reason)
-    judge(law(as_one(train(spec))))
+    judge(law(whole_run(train(spec))))
 
 
 @pytest.mark.parametrize(
     ("spec", "compare"),
     [
-        pytest.param(LAUNCHES[launch], OF_MORE[clause], id=f"{launch}/{clause}", marks=pytest.mark.clause(clause))
+        pytest.param(
+            LAUNCHES[launch], LAWS_OF_SEVERAL_RUNS[clause], id=f"{launch}/{clause}", marks=pytest.mark.clause(clause)
+        )
         for clause, launches in FURTHER.items()
         for launch in launches
     ],
 )
 def test_ranks_together_obey_the_laws_that_compare_runs(spec, compare, train, judge):
-    judge(compare(lambda *args, **options: as_one(train(*args, **options)), spec))
+    judge(compare(lambda *args, **options: whole_run(train(*args, **options)), spec))
 
 
 @pytest.mark.clause("DIST-02", "FSDP-17", "DS-08")

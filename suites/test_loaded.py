@@ -1,6 +1,6 @@
-"""FSDP: a base that was sharded as it was loaded (from_pretrained with a DistributedConfig), adapters put on it after.
+"""FSDP: a base that from_pretrained(distributed_config=...) sharded while loading it, and adapters added afterwards.
 
-transformers keeps those adapters alike on all ranks by itself; accelerate wraps nothing.
+transformers keeps these adapters equal on all ranks. accelerate wraps nothing.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from harness.suites.test_dist import start_from_own_adapter
 from harness.suites.test_fsdp import generate, save_model
 
-from harness.laws import frozen, resume, several
+from harness.laws import frozen, rank_files, resume, several, sharding
 from harness.runs.scenarios import LAUNCHES, cases, over, spec_for, spread
 from harness.spec import ADD
 from harness.verdict import both
@@ -23,19 +23,19 @@ BOTH = {"loaded-2": LOADED, "loaded-2/add_adapter": BY_ADD}
 @pytest.mark.clause("FSDP-20")
 @over(BOTH)
 def test_adapters_are_whole_on_each_rank_and_the_base_in_shards(trace, judge):
-    judge(both(several.loaded(trace), several.ranks_agree(trace), frozen.base_frozen(trace)))
+    judge(both(sharding.base_sharded_adapter_whole(trace), several.ranks_agree(trace), frozen.base_frozen(trace)))
 
 
 @pytest.mark.clause("FSDP-20")
 @cases({f"{name}/own-adapters": spec for name, spec in BOTH.items()})
 def test_the_first_ranks_adapter_is_trained(spec, train, upstream, judge):
-    single = train(several.alone(spec))
+    single = train(several.one_process_spec(spec))
     started = train(spec, subject=upstream.in_ranks("own-adapters", start_from_own_adapter))
     judge(several.first_rank_wins(started, single))
 
 
 def of(method):
-    """The run of a row of METHODS, sharded."""
+    """Return the sharded run of a row of METHODS."""
     return spread(spec_for("llama", method), "loaded", limit=LOADED.launch.limit)
 
 
@@ -49,8 +49,8 @@ def of(method):
         "loaded-2/checkpointing": LOADED.but(
             activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": False}, **BRIEF
         ),
-        # Biases of the base are trained as DTensors, beside the adapter's plain tensors. Those of keys have no gradient but
-        # rounding, which AdamW would make steps of.
+        # Biases of the base are trained as DTensors, beside the adapter's plain tensors. The gradients of key biases are only
+        # rounding errors; AdamW would turn those into whole steps.
         "loaded-2/bias-all": LOADED.but(
             model={"family": "gpt2"},
             lora={"bias": "all", "target_modules": ["c_attn"]},
@@ -68,17 +68,17 @@ def of(method):
     }
 )
 def test_it_trains_as_one_process(spec, train, judge):
-    judge(several.as_one_process(train, spec))
+    judge(several.trains_as_one_process(train, spec))
 
 
 @pytest.mark.clause("FSDP-12")
 @cases({name: spec.but(**BRIEF) for name, spec in BOTH.items()})
 def test_generate_runs(spec, afterwards, judge):
     trace = afterwards(spec, generate)
-    judge(several.same_tokens(trace))
+    judge(sharding.same_tokens(trace))
 
 
-#: Seconds. Ranks that wait for each other in vain need not do so for a minute; this run takes one.
+#: Seconds. This run takes one second; ranks that wait for each other in vain need not do so for a minute.
 SOON = 10.0
 
 
@@ -86,7 +86,7 @@ SOON = 10.0
 @cases({name: spec.but(launch={"limit": SOON}, **BRIEF) for name, spec in BOTH.items()})
 def test_save_model_leaves_a_whole_adapter(spec, afterwards, judge):
     trace = afterwards(spec, save_model)
-    judge(several.saved_at_the_end(trace, Path(trace.directory) / "end"))
+    judge(rank_files.saved_at_the_end(trace, Path(trace.directory) / "end"))
 
 
 @pytest.mark.clause("FSDP-09")

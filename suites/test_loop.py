@@ -32,7 +32,7 @@ def test_the_default_optimizer_is_torch_adamw_wrapped_by_accelerate(upstream, tm
     optimizer = trainer.optimizer
     names = ("initial_lr", "betas", "eps", "weight_decay", "amsgrad", "fused")
     wanted = {"initial_lr": 5e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False}
-    # Which of the two implementations is the default, TrainingArguments.optim says.
+    # TrainingArguments.optim says which of the two implementations is the default.
     wanted["fused"] = True if "fused" in trainer.args.optim else None
     judge(
         both(
@@ -123,7 +123,7 @@ def changed(seen, wanted):
 
 
 def start_recorder():
-    """A callback that keeps global step and trainable tensors when training begins, and each step's learning rate."""
+    """Return a callback that records step and trainable tensors at the begin of training, and each step's learning rate."""
     from transformers import TrainerCallback
 
     class Recorder(TrainerCallback):
@@ -199,7 +199,7 @@ def test_activation_checkpointing_changes_no_bit(spec, train, judge):
     judge(equal_runs(train(spec.but(activation_checkpointing=True)), train(plain)))
 
 
-#: Which switch -> (arguments, times that a layer's mlp runs in a step, whether the checkpoints are reentrant).
+#: Switch -> (arguments, how often a layer's mlp runs in a step, whether the checkpoints are reentrant).
 SWITCHES = {
     "off": ({}, 1, False),
     "on": ({"activation_checkpointing": True}, 2, False),
@@ -229,7 +229,7 @@ def test_checkpointing_recomputes_each_layer_and_is_not_reentrant_by_default(swi
 
 
 def forward_and_backward(model):
-    """How often each mlp runs, whether the graph has reentrant checkpoints, whether embeddings require gradients."""
+    """Return how often each mlp runs, whether checkpoints are reentrant, and whether embeddings require gradients."""
     calls, embedded = [], []
     handles = [
         module.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -252,7 +252,7 @@ def forward_and_backward(model):
 
 
 def graph(tensor):
-    """The names of all nodes of a tensor's autograd graph."""
+    """Return the names of all nodes of a tensor's autograd graph."""
     seen, waiting = {}, [tensor.grad_fn]
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""LOSS: what is minimised, and by how much it is divided."""
+"""LOSS: which loss is minimised, and by what it is divided."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ CLASSIFIER = PLAIN.but(
     label_smoothing_factor=0.1,
 )
 
-#: After one step the adapter is so large that the forward pass overflows.
+#: After one step, the adapter is so large that the forward pass overflows.
 OVERFLOW = PLAIN.but(learning_rate=1e36, lora={"lora_alpha": 10**6})
 
 
@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_shows(trace, judge):
 
 
 def classifier_loss(trainer, labels):
-    """The Trainer's loss of three short rows in eval mode, with the logits and labels that it is of."""
+    """Return the Trainer's loss of three short rows in eval mode, with its logits and labels."""
     model = trainer.model.eval()
     place = trainer.args.device
     inputs = {
@@ -153,6 +153,6 @@ def classifier_loss(trainer, labels):
 
 
 def near(what, seen, expected):
-    """The verdict on a loss in float32 against one in float64."""
+    """Compare a loss in float32 with one in float64."""
     findings = [] if abs(seen - float(expected)) <= ORACLE.loss else [f"{seen:.9g}, expected {float(expected):.9g}"]
     return verdict(f"{what}: {float(expected):.9g}", findings)

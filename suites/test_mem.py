@@ -1,4 +1,4 @@
-"""MEM: what a run holds in memory, and what is left of it afterwards."""
+"""MEM: the memory that a run holds, and the memory that it does not release."""
 
 import contextlib
 import weakref
@@ -13,7 +13,7 @@ from harness.verdict import both
 # ---- afterwards ----
 
 SHORT = PLAIN.but(max_steps=3)
-#: Runs of 10 batches an epoch, that stop in the middle of one or at its end, in one way or another.
+#: Runs of 10 batches an epoch that stop within an epoch or at its end, each for another reason.
 STOPPED = {
     "mid-epoch": SHORT,
     "end-of-epoch": PLAIN.but(max_steps=None, num_train_epochs=1, data={"rows": 8}),
@@ -26,7 +26,7 @@ STOPPED = {
 
 
 def dropped(upstream, spec, directory, train=lambda trainer: trainer.train()):
-    """Train, let go of the Trainer, and return weak references to what it was made of and made."""
+    """Train, drop the Trainer, and return weak references to its parts."""
     trainer = upstream.build(spec, directory)
     trainer.add_callback(loaders := loader_recorder())
     train(trainer)
@@ -42,7 +42,7 @@ def dropped(upstream, spec, directory, train=lambda trainer: trainer.train()):
 
 
 def loader_recorder():
-    """A callback that keeps the dataloaders it is given."""
+    """Return a callback that stores the dataloaders it is given."""
     from transformers import TrainerCallback
 
     class Recorder(TrainerCallback):
@@ -82,8 +82,8 @@ def test_nothing_is_left_of_a_trainer_whose_callback_raised(upstream, tmp_path, 
 
 # ---- while it trains ----
 
-#: A row of eight tokens a step: the base model is five times as large as a step's activations, and the adapter small,
-#: so that a gradient, a state or a copy of the base cannot hide.
+#: One row of eight tokens a step. The base model is five times as large as a step's activations, and the adapter is
+#: small. So a gradient, an optimizer state or a copy of the base shows.
 SMALL = PLAIN.but(max_steps=5, per_device_train_batch_size=1, data={"rows": 2, "length": 8}, lora={"r": 1})
 MEASURED = {
     "rank-1": SMALL,

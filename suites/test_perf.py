@@ -1,4 +1,4 @@
-"""PERF: what a step costs, counted on any machine, and timed where that is asked for (--timed)."""
+"""PERF: what a step costs: counted on any machine, and timed with --timed."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from harness.laws import throughput
 from harness.runs.scenarios import PLAIN, by_route, cases, saving
 from harness.throughput import counters, pairs
 
-#: Rows for more than the counted steps: where an epoch ends, a step costs otherwise.
+#: More rows than the counted steps need, since a step at the end of an epoch has other costs.
 COUNTED = PLAIN.but(logging_steps=500, data={"rows": 160})
 CHECKPOINTED = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
 STEPS = by_route(
@@ -23,10 +23,13 @@ STEPS = by_route(
 
 @pytest.fixture
 def steps(runs, upstream, tmp_path):
-    """steps(spec, subject=None, run=0, brief=False): what a spec's steps cost, of the subject that is judged or of another.
+    """steps(spec, subject=None, run=0, brief=False): count what a spec's steps cost.
 
-    Counted once; `run` tells one counting from the next. brief: what reaches the dispatcher will do. Skips, with the reason,
-    what the subject does not train.
+    Each count is made once and cached. Skips, with the reason, if the subject does not train the spec.
+
+    - subject: another subject than the judged one.
+    - run: a number that tells one count of a spec from the next.
+    - brief: count only what reaches the dispatcher.
     """
 
     def counted(spec, subject=None, run=0, brief=False):
@@ -34,12 +37,12 @@ def steps(runs, upstream, tmp_path):
         if reason := subject.unsupported(runs.on_device(spec)):
             pytest.skip(reason)
         key, whole = ((subject.name, spec.hash, run, kind) for kind in (brief, False))
-        if whole in runs.kept:
-            return runs.kept[whole]
-        if key not in runs.kept:
+        if whole in runs.measured:
+            return runs.measured[whole]
+        if key not in runs.measured:
             place = tmp_path / subject.name / f"{run}-{brief}"
-            runs.kept[key] = counters.count(subject, runs.on_device(spec), place, brief)
-        return runs.kept[key]
+            runs.measured[key] = counters.count(subject, runs.on_device(spec), place, brief)
+        return runs.measured[key]
 
     return counted
 
@@ -48,7 +51,7 @@ def steps(runs, upstream, tmp_path):
 @cases(STEPS)
 def test_a_step_costs_what_is_recorded(spec, steps, baseline, request, judge):
     name = request.node.callspec.id
-    # Where nothing is recorded nothing is counted.
+    # Nothing is counted if no baseline is recorded.
     bf16 = spec.arguments.get("bf16", False)
     recorded = baseline("counters", name, lambda: steps(spec).to_json(), bf16=bf16)
     judge(throughput.as_recorded(steps(spec), counters.Counters.from_json(recorded)))
@@ -70,7 +73,7 @@ def test_a_step_costs_no_more_than_the_path_takes(spec, steps, judge):
     judge(throughput.no_more_than_reference(seen, reference, spec.arguments.get("gradient_accumulation_steps", 1)))
 
 
-#: Seconds, and the slowdown that is found in them where nothing else runs.
+#: Seconds of timing, and the slowdown that they reveal on a machine that does nothing else.
 BUDGET, MARGIN = 60.0, 0.02
 
 
@@ -87,13 +90,13 @@ def test_a_step_takes_no_longer_than_recorded(spec, runs, timed, baseline, reque
     judge(throughput.no_slower(seen, recorded, MARGIN, BUDGET))
 
 
-#: What Python, tokens of progress and the model card's template write beside, measured: under a KiB.
+#: What Python, progress output and the model card's template write besides. Measured: under a KiB.
 BESIDE = 16 * 1024
 
-#: torch.load reads the directory of a file of tensors again and again: 18 to 27 KB more than one of 14 to 237 KB has.
+#: torch.load reads the directory of a tensor file several times: 18 to 27 KB more than a file of 14 to 237 KB has.
 AGAIN = 32 * 1024
 
-#: How files of tensors end.
+#: Endings of tensor files.
 TENSORS = (".pt", ".pth", ".safetensors")
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/io").is_file(), reason="counts bytes by /proc/self/io")
@@ -141,11 +144,11 @@ def test_resuming_reads_each_byte_once(spec, upstream, tmp_path, benchmark, judg
 
 
 def files_of(checkpoint):
-    """Names and sizes in bytes of a checkpoint's files."""
+    """Return names and sizes in bytes of a checkpoint's files."""
     return {file.name: file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()}
 
 
 def moved(which):
-    """Bytes that this process has read ("rchar") or written ("wchar") until now."""
+    """Return how many bytes this process has read ("rchar") or written ("wchar") until now."""
     lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(lines[which])

@@ -1,4 +1,4 @@
-"""QLORA: adapters on a quantized base, and what a QLoRA run is set up with."""
+"""QLORA: adapters on a quantized base, and the set-up of a QLoRA run."""
 
 import copy
 import dataclasses
@@ -25,13 +25,13 @@ from harness.verdict import both, raises, same
 NF4 = {"quantization": "nf4", "prepare_for_kbit": True}
 QLORA = PLAIN.but(model=NF4, activation_checkpointing=True, max_steps=4)
 SAVED = continued(QLORA, 2).first_leg()
-#: As little as shows which tensors are there.
+#: The shortest run that shows which tensors there are.
 BRIEF = PLAIN.but(max_steps=2, save_strategy="steps", save_steps=2)
 
 
 @pytest.fixture
 def loads_nf4(upstream):
-    """The subject, for clauses about a quantized model that nobody trains; skipped where none can be loaded."""
+    """The subject, for clauses about a quantized model that is not trained. Skips if none can be loaded."""
     reason = upstream.unsupported(QLORA)
     if reason is not None:
         pytest.skip(reason)
@@ -44,7 +44,7 @@ def test_a_prepared_nf4_base_trains_under_checkpointing(trace, judge):
     judge(both(quantized.packed(trace, tensor_shapes.linears()), quantized.learns(trace), frozen.adapter_moved(trace)))
 
 
-#: Rows of an input: bitsandbytes has kernels of their own for few (`_gemm_4bit_use_custom_cuda`: up to 1536).
+#: Rows of an input. bitsandbytes has special kernels for few rows (`_gemm_4bit_use_custom_cuda`: up to 1536).
 ROWS = {"": 3, "-many-rows": 2048}
 
 
@@ -95,7 +95,7 @@ def test_no_target_modules_are_those_of_the_model_type(spec, modules, train, jud
 
 
 def model_of(model_type):
-    """One linear layer and, unless it is None, the config of a model of this type."""
+    """Return a model with one linear layer and, unless the type is None, the config of a model of this type."""
     from transformers import PretrainedConfig
 
     model = torch.nn.Module()
@@ -125,7 +125,7 @@ ALL_OF_NF4 = ALL.but(model={"quantization": "nf4"})
 @pytest.mark.clause("QLORA-03")
 @over({"float32": ALL, "int8": ALL.but(model={"quantization": "int8"}), **by_route({"nf4": ALL_OF_NF4})})
 def test_all_linear_adapts_the_decoder_and_not_the_output_layer(trace, judge):
-    # All seven are named so. r * (inputs + outputs) over them, twice: 16384 numbers.
+    # All seven projections are adapted: r * (inputs + outputs) over them, in two layers: 16384 numbers.
     expected = tensor_shapes.lora(projections=("_proj",))
     judge(both(quantized.adapts(trace, expected), embeddings.tensors_saved(trace, expected)))
 
@@ -195,7 +195,7 @@ def test_preparation_switches_checkpointing_on(prepared, switched, loads_nf4, ju
     model = models.build(ModelSpec(quantization="nf4", prepare_for_kbit=prepared))
     entering = model.get_input_embeddings()(torch.tensor([[1, 2, 3]], device=model.device))
     seen = {"checkpointing": model.is_gradient_checkpointing, "inputs require gradients": entering.requires_grad}
-    # Embeddings that are not frozen yet require gradients by themselves.
+    # Embeddings that are not frozen yet require gradients anyway.
     judge(same("the prepared model", seen, {"checkpointing": switched, "inputs require gradients": True}))
 
 
@@ -238,7 +238,7 @@ def test_the_model_card_lists_the_quantization(trace, upstream, judge):
     judge(model_card.names_quantization(model_card.cards(trace), settings))
 
 
-#: A and B of q_proj and A of v_proj have 8192 numbers, B of v_proj 4096: the least that is kept in 8 bits.
+#: A and B of q_proj and A of v_proj have 8192 numbers, B of v_proj has 4096: the fewest that bitsandbytes keeps in 8 bits.
 WIDE = QLORA.but(lora={"r": 64}, model={"config": {"hidden_size": 128}})
 EIGHT_BITS = ("adamw_bnb_8bit", "paged_adamw_8bit")
 

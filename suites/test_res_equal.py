@@ -15,7 +15,7 @@ from harness.verdict import both, same
 #: Four steps an epoch and two epochs: step 2 lies inside the first, step 4 on the boundary, step 6 inside the second.
 SHORT = PLAIN.but(data={"rows": 16}, max_steps=8)
 RAGGED = {"rows": 16, "min_length": 6}
-#: 4096 elements a tensor, from which on bitsandbytes keeps the optimizer's state in 8 bits.
+#: 4096 elements a tensor. From there on, bitsandbytes keeps optimizer state in 8 bits.
 LARGE = {"r": 64}
 
 
@@ -27,7 +27,7 @@ def continues(train, spec):
     return resume.continues(train(spec), train(spec.first_leg()), after=from_step(spec))
 
 
-#: Configurations that are interrupted inside the second epoch, where rows, RNG and optimizer all have a history.
+#: Configurations that are interrupted within the second epoch, when rows, generators and optimizer all have a history.
 CONFIGURATIONS = {
     "no-dropout": SHORT.but(lora={"lora_dropout": 0.0}),
     "attention-dropout": SHORT.but(model={"config": {"attention_dropout": 0.1}}),
@@ -60,7 +60,7 @@ CONFIGURATIONS = {
     "group-by-length": SHORT.but(data=RAGGED, train_sampling_strategy="group_by_length"),
     "iterable": SHORT.but(data={"rows": 16, "iterable": True}),
 }
-#: Where the order of the rows or the stream of random numbers differs between the first epoch and later ones.
+#: Runs in which the order of rows, or the random numbers, differ between the first epoch and later ones.
 BY_POSITION = ("unseedable-sampler", "group-by-length", "iterable")
 EVALUATED = SHORT.but(data={"rows": 16, "eval_rows": 4}, eval_strategy="epoch")
 SAVED_BY_EPOCH = {"save_strategy": "epoch"}
@@ -123,7 +123,7 @@ def test_each_step_begins_with_the_same_random_state(upstream, train, tmp_path, 
 
 
 def same_states(trainer, checkpoint, whole):
-    """From its checkpoint on, a run's generators are what they are in the whole run."""
+    """After its checkpoint, a resumed run's generators equal those of the uninterrupted run."""
     resumed = random_states(trainer, resume_from_checkpoint=checkpoint.path)
     seen = {f"step {number}": state for number, state in resumed.items()}
     wanted = {f"step {number}": state for number, state in whole.items() if number > checkpoint.step}
@@ -131,7 +131,7 @@ def same_states(trainer, checkpoint, whole):
 
 
 def random_states(trainer, **options):
-    """Number of each step -> digest of all global generators when it begins, of a run of this trainer."""
+    """Return, for a run of this trainer, step number -> digest of all global generators at the begin of the step."""
     import numpy
     import torch
     from transformers import TrainerCallback
@@ -141,7 +141,7 @@ def random_states(trainer, **options):
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             _, keys, position, *_ = numpy.random.get_state()
-            # Where there is a GPU, dropout draws there.
+            # If there is a GPU, dropout draws there.
             cuda = torch.cuda.get_rng_state().tolist() if torch.cuda.is_available() else None
             states = (torch.get_rng_state().tolist(), cuda, keys.tolist(), position, random.getstate())
             seen[state.global_step + 1] = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
@@ -165,7 +165,7 @@ def test_the_adapter_keeps_its_dtype(spec, train, judge):
 
 
 def redrawn(**adapter):
-    """Resumed with adapters drawn from another seed, so that whatever is not restored differs."""
+    """Return the run, resumed with adapters drawn from another seed, so that whatever is not restored differs."""
     return continued(SHORT.but(adapter={**adapter, "seed": 2}), 2, adapter={**adapter, "seed": 1})
 
 
@@ -183,7 +183,7 @@ def test_every_adapter_is_restored_whatever_its_name(spec, train, judge):
 
 @pytest.mark.clause("RES-17")
 def test_of_two_active_adapters_both_are_restored_and_the_first_goes_on(upstream, tmp_path, judge):
-    # Without an optimizer: that of a run over two adapters fits no run over the one that is left active.
+    # Without an optimizer: that of a run with two adapters does not fit a run with one active adapter.
     saves = {"save_strategy": "steps", "save_steps": 4, "save_only_model": True}
     spec = SHORT.but(max_steps=4, **saves, adapter={"others": {"second": {}}})
 
@@ -228,7 +228,7 @@ def test_prompt_tuning_resumes(spec, train, judge):
 
 
 def counted(**lora):
-    """Resumed with an adapter drawn from another seed; its config is the plain one with `lora` changed."""
+    """Return the run, resumed with an adapter drawn from another seed. Its config is the default one with `lora` changed."""
     return continued(SHORT.but(lora=lora, adapter={"seed": 2}), 2, adapter={"seed": 1}, lora=lora)
 
 
@@ -264,7 +264,7 @@ def test_the_rest_of_an_epoch_keeps_its_order(spec, train, judge):
     judge(data_order.follows_seed(train(spec)))
 
 
-#: Eight micro-batches an epoch in windows of 3, 3 and 2; and five in windows of 4 and 1, the last of them short.
+#: Eight micro-batches an epoch in windows of 3, 3 and 2; and five in windows of 4 and 1, whose last batch is short.
 UNEVEN = {
     "three-of-eight": PLAIN.but(
         data={"rows": 16}, per_device_train_batch_size=2, gradient_accumulation_steps=3, max_steps=6

@@ -1,4 +1,4 @@
-"""RES: which checkpoint is taken, and what a checkpoint that cannot be resumed from is answered with."""
+"""RES: which checkpoint is chosen, and how a checkpoint that cannot be resumed from is refused."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def damaged(*damage, step=4):
 
 
 def wants_file(train, spec, name):
-    """Skip where the subject writes no such file, so that nothing can happen to it."""
+    """Skip if the subject does not write the file, since then it cannot be damaged."""
     first = train(spec.first_leg())
     if name not in first.checkpoints[0].files:
         pytest.skip(f"subject {first.subject} writes no {name}")
@@ -52,7 +52,7 @@ def test_the_training_argument_of_that_name_is_not_read(train, judge):
     judge(equal_runs(train(named), whole))
 
 
-# ---- files that are missing or cut short ----
+# ---- files that are missing or truncated ----
 
 
 @pytest.mark.clause("RES-04")
@@ -119,12 +119,12 @@ def test_a_missing_state_is_not_passed_over(spec, what, words, train, judge):
     judge(resume.loud(train(spec), what, words))
 
 
-#: The file at which a process was killed, and whether in the middle of it or once it was written.
+#: The file at which the process was killed, and whether within the write or after it.
 KILL_POINTS = [("after", name) for name in WRITTEN[:-1]]
 KILL_POINTS += [("in", name) for name in ("adapter_model.safetensors", "optimizer.pt", "trainer_state.json")]
 
 
-# Checkpoints 2 and 4 are complete; the process was killed while it wrote checkpoint-6.
+# Checkpoints 2 and 4 are complete. The process was killed while it wrote checkpoint-6.
 @pytest.mark.clause("RES-25")
 @pytest.mark.parametrize(("where", "name"), KILL_POINTS)
 def test_a_torn_checkpoint_is_not_taken_for_a_good_one(where, name, train, judge):
@@ -156,7 +156,7 @@ def test_an_empty_directory_is_not_taken_for_a_checkpoint(train, judge):
             ("missing", "unexpected", "target_modules"),
             id="fewer-modules",
         ),
-        # k_proj and v_proj have the same shape, so that v_proj's optimizer state fits k_proj.
+        # k_proj and v_proj have the same shape, so v_proj's optimizer state fits k_proj.
         pytest.param(
             continued(
                 SHORT.but(lora={"target_modules": ["q_proj", "k_proj"]}),

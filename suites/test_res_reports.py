@@ -1,4 +1,4 @@
-"""RES: what a resumed run reports, and what becomes of arguments that changed in between."""
+"""RES: what a resumed run reports, and which value of an argument counts that was changed in between."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_the_first_log_covers_the_steps_since_the_checkpoint(spec, train, judge)
     judge(resume.first_logged(train(spec), spec.resume.checkpoint, compat.logged_digits()))
 
 
-#: Both legs save and evaluate; which evaluation was the best so far and how many tokens were seen has to be kept.
+#: Both legs save and evaluate. The best evaluation so far and the number of tokens seen must survive.
 REPORTED = SHORT.but(
     data={"rows": 16, "eval_rows": 4},
     save_strategy="steps",
@@ -97,7 +97,7 @@ def test_another_number_of_steps_stretches_the_schedule(train, judge):
     )
 
 
-#: Argument: its value here, and its value (the default) in the run that wrote the checkpoint.
+#: Argument -> its value here, and its value (the default) in the run that wrote the checkpoint.
 CHANGES = {
     "per_device_train_batch_size": (2, 4),
     "gradient_accumulation_steps": (2, 1),

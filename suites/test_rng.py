@@ -1,4 +1,4 @@
-"""RNG: who draws random numbers, from which generator, and which rows follow from the seed."""
+"""RNG: which parts draw random numbers, from which generator, and which rows follow from the seed."""
 
 import contextlib
 import math
@@ -20,9 +20,9 @@ SHORT = PLAIN.but(data={"rows": 16}, max_steps=8)
 
 
 def noisy(upstream, spec, directory, before=0, between=0):
-    """The trace of a run with this many random numbers drawn before Trainer(), and between Trainer() and train().
+    """Return the trace of a run with random numbers drawn before Trainer(), and between Trainer() and train().
 
-    They are drawn on the device, whose generator dropout draws from.
+    They are drawn on the device, from the generator that dropout uses.
     """
     import torch
 
@@ -52,7 +52,7 @@ def test_train_seeds_again_where_it_builds_the_model(upstream, tmp_path, judge):
     from transformers import Trainer
 
     def model_init():
-        # Building the model seeds the generator; what train() left it at is put back.
+        # Building the model seeds the generator, so the state that train() left is restored.
         with torch.random.fork_rng(devices=[]):
             return inject(models.build(SHORT.model), SHORT.adapter)
 
@@ -70,7 +70,7 @@ def test_train_seeds_again_where_it_builds_the_model(upstream, tmp_path, judge):
     judge(same("losses of each step", trained("noise", 3), trained("silence", 0)))
 
 
-#: The runs whose order of rows follows from the spec alone.
+#: Runs whose order of rows follows from the spec alone.
 ORDERED = {
     "two-epochs": SHORT,
     "data-seed-0": SHORT.but(data_seed=0),
@@ -135,7 +135,7 @@ def test_workers_do_not_change_how_a_run_resumes(train, judge):
 
 @contextlib.contextmanager
 def determinism_undone():
-    """What full_determinism=True sets in this process, and for good, is afterwards what it was."""
+    """Restore, after the test, what full_determinism=True sets for the whole process."""
     import torch
 
     kept = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
@@ -167,6 +167,6 @@ def test_full_determinism_is_asked_of_torch_and_cuda(upstream, tmp_path, judge):
 def test_full_determinism_is_the_same_run(spec, train, judge):
     with determinism_undone():
         trace = train(spec)
-    # CUDA's deterministic kernels add in another order than its others, as compiled ones do.
+    # CUDA's deterministic kernels add in another order than the others, as compiled ones do.
     within = COMPILED if trace.spec.launch.device == "cuda" else EXACT
     judge(equal_runs(trace, train(spec.but(full_determinism=None)), within))

@@ -1,4 +1,4 @@
-"""The laws that every run obeys, over the tables: each base model, each adapter method, each way of injecting it."""
+"""The laws that every run obeys, over the tables of base models and adapter methods, by both routes."""
 
 import pytest
 from harness.fixtures import models
@@ -13,8 +13,8 @@ from harness.runs.scenarios import cases, over, saving, spec_for
 from harness.spec import ADD, GET, ResumeSpec
 from harness.subjects.hf_trainer import inject
 
-#: Each base model with LoRA, each method on the plain one, and pairs whose halves have to do with one another: Conv1D,
-#: whose weight is transposed; a head that is trained whole; a decoder of its own; tied embeddings.
+#: Each base model with LoRA, each method on the default model, and pairs that interact: Conv1D (a transposed weight), a
+#: head that is trained whole, a separate decoder, tied embeddings.
 PAIRS = [
     *((family, "lora") for family in FAMILIES),
     *(("llama", method) for method in METHODS if method != "lora"),
@@ -28,13 +28,13 @@ PAIRS = [
     ("t5", "prompt-tuning"),
     ("llama-tied", "dora"),
 ]
-#: And each method that computes with packed weights on the plain base packed to NF4.
+#: Each method that supports packed weights, on the default base in NF4.
 _NF4 = "-nf4"
 PACKED = [(f"llama{_NF4}", name) for name, method in METHODS.items() if method.packed]
 
 
 def table(route, pairs=(*PAIRS, *PACKED)):
-    """Name -> a run of two steps with a checkpoint after each, for the pairs that a route takes."""
+    """Return name -> a run of two steps with a checkpoint after each, for the pairs that a route supports."""
     return {
         # Scenario names are published; they leave out where the package lies.
         family.removeprefix("harness.") + f"/{method}" + (f"/{route}" if route == ADD else ""): saving(
@@ -60,12 +60,12 @@ def normalises(spec):
 
 
 GOTTEN = table(GET)
-#: API-05 says that these are the same runs bit for bit, so what follows from their bits is judged of GOTTEN alone.
+#: API-05 says that these runs equal those of GOTTEN bit for bit. So laws about their numbers judge GOTTEN only.
 ADDED = table(ADD)
 
 
 def redrawn(spec):
-    """The run continued from its checkpoint at step 1 with an adapter drawn from another seed, which loading replaces."""
+    """Return the run continued from step 1 with an adapter drawn from another seed, which loading must replace."""
     seed = spec.adapter.seed
     resumed = ResumeSpec(1, first_leg={"adapter": {"seed": seed}, "save_strategy": "steps"})
     return spec.but(adapter={"seed": seed + 1}, save_strategy="no", resume=resumed)
@@ -100,7 +100,7 @@ def test_two_steps_move_every_tensor(trace, judge):
 
 # ---- the loss ----
 
-#: Where the model returns the mean of its own batch, a window of one micro-batch, of rows of unequal lengths.
+#: If the model returns the mean of its own batch: a window of one micro-batch with rows of unequal lengths.
 ONE_BATCH = {
     name: spec.but(data={"min_length": 6}, gradient_accumulation_steps=1, save_strategy="no")
     for name, spec in GOTTEN.items()
@@ -114,7 +114,7 @@ def test_a_step_is_the_mean_over_the_labels_of_its_window(trace, judge):
     judge(loss.window_mean(trace))
 
 
-#: How a loss is divided is the base model's business; what virtual tokens do to the labels is not.
+#: The base model decides how its loss is divided. What virtual tokens do to the labels depends on the method.
 DIVIDED = table(GET, [pair for pair in PAIRS if pair[1] in ("lora", "prompt-tuning")])
 
 
@@ -173,7 +173,7 @@ def test_every_tensor_is_restored_before_the_first_step(spec, train, judge):
 # ---- the two routes, the reference ----
 
 
-#: DoRA reads the weights themselves, and so finds those that were repacked.
+#: DoRA reads the weights themselves, so it meets repacked ones.
 READS = f"llama{_NF4}/dora"
 
 
@@ -196,13 +196,13 @@ def test_a_fresh_adapter_is_an_identity(spec, upstream, judge):
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """No extension can be compiled, as where there is no nvcc."""
+    """Make every compilation of an extension fail, as on a machine without nvcc."""
 
     def load(*args, **options):
         raise RuntimeError("no extension is compiled here")
 
     monkeypatch.setattr("torch.utils.cpp_extension.load", load)
-    # What an earlier case has compiled, peft keeps.
+    # peft caches an extension that an earlier case compiled.
     monkeypatch.setattr("peft.tuners.boft.layer._FBD_CUDA", None, raising=False)
 
 
