@@ -316,13 +316,24 @@ def _pytest(
     rest: list[str],
 ) -> int:
     from harness.gate.scope import Scope
-    from harness.paths import SAFE_PATH
+    from harness.paths import OUR_SETTINGS, SAFE_PATH
 
     arguments = Scope(subject, device, tuple(clauses), tuple(preloads)).options()
     if json is not None:
         arguments += ["--json", str(json)]
     cache = Path.cwd() / ".pytest_cache"
-    command = [sys.executable, *SAFE_PATH, "-m", "pytest", *tests, *arguments, "-o", f"cache_dir={cache}", *rest]
+    command = [
+        sys.executable,
+        *SAFE_PATH,
+        "-m",
+        "pytest",
+        *OUR_SETTINGS,
+        *tests,
+        *arguments,
+        "-o",
+        f"cache_dir={cache}",
+        *rest,
+    ]
     code = subprocess.run(command, check=False).returncode
     return 2 if code in (4, 5) else code  # pytest calls wrong usage 4 and no test 5
 

@@ -12,6 +12,10 @@ ROOT = PACKAGE if (PACKAGE / "suites").is_dir() else PACKAGE.parent
 SUITES = ROOT / "suites"
 FIXTURES = ROOT / "fixtures"
 
+#: Options of pytest with which commands run the suites: with the harness's settings rather than those of the user's
+#: repository, and with test ids that begin with "suites/", in a wheel too.
+OUR_SETTINGS = ("-c", str(PACKAGE / "session" / "suites.ini"), "--rootdir", str(ROOT))
+
 #: Options of an interpreter that runs a module (python -m): the current directory is not the first on sys.path, where a
 #: folder of the user's would hide an installed package of the same name. Python 3.10 has no such option.
 SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()

@@ -170,7 +170,7 @@ def test_register_and_suite_must_agree(suite, code, words):
 
 
 # The second is what pyproject.toml has pytest add in a checkout.
-@pytest.mark.parametrize("options", [(), ("-m", "not network")], ids=["plain", "in-a-checkout"])
+@pytest.mark.parametrize("options", [(), ("-m", "not network and not slow")], ids=["plain", "in-a-checkout"])
 def test_an_expectation_that_names_no_case_is_an_error(suite, options):
     code, output, _ = suite(HOLDS.format(second=1), *options, expectations=defect(scenario="nowhere"))
     assert code == 4

@@ -27,7 +27,7 @@ from harness.gate.findings import exit_code
 from harness.gate.probe import Prober, Seen
 from harness.gate.scope import Scope
 from harness.gate.side import Side
-from harness.paths import SUITES
+from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
 
 _COLUMNS = (
     TextColumn("{task.description}"),
@@ -48,8 +48,10 @@ def check(requirements: list[str], judged: Scope, json: Path | None, rest: list[
     if json is not None:
         write_whole(json.with_suffix(".lock"), environment.lock)
     words = [
+        *SAFE_PATH,
         "-m",
         "pytest",
+        *OUR_SETTINGS,
         str(SUITES),
         "-p",
         "no:cacheprovider",

@@ -19,7 +19,7 @@ from harness.errors import UsageError
 from harness.files import write_whole
 from harness.gate.command import workers
 from harness.gate.scope import Scope
-from harness.paths import SAFE_PATH, SUITES
+from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
 
 #: Seconds after which a run of the suites counts as hung: ten times what the whole suites take on two slow cores.
 LIMIT = 3000.0
@@ -89,7 +89,8 @@ def differences(first: Verdicts, found: Verdicts) -> list[str]:
 def _run(seed: int, judged: Scope, rest: Sequence[str], report: Path, limit: float) -> int | None:
     """The exit code of one run, None where it had not ended in time. What it printed is shown where it could not run."""
     words = [
-        sys.executable, *SAFE_PATH, "-m", "pytest", str(SUITES), "-q", "-p", "no:cacheprovider", *judged.options(),
+        sys.executable, *SAFE_PATH, "-m", "pytest", *OUR_SETTINGS, str(SUITES), "-q", "-p", "no:cacheprovider",
+        *judged.options(),
         "--random-order-bucket", "module", "--random-order-seed", str(seed), "--json", str(report),
         *workers(judged, list(rest)), *rest,
     ]  # fmt: skip

@@ -21,7 +21,7 @@ from harness.mutants.catalogue import COMMON, Mutant, matches
 from harness.mutants.child import Writer
 from harness.mutants.judge import HELD, Outcome, judge
 from harness.mutants.pool import Pool
-from harness.paths import SUITES
+from harness.paths import OUR_SETTINGS, SUITES
 from harness.verdict import FAIL, UNEXPECTED_PASS, Case
 
 #: Seconds that a child may take. The slowest of the register's takes a tenth of it.
@@ -50,7 +50,7 @@ def measure(mutants: Sequence[Mutant], told: Callable[[Outcome], Any], limit: fl
     session = _Session(mutants, told, limit)
     # The summary of the suites is none of this; capturing by file descriptor would be shared by all children.
     options = ["-p", "no:terminal", "-p", "no:cacheprovider", "--capture=sys", "--strict-markers"]
-    code = pytest.main([str(SUITES), *options], plugins=[session])
+    code = pytest.main([*OUR_SETTINGS, str(SUITES), *options], plugins=[session])
     if session.interrupted:
         raise KeyboardInterrupt
     if session.refusal:

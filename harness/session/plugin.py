@@ -1,35 +1,38 @@
 """The pytest plugin of `suites/`: options, collection, and the report at the end.
 
-Its fixtures are in `harness.session.pytest_fixtures`. `harness.session.decide` turns a test's outcome into a verdict.
+- `harness.session.pytest_fixtures` has its fixtures.
+- `harness.session.decide` sets each case's verdict from what its test recorded.
+- `harness.session.terminal` prints the summary.
 
-suites/conftest.py loads it. It is not a pytest11 entry point: options such as --device would then clash with those of
-any other test suite in an environment where the harness is installed.
+suites/conftest.py loads it. It is no pytest11 entry point: its options, such as --device, would then clash with those
+of every other test suite in an environment where the harness is installed.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from rich.console import Console
 
 from harness import contract, environment, paths, subjects
 from harness.errors import UsageError
 from harness.processes.parent_watch import end_with_owner
 from harness.runs import drawn
-from harness.session import report
-from harness.session.decide import decide
-from harness.session.state import CASES, STATE, ClauseFailure, State
+from harness.session import report, terminal
+from harness.session.decide import RUNS_TO_ITS_END, decide
+from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, State
 from harness.spec import RunSpec
 from harness.verdict import FAIL, Case
 
-#: Plugins that come with this one.
+#: Plugins that pytest loads together with this one.
 pytest_plugins = ["harness.session.pytest_fixtures"]
 
+#: The property of a test's report that holds a case as JSON. xdist's controller and JUnit files read it.
 _PROPERTY = "peft_harness_case"
 _ERRORS = "peft_harness_errors"
 
@@ -39,38 +42,49 @@ _ERRORS = "peft_harness_errors"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("peft-harness", "conformance of adapter fine-tuning")
+    names = ", ".join(subjects.NAMES)
+    group.addoption("--subject", default="hf-trainer", help=f"Who is judged: {names} or module:factory.")
+    group.addoption("--device", default="cpu", help="cpu or cuda.")
     group.addoption(
-        "--subject", default="hf-trainer", help=f"who is judged: {', '.join(subjects.NAMES)} or module:factory"
+        "--clause",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="Judge these clauses only, such as 'RES-*'. Repeatable.",
     )
-    group.addoption("--device", default="cpu", help="cpu or cuda")
     group.addoption(
-        "--clause", action="append", default=[], metavar="GLOB", help="judge these clauses only; may be repeated"
-    )
-    group.addoption(
-        "--preload", action="append", default=[], metavar="MODULE", help="import this before upstream is used"
+        "--preload",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Import this module before upstream is used, in every process that trains. Repeatable.",
     )
     group.addoption(
         "--torchrun",
         action="store_true",
-        help="start ranks by torchrun, as a user does, which takes longer: by default they are forked",
+        help="Start ranks with torchrun, as users do. This is slower; by default ranks are forked.",
     )
     group.addoption(
         "--journal",
         default=None,
         metavar="FILE",
-        help="keep each case in FILE as it ends; with FILE there, judge the rest",
+        help="Write each case to FILE as it ends. If FILE exists, judge only the cases that it lacks.",
     )
-    group.addoption("--json", default=None, metavar="FILE", help="write the report as JSON")
+    group.addoption("--json", default=None, metavar="FILE", help="Write the report as JSON.")
     group.addoption(
         "--timed",
         action="store_true",
-        help="time steps too (PERF-04): a minute each, on a machine that does nothing else",
+        help="Time steps too (PERF-04). Takes two minutes on a machine that does nothing else.",
     )
     group.addoption(
         "--record",
         action="store_true",
-        help="record this environment's figures in fixtures/baselines/ instead of judging by them",
+        help="Record this environment's figures in fixtures/baselines/ instead of judging them.",
     )
+
+
+#: Ends the session before it begins, with one line on stderr. pytest prints the name of the exception before its message.
+_Exit: Any = type("peft-harness", (pytest.exit.Exception,), {})
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -78,25 +92,29 @@ def pytest_configure(config: pytest.Config) -> None:
     end_with_owner()
     config.addinivalue_line("markers", "clause(id): the clause of the contract that a test judges")
     drawn.register_profiles(config.getoption("--hypothesis-profile", None))
-    # Deprecations are for upstream's own tests; what a clause needs to see of warnings is in Trace.warnings.
+    # Deprecations are for upstream's own tests. Clauses about warnings read them from Trace.warnings.
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning")
     config.addinivalue_line("filterwarnings", "ignore::FutureWarning")
     try:
-        # First of all: whatever asks a GPU for its name starts CUDA on it.
+        # This comes first: whatever asks a GPU for its name starts CUDA on it.
         worker = getattr(config, "workerinput", {}).get("workerid", "gw0")
         environment.check_device(config.getoption("--device"), turn=int(worker.removeprefix("gw")))
         state = State(config)
         _check_options(state, config)
         if state.preload:
-            _warm(state)
+            _prepare_training(state)
         subjects.load(state.subject)
     except UsageError as error:
-        pytest.exit(str(error), returncode=2)
+        raise _Exit(str(error), returncode=2) from None
     config.stash[STATE] = state
     config.pluginmanager.register(_Collector(state), "peft-harness-collector")
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(terminal.Terminal(config, reporter), "peft-harness-terminal")
 
 
-def _warm(state: State) -> None:
+def _prepare_training(state: State) -> None:
+    """Import upstream, and the modules of --preload before it, and prepare the process that ranks are forked from."""
     from harness.processes import ranks
     from harness.processes.imports import import_upstream
 
@@ -104,16 +122,16 @@ def _warm(state: State) -> None:
     ranks.settings.preloads = tuple(state.preload)
     ranks.settings.torchrun = state.torchrun
     if state.device == "cpu":
-        # Nothing has been trained in this process yet: from here on its ranks are forked.
+        # Nothing has been trained in this process yet, so its ranks can be forked from a copy of it.
         ranks.prepare(pristine=True)
     else:
-        # CUDA has been started here; the first group, if there is one, starts a process that has not.
+        # This process has started CUDA. The first group of ranks starts a process that has not.
         ranks.end()
 
 
 def _check_options(state: State, config: pytest.Config) -> None:
     if state.device == "cuda":
-        # Looked at once, at the first product of the process: without it full_determinism=True would be refused later.
+        # cuBLAS reads it once, at the first matrix product. Without it full_determinism=True would be refused later.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if state.json is not None and Path(state.json).is_dir():
         raise UsageError(f"--json {state.json}: is a directory; name a file")
@@ -121,15 +139,15 @@ def _check_options(state: State, config: pytest.Config) -> None:
         from harness.throughput.baselines import clean_commit
 
         if config.getoption("numprocesses", None):
-            raise UsageError("--record: one process records; run with -n 0")
+            raise UsageError("--record: only one process can record; run with -n 0")
         state.commit = clean_commit()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     state = config.stash[STATE]
-    seen = environment.describe(state.device)
-    stack = ", ".join(f"{name} {version}" for name, version in seen["versions"].items() if version)
-    return [f"judged: {state.subject} on {seen['device']}", f"stack: {stack}"]
+    described = environment.describe(state.device)
+    stack = ", ".join(f"{name} {version}" for name, version in described["versions"].items() if version)
+    return [f"judged: {state.subject} on {described['device']}", f"stack: {stack}"]
 
 
 # ---- collection ----
@@ -143,21 +161,22 @@ class _SuiteModule(pytest.Module):
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: Any) -> pytest.Module | None:
-    """pytest would derive another name from where the file lies, and put that place on sys.path."""
+    """Import suites/ by its one name. pytest would derive another from the path, and put a folder on sys.path."""
     ours = module_path.resolve().parent == paths.ROOT / "suites"
     return _SuiteModule.from_parent(parent, path=module_path) if ours else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each test its cases, keep the tests of the chosen clauses, and check that suites and contract agree."""
     state = config.stash[STATE]
-    known = contract.clauses()
+    clauses = contract.clauses()
     chosen: list[pytest.Item] = []
     others: list[pytest.Item] = []
     collected: list[Case] = []
     errors: list[str] = []
     for item in items:
         ids = [id for mark in item.iter_markers("clause") for id in mark.args]
-        unknown = [id for id in ids if id not in known]
+        unknown = [id for id in ids if id not in clauses]
         if len(ids) != 1 and not (ids and "draw" in getattr(item, "fixturenames", ())):
             errors.append(f"{item.nodeid} names {len(ids)} clauses; a test judges one, unless it draws its runs")
         elif unknown:
@@ -166,16 +185,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             name = scenario(item) + "/shimmed" * _is_shimmed(item, state.device)
             cases = [Case(id, name, item.nodeid, state.subject, state.device) for id in ids]
             item.stash[CASES] = [case for case in cases if case.clause in state.clauses]
-            wanted = item.stash[CASES] and item.nodeid not in state.journal.ended
-            (chosen if wanted else others).append(item)
+            to_judge = item.stash[CASES] and item.nodeid not in state.journal.ended
+            (chosen if to_judge else others).append(item)
             collected += cases
     if _is_whole(config):
         tested = {case.clause for case in collected}
-        errors += [f"clause {id} has no test in suites/" for id in known if id not in tested]
+        errors += [f"clause {id} has no test in suites/" for id in clauses if id not in tested]
         errors += _stale(state, collected)
     if errors and hasattr(config, "workeroutput"):
-        # An error in a worker would end it, and xdist with a traceback that does not have these words: the process that
-        # asked says them (`pytest_testnodedown`).
+        # An exception would end the worker, and xdist would print a traceback without these sentences. The controller
+        # prints them (`pytest_testnodedown`).
         config.workeroutput[_ERRORS] = errors
         items[:] = []
         return
@@ -185,47 +204,46 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=others)
         items[:] = chosen
     if getattr(config, "workerinput", {}).get("workerid", "gw0") == "gw0":
-        wanted_here = [case for item in [*chosen, *others] for case in item.stash.get(CASES, [])]
-        state.journal.collected(wanted_here)
-    # Here rather than in a fixture, so that the imports are not charged to the first case.
+        state.journal.collected([case for item in [*chosen, *others] for case in item.stash.get(CASES, [])])
+    # Here and not in a fixture, so that the time of the imports is not counted for the first case.
     if any("runs" in getattr(item, "fixturenames", ()) for item in items):
-        _warm(state)
+        _prepare_training(state)
 
 
 def scenario(item: pytest.Item) -> str:
-    """The scenario's name: the parameters of the test, or its name where it has none."""
+    """Return the scenario's name: the id of the test's parameters, or the test's name if it has none."""
     callspec = getattr(item, "callspec", None)
     return callspec.id if callspec is not None else item.name.removeprefix("test_")
 
 
 def cases_of(item: pytest.Item) -> list[Case]:
-    """The cases that a collected test will judge."""
+    """Return the cases that a collected test will judge."""
     return item.stash.get(CASES, [])
 
 
 def judged(config: pytest.Config) -> list[Case]:
-    """The cases that have been judged so far."""
+    """Return the cases that have been judged so far."""
     return config.stash[STATE].cases
 
 
 def _is_shimmed(item: pytest.Item, device: str) -> bool:
-    """Whether a case trains with shims of ours in place of a device (see `harness.processes.shims`)."""
-    values = getattr(item, "callspec", None)
-    specs = [value for value in values.params.values() if isinstance(value, RunSpec)] if values else []
+    """Return whether a case trains with the harness's own stand-in for a device (`harness.processes.shims`)."""
+    callspec = getattr(item, "callspec", None)
+    specs = [value for value in callspec.params.values() if isinstance(value, RunSpec)] if callspec else []
     return any(spec.on_device(device).launch.shimmed for spec in specs)
 
 
 def _is_whole(config: pytest.Config) -> bool:
-    """Whether all of suites/ was asked for, so that a clause without a test is an error."""
-    # The marker that the checkout's own settings leave out is about tests, of which suites/ has none.
-    marked = config.getoption("markexpr") not in ("", "not network")
-    left_out = any(config.getoption(option) for option in ("keyword", "deselect", "ignore", "ignore_glob"))
-    narrowed = left_out or marked
+    """Return whether all of suites/ was asked for, so that a clause without a test is an error."""
+    # In a checkout, pyproject.toml adds the second expression. It concerns tests/ only: no test of suites/ has those marks.
+    marked = config.getoption("markexpr") not in ("", "not network and not slow")
+    filtered = any(config.getoption(option) for option in ("keyword", "deselect", "ignore", "ignore_glob"))
     args = [Path(str(arg)) for arg in config.args]
-    return not narrowed and any(path.resolve() == paths.SUITES for path in args)
+    return not (filtered or marked) and any(path.resolve() == paths.SUITES for path in args)
 
 
 def _stale(state: State, cases: list[Case]) -> list[str]:
+    """Return a sentence for each known defect whose clause and scenario name no case."""
     return [
         f"suites/expectations/{one.file}: {one.clause} {one.scenario!r} names no case"
         for one in state.expectations
@@ -234,6 +252,7 @@ def _stale(state: State, cases: list[Case]) -> list[str]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[VERDICTS] = []
     if len(item.stash[CASES]) > 1:
         return
     for requirement in contract.clauses()[item.stash[CASES][0].clause].needs:
@@ -244,11 +263,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 # ---- verdicts ----
 
 
-@pytest.hookimpl(wrapper=True)
+# Innermost, so that pytest's own wrappers see the outcome that is set here.
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Any:
-    if call.excinfo is not None and isinstance(call.excinfo.value, ClauseFailure):
-        # Told by its message alone (`decide`). A traceback would be written with the tensors of a trace in it: as long as a
-        # run takes.
+    if call.excinfo is not None and isinstance(call.excinfo.value, DrawnFailure):
+        # `decide` prints the verdict. A traceback would show the tensors of a trace, and take as long to make as a run.
         item.repr_failure = lambda excinfo, style=None: str(excinfo.value)  # type: ignore[method-assign]
     outcome = yield
     cases = item.stash.get(CASES, [])
@@ -257,8 +276,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     if not cases or call.when == "teardown" or (call.when == "setup" and outcome.passed):
         return outcome
     for case in cases:
-        decide(item.config.stash[STATE], case, call, outcome)
-        item.user_properties.append((_PROPERTY, asdict(case)))
+        decide(item.config.stash[STATE], item, case, call, outcome)
+        item.user_properties.append((_PROPERTY, json.dumps(asdict(case))))
     outcome.user_properties = list(item.user_properties)
     return outcome
 
@@ -267,7 +286,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
 
 
 class _Collector:
-    """Gathers the cases of this process, or under xdist of all workers, in the order in which they ended."""
+    """Collects the cases of this process, or under xdist of all workers, in the order in which they ended."""
 
     def __init__(self, state: State):
         self.state = state
@@ -275,11 +294,11 @@ class _Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
             if name == _PROPERTY and report.when in ("setup", "call"):
-                self._ended(Case(**cast(dict[str, Any], value)))
+                self._ended(Case(**json.loads(str(value))))
         if report.when == "???":  # xdist's word for a test whose worker died in it
             for case in self.state.journal.of(report.nodeid):
                 case.verdict = FAIL
-                case.evidence = {"expected": "the case runs to its end", "seen": [_fate(report)]}
+                case.evidence = {"expected": RUNS_TO_ITS_END, "seen": [_fate(report)]}
                 self._ended(case)
 
     def _ended(self, case: Case) -> None:
@@ -304,13 +323,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     state.effort.measured()
     if state.json is not None:
         report.write_json(Path(state.json), state.cases, environment.describe(state.device))
-    # 5: nothing was left to be judged of a journal.
+    # 5 is pytest's code for no tests: the journal had all of them.
     if exitstatus in (0, 1, 5) and state.cases:
         session.exitstatus = max(report.exit_code(state.cases, state.named), exitstatus % 5)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """A session within another's process must not leave it ranks that know the inner one's preloads and faults."""
+    """End the ranks, so that an outer session in this process does not get ranks with this one's preloads and faults."""
     from harness.processes import ranks
 
     if config.stash.get(STATE, None) is not None:
@@ -324,19 +343,12 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: Any) -> None:
-    told = getattr(node, "workeroutput", {})
+    output = getattr(node, "workeroutput", {})
     state = node.config.stash[STATE]
-    state.errors = told.get(_ERRORS, state.errors)
-    if (done := told.get("peft_harness")) is not None:
+    state.errors = output.get(_ERRORS, state.errors)
+    if (done := output.get("peft_harness")) is not None:
         state.effort.add(report.Effort(**done))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    state = config.stash[STATE]
-    for error in state.errors:
-        terminalreporter.write_line(f"ERROR: {error}", red=True)
-    if state.cases:
-        console = Console(
-            file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 110), soft_wrap=True
-        )
-        report.summary(console, state.cases, state.effort, state.named)
+    terminal.print_summary(terminalreporter, config)
