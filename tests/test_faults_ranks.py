@@ -144,7 +144,7 @@ FAULTS = {
         fsdp.test_the_base_keeps_its_dtype,
         {"trace": spread(BRIEF.but(model={"dtype": "bfloat16"}), "fsdp2")},
         mutant("base-cast-to-float32"),
-        "model.embed_tokens.weight was bfloat16, spread it is float32",
+        "model.embed_tokens.weight was bfloat16, after sharding it is float32",
     ),
     "FSDP-17": (
         fsdp.test_a_sharded_run_is_that_of_one_process,
@@ -255,7 +255,7 @@ HERE = {
         fsdp.test_without_fsdp_its_checkpoint_is_refused,
         {
             "spec": continued(
-                several.alone(fsdp.V2),
+                several.one_process_spec(fsdp.V2),
                 3,
                 every=3,
                 per_device_train_batch_size=2,
@@ -306,10 +306,10 @@ CONTROLS = {
 @pytest.mark.parametrize("name", CONTROLS)
 def test_a_negative_control_exceeds_the_tolerance_tenfold(name, tmp_path):
     fault, bounds = CONTROLS[name]
-    single = Runs(HFTrainer(), tmp_path / "single").train(several.alone(BRIEF))
+    single = Runs(HFTrainer(), tmp_path / "single").train(several.one_process_spec(BRIEF))
     seen = runs_under(fault, tmp_path / "runs").train(BRIEF)
     assert not several.equals_single(seen, single).holds
-    gaps = distance(several.as_one(seen), single)
+    gaps = distance(several.whole_run(seen), single)
     assert {
         bound: gaps[f"largest_{bound}_difference"] >= 10 * getattr(RANKS, bound) for bound in bounds
     } == dict.fromkeys(bounds, True)
@@ -325,7 +325,7 @@ def test_a_gradient_of_one_rank_alone_exceeds_the_tolerance_tenfold(tmp_path):
 def test_a_rank_that_keeps_an_adapter_of_its_own_exceeds_the_tolerance_tenfold(tmp_path):
     """DDP does not broadcast rank 0's adapter, and rank 1 goes on from its own."""
     import_upstream()
-    single = Runs(HFTrainer(), tmp_path / "single").train(several.alone(BRIEF))
+    single = Runs(HFTrainer(), tmp_path / "single").train(several.one_process_spec(BRIEF))
     seen = Runs(HFTrainer(in_each_rank=keep_own_adapter), tmp_path / "runs").train(BRIEF)
     verdict = several.first_rank_wins(seen, single)
     assert not verdict.holds
@@ -343,7 +343,7 @@ def test_the_same_seed_without_the_fault_holds(tmp_path):
     import_upstream()
     runs = Runs(HFTrainer(), tmp_path)
     assert verdict_of(dist.test_all_ranks_end_with_the_same, runs, tmp_path, trace=runs.train(BRIEF)).holds
-    assert several.equals_single(runs.train(BRIEF), runs.train(several.alone(BRIEF))).holds
+    assert several.equals_single(runs.train(BRIEF), runs.train(several.one_process_spec(BRIEF))).holds
 
 
 def test_a_fault_of_the_ranks_is_seen_in_a_drawn_run(tmp_path):

@@ -153,7 +153,7 @@ def test_projections_of_vera_may_be_saved_and_of_no_other_method(tmp_path):
     def judged(method):
         trace = made_up(saving(spec_for("llama", method)))
         with_checkpoint(trace, tmp_path / method, 2, {**trace.adapter, "vera_A": torch.ones(2)})
-        return universal.OF_ONE["CKPT-25"](trace)
+        return universal.LAWS_OF_ONE_RUN["CKPT-25"](trace)
 
     assert judged("vera").holds
     assert "checkpoint-2: vera_A is saved, but was not trained" in judged("lora").seen

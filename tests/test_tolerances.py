@@ -106,9 +106,9 @@ def _ranks(runs, monkeypatch):
     """Each rank averages over its own labels: average_tokens_across_devices=False."""
     fault = replace("transformers:TrainingArguments", "__post_init__", without_average)
     seen = runs_under(fault, runs.directory("ranks")).train(UNLIKE)
-    wanted = runs.train(several.alone(UNLIKE))
+    wanted = runs.train(several.one_process_spec(UNLIKE))
     assert not several.equals_single(seen, wanted).holds
-    gaps = distance(several.as_one(seen), wanted)
+    gaps = distance(several.whole_run(seen), wanted)
     return {bound: gaps[f"largest_{bound}_difference"] for bound in BOUNDS}
 
 

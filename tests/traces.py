@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from harness.runs.scenarios import spread
 from harness.spec import RunSpec
 from harness.subjects.observer import inspect_checkpoint
 from harness.trace import Group, MicroBatch, Step, Trace
@@ -72,3 +73,40 @@ def with_checkpoint(trace: Trace, directory: Path, step: int, adapter: dict[str,
     (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     trace.checkpoints.append(inspect_checkpoint(path, trace.spec.adapter.name))
     return trace
+
+
+#: A run over eight rows in their order, on two ranks: two steps, in each of which a rank trains two rows.
+TWO_RANKS = spread(
+    RunSpec().but(data={"rows": 8}, max_steps=2, per_device_train_batch_size=4, train_sampling_strategy="sequential"),
+    "ddp",
+)
+
+
+def two_ranks(spec: RunSpec = TWO_RANKS, **changes: Any) -> Trace:
+    """Return the trace of a run on two ranks. Of each step's four rows rank r trains rows 2r and 2r + 1.
+
+    - spec: the run's spec.
+    - changes: attributes of both ranks' traces to set.
+    """
+    ranks = []
+    for rank in range(2):
+        trace = made_up(spec, steps=2, **copy.deepcopy(changes))
+        for step in trace.steps:
+            first = 4 * (step.number - 1) + 2 * rank
+            step.batches[0].rows = [first, first + 1]
+            step.batches[0].loss = 2.5 + 0.1 * rank
+            step.batches[0].num_items = 60.0
+        for entry in trace.log_history:
+            entry["loss"] = 5.1
+        trace.distributed = {
+            "wrapper": "FSDPModel",
+            "units": {"": "FSDPModule", "model.layers.0": "FSDPModule"},
+            "kinds": dict.fromkeys(trace.parameters, "DTensor"),
+            "local": {name: shape[0] * shape[1] // 2 for name, (_, shape) in trace.parameters.items()},
+            "dtypes": {name: dtype for name, (dtype, _) in trace.parameters.items()},
+            "flat": 0,
+            "find_unused_parameters": None,
+        }
+        ranks.append(trace)
+    ranks[0].ranks = ranks[1:]
+    return ranks[0]

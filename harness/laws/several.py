@@ -1,13 +1,12 @@
-"""Runs in several processes: what the ranks did together is what one process would have done."""
+"""Runs in several processes: the ranks together must do what one process does. `harness.laws.sharding` and
+`harness.laws.rank_files` judge how the model is sharded, and which files the ranks write.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-
-import torch
 
 from harness.laws import evaluation
 from harness.laws.completion import incomplete
@@ -16,15 +15,13 @@ from harness.laws.equal import differences, equal_runs
 from harness.laws.loss import logged_rounding
 from harness.laws.schedule import number
 from harness.spec import LaunchSpec, RunSpec
-from harness.subjects.observer import inspect_checkpoint
-from harness.tensors import names
 from harness.tolerance import RANKS, SUMMATION, Tolerance
 from harness.trace import MicroBatch, Step, Trace
 from harness.verdict import Verdict, both, verdict
 
 
-def alone(spec: RunSpec) -> RunSpec:
-    """The run in one process that a run in several is: batches as large as those of all ranks together."""
+def one_process_spec(spec: RunSpec) -> RunSpec:
+    """Return the spec of the same run in one process. Its batches are as large as those of all ranks together."""
     sizes = {
         name: spec.launch.ranks * int(spec.arguments[name])
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size")
@@ -32,37 +29,40 @@ def alone(spec: RunSpec) -> RunSpec:
     }
     return dataclasses.replace(
         spec,
-        # One process has no one to talk to, and refuses a backend for it.
+        # The Trainer refuses a communication backend if there is only one process.
         arguments={name: value for name, value in {**spec.arguments, **sizes}.items() if name != "ddp_backend"},
         launch=LaunchSpec(device=spec.launch.device, threads=spec.launch.threads),
     )
 
 
-def as_one(trace: Trace) -> Trace:
-    """What the ranks saw, as one process would have: each micro-batch has the rows of all ranks, rank 0's first.
+def whole_run(trace: Trace) -> Trace:
+    """Return the trace that one process would have had. The laws on one process can then judge several.
 
-    A rank's losses are shares of the whole window's where it was given the labels of all ranks as num_items_in_batch,
-    and means over its own otherwise. The laws on one process then say the same of several.
+    Each micro-batch gets the rows of all ranks, rank 0's first. Its loss is put together in one of two ways:
+    - If num_items_in_batch counts the labels of all ranks, each rank's loss is a share of the window's: they are added.
+    - Otherwise each rank's loss is a mean over its own labels: they are averaged.
     """
-    together = [trace, *trace.ranks]
+    traces = [trace, *trace.ranks]
     steps = []
     for index, step in enumerate(trace.steps):
-        parts = [one.steps[index].batches for one in together if index < len(one.steps)]
+        parts = [rank.steps[index].batches for rank in traces if index < len(rank.steps)]
         own, total = (sum(batch.tokens for part in some for batch in part) for some in (parts[:1], parts))
         given = step.batches[0].num_items if step.batches else None
-        # Releases count the first labels of rows in or not, so that neither number need be met.
+        # Releases differ in whether they count a row's first label, so `given` may equal neither `own` nor `total`. The
+        # nearer of the two decides.
         shares = given is not None and (len(parts) == 1 or 2 * given > own + total)
         batches = [_joined(column, shares) for column in zip(*parts, strict=False)]
         steps.append(dataclasses.replace(step, batches=batches))
     evaluations = []
     for index, pass_ in enumerate(trace.evaluations):
-        rows = [one.evaluations[index].rows for one in together if index < len(one.evaluations)]
+        rows = [rank.evaluations[index].rows for rank in traces if index < len(rank.evaluations)]
         joined = [[row for part in column for row in part] for column in zip(*rows, strict=False)]
         evaluations.append(dataclasses.replace(pass_, rows=joined))
-    return dataclasses.replace(trace, spec=alone(trace.spec), steps=steps, evaluations=evaluations, ranks=[])
+    return dataclasses.replace(trace, spec=one_process_spec(trace.spec), steps=steps, evaluations=evaluations, ranks=[])
 
 
 def _joined(column: Sequence[MicroBatch], shares: bool) -> MicroBatch:
+    """Join the micro-batches that all ranks trained at the same time. If `shares`, their losses are added, not averaged."""
     losses = [batch.loss for batch in column if batch.loss is not None]
     loss = sum(losses) / (1 if shares else len(losses)) if len(losses) == len(column) else None
     return MicroBatch(
@@ -73,21 +73,18 @@ def _joined(column: Sequence[MicroBatch], shares: bool) -> MicroBatch:
     )
 
 
-# ---- all ranks ----
-
-
-def present(trace: Trace) -> list[str]:
-    """Why a run is no evidence on its ranks: it failed, or a rank left no trace. Empty where it is."""
+def incomplete_ranks(trace: Trace) -> list[str]:
+    """Return why the run cannot be judged: it failed, or a rank left no trace. Return an empty list if it can be."""
     findings = incomplete(trace)
-    seen = 1 + len(trace.ranks)
-    if seen != trace.spec.launch.ranks:
-        findings.append(f"{seen} ranks left a trace, expected {trace.spec.launch.ranks}")
+    count = 1 + len(trace.ranks)
+    if count != trace.spec.launch.ranks:
+        findings.append(f"{count} ranks left a trace, expected {trace.spec.launch.ranks}")
     return findings
 
 
 def ranks_agree(trace: Trace) -> Verdict:
-    """Every rank has rank 0's adapter, optimizer state, gradients and base, bit for bit."""
-    findings = present(trace)
+    """Check that every rank has rank 0's adapter, optimizer state, gradients and base, bit for bit."""
+    findings = incomplete_ranks(trace)
     for rank, other in enumerate(trace.ranks, start=1):
         where = f"rank {rank}:"
         findings += differences(other.adapter, trace.adapter, 0.0, f"{where} adapter at the end:")[:1]
@@ -103,8 +100,8 @@ def ranks_agree(trace: Trace) -> Verdict:
     return verdict("all ranks hold the same", findings, ranks=1 + len(trace.ranks))
 
 
-def own_starts(trace: Trace) -> list[str]:
-    """Names of adapter tensors with which some rank started from another value than rank 0."""
+def differing_starts(trace: Trace) -> list[str]:
+    """Return the names of the adapter tensors that on some rank had a different initial value than on rank 0, sorted."""
     return sorted(
         {
             name
@@ -116,9 +113,13 @@ def own_starts(trace: Trace) -> list[str]:
 
 
 def first_rank_wins(trace: Trace, single: Trace) -> Verdict:
-    """Ranks that start from adapters of their own train rank 0's: they end alike, and as one process does."""
-    findings = present(trace)
-    if not findings and not own_starts(trace):
+    """Check that ranks whose adapters start with different values all train rank 0's adapter.
+
+    - trace: a run whose ranks started with different values.
+    - single: the same run in one process, started with rank 0's values.
+    """
+    findings = incomplete_ranks(trace)
+    if not findings and not differing_starts(trace):
         findings.append("all ranks started from the same adapter, so nothing could be overwritten")
     return both(
         verdict("each rank started from an adapter of its own", findings),
@@ -128,30 +129,37 @@ def first_rank_wins(trace: Trace, single: Trace) -> Verdict:
 
 
 def equals_single(trace: Trace, single: Trace, within: Tolerance = RANKS) -> Verdict:
-    """The ranks together trained the rows of one process in the same micro-batches, to the same adapter.
+    """Check that the ranks together train the rows of one process, in the same micro-batches, to the same adapter.
 
-    Gradients are compared where they could be seen: DeepSpeed keeps them to itself.
+    DeepSpeed's engine does not show its gradients, so under "zero*" gradients are not compared.
+
+    - single: the run of `one_process_spec` in one process.
+    - within: how far losses, gradients and adapters may differ.
     """
-    merged = as_one(trace)
-    findings = present(trace)
+    merged = whole_run(trace)
+    findings = incomplete_ranks(trace)
     for ours, theirs in zip(merged.steps, single.steps, strict=False):
-        rows, wanted = [[batch.rows for batch in step.batches] for step in (ours, theirs)]
-        if rows != wanted:
-            findings.append(f"step {ours.number}: the ranks trained rows {rows}, expected {wanted}")
+        rows, expected = [[batch.rows for batch in step.batches] for step in (ours, theirs)]
+        if rows != expected:
+            findings.append(f"step {ours.number}: the ranks trained rows {rows}, expected {expected}")
             break
     if trace.spec.launch.strategy.startswith("zero"):
-        merged, single = (_without_gradients(one) for one in (merged, single))
+        merged, single = _without_gradients(merged), _without_gradients(single)
     return both(verdict("the ranks train one process's rows", findings), equal_runs(merged, single, within))
 
 
-def as_one_process(train: Callable[..., Trace], spec: RunSpec) -> Verdict:
-    """The ranks train as one process does, and end alike."""
+def trains_as_one_process(train: Callable[..., Trace], spec: RunSpec) -> Verdict:
+    """Check that the ranks train as one process does, and that they agree at the end.
+
+    - train: `harness.runs.cache.Runs.train`.
+    - spec: a run in several processes.
+    """
     trace = train(spec)
-    return both(equals_single(trace, train(alone(spec))), ranks_agree(trace))
+    return both(equals_single(trace, train(one_process_spec(spec))), ranks_agree(trace))
 
 
 def _without_gradients(trace: Trace) -> Trace:
-    """The trace without what DeepSpeed's engine hides: gradients, and groups that have no parameter."""
+    """Return the trace without what DeepSpeed's engine hides: gradients, and parameter groups that are empty."""
     steps = [
         dataclasses.replace(step, gradients={}, clipped={}, learning_rates=step.learning_rates[:1])
         for step in trace.steps
@@ -160,8 +168,12 @@ def _without_gradients(trace: Trace) -> Trace:
 
 
 def trains_its_share(trace: Trace) -> Verdict:
-    """Rank r of W trains the batches r, r + W, ... of the epoch's order; the last ones are filled from its start."""
-    findings, spec = present(trace), trace.spec
+    """Check that rank r of W trains the batches r, r + W, r + 2W, ... of the epoch's order.
+
+    Batches that the epoch's end leaves incomplete are filled with rows from the epoch's start, as
+    accelerate/data_loader.py:BatchSamplerShard does.
+    """
+    findings, spec = incomplete_ranks(trace), trace.spec
     size, ranks = int(number(spec, "per_device_train_batch_size")), spec.launch.ranks
     window = int(number(spec, "gradient_accumulation_steps"))
     rounds = math.ceil(spec.data.rows / (size * ranks))
@@ -170,20 +182,21 @@ def trains_its_share(trace: Trace) -> Verdict:
         for step in one.steps:
             epoch, update = divmod(step.number - 1, per_epoch)
             order = epoch_order(spec, epoch)
-            places = range(update * window, min((update + 1) * window, rounds))
-            starts = [(place * ranks + rank) * size for place in places]
-            wanted = [[order[at % len(order)] for at in range(start, start + size)] for start in starts]
+            starts = [
+                (turn * ranks + rank) * size for turn in range(update * window, min((update + 1) * window, rounds))
+            ]
+            expected = [[order[at % len(order)] for at in range(start, start + size)] for start in starts]
             seen = [batch.rows for batch in step.batches]
-            if seen != wanted:
-                findings.append(f"rank {rank}, step {step.number}: trained rows {seen}, expected {wanted}")
+            if seen != expected:
+                findings.append(f"rank {rank}, step {step.number}: trained rows {seen}, expected {expected}")
                 break
     return verdict("each rank trains its share of every epoch", findings, ranks=ranks)
 
 
 def logged_mean(trace: Trace) -> Verdict:
-    """The logged loss of a step is that of all ranks' micro-batches together."""
-    findings = present(trace)
-    merged = as_one(trace)
+    """Check that the logged loss of each step is the mean over the micro-batches of all ranks."""
+    findings = incomplete_ranks(trace)
+    merged = whole_run(trace)
     for step in merged.steps:
         if step.number not in merged.losses or any(batch.loss is None for batch in step.batches):
             findings.append(f"step {step.number}: no loss to compare")
@@ -196,10 +209,15 @@ def logged_mean(trace: Trace) -> Verdict:
 
 
 def no_row_twice(resumed: Trace, first: Trace, after: int) -> Verdict:
-    """The rows that a run trained until its checkpoint, and those of the run resumed from it, are one epoch's, each once."""
-    findings = present(resumed) + [f"(the run that saved) {one}" for one in present(first)]
-    before = [row for step in as_one(first).steps if step.number <= after for row in _flat(step)]
-    since = [row for step in as_one(resumed).steps for row in _flat(step)]
+    """Check that a run and the run resumed from it train each row of one epoch exactly once between them.
+
+    - first: the run that saved; its steps up to `after` count.
+    - resumed: the run that was resumed from its checkpoint, perhaps with another number of ranks.
+    - after: the checkpoint's global step.
+    """
+    findings = incomplete_ranks(resumed) + [f"(the run that saved) {reason}" for reason in incomplete_ranks(first)]
+    before = [row for step in whole_run(first).steps if step.number <= after for row in _flat(step)]
+    since = [row for step in whole_run(resumed).steps for row in _flat(step)]
     left = first.spec.data.rows - len(before)
     again = [row for row in since[:left] if row in before]
     if again:
@@ -212,17 +230,23 @@ def no_row_twice(resumed: Trace, first: Trace, after: int) -> Verdict:
     return verdict("every row of the epoch is trained once", findings, before=len(before), since=len(since))
 
 
-def goes_on(resumed: Trace, first: Trace, after: int, within: Tolerance = RANKS) -> Verdict:
-    """Resumed with another number of ranks, which train the same rows a step, the run is the one that was not."""
-    findings = present(resumed) + [f"(the run that saved) {one}" for one in present(first)]
-    seen, wanted = (
-        [sorted(_flat(step)) for step in as_one(one).steps if step.number > after] for one in (resumed, first)
+def continues_with_other_ranks(resumed: Trace, first: Trace, after: int, within: Tolerance = RANKS) -> Verdict:
+    """Check that a run resumed with another number of ranks continues the run that was not interrupted.
+
+    - resumed: the resumed run. It trains as many rows a step as `first`.
+    - first: the uninterrupted run.
+    - after: the checkpoint's global step.
+    - within: how far losses, gradients and adapters may differ.
+    """
+    findings = incomplete_ranks(resumed) + [f"(the run that saved) {reason}" for reason in incomplete_ranks(first)]
+    seen, expected = (
+        [sorted(_flat(step)) for step in whole_run(one).steps if step.number > after] for one in (resumed, first)
     )
-    if not findings and seen != wanted:
-        findings.append(f"after step {after} rows {seen} were trained, expected {wanted}")
+    if not findings and seen != expected:
+        findings.append(f"after step {after} rows {seen} were trained, expected {expected}")
     return both(
         verdict("the same rows are trained", findings),
-        equal_runs(as_one(resumed), as_one(first), within, after=after),
+        equal_runs(whole_run(resumed), whole_run(first), within, after=after),
     )
 
 
@@ -231,222 +255,22 @@ def _flat(step: Step) -> list[int]:
 
 
 def evaluated_loss(trace: Trace) -> Verdict:
-    """eval_loss is the mean over the evaluation rows, each counted once, in however many processes.
+    """Check that eval_loss is the mean over the evaluation rows, each counted once, whatever the number of processes.
 
-    A batch's loss is the mean over the labels of all ranks' rows, or each rank's over its own: both are taken. Rows that
-    fill the last batches up come a second time: they are fed, and must not be counted.
+    A batch's loss may be the mean over the labels of all ranks' rows, or each rank's over its own: both are accepted.
+    Rows that fill up the last batches are fed a second time, but must not be counted a second time.
     """
-    merged = as_one(trace)
+    merged = whole_run(trace)
     verdicts = []
     for spec in (merged.spec, dataclasses.replace(trace.spec, launch=merged.spec.launch)):
         passes = [dataclasses.replace(one, rows=evaluation.batches(spec)) for one in merged.evaluations]
         verdicts.append(evaluation.losses(dataclasses.replace(merged, spec=spec, evaluations=passes)))
     fed = [sorted({row for batch in one.rows for row in batch}) for one in merged.evaluations]
     first = trace.spec.data.rows
-    missing = [rows for rows in fed if rows != list(range(first, first + trace.spec.data.eval_rows))]
-    findings = present(trace) + [
-        f"an evaluation was fed rows {rows[0]} to {rows[-1]}, {len(rows)} of them" for rows in missing
+    expected = list(range(first, first + trace.spec.data.eval_rows))
+    findings = incomplete_ranks(trace) + [
+        f"an evaluation was fed rows {rows}, expected {expected}" for rows in fed if rows != expected
     ]
     return both(
         verdict("all ranks are fed the rows", findings), next((one for one in verdicts if one.holds), verdicts[0])
     )
-
-
-# ---- how it is spread ----
-
-#: Kind of parameter that each strategy makes, and the class that does it.
-_SHARDED = {"fsdp1": ("FlatParameter", "FullyShardedDataParallel"), "fsdp2": ("DTensor", "FSDPModule")}
-
-
-def sharded(trace: Trace, strategy: str | None = None) -> Verdict:
-    """What asked for FSDP is sharded: each parameter is a DTensor, or a part of a FlatParameter, and each element of it
-    lies on one rank alone. strategy: None for the spec's.
-    """
-    kind, unit = _SHARDED[strategy or trace.spec.launch.strategy]
-    findings = present(trace)
-    kinds = trace.distributed.get("kinds", {})
-    units = [path for path, name in trace.distributed.get("units", {}).items() if name == unit]
-    if not units:
-        wrapper = trace.distributed.get("wrapper")
-        findings.append(f"no module is an {unit}: the model is wrapped in {wrapper}")
-    plain = sorted(name for name, one in kinds.items() if one != kind)
-    if plain or not kinds:
-        findings.append(f"{len(plain)} of {len(kinds)} parameters are no {kind}, {plain[:1]} for one")
-    if kind == "FlatParameter" and not trace.distributed.get("flat"):
-        findings.append("no module has a FlatParameter")
-    local = [one.distributed.get("local", {}) for one in (trace, *trace.ranks)]
-    for name, (_, shape) in trace.parameters.items():
-        parts = [one.get(name, 0) for one in local]
-        if sum(parts) != math.prod(shape):
-            findings.append(f"{name} has {math.prod(shape)} elements, but {parts} of them lie on the ranks")
-            break
-    return verdict(f"every parameter is sharded, as {kind}", findings, units=len(units), parameters=len(kinds))
-
-
-def loaded(trace: Trace) -> Verdict:
-    """Of a base that was sharded as it was loaded each element lies on one rank alone, and what was put on it is whole on
-    every one.
-    """
-    findings = present(trace)
-    kinds = trace.distributed.get("kinds", {})
-    local = [one.distributed.get("local", {}) for one in (trace, *trace.ranks)]
-    for name, (_, shape) in trace.parameters.items():
-        size, parts = math.prod(shape), [one.get(name, 0) for one in local]
-        if name in trace.trainable and (kinds.get(name) != "Parameter" or set(parts) != {size}):
-            findings.append(f"{name}, which is trained, is a {kinds.get(name)} with {parts} of its {size} elements")
-        if name not in trace.trainable and (kinds.get(name) != "DTensor" or sum(parts) != size):
-            findings.append(f"{name}, of the base, is a {kinds.get(name)} with {parts} of its {size} elements")
-    return verdict(
-        "the base is sharded, and what is trained is whole on each rank", findings[:4], parameters=len(kinds)
-    )
-
-
-def same_tokens(trace: Trace, length: int = 12) -> Verdict:
-    """What each rank generated at the end (Trace.distributed["afterwards"]) is of this length, and the same."""
-    seen = [one.distributed.get("afterwards", []) for one in (trace, *trace.ranks)]
-    findings = [f"tokens {tokens}" for tokens in seen if len(tokens) != length or tokens != seen[0]]
-    return verdict("every rank generates the same tokens", present(trace) + findings)
-
-
-def units(trace: Trace, wanted: Sequence[str]) -> Verdict:
-    """Exactly these modules (paths in the base model, "" for the whole) are units of FSDP."""
-    seen = {
-        path
-        for path, name in trace.distributed.get("units", {}).items()
-        if name in ("FullyShardedDataParallel", "FSDPModule")
-    }
-    findings = present(trace)
-    findings += [f"{path or 'the model'} is a unit, unexpected" for path in sorted(seen - set(wanted))]
-    findings += [f"{path or 'the model'} is no unit" for path in sorted(set(wanted) - seen)]
-    return verdict(f"{len(wanted)} modules are units of FSDP", findings, units=len(seen))
-
-
-def dtypes_kept(trace: Trace) -> Verdict:
-    """Spread over ranks, each frozen parameter has the dtype that it had before."""
-    findings = present(trace)
-    spread = trace.distributed.get("dtypes", {})
-    for name, (dtype, _) in trace.parameters.items():
-        if name not in trace.trainable and spread.get(name) != dtype:
-            findings.append(f"{name} was {dtype}, spread it is {spread.get(name)}")
-    return verdict("frozen parameters keep their dtype", findings[:4], parameters=len(spread))
-
-
-def rank_files(trace: Trace, wanted: Sequence[str]) -> Verdict:
-    """Each checkpoint has exactly these entries at its top: names of files, and of directories with a / at the end."""
-    findings = present(trace)
-    if not trace.checkpoints:
-        findings.append("no checkpoint was written")
-    for checkpoint in trace.checkpoints:
-        seen = {name.partition("/")[0] + "/" * ("/" in name) for name in checkpoint.files}
-        where = f"checkpoint-{checkpoint.step}"
-        findings += [f"{where} has {name}, unexpected" for name in sorted(seen - set(wanted))]
-        findings += [f"{where} has no {name}" for name in sorted(set(wanted) - seen)]
-    return verdict(f"a checkpoint has the files {', '.join(sorted(wanted))}", findings)
-
-
-def model_file(trace: Trace) -> Verdict:
-    """pytorch_model_fsdp.bin holds every trained tensor, whole and as the adapter was at the last step, and no other."""
-    findings = present(trace)
-    held = [saved for saved in trace.checkpoints if "pytorch_model_fsdp.bin" in saved.files]
-    if not held:
-        findings.append("no checkpoint has a pytorch_model_fsdp.bin")
-    for saved in held:
-        file = torch.load(Path(saved.path) / "pytorch_model_fsdp.bin", map_location="cpu", weights_only=True)
-        tensors = {names.canonical(key, trace.spec.adapter.name): value for key, value in file.items()}
-        where = f"checkpoint-{saved.step}/pytorch_model_fsdp.bin:"
-        parts = [name for name, value in tensors.items() if hasattr(value, "to_local")]
-        if parts:
-            findings.append(f"{where} {len(parts)} tensors are DTensors of the rank that saved, {parts[0]} for one")
-            continue
-        if saved.step == trace.output.get("global_step"):
-            findings += differences(tensors, trace.adapter, 0.0, where)[:2]
-        else:
-            findings += [f"{where} no {name}" for name in trace.trainable if name not in tensors][:1]
-            findings += [f"{where} {name}, which is not trained" for name in tensors if name not in trace.trainable][:1]
-    return verdict("the model's file holds the adapter alone", findings)
-
-
-def engine_files(trace: Trace) -> Verdict:
-    """The engine's model file of each checkpoint is smaller than the frozen parameters are: it has none of them."""
-    findings = present(trace)
-    frozen = sum(4 * math.prod(shape) for name, (_, shape) in trace.parameters.items() if name not in trace.trainable)
-    sizes = {
-        f"checkpoint-{saved.step}/{name}": size
-        for saved in trace.checkpoints
-        for name, size in saved.files.items()
-        if name.endswith("model_states.pt")
-    }
-    if not sizes:
-        findings.append("no checkpoint has a file of the engine's model")
-    findings += [
-        f"{name} has {size} bytes, the frozen parameters {frozen}" for name, size in sizes.items() if size >= frozen
-    ]
-    return verdict("the engine saves no frozen parameter", findings, bytes=max(sizes.values(), default=0))
-
-
-def engine_optimizer(trace: Trace) -> Verdict:
-    """Each checkpoint has the engine's optimizer state of every rank, scheduler.pt, and no optimizer.pt."""
-    findings = present(trace)
-    if not trace.checkpoints:
-        findings.append("no checkpoint was written")
-    for saved in trace.checkpoints:
-        where = f"checkpoint-{saved.step}"
-        states = [name for name in saved.files if name.endswith("_optim_states.pt")]
-        if len(states) != trace.spec.launch.ranks:
-            findings.append(f"{where} has {len(states)} files of optimizer state for {trace.spec.launch.ranks} ranks")
-        findings += [f"{where} has optimizer.pt"] if "optimizer.pt" in saved.files else []
-        findings += [] if "scheduler.pt" in saved.files else [f"{where} has no scheduler.pt"]
-    return verdict("the engine saves the optimizer's state, the Trainer the schedule", findings)
-
-
-def saved_at_the_end(trace: Trace, directory: Path) -> Verdict:
-    """A directory that save_model() wrote holds the trained adapter, bit for bit, and no tensor of the base."""
-    findings = present(trace)
-    if not any(directory.glob("*.safetensors")):
-        there = sorted(file.name for file in directory.glob("*"))
-        findings.append(f"save_model() wrote no adapter: {', '.join(there) or 'nothing'} in {directory.name}/")
-    else:
-        saved = inspect_checkpoint(directory, trace.spec.adapter.name)
-        findings += differences(saved.adapter, trace.adapter, 0.0, "save_model():")[:2]
-        others = [name for name in saved.files if name.startswith(("model", "pytorch_model"))]
-        findings += [f"save_model() wrote {name} besides" for name in others]
-    return verdict("save_model() leaves the trained adapter", findings)
-
-
-def restored_to(resumed: Trace, whole: Trace) -> Verdict:
-    """Before its first step a resumed run has none of the values that its adapter started from: all are the checkpoint's.
-
-    What a checkpoint of shards holds is told by the whole run: its steps from there on.
-    """
-    findings = present(resumed) + [f"(the run that saved) {one}" for one in present(whole)]
-    fresh = [
-        name
-        for name in resumed.trainable
-        if name not in resumed.adapter_resumed or resumed.adapter_resumed[name].equal(whole.adapter_before[name])
-    ]
-    total = len(resumed.trainable)
-    if fresh or not total:
-        findings.append(f"{total - len(fresh)} of {total} adapter tensors are restored; {fresh[:1]} is as at the start")
-    return verdict("every adapter tensor is restored before the first step", findings, restored=total - len(fresh))
-
-
-# ---- what a law on one process cannot say of several ----
-
-_FILES = "the optimizer's state is saved in a form of FSDP's or DeepSpeed's own (FSDP-06, FSDP-07, DS-07)"
-_NO_OPTIMIZER = "no optimizer is saved of a base that was sharded as it was loaded (FSDP-09)"
-_HIDDEN = "DeepSpeed's engine keeps gradients and parameter groups to itself"
-_NO_FILE = "a checkpoint of shards has no adapter file (FSDP-07)"
-
-
-def silent(clause: str, spec: RunSpec) -> str | None:
-    """Why the law of a clause on one process says nothing of a run spread like this; None where it does."""
-    strategy = spec.launch.strategy
-    if clause in ("CKPT-07", "CKPT-27") and strategy != "ddp":
-        return _NO_OPTIMIZER if spec.arguments.get("save_only_model") else _FILES
-    if clause in ("FRZ-02", "FRZ-03", "LOSS-01", "LOOP-05") and strategy.startswith("zero"):
-        return _HIDDEN
-    if clause.startswith("CKPT-") and spec.arguments.get("save_strategy") == "no":
-        return "nothing is saved"
-    if clause in ("CKPT-04", "CKPT-21", "CKPT-25") and spec.launch.state_dict_type == "SHARDED_STATE_DICT":
-        return _NO_FILE
-    return None

@@ -1,7 +1,7 @@
-"""The laws that every run obeys, whatever its spec, by the clause that each judges.
+"""The laws that apply to runs of any spec, by the clause that each judges.
 
-`OF_ONE` judge a single trace. `OF_MORE` train further runs and compare; they are given the way to train.
-A verdict that is not comparable means that the law has nothing to say of such a spec.
+`LAWS_OF_ONE_RUN` are given one trace. `LAWS_OF_SEVERAL_RUNS` are given `train` and a spec: they train further runs, and
+compare. If a law does not apply to a spec, its verdict is NOT_COMPARABLE, with the reason.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from harness.spec import ADD, GET, RunSpec
 from harness.trace import Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, both
 
-#: Adapter types of which PeftAdapterMixin.add_adapter says that it does not take them.
+#: peft types that transformers/integrations/peft.py:PeftAdapterMixin.add_adapter refuses.
 GET_ONLY = {method.peft_type for method in METHODS.values() if not method.add_adapter}
 
 #: train(spec, subject=None, again=False) -> Trace, as `harness.runs.cache.Runs.train`.
 Train = Callable[..., Trace]
 
-OF_ONE: dict[str, Callable[[Trace], Verdict]] = {
+#: Clause id -> the law that judges one trace.
+LAWS_OF_ONE_RUN: dict[str, Callable[[Trace], Verdict]] = {
     "API-02": rebuilt.switched_off,
     "API-15": rebuilt.merged,
     "FRZ-01": frozen.base_frozen,
@@ -61,45 +62,47 @@ OF_ONE: dict[str, Callable[[Trace], Verdict]] = {
 
 
 def resumes(train: Train, spec: RunSpec) -> Verdict:
-    """From each of its checkpoints but the last, the run continues as if it had never stopped."""
+    """Check that the run, resumed from each of its checkpoints but the last, continues as if it had never stopped."""
     whole = train(spec)
     steps = [c.step for c in whole.checkpoints[:-1] if not _cuts_a_log_window(whole, c.step)]
     return (
         both(*[resume.continues(train(spec.resumed(step)), whole, step) for step in steps])
         if steps
-        else _nothing("no checkpoint but the last lies between two windows of the log")
+        else _not_comparable("no checkpoint but the last lies between two entries of the log")
     )
 
 
 def _cuts_a_log_window(trace: Trace, step: int) -> bool:
-    """Whether a mean is logged over steps on both sides of this one: a resumed run's mean has fewer steps (RES-09)."""
+    """Return whether a logged mean covers steps before and after this one. A resumed run's mean has fewer (RES-09)."""
     return step not in trace.losses and any(logged > step for logged in trace.losses)
 
 
 def both_routes(train: Train, spec: RunSpec) -> Verdict:
-    """get_peft_model and add_adapter train the same run."""
+    """Check that get_peft_model and add_adapter train the same run."""
     if spec.adapter.peft_type in GET_ONLY:
-        return _nothing(f"add_adapter does not take {spec.adapter.peft_type}")
+        return _not_comparable(f"add_adapter does not take {spec.adapter.peft_type}")
     if spec.model.dtype in HALF:
-        return _nothing("of a base in half precision only get_peft_model casts the adapter up (AMP-04)")
+        return _not_comparable("if the base is in half precision, only get_peft_model casts the adapter up (AMP-04)")
     other = GET if spec.adapter.route == ADD else ADD
     return equal_runs(train(spec.but(adapter={"route": other})), train(spec))
 
 
 def splits(train: Train, spec: RunSpec) -> Verdict:
-    """Micro-batches accumulated are the large batch."""
+    """Check that accumulated micro-batches train as one large batch does."""
     window = spec.arguments.get("gradient_accumulation_steps", 1)
     if window == 1:
-        return _nothing("nothing is accumulated")
+        return _not_comparable("nothing is accumulated")
     if spec.arguments.get("dataloader_drop_last"):
-        return _nothing("drop_last drops other rows of a large batch")
+        return _not_comparable("dataloader_drop_last drops different rows if the batch is larger")
     if _rounds(spec):
-        return _nothing("in half precision the noise is as large as a fault")
+        return _not_comparable("in half precision the noise is as large as a fault")
     if not models.family(spec.model).normalises:
         planned = schedule.plan(spec)
         alike = all(len(set(planned.row_counts(step + 1))) == 1 for step in range(len(planned.windows)))
         if spec.data.min_length or spec.data.ignored or not alike:
-            return _nothing("the model returns its micro-batch's own mean, and these have different numbers of labels")
+            return _not_comparable(
+                "the model returns the mean of each micro-batch, and these have different numbers of labels"
+            )
     small = _plain(spec)
     batch = spec.arguments["per_device_train_batch_size"] * window
     return accumulation.same_split(
@@ -108,24 +111,25 @@ def splits(train: Train, spec: RunSpec) -> Verdict:
 
 
 def reordered(train: Train, spec: RunSpec) -> Verdict:
-    """The rows of a window in another order, in other micro-batches: the same gradient."""
+    """Check that a window's gradient is the same if its rows are in another order, in other micro-batches."""
     if _rounds(spec):
-        return _nothing("in half precision the noise is as large as a fault")
+        return _not_comparable("in half precision the noise is as large as a fault")
     if not models.family(spec.model).normalises and spec.arguments.get("gradient_accumulation_steps", 1) > 1:
-        return _nothing("each micro-batch's loss is a mean of its own, so it matters which rows share one")
+        return _not_comparable("each micro-batch's loss is a mean of its own, so it matters which rows share one")
     planned = schedule.plan(spec)
     if spec.data.rows == 1 or max(planned.row_counts(1)) * max(planned.windows) == 1:
-        return _nothing("a window has one row")
+        return _not_comparable("a window has one row")
     plain = _plain(spec).but(max_steps=min(3, len(planned.windows)), num_train_epochs=None)
     return accumulation.same_windows(train(accumulation.rows_reversed(plain)), train(plain))
 
 
 def bystander(train: Train, spec: RunSpec) -> Verdict:
-    """A second adapter beside the trained one stays as it was, is saved whole, and changes nothing in the run."""
+    """Check that a second, untrained adapter stays as it was, is saved whole, and changes nothing in the run."""
     if spec.adapter.others:
-        return _nothing("the run has other adapters already")
+        return _not_comparable("the run has other adapters already")
     beside = train(spec.but(adapter={"others": {"bystander": {}}}))
-    # add_adapter saves the active adapter only, which is CKPT-16's; VeRA's frozen matrices belong to all of its adapters.
+    # Its file is not judged if add_adapter injected it: only the active adapter is saved then (CKPT-16). Nor if a method
+    # saves tensors that all of its adapters share, such as VeRA's random matrices.
     apart = spec.adapter.route == GET and not any(
         m.saves for m in METHODS.values() if m.peft_type == spec.adapter.peft_type
     )
@@ -133,7 +137,7 @@ def bystander(train: Train, spec: RunSpec) -> Verdict:
     return both(equal_runs(beside, train(spec)), frozen.base_frozen(beside), *saved)
 
 
-#: dtypes of a base whose rounding is as large as the faults that a law looks for.
+#: dtypes of a base in which rounding is as large as the faults that the laws look for.
 HALF = ("bfloat16", "float16")
 
 
@@ -142,8 +146,11 @@ def _rounds(spec: RunSpec) -> bool:
 
 
 def _plain(spec: RunSpec) -> RunSpec:
-    """The spec without dropout, which draws anew for each batch, and without AdamW, whose quotient of tiny moments has
-    noise without a bound; the gradients of SGD are the same. It saves and evaluates nothing."""
+    """Return the spec as a run that can be compared with one of other micro-batches. It saves and evaluates nothing.
+
+    It has no dropout, since each micro-batch draws a mask of its own. Its optimizer is SGD: AdamW divides by the second
+    moment, and if that is tiny, rounding noise grows without a bound.
+    """
     return spec.but(
         lora=_without_dropout(spec.adapter.config),
         model={"config": {**spec.model.config, **_without_dropout(spec.model.config)}},
@@ -158,18 +165,19 @@ def _without_dropout(config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def repeats(train: Train, spec: RunSpec) -> Verdict:
-    """The same run made twice is the same run."""
+    """Check that training the same spec twice gives the same run, bit for bit."""
     return equal_runs(train(spec, again=True), train(spec))
 
 
 def as_reference(train: Train, spec: RunSpec) -> Verdict:
-    """The run is the reference's, bit for bit."""
+    """Check that the run is the reference's, bit for bit."""
     reference = subjects.load("reference")
     reason = reference.unsupported(spec)
-    return _nothing(reason) if reason else equal_runs(train(spec), train(spec, subject=reference))
+    return _not_comparable(reason) if reason else equal_runs(train(spec), train(spec, subject=reference))
 
 
-OF_MORE: dict[str, Callable[[Train, RunSpec], Verdict]] = {
+#: Clause id -> the law that trains further runs of a spec and compares them.
+LAWS_OF_SEVERAL_RUNS: dict[str, Callable[[Train, RunSpec], Verdict]] = {
     "GEN-01": as_reference,
     "GEN-02": repeats,
     "RES-01": resumes,
@@ -181,9 +189,9 @@ OF_MORE: dict[str, Callable[[Train, RunSpec], Verdict]] = {
 
 
 def laws_for(trace: Trace) -> dict[str, Callable[[Trace], Verdict]]:
-    """Clause id -> law of one trace, for the laws that have something to say of a run of this spec."""
-    silent = {clause for clauses, applies in _APPLIES.items() if not applies(trace) for clause in clauses}
-    return {clause: law for clause, law in OF_ONE.items() if clause not in silent}
+    """Return clause id -> law, for the laws of one run that apply to this trace."""
+    excluded = {clause for clauses, applies in _APPLIES.items() if not applies(trace) for clause in clauses}
+    return {clause: law for clause, law in LAWS_OF_ONE_RUN.items() if clause not in excluded}
 
 
 def _saves(trace: Trace) -> bool:
@@ -207,7 +215,7 @@ def _model_computes_loss(trace: Trace) -> bool:
     return not trace.spec.arguments.get("label_smoothing_factor")
 
 
-#: Laws that ask for something that not every run has: the optimizer's moments, a log entry, the model's own loss.
+#: Laws that need something which not every run has -> whether a trace has it.
 _APPLIES: dict[tuple[str, ...], Callable[[Trace], bool]] = {
     ("CKPT-04", "CKPT-12", "CKPT-21", "CKPT-25", "CKPT-27"): _saves,
     ("CKPT-07",): _has_moments,
@@ -218,5 +226,27 @@ _APPLIES: dict[tuple[str, ...], Callable[[Trace], bool]] = {
 }
 
 
-def _nothing(reason: str) -> Verdict:
-    return Verdict(NOT_COMPARABLE, "the law says nothing of such a spec", (reason,))
+def _not_comparable(reason: str) -> Verdict:
+    return Verdict(NOT_COMPARABLE, "the law applies to the spec", (reason,))
+
+
+# ---- runs in several processes ----
+
+_FILES = "the optimizer's state is saved in a form of FSDP's or DeepSpeed's own (FSDP-06, FSDP-07, DS-07)"
+_NO_OPTIMIZER = "no optimizer is saved if the base was sharded while it was loaded (FSDP-09)"
+_HIDDEN = "DeepSpeed's engine keeps gradients and parameter groups to itself"
+_NO_FILE = "a checkpoint of shards has no adapter file (FSDP-07)"
+
+
+def why_not_judged(clause: str, spec: RunSpec) -> str | None:
+    """Return why the law of a clause, made for one process, does not apply to a run in several; None if it applies."""
+    strategy = spec.launch.strategy
+    if clause in ("CKPT-07", "CKPT-27") and strategy != "ddp":
+        return _NO_OPTIMIZER if spec.arguments.get("save_only_model") else _FILES
+    if clause in ("FRZ-02", "FRZ-03", "LOSS-01", "LOOP-05") and strategy.startswith("zero"):
+        return _HIDDEN
+    if clause.startswith("CKPT-") and spec.arguments.get("save_strategy") == "no":
+        return "nothing is saved"
+    if clause in ("CKPT-04", "CKPT-21", "CKPT-25") and spec.launch.state_dict_type == "SHARDED_STATE_DICT":
+        return _NO_FILE
+    return None

@@ -74,15 +74,15 @@ def judged_by(suites: Path) -> dict[str, list[str]]:
 
 
 def _named(mark: ast.expr) -> list[str]:
-    """The clauses that a decorator names: as strings, or as *OF_ONE of harness/laws/universal.py, *lifecycle.CLAUSES."""
+    """The clauses that a decorator names: as strings, or as a table such as *LAWS_OF_ONE_RUN or *lifecycle.CLAUSES."""
     if not (isinstance(mark, ast.Call) and isinstance(mark.func, ast.Attribute) and mark.func.attr == "clause"):
         return []
     from harness.laws import universal
     from harness.runs import lifecycle
 
     tables: dict[str, Iterable[str]] = {
-        "OF_ONE": universal.OF_ONE,
-        "OF_MORE": universal.OF_MORE,
+        "LAWS_OF_ONE_RUN": universal.LAWS_OF_ONE_RUN,
+        "LAWS_OF_SEVERAL_RUNS": universal.LAWS_OF_SEVERAL_RUNS,
         "lifecycle.CLAUSES": lifecycle.CLAUSES,
     }
     return [

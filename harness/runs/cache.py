@@ -1,4 +1,4 @@
-"""Runs: trains each spec once, keeps its trace, and lets every clause judge that."""
+"""The cache of traces: `Runs.train` trains each spec once per session, and every clause judges the same trace."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from harness.spec import RunSpec
 from harness.subjects import Subject
 from harness.trace import Trace
 
-#: Called with the subject's name and each trace that this process has trained.
+#: Functions that are called as listener(subject name, trace) after each training run of this process, but not when a
+#: cached trace is returned. A mutant's child process uses one to write its traces down (harness/mutants/child.py).
 listeners: list[Callable[[str, Trace], None]] = []
 
 
 class Runs:
-    """Traces of one subject, by spec. Checkpoints stay on disk below `root` until the caller removes it.
+    """The training runs of one subject, cached by spec.
 
-    made, seconds: how many training runs were made, and how long they took altogether. kept: what suites measure of a
-    spec otherwise than by its trace, and only once.
+    Checkpoints stay on disk below `root` until the caller removes it.
+
+    - made: how many training runs were made, first legs included.
+    - seconds: how long they took together.
+    - measured: results other than traces that a suite wants to compute once per spec, under keys of the suite's own.
     """
 
     def __init__(self, subject: Subject, root: Path, device: str = "cpu"):
@@ -34,15 +38,26 @@ class Runs:
         self.device = device
         self.made = 0
         self.seconds = 0.0
-        self.kept: dict[Any, Any] = {}
+        self.measured: dict[Any, Any] = {}
         self._traces: dict[tuple[str, str], Trace] = {}
-        self._fresh = itertools.count(1)
+        self._directories = itertools.count(1)
 
     def train(self, spec: RunSpec, subject: Subject | None = None, again: bool = False) -> Trace:
-        """The trace of a spec, trained now unless it was before. `again` trains anew, to compare with the first.
+        """Return the trace of a spec. This is the one `train` of a session: every run of the suites passes here.
 
-        A spec that resumes has its first leg trained to the end, and the checkpoint to resume from copied, damaged
-        as the spec says, and handed over.
+        1. The spec is moved to the device that is judged (`on_device`).
+        2. If a trace is cached under (subject's name, the spec's hash), it is returned.
+        3. Otherwise the run gets a new directory below `root`.
+        4. If the spec resumes, its first leg is trained to the end by this same method, so it is cached, too. Its
+           checkpoints are copied into the new directory, and `spec.resume.damage` is done to the copies.
+        5. The run is trained (`harness.processes.launch.train`), the listeners are called, the trace is cached.
+
+        - spec: what to train.
+        - subject: who trains it; None for the session's subject. A spec's `resume.writer` trains the first leg.
+        - again: train although a trace is cached. The cached trace stays, so that the two can be compared.
+
+        A run that ends in an error still has a trace, whose `error` says so. Raises UsageError for damage that is not
+        known.
         """
         subject = subject or self.subject
         spec = self.on_device(spec)
@@ -51,12 +66,12 @@ class Runs:
             return self._traces[key]
         directory = self.directory(f"{subject.name}-{spec.hash}".replace(":", "-"))
         if spec.resume is not None:
-            self._hand_over(spec, subject, directory)
+            self._copy_checkpoints(spec, subject, directory)
         started = time.perf_counter()
         try:
             trace = launch.train(subject, spec, directory)
         finally:
-            # What is computed next is no part of this run: by the reference, say, or by hand.
+            # The run's mixed precision must not reach what this process computes next, such as the reference's run.
             compat.forget_precision()
         self.seconds += time.perf_counter() - started
         self.made += 1
@@ -64,29 +79,35 @@ class Runs:
             listener(subject.name, trace)
         if not again:
             self._traces[key] = trace
-        # accelerate collects garbage at the start of each run, and would look through all traces for it, each time.
+        # accelerate calls gc.collect() at the start of each run. Frozen objects are not searched: without this, every
+        # run would search all cached traces.
         gc.collect()
         gc.freeze()
         return trace
 
     def directory(self, name: str) -> Path:
-        """A directory of that name that nobody has used yet."""
-        path = self.root / f"{next(self._fresh):04d}-{name}"
+        """Create a new directory below `root`, and return it. A running number before `name` makes it unique."""
+        path = self.root / f"{next(self._directories):04d}-{name}"
         path.mkdir(parents=True)
         return path
 
     def on_device(self, spec: RunSpec) -> RunSpec:
-        """The spec on the device that is judged."""
+        """Return the spec on the device that is judged."""
         return spec.on_device(self.device)
 
-    def _hand_over(self, spec: RunSpec, subject: Subject, directory: Path) -> None:
+    def _copy_checkpoints(self, spec: RunSpec, subject: Subject, directory: Path) -> None:
+        """Train the first leg, copy the checkpoints that the spec may resume from into `directory`, and damage them.
+
+        If `resume.checkpoint` is a step, its checkpoint is copied; if it is True or False, all of them are.
+        """
         assert spec.resume is not None
         writer = subjects.load(spec.resume.writer) if spec.resume.writer else subject
         first = self.train(spec.first_leg(), writer)
+        resume_from = spec.resume.checkpoint
         for checkpoint in first.checkpoints:
-            wanted = spec.resume.checkpoint
-            if (isinstance(wanted, bool) or checkpoint.step == wanted) and Path(checkpoint.path).is_dir():
-                # Copies keep their times: resume_from_checkpoint=True and rotation sort by them.
+            chosen = isinstance(resume_from, bool) or checkpoint.step == resume_from
+            if chosen and Path(checkpoint.path).is_dir():
+                # copytree keeps modification times: resume_from_checkpoint=True and rotation sort by them.
                 shutil.copytree(checkpoint.path, directory / Path(checkpoint.path).name)
         for damage in spec.resume.damage:
             apply(damage, directory)

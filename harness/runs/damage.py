@@ -1,4 +1,4 @@
-"""Things that happen to a checkpoint between two legs of a run."""
+"""Damage done to a checkpoint between the two legs of a run: deleted, truncated or half-written files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from harness.errors import UsageError
 from harness.subjects.observer import checkpoint_step
 
-#: The files of an adapter checkpoint, in the order in which the Trainer writes them (transformers/trainer.py,
-#: Trainer._save_checkpoint; the first three: peft/peft_model.py, PeftModel.save_pretrained).
+#: The files of an adapter checkpoint, in the order in which the Trainer writes them
+#: (transformers/trainer.py:Trainer._save_checkpoint; the first three: peft/peft_model.py:PeftModel.save_pretrained).
 WRITTEN = (
     "README.md",
     "adapter_model.safetensors",
@@ -21,16 +21,21 @@ WRITTEN = (
     "trainer_state.json",
 )
 
-_KNOWN = "delete PATH, truncate PATH BYTES, empty, remove, torn after PATH, torn in PATH, or newest before any of them"
+_FORMS = "delete PATH, truncate PATH BYTES, empty, remove, torn after PATH, torn in PATH, or newest before any of them"
 
 
 def apply(damage: str, directory: Path) -> None:
-    """Do one thing to every checkpoint-* below `directory`, or after "newest " to the one of the highest step.
+    """Damage every checkpoint-* below `directory`. If `damage` begins with "newest ", only that of the highest step.
 
-    "delete PATH", "truncate PATH BYTES", "empty" (the directory stays, its content goes), "remove" (it goes too),
-    "torn after PATH" (as a process leaves it that is killed once PATH is written: what is written later is not there),
-    "torn in PATH" (killed half way through PATH). PATH is relative to the checkpoint. UsageError for anything else,
-    and for a PATH that is not there.
+    What `damage` can be (PATH is relative to the checkpoint):
+    - "delete PATH": delete the file.
+    - "truncate PATH BYTES": keep its first BYTES bytes.
+    - "empty": delete all that the checkpoint's directory holds.
+    - "remove": delete the directory, too.
+    - "torn after PATH": as if the process was killed when it had written PATH. Files written later are deleted.
+    - "torn in PATH": as if it was killed half way through PATH. Half of PATH is kept, later files are deleted.
+
+    Raises UsageError for anything else, and if there is no file PATH.
     """
     checkpoints = sorted(directory.glob("checkpoint-*"), key=checkpoint_step)
     words = damage.split()
@@ -47,14 +52,14 @@ def apply(damage: str, directory: Path) -> None:
                 checkpoint.mkdir()
             case ["remove"]:
                 shutil.rmtree(checkpoint)
-            case ["torn", "after" | "in" as where, name] if name in WRITTEN:
+            case ["torn", "after" | "in" as moment, name] if name in WRITTEN:
                 target = _existing(checkpoint, name, damage)
                 for later in WRITTEN[WRITTEN.index(name) + 1 :]:
                     (checkpoint / later).unlink(missing_ok=True)
-                if where == "in":
+                if moment == "in":
                     _cut(target, target.stat().st_size // 2)
             case _:
-                raise UsageError(f"unknown damage {damage!r}; known are {_KNOWN}")
+                raise UsageError(f"unknown damage {damage!r}; expected {_FORMS}")
 
 
 def _cut(target: Path, size: int) -> None:
@@ -64,5 +69,5 @@ def _cut(target: Path, size: int) -> None:
 def _existing(checkpoint: Path, name: str, damage: str) -> Path:
     target = checkpoint / name
     if not target.is_file():
-        raise UsageError(f"damage {damage!r}: {checkpoint.name} holds no {name}")
+        raise UsageError(f"damage {damage!r}: {checkpoint.name} has no file {name}")
     return target

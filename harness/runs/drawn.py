@@ -1,4 +1,4 @@
-"""Runs and lives that hypothesis draws: each is trained, and judged by every law that has something to say of it."""
+"""Runs and lives that hypothesis draws. Each is trained, and judged by every law that applies to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis.strategies import SearchStrategy
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
 from harness.laws import several
-from harness.laws.universal import OF_MORE, Train, laws_for
+from harness.laws.universal import LAWS_OF_SEVERAL_RUNS, Train, laws_for
 from harness.runs import strategies
 from harness.runs.cache import Runs
 from harness.runs.lifecycle import Life
@@ -26,22 +26,28 @@ from harness.spec import RunSpec
 from harness.subjects.hf_trainer import HFTrainer
 from harness.verdict import NOT_COMPARABLE, Case, Verdict, verdict
 
-#: Runs drawn by each part of the suite, and lives by each route. Each run drawn is followed by some six to compare it with.
+#: Profile -> how many runs each part of the suite draws, and how many lives each route. For each drawn run about six
+#: more are trained, to compare it with.
 PROFILES = {"quick": 3, "sample": 3, "deep": 100, "soak": 3000}
 
-#: Always draw the same runs.
+#: Profiles that draw the same runs every time.
 _FIXED = ("quick", "sample")
 
-#: All but explain, which traces every line of upstream's Python, to say which of them only failing runs go through.
+#: All phases but "explain". That phase traces every line of upstream's Python, to find those that only failing runs
+#: execute, and would make each run many times slower.
 _PHASES = [phase for phase in Phase if phase is not Phase.explain]
 
-#: Things done in a life.
+#: How many actions a life has.
 STEPS_OF_A_LIFE = 12
 
 
 def register_profiles(chosen: str | None) -> None:
-    """Make --hypothesis-profile know the profiles. quick, the default, always draws the same runs, and so does sample,
-    which does not shrink what fails: that takes minutes, and a stack that is compared with another needs none of it.
+    """Register the profiles for --hypothesis-profile, and load one.
+
+    "quick" and "sample" always draw the same runs. "sample" does not shrink failures: shrinking takes minutes, and the
+    gate, which compares two stacks, does not need it.
+
+    - chosen: a key of PROFILES; None for "quick".
     """
     for name, examples in PROFILES.items():
         settings.register_profile(
@@ -57,30 +63,36 @@ def register_profiles(chosen: str | None) -> None:
     settings.load_profile(chosen or "quick")
 
 
-#: Given how to train and a spec, clause -> what judges the spec by it.
+#: laws(train, spec) -> clause id -> a function that judges the spec by that clause.
 Laws = Callable[[Train, RunSpec], dict[str, Callable[[], Verdict]]]
 
 
 def universal_laws(train: Train, spec: RunSpec) -> dict[str, Callable[[], Verdict]]:
-    """The laws of one process (harness/laws/universal.py)."""
+    """Train a spec, and return the laws that judge a run in one process (harness/laws/universal.py)."""
     trace = train(spec)
     judged: dict[str, Callable[[], Verdict]] = {
         clause: functools.partial(law, trace) for clause, law in laws_for(trace).items()
     }
-    return judged | {clause: functools.partial(compare, train, spec) for clause, compare in OF_MORE.items()}
+    return judged | {
+        clause: functools.partial(compare, train, spec) for clause, compare in LAWS_OF_SEVERAL_RUNS.items()
+    }
 
 
 def laws_of_ranks(train: Train, spec: RunSpec) -> dict[str, Callable[[], Verdict]]:
-    """The law that the ranks of a launch train as one process does, under the clause that says so of it."""
+    """Return the law that several ranks train as one process does, under the clause about the spec's strategy."""
     clauses = {"ddp": "DIST-02", "zero2": "DS-08", "zero3": "DS-08"}
     clause = clauses.get(spec.launch.strategy, "FSDP-17")
-    return {clause: functools.partial(several.as_one_process, train, spec)}
+    return {clause: functools.partial(several.trains_as_one_process, train, spec)}
 
 
 class Draw:
-    """Draws runs for a test. cases: of the test, one a clause. fail: called with a verdict that is no pass.
+    """Draws runs for a test, and judges them.
 
-    expected: known defects; those with a spec excuse the runs that they describe.
+    - cases: the test's cases, one for each clause that it names.
+    - runs: whose subject and device are used, and whose counts are increased. Each drawn run has a cache of its own.
+    - fail: called as fail(verdict, clause) when a verdict does not hold and no known defect explains it. It raises.
+    - chosen_seed: the value of --hypothesis-seed; None or "random" if no number was given.
+    - expected: known defects. One that has a `spec` excuses the drawn runs which that spec describes.
     """
 
     def __init__(
@@ -96,13 +108,18 @@ class Draw:
         self._fail = fail
         self._seed = chosen_seed
         self._expected = expected
-        #: The clause that has failed: while hypothesis shrinks a failure, no other is judged.
+        #: The clause that has failed. While hypothesis shrinks its failure, no other clause is judged.
         self._failed: str | None = None
         for case in cases:
             case.drawn = 0
 
     def judge_all(self, specs: SearchStrategy[RunSpec], part: int, laws: Laws = universal_laws) -> None:
-        """Draw specs, train each, and judge it by all these laws. part: another part draws other specs."""
+        """Draw specs, train each, and judge it by these laws.
+
+        - specs: what to draw from (`harness.runs.strategies`).
+        - part: number of the test's part. It is added to the random seed, so that each part draws different specs.
+        - laws: see `Laws`.
+        """
         default = settings.default
         first = 0 if default is None or default.derandomize else random.SystemRandom().randrange(2**32)
         chosen = int(self._seed) if self._seed not in (None, "random") else first
@@ -116,15 +133,18 @@ class Draw:
         every_law_holds()
 
     def live(self, route: str) -> None:
-        """Draw lives (`harness.runs.lifecycle`) of a model with adapters by one route, and judge all that is done in them."""
+        """Draw lives (`harness.runs.lifecycle`) of a model with adapters, and judge every action in them.
+
+        - route: GET or ADD, how the adapters are injected.
+        """
         if self._runs.device != "cpu":
-            pytest.skip("a life is compared with models that are built anew on a CPU")
+            pytest.skip("a life is compared with models that are rebuilt on a CPU, so it needs --device cpu")
         assert isinstance(self._runs.subject, HFTrainer)
         machine = functools.partial(_lives(route), self, self._runs, self._runs.subject)
         run_state_machine_as_test(cast(Any, machine))
 
     def _judge(self, spec: RunSpec, laws: Laws) -> None:
-        # What a drawn run left behind is not needed for the next one.
+        # A cache and a directory for this run alone: the next drawn run needs none of its traces or checkpoints.
         with tempfile.TemporaryDirectory() as directory:
             runs = Runs(self._runs.subject, Path(directory), self._runs.device)
             try:
@@ -137,12 +157,24 @@ class Draw:
                 self._runs.seconds += runs.seconds
 
     def begin(self, spec: RunSpec, life: list[dict[str, Any]] | None = None) -> None:
-        """What is judged next: a run of this spec, or a life that begins with it and whose log grows."""
+        """Note in each case which run is judged next.
+
+        - spec: the run, or how the life begins.
+        - life: the life's log, a list that grows as the life goes on; None for a plain run.
+        """
         for case in self._cases.values():
             case.specs, case.life = [spec.to_json()], life
 
     def record(self, clause: str, spec: RunSpec, judged: Callable[[], Verdict]) -> bool:
-        """Judge a clause on a drawn spec, if it is one of the test's. False where a known defect explains a failure."""
+        """Judge a drawn spec by a clause, and count the result in the clause's case.
+
+        A verdict that does not hold is passed to `fail`, unless a known defect explains it. Nothing is judged if the
+        test does not name the clause, or while hypothesis shrinks the failure of another clause.
+
+        - judged: returns the verdict. If it raises, the clause fails (`raised`); a UsageError is raised again.
+
+        Returns False if the clause does not hold, otherwise True.
+        """
         case = self._cases.get(clause)
         if case is None or self._failed not in (None, clause):
             return True
@@ -151,7 +183,7 @@ class Draw:
         except UsageError:
             raise
         except Exception as error:
-            # Of this clause alone: the others have laws of their own, and a known defect may explain it.
+            # This clause alone fails. The other clauses are judged all the same, and a known defect may explain this.
             found = raised(error)
         if found.outcome == NOT_COMPARABLE:
             return True
@@ -159,19 +191,22 @@ class Draw:
         met = case.evidence.get("known defects met", {})
         if not found.holds:
             seen, plain = "\n".join(found.seen), spec.to_json()
-            known = [e for e in self._expected if e.excuses(clause, self._runs.subject.name, plain, seen)]
-            if not known:
+            defects = [e for e in self._expected if e.excuses(clause, self._runs.subject.name, plain, seen)]
+            if not defects:
                 self._failed = clause
                 self._fail(found, clause)
                 return False
-            met = {**met, known[0].reason: met.get(known[0].reason, 0) + 1}
+            met = {**met, defects[0].reason: met.get(defects[0].reason, 0) + 1}
         case.evidence = {"runs judged": case.drawn, **found.measured, **({"known defects met": met} if met else {})}
         return found.holds
 
 
 @functools.cache
 def _lives(route: str) -> Callable[..., RuleBasedStateMachine]:
-    """A machine of a life by one route, with a rule for each verb."""
+    """Return hypothesis's state machine of a life: one rule for each verb of `strategies.VERBS`.
+
+    - route: GET or ADD, how the adapters are injected.
+    """
 
     class Lives(RuleBasedStateMachine):
         def __init__(self, draw: Draw, runs: Runs, subject: HFTrainer):
@@ -189,7 +224,7 @@ def _lives(route: str) -> Callable[..., RuleBasedStateMachine]:
             if self._over:
                 return
             for clause, found in self._life.do(verb, **arguments):
-                # After a known defect nobody knows what to expect of the model.
+                # After a known defect the values that are expected of the model are no longer right: the life ends.
                 self._over |= not self._draw.record(clause, self._life.spec, functools.partial(_given, found))
 
         def teardown(self) -> None:
@@ -211,10 +246,14 @@ def _lives(route: str) -> Callable[..., RuleBasedStateMachine]:
 
 
 def raised(error: Exception) -> Verdict:
-    """What a law that ends in an error says: the error, and the last two places that it came through."""
-    places = traceback.extract_tb(error.__traceback__)[-2:]
+    """Return the failed verdict of a law that raised an error instead of returning a verdict.
+
+    The finding has the error's type and message, the file, line and function that raised it, and those of its caller:
+    "UnboundLocalError: no variable, raised at rebuilt.py:40 (logits), called at rebuilt.py:63 (switched_off)".
+    """
+    frames = traceback.extract_tb(error.__traceback__)[-2:]
     where = ", called at ".join(
-        f"{Path(place.filename).name}:{place.lineno} ({place.name})" for place in reversed(places)
+        f"{Path(frame.filename).name}:{frame.lineno} ({frame.name})" for frame in reversed(frames)
     )
     return verdict("the run can be judged", [f"{type(error).__name__}: {error}, raised at {where}"])
 

@@ -1,6 +1,17 @@
 """Named training runs: the scenarios that the suites, the mutants and the gate share.
 
-Each is the plain run with one thing changed. A clause judges many of them: `@over(ALL)`.
+A scenario is a name and a RunSpec: the plain run with one thing changed. A scenario's name is part of the test's id and
+of the report, so it stays once it is published. A test is run over a table of scenarios by one of two decorators:
+
+    @pytest.mark.clause("CKPT-25")
+    @over(SAVING)                            # the test asks for `trace`: each scenario has been trained
+    def test_the_last_checkpoint_holds_the_trained_adapter(trace, judge):
+        judge(checkpoint.last_is_current(trace))
+
+    @pytest.mark.clause("GEN-02")
+    @cases(by_route({"plain": PLAIN}))       # the test asks for `spec`: it trains what it needs itself
+    def test_runs_repeat(spec, train, judge):
+        judge(equal_runs(train(spec, again=True), train(spec)))
 """
 
 from __future__ import annotations
@@ -13,7 +24,7 @@ from harness.spec import ADD, GET, ResumeSpec, RunSpec
 
 PLAIN = RunSpec()
 
-#: The runs in which the reference is bit-equal to the Trainer, and every universal law holds.
+#: Runs in which the reference is bit-equal to the Trainer, and every law of `harness.laws.universal` holds.
 SCENARIOS: dict[str, RunSpec] = {
     "plain": PLAIN,
     "accumulation": PLAIN.but(data={"min_length": 6}, gradient_accumulation_steps=3, max_steps=8),
@@ -32,29 +43,42 @@ SCENARIOS: dict[str, RunSpec] = {
     "cosine": PLAIN.but(lr_scheduler_type="cosine", warmup_steps=2),
 }
 
-#: Rows of unequal lengths, with labels left out here and there. Batches of four make ten, the last of one row.
+#: Fields of a DataSpec: 37 rows of unequal lengths, a fifth of their labels ignored. With batches of four an epoch has
+#: ten batches, and the last one has a single row.
 RAGGED: dict[str, Any] = {"rows": 37, "min_length": 6, "ignored": 0.2}
 
-#: A run whose adapter stays where it starts, without dropout: each step's loss and gradient can be computed anew.
+#: A run with learning rate 0 and no dropout. The adapter never changes, so each step's loss and gradient can be
+#: recomputed from the values that it starts with.
 STILL = PLAIN.but(learning_rate=0.0, lora={"lora_dropout": 0.0}, max_steps=6)
 
-#: The same over windows of two ragged micro-batches; five windows fill an epoch.
+#: STILL with windows of two ragged micro-batches. An epoch has five windows.
 STILL_RAGGED = STILL.but(data=RAGGED, gradient_accumulation_steps=2)
 
-#: The same over windows of three, of which the fourth and last of an epoch is short: one micro-batch of one row.
+#: STILL with windows of three ragged micro-batches. The fourth and last window of an epoch is short: it has one
+#: micro-batch, of one row.
 STILL_SHORT_WINDOW = STILL_RAGGED.but(gradient_accumulation_steps=3)
 
-#: An adapter whose lora_B is not zero, so that lora_A has a gradient at the first step too.
+#: Fields of a LoraConfig whose lora_B does not start at zero, so that lora_A has a gradient at the first step, too.
 RANDOM_B = {"init_lora_weights": False}
 
 
 def by_route(scenarios: dict[str, RunSpec]) -> dict[str, RunSpec]:
-    """Each scenario through get_peft_model under its own name, and through add_adapter as "name/add_adapter"."""
+    """Return each scenario twice: through get_peft_model under its own name, through add_adapter as "name/add_adapter".
+
+    by_route({"plain": PLAIN}) has the scenarios "plain" and "plain/add_adapter".
+    """
     return scenarios | {f"{name}/{ADD}": spec.but(adapter={"route": ADD}) for name, spec in scenarios.items()}
 
 
 def spec_for(family: str, method: str = "lora", route: str = GET) -> RunSpec:
-    """The plain run of three steps for a row of FAMILIES and one of METHODS, without dropout."""
+    """Return a run of three steps for a row of FAMILIES and a row of METHODS, without dropout.
+
+    spec_for("gpt2", "dora") trains a DoRA on a GPT-2.
+
+    - family: a key of `harness.fixtures.models.FAMILIES`.
+    - method: a key of `harness.fixtures.methods.METHODS`.
+    - route: GET or ADD.
+    """
     base, adapter = FAMILIES[family], METHODS[method]
     return PLAIN.but(
         model={"family": family},
@@ -67,22 +91,31 @@ def spec_for(family: str, method: str = "lora", route: str = GET) -> RunSpec:
 def continued(
     spec: RunSpec, step: int | bool, every: int = 2, damage: tuple[str, ...] = (), **first_leg: Any
 ) -> RunSpec:
-    """`spec`, continued from the checkpoint at `step` of a run that saved every `every` steps.
+    """Return `spec` as a run that resumes from a checkpoint of an earlier run, its first leg. It saves nothing itself.
 
-    first_leg: what that run's spec had otherwise. The resumed run itself saves nothing.
+    continued(PLAIN, 6, damage=("delete optimizer.pt",)) trains PLAIN to its end with a checkpoint every second step,
+    deletes optimizer.pt from a copy of checkpoint-6, and resumes PLAIN from that copy.
+
+    - step: the checkpoint's global step. True lets the subject choose it, False makes it ignore all checkpoints.
+    - every: the first leg's save_steps.
+    - damage: what happens to the copied checkpoints before the run resumes (`harness.runs.damage.apply`).
+    - first_leg: how the first leg differs from `spec`, as keyword arguments of `RunSpec.but`.
     """
     resume = ResumeSpec(step, first_leg={"save_strategy": "steps", **first_leg}, damage=damage)
     return spec.but(save_strategy="no", save_steps=every, resume=resume)
 
 
 def saving(spec: RunSpec, every: float = 3) -> RunSpec:
-    """`spec`, with a checkpoint every `every` steps and at the end."""
+    """Return `spec` with a checkpoint every `every` steps, and one at the end.
+
+    saving(PLAIN.but(max_steps=4)) has checkpoint-3 and checkpoint-4. If `every` is below 1, it is a share of all steps.
+    """
     return spec.but(save_strategy="steps", save_steps=every)
 
 
 SHORT = PLAIN.but(max_steps=4)
 
-#: Runs with a checkpoint after each third step and the last, each with another set of trainable tensors.
+#: Runs with a checkpoint after every third step and after the last. Each trains a different set of tensors.
 SAVING: dict[str, RunSpec] = {
     "plain": saving(PLAIN),
     "rank-1": saving(SHORT.but(lora={"r": 1})),
@@ -97,7 +130,14 @@ SAVING: dict[str, RunSpec] = {
 
 
 def spread(spec: RunSpec, strategy: str, ranks: int = 2, **launch: Any) -> RunSpec:
-    """`spec` in several processes that together train batches as large as its own. launch: fields of LaunchSpec."""
+    """Return `spec` as a run in several processes, whose batches together are as large as those of `spec`.
+
+    spread(PLAIN, "ddp") trains PLAIN on two ranks with half the batch size each.
+
+    - strategy: a row of `harness.subjects.launch_arguments.STRATEGIES`.
+    - ranks: how many processes; the batch sizes of `spec` must be divisible by it.
+    - launch: further fields of LaunchSpec.
+    """
     sizes: dict[str, Any] = {
         name: int(spec.arguments[name]) // ranks
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size")
@@ -106,18 +146,18 @@ def spread(spec: RunSpec, strategy: str, ranks: int = 2, **launch: Any) -> RunSp
     return spec.but(launch={"strategy": strategy, "ranks": ranks, **launch}, **sizes)
 
 
-#: What is trained in several processes and in one, to be compared: ragged rows, so that ranks have unlike numbers of
-#: labels, over one epoch and a bit; no dropout, whose masks would be others.
+#: A run to train in several processes and in one, and to compare. Its rows are ragged, so that ranks get different
+#: numbers of labels. It is a little longer than one epoch. It has no dropout, since ranks would draw different masks.
 TOGETHER = saving(
     PLAIN.but(
         data={"min_length": 6, "ignored": 0.2}, lora={"lora_dropout": 0.0}, gradient_accumulation_steps=2, max_steps=6
     )
 )
 
-#: The same by SGD: AdamW makes whole steps of what is left of a gradient that is nearly zero.
+#: TOGETHER with SGD. If a gradient is zero but for rounding, AdamW normalises it and makes a step of full size.
 TOGETHER_SGD = TOGETHER.but(optim="sgd", learning_rate=1.0)
 
-#: Every way to spread it.
+#: TOGETHER with each strategy, by "strategy-ranks" and what is special about it.
 LAUNCHES: dict[str, RunSpec] = {
     "ddp-2": spread(TOGETHER, "ddp"),
     "ddp-4": spread(TOGETHER, "ddp", 4),
@@ -129,14 +169,14 @@ LAUNCHES: dict[str, RunSpec] = {
     "fsdp2-2": spread(TOGETHER, "fsdp2"),
     "fsdp2-2-sharded": spread(TOGETHER, "fsdp2", state_dict_type="SHARDED_STATE_DICT"),
     "fsdp2-2-checkpointing": spread(TOGETHER, "fsdp2", activation_checkpointing=True),
-    # By itself accelerate takes NCCL alone, which moves nothing that lies on a CPU (FSDP-17).
+    # By default accelerate uses NCCL alone, which cannot send tensors that are on the CPU (FSDP-17).
     "fsdp2-2-offload": spread(TOGETHER.but(ddp_backend="cuda:nccl,cpu:gloo"), "fsdp2", cpu_offload=True),
     "fsdp2-2-add_adapter": spread(TOGETHER.but(adapter={"route": ADD}), "fsdp2"),
-    # With one rank FSDP1 shards nothing, and saving such an adapter ends the run (FSDP-14).
+    # With one rank FSDP1 shards nothing, and saving such an adapter ends the run with an error (FSDP-14).
     "fsdp1-1": spread(TOGETHER.but(save_strategy="no"), "fsdp1", 1),
     "fsdp1-2": spread(TOGETHER, "fsdp1"),
     "fsdp1-2-sharded": spread(TOGETHER, "fsdp1", state_dict_type="SHARDED_STATE_DICT"),
-    # Of a base that was sharded as it was loaded transformers saves no optimizer (FSDP-09).
+    # If the base was sharded while it was loaded, transformers saves no optimizer (FSDP-09).
     "loaded-2": spread(TOGETHER.but(save_only_model=True), "loaded", limit=20.0),
     "zero1-2": spread(TOGETHER, "zero1"),
     "zero2-2": spread(TOGETHER, "zero2"),
@@ -145,7 +185,11 @@ LAUNCHES: dict[str, RunSpec] = {
 
 
 def over(scenarios: dict[str, RunSpec]) -> Any:
-    """Decorator: the test's `trace` fixture is the trace of each of these scenarios in turn."""
+    """Return a decorator that runs a test once for each scenario. The test's argument `trace` is the scenario's trace.
+
+    @over(SAVING) makes the cases test_x[plain], test_x[rank-1], ...; the fixture `trace` trains each through
+    `Runs.train`, so tests over the same scenario share one training run. Use it if a test judges one trace.
+    """
     import pytest
 
     cases = [pytest.param(spec, id=name) for name, spec in scenarios.items()]
@@ -153,7 +197,11 @@ def over(scenarios: dict[str, RunSpec]) -> Any:
 
 
 def cases(scenarios: dict[str, RunSpec]) -> Any:
-    """Decorator: the test's `spec` argument is each of these specs in turn."""
+    """Return a decorator that runs a test once for each scenario. The test's argument `spec` is the scenario's RunSpec.
+
+    @cases({"plain": PLAIN}) makes the case test_x[plain]. Nothing is trained: the test calls `train(spec)`. Use it if
+    a test compares several runs, or changes the spec first.
+    """
     import pytest
 
     return pytest.mark.parametrize("spec", [pytest.param(spec, id=name) for name, spec in scenarios.items()])

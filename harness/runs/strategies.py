@@ -1,6 +1,6 @@
-"""Hypothesis strategies: training runs that nobody has listed. Shrinks to fewer steps, layers, rank and rows.
+"""Hypothesis strategies that draw training runs. A failure shrinks to fewer steps, layers, rows and a smaller rank.
 
-The simplest value of every choice stands first, since that is where hypothesis shrinks to.
+The simplest value of each choice comes first, since hypothesis shrinks towards the first one.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from harness.fixtures.methods import METHODS, misfit
 from harness.fixtures.models import CAUSAL, FAMILIES
 from harness.spec import ADD, GET, LORA, RunSpec
 
-#: Of a Llama layer, in the order in which a failing example sheds them.
+#: The linear modules of a Llama layer. A failing example loses the last ones first.
 _TARGETS = ("q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-#: Base models that the reference trains too.
+#: Base models that the reference can train, too.
 _LLAMAS = ("llama", "llama-tied")
 
 
 @st.composite
 def llamas(draw: st.DrawFn) -> dict[str, Any]:
-    """Fields of a ModelSpec: a Llama with 1 to 3 layers, tied or not, with or without attention dropout."""
+    """Draw fields of a ModelSpec: a Llama with 1 to 3 layers, tied or not, with or without attention dropout."""
     config: dict[str, Any] = {"num_hidden_layers": draw(st.integers(1, 3))}
     if draw(st.booleans()):
         config["attention_dropout"] = 0.1
@@ -31,7 +31,10 @@ def llamas(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def packed(draw: st.DrawFn) -> dict[str, Any]:
-    """Fields of a ModelSpec: mostly none; or a base packed to NF4, prepared or not, computing in float32 or bfloat16."""
+    """Draw fields of a ModelSpec for a base packed to NF4, or, two times out of three, none.
+
+    The packed base computes in float32 or bfloat16, and is prepared for k-bit training or not.
+    """
     if draw(st.integers(0, 2)) < 2:
         return {}
     return {
@@ -44,7 +47,7 @@ def packed(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def lora(draw: st.DrawFn) -> dict[str, Any]:
-    """Fields of a LoraConfig that the reference implements as well."""
+    """Draw fields of a LoraConfig that the reference implements, too."""
     chosen = draw(st.lists(st.sampled_from(_TARGETS), min_size=1, max_size=4, unique=True))
     return {
         **LORA,
@@ -58,7 +61,7 @@ def lora(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def rows(draw: st.DrawFn) -> dict[str, Any]:
-    """Fields of a DataSpec: 3 to 40 rows of 4 to 16 tokens, even or ragged, with labels ignored or not."""
+    """Draw fields of a DataSpec: 3 to 40 rows of 4 to 16 tokens, of equal lengths or not, with ignored labels or not."""
     length = draw(st.sampled_from((8, 4, 16)))
     ragged = draw(st.booleans())
     return {
@@ -72,7 +75,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def arguments(draw: st.DrawFn) -> dict[str, Any]:
-    """TrainingArguments that a one-process run on a CPU can have and the reference implements."""
+    """Draw TrainingArguments that a run in one process on a CPU can have and that the reference implements."""
     chosen: dict[str, Any] = {
         "max_steps": draw(st.integers(1, 8)),
         "per_device_train_batch_size": draw(st.integers(1, 5)),
@@ -91,16 +94,19 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
     }
     if draw(st.booleans()):
         chosen["data_seed"] = draw(st.integers(0, 99))
-    if draw(st.booleans()):  # epochs rather than steps; at most about twenty steps
+    if draw(st.booleans()):  # the length is given in epochs, not in steps
         chosen |= {"max_steps": None, "num_train_epochs": draw(st.sampled_from((1, 1.5, 2)))}
-    if draw(st.integers(0, 15)) == 15:  # a process for each pass over the rows takes longer than the pass
+    if draw(st.integers(0, 15)) == 15:  # rarely: starting the worker process takes longer than the pass over the rows
         chosen["dataloader_num_workers"] = 1
     return chosen
 
 
 @st.composite
 def logging(draw: st.DrawFn) -> dict[str, Any]:
-    """When to log: every 1 to 3 steps and perhaps the first, at the end of each epoch, or only at the end."""
+    """Draw the TrainingArguments on logging.
+
+    The run logs every 1 to 3 steps (with or without logging_first_step), at the end of each epoch, or not at all.
+    """
     strategy = draw(st.sampled_from(("steps", "epoch", "no")))
     if strategy != "steps":
         return {"logging_strategy": strategy}
@@ -109,7 +115,7 @@ def logging(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def saving(draw: st.DrawFn) -> dict[str, Any]:
-    """When to save: every 1 to 4 steps or at the end of each epoch."""
+    """Draw the TrainingArguments on saving: every 1 to 4 steps, or at the end of each epoch."""
     if draw(st.booleans()):
         return {"save_strategy": "epoch"}
     return {"save_strategy": "steps", "save_steps": draw(st.integers(1, 4))}
@@ -117,7 +123,10 @@ def saving(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def evaluating(draw: st.DrawFn) -> tuple[int, dict[str, Any]]:
-    """How many evaluation rows, and when they are evaluated: mostly never, every 1 to 3 steps, at each epoch's end."""
+    """Draw how many evaluation rows there are, and the TrainingArguments on evaluation.
+
+    Half of the runs evaluate nothing. The others evaluate every 1 to 3 steps, or at the end of each epoch.
+    """
     strategy = draw(st.sampled_from(("no", "no", "steps", "epoch")))
     if strategy == "no":
         return 0, {}
@@ -129,14 +138,14 @@ def evaluating(draw: st.DrawFn) -> tuple[int, dict[str, Any]]:
 
 @st.composite
 def _settings(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields of a DataSpec and TrainingArguments that fit each other. Each run saves, so that it can be resumed."""
+    """Draw fields of a DataSpec and TrainingArguments that fit each other. Each run saves, so that it can be resumed."""
     data = draw(rows())
     data["eval_rows"], evaluation = draw(evaluating())
     chosen = {**draw(arguments()), **draw(logging()), **draw(saving()), **evaluation}
     if chosen["dataloader_drop_last"] and data["rows"] < chosen["per_device_train_batch_size"]:
-        chosen["dataloader_drop_last"] = False  # not one batch would be left
+        chosen["dataloader_drop_last"] = False  # otherwise the run would have no batch
     if chosen["max_steps"] is None:
-        # As many rows as make at most ten steps an epoch.
+        # At most ten optimizer steps in an epoch, hence twenty in a run.
         window = chosen["per_device_train_batch_size"] * chosen["gradient_accumulation_steps"]
         data["rows"] = min(data["rows"], 10 * window)
     return data, chosen
@@ -144,7 +153,10 @@ def _settings(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @st.composite
 def run_specs(draw: st.DrawFn, route: str | None = None) -> RunSpec:
-    """Runs of a LoRA on a Llama, through `route` or either route, which the reference makes as well."""
+    """Draw runs of a LoRA on a Llama that the reference can train, too.
+
+    - route: GET or ADD; None draws one of them.
+    """
     data, chosen = draw(_settings())
     adapter = {
         "route": route or draw(st.sampled_from((GET, ADD))),
@@ -153,7 +165,7 @@ def run_specs(draw: st.DrawFn, route: str | None = None) -> RunSpec:
     }
     model = draw(llamas()) | draw(packed())
     if "quantization" in model:
-        # On a CPU with AVX512-BF16 bitsandbytes repacks the base for evaluation, of which EVAL-04 has a case of its own.
+        # On a CPU with AVX512-BF16 bitsandbytes repacks the base when it is evaluated. EVAL-04 has a case about that.
         data["eval_rows"] = 0
         chosen = {name: value for name, value in chosen.items() if "eval" not in name}
     return RunSpec().but(model=model, adapter=adapter, data=data, **chosen)
@@ -161,7 +173,7 @@ def run_specs(draw: st.DrawFn, route: str | None = None) -> RunSpec:
 
 @st.composite
 def lives(draw: st.DrawFn, route: str) -> RunSpec:
-    """Where a life (harness.runs.lifecycle) begins: a LoRA on a Llama, and rows to train and to evaluate it on."""
+    """Draw how a life (harness.runs.lifecycle) begins: a LoRA on a Llama, and rows to train and to evaluate it on."""
     adapter = {"route": route, "config": draw(lora()), "seed": draw(st.integers(0, 3))}
     data = {"rows": draw(st.integers(2, 12)), "length": 8, "min_length": draw(st.sampled_from((8, 3))), "eval_rows": 3}
     return RunSpec().but(
@@ -175,8 +187,10 @@ def lives(draw: st.DrawFn, route: str) -> RunSpec:
     )
 
 
-#: What a life's verbs are done with, by the names of their arguments.
+#: `which` chooses among what there is (checkpoints, saved directories, adapters), modulo how many there are.
 _WHICH = {"which": st.integers(0, 5)}
+
+#: Verb of a life -> its arguments and what each is drawn from (methods of `harness.runs.lifecycle.Life`).
 VERBS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "train": {
         "steps": st.integers(1, 4),
@@ -199,7 +213,7 @@ VERBS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 
 @st.composite
 def any_adapter(draw: st.DrawFn) -> RunSpec:
-    """The plain run of any row of METHODS on any row of FAMILIES, through each route that takes it."""
+    """Draw the default run of any row of METHODS on any row of FAMILIES, through a route that both support."""
     route = draw(st.sampled_from((GET, ADD)))
     name = draw(st.sampled_from(sorted(METHODS, key=lambda name: name != "lora")))
     fitting = [family for family in FAMILIES if misfit(family, name, add_adapter=route == ADD) is None]
@@ -209,7 +223,7 @@ def any_adapter(draw: st.DrawFn) -> RunSpec:
     base, method = FAMILIES[family], METHODS[name]
     config = method.fields(base)
     if "r" in config:
-        # GraLoRA cuts its rank into blocks.
+        # GraLoRA splits its rank into gralora_k blocks, so the rank must be divisible by that.
         config["r"] = draw(st.sampled_from([r for r in (1, 2, 4, 8) if r % config.get("gralora_k", 1) == 0]))
     return RunSpec().but(
         model={"family": family, "config": {base.layers: draw(st.integers(1, 2))}, "seed": draw(st.integers(0, 3))},
@@ -220,21 +234,22 @@ def any_adapter(draw: st.DrawFn) -> RunSpec:
 
 @st.composite
 def any_specs(draw: st.DrawFn) -> RunSpec:
-    """Runs of any row of METHODS on any row of FAMILIES, through each route that takes it."""
+    """Draw runs of any row of METHODS on any row of FAMILIES, with drawn rows and arguments."""
     data, chosen = draw(_settings())
     spec = draw(any_adapter())
     return spec.but(data=data, **_that_fit(spec, chosen))
 
 
-#: How the names of peft's methods end that put virtual tokens before those of a row.
+#: The peft types that put virtual tokens before a row's tokens end in this.
 _VIRTUAL = "_TUNING"
 
 
 def _that_fit(spec: RunSpec, chosen: dict[str, Any]) -> dict[str, Any]:
-    """The TrainingArguments without those that upstream says do not go together with the spec's model or adapter."""
+    """Return the TrainingArguments, without those that upstream excludes for the spec's model or adapter."""
     fitting = dict(chosen)
     if spec.data.task != CAUSAL or spec.adapter.peft_type.endswith(_VIRTUAL):
-        fitting["label_smoothing_factor"] = 0.0  # which is about the next token, and not about virtual ones (LOSS-06)
+        # Label smoothing is defined for next-token labels, and does not know of virtual tokens (LOSS-06).
+        fitting["label_smoothing_factor"] = 0.0
     if spec.adapter.peft_type == "PREFIX_TUNING":
         fitting["activation_checkpointing"] = False
     return fitting
@@ -242,9 +257,9 @@ def _that_fit(spec: RunSpec, chosen: dict[str, Any]) -> dict[str, Any]:
 
 @st.composite
 def spread_specs(draw: st.DrawFn) -> RunSpec:
-    """Runs as `any_specs` in two processes, such that one process makes the same: without dropout, the rows dealt evenly.
+    """Draw runs in two processes that one process must repeat: any model and method, rows that divide evenly.
 
-    The steps are SGD's: AdamW makes a whole one of a gradient that is zero but for rounding.
+    The optimizer is SGD. If a gradient is zero but for rounding, AdamW normalises it and makes a step of full size.
     """
     spec = draw(any_adapter())
     batch, window = draw(st.integers(1, 2)), draw(st.integers(1, 3))

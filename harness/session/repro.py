@@ -14,11 +14,11 @@ from rich.table import Table
 from harness import subjects
 from harness.environment import check_device
 from harness.errors import UsageError
-from harness.laws.several import as_one, silent
-from harness.laws.universal import LAWS_OF_SEVERAL_RUNS, laws_for
+from harness.laws.several import whole_run
+from harness.laws.universal import LAWS_OF_SEVERAL_RUNS, laws_for, why_not_judged
 from harness.processes.imports import import_upstream
 from harness.runs.cache import Runs
-from harness.runs.lifecycle import VERBS, Judged, Life, told
+from harness.runs.lifecycle import VERBS, Judged, Life, describe
 from harness.spec import RunSpec, read_json
 from harness.subjects.hf_trainer import HFTrainer
 from harness.verdict import FAIL, NOT_COMPARABLE, Verdict
@@ -57,9 +57,9 @@ def _train(spec: RunSpec, runs: Runs, console: Console) -> Iterator[Judged]:
         steps.add_row(str(step.number), f"{loss}", f"{norm}", f"{step.learning_rates[0]:.3g}", str(rows))
     console.print(steps)
     console.print(f"spec {spec.hash}, subject {runs.subject.name}: {trace.error or 'completed'}")
-    together = as_one(trace) if spec.launch.several else trace
+    together = whole_run(trace) if spec.launch.several else trace
     for clause, law in laws_for(together).items():
-        if reason := silent(clause, spec):
+        if reason := why_not_judged(clause, spec):
             console.print(f"{clause} not judged: {reason}", highlight=False)
         else:
             yield clause, law(together)
@@ -79,8 +79,8 @@ def _live(file: Path, spec: RunSpec, life: Any, runs: Runs, console: Console) ->
         try:
             inspect.signature(VERBS[act["do"]][0]).bind(lived, **arguments)
         except TypeError as error:
-            raise UsageError(f"{file}, life: {told(act)} cannot be done ({error})") from None
-        console.print(told(act), highlight=False)
+            raise UsageError(f"{file}, life: {describe(act)} cannot be done ({error})") from None
+        console.print(describe(act), highlight=False)
         yield from lived.do(act["do"], **arguments)
 
 
