@@ -1,4 +1,4 @@
-"""What the suites said of a baseline is kept for later gates, as far as it could not have been the machine."""
+"""The cache of baseline results: what is cached, for which stacks, and how a later gate uses it."""
 
 import dataclasses
 import json
@@ -34,16 +34,16 @@ def cache(tmp_path, monkeypatch):
     ],
     ids=["this-environment", "from-a-folder", "own-subject", "own-preload", "gpu"],
 )
-def test_nothing_is_kept_where_more_than_releases_decides(stack, judged):
-    assert baseline_cache.place(stack, judged) is None
-    assert baseline_cache.place(RELEASES, Scope()).suffix == ".jsonl"
+def test_nothing_is_cached_if_more_than_releases_decides(stack, judged):
+    assert baseline_cache.file_for(stack, judged) is None
+    assert baseline_cache.file_for(RELEASES, Scope()).suffix == ".jsonl"
 
 
-def test_another_stack_question_or_machine_has_another_file(monkeypatch):
-    files = [baseline_cache.place(RELEASES, Scope()), baseline_cache.place(RELEASES, Scope(clauses=("ACC-01",)))]
-    files.append(baseline_cache.place(dataclasses.replace(RELEASES, key="other"), Scope()))
+def test_another_stack_scope_or_machine_has_another_file(monkeypatch):
+    files = [baseline_cache.file_for(RELEASES, Scope()), baseline_cache.file_for(RELEASES, Scope(clauses=("ACC-01",)))]
+    files.append(baseline_cache.file_for(dataclasses.replace(RELEASES, key="other"), Scope()))
     monkeypatch.setattr(environment, "cpu_flags", lambda: frozenset({"amx_bf16"}))
-    files.append(baseline_cache.place(RELEASES, Scope()))
+    files.append(baseline_cache.file_for(RELEASES, Scope()))
     assert len(set(files)) == 4
 
 
@@ -57,7 +57,7 @@ ENDED = [
     case("known", "known_defect"),
     case("failed", "fail"),
     case("unclear", "ambiguous"),
-    # A test that judges a drawn run by several laws: it is run again as a whole.
+    # A test that judges a drawn run by several laws is run again as a whole.
     case("drawn", "pass"),
     case("drawn", "fail", "RES-01"),
 ]
@@ -70,17 +70,17 @@ def written(file, cases):
     return file
 
 
-def test_what_failed_is_judged_anew(tmp_path):
+def test_failed_cases_are_not_cached(tmp_path):
     file = tmp_path / "cache" / "judged" / "x.jsonl"
-    assert baseline_cache.since(file) == ""
-    baseline_cache.keep(written(tmp_path / "journal.jsonl", ENDED), file)
+    assert baseline_cache.cached_since(file) == ""
+    baseline_cache.store(written(tmp_path / "journal.jsonl", ENDED), file)
     run, cases = read(file)
     assert run == ["a run"]
     assert [one.nodeid for one in cases] == ["held", "skipped", "known"]
-    assert len(baseline_cache.since(file)) == len("2026-01-01")
+    assert len(baseline_cache.cached_since(file)) == len("2026-01-01")
 
 
-#: Suites in a few lines: they add a case to the journal that they are given, whose name tells how many were there.
+#: Suites in a few lines: they add one case to the journal. Its name says how many cases were there before.
 SUITES = """
 import json, sys
 file = sys.argv[sys.argv.index("--journal") + 1]
@@ -102,33 +102,34 @@ def fake_suites(monkeypatch):
     monkeypatch.setattr(Environment, "start", start)
 
 
-@pytest.mark.parametrize(("known", "began_with"), [("", 0), ("2026-11-27", 2)], ids=["unknown", "known"])
-def test_a_known_side_begins_with_what_is_kept(tmp_path, fake_suites, known, began_with):
-    file = tmp_path / "kept.jsonl"
+@pytest.mark.parametrize(("since", "began_with"), [("", 0), ("2026-11-27", 2)], ids=["not-cached", "cached"])
+def test_a_cached_side_begins_with_the_cached_cases(tmp_path, fake_suites, since, began_with):
+    file = tmp_path / "cached.jsonl"
     before = written(file, ENDED[:2]).read_text()
-    side = Side("baseline", RELEASES, tmp_path / "side", Scope(), file, known)
+    side = Side("baseline", RELEASES, tmp_path / "side", Scope(), file, since)
     assert [one.nodeid for one in side.suites(1, lambda *_: None)][began_with:] == [f"after-{began_with}"]
-    # What is known stays as it was, and so does its day.
-    assert (file.read_text() == before) == bool(known)
-    assert len(read(file)[1]) == (2 if known else 1)
+    # A cache file that is reused is not written again, so that its date stays.
+    assert (file.read_text() == before) == bool(since)
+    assert len(read(file)[1]) == (2 if since else 1)
 
 
-def test_a_part_of_the_suites_is_not_kept(tmp_path, fake_suites):
-    side = Side("baseline", RELEASES, tmp_path / "side", Scope(), tmp_path / "kept.jsonl")
+def test_a_part_of_the_suites_is_not_cached(tmp_path, fake_suites):
+    side = Side("baseline", RELEASES, tmp_path / "side", Scope(), tmp_path / "cached.jsonl")
     side.suites(1, lambda *_: None, ["suites/test_acc.py::test_x"])
-    assert not (tmp_path / "kept.jsonl").exists()
+    assert not (tmp_path / "cached.jsonl").exists()
 
 
 @pytest.mark.parametrize(
-    ("known", "shares"), [("", {"baseline": 1, "candidate": 1}), ("2026-11-27", {"baseline": 1, "candidate": 2})]
+    ("since", "shares"), [("", {"baseline": 1, "candidate": 1}), ("2026-11-27", {"baseline": 1, "candidate": 2})]
 )
-def test_beside_a_known_baseline_the_candidate_has_all_cores(tmp_path, monkeypatch, known, shares):
+def test_beside_a_cached_baseline_the_candidate_has_all_cores(tmp_path, monkeypatch, since, shares):
     seen = {}
     monkeypatch.setattr(Side, "ask", lambda *_, **__: {"error": None, "data": None})
     monkeypatch.setattr(Side, "suites", lambda self, workers, *_: seen.update({self.name: workers}) or [])
     judged = Scope(clauses=("ACC-01",))
     sides = [
-        Side(name, RELEASES, tmp_path / name, judged, known=known if name == "baseline" else "") for name in shares
+        Side(name, RELEASES, tmp_path / name, judged, cached_since=since if name == "baseline" else "")
+        for name in shares
     ]
-    assert compare.gate(*sides, workers=1, told=lambda *_: None).verdict == "safe"
+    assert compare.gate(*sides, workers=1, report=lambda *_: None).verdict == "safe"
     assert seen == shares

@@ -7,10 +7,10 @@ import jsonschema
 import pytest
 import torch
 
-from harness.gate import cells, checkpoints, clauses, compare, interface, numbers, show
+from harness.gate import cell_findings, cells, checkpoints, clauses, interface, numbers, show
 from harness.gate.compare import Outcome
 from harness.gate.environments import Environment
-from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding, exit_code, in_order, verdict
+from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, Finding, exit_code, in_order, verdict
 from harness.gate.scope import Scope
 from harness.gate.side import Side
 from harness.paths import PACKAGE
@@ -31,8 +31,8 @@ def case(outcome, clause="ACC-01", scenario="plain", **values):
         ("pass", "known_defect", BROKEN, "half the gradient"),
         ("unexpected_pass", "fail", BROKEN, "half the gradient"),
         ("ambiguous", "fail", BROKEN, "was undecided before"),
-        ("fail", "pass", MENDED, "failed before, holds now in 1 case"),
-        ("known_defect", "unexpected_pass", MENDED, "failed before, holds now"),
+        ("fail", "pass", FIXED, "failed before, holds now in 1 case"),
+        ("known_defect", "unexpected_pass", FIXED, "failed before, holds now"),
         ("skipped", "pass", NOTE, "can be judged now, and holds"),
         ("skipped", "fail", NOTE, "can be judged now, and fails in 1 case (plain): half the gradient"),
         ("pass", "skipped", LOST, "cannot be judged now in 1 case (plain): no such argument"),
@@ -47,28 +47,28 @@ def test_a_case_that_changed_is_a_finding(before, after, means, words):
 
 
 @pytest.mark.parametrize("state", ["pass", "fail", "known_defect", "skipped", "ambiguous"])
-def test_a_case_that_stayed_as_it_was_is_none(state):
+def test_an_unchanged_case_is_no_finding(state):
     assert clauses.compared([case(state)], [case(state)]) == []
 
 
-def test_cases_are_told_by_clause_and_way():
+def test_a_finding_joins_the_cases_of_a_clause_that_changed_in_the_same_way():
     names = ["a", "b", "c", "d"]
     before = [case("pass", scenario=name) for name in names] + [case("fail", "RES-01", "x")]
     after = [case("fail", scenario=name) for name in names] + [case("pass", "RES-01", "x")]
     found = clauses.compared(before, after)
-    assert [(one.where, one.means) for one in found] == [("ACC-01", BROKEN), ("RES-01", MENDED)]
+    assert [(one.where, one.means) for one in found] == [("ACC-01", BROKEN), ("RES-01", FIXED)]
     assert found[0].details["scenarios"] == names and "4 cases (a, b, c, ...)" in found[0].sentence
 
 
-def test_what_a_drawn_run_has_a_law_for_says_nothing_of_a_stack():
+def test_a_law_that_no_longer_applies_to_a_drawn_run_is_no_finding():
     assert clauses.compared([case("pass")], [case("skipped", drawn=0)]) == []
 
 
 @pytest.mark.parametrize(
     ("means", "said", "code"),
-    [([], "safe", 0), ([NOTE, MENDED], "safe", 0), ([NOTE, LOST], "inconclusive", 3), ([LOST, BROKEN], "unsafe", 1)],
+    [([], "safe", 0), ([NOTE, FIXED], "safe", 0), ([NOTE, LOST], "inconclusive", 3), ([LOST, BROKEN], "unsafe", 1)],
 )
-def test_the_verdict_is_that_of_the_gravest(means, said, code):
+def test_the_gravest_finding_decides(means, said, code):
     findings = [Finding("clause", "ACC-01", one, "") for one in means]
     assert verdict(findings) == said and exit_code(said) == code
 
@@ -76,11 +76,11 @@ def test_the_verdict_is_that_of_the_gravest(means, said, code):
 # ---- numbers ----
 
 
-def test_equal_runs_do_not_part():
+def test_equal_runs_are_bit_equal():
     assert numbers.parting(made_up(), made_up()) == numbers.Parting("bit-equal")
 
 
-def test_runs_part_at_the_first_step_and_tensor_that_differ():
+def test_a_parting_names_the_first_step_and_tensor_that_differ():
     after = made_up()
     for step in after.steps[2:]:
         step.gradients = {name: 0.25 * tensor for name, tensor in step.gradients.items()}
@@ -91,23 +91,23 @@ def test_runs_part_at_the_first_step_and_tensor_that_differ():
     assert part.ratio == 1.0
 
 
-def test_a_gradient_four_times_too_small_is_told_by_its_ratio():
+def test_a_gradient_four_times_too_small_shows_in_the_ratio():
     after = made_up()
     for step in after.steps:
         step.gradients = {name: 0.25 * tensor for name, tensor in step.gradients.items()}
     part = numbers.parting(made_up(), after)
     assert part.ratio == pytest.approx(0.25)
-    assert str(part).startswith("the gradient is 0.25 times what it was; parts at step 1")
+    assert str(part).startswith("the gradient is 0.25 times what it was; first differs at step 1")
 
 
 @pytest.mark.parametrize(("factor", "kind"), [(0.5, "within"), (10, "changed")])
-def test_the_tolerance_between_stacks_is_where_a_change_begins(factor, kind):
+def test_a_difference_beyond_the_tolerance_between_stacks_is_a_change(factor, kind):
     after = made_up()
     after.adapter = {name: tensor + factor * STACKS.adapter for name, tensor in after.adapter.items()}
     assert numbers.parting(made_up(), after).kind == kind
 
 
-def test_other_rows_are_a_change_whatever_the_numbers():
+def test_other_rows_are_a_change_even_with_equal_numbers():
     after = made_up()
     after.steps[1].batches[0].rows.reverse()
     assert numbers.parting(made_up(), after).kind == "within"
@@ -116,7 +116,7 @@ def test_other_rows_are_a_change_whatever_the_numbers():
     assert (part.kind, part.step, part.what) == ("changed", 2, "the rows it trains")
 
 
-def test_four_logged_digits_are_no_change():
+def test_rounding_to_four_logged_digits_is_no_change():
     after = made_up()
     for entry in after.log_history:
         entry["loss"] = round(entry["loss"], 4) + 4e-5
@@ -127,7 +127,7 @@ def test_four_logged_digits_are_no_change():
 
 
 def saved(tmp_path, **changes):
-    """A made-up run with a checkpoint at step 2, whose adapter is the one at the end."""
+    """A made-up run with a checkpoint at step 2 that holds the adapter of the end."""
     from tests.checkpoints import checkpoint
 
     trace = made_up(**changes)
@@ -135,7 +135,7 @@ def saved(tmp_path, **changes):
     return trace
 
 
-def test_a_run_that_goes_on_is_the_one_that_wrote():
+def test_a_resumed_run_equals_the_run_that_wrote_the_checkpoint():
     whole = made_up()
     assert checkpoints.goes_on(copy.deepcopy(whole), whole, 2, numbers.EQUAL).holds
     changed = copy.deepcopy(whole)
@@ -144,7 +144,7 @@ def test_a_run_that_goes_on_is_the_one_that_wrote():
     assert checkpoints.goes_on(changed, whole, 2, numbers.WITHIN).holds
 
 
-def test_between_stacks_that_train_otherwise_rows_and_state_must_still_be_the_same(monkeypatch):
+def test_between_stacks_with_other_numbers_rows_and_adapter_are_still_compared(monkeypatch):
     whole, resumed = made_up(), made_up()
     resumed.adapter_resumed = {name: tensor.clone() for name, tensor in whole.adapter.items()}
     monkeypatch.setattr(type(whole), "checkpoint", lambda self, step: type("Saved", (), {"adapter": whole.adapter}))
@@ -159,7 +159,7 @@ def test_between_stacks_that_train_otherwise_rows_and_state_must_still_be_the_sa
     assert "ValueError: no" in checkpoints.goes_on(resumed, whole, 2, numbers.CHANGED).seen[0]
 
 
-def test_other_logits_of_a_loaded_adapter_are_told(tmp_path):
+def test_other_logits_of_a_loaded_adapter_are_found(tmp_path):
     from safetensors.torch import save_file
 
     for name, value in (("one", 0.5), ("same", 0.5), ("other", 0.6)):
@@ -175,8 +175,7 @@ def test_other_logits_of_a_loaded_adapter_are_told(tmp_path):
 def test_changed_defaults_come_before_what_is_gone_and_what_is_new():
     before = {"LoraConfig": {"r": "8", "old": "1", "kept": "2"}}
     after = {"LoraConfig": {"r": "16", "kept": "2", "new": "3"}, "HiraConfig": {}}
-    told = [f"{one.where} {one}" for one in interface.changes(before, after)]
-    assert told == [
+    assert [f"{change.where} {change}" for change in interface.changes(before, after)] == [
         "LoraConfig.r 8 became 16",
         "LoraConfig.old is gone (was 1)",
         "HiraConfig is new (there)",
@@ -215,7 +214,7 @@ def outcome():
     return Outcome("unsafe", in_order(FINDINGS), {"plain": numbers.Parting("bit-equal")}, cases, 12.0)
 
 
-def test_the_screen_fits_and_names_the_gravest(sides, outcome, capsys):
+def test_the_screen_is_short_and_names_the_gravest_first(sides, outcome, capsys):
     from rich.console import Console
 
     show.screen(Console(width=160), sides, outcome)
@@ -223,7 +222,8 @@ def test_the_screen_fits_and_names_the_gravest(sides, outcome, capsys):
     assert len(lines) <= 40
     assert lines[4].startswith("  clause ACC-01: half | the gradient")
     assert lines[-1] == "unsafe: ACC-01, FRZ-01, numbers of plain"
-    assert "compared: 1 and 1 cases of 1 clauses; runs trained on both sides: 1 bit-equal; 12 s" in lines
+    compared = "compared: 1 case of the baseline and 1 case of the candidate, 1 clause; "
+    assert compared + "runs trained on both sides: 1 bit-equal; 12 s" in lines
 
 
 def test_the_summary_is_markdown_with_what_broke_first(sides, outcome):
@@ -239,7 +239,7 @@ def test_the_summary_is_markdown_with_what_broke_first(sides, outcome):
     ]
     at = lines.index("### Broken by the upgrade (3)")
     assert lines[at - 1 : at + 3] == ["", lines[at], "", "- **ACC-01** (clause): half | the gradient"]
-    assert "Nothing that held before is broken" not in text
+    assert "Nothing that held on the baseline is broken" not in text
 
 
 def test_the_report_has_both_sides_and_their_locks_beside_it(sides, outcome, tmp_path):
@@ -262,10 +262,10 @@ def test_runs_are_compared_by_their_spec():
 def test_every_cell_is_trained_here_and_saves_often_enough_to_be_resumed():
     from harness.subjects.hf_trainer import HFTrainer
 
-    wanted = cells.cells()
-    assert len(wanted) >= 50
-    assert {"plain", "plain/add_adapter", "accumulation-of-4", "nf4", "t5"} <= set(wanted)
-    for name, spec in wanted.items():
+    specs = cells.cells()
+    assert len(specs) >= 50
+    assert {"plain", "plain/add_adapter", "accumulation-of-4", "nf4", "t5"} <= set(specs)
+    for name, spec in specs.items():
         assert HFTrainer().unsupported(spec) is None, name
         assert spec.arguments["save_strategy"] == "steps" and spec.arguments["save_steps"] == 3, name
 
@@ -273,17 +273,17 @@ def test_every_cell_is_trained_here_and_saves_often_enough_to_be_resumed():
 @pytest.mark.parametrize(
     ("steps", "expected"), [([3, 6, 9, 10], 6), ([3, 6, 9, 12, 15, 18, 20], 12), ([3, 4], None), ([3], None)]
 )
-def test_a_run_is_resumed_where_a_third_of_it_is_left(steps, expected):
+def test_a_run_is_resumed_with_about_a_third_of_it_left(steps, expected):
     assert cells.resumed_step(steps) == expected
 
 
 # ---- two sides ----
 
-WANTED = {"plain": RunSpec()}
+SPECS = {"plain": RunSpec()}
 
 
 def trained(side, trace=None, task="cells/plain", error=None):
-    """Let a side have trained a cell."""
+    """Store on a side the trace or the error of a trained cell."""
     side.done[task] = {"error": error, "data": {}}
     if trace is not None:
         trace.save(side.directory / task / "trace")
@@ -296,31 +296,31 @@ def quartered():
     return trace
 
 
-def test_a_cell_that_crashes_hangs_or_raises_now_is_broken(sides):
-    for error in ("had not ended after 120 s", "ended its process with status -11: no word"):
+def test_a_cell_that_now_crashes_hangs_or_raises_is_broken(sides):
+    for error in ("had not ended after 120 s", "ended its process with status -11: it printed no error"):
         trained(sides[0], made_up())
         trained(sides[1], error=error)
-        (found,) = compare._cells(*sides, WANTED)
+        (found,) = cell_findings.trained(*sides, SPECS)
         assert (found.means, found.sentence) == (BROKEN, f"trained before; now it {error}")
-        (found,) = compare._cells(sides[1], sides[0], WANTED)
-        assert found.means == MENDED
+        (found,) = cell_findings.trained(sides[1], sides[0], SPECS)
+        assert found.means == FIXED
     trained(sides[1], made_up(error="ValueError: no"))
-    (found,) = compare._cells(*sides, WANTED)
+    (found,) = cell_findings.trained(*sides, SPECS)
     assert found.means == BROKEN and "ends with ValueError: no" in found.sentence
 
 
-def test_a_cell_that_is_not_supported_any_more_is_lost(sides):
+def test_a_cell_that_is_no_longer_supported_is_lost(sides):
     trained(sides[0], made_up())
     sides[1].done["cells/plain"] = {"error": None, "data": {"unsupported": "no such argument"}}
-    (found,) = compare._cells(*sides, WANTED)
+    (found,) = cell_findings.trained(*sides, SPECS)
     assert found.means == LOST and "no such argument" in found.sentence
 
 
 def changed(sides):
-    return list(compare._changed(*sides, dict(compare._numbers(*sides, WANTED))))
+    return list(cell_findings.changed(*sides, cell_findings.partings(*sides, SPECS)))
 
 
-def test_numbers_that_changed_are_broken_unless_the_reference_says_so_too(sides):
+def test_changed_numbers_are_broken_unless_the_reference_computes_them_too(sides):
     trained(sides[0], made_up())
     trained(sides[1], quartered())
     (found,) = changed(sides)
@@ -329,10 +329,10 @@ def test_numbers_that_changed_are_broken_unless_the_reference_says_so_too(sides)
     assert changed(sides)[0].means == BROKEN
     trained(sides[1], quartered(), "reference/plain")
     (found,) = changed(sides)
-    assert found.means == MENDED and "as the reference computes it" in found.sentence
+    assert found.means == FIXED and "as the reference computes it" in found.sentence
 
 
-def test_numbers_that_stayed_are_no_finding(sides):
+def test_equal_numbers_are_no_finding(sides):
     for side in sides:
         trained(side, made_up())
     assert changed(sides) == []
@@ -346,16 +346,16 @@ def loads(side, name, value):
     save_file({"logits": torch.full((2, 3), value)}, side.directory / name / "logits.safetensors")
 
 
-def test_an_adapter_that_the_other_side_loads_otherwise_is_broken(sides):
+def test_an_adapter_with_other_logits_on_the_other_side_is_broken(sides):
     for side in sides:
         trained(side, made_up())
         loads(side, "own/plain", 0.5)
     loads(sides[0], "loaded/plain", 0.5)
     loads(sides[1], "loaded/plain", 0.6)
-    (found,) = compare._inferred(*sides, WANTED)
+    (found,) = cell_findings.inferred(*sides, SPECS)
     assert found.means == BROKEN and "(upgrade): loaded: logits differs by 0.1" in found.sentence
     sides[0].done["loaded/plain"] = {"error": "KeyError: 'kasa_config'", "data": None}
-    ways = [one.details["way"] for one in compare._inferred(*sides, WANTED)]
+    ways = [one.details["way"] for one in cell_findings.inferred(*sides, SPECS)]
     assert ways == ["upgrade", "roll-back"]
 
 
@@ -364,4 +364,4 @@ def test_a_side_need_not_load_what_it_cannot_train(sides):
     trained(sides[1], made_up())
     loads(sides[1], "own/plain", 0.5)
     sides[0].done["loaded/plain"] = {"error": "AttributeError: no such model", "data": None}
-    assert list(compare._inferred(*sides, WANTED)) == []
+    assert list(cell_findings.inferred(*sides, SPECS)) == []

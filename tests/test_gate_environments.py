@@ -1,4 +1,4 @@
-"""Environments: how requirements are read, what is kept, and that one is there whole or not at all."""
+"""Environments: how requirements are read, and that an environment is complete or absent."""
 
 import importlib.metadata
 import re
@@ -10,7 +10,7 @@ from threading import Barrier
 import pytest
 
 from harness.errors import UsageError
-from harness.gate import environments
+from harness.gate import environments, requirements
 from harness.gate.environments import Unresolvable
 from harness.paths import keeping_bytecode
 
@@ -20,29 +20,29 @@ from harness.paths import keeping_bytecode
     [
         ("", "no requirements given"),
         ("pins.txt", "pins.txt: no such requirements file"),
-        ("transformers=>5", "'transformers=>5' is none"),
+        ("transformers=>5", "'transformers=>5' is not a requirement"),
     ],
 )
-def test_requirements_that_cannot_be_read_are_told(asked, words):
+def test_requirements_that_cannot_be_read_are_refused(asked, words):
     with pytest.raises(UsageError, match=re.escape(words)):
-        environments.named(asked)
+        requirements.names(asked)
 
 
 def test_a_requirements_file_is_read_with_what_it_includes_and_its_hashes(tmp_path):
     (tmp_path / "more.txt").write_text("torch==2.13.0  # pinned\n\n# a comment\n")
     hashes = " \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\n"
     (tmp_path / "pins.txt").write_text(f"-r more.txt\nPEFT_x==1.0{hashes}accelerate>=1 ; python_version > '3'\n")
-    assert environments.named(str(tmp_path / "pins.txt")) == ["torch", "peft-x", "accelerate"]
+    assert requirements.names(str(tmp_path / "pins.txt")) == ["torch", "peft-x", "accelerate"]
 
 
-def test_words_may_be_apart_by_commas():
-    assert environments.named("transformers==5.1.0, peft>=0.18,<0.20") == ["transformers", "peft"]
+def test_words_may_be_separated_by_commas():
+    assert requirements.names("transformers==5.1.0, peft>=0.18,<0.20") == ["transformers", "peft"]
 
 
 def test_a_file_may_stand_among_words(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pins.txt").write_text("accelerate==1.13.0\n")
-    assert environments.named("pins.txt peft==0.20.0") == ["accelerate", "peft"]
+    assert requirements.names("pins.txt peft==0.20.0") == ["accelerate", "peft"]
 
 
 def test_the_running_environment_is_current():
@@ -52,7 +52,7 @@ def test_the_running_environment_is_current():
     assert environments.make("current").key == found.key
 
 
-def test_of_two_releases_on_the_path_the_one_that_is_imported_is_told(tmp_path, monkeypatch):
+def test_of_two_releases_on_the_path_the_imported_one_counts(tmp_path, monkeypatch):
     metadata = tmp_path / "peft-0.0.1.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.0.1\n")
@@ -62,26 +62,26 @@ def test_of_two_releases_on_the_path_the_one_that_is_imported_is_told(tmp_path, 
     assert environments.running.__wrapped__().stack["peft"] == importlib.metadata.version("peft") != "0.0.1"
 
 
-def test_what_runs_in_an_environment_finds_this_harness_and_nothing_else_of_this_place(tmp_path, monkeypatch):
+def test_a_process_in_an_environment_imports_this_harness(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = environments.make("current").run("-c", "import harness; print(harness.__file__)", capture_output=True)
     assert done.stdout.strip().endswith("harness/__init__.py")
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("given", "expected"),
     [
         ({}, {}),
         ({"PYTHONDONTWRITEBYTECODE": "1"}, {"PYTHONPYCACHEPREFIX": "/cache/bytecode"}),
         ({"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": "/mine"}, {"PYTHONPYCACHEPREFIX": "/mine"}),
     ],
 )
-def test_where_no_bytecode_is_kept_it_is_kept_in_the_cache(given, wanted, monkeypatch):
+def test_bytecode_goes_to_the_cache_if_python_must_write_none(given, expected, monkeypatch):
     monkeypatch.setenv("PEFT_HARNESS_CACHE", "/cache")
-    assert keeping_bytecode({"A": "1", **given}) == {"A": "1", **wanted}
+    assert keeping_bytecode({"A": "1", **given}) == {"A": "1", **expected}
 
 
-def test_both_sides_may_be_the_first_to_link_to_the_harness(tmp_path, monkeypatch):
+def test_both_sides_may_make_the_link_to_the_harness_at_once(tmp_path, monkeypatch):
     together = Barrier(8)
     for number in range(20):
         monkeypatch.setattr(environments, "cache_directory", lambda number=number: tmp_path / str(number))
@@ -91,8 +91,8 @@ def test_both_sides_may_be_the_first_to_link_to_the_harness(tmp_path, monkeypatc
             return environments._link_to_harness()
 
         with ThreadPoolExecutor(8) as threads:
-            (place,) = set(threads.map(first, range(8)))
-        assert (place / "harness" / "gate").is_dir() and len(list(place.iterdir())) == 1
+            (directory,) = set(threads.map(first, range(8)))
+        assert (directory / "harness" / "gate").is_dir() and len(list(directory.iterdir())) == 1
 
 
 def test_an_environment_that_cannot_be_made_leaves_nothing_behind(tmp_path):
@@ -102,16 +102,16 @@ def test_an_environment_that_cannot_be_made_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_an_interrupted_process_left_is_swept_and_never_used(tmp_path):
+def test_what_an_interrupted_process_left_is_removed(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left = tmp_path / f".0123-{ended.pid}-1"
     (left / "bin").mkdir(parents=True)
-    environments._sweep(tmp_path)
+    environments._remove_leftovers(tmp_path)
     assert not left.exists()
 
 
-def test_bytecode_is_lent_to_the_same_distributions_only(tmp_path):
+def test_bytecode_is_shared_by_the_same_distributions_only(tmp_path):
     def environment(name, version):
         packages = tmp_path / name / "lib" / "python3.11" / "site-packages"
         for package, number in (("same", "1"), ("other", version)):
@@ -124,13 +124,13 @@ def test_bytecode_is_lent_to_the_same_distributions_only(tmp_path):
     for package in ("same", "other"):
         (lender / package / "__pycache__").mkdir()
         (lender / package / "__pycache__" / "x.pyc").write_bytes(b"code")
-    environments._lend_bytecode(tmp_path / ".new", tmp_path)
+    environments._link_bytecode(tmp_path / ".new", tmp_path)
     assert (borrower / "same" / "__pycache__" / "x.pyc").read_bytes() == b"code"
     assert not (borrower / "other" / "__pycache__").exists()
 
 
 @pytest.mark.network
-def test_a_stack_is_made_once_keeps_torch_and_can_be_made_again_from_its_lock(tmp_path):
+def test_a_stack_keeps_the_running_torch_and_can_be_made_again_from_its_lock(tmp_path):
     asked = "transformers==5.1.0 accelerate==1.13.0 peft==0.18.1"
     made = environments.make(asked, tmp_path / "home")
     assert made.stack["transformers"] == "5.1.0"
@@ -143,6 +143,6 @@ def test_a_stack_is_made_once_keeps_torch_and_can_be_made_again_from_its_lock(tm
 
 
 @pytest.mark.network
-def test_what_nothing_meets_is_told_in_the_resolvers_words(tmp_path):
+def test_requirements_that_nothing_meets_are_refused_in_the_resolvers_words(tmp_path):
     with pytest.raises(Unresolvable, match=r"'peft==99': .*there is no version of peft==99"):
         environments.make("peft==99", tmp_path)

@@ -1,4 +1,4 @@
-"""The gate, a bisection and the faults of the past, on real releases. Minutes each: run with -m network."""
+"""The gate, a bisection and past faults of upstream, on real releases. Each takes minutes: run with -m network."""
 
 import json
 import subprocess
@@ -21,9 +21,9 @@ def harness(*words, cwd):
 
 
 @pytest.mark.parametrize("release", history.chosen([]), ids=lambda release: f"{release.id}-{release.clause}")
-def test_a_fault_of_the_past_is_caught(release):
-    told = history.put_to_the_test(release, Scope())
-    assert told.caught > 0, told.seen
+def test_a_past_fault_is_caught(release):
+    result = history.judge(release, Scope())
+    assert result.caught > 0, result.seen
 
 
 def test_a_gate_names_the_gradient_that_was_divided_twice(tmp_path):

@@ -1,4 +1,4 @@
-"""A side of a gate: what it was asked is asked once, and a worker that dies or hangs is a finding."""
+"""A side of a gate: each task is asked once, and a worker that dies or hangs is an error in words."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from harness.gate.side import Side
 from harness.runs.scenarios import PLAIN
 from tests.processes import alive, until
 
-#: A worker in a few lines: it answers, dies, hangs or raises as it is told.
+#: A worker in a few lines: it answers, dies or hangs, as the task says.
 FAKE = """
 import json, os, sys, time
 print(json.dumps({"ready": True}), flush=True)
@@ -34,7 +34,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """fake(code): a side whose worker runs that code; fake.started counts how often."""
+    """fake(code): a side whose worker runs that code. fake.started: the arguments of each start."""
     started = []
 
     def make(code=FAKE):
@@ -51,10 +51,10 @@ def fake(tmp_path, monkeypatch):
     return make
 
 
-def test_a_task_is_asked_once_also_by_a_gate_that_goes_on(fake):
-    one = fake()
-    assert one.ask("a", "answer") == one.ask("a", "other") == {"error": None, "data": "answer"}
-    one.end()
+def test_a_task_is_asked_once_even_if_the_gate_is_started_again(fake):
+    interrupted = fake()
+    assert interrupted.ask("a", "answer") == interrupted.ask("a", "other") == {"error": None, "data": "answer"}
+    interrupted.end()
     again = fake()
     assert again.ask("a", "die") == {"error": None, "data": "answer"}
     assert len(fake.started) == 1
@@ -69,16 +69,16 @@ def test_a_worker_that_is_dismissed_is_started_again_when_it_is_needed(fake):
     one.end()
 
 
-def test_a_record_that_was_cut_off_counts_as_far_as_it_goes(fake):
+def test_answers_that_were_cut_off_are_read_up_to_there(fake):
     one = fake()
     one.ask("a", "answer")
     one.end()
-    with one._record.open("a") as stream:
+    with one._answers_file.open("a") as stream:
         stream.write('{"b": {"error"')
     assert list(fake().done) == ["a"]
 
 
-def test_a_worker_that_dies_is_a_finding_and_is_replaced(fake):
+def test_a_worker_that_dies_is_an_error_and_is_replaced(fake):
     one = fake()
     assert one.ask("a", "die")["error"] == "ended its process with status 7: the last word"
     assert one.ask("b", "answer")["data"] == "answer"
@@ -86,7 +86,7 @@ def test_a_worker_that_dies_is_a_finding_and_is_replaced(fake):
     one.end()
 
 
-def test_a_task_that_takes_too_long_is_told_so(fake):
+def test_a_task_that_takes_too_long_is_an_error(fake):
     one = fake()
     assert one.ask("a", "hang", limit=1)["error"] == "had not ended after 1 s"
     one.end()
@@ -99,13 +99,13 @@ def test_a_task_that_takes_too_long_is_told_so(fake):
         ("raise SystemExit('broken beyond words')", "ends with status 1 when it imports upstream: broken beyond words"),
     ],
 )
-def test_an_environment_that_cannot_be_imported_is_told(fake, code, words):
-    with pytest.raises(UsageError, match="baseline, 'made up': ") as told:
+def test_an_environment_that_cannot_be_imported_is_an_error(fake, code, words):
+    with pytest.raises(UsageError, match="baseline, 'made up': ") as raised:
         fake(code).ask("a", "answer")
-    assert words in str(told.value)
+    assert words in str(raised.value)
 
 
-def test_a_worker_that_starts_when_the_gate_is_interrupted_is_no_broken_environment(fake):
+def test_a_worker_that_is_ended_while_it_starts_is_not_a_broken_environment(fake):
     one = fake("import time; time.sleep(60)")
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(one.ask, "a", "answer")
@@ -114,7 +114,7 @@ def test_a_worker_that_starts_when_the_gate_is_interrupted_is_no_broken_environm
         assert isinstance(asked.exception(10), KeyboardInterrupt)
 
 
-def test_the_real_worker_trains_resumes_loads_and_tells_errors(tmp_path):
+def test_the_real_worker_trains_resumes_loads_and_reports_errors(tmp_path):
     one = Side("baseline", environments.running(), tmp_path, Scope())
     spec = PLAIN.but(max_steps=4, save_strategy="steps", save_steps=2)
     try:
@@ -133,7 +133,7 @@ def test_the_real_worker_trains_resumes_loads_and_tells_errors(tmp_path):
         one.end()
 
 
-#: Two processes hang in their third training.
+#: A preload that makes two processes hang in their third training.
 HANGS = """
 import os, pathlib, time
 import transformers
@@ -153,57 +153,84 @@ transformers.Trainer.train = hang
 """
 
 
-def test_a_case_that_does_not_end_is_a_failed_case_and_the_others_are_judged(tmp_path, monkeypatch):
+@pytest.fixture
+def runs(monkeypatch):
+    """Gives the number of workers of each run of the suites, as runs are started."""
+    numbers, run = [], Side._run_suites
+
+    def run_and_record(self, file, workers, *rest):
+        numbers.append(workers)
+        return run(self, file, workers, *rest)
+
+    monkeypatch.setattr(Side, "_run_suites", run_and_record)
+    return numbers
+
+
+def test_a_case_that_does_not_end_is_a_failed_case_and_the_others_are_judged(tmp_path, monkeypatch, runs):
     (tmp_path / "hangs.py").write_text(HANGS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(side, "CASE_LIMIT", 4)
     one = Side(
         "baseline", environments.running(), tmp_path / "side", Scope(clauses=("RNG-0[12]",), preloads=("hangs",))
     )
-    asked = []
-    run = one._run_suites
-    monkeypatch.setattr(
-        one, "_run_suites", lambda file, workers, *rest: asked.append(workers) or run(file, workers, *rest)
-    )
     cases = one.suites(1, lambda *_: None)
     failed = [case for case in cases if case.verdict == "fail"]
-    assert asked == [0, 1] and len({case.nodeid for case in cases}) == len(cases) > 4
+    assert runs == [0, 1] and len({case.nodeid for case in cases}) == len(cases) > 4
     assert len(failed) == 1 and "cut by faulthandler_timeout" in failed[0].evidence["seen"][0]
 
 
-def test_the_suites_of_one_worker_take_one_process(tmp_path, monkeypatch):
+def test_the_suites_of_one_worker_take_one_process(tmp_path, runs):
     one = Side("baseline", environments.running(), tmp_path / "side", Scope(clauses=("RNG-01",)))
-    asked = []
-    run = one._run_suites
-    monkeypatch.setattr(
-        one, "_run_suites", lambda file, workers, *rest: asked.append(workers) or run(file, workers, *rest)
-    )
     assert {case.verdict for case in one.suites(1, lambda *_: None)} == {"pass"}
-    assert asked == [0]
+    assert runs == [0]
 
 
-def test_the_worker_is_cut_when_a_task_takes_too_long(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("scope", "error"),
+    [
+        (Scope(clauses=("NO-99",)), "NO-99"),
+        (Scope(preloads=("no_such_module",)), "no_such_module"),
+    ],
+    ids=["wrong-clause", "missing-preload"],
+)
+def test_suites_that_cannot_start_are_asked_once(tmp_path, runs, scope, error):
+    one = Side("baseline", environments.running(), tmp_path / "side", scope)
+    with pytest.raises(UsageError, match=rf"the suites cannot run \(exit status 4\): ERROR: .*{error}"):
+        one.suites(1, lambda *_: None)
+    assert runs == [0]
+
+
+def test_test_files_that_cannot_be_imported_are_asked_once(tmp_path, runs, monkeypatch):
+    (tmp_path / "test_broken.py").write_text("import no_such_module\n")
+    monkeypatch.setattr(side, "SUITES", tmp_path)
+    one = Side("baseline", environments.running(), tmp_path / "side", Scope())
+    with pytest.raises(UsageError, match=r"the suites cannot run \(exit status 2\): ERROR .*test_broken.py"):
+        one.suites(1, lambda *_: None)
+    assert runs == [0]
+
+
+def test_the_worker_is_ended_if_a_task_takes_too_long(tmp_path, monkeypatch):
     (tmp_path / "slow.py").write_text(
         "import time\nfrom harness.subjects.hf_trainer import HFTrainer\n"
         "class Slow(HFTrainer):\n    def train(self, *args):\n        time.sleep(60)\n"
     )
     monkeypatch.chdir(tmp_path)
     one = Side("baseline", environments.running(), tmp_path / "side", Scope())
-    told = one.ask("a", "train", spec=PLAIN.to_json(), into="a", subject="slow:Slow", limit=1)
+    answer = one.ask("a", "train", spec=PLAIN.to_json(), into="a", subject="slow:Slow", limit=1)
     one.end()
-    assert told["error"] == "had not ended after 1 s"
+    assert answer["error"] == "had not ended after 1 s"
     assert (
         "time.sleep" in (tmp_path / "side" / "worker.txt").read_text()
         or "slow.py" in (tmp_path / "side" / "worker.txt").read_text()
     )
 
 
-def test_limits_are_where_the_suites_and_the_worker_can_keep_them():
+def test_a_case_may_take_longer_than_a_task_of_the_worker():
     assert side.CASE_LIMIT > worker.LIMIT > 0
     assert json.dumps(Scope().options()) == '["--subject", "hf-trainer", "--device", "cpu"]'
 
 
-#: A gate in a few lines: it starts the suites of a side, tells their process id, and waits.
+#: A gate in a few lines: it starts the suites of a side, prints their process id, and waits.
 GATE = """
 import sys
 from harness.gate.environments import Environment
@@ -231,7 +258,7 @@ def test_suites_end_with_a_gate_that_is_killed(tmp_path):
         [sys.executable, "-c", GATE, str(tmp_path / "test_sleeps.py")], stdout=subprocess.PIPE, text=True
     )
     suites = int(gate.stdout.readline())
-    time.sleep(3)  # until the plugin has been told of its owner, 1 s on an idle machine
+    time.sleep(3)  # until the plugin watches its owner, which takes 1 s on an idle machine
     assert alive(suites)
     gate.kill()
     gate.wait()

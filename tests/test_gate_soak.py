@@ -1,4 +1,4 @@
-"""harness/gate/soak.py: the suites many times over."""
+"""harness/gate/soak.py: the suites run many times."""
 
 import json
 
@@ -10,7 +10,7 @@ from harness.gate.scope import Scope
 
 HELD = {"FRZ-01[one]": "pass", "RES-01[two]": "known_defect"}
 
-#: Holds or not by the hash of a string, as a law does that iterates over a set of names.
+#: A suite whose verdict depends on the hash seed, like a law that iterates over a set of names.
 SUITE = """
 import os
 import pytest
@@ -29,7 +29,7 @@ def report(verdicts):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Runs of the suites that report these verdicts in turn; None for one that hangs."""
+    """runs(*reports): makes the runs of the suites report these verdicts in turn. None is a run that hangs."""
 
     def put(*reports):
         def run(seed, judged, rest, file, limit):
@@ -47,9 +47,9 @@ def runs(monkeypatch):
 def test_runs_that_judge_alike(runs, tmp_path, capsys):
     runs(HELD, HELD, dict(reversed(HELD.items())))
     assert soak.soak(3, Scope(), file=tmp_path / "soak.json") == 0
-    assert "3 runs: 3 judged alike, 0 otherwise or hung" in capsys.readouterr().out
-    kept = json.loads((tmp_path / "soak.json").read_text())["runs"]
-    assert [(run["seed"], run["exit"], run["cases"], run["differs"]) for run in kept] == [
+    assert "3 runs: 3 judged alike, 0 differently or hung" in capsys.readouterr().out
+    written = json.loads((tmp_path / "soak.json").read_text())["runs"]
+    assert [(run["seed"], run["exit"], run["cases"], run["differs"]) for run in written] == [
         (1, 0, 2, []),
         (2, 0, 2, []),
         (3, 0, 2, []),
@@ -67,12 +67,12 @@ def test_runs_that_judge_alike(runs, tmp_path, capsys):
     ],
     ids=["fails", "is-missing", "is-new", "hangs", "judges-nothing"],
 )
-def test_a_run_that_judges_otherwise_is_told(second, said, runs, capsys):
+def test_a_run_that_judges_differently_is_reported(second, said, runs, capsys):
     runs(HELD, second, HELD)
     assert soak.soak(3, Scope(), limit=5) == 1
     output = capsys.readouterr().out
     assert said in output
-    assert "3 runs: 2 judged alike, 1 otherwise or hung" in output
+    assert "3 runs: 2 judged alike, 1 differently or hung" in output
 
 
 def test_one_run_cannot_be_compared():
@@ -88,7 +88,7 @@ def test_suites_that_depend_on_the_hash_seed_are_found(tmp_path, monkeypatch, ca
     assert "FRZ-01[by_the_seed]: fail, pass in the first run" in capsys.readouterr().out
 
 
-def test_suites_that_cannot_run_are_an_error_with_their_words(tmp_path, monkeypatch, capfd):
+def test_suites_that_cannot_run_are_an_error_with_the_end_of_their_output(tmp_path, monkeypatch, capfd):
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["harness.session.plugin"]\n')
     monkeypatch.setattr(soak, "SUITES", tmp_path)
     with pytest.raises(UsageError, match=r"the suites judged no case \(exit code 4\)"):

@@ -11,12 +11,12 @@ import pytest
 from harness.errors import UsageError
 from harness.gate import compare, throughput
 from harness.gate.environments import Environment
-from harness.gate.findings import BROKEN, LOST, MENDED, NOTE
+from harness.gate.findings import BROKEN, FIXED, LOST, NOTE
 from harness.gate.scope import Scope
 from harness.gate.side import Side
 from harness.paths import ROOT
 from harness.throughput.counters import Counters
-from harness.throughput.judgement import SPREAD, judge
+from harness.throughput.judgement import SPREAD, Interval, judge
 from harness.throughput.pairs import Pairs
 
 COSTS = {"operations": [500], "reads": [3], "saved_bytes": [1000], "peak_bytes": [4000], "held_bytes": [2000]}
@@ -38,7 +38,7 @@ def counted(side, **changes):
     ("changes", "means", "words"),
     [
         ({"peak_bytes": 4100}, BROKEN, "larger: peak_bytes; peak_bytes 4000 -> 4100 (+2.5%)"),
-        ({"saved_bytes": 500}, MENDED, "saved_bytes 1000 -> 500 (-50.0%)"),
+        ({"saved_bytes": 500}, FIXED, "saved_bytes 1000 -> 500 (-50.0%)"),
         (
             {"operations": 520, "peak_bytes": 4001},
             NOTE,
@@ -46,7 +46,7 @@ def counted(side, **changes):
         ),
     ],
 )
-def test_counters_that_changed_are_told(sides, changes, means, words):
+def test_changed_counters_are_findings(sides, changes, means, words):
     counted(sides[0])
     counted(sides[1], **changes)
     found = list(throughput.counters(*sides))
@@ -61,33 +61,33 @@ def test_equal_counters_are_no_finding(sides):
 
 
 @pytest.fixture
-def standing(monkeypatch):
-    """Nothing is started to be timed. Gives what was asked for: (side, whether few will do)."""
+def no_starts(monkeypatch):
+    """Starts no processes to be timed. Gives what was asked for: (side, brief)."""
     asked = []
-    monkeypatch.setattr(throughput, "stand", lambda side, shapes, brief: asked.append((side.name, brief)))
+    monkeypatch.setattr(throughput, "start_processes", lambda side, shapes, brief: asked.append((side.name, brief)))
     return asked
 
 
-def test_a_side_that_ends_while_it_is_timed_is_a_finding(sides, standing, monkeypatch):
+def test_a_side_that_ends_while_it_is_timed_is_a_finding(sides, no_starts, monkeypatch):
     def ends(*_):
         raise UsageError("candidate: ended while it was timed (Killed)")
 
     monkeypatch.setattr(throughput, "time", ends)
     for side in sides:
         counted(side)
-    (found,) = compare._timed(*sides, lambda *_: None, unsafe=False)
+    (found,) = compare.time_steps(*sides, lambda *_: None, unsafe=False)
     assert (found.means, found.sentence) == (
         LOST,
         "a step of tiny cannot be timed: candidate: ended while it was timed (Killed)",
     )
 
 
-def test_a_side_that_cannot_stand_ready_is_a_finding_and_nothing_of_it_stays(tmp_path):
+def test_a_side_that_cannot_be_started_is_a_finding_and_leaves_no_process(tmp_path):
     environment = Environment("made up", "/bin/true", {}, "", "key")
     sides = [Side(name, environment, tmp_path / name, Scope()) for name in ("baseline", "candidate")]
     for side in sides:
         counted(side)
-    (found,) = compare._timed(*sides, lambda *_: None, unsafe=False)
+    (found,) = compare.time_steps(*sides, lambda *_: None, unsafe=False)
     sentence = "a step of tiny cannot be timed: baseline: ended while it was timed (without a word)"
     assert (found.means, found.sentence) == (LOST, sentence)
     started = [runner.process for side in sides for runner in side.runners["tiny"]]
@@ -97,14 +97,14 @@ def test_a_side_that_cannot_stand_ready_is_a_finding_and_nothing_of_it_stays(tmp
 
 
 @pytest.mark.parametrize(("brief", "count"), [(False, 4), (True, 1)])
-def test_one_process_of_a_side_will_do_where_the_clock_decides_nothing(sides, brief, count, monkeypatch):
+def test_one_process_of_a_side_is_started_if_the_clock_decides_nothing(sides, brief, count, monkeypatch):
     monkeypatch.setattr("harness.throughput.pairs.stand", lambda entrants, runners: runners.extend(entrants))
-    throughput.stand(sides[0], ["tiny"], brief)
+    throughput.start_processes(sides[0], ["tiny"], brief)
     assert [one.name for one in sides[0].runners.pop("tiny")] == ["baseline"] * count
 
 
 @pytest.mark.parametrize("module", ["harness.gate.worker", "harness.throughput.worker", "harness.processes.torchrun"])
-def test_a_process_of_another_stack_starts_where_the_harness_alone_is_on_the_path(module, tmp_path):
+def test_a_process_of_another_stack_needs_only_the_harness_on_the_path(module, tmp_path):
     environment = Environment("another", sys.executable, {}, "", "key")
     code = f"import sys; sys.path = [one for one in sys.path if one not in ('', {str(ROOT)!r})]; import {module}"
     done = environment.start("-c", code, cwd=tmp_path, stderr=subprocess.PIPE)
@@ -112,13 +112,13 @@ def test_a_process_of_another_stack_starts_where_the_harness_alone_is_on_the_pat
     assert done.returncode == 0, words
 
 
-def test_a_side_that_cannot_be_counted_is_told_and_not_timed(sides, monkeypatch):
+def test_a_side_that_cannot_be_counted_is_a_finding_and_not_timed(sides, monkeypatch):
     monkeypatch.setattr(throughput, "time", lambda *_: pytest.fail("timed"))
     for name in throughput.counted_runs("cpu"):
         sides[1].done[f"counters/{name}"] = {"error": "UsageError: no steps", "data": None}
-    assert {one.means for one in compare._timed(*sides, lambda *_: None, unsafe=False)} == {NOTE}
+    assert {one.means for one in compare.time_steps(*sides, lambda *_: None, unsafe=False)} == {NOTE}
     counted(sides[0])
-    found = compare._timed(*sides, lambda *_: None, unsafe=False)
+    found = compare.time_steps(*sides, lambda *_: None, unsafe=False)
     assert {one.means for one in found} == {BROKEN}
     assert found[0].sentence == "cannot be counted: candidate: UsageError: no steps"
 
@@ -137,7 +137,7 @@ def judged(pairs):
 
 
 @pytest.mark.parametrize(("huge", "margin"), [([True] * 4, 0.01), ([True, True, True, False], 0.02)])
-def test_half_the_slowdown_is_found_where_all_memory_lies_in_huge_pages(sides, huge, margin, monkeypatch):
+def test_the_margin_is_half_as_large_if_all_memory_lies_in_huge_pages(sides, huge, margin, monkeypatch):
     runners = [SimpleNamespace(first={"huge_pages": one}) for one in huge]
     for shape in ("tiny", "long"):
         sides[0].runners[shape], sides[1].runners[shape] = runners[:2], runners[2:]
@@ -159,59 +159,75 @@ def test_the_clock_says_slower_equal_or_nothing(sides, share, spread, means):
     found = list(throughput.slower(judgement, pairs, list(throughput.counters(*sides))))
     assert [one.means for one in found] == ([] if means is None else [means])
     if means == BROKEN:
-        assert "longer" in found[0].sentence and found[0].sentence.endswith("; more reads 3 -> 7")
+        assert " slower (99 % interval: " in found[0].sentence
+        assert found[0].sentence.endswith("; more reads 3 -> 7")
     if means == LOST:
-        assert "undecided within 60 s" in found[0].sentence
+        assert "undecided after 60 s, because the machine is too noisy" in found[0].sentence
     if means == NOTE:
-        assert "or a little more, but not 2%" in found[0].sentence
+        assert "perhaps more than the margin of 1 %, surely less than 2 %" in found[0].sentence
 
 
-def test_half_a_percent_of_a_step_that_is_the_devices_work_is_found():
+def test_half_a_percent_of_a_step_of_device_work_is_found():
     pairs = timed(0.006, 0.01)
     judgement = judge(pairs.ratios, throughput.DEVICE_MARGIN, 0.5, 0.001)
     (found,) = throughput.slower(judgement, pairs, [], shape="long")
     assert (found.where, found.means) == ("time/long", BROKEN)
-    assert found.sentence.endswith("; it does the same operations: the device takes longer over them")
+    assert found.sentence.endswith("; it does the same operations, so the device takes longer over them")
     assert found.details["shape"] == "long"
 
 
 @pytest.mark.parametrize(("gigabytes", "shapes"), [(80, ["tiny", "long"]), (24, ["tiny"])])
-def test_what_a_device_has_no_room_for_is_told_and_not_timed(gigabytes, shapes, monkeypatch):
+def test_a_shape_that_does_not_fit_the_device_is_a_note_and_not_timed(gigabytes, shapes, monkeypatch):
     monkeypatch.setattr(throughput, "memory_bytes", lambda device: gigabytes << 30)
     names, findings = throughput.timed_shapes("cuda")
     assert names == shapes
-    told = [(one.where, one.means, one.sentence) for one in findings]
-    assert told == [("time/long", NOTE, "not timed: it takes 16 GiB, and cuda has 24")] * (2 - len(shapes))
+    notes = [(one.where, one.means, one.sentence) for one in findings]
+    assert notes == [("time/long", NOTE, "not timed: it needs 16 GiB, and cuda has 24 GiB")] * (2 - len(shapes))
     assert throughput.timed_shapes("cpu") == (["tiny"], [])
 
 
-def test_time_without_a_counter_is_told_to_lie_between_operations(sides):
+def test_a_slowdown_without_more_operations_lies_between_them(sides):
     pairs = timed(0.05)
     (found,) = throughput.slower(judged(pairs), pairs, [])
-    assert "the time is spent between them" in found.sentence
+    assert "so the time is spent between them" in found.sentence
 
 
-def test_a_gate_times_what_it_has_counted(sides, standing, monkeypatch):
+def test_a_gate_times_after_it_has_counted(sides, no_starts, monkeypatch):
     counted(sides[0])
     counted(sides[1], peak_bytes=5000)
     pairs = timed(0.05)
     for side in sides:
         side.runners["tiny"] = [SimpleNamespace(first={"huge_pages": True})]
     monkeypatch.setattr("harness.throughput.pairs.race", lambda *_: (judged(pairs), pairs))
-    found = compare._timed(*sides, lambda *_: None, unsafe=False)
+    found = compare.time_steps(*sides, lambda *_: None, unsafe=False)
     assert [(one.where, one.means) for one in found] == [
         (name, BROKEN) for name in (*throughput.counted_runs("cpu"), "time")
     ]
 
 
 @pytest.mark.parametrize(("unsafe", "seconds"), [(False, throughput.BUDGET), (True, throughput.BRIEF)])
-def test_a_gate_that_is_unsafe_already_does_not_wait_for_the_clock(sides, standing, monkeypatch, unsafe, seconds):
+def test_an_unsafe_gate_cuts_timing_short(sides, no_starts, monkeypatch, unsafe, seconds):
     for side in sides:
         counted(side)
     pairs, given = timed(0.0, spread=1.0), []
     monkeypatch.setattr(throughput, "time", lambda *asked: given.append(asked[-1]) or (judged(pairs), pairs))
-    (found,) = compare._timed(*sides, lambda *_: None, unsafe)
-    assert given == [seconds] and sorted(standing) == [("baseline", unsafe), ("candidate", unsafe)]
-    # What stays unclear then is no reason to call the gate inconclusive, had it not been unsafe.
+    (found,) = compare.time_steps(*sides, lambda *_: None, unsafe)
+    assert given == [seconds] and sorted(no_starts) == [("baseline", unsafe), ("candidate", unsafe)]
+    # An undecided clock then is a note only.
     assert found.means == (NOTE if unsafe else LOST)
-    assert ("no more since the gate is unsafe anyway" in found.sentence) == unsafe
+    assert ("because the gate is already unsafe" in found.sentence) == unsafe
+
+
+@pytest.mark.parametrize(
+    ("estimate", "low", "high", "metric", "sentence"),
+    [
+        (-0.0092, -0.021, 0.0026, "wall", "a step is 0.92 % faster (99 % interval: 2.1 % faster to 0.26 % slower)"),
+        (0.0118, 0.0031, 0.0205, "wall", "a step is 1.18 % slower (99 % interval: 0.31 % to 2.05 %)"),
+        (-0.05, -0.06, -0.04, "wall", "a step is 5 % faster (99 % interval: 4 % to 6 %)"),
+        (0.0118, 0.0031, 0.0205, "cpu", "a step takes 1.18 % more processor time (99 % interval: 0.31 % to 2.05 %)"),
+        (math.nan, -math.inf, math.inf, "wall", "the change of a step's time is unknown after 4 rounds"),
+    ],
+    ids=["faster", "slower", "surely-faster", "processor", "unknown"],
+)
+def test_a_change_of_time_is_said_in_its_direction(estimate, low, high, metric, sentence):
+    assert throughput._step_is(Interval(estimate, 0.01, low, high, 4), metric) == sentence

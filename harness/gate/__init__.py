@@ -1,1 +1,1 @@
-"""Two stacks compared: environments, what each side does in them, what differs, and which release it was."""
+"""The upgrade gate: compare two stacks, find the release that broke a clause, and judge stacks that are not installed."""

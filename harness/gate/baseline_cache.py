@@ -1,7 +1,8 @@
-"""What the suites said of a stack, kept for later gates that have it as their baseline.
+"""The cache of baseline results: what the suites said of a stack, for later gates that have it as their baseline.
 
-Kept is what held, was skipped, or is a known defect. What failed otherwise is judged anew each time: it may have been the
-machine, and a failure that stays would hide the fault of a candidate. So is the whole candidate.
+Cached are the cases that held, were skipped, or are a known defect. A case that failed is judged again each time: the
+machine may have been the cause, and a cached failure would hide the same failure of the candidate. The candidate is never
+read from the cache.
 """
 
 from __future__ import annotations
@@ -16,45 +17,50 @@ from typing import Any
 
 from harness import environment
 from harness.files import write_whole
-from harness.gate.environments import CURRENT, Environment
+from harness.gate.environments import Environment
+from harness.gate.requirements import CURRENT
 from harness.gate.scope import Scope
 from harness.paths import FIXTURES, PACKAGE, SUITES, cache_directory
 from harness.session import journal
 from harness.verdict import KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED
 
-_STAYS = (PASS, SKIPPED, KNOWN_DEFECT, NOT_COMPARABLE)
+_CACHED_VERDICTS = (PASS, SKIPPED, KNOWN_DEFECT, NOT_COMPARABLE)
 
 
-def place(stack: Environment, judged: Scope) -> Path | None:
-    """The file for a stack, a machine and this harness's code; None where more than these decides what the suites say.
+def file_for(stack: Environment, judged: Scope) -> Path | None:
+    """Return the cache file for a stack on this machine, with this harness's code.
 
-    That is so for an environment that was not made from releases, code of the user's own, and GPUs.
+    None if something else decides the verdicts too: an environment that was not made from releases, the user's own
+    subject or preloads, or a GPU.
     """
-    own = judged.preloads or ":" in judged.subject
-    if stack.asked == CURRENT or " @ " in stack.lock or own or judged.device != "cpu":
+    own_code = judged.preloads or ":" in judged.subject
+    if stack.asked == CURRENT or " @ " in stack.lock or own_code or judged.device != "cpu":
         return None
     machine = environment.describe(), sorted(environment.cpu_flags())
     return cache_directory() / "judged" / f"{identity(stack.key, judged, machine)}.jsonl"
 
 
-def keep(cases: Path, file: Path) -> None:
-    """Keep what stays of a journal's cases."""
+def store(cases: Path, file: Path) -> None:
+    """Write to a cache file the cases of a journal that need not be judged again.
+
+    A test with several cases is stored only if all of them qualify, because it is run as a whole.
+    """
     run, ended = journal.read(cases)
-    anew = {case.nodeid for case in ended if case.verdict not in _STAYS}
-    lines = [{"run": run}, *(asdict(case) for case in ended if case.nodeid not in anew)]
+    again = {case.nodeid for case in ended if case.verdict not in _CACHED_VERDICTS}
+    lines = [{"run": run}, *(asdict(case) for case in ended if case.nodeid not in again)]
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def since(file: Path) -> str:
-    """The day on which a file was kept; empty where there is none."""
+def cached_since(file: Path) -> str:
+    """Return the date of a cache file, as YYYY-MM-DD. Empty if there is no such file."""
     if not file.is_file():
         return ""
     return datetime.fromtimestamp(file.stat().st_mtime).date().isoformat()
 
 
 def identity(*parts: Any) -> str:
-    """Equal for gates that would find the same: the same sides, options and code of the harness."""
+    """Return a hash that is equal for equal parts under the same code of the harness, the suites and the fixtures."""
     return hashlib.sha256(f"{_code()} {parts!r}".encode()).hexdigest()[:16]
 
 

@@ -1,7 +1,15 @@
-"""Which release of which package broke a clause."""
+"""Find the release of the package that broke a clause.
+
+The pipeline of `bisect`:
+
+1. Judge the good and the bad stack, and choose the cases that hold on one and fail on the other (`probe.targets`).
+2. Find the smallest set of packages that breaks the clause when moved from good to bad together (`_smallest`).
+3. For each of them, search its releases for the first that breaks the clause, with the others at bad (`_first`).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json as json_
 from collections.abc import Callable, Sequence
@@ -11,23 +19,28 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.files import write_whole
-from harness.gate.environments import CURRENT, STACK, Environment, named
+from harness.gate.environments import STACK, Environment
 from harness.gate.index import between
-from harness.gate.probe import BREAKS, HOLDS, PARALLEL, Prober, Seen, targets
+from harness.gate.probe import BREAKS, HOLDS, PARALLEL, Prober, StackResult, targets
+from harness.gate.requirements import CURRENT, names
 
-#: ask(stacks) -> what each did; a stack is package -> version.
+#: Package -> version.
 Stack = dict[str, str]
-#: So many of the cases that tell good from bad are asked of the releases between.
-CASES = 6
 
+#: ask(stacks) -> the verdict of each: HOLDS, BREAKS or UNTESTABLE.
 Ask = Callable[[Sequence[Stack]], list[str]]
+
+#: At most this many cases are judged on the releases between good and bad.
+CASES = 6
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where a package broke the clause: `holds` is the last release that holds, `breaks` the first one that does not.
+    """Where a package broke the clause.
 
-    between: releases after `holds` and before `breaks`, none of which can be judged.
+    - holds: the last release on which the clause holds.
+    - breaks: the first later release on which it fails.
+    - between: the releases between these two; none of them can be judged.
     """
 
     package: str
@@ -38,7 +51,11 @@ class Step:
 
 @dataclass
 class Answer:
-    """steps: one for each package that must change. tried: (stack, verdict) in order."""
+    """Which releases broke a clause.
+
+    - steps: one for each package that must change.
+    - tried: (stack, verdict) in order.
+    """
 
     clause: str
     steps: list[Step]
@@ -54,7 +71,8 @@ class Answer:
             if step.between:
                 left = ", ".join(step.between)
                 words.append(
-                    f"after {step.package} {step.holds}, which holds, and not after {step.breaks} ({left} cannot be judged)"
+                    f"after {step.package} {step.holds}, which holds, and at the latest in {step.breaks} "
+                    f"({left} cannot be judged)"
                 )
             else:
                 words.append(f"{step.package} {step.breaks} ({step.holds} holds)")
@@ -63,52 +81,53 @@ class Answer:
 
 
 def search(clause: str, good: Stack, bad: Stack, releases: Callable[[str, str, str], list[str]], ask: Ask) -> Answer:
-    """Find what broke a clause that holds under `good` and breaks under `bad`.
+    """Return what broke a clause that holds on `good` and fails on `bad`.
 
-    releases(package, one, other): as `harness.gate.index.between`. First the smallest set of packages that breaks it,
-    moved from good to bad together; then, for each of them, the first release that does, the others being at bad.
+    - releases(package, first, last): the releases between two, as `harness.gate.index.between` returns them.
+    - ask(stacks): judges stacks.
     """
     answer = Answer(clause, [])
 
-    def asked(stacks: Sequence[Stack]) -> list[str]:
+    def ask_and_record(stacks: Sequence[Stack]) -> list[str]:
         verdicts = ask(stacks)
         answer.tried += zip(stacks, verdicts, strict=True)
         return verdicts
 
     differ = [package for package in bad if good.get(package) != bad[package]]
-    moved = _smallest(differ, good, bad, asked)
+    moved = _smallest(differ, good, bad, ask_and_record)
     for package in moved:
         others = good | {other: bad[other] for other in moved if other != package}
-        answer.steps.append(_first(package, releases(package, good[package], bad[package]), others, asked))
+        answer.steps.append(_first(package, releases(package, good[package], bad[package]), others, ask_and_record))
     return answer
 
 
-def _smallest(differ: list[str], good: Stack, bad: Stack, asked: Ask) -> list[str]:
+def _smallest(differ: list[str], good: Stack, bad: Stack, ask: Ask) -> list[str]:
+    """Return the smallest set of packages that breaks the clause when they are at bad and the rest is at good."""
     for size in range(1, len(differ)):
         sets = list(itertools.combinations(differ, size))
-        verdicts = asked([good | {package: bad[package] for package in moved} for moved in sets])
+        verdicts = ask([good | {package: bad[package] for package in moved} for moved in sets])
         for moved, verdict in zip(sets, verdicts, strict=True):
             if verdict == BREAKS:
                 return list(moved)
     return differ
 
 
-def _first(package: str, versions: list[str], others: Stack, asked: Ask) -> Step:
-    """The first of the versions that breaks; the first in the list holds, the last breaks."""
+def _first(package: str, versions: list[str], others: Stack, ask: Ask) -> Step:
+    """Search for the first version that breaks the clause. The first in the list holds, the last breaks."""
     low, high = 0, len(versions) - 1
-    known = {low: HOLDS, high: BREAKS}
+    verdict_at = {low: HOLDS, high: BREAKS}
     while True:
-        inside = [index for index in range(low + 1, high) if index not in known]
+        inside = [index for index in range(low + 1, high) if index not in verdict_at]
         if not inside:
             return Step(package, versions[low], versions[high], tuple(versions[low + 1 : high]))
-        # As many as can be asked at once, evenly spread.
+        # As many as are judged at once, evenly spread.
         count = min(PARALLEL, len(inside))
         chosen = sorted({inside[len(inside) * (part + 1) // (count + 1)] for part in range(count)})
-        verdicts = asked([others | {package: versions[index]} for index in chosen])
-        known |= dict(zip(chosen, verdicts, strict=True))
-        breaking = [index for index in chosen if known[index] == BREAKS]
+        verdicts = ask([others | {package: versions[index]} for index in chosen])
+        verdict_at |= dict(zip(chosen, verdicts, strict=True))
+        breaking = [index for index in chosen if verdict_at[index] == BREAKS]
         high = min([high, *breaking])
-        low = max([low, *(index for index in chosen if known[index] == HOLDS and index < high)])
+        low = max([low, *(index for index in chosen if verdict_at[index] == HOLDS and index < high)])
 
 
 # ---- the command ----
@@ -119,57 +138,62 @@ def bisect(
     good: Environment,
     bad: Environment,
     prober: Prober,
-    told: Callable[[Stack, Seen, str, list[str]], None],
+    report: Callable[[Stack, StackResult, str, list[str]], None],
 ) -> Answer:
-    """See `search`, over the packages of two environments. told: called with what each stack did.
+    """Search the releases between two environments for what broke a clause.
 
-    UsageError where the clause does not hold under `good`, or does not break under `bad`.
+    - report(stack, result, verdict, cases): called for each stack that was judged, with the names of the compared cases.
+
+    Raises UsageError if no case holds on `good` and fails on `bad`.
     """
-    names = [
+    packages = [
         name for name in dict.fromkeys([*STACK, *_named(good), *_named(bad)]) if name in good.pins and name in bad.pins
     ]
-    ends = [{name: environment.pins[name] for name in names} for environment in (good, bad)]
-    seen = prober.ask([_requirements(stack) for stack in ends])
-    wanted = targets(*seen)
-    for stack, one in zip(ends, seen, strict=True):
-        told(stack, one, one.verdict(wanted or one.cases), wanted or list(one.cases))
-    if not wanted:
-        why = [f"{name}: {one.told(one.cases) or 'holds'}" for name, one in zip(("good", "bad"), seen, strict=True)]
+    ends = [{name: environment.pins[name] for name in packages} for environment in (good, bad)]
+    results = prober.ask([_requirements(stack) for stack in ends])
+    cases = targets(*results)
+    for stack, result in zip(ends, results, strict=True):
+        report(stack, result, result.verdict(cases or result.cases), cases or list(result.cases))
+    if not cases:
+        reasons = [
+            f"{name}: {result.summary(result.cases) or 'holds'}"
+            for name, result in zip(("good", "bad"), results, strict=True)
+        ]
         raise UsageError(
-            f"{clause}: no case holds under --good and fails under --bad, so there is nothing to find ({'; '.join(why)})"
+            f"{clause}: no case holds under --good and fails under --bad, so there is nothing to find ({'; '.join(reasons)})"
         )
-    del wanted[CASES:]
-    narrow = Prober(clause, prober.judged, tuple(seen[1].cases[name].nodeid for name in wanted))
+    del cases[CASES:]
+    narrow = dataclasses.replace(prober, tests=tuple(results[1].cases[name].nodeid for name in cases))
 
     def ask(stacks: Sequence[Stack]) -> list[str]:
-        found = narrow.ask([_requirements(stack) for stack in stacks])
-        verdicts = [one.verdict(wanted) for one in found]
-        for stack, one, verdict in zip(stacks, found, verdicts, strict=True):
-            told(stack, one, verdict, wanted)
+        results = narrow.ask([_requirements(stack) for stack in stacks])
+        verdicts = [result.verdict(cases) for result in results]
+        for stack, result, verdict in zip(stacks, results, verdicts, strict=True):
+            report(stack, result, verdict, cases)
         return verdicts
 
     return search(clause, ends[0], ends[1], between, ask)
 
 
 def _named(environment: Environment) -> list[str]:
-    return [] if environment.asked == CURRENT else named(environment.asked)
+    return [] if environment.asked == CURRENT else names(environment.asked)
 
 
 def _requirements(stack: Stack) -> str:
-    """The stack as requirements. A build's label (+cpu) is the resolver's to choose."""
+    """Return a stack as requirements, without the label of a build (+cpu), which the resolver chooses."""
     return " ".join(f"{name}=={version.partition('+')[0]}" for name, version in stack.items())
 
 
 def write_json(path: Path, answer: Answer, good: Environment, bad: Environment) -> None:
-    """Write the answer, and all that was tried for it."""
+    """Write the answer as JSON, with every stack that was judged."""
     body: dict[str, Any] = {
         "schema_version": 1,
         "clause": answer.clause,
         "answer": str(answer),
         "exact": answer.exact,
         "steps": [
-            {"package": one.package, "holds": one.holds, "breaks": one.breaks, "between": list(one.between)}
-            for one in answer.steps
+            {"package": step.package, "holds": step.holds, "breaks": step.breaks, "between": list(step.between)}
+            for step in answer.steps
         ],
         "tried": [{"stack": stack, "verdict": verdict} for stack, verdict in answer.tried],
         "good": good.asked,

@@ -1,4 +1,4 @@
-"""What a gate trains on both sides: runs whose numbers are compared, and whose checkpoints are handed across."""
+"""The cells: training runs that a gate makes on both sides, to compare their numbers and exchange their checkpoints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.spec import RunSpec
 
 
 def cells() -> dict[str, RunSpec]:
-    """Name -> spec; each saves every third step."""
+    """Return name -> spec. Each run saves a checkpoint every third step."""
     return {
         **{name: saving(spec) for name, spec in by_route(SCENARIOS).items()},
         "accumulation-of-4": saving(PLAIN.but(gradient_accumulation_steps=4)),
@@ -19,5 +19,5 @@ def cells() -> dict[str, RunSpec]:
 
 
 def resumed_step(steps: list[int]) -> int | None:
-    """From which of its checkpoints a run is resumed elsewhere: the last of the first two thirds."""
+    """Return the step of the checkpoint from which a run is resumed: the last one in the first 70 % of the run."""
     return max((step for step in steps[:-1] if step <= 0.7 * steps[-1]), default=None)

@@ -1,4 +1,4 @@
-"""Checkpoints that one stack wrote and another one reads: resumed, and loaded for inference."""
+"""Compare the checkpoints of two stacks: written by one, then resumed or loaded for inference by the other."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from harness.verdict import Verdict, verdict
 
 
 def goes_on(resumed: Trace, whole: Trace, step: int, numbers: str) -> Verdict:
-    """From the checkpoint at `step` a run goes on as the one that wrote it did, as far as the two stacks' numbers allow.
+    """Judge whether a resumed run continues like the run that wrote its checkpoint.
 
-    numbers: how the stacks' uninterrupted runs part (`harness.gate.numbers`). Where they are other runs altogether, what
-    was restored, the rows and the learning rates must still be the same.
+    - resumed: the run that was resumed from the checkpoint at `step`.
+    - whole: the uninterrupted run that wrote the checkpoint.
+    - numbers: how the two stacks' uninterrupted runs differ (`harness.gate.numbers`). If it is CHANGED, only the restored
+      adapter, the rows and the learning rates are compared.
     """
     if numbers == EQUAL:
         return continues(resumed, whole, step)
@@ -32,42 +34,46 @@ def goes_on(resumed: Trace, whole: Trace, step: int, numbers: str) -> Verdict:
     if not findings:
         saved = whole.checkpoint(step).adapter
         findings += differences(resumed.adapter_resumed, saved, 0.0, f"after loading checkpoint-{step}:")[:1]
-        ours = {one.number: one for one in resumed.steps if one.number > step}
-        theirs = {one.number: one for one in whole.steps if one.number > step}
-        if list(ours) != list(theirs):
-            findings.append(f"makes the steps {list(ours)}, expected {list(theirs)}")
-        for number, one in ours.items():
-            other = theirs.get(number)
-            if other is None:
-                continue
-            seen, wanted = ([row for batch in run.batches for row in batch.rows] for run in (one, other))
-            if seen != wanted:
-                findings.append(f"step {number}: trained rows {seen}, expected {wanted}")
-            if one.learning_rates != other.learning_rates:
-                findings.append(f"step {number}: learning rates {one.learning_rates}, expected {other.learning_rates}")
+        steps = {made.number: made for made in resumed.steps if made.number > step}
+        expected = {made.number: made for made in whole.steps if made.number > step}
+        if list(steps) != list(expected):
+            findings.append(f"makes the steps {list(steps)}, expected {list(expected)}")
+        for number in sorted(steps.keys() & expected.keys()):
+            ours, theirs = steps[number], expected[number]
+            rows, expected_rows = ([row for batch in made.batches for row in batch.rows] for made in (ours, theirs))
+            if rows != expected_rows:
+                findings.append(f"step {number}: trained rows {rows}, expected {expected_rows}")
+            if ours.learning_rates != theirs.learning_rates:
+                findings.append(
+                    f"step {number}: learning rates {ours.learning_rates}, expected {theirs.learning_rates}"
+                )
     return verdict("a resumed run restores the adapter and trains the rows that were left", findings[:3])
 
 
-def computes(seen: Path, wanted: Path) -> Verdict:
-    """Logits of an adapter as two stacks compute them."""
+def computes(found: Path, expected: Path) -> Verdict:
+    """Compare the logits of an adapter as two stacks compute them. Parameters: directories with a logits.safetensors."""
     from safetensors.torch import load_file
 
-    found = differences(
-        load_file(seen / "logits.safetensors"), load_file(wanted / "logits.safetensors"), MERGED.loss, "loaded:"
+    ours, theirs = (load_file(directory / "logits.safetensors") for directory in (found, expected))
+    return verdict(
+        "the loaded adapter computes what it did where it was written",
+        differences(ours, theirs, MERGED.loss, "loaded:"),
     )
-    return verdict("the loaded adapter computes what it did where it was written", found)
 
 
 def files(before: Mapping[str, Trace], after: Mapping[str, Trace]) -> list[Finding]:
-    """How the last checkpoints of the same cells differ: files, their sizes, fields of adapter_config.json."""
-    said: dict[str, list[str]] = defaultdict(list)
+    """Return how the last checkpoints of the same cells differ: files, their sizes, fields of adapter_config.json.
+
+    Cells with the same difference share one finding.
+    """
+    cells_of: dict[str, list[str]] = defaultdict(list)
     for cell in before:
         if cell in after and before[cell].checkpoints and after[cell].checkpoints:
             for sentence in _differences(before[cell].checkpoints[-1], after[cell].checkpoints[-1]):
-                said[sentence].append(cell)
+                cells_of[sentence].append(cell)
     return [
         Finding("files", cells[0], NOTE, f"{sentence} (in {len(cells)} cell{'s' * (len(cells) > 1)})", {"cells": cells})
-        for sentence, cells in sorted(said.items(), key=lambda item: -len(item[1]))
+        for sentence, cells in sorted(cells_of.items(), key=lambda item: -len(item[1]))
     ]
 
 
@@ -93,7 +99,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     file = next(iter(sorted(Path(checkpoint.path).rglob("adapter_config.json"))), None)
     if file is None:
         return {}
-    # A set is written in the order in which it comes.
+    # peft writes a set in arbitrary order.
     return {
         name: sorted(value) if isinstance(value, list) else value
         for name, value in json.loads(file.read_text()).items()

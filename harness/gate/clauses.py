@@ -1,4 +1,4 @@
-"""The clauses of two stacks compared, case by case."""
+"""Compare the verdicts of two stacks, case by case."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from harness import contract
-from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, Finding
+from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, Finding
 from harness.session.report import headline
 from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS, Case
 
@@ -23,29 +23,29 @@ _STATE = {
 
 
 def state(case: Case | None) -> str:
-    """What a case says of its stack; a known defect fails, since a stack without it is better."""
+    """Return what a case says of its stack. A known defect counts as a failure: a stack without it is better."""
     return UNTESTED if case is None else _STATE[case.verdict]
 
 
 def not_held(cases: Iterable[Case]) -> list[str]:
-    """The tests, by node id, of which a case does not hold."""
+    """Return the node ids of the tests that have a case which does not hold."""
     return list(dict.fromkeys(case.nodeid for case in cases if state(case) != HELD))
 
 
-def of(cases: Iterable[Case], tests: Iterable[str]) -> list[Case]:
-    """The cases of some tests."""
-    wanted = set(tests)
-    return [case for case in cases if case.nodeid in wanted]
+def of_tests(cases: Iterable[Case], tests: Iterable[str]) -> list[Case]:
+    """Return the cases of these tests (node ids)."""
+    chosen = set(tests)
+    return [case for case in cases if case.nodeid in chosen]
 
 
 def compared(before: Iterable[Case], after: Iterable[Case]) -> list[Finding]:
-    """A finding for each clause and each way in which its cases changed."""
+    """Return the findings: one for each clause and each way in which its cases changed."""
     old, new = _by_name(before), _by_name(after)
     changed: dict[tuple[str, str, str], list[tuple[Case | None, Case | None]]] = defaultdict(list)
     for name in dict.fromkeys([*old, *new]):
         pair = old.get(name), new.get(name)
         states = state(pair[0]), state(pair[1])
-        # What is recorded of one stack says nothing of the other; a gate counts and times both itself.
+        # Such a case compares with figures that were recorded on another stack. A gate counts and times both sides itself.
         if any(case is not None and case.verdict == NOT_COMPARABLE and case.reason for case in pair):
             continue
         if states[0] != states[1]:
@@ -63,29 +63,25 @@ def _by_name(cases: Iterable[Case]) -> dict[tuple[str, str], Case]:
 
 
 def _finding(clause: str, was: str, now: str, pairs: list[tuple[Case | None, Case | None]]) -> Finding | None:
-    cases = [new or old for old, new in pairs]
-    names = [case.scenario for case in cases if case is not None]
+    names = [case.scenario for old, new in pairs if (case := new or old) is not None]
     details: dict[str, object] = {"was": was, "is": now, "scenarios": names}
     count = f"{len(names)} case{'s' * (len(names) > 1)} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
     if now == FAILED:
-        told = _told(pairs[0][1])
-        details["seen"] = told
+        case = pairs[0][1]
+        seen = "" if case is None else headline(case)
+        details["seen"] = seen
         if was == UNTESTED:
-            return Finding("clause", clause, NOTE, f"can be judged now, and fails in {count}: {told}", details)
+            return Finding("clause", clause, NOTE, f"can be judged now, and fails in {count}: {seen}", details)
         held = "held" if was == HELD else "was undecided"
-        return Finding("clause", clause, BROKEN, f"{told} ({held} before, fails now in {count})", details)
+        return Finding("clause", clause, BROKEN, f"{seen} ({held} before, fails now in {count})", details)
     if now == HELD:
         words = {FAILED: "failed before, holds now", UNDECIDED: "was undecided, holds now"}.get(was)
-        means = NOTE if words is None else MENDED
+        means = NOTE if words is None else FIXED
         return Finding("clause", clause, means, f"{words or 'can be judged now, and holds'} in {count}", details)
-    # What a drawn run has a law for depends on the draw, and says nothing of the stack.
-    fixed = [pair for pair in pairs if all(case is None or case.drawn is None for case in pair)]
-    lost = [new for old, new in fixed if state(old) == HELD]
+    # Which laws apply to a drawn run depends on the draw, so an untested case of one says nothing of the stack.
+    named = [pair for pair in pairs if all(case is None or case.drawn is None for case in pair)]
+    lost = [new for old, new in named if state(old) == HELD]
     if was != HELD or not lost:
         return None
     reason = next((case.reason for case in lost if case is not None and case.reason), "no such case")
     return Finding("clause", clause, LOST, f"held before and cannot be judged now in {count}: {reason}", details)
-
-
-def _told(case: Case | None) -> str:
-    return "" if case is None else headline(case)

@@ -1,8 +1,14 @@
-"""Environments: stacks made by uv from requirements, in a cache keyed by what was resolved.
+"""Environments: stacks that uv installs from requirements, in a cache keyed by the resolved versions.
 
-An environment holds the stack and what the harness needs to judge it; the harness itself is not installed in it but put on
-its path, so that both sides of a gate run this very code. What the requirements do not name stays at the running
-environment's versions as far as they allow it.
+The pipeline of `make`:
+
+1. `requirements.lines` reads what the user asked for.
+2. `resolve` adds what the suites need and lets uv choose versions. Packages that the user did not name keep the running
+   environment's versions, as far as the requirements allow it.
+3. `install` makes the environment in the cache, unless an equal one is there.
+
+The harness is not installed into an environment. `Environment.variables` puts it on the path, so that both sides of a gate
+run the same code.
 """
 
 from __future__ import annotations
@@ -25,20 +31,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.tags import sys_tags
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.utils import canonicalize_name
 
 from harness.errors import UsageError
-from harness.paths import PACKAGE, cache_directory, keeping_bytecode
+from harness.gate import requirements, uv
+from harness.gate.requirements import CURRENT, LEFT_OUT, name_of
+from harness.paths import PACKAGE, USER_MODULES, cache_directory, keeping_bytecode
 from harness.processes.parent_watch import OWNER
 
-CURRENT = "current"
-
-#: Never installed: it is built against a torch that is there already, and each environment would compile its extensions.
-LEFT_OUT = "deepspeed"
-
-#: What the suites import, or need for cases that are skipped without it.
+#: What the suites import, and what cases need that are skipped without it.
 _NEEDED = (
     "torch",
     "transformers",
@@ -60,7 +61,7 @@ _NEEDED = (
     "tomli; python_version < '3.11'",
 )
 
-#: The packages whose releases a verdict is about, in the order in which they are told.
+#: The packages whose releases are judged, in the order of the tables.
 STACK = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
 
@@ -68,9 +69,11 @@ STACK = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 class Environment:
     """A stack that can be judged.
 
-    asked: the requirements as they were given. python: its interpreter. pins: distribution -> version, of all that it
-    holds. lock: a requirements file that makes it again, with hashes where it was resolved here. key: equal for
-    environments with the same distributions.
+    - asked: the requirements as the user gave them.
+    - python: path of its interpreter.
+    - pins: distribution -> version, for all that is installed.
+    - lock: a requirements file that makes it again, with hashes if it was resolved here.
+    - key: equal for environments with the same distributions.
     """
 
     asked: str
@@ -81,43 +84,51 @@ class Environment:
 
     @property
     def stack(self) -> dict[str, str]:
-        """The packages of STACK that it holds, with their versions."""
+        """The installed packages of STACK, with their versions."""
         return {name: self.pins[name] for name in STACK if name in self.pins}
 
     def variables(self) -> dict[str, str]:
-        """The environment variables of a process in it: this harness is on the path, whatever else is installed."""
-        # The caller's directory is where its own subjects and --preload modules are.
-        path = [str(_link_to_harness()), os.getcwd()]
+        """Return the environment variables for its processes: the caller's own, with this harness on PYTHONPATH.
+
+        Processes in it look for the user's own subjects and --preload modules in the current directory of this one.
+        """
+        path = [str(_link_to_harness())]
         left_out = ["PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"]
-        # An environment that was made here keeps its bytecode inside.
+        # An environment that was made here has its bytecode inside.
         if self.asked != CURRENT:
             left_out += ["PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE"]
         if self.asked == CURRENT and os.environ.get("PYTHONPATH"):
             path.append(os.environ["PYTHONPATH"])
-        kept = {name: value for name, value in os.environ.items() if name not in left_out}
-        return keeping_bytecode(kept) | {"PYTHONPATH": os.pathsep.join(path)}
+        inherited = {name: value for name, value in os.environ.items() if name not in left_out}
+        users = os.environ.get(USER_MODULES) or os.getcwd()
+        return keeping_bytecode(inherited) | {"PYTHONPATH": os.pathsep.join(path), USER_MODULES: users}
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run its Python with arguments, as subprocess.run does."""
+        """Run its Python with these arguments. Options are those of subprocess.run."""
         return subprocess.run([self.python, *arguments], env=self.variables(), text=True, check=False, **options)
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """Start its Python with arguments, as subprocess.Popen does; suites that it judges end with this process."""
+        """Start its Python with these arguments. Options are those of subprocess.Popen.
+
+        Suites that it runs end when this process ends.
+        """
         variables = self.variables() | {OWNER: str(os.getpid())}
         return subprocess.Popen([self.python, *arguments], env=variables, text=True, **options)
 
 
 class Unresolvable(UsageError):
-    """No environment meets the requirements; the message has the resolver's own sentence."""
+    """No environment can meet the requirements. The message has the resolver's own reason."""
 
 
-def make(requirements: str, home: Path | None = None) -> Environment:
-    """The environment for requirements: "current", a requirements or lock file, or "transformers==5.1.0 peft==0.18.1".
+def make(asked: str, home: Path | None = None) -> Environment:
+    """Return the environment for requirements, and make it if it is not there yet.
 
-    Made in `home` (default: the cache) unless it is there already. Unresolvable where nothing meets the requirements,
-    UsageError where they cannot be read.
+    - asked: "current", a requirements or lock file, or words such as "transformers==5.1.0 peft==0.18.1".
+    - home: the directory that holds environments; the cache by default.
+
+    Raises Unresolvable if nothing meets the requirements, and UsageError if they cannot be read.
     """
-    asked = requirements.strip()
+    asked = asked.strip()
     if asked == CURRENT:
         return running()
     return install(asked, resolve(asked), home)
@@ -125,182 +136,116 @@ def make(requirements: str, home: Path | None = None) -> Environment:
 
 @functools.cache
 def running() -> Environment:
-    """The environment of this process."""
+    """Return the environment of this process."""
     pins: dict[str, str] = {}
     for found in importlib.metadata.distributions():
         if found.metadata["Name"]:
-            # Where two releases are on the path, the first is what is imported.
+            # If two releases are on the path, Python imports the first.
             pins.setdefault(str(canonicalize_name(found.metadata["Name"])), found.version)
     lock = "".join(f"{name}=={version}\n" for name, version in sorted(pins.items()) if name != "peft-harness")
     return Environment(CURRENT, sys.executable, pins, lock, _key(lock))
-
-
-def named(asked: str) -> list[str]:
-    """The packages that requirements name."""
-    return [name for line in _lines(asked) if (name := _name(line))]
 
 
 # ---- resolving ----
 
 
 def resolve(asked: str) -> str:
-    """The lock for requirements: every distribution with its version and hashes. Unresolvable where there is none."""
-    given = [line for line in _lines(asked) if _name(line) != LEFT_OUT]
-    named = {name for line in given if (name := _name(line))}
-    ours = [line for line in _NEEDED if _name(line) not in named]
+    """Return the lock for requirements: every distribution with its version and hashes.
+
+    Raises Unresolvable if no versions meet them.
+    """
+    given = [line for line in requirements.lines(asked) if name_of(line) != LEFT_OUT]
+    named = {name for line in given if (name := name_of(line))}
+    needed = [line for line in _NEEDED if name_of(line) not in named]
     torch = running().pins.get("torch")
     if "torch" not in named and torch:
-        ours = [f"torch=={torch.partition('+')[0]}" if line == "torch" else line for line in ours]
+        needed = [f"torch=={torch.partition('+')[0]}" if line == "torch" else line for line in needed]
     with tempfile.TemporaryDirectory() as folder:
-        wanted, lock = Path(folder, "requirements.in"), Path(folder, "lock.txt")
-        wanted.write_text("\n".join([*given, *ours]) + "\n")
-        # uv keeps to the versions that it finds in the file that it is to write, where it can.
-        kept = {name: version for name, version in running().pins.items() if name not in named}
-        lock.write_text("".join(f"{name}=={version}\n" for name, version in kept.items()))
+        source, lock = Path(folder, "requirements.in"), Path(folder, "lock.txt")
+        source.write_text("\n".join([*given, *needed]) + "\n")
+        # uv prefers the versions that it finds in its output file.
+        preferred = {name: version for name, version in running().pins.items() if name not in named}
+        lock.write_text("".join(f"{name}=={version}\n" for name, version in preferred.items()))
         options = ["--generate-hashes", "--no-header", "--no-annotate", "--python", sys.executable]
-        done = _uv("pip", "compile", str(wanted), "--output-file", str(lock), *options)
+        done = uv.run("pip", "compile", str(source), "--output-file", str(lock), *options)
         if done.returncode != 0:
-            raise Unresolvable(f"{asked!r}: {_sentence(done.stderr, str(wanted))}")
+            raise Unresolvable(f"{asked!r}: {uv.reason(done.stderr, str(source))}")
         return lock.read_text()
-
-
-def _is_local(name: str, version: str) -> bool:
-    """Whether a distribution is a wheel on this disk, among the find-links."""
-    usable = set(sys_tags())
-    for place in _uv_variables().get("UV_FIND_LINKS", "").split(","):
-        for wheel in Path(place).glob("*.whl") if place and Path(place).is_dir() else ():
-            with contextlib.suppress(InvalidWheelFilename):
-                its_name, its_version, _, tags = parse_wheel_filename(wheel.name)
-                if its_name == name and str(its_version) == version and usable & tags:
-                    return True
-    return False
-
-
-def _lines(asked: str) -> list[str]:
-    """Requirements, one a line, from a file or from words."""
-    if not asked:
-        raise UsageError("no requirements given; name a file, 'current', or requirements such as 'transformers==5.1.0'")
-    file = Path(asked)
-    if file.is_file():
-        return _read(file)
-    lines: list[str] = []
-    for word in (word.rstrip(",") for word in asked.split()):
-        if Path(word).is_file():
-            lines += _read(Path(word))
-            continue
-        if word.endswith((".txt", ".lock", ".in")):
-            raise UsageError(f"{word}: no such requirements file")
-        try:
-            Requirement(word)
-        except InvalidRequirement as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(
-                f"requirements {asked!r}: {word!r} is none ({reason}); write them like 'transformers==5.1.0 peft==0.18.1'"
-            ) from None
-        lines.append(word)
-    return lines
-
-
-def _read(file: Path) -> list[str]:
-    """A requirements file's lines, files that it includes read in, continued lines joined."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: cannot be read as a requirements file ({error})") from None
-    lines: list[str] = []
-    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
-        line = re.sub(r"(^|\s)#.*$", "", line).strip()
-        included = re.match(r"(?:-r|--requirement)[ =]+(.+)$", line)
-        if included:
-            lines += _read(file.parent / included[1].strip())
-        elif line:
-            lines.append(line)
-    return lines
-
-
-def _name(line: str) -> str | None:
-    found = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", line)
-    return canonicalize_name(found[0]) if found else None
-
-
-def _sentence(error: str, file: str) -> str:
-    """What uv says, without its drawing and its names of temporary files."""
-    text = re.sub(r"[×╰─▶│├└]", " ", error.replace(file, "the requirements"))
-    return re.sub(r"\s+", " ", text).strip() or "uv gave no reason"
 
 
 # ---- installing ----
 
 
 def install(asked: str, lock: str, home: Path | None = None) -> Environment:
-    """The environment that a lock describes, made in a directory of its own and then renamed: it is there whole or not."""
+    """Return the environment that a lock describes, and make it if it is not there yet.
+
+    It is made in a temporary directory and then renamed, so that nobody sees half of it.
+    """
     pins = {
         str(canonicalize_name(match[1])): match[2]
         for match in re.finditer(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", lock, re.MULTILINE)
     }
     key = _key("".join(f"{name}=={version}\n" for name, version in sorted(pins.items())))
     home = home or cache_directory() / "environments"
-    place = home / key
-    python = place / "bin" / "python"
+    directory = home / key
+    python = directory / "bin" / "python"
     if not python.is_file():
         home.mkdir(parents=True, exist_ok=True)
-        _sweep(home)
+        _remove_leftovers(home)
         with _partial(home, key) as partial:
             _install(asked, lock, partial)
-            _lend_bytecode(partial, home)
-            # Where another process was faster, its environment is as good as this one.
+            _link_bytecode(partial, home)
+            # If another process was faster, its environment is equal to this one.
             with contextlib.suppress(OSError):
-                partial.rename(place)
+                partial.rename(directory)
     return Environment(asked, str(python), pins, lock, key)
 
 
-def _install(asked: str, lock: str, place: Path) -> None:
-    # To check the hash of a wheel of this disk uv unpacks it anew, which takes 13 s for torch; it was hashed when locked.
+def _install(asked: str, lock: str, directory: Path) -> None:
+    # To check the hash of a local wheel, uv unpacks it again, which takes 13 s for torch. The lock was made from that
+    # very wheel, so local wheels are installed without the check.
     entries = re.findall(r"^\S+==\S+(?:.*\\\n)*.*\n", lock, re.MULTILINE)
-    local = [entry for entry in entries if _is_local(*entry.split()[0].split("=="))]
+    local = [entry for entry in entries if uv.is_local_wheel(*entry.split()[0].split("=="))]
     others = [entry for entry in entries if entry not in local]
-    rest, python = place.with_suffix(".lock"), str(place / "bin" / "python")
+    rest, python = directory.with_suffix(".lock"), str(directory / "bin" / "python")
     rest.write_text("".join(others))
     checked = ["--require-hashes"] if all("--hash" in entry for entry in others) else []
     commands = [
-        ["venv", "--relocatable", "--python", sys.executable, str(place)],
+        ["venv", "--relocatable", "--python", sys.executable, str(directory)],
         ["pip", "sync", *checked, "--python", python, str(rest)],
-        *(
-            [["pip", "install", "--no-deps", "--python", python, *(entry.split()[0] for entry in local)]]
-            if local
-            else []
-        ),
     ]
+    if local:
+        commands.append(["pip", "install", "--no-deps", "--python", python, *(entry.split()[0] for entry in local)])
     try:
         for words in commands:
-            done = _uv(*words)
+            done = uv.run(*words)
             if done.returncode != 0:
-                raise Unresolvable(f"{asked!r}: resolved, but cannot be installed: {_sentence(done.stderr, str(rest))}")
+                raise Unresolvable(f"{asked!r}: resolved, but cannot be installed: {uv.reason(done.stderr, str(rest))}")
     finally:
         rest.unlink()
 
 
-def _lend_bytecode(place: Path, home: Path) -> None:
-    """Link what other environments have compiled of the same distributions: torch alone takes 8 s at the first import.
+def _link_bytecode(directory: Path, home: Path) -> None:
+    """Link the bytecode that other environments have of the same distributions.
 
-    uv links the same source files into every environment, so that Python, which compares times, takes the bytecode for
-    theirs. Where it does not it compiles anew.
+    Without it the first import of torch alone takes 8 s. uv links the same source files into every environment, so their
+    times are equal and Python accepts the bytecode. If it does not, it compiles again.
     """
-    (packages,) = place.glob("lib/python*/site-packages")
+    (packages,) = directory.glob("lib/python*/site-packages")
     lenders = [
         other for other in home.glob("[!.]*/lib/python*/site-packages") if other.parent.name == packages.parent.name
     ]
     for installed in packages.glob("*.dist-info"):
-        lender = next((one for one in lenders if (one / installed.name).is_dir()), None)
+        lender = next((other for other in lenders if (other / installed.name).is_dir()), None)
         if lender is None:
             continue
         for top in {line.split("/")[0] for line in (installed / "RECORD").read_text().splitlines() if ".py," in line}:
             for compiled in (lender / top).rglob("__pycache__"):
-                there = packages / compiled.relative_to(lender)
-                there.mkdir(exist_ok=True)
+                target = packages / compiled.relative_to(lender)
+                target.mkdir(exist_ok=True)
                 for file in compiled.iterdir():
                     with contextlib.suppress(OSError):
-                        os.link(file, there / file.name)
+                        os.link(file, target / file.name)
 
 
 @contextlib.contextmanager
@@ -312,8 +257,8 @@ def _partial(home: Path, key: str) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _sweep(home: Path) -> None:
-    """Take away what interrupted processes left behind."""
+def _remove_leftovers(home: Path) -> None:
+    """Remove the temporary directories of processes that were interrupted."""
     for left in home.glob(".*-*-*"):
         with contextlib.suppress(OSError, ValueError):
             process = int(left.name.split("-")[1])
@@ -322,71 +267,18 @@ def _sweep(home: Path) -> None:
 
 
 def _key(pins: str) -> str:
-    where = f"{platform.python_version()} {platform.machine()} {sys.platform}\n"
-    return hashlib.sha256((where + pins).encode()).hexdigest()[:16]
+    machine = f"{platform.python_version()} {platform.machine()} {sys.platform}\n"
+    return hashlib.sha256((machine + pins).encode()).hexdigest()[:16]
 
 
 def _link_to_harness() -> Path:
-    """A directory with nothing in it but `harness`: on the path of an environment, it brings no other package along."""
-    place = cache_directory() / "path" / hashlib.sha256(str(PACKAGE).encode()).hexdigest()[:12]
-    link = place / "harness"
+    """Return a directory that holds a link to `harness` and nothing else, so that no other package gets on the path."""
+    directory = cache_directory() / "path" / hashlib.sha256(str(PACKAGE).encode()).hexdigest()[:12]
+    link = directory / "harness"
     if not link.exists():
-        place.mkdir(parents=True, exist_ok=True)
-        # Both sides of a gate may be the first, in threads of one process.
-        made = place / f"harness-{os.getpid()}-{threading.get_ident()}"
-        made.symlink_to(PACKAGE)
-        made.replace(link)
-    return place
-
-
-# ---- uv ----
-
-
-def _uv(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*_command(), *arguments, "--quiet"], env=_uv_variables(), capture_output=True, text=True, check=False
-    )
-
-
-@functools.cache
-def _command() -> tuple[str, ...]:
-    try:
-        from uv import find_uv_bin
-
-        return (find_uv_bin(),)
-    except (ImportError, FileNotFoundError):
-        found = shutil.which("uv")
-    if found is None:
-        raise UsageError("uv, which makes environments, is not installed here; pip install uv")
-    return (found,)
-
-
-@functools.cache
-def _uv_variables() -> dict[str, str]:
-    """What uv is told through its environment: where pip looks for packages, which uv does not ask."""
-    told = dict(os.environ)
-    for variable, names in {
-        "UV_FIND_LINKS": ("PIP_FIND_LINKS", "find-links"),
-        "UV_DEFAULT_INDEX": ("PIP_INDEX_URL", "index-url"),
-    }.items():
-        value = told.get(variable) or told.get(names[0]) or _pip_setting(names[1])
-        if value:
-            told[variable] = ",".join(value.split()) if "LINKS" in variable else value
-    build = (running().pins.get("torch") or "").partition("+")[2]
-    # Of a build of torch that the default index does not have, uv knows the index.
-    if build and not told.get("UV_FIND_LINKS"):
-        told.setdefault("UV_TORCH_BACKEND", build)
-    return told
-
-
-def index_url() -> str | None:
-    """The package index that uv was told to ask; None where it asks the usual one."""
-    told = _uv_variables()
-    return told.get("UV_DEFAULT_INDEX") or told.get("UV_INDEX_URL")
-
-
-def _pip_setting(name: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "get", f"global.{name}"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() if done.returncode == 0 else ""
+        directory.mkdir(parents=True, exist_ok=True)
+        # Both sides of a gate may make it at the same time, in threads of one process.
+        temporary = directory / f"harness-{os.getpid()}-{threading.get_ident()}"
+        temporary.symlink_to(PACKAGE)
+        temporary.replace(link)
+    return directory

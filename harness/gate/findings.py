@@ -1,4 +1,4 @@
-"""What a gate found: one sentence each, and what it means for the upgrade."""
+"""Findings of a gate: one sentence each, with what it means for the upgrade."""
 
 from __future__ import annotations
 
@@ -8,18 +8,28 @@ from typing import Any
 
 SAFE, UNSAFE, INCONCLUSIVE = "safe", "unsafe", "inconclusive"
 
-#: What a finding means, the gravest first: a change for the worse; something that could be judged before and cannot now;
-#: a change for the better; a change that a user may want to know of.
-BROKEN, LOST, MENDED, NOTE = "broken", "lost", "mended", "note"
-ORDER = (BROKEN, LOST, MENDED, NOTE)
+#: What a finding means, gravest first.
+#: - BROKEN: a change for the worse.
+#: - LOST: it could be judged on the baseline and cannot be judged on the candidate.
+#: - FIXED: a change for the better ("mended" in the JSON report).
+#: - NOTE: a change that does not decide, but that a user may want to know.
+BROKEN, LOST, FIXED, NOTE = "broken", "lost", "mended", "note"
+ORDER = (BROKEN, LOST, FIXED, NOTE)
 
-#: What a finding is about, in the order in which they are told.
+#: What a finding is about, in the order of the report.
 ABOUT = ("clause", "cell", "numbers", "resume", "inference", "files", "throughput", "interface")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """about: one of ABOUT. where: the clause, the cell or the name. means: one of ORDER. details: for machines."""
+    """One difference between the two sides.
+
+    - about: one of ABOUT.
+    - where: the clause, the cell or the name that it is about.
+    - means: one of ORDER.
+    - sentence: the difference in words.
+    - details: the same for machines.
+    """
 
     about: str
     where: str
@@ -32,17 +42,17 @@ class Finding:
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """The gravest first, and of one sort those that most cases tell."""
+    """Sort findings: gravest first; among equals, those with the most cases first."""
 
-    def rank(one: Finding) -> tuple[int, int, int]:
-        return ORDER.index(one.means), ABOUT.index(one.about), -len(one.details.get("scenarios", ()))
+    def rank(finding: Finding) -> tuple[int, int, int]:
+        return ORDER.index(finding.means), ABOUT.index(finding.about), -len(finding.details.get("scenarios", ()))
 
     return sorted(findings, key=rank)
 
 
 def verdict(findings: Iterable[Finding]) -> str:
-    """UNSAFE where anything broke, INCONCLUSIVE where something cannot be judged any more, SAFE otherwise."""
-    means = {one.means for one in findings}
+    """Return UNSAFE if anything broke, INCONCLUSIVE if something can no longer be judged, else SAFE."""
+    means = {finding.means for finding in findings}
     return UNSAFE if BROKEN in means else INCONCLUSIVE if LOST in means else SAFE
 
 

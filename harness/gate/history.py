@@ -1,4 +1,4 @@
-"""The faults of the past, put to the test: their clauses fail on the releases that had them, and hold on others."""
+"""Past faults of upstream: check that their clauses fail on the releases that had them, and hold on other releases."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from dataclasses import dataclass
 
 from harness.contract.releases import RELEASES, Release
 from harness.errors import UsageError
-from harness.gate.probe import Prober, Seen, targets
+from harness.gate.probe import Prober, StackResult, targets
 from harness.gate.scope import Scope
 
 
 @dataclass(frozen=True)
-class Told:
-    """What came of a release. caught: on how many cases its clause fails on the bad stack and holds on each good one."""
+class Result:
+    """Whether a past fault was caught.
+
+    - release: the fault, its clause and its stacks.
+    - caught: the number of cases that fail on the bad stack and hold on each good one.
+    - seen: the first failure on the bad stack, or why nothing was caught.
+    """
 
     release: Release
     caught: int
@@ -21,22 +26,24 @@ class Told:
 
 
 def chosen(ids: Iterable[str]) -> list[Release]:
-    """The releases of these ids, all of them where none is given. UsageError for an unknown one."""
-    wanted, known = list(ids), list(dict.fromkeys(one.id for one in RELEASES))
+    """Return the entries with these ids, or all entries if there are none. Raises UsageError for an unknown id."""
+    wanted, available = list(ids), list(dict.fromkeys(release.id for release in RELEASES))
     for id in wanted:
-        if id not in known:
-            raise UsageError(f"history {id}: no such entry; there are {', '.join(known)}")
-    return sorted((one for one in RELEASES if not wanted or one.id in wanted), key=lambda one: int(one.id[1:]))
+        if id not in available:
+            raise UsageError(f"history {id}: no such entry; there are {', '.join(available)}")
+    return sorted(
+        (release for release in RELEASES if not wanted or release.id in wanted), key=lambda release: int(release.id[1:])
+    )
 
 
-def put_to_the_test(release: Release, judged: Scope, ask: Callable[[list[str]], list[Seen]] | None = None) -> Told:
-    """Judge the clause on the bad stack and on the good ones. ask: as `Prober.ask`, in its place."""
+def judge(release: Release, judged: Scope, ask: Callable[[list[str]], list[StackResult]] | None = None) -> Result:
+    """Judge an entry's clause on its bad stack and on its good ones. `ask` replaces `Prober.ask`."""
     ask = ask or Prober(release.clause, judged).ask
     bad, *good = ask([release.bad, *release.good])
     caught = set(bad.cases)
-    for one in good:
-        caught &= set(targets(one, bad))
+    for result in good:
+        caught &= set(targets(result, bad))
     if caught:
-        return Told(release, len(caught), bad.told(sorted(caught)))
-    whys = [f"{seen.stack}: {seen.told(seen.cases) or 'holds'}" for seen in (bad, *good)]
-    return Told(release, 0, "; ".join(whys))
+        return Result(release, len(caught), bad.summary(sorted(caught)))
+    reasons = [f"{result.stack}: {result.summary(result.cases) or 'holds'}" for result in (bad, *good)]
+    return Result(release, 0, "; ".join(reasons))

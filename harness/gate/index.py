@@ -1,4 +1,4 @@
-"""The releases of a package, from the index's own list."""
+"""The releases of a package, as the package index lists them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 from packaging.version import InvalidVersion, Version
 
 from harness.errors import UsageError
-from harness.gate.environments import index_url
+from harness.gate import uv
 
 
 @functools.cache
@@ -18,7 +18,7 @@ def _all(package: str) -> tuple[str, ...]:
         raise UsageError(
             "pypi-simple, which reads the index's releases, is not installed; pip install pypi-simple"
         ) from None
-    with PyPISimple(endpoint=f"{(index_url() or PYPI_SIMPLE_ENDPOINT).rstrip('/')}/") as index:
+    with PyPISimple(endpoint=f"{(uv.index_url() or PYPI_SIMPLE_ENDPOINT).rstrip('/')}/") as index:
         try:
             page = index.get_project_page(package, timeout=60)
         except Exception as error:
@@ -36,11 +36,14 @@ def _all(package: str) -> tuple[str, ...]:
     return tuple(found[version] for version in sorted(found))
 
 
-def between(package: str, one: str, other: str) -> list[str]:
-    """The releases from one version to the other, both among them, in that order; yanked and pre-releases left out."""
-    low, high = sorted((Version(one), Version(other)))
+def between(package: str, first: str, last: str) -> list[str]:
+    """Return the releases from one version to another, both included, in that order.
+
+    `first` may be the newer one. Yanked releases and pre-releases are left out.
+    """
+    low, high = sorted((Version(first), Version(last)))
     inside = {Version(text) for text in _all(package) if low < Version(text) < high}
     ordered = [low, *sorted(inside - {low, high}), high]
-    if Version(one) != low:
+    if Version(first) != low:
         ordered.reverse()
     return [str(version) for version in ordered]

@@ -1,4 +1,4 @@
-"""What a user's code depends on of upstream: signatures, defaults and configs; read in one stack, compared between two."""
+"""The upstream interface that users' code depends on: signatures, defaults and configs, compared between two stacks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import inspect
 import re
 from typing import Any
 
-#: Name -> parameter or field -> default as text; None where a call is not to be had in a release.
+#: Name of a call or class -> parameter or field -> its default as text ("required" if it has none).
 Interface = dict[str, dict[str, str]]
 
 
 def interface() -> Interface:
-    """The interface of the installed stack."""
+    """Return the interface of the installed stack."""
     import peft
     import transformers
 
@@ -40,9 +40,9 @@ def _defaults(called: Any) -> dict[str, str]:
     if dataclasses.is_dataclass(called):
         return {field.name: _field(field) for field in dataclasses.fields(called) if field.init}
     return {
-        name: "required" if one.default is one.empty else _text(one.default)
-        for name, one in inspect.signature(called).parameters.items()
-        if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) and name not in ("self", "cls")
+        name: "required" if given.default is given.empty else _text(given.default)
+        for name, given in inspect.signature(called).parameters.items()
+        if given.kind not in (given.VAR_POSITIONAL, given.VAR_KEYWORD) and name not in ("self", "cls")
     }
 
 
@@ -53,12 +53,12 @@ def _field(field: dataclasses.Field[Any]) -> str:
         try:
             return _text(field.default_factory())
         except Exception as error:
-            return f"made anew ({type(error).__name__})"
+            return f"made by a factory ({type(error).__name__})"
     return "required"
 
 
 def _made(values: dict[str, Any]) -> dict[str, str]:
-    """Values as they are after __post_init__; without those that tell when and where."""
+    """Return the values that an instance has after __post_init__, without those that name a time, a place or a release."""
     return {
         name: _text(value) for name, value in values.items() if name not in ("logging_dir", "run_name", "peft_version")
     }
@@ -70,7 +70,11 @@ def _text(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """One difference. where: "LoraConfig.use_dora". before, after: the default, None where there is no such thing."""
+    """One difference.
+
+    - where: for example "LoraConfig.use_dora".
+    - before, after: the default in each stack, None if the name does not exist there.
+    """
 
     where: str
     before: str | None
@@ -85,7 +89,7 @@ class Change:
 
 
 def changes(before: Interface, after: Interface) -> list[Change]:
-    """What differs: changed defaults first, then what is gone, then what is new."""
+    """Return the differences: changed defaults first, then names that are gone, then new names."""
     found = []
     for name in sorted({*before, *after}):
         old, new = before.get(name), after.get(name)
@@ -95,4 +99,4 @@ def changes(before: Interface, after: Interface) -> list[Change]:
         for field in sorted({*old, *new}):
             if old.get(field) != new.get(field):
                 found.append(Change(f"{name}.{field}", old.get(field), new.get(field)))
-    return sorted(found, key=lambda one: (one.before is None, one.after is None))
+    return sorted(found, key=lambda change: (change.before is None, change.after is None))

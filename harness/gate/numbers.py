@@ -1,4 +1,4 @@
-"""Whether two stacks train a spec to the same numbers, and if not, where they part."""
+"""Compare the numbers of one run under two stacks, and name the first step and tensor that differ."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ EQUAL, WITHIN, CHANGED = "bit-equal", "within", "changed"
 
 @dataclass(frozen=True)
 class Parting:
-    """How far two runs of a spec part. kind: EQUAL, WITHIN (the tolerance STACKS) or CHANGED.
+    """How far two runs of a spec differ.
 
-    step, what: the first optimizer step at which they part, and in what ("gradient of model.layers.0..."). loss,
-    gradient, adapter: the largest difference over the largest value. ratio: of the gradients' norms at the first step,
-    after : before.
+    - kind: EQUAL, WITHIN (the tolerance STACKS) or CHANGED.
+    - step: the first optimizer step that differs; None if it is the adapter before or after training.
+    - what: what differs there, for example "gradient of model.layers.0...".
+    - loss, gradient, adapter: the largest difference, divided by the largest value.
+    - ratio: the gradient's norm at the first step, after divided by before.
     """
 
     kind: str
@@ -38,9 +40,9 @@ class Parting:
         words = []
         if self.ratio is not None and abs(self.ratio - 1) > 1e-3:
             words.append(f"the gradient is {self.ratio:.4g} times what it was")
-        words.append(f"parts at step {self.step} in {self.what}" if self.step else f"parts in {self.what}")
+        words.append(f"first differs at step {self.step} in {self.what}" if self.step else f"differs in {self.what}")
         gaps = (("loss", self.loss), ("gradient", self.gradient), ("adapter", self.adapter))
-        words.append(", ".join(f"{name} by {gap:.2g}" for name, gap in gaps) + " of the largest")
+        words.append("relative differences: " + ", ".join(f"{name} {gap:.2g}" for name, gap in gaps))
         return "; ".join(words)
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +50,7 @@ class Parting:
 
 
 def parting(before: Trace, after: Trace) -> Parting:
-    """How the run `after` parts from the run `before`, which trained the same spec."""
+    """Return how the run `after` differs from the run `before`. Both trained the same spec."""
     step, what = next(_differences(before, after), (None, ""))
     if not what:
         return Parting(EQUAL)
@@ -59,14 +61,14 @@ def parting(before: Trace, after: Trace) -> Parting:
         step,
         what,
         loss=_relative(gaps["largest_loss_difference"], [abs(value) for value in before.losses.values()]),
-        gradient=_relative(gaps["largest_gradient_difference"], [_largest(one.gradients) for one in before.steps]),
+        gradient=_relative(gaps["largest_gradient_difference"], [_largest(step.gradients) for step in before.steps]),
         adapter=_relative(gaps["largest_adapter_difference"], [_largest(before.adapter)]),
         ratio=_ratio(before, after),
     )
 
 
 def _differences(before: Trace, after: Trace) -> Iterator[tuple[int | None, str]]:
-    """(step, what) of each difference, in the order in which a run makes them."""
+    """Yield (step, what) of each difference, in the order in which a run makes them."""
     yield from (
         (None, f"adapter at the start, {name}") for name in _unequal(before.adapter_before, after.adapter_before)
     )
@@ -77,11 +79,11 @@ def _differences(before: Trace, after: Trace) -> Iterator[tuple[int | None, str]
         yield from ((old.number, f"clipped gradient of {name}") for name in _unequal(old.clipped, new.clipped))
         if old.learning_rates != new.learning_rates:
             yield old.number, "learning rate"
-        for what, one, other in (
+        for what, was, now in (
             ("logged loss", before.losses, after.losses),
             ("logged grad_norm", before.grad_norms, after.grad_norms),
         ):
-            if one.get(old.number) != other.get(old.number):
+            if was.get(old.number) != now.get(old.number):
                 yield old.number, what
     if len(before.steps) != len(after.steps):
         yield min(len(before.steps), len(after.steps)) + 1, "the number of steps"
@@ -90,8 +92,8 @@ def _differences(before: Trace, after: Trace) -> Iterator[tuple[int | None, str]
 
 def _unequal(before: Tensors, after: Tensors) -> Iterator[str]:
     for name in sorted({*before, *after}):
-        one, other = before.get(name), after.get(name)
-        if one is None or other is None or one.dtype != other.dtype or largest_gap(one, other) > 0:
+        was, now = before.get(name), after.get(name)
+        if was is None or now is None or was.dtype != now.dtype or largest_gap(was, now) > 0:
             yield name
 
 
@@ -105,7 +107,7 @@ def _relative(gap: float, sizes: list[float]) -> float:
 
 
 def _largest(tensors: Tensors) -> float:
-    return max((float(one.double().abs().max()) for one in tensors.values() if one.numel()), default=0.0)
+    return max((float(tensor.double().abs().max()) for tensor in tensors.values() if tensor.numel()), default=0.0)
 
 
 def _ratio(before: Trace, after: Trace) -> float | None:
@@ -116,4 +118,4 @@ def _ratio(before: Trace, after: Trace) -> float | None:
 
 
 def _norm(tensors: Tensors) -> float:
-    return float(torch.stack([one.double().norm() for one in tensors.values()]).norm()) if tensors else 0.0
+    return float(torch.stack([tensor.double().norm() for tensor in tensors.values()]).norm()) if tensors else 0.0

@@ -1,4 +1,4 @@
-"""A probe: does a clause hold under a stack? Asked once of each stack, by what its requirements resolve to."""
+"""Judge one clause on several stacks. A stack's cases are cached, by what its requirements resolve to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,15 +23,22 @@ from harness.paths import cache_directory
 from harness.session.report import headline
 from harness.verdict import Case
 
-#: At once; each takes a core.
+#: Stacks that are judged at the same time; each takes a core.
 PARALLEL = 2
 
 HOLDS, BREAKS, UNTESTABLE = "holds", "breaks", "cannot be judged"
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a stack did. cases: by scenario, of the clause. reason: why there are none. versions: of all packages."""
+class StackResult:
+    """What a clause's cases said of a stack.
+
+    - stack: its requirements.
+    - cases: scenario -> case.
+    - reason: why there are no cases; empty if there are.
+    - versions: distribution -> version.
+    - seconds: how long it took.
+    """
 
     stack: str
     cases: dict[str, Case] = field(default_factory=dict)
@@ -40,48 +47,57 @@ class Seen:
     seconds: float = 0.0
 
     def verdict(self, targets: Iterable[str]) -> str:
-        """BREAKS where one of these scenarios fails, HOLDS where some hold and none fails, else UNTESTABLE."""
+        """Return BREAKS if one of these scenarios fails, HOLDS if some hold and none fails, else UNTESTABLE."""
         states = {state(self.cases.get(name)) for name in targets}
         return BREAKS if FAILED in states else HOLDS if HELD in states else UNTESTABLE
 
-    def told(self, targets: Iterable[str]) -> str:
-        """The first sentence on what was seen of a scenario that fails, or why there is no verdict."""
+    def summary(self, targets: Iterable[str]) -> str:
+        """Return the first failure among these scenarios; if none fails, why there is no verdict, or nothing."""
         if self.reason:
             return self.reason
-        failing = [case for name in targets if (case := self.cases.get(name)) is not None and state(case) == FAILED]
+        cases = [case for name in targets if (case := self.cases.get(name)) is not None]
+        failing = [case for case in cases if state(case) == FAILED]
         if failing:
             return headline(failing[0])
-        skipped = [case.reason for name in targets if (case := self.cases.get(name)) is not None and case.reason]
-        return skipped[0] if skipped else ""
+        reasons = [case.reason for case in cases if case.reason]
+        return reasons[0] if reasons else ""
 
 
 @dataclass
 class Prober:
-    """Asks stacks for one clause. tests: only these tests of the suites (node ids); all of the clause's where empty."""
+    """Judges stacks by one clause.
+
+    - tests: node ids of the suites; if empty, all tests of the clause.
+    - report(stack, doing): called with what is being done, for progress lines.
+    """
 
     clause: str
     judged: Scope
     tests: tuple[str, ...] = ()
+    report: Callable[[str, str], None] = lambda stack, doing: None
 
-    def ask(self, stacks: Sequence[str]) -> list[Seen]:
-        """What each stack, given by its requirements, did; some at a time."""
+    def ask(self, stacks: Sequence[str]) -> list[StackResult]:
+        """Judge stacks, given by their requirements, PARALLEL at a time."""
         with ThreadPoolExecutor(PARALLEL) as pool:
             return list(pool.map(self._ask, stacks))
 
-    def _ask(self, stack: str) -> Seen:
+    def _ask(self, stack: str) -> StackResult:
         started = time.monotonic()
+        self.report(stack, "making the environment")
         try:
             environment = environments.make(stack)
         except environments.Unresolvable as error:
-            return Seen(stack, reason=str(error), seconds=time.monotonic() - started)
-        known = self._cached(environment)
+            return StackResult(stack, reason=str(error), seconds=time.monotonic() - started)
+        file = self._cache_file(environment)
         try:
-            cases = self._read(known) if known.is_file() else self._judge(environment, known)
+            cases = self._read(file) if file.is_file() else self._judge(environment, file)
         except UsageError as error:
-            return Seen(stack, {}, str(error), environment.pins, time.monotonic() - started)
-        return Seen(stack, {case.scenario: case for case in cases}, "", environment.pins, time.monotonic() - started)
+            return StackResult(stack, {}, str(error), environment.pins, time.monotonic() - started)
+        return StackResult(
+            stack, {case.scenario: case for case in cases}, "", environment.pins, time.monotonic() - started
+        )
 
-    def _cached(self, environment: Environment) -> Path:
+    def _cache_file(self, environment: Environment) -> Path:
         tests = hashlib.sha256(repr(sorted(self.tests)).encode()).hexdigest()[:12]
         name = f"{environment.key}-{identity(self.clause, self.judged)}-{tests}.json"
         return cache_directory() / "verdicts" / name
@@ -89,25 +105,29 @@ class Prober:
     def _read(self, file: Path) -> list[Case]:
         return [Case(**case) for case in json.loads(file.read_text(encoding="utf-8"))]
 
-    def _judge(self, environment: Environment, known: Path) -> list[Case]:
+    def _judge(self, environment: Environment, file: Path) -> list[Case]:
         try:
             cases = self._suites(environment, 0)
         except UsageError:
-            # Perhaps a case killed the process: with a worker of its own that is a failed case.
+            # A case may have killed the process. In a worker process of its own that is a failed case.
             cases = self._suites(environment, 1)
-        write_whole(known, json.dumps([asdict(case) for case in cases]))
+        write_whole(file, json.dumps([asdict(case) for case in cases]))
         return cases
 
     def _suites(self, environment: Environment, workers: int) -> list[Case]:
+        def report(done: int, total: int | None) -> None:
+            self.report(environment.asked, "suites" if total is None else f"suites {done} of {total} cases")
+
+        report(0, None)
         with tempfile.TemporaryDirectory() as directory:
             judged = replace(self.judged, clauses=(self.clause,))
             side = Side(environment.asked, environment, Path(directory), judged)
             try:
-                return side.suites(workers, lambda ended, count: None, tests=self.tests)
+                return side.suites(workers, report, tests=self.tests)
             finally:
                 side.end()
 
 
-def targets(good: Seen, bad: Seen) -> list[str]:
-    """The scenarios that hold under the one and fail under the other."""
+def targets(good: StackResult, bad: StackResult) -> list[str]:
+    """Return the scenarios that hold on the good stack and fail on the bad one."""
     return [name for name, case in bad.cases.items() if state(case) == FAILED and state(good.cases.get(name)) == HELD]

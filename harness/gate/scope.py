@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scope:
-    """Who is judged, on what, and by which clauses.
+    """Who is judged, on which device, and by which clauses.
 
     - subject: "hf-trainer", "reference" or "module:factory".
     - device: "cpu" or "cuda".
@@ -21,7 +21,7 @@ class Scope:
     preloads: tuple[str, ...] = ()
 
     def options(self) -> list[str]:
-        """These as options of `pytest suites/`."""
+        """Return these as options of `pytest suites/`."""
         words = ["--subject", self.subject, "--device", self.device]
         for name, values in (("--clause", self.clauses), ("--preload", self.preloads)):
             for value in values:

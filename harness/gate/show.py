@@ -1,4 +1,4 @@
-"""What a gate tells: a screen for people, JSON for machines, Markdown for a pull request."""
+"""Show the outcome of a gate: a screen for people, JSON for machines, Markdown for a pull request."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from rich.text import Text
 from harness.files import write_whole
 from harness.gate.compare import Outcome
 from harness.gate.environments import STACK
-from harness.gate.findings import BROKEN, LOST, MENDED, NOTE, SAFE, Finding
+from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, SAFE, Finding
 from harness.gate.side import Side
 from harness.session.report import to_json
+from harness.words import counted
 
 SCHEMA_VERSION = 1
 
 _TITLES = {
     BROKEN: "Broken by the upgrade",
     LOST: "Cannot be judged any more",
-    MENDED: "Mended by the upgrade",
+    FIXED: "Fixed by the upgrade",
     NOTE: "Worth knowing",
 }
-_STYLES = {BROKEN: "bold red", LOST: "yellow", MENDED: "green", NOTE: "dim"}
-#: Lines of each kind on the screen: all of it fits one.
-_LINES = {BROKEN: 9, LOST: 4, MENDED: 4, NOTE: 4}
+_STYLES = {BROKEN: "bold red", LOST: "yellow", FIXED: "green", NOTE: "dim"}
+#: Lines of each kind on the screen, so that everything fits one screen.
+_LINES = {BROKEN: 9, LOST: 4, FIXED: 4, NOTE: 4}
 
 
 def screen(console: Console, sides: list[Side], outcome: Outcome) -> None:
-    """The verdict, the two stacks, the gravest findings of each kind, and what was compared."""
+    """Print both stacks, the gravest findings of each kind, what was compared, and the verdict."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for package in STACK:
@@ -41,56 +42,61 @@ def screen(console: Console, sides: list[Side], outcome: Outcome) -> None:
         table.add_row(side.name, *[side.environment.stack.get(package, "-") for package in STACK])
     console.print(table)
     for means, title in _TITLES.items():
-        found = [one for one in outcome.findings if one.means == means]
+        found = [finding for finding in outcome.findings if finding.means == means]
         if not found:
             continue
         console.print(Text(f"{title} ({len(found)})", _STYLES[means]))
-        for one in _varied(found)[: _LINES[means]]:
-            console.print(Text(f"  {one.about} {one.where}: {one.sentence}"), overflow="ellipsis", no_wrap=True)
+        for finding in _varied(found)[: _LINES[means]]:
+            line = Text(f"  {finding.about} {finding.where}: {finding.sentence}")
+            console.print(line, overflow="ellipsis", no_wrap=True)
         if len(found) > _LINES[means]:
             console.print(Text(f"  and {len(found) - _LINES[means]} more in the report"))
     console.print(Text(judged(sides, outcome)))
     style = "bold green" if outcome.verdict == SAFE else "bold red"
-    console.print(Text(f"{outcome.verdict}: {_because(outcome)}", style))
+    console.print(Text(f"{outcome.verdict}: {_reasons(outcome)}", style))
 
 
 def _varied(findings: list[Finding]) -> list[Finding]:
-    """One finding of each sort first, so that forty changed numbers do not hide an empty file."""
-    seen: Counter[str] = Counter()
+    """Put three findings of each sort first, so that forty changed numbers do not hide an empty file."""
+    count: Counter[str] = Counter()
     ranked = []
-    for one in findings:
-        ranked.append((seen[one.about] >= 3, one))
-        seen[one.about] += 1
-    return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
+    for finding in findings:
+        ranked.append((count[finding.about] >= 3, finding))
+        count[finding.about] += 1
+    return [finding for _, finding in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def judged(sides: list[Side], outcome: Outcome) -> str:
-    """What was compared, in a sentence."""
+    """Return what was compared, as one sentence."""
     kinds = Counter(part.kind for part in outcome.numbers.values())
     numbers = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
-    cases = " and ".join(str(len(cases)) for cases in outcome.cases.values())
+    before, after = (len(outcome.cases[name]) for name in ("baseline", "candidate"))
     clauses = len({case.clause for cases in outcome.cases.values() for case in cases})
-    known = "".join(f" ({side.name}: those that held were judged on {side.known})" for side in sides if side.known)
     if outcome.quick:
-        known = " (quick: the baseline in those that do not hold under the candidate, so that none is told as mended)"
+        note = " (--quick: the baseline ran only what does not hold on the candidate, so fixes are not listed)"
+    else:
+        cached = [f"{side.name}: results cached on {side.cached_since}" for side in sides if side.cached_since]
+        note = f" ({'; '.join(cached)})" if cached else ""
     return (
-        f"compared: {cases} cases of {clauses} clauses{known}; runs trained on both sides: {numbers}; "
-        f"{outcome.seconds:.0f} s"
+        f"compared: {counted(before, 'case')} of the baseline and {counted(after, 'case')} of the candidate, "
+        f"{counted(clauses, 'clause')}{note}; runs trained on both sides: {numbers}; {outcome.seconds:.0f} s"
     )
 
 
-def _because(outcome: Outcome) -> str:
-    gravest = [one for one in outcome.findings if one.means in (BROKEN, LOST)]
+def _reasons(outcome: Outcome) -> str:
+    gravest = [finding for finding in outcome.findings if finding.means in (BROKEN, LOST)]
     if not gravest:
-        return "what held under the baseline holds under the candidate"
+        return "what held on the baseline holds on the candidate"
     names = list(
-        dict.fromkeys(one.where if one.about == "clause" else f"{one.about} of {one.where}" for one in gravest)
+        dict.fromkeys(
+            finding.where if finding.about == "clause" else f"{finding.about} of {finding.where}" for finding in gravest
+        )
     )
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def to_report(sides: list[Side], outcome: Outcome, locks: dict[str, str]) -> dict[str, Any]:
-    """The gate's report: verdict, both stacks, findings, numbers by cell, and both sides' reports by clause."""
+    """Return the report (report_schema.json): verdict, both stacks with their reports by clause, findings, numbers."""
     return {
         "schema_version": SCHEMA_VERSION,
         "verdict": outcome.verdict,
@@ -99,28 +105,30 @@ def to_report(sides: list[Side], outcome: Outcome, locks: dict[str, str]) -> dic
                 "requirements": side.environment.asked,
                 "versions": side.environment.pins,
                 "lock": locks.get(side.name),
-                "known_since": side.known or None,
-                "report": to_json(outcome.cases[side.name], _seen(side)),
+                "known_since": side.cached_since or None,
+                "report": to_json(outcome.cases[side.name], _environment(side)),
             }
             for side in sides
         },
-        "findings": [one.to_json() for one in outcome.findings],
+        "findings": [finding.to_json() for finding in outcome.findings],
         "numbers": {name: part.to_json() for name, part in outcome.numbers.items()},
         "seconds": outcome.seconds,
     }
 
 
-def _seen(side: Side) -> dict[str, Any]:
+def _environment(side: Side) -> dict[str, Any]:
     answer = side.done.get("inventory", {}).get("data") or {}
     return answer.get("environment", {})
 
 
 def markdown(sides: list[Side], outcome: Outcome) -> str:
-    """A summary for a pull request."""
+    """Return a summary for a pull request."""
     from jinja2 import Environment
 
     text = Path(__file__).with_name("summary.md.j2").read_text(encoding="utf-8")
-    sections = [(title, [one for one in outcome.findings if one.means == means]) for means, title in _TITLES.items()]
+    sections = [
+        (title, [finding for finding in outcome.findings if finding.means == means]) for means, title in _TITLES.items()
+    ]
     return (
         Environment(trim_blocks=True)
         .from_string(text)
@@ -129,7 +137,7 @@ def markdown(sides: list[Side], outcome: Outcome) -> str:
             packages=STACK,
             sides={side.name: side.environment.stack for side in sides},
             sections=sections,
-            broken=[one for one in outcome.findings if one.means == BROKEN],
+            broken=[finding for finding in outcome.findings if finding.means == BROKEN],
             judged=judged(sides, outcome),
             limit=20,
         )
@@ -139,7 +147,7 @@ def markdown(sides: list[Side], outcome: Outcome) -> str:
 
 
 def write_report(path: Path, sides: list[Side], outcome: Outcome) -> None:
-    """Write the JSON report, and beside it a lock of each side: what makes its environment again."""
+    """Write the JSON report, and beside it a lock of each side, from which its environment can be made again."""
     locks = {side.name: path.with_suffix(f".{side.name}.lock").name for side in sides}
     for side in sides:
         write_whole(path.with_name(locks[side.name]), side.environment.lock)

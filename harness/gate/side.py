@@ -1,4 +1,8 @@
-"""One side of a gate: an environment, and what was found in it, kept in a directory so that nothing is done twice."""
+"""One side of a gate: an environment, and the results of what was run in it.
+
+Results are stored in a directory, so that an interrupted gate does nothing twice. `Side.ask` has a worker process train and
+load (`harness.gate.worker`); `Side.suites` runs the suites.
+"""
 
 from __future__ import annotations
 
@@ -13,37 +17,47 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
-from harness.gate.baseline_cache import keep
+from harness.gate import baseline_cache
 from harness.gate.environments import Environment
 from harness.gate.scope import Scope
 from harness.gate.worker import LIMIT
-from harness.paths import SUITES
+from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
 from harness.session import journal
 from harness.throughput import pairs
 from harness.throughput.pairs import Runner
 from harness.trace import Trace
 from harness.verdict import Case
 
-#: Seconds after which a case of the suites is cut; the slowest takes 10 s on two busy cores.
+#: Seconds after which a case of the suites is ended as hung. The slowest takes 10 s on two busy cores.
 CASE_LIMIT = 240
+
+#: At most this many starts of the suites: a case that ends their process makes another one necessary.
+_ATTEMPTS = 5
+
+#: report(done, total): called as cases end. total is None until the cases are collected.
+Report = Callable[[int, "int | None"], None]
 
 
 @dataclass
 class Side:
-    """name: "baseline" or "candidate". directory: where what was found is kept.
+    """One side of a gate.
 
-    kept: where what the suites say of it is kept for later gates, None for nowhere. known: the day since which that is known
-    and not judged again, empty where all is judged.
-    done: task -> {"error": words or None, "data": ...}, of what the worker was asked. runners: processes that stand ready
-    to be timed, by shape. untimed: shape -> why there are none.
+    - name: "baseline" or "candidate".
+    - directory: where its results are stored.
+    - judged: subject, device, clauses and preloads.
+    - cache_file: where the suites' results are cached for later gates; None if they must not be cached.
+    - cached_since: date of the cached result that is reused; empty if all cases are judged.
+    - done: task -> {"error": words or None, "data": ...}, the worker's answers.
+    - runners: shape -> processes that are ready to be timed.
+    - untimed: shape -> why it has no such processes.
     """
 
     name: str
     environment: Environment
     directory: Path
     judged: Scope
-    kept: Path | None = None
-    known: str = ""
+    cache_file: Path | None = None
+    cached_since: str = ""
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
     runners: dict[str, list[Runner]] = field(default_factory=dict)
     untimed: dict[str, str] = field(default_factory=dict)
@@ -54,30 +68,36 @@ class Side:
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        if self._record.is_file():
-            for line in self._record.read_text(encoding="utf-8").splitlines():
+        if self._answers_file.is_file():
+            for line in self._answers_file.read_text(encoding="utf-8").splitlines():
                 try:
                     self.done |= json.loads(line)
-                except ValueError:  # cut off when the gate was interrupted
+                except ValueError:  # the gate was interrupted while it wrote this line
                     continue
 
     @property
-    def _record(self) -> Path:
+    def _answers_file(self) -> Path:
         return self.directory / "done.jsonl"
 
     # ---- the worker ----
 
     def ask(self, name: str, do: str, **arguments: Any) -> dict[str, Any]:
-        """The answer to a task, asked only once: {"error": None, "data": ...}, or an error in words.
+        """Return the worker's answer to a task: {"error": None, "data": ...}, or an error in words.
 
-        A worker that dies or takes too long is such an error, and is replaced.
+        A task that has an answer is not asked again, not even by a later gate in the same directory. If the worker dies or
+        takes too long, that is the error, and the next task gets a new worker.
+
+        Raises UsageError if the environment cannot import upstream.
         """
         if name not in self.done:
-            self._keep(name, self._asked({"do": do, **arguments}))
+            answer = self._ask_worker({"do": do, **arguments})
+            self.done[name] = answer
+            with self._answers_file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({name: answer}) + "\n")
         return self.done[name]
 
-    def _asked(self, task: dict[str, Any]) -> dict[str, Any]:
-        worker = self._started()
+    def _ask_worker(self, task: dict[str, Any]) -> dict[str, Any]:
+        worker = self._running_worker()
         assert worker.stdin is not None and worker.stdout is not None
         began = time.monotonic()
         try:
@@ -95,26 +115,21 @@ class Side:
             raise KeyboardInterrupt
         if time.monotonic() - began >= task.get("limit", LIMIT):
             return {"error": f"had not ended after {task.get('limit', LIMIT)} s"}
-        return {"error": f"ended its process with status {status}: {self._last_words()}"}
+        return {"error": f"ended its process with status {status}: {self._last_error_line()}"}
 
     def dismiss(self) -> None:
-        """End the worker: there is nothing more to ask, and it holds half a GiB."""
+        """End the worker, which holds half a GiB, until it is asked again."""
         if self._worker is not None and self._worker.stdin is not None:
             self._worker.stdin.close()
             self._worker.wait()
             self._worker = None
 
-    def _keep(self, name: str, answer: dict[str, Any]) -> None:
-        self.done[name] = answer
-        with self._record.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({name: answer}) + "\n")
-
-    def _started(self) -> subprocess.Popen[str]:
+    def _running_worker(self) -> subprocess.Popen[str]:
         if self._worker is None:
-            with (self.directory / "worker.txt").open("a") as words:
+            with (self.directory / "worker.txt").open("a") as errors:
                 self._worker = self.start(
-                    "-m", "harness.gate.worker", str(self.directory), *self.judged.preloads,
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words,
+                    *SAFE_PATH, "-m", "harness.gate.worker", str(self.directory), *self.judged.preloads,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                 )  # fmt: skip
             assert self._worker.stdout is not None
             line = self._worker.stdout.readline()
@@ -124,83 +139,94 @@ class Side:
                 status = self._worker.wait()
                 if self._ended:
                     raise KeyboardInterrupt
-                greeting = {"refused": f"ends with status {status} when it imports upstream: {self._last_words()}"}
+                greeting = {"refused": f"ends with status {status} when it imports upstream: {self._last_error_line()}"}
             if "refused" in greeting:
                 self._worker = None
                 raise UsageError(f"{self.name}, {self.environment.asked!r}: {greeting['refused']}")
         return self._worker
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """Start Python in the side's environment, unless the side has ended."""
+        """Start Python in the side's environment. Raises KeyboardInterrupt if the side has been ended."""
         with self._lock:
             if self._ended:
                 raise KeyboardInterrupt
             return self.environment.start(*arguments, **options)
 
-    def _last_words(self) -> str:
+    def _last_error_line(self) -> str:
         lines = (self.directory / "worker.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "no word")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it printed no error")
 
     def trace(self, name: str) -> Trace | None:
-        """The trace that a task left, None where it left none."""
-        place = self.directory / name / "trace"
-        return Trace.load(place) if (place / "trace.json").is_file() else None
+        """Return the trace that a task stored, None if it stored none."""
+        directory = self.directory / name / "trace"
+        return Trace.load(directory) if (directory / "trace.json").is_file() else None
 
     # ---- the suites ----
 
-    def suites(self, workers: int, report: Callable[[int, int | None], None], tests: Sequence[str] = ()) -> list[Case]:
-        """Judge the environment by the suites, and return their cases. report(ended, all): told as cases end.
+    def suites(self, workers: int, report: Report, tests: Sequence[str] = ()) -> list[Case]:
+        """Judge the environment by the suites, and return their cases.
 
-        tests: only these, by node id.
-        A case that kills its process, or takes too long, is a failed case. UsageError where the suites cannot run.
+        - workers: processes that judge side by side.
+        - report: called as cases end.
+        - tests: node ids of the tests to run; all tests if empty.
+
+        A case that ends its process, or takes longer than CASE_LIMIT, is a failed case. Raises UsageError if the suites
+        cannot run.
         """
         file = self.directory / "journal.jsonl"
-        if self.known and self.kept is not None and not file.is_file():
-            shutil.copyfile(self.kept, file)
-        for attempt in range(5):
+        if self.cached_since and self.cache_file is not None and not file.is_file():
+            shutil.copyfile(self.cache_file, file)
+        for attempt in range(_ATTEMPTS):
             before = len(journal.read(file)[1]) if file.is_file() else 0
-            # One process needs no other to hand it cases, which takes a tenth of the time. Where it did not come to its
-            # end, a worker that dies tells which case it was in.
+            # With one worker the first attempt does without xdist, which takes a tenth of the time. If a case ends that
+            # process, the next attempt uses xdist, which reports the case in which a worker died.
             alone = workers == 1 and attempt == 0
             code = self._run_suites(file, 0 if alone else workers, report, tests)
             cases = journal.read(file)[1] if file.is_file() else []
             if code in (0, 1, 3) and not (alone and journal.unfinished(file)):
-                if self.kept is not None and not self.known and not tests:
-                    keep(file, self.kept)
+                if self.cache_file is not None and not self.cached_since and not tests:
+                    baseline_cache.store(file, self.cache_file)
                 return cases
-            if len(cases) == before and not alone:
+            if len(cases) == before and (not alone or self._could_not_start(code, file)):
                 break
-        words = (self.directory / "suites.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        lines = [line for line in reversed(words) if line.strip()]
-        told = next((line for line in lines if line.startswith("ERROR")), lines[0] if lines else "no word")
-        raise UsageError(f"{self.name}, {self.environment.asked!r}: the suites cannot run (exit status {code}): {told}")
+        lines = [line for line in reversed(self._suites_output().strip().splitlines()) if line.strip()]
+        error = next((line for line in lines if line.startswith("ERROR")), lines[0] if lines else "it printed no error")
+        raise UsageError(
+            f"{self.name}, {self.environment.asked!r}: the suites cannot run (exit status {code}): {error}"
+        )
 
-    def _run_suites(
-        self, file: Path, workers: int, report: Callable[[int, int | None], None], tests: Sequence[str]
-    ) -> int:
+    def _could_not_start(self, code: int, file: Path) -> bool:
+        """Return whether pytest gave up before the first case: wrong usage, or test files that cannot be imported."""
+        return code in (2, 4) and (journal.total(file) is None or "during collection" in self._suites_output())
+
+    def _suites_output(self) -> str:
+        return (self.directory / "suites.txt").read_text(encoding="utf-8", errors="replace")
+
+    def _run_suites(self, file: Path, workers: int, report: Report, tests: Sequence[str]) -> int:
+        """Run pytest once, and return its exit status. workers: 0 for no xdist."""
         limits = ["-o", f"faulthandler_timeout={CASE_LIMIT}", "-o", "faulthandler_exit_on_timeout=true"]
         chosen = [str(SUITES.parent / test) for test in tests] or [str(SUITES)]
         quiet = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile", "sample"]
         words = [*chosen, *quiet, *limits, "-n", str(workers), "--journal", str(file)]
         with (self.directory / "suites.txt").open("w") as output:
             self._suites = self.start(
-                "-m", "pytest", *words, *self.judged.options(),
+                *SAFE_PATH, "-m", "pytest", *OUR_SETTINGS, *words, *self.judged.options(),
                 stdout=output, stderr=subprocess.STDOUT, cwd=self.directory,
             )  # fmt: skip
-            size, every = -1, None
+            size, total = -1, None
             while self._suites.poll() is None:
                 time.sleep(0.2)
                 if file.is_file() and file.stat().st_size != size:
                     size = file.stat().st_size
-                    # Written once, and long: to read it at each case took a twelfth of a core.
-                    every = every or journal.total(file)
-                    report(file.read_bytes().count(b"\n") - 1, every)
+                    # The list of collected cases is long and never changes. Reading it at each case took 8 % of a core.
+                    total = total or journal.total(file)
+                    report(file.read_bytes().count(b"\n") - 1, total)
         if self._ended:
             raise KeyboardInterrupt
         return self._suites.returncode
 
     def end(self) -> None:
-        """End what was started."""
+        """End every process of this side. Nothing can be started after that."""
         with self._lock:
             self._ended = True
             for process in (self._worker, self._suites):

@@ -1,4 +1,4 @@
-"""The suites many times over, each time under another hash seed and in another order: the verdicts must be the same."""
+"""Run the suites many times, each time with another hash seed and in another order. The verdicts must be the same."""
 
 from __future__ import annotations
 
@@ -13,43 +13,49 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from harness.errors import UsageError
 from harness.files import write_whole
 from harness.gate.command import workers
 from harness.gate.scope import Scope
 from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
+from harness.progress import Progress, screen
+from harness.words import counted
 
 #: Seconds after which a run of the suites counts as hung: ten times what the whole suites take on two slow cores.
 LIMIT = 3000.0
 
+#: "ACC-01[full-rows]" -> verdict.
 Verdicts = dict[str, str]
 
 
 def soak(times: int, judged: Scope, rest: Sequence[str] = (), file: Path | None = None, limit: float = LIMIT) -> int:
-    """Run the suites `times` times, and tell after each what it judged otherwise than the first.
+    """Run the suites `times` times, and print after each run what it judged differently from the first.
 
-    rest: further words for pytest. file: gets {"runs": [{"seed", "seconds", "exit", "cases", "differs"}]} as JSON.
-    Returns 0 where all runs judged alike and 1 where two differ, or one hung or judged nothing; UsageError where the first
-    judged nothing.
+    - rest: further words for pytest.
+    - file: gets {"runs": [{"seed", "seconds", "exit", "cases", "differs"}]} as JSON.
+    - limit: seconds after which a run counts as hung.
+
+    Returns 0 if all runs judged alike; 1 if one judged differently, hung, or judged nothing. Raises UsageError if the first
+    run judged nothing.
     """
     if times < 2:
         raise UsageError(f"--times {times}: expected 2 or more, since the runs are compared with each other")
     if importlib.util.find_spec("random_order") is None:
-        raise UsageError("a soak shuffles the cases with pytest-random-order, which is missing: pip install it")
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+        raise UsageError(
+            "pytest-random-order, which shuffles the cases, is not installed; pip install pytest-random-order"
+        )
+    console = screen(markup=False, soft_wrap=True)
     runs: list[dict[str, Any]] = []
     first: Verdicts | None = None
     with tempfile.TemporaryDirectory() as directory:
         for seed in range(1, times + 1):
             report = Path(directory) / f"{seed}.json"
-            console.print(f"run {seed} of {times} ...", end="\r")
             began = time.monotonic()
-            code = _run(seed, judged, rest, report, limit)
+            with Progress(None, f"run {seed} of {times}"):
+                code = _run(seed, judged, rest, report, limit)
             found = verdicts(json.loads(report.read_text())) if report.is_file() else {}
             if first is None and code is not None and not found:
-                raise UsageError(f"the suites judged no case (exit code {code}); their last words are above")
+                raise UsageError(f"the suites judged no case (exit code {code}); the end of their output is above")
             first = found if first is None else first
             if code is None:
                 differs = [f"had not ended after {limit:g} s"]
@@ -59,17 +65,18 @@ def soak(times: int, judged: Scope, rest: Sequence[str] = (), file: Path | None 
                 differs = differences(first, found)
             seconds = round(time.monotonic() - began, 1)
             runs.append({"seed": seed, "seconds": seconds, "exit": code, "cases": len(found), "differs": differs})
-            words = "as the first" if seed > 1 and not differs else "; ".join(differs[:3])
-            console.print(f"run {seed:3d} of {times}  {seconds:6.1f} s  exit {code}  {len(found)} cases  {words}")
+            result = "same as the first" if seed > 1 and not differs else "; ".join(differs[:3])
+            cases = counted(len(found), "case")
+            console.print(f"run {seed:3d} of {times}  {seconds:6.1f} s  exit {code}  {cases}  {result}".rstrip())
             if file is not None:
                 write_whole(file, json.dumps({"schema_version": 1, "runs": runs}, indent=1) + "\n")
     unlike = sum(bool(run["differs"]) for run in runs)
-    console.print(f"{times} runs: {times - unlike} judged alike, {unlike} otherwise or hung")
+    console.print(f"{times} runs: {times - unlike} judged alike, {unlike} differently or hung")
     return 1 if unlike else 0
 
 
 def verdicts(report: dict[str, Any]) -> Verdicts:
-    """What a report says of each case: "ACC-01[full-rows]" -> verdict."""
+    """Return the verdict of each case of a JSON report."""
     return {
         f"{clause['id']}[{case['scenario']}]": case["verdict"]
         for clause in report["clauses"]
@@ -78,7 +85,7 @@ def verdicts(report: dict[str, Any]) -> Verdicts:
 
 
 def differences(first: Verdicts, found: Verdicts) -> list[str]:
-    """One sentence for each case that is judged otherwise, in the contract's order."""
+    """Return one sentence for each case with another verdict than in the first run, in the contract's order."""
     return [
         f"{case}: {found.get(case, 'not judged')}, {first.get(case, 'not judged')} in the first run"
         for case in {**first, **found}
@@ -87,7 +94,10 @@ def differences(first: Verdicts, found: Verdicts) -> list[str]:
 
 
 def _run(seed: int, judged: Scope, rest: Sequence[str], report: Path, limit: float) -> int | None:
-    """The exit code of one run, None where it had not ended in time. What it printed is shown where it could not run."""
+    """Run the suites once, and return the exit code; None if they were ended at the limit.
+
+    If they could not run, the end of their output is printed on stderr.
+    """
     words = [
         sys.executable, *SAFE_PATH, "-m", "pytest", *OUR_SETTINGS, str(SUITES), "-q", "-p", "no:cacheprovider",
         *judged.options(),

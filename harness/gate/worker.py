@@ -1,9 +1,10 @@
-"""The process in an environment that trains a gate's cells there, and says what its upstream looks like.
+"""The process that trains a gate's cells in an environment, and describes the upstream that is installed there.
 
     python -m harness.gate.worker DIRECTORY [PRELOAD]...
 
-It answers with a line of JSON to each task that comes as a line of JSON: first one that says that upstream is imported,
-or why not. A task that takes too long ends the process, with its stack on stderr; whoever started it starts another one.
+It reads tasks from stdin, one JSON object a line, and writes one line of JSON for each to stdout. Before the first task it
+writes whether upstream could be imported, and if not, why. A task that takes too long ends the process, with its stack on
+stderr; the gate then starts another process.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from harness.processes.imports import import_upstream
 from harness.spec import RunSpec
 from harness.trace import Trace
 
-#: Seconds that a task may take; the slowest takes 3 s on two busy cores.
+#: Seconds that a task may take. The slowest takes 3 s on two busy cores.
 LIMIT = 120
 
 
 def main(directory: Path, preloads: list[str]) -> None:
-    """Serve tasks until there are no more."""
-    # A crash of native code says where it was, on stderr, and not only with its status.
+    """Serve tasks until stdin is closed."""
+    # If native code crashes, its place is printed on stderr, not only its status.
     faulthandler.enable()
-    # What upstream prints must not get between the answers.
+    # What upstream prints on stdout goes to stderr, so that it does not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -60,30 +61,31 @@ def main(directory: Path, preloads: list[str]) -> None:
             faulthandler.cancel_dump_traceback_later()
 
 
-# ---- what can be asked ----
+# ---- the tasks ----
 
 
 def train(directory: Path, spec: dict[str, Any], into: str, subject: str, checkpoints: str | None = None) -> Any:
-    """Train a spec; keep the trace in DIRECTORY/into/trace and what the run wrote in DIRECTORY/into/run.
+    """Train a spec. The trace goes to DIRECTORY/into/trace, the run's files to DIRECTORY/into/run.
 
-    checkpoints: a run's directory, of which the checkpoint that the spec resumes from is handed over. Returns the reason
-    where the subject does not train such a spec.
+    - checkpoints: directory of a run that has the checkpoint from which the spec resumes; it is copied.
+
+    Returns {"unsupported": reason} if the subject does not train such a spec, else {}.
     """
-    judged, wanted = subjects.load(subject), RunSpec.from_json(spec)
-    if reason := judged.unsupported(wanted):
+    judged, run_spec = subjects.load(subject), RunSpec.from_json(spec)
+    if reason := judged.unsupported(run_spec):
         return {"unsupported": reason}
-    place = directory / into
-    shutil.rmtree(place, ignore_errors=True)
-    (place / "run").mkdir(parents=True)
-    if wanted.resume is not None and checkpoints is not None:
-        name = f"checkpoint-{wanted.resume.checkpoint}"
-        shutil.copytree(Path(checkpoints) / name, place / "run" / name)
-    judged.train(wanted, place / "run").save(place / "trace")
+    target = directory / into
+    shutil.rmtree(target, ignore_errors=True)
+    (target / "run").mkdir(parents=True)
+    if run_spec.resume is not None and checkpoints is not None:
+        name = f"checkpoint-{run_spec.resume.checkpoint}"
+        shutil.copytree(Path(checkpoints) / name, target / "run" / name)
+    judged.train(run_spec, target / "run").save(target / "trace")
     return {}
 
 
 def infer(directory: Path, trace: str, into: str) -> Any:
-    """Load the adapter of a trace's last checkpoint for inference, and keep what the model computes (its logits)."""
+    """Load the adapter of a trace's last checkpoint for inference, and write the logits to DIRECTORY/into."""
     from safetensors.torch import save_file
 
     from harness.laws.rebuilt import loaded, logits
@@ -94,27 +96,27 @@ def infer(directory: Path, trace: str, into: str) -> Any:
         return {"unsupported": "the run saved no adapter"}
     through = "from_pretrained" if run.spec.adapter.route == GET else "load_adapter"
     computed = logits(loaded(run, through), run.spec)
-    place = directory / into
-    place.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in computed.items()}, place / "logits.safetensors")
+    target = directory / into
+    target.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in computed.items()}, target / "logits.safetensors")
     return {}
 
 
 def inventory(directory: Path) -> Any:
-    """The environment's versions, and the signatures and defaults that a user's code depends on."""
+    """Return the environment's versions, and the signatures and defaults that users' code depends on."""
     from harness.gate.interface import interface
 
     return {"environment": describe(), "interface": interface()}
 
 
 def count(directory: Path, spec: dict[str, Any], subject: str) -> Any:
-    """What a step of a spec costs (`harness.throughput.counters`)."""
+    """Return what a step of a spec costs (`harness.throughput.counters`)."""
     import tempfile
 
     from harness.throughput import counters
 
-    with tempfile.TemporaryDirectory(dir=directory) as place:
-        return counters.count(subjects.load(subject), RunSpec.from_json(spec), Path(place)).to_json()
+    with tempfile.TemporaryDirectory(dir=directory) as temporary:
+        return counters.count(subjects.load(subject), RunSpec.from_json(spec), Path(temporary)).to_json()
 
 
 VERBS: dict[str, Callable[..., Any]] = {"train": train, "infer": infer, "inventory": inventory, "count": count}

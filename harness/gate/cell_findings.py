@@ -1,0 +1,149 @@
+"""Compare what two sides trained: which cells train, their numbers, and each other's checkpoints and adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from harness.gate import checkpoints, interface, numbers
+from harness.gate.cells import resumed_step
+from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, Finding
+from harness.gate.numbers import CHANGED, EQUAL, Parting
+from harness.gate.side import Side
+from harness.laws.equal import equal_runs
+from harness.spec import RunSpec
+from harness.tolerance import STACKS
+from harness.trace import Trace
+
+#: Name of a cell -> its spec.
+Specs = dict[str, RunSpec]
+
+
+def findings(baseline: Side, candidate: Side, specs: Specs, partings: dict[str, Parting]) -> Iterator[Finding]:
+    """Yield all findings about the cells, and about the interface of the two stacks. partings: of `partings`."""
+    yield from trained(baseline, candidate, specs)
+    yield from changed(baseline, candidate, partings)
+    yield from resumed(baseline, candidate, specs, partings)
+    yield from inferred(baseline, candidate, specs)
+    yield from checkpoints.files(_traces(baseline, specs), _traces(candidate, specs))
+    yield from interfaces(baseline, candidate)
+
+
+def partings(baseline: Side, candidate: Side, specs: Specs) -> dict[str, Parting]:
+    """Return how the numbers of each cell differ, for cells that both sides trained to the end."""
+    before, after = _traces(baseline, specs), _traces(candidate, specs)
+    return {
+        name: numbers.parting(before[name], after[name])
+        for name in specs
+        if name in before and name in after and not before[name].error and not after[name].error
+    }
+
+
+def saved_step(side: Side, cell: str) -> int | None:
+    """Return the step of the checkpoint from which a cell's run is resumed. None if the side saved no such checkpoint."""
+    trace = side.trace(f"cells/{cell}")
+    steps = [checkpoint.step for checkpoint in trace.checkpoints] if trace is not None else []
+    run = side.directory / "cells" / cell / "run"
+    saved = [step for step in steps if (run / f"checkpoint-{step}").is_dir()]
+    return resumed_step(saved) if saved else None
+
+
+def trained(baseline: Side, candidate: Side, specs: Specs) -> Iterator[Finding]:
+    """Yield a finding for each cell that only one side trains."""
+    for name in specs:
+        was, now = (_failure(side, f"cells/{name}") for side in (baseline, candidate))
+        if now and not was:
+            means = LOST if "not supported" in now else BROKEN
+            yield Finding("cell", name, means, f"trained before; now it {now}")
+        elif was and not now:
+            yield Finding("cell", name, FIXED, f"trains now; before, it {was}")
+
+
+def changed(baseline: Side, candidate: Side, partings: dict[str, Parting]) -> Iterator[Finding]:
+    """Yield a finding for each cell whose numbers differ. If the reference computes the new ones, they are a fix."""
+    for name, part in partings.items():
+        if part.kind == EQUAL:
+            continue
+        if part.kind != CHANGED:
+            yield Finding("numbers", name, NOTE, f"{part}; within the tolerance of {STACKS.name}", part.to_json())
+        elif _equals_reference(candidate, name):
+            yield Finding("numbers", name, FIXED, f"{part}; now as the reference computes it", part.to_json())
+        else:
+            yield Finding("numbers", name, BROKEN, str(part), part.to_json())
+
+
+def resumed(baseline: Side, candidate: Side, specs: Specs, partings: dict[str, Parting]) -> Iterator[Finding]:
+    """Yield a finding for each checkpoint from which the other side does not continue as its writer does."""
+    for writer, reader, way in _ways(baseline, candidate):
+        for name in specs:
+            whole, step = writer.trace(f"cells/{name}"), saved_step(writer, name)
+            if whole is None or step is None or whole.error:
+                continue
+            # If the reader cannot train the cell, or the writer cannot resume it, a clause or `trained` reports that.
+            own = writer.trace(f"resumed/{name}")
+            if _failure(reader, f"cells/{name}") or own is None:
+                continue
+            if not checkpoints.goes_on(own, whole, step, EQUAL).holds:
+                continue
+            kind = partings[name].kind if name in partings else CHANGED
+            across = reader.trace(f"across/{name}")
+            if across is None:
+                seen: tuple[str, ...] = (_failure(reader, f"across/{name}"),)
+            else:
+                seen = checkpoints.goes_on(across, whole, step, kind).seen
+            if seen:
+                says = f"checkpoint-{step} of the {writer.name}, resumed by the {reader.name} ({way}): {seen[0]}"
+                yield Finding("resume", name, BROKEN, says, {"way": way, "step": step, "seen": list(seen)})
+
+
+def inferred(baseline: Side, candidate: Side, specs: Specs) -> Iterator[Finding]:
+    """Yield a finding for each adapter that the other side does not load, or that computes other logits there."""
+    for writer, reader, way in _ways(baseline, candidate):
+        for name in specs:
+            own, loaded = writer.done.get(f"own/{name}"), reader.done.get(f"loaded/{name}")
+            if _failure(reader, f"cells/{name}") or own is None or loaded is None:
+                continue
+            if own["error"] or (own["data"] or {}).get("unsupported"):
+                continue
+            if loaded["error"]:
+                seen: tuple[str, ...] = (loaded["error"],)
+            else:
+                seen = checkpoints.computes(reader.directory / "loaded" / name, writer.directory / "own" / name).seen
+            if seen:
+                says = f"the {writer.name}'s adapter, loaded by the {reader.name} ({way}): {seen[0]}"
+                yield Finding("inference", name, BROKEN, says, {"way": way, "seen": list(seen)})
+
+
+def interfaces(baseline: Side, candidate: Side) -> Iterator[Finding]:
+    """Yield a finding for each signature or default that differs."""
+    before, after = (side.done.get("inventory", {}).get("data") for side in (baseline, candidate))
+    if before and after:
+        for change in interface.changes(before["interface"], after["interface"]):
+            yield Finding("interface", change.where, NOTE, str(change), dataclasses.asdict(change))
+
+
+def _ways(baseline: Side, candidate: Side) -> tuple[tuple[Side, Side, str], ...]:
+    """(writer, reader, way): an upgrade reads the baseline's files, a roll-back the candidate's."""
+    return (baseline, candidate, "upgrade"), (candidate, baseline, "roll-back")
+
+
+def _traces(side: Side, specs: Specs) -> dict[str, Trace]:
+    return {name: trace for name in specs if (trace := side.trace(f"cells/{name}")) is not None}
+
+
+def _failure(side: Side, task: str) -> str:
+    """Return why a task left no trace that can be compared. Empty if it left one."""
+    answer = side.done.get(task)
+    if answer is None:
+        return "was not asked"
+    if answer["error"]:
+        return str(answer["error"])
+    if reason := (answer.get("data") or {}).get("unsupported"):
+        return f"is not supported ({reason})"
+    trace = side.trace(task)
+    return f"ends with {trace.error}" if trace is not None and trace.error else ""
+
+
+def _equals_reference(side: Side, cell: str) -> bool:
+    reference, trace = side.trace(f"reference/{cell}"), side.trace(f"cells/{cell}")
+    return reference is not None and trace is not None and equal_runs(trace, reference, STACKS).holds
