@@ -1,4 +1,4 @@
-"""What groups of ranks share on a machine: who may go on, and who waits."""
+"""Locks between processes: who may go on, who waits, and what frees a lock."""
 
 import functools
 import select
@@ -20,7 +20,7 @@ import sys
 from harness.processes import gpu_locks
 from tests.test_gpu_locks import ON_GPUS
 
-gpu_locks.A_GPU = 1
+gpu_locks.GROUPS_PER_GPU = 1
 print("here", flush=True)
 with {hold}:
     print("held", flush=True)
@@ -30,12 +30,15 @@ with {hold}:
 
 @pytest.fixture
 def holder(tmp_path, monkeypatch):
-    """holder(hold): another process that is within that context manager, until its stdin is closed."""
+    """holder(hold): start another process that holds the context manager `hold` until its stdin is closed.
+
+    It prints "here" before it tries, and "held" once it has the lock.
+    """
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(gpu_locks.tempfile, "tempdir", None)
     monkeypatch.setenv(environment.GPUS, "0")
-    monkeypatch.setattr(gpu_locks, "A_GPU", 1)
+    monkeypatch.setattr(gpu_locks, "GROUPS_PER_GPU", 1)
     started = []
 
     def start(hold):
@@ -58,14 +61,14 @@ def holder(tmp_path, monkeypatch):
         pytest.param("gpu_locks.extensions()", gpu_locks.extensions, id="extensions"),
     ],
 )
-def test_another_waits_until_it_may(holder, hold, mine):
+def test_a_second_process_waits_until_the_lock_is_free(holder, hold, mine):
     with mine():
         other = holder(hold)
         assert not select.select([other.stdout], [], [], 0.3)[0]
     assert other.stdout.readline() == "held\n"
 
 
-def test_who_dies_gives_its_place_up(holder):
+def test_a_killed_process_frees_its_lock(holder):
     other = holder("gpu_locks.gpus(ON_GPUS)")
     assert other.stdout.readline() == "held\n"
     other.kill()
@@ -73,7 +76,7 @@ def test_who_dies_gives_its_place_up(holder):
         assert other.wait() < 0
 
 
-def test_on_a_cpu_nobody_waits(holder):
+def test_a_group_on_a_cpu_does_not_wait(holder):
     other = holder("gpu_locks.gpus(ON_GPUS)")
     assert other.stdout.readline() == "held\n"
     began = time.monotonic()
@@ -81,7 +84,7 @@ def test_on_a_cpu_nobody_waits(holder):
         assert time.monotonic() - began < 0.5
 
 
-def test_each_gpu_has_a_memory_of_its_own(holder, monkeypatch):
+def test_each_gpu_has_a_memory_lock_of_its_own(holder, monkeypatch):
     monkeypatch.setenv(environment.GPUS, "MIG-GPU-7af1/1/0,MIG-GPU-7af1/2/0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-GPU-7af1/1/0")
     other = holder("gpu_locks.memory()")
@@ -91,7 +94,7 @@ def test_each_gpu_has_a_memory_of_its_own(holder, monkeypatch):
         assert other.poll() is None
 
 
-def test_a_lock_that_was_left_behind_goes(holder, tmp_path):
+def test_a_lock_file_that_torch_left_over_is_removed(holder, tmp_path):
     lock = tmp_path / "extensions" / "py311" / "deepspeed_x" / "lock"
     lock.parent.mkdir(parents=True)
     for _ in range(2):

@@ -1,14 +1,15 @@
-"""Imported where ranks of DeepSpeed are forked from, and by each: what all of them would import (half a second), and that
-ranks on a CPU do without the extension that DeepSpeed compiles for them (a minute, and a compiler).
+"""Import what each rank of DeepSpeed on a CPU needs, and apply the patch that spares them a compiler.
 
-It sums over ranks on one machine in `inference_all_reduce` alone; in training they talk by torch.distributed, as on GPUs.
-deepspeed/comm/torch.py:TorchBackend.
+The fork server imports this module, so that its ranks share the imports (half a second each). A rank that torchrun started
+imports it itself.
 """
 
 import contextlib
 import importlib
 
-#: What DeepSpeed imports when its engine is made; not each release has each.
+from harness import patches
+
+#: What DeepSpeed imports when its engine is made. Not every release has each of them.
 MODULES = (
     "setuptools",
     "torch.utils.cpp_extension",
@@ -17,12 +18,9 @@ MODULES = (
     "deepspeed.runtime.zero.muon.muon_optimizer",
 )
 
-for module in MODULES:
+for module in (*MODULES, "deepspeed.comm.torch"):
+    # If a rank needs a module that cannot be imported, the rank reports the error.
     with contextlib.suppress(Exception):
         importlib.import_module(module)
 
-# What cannot be had here is told by the rank that needs it.
-with contextlib.suppress(ImportError):
-    # As an attribute of the package the name is torch's own.
-    backend = importlib.import_module("deepspeed.comm.torch")
-    vars(backend)["build_shm_op"] = lambda: None
+patches.apply()

@@ -1,4 +1,7 @@
-"""What workers, and the groups of ranks that they start, share on a machine: GPUs, and the cache of torch's extensions."""
+"""Locks between processes on one machine: which groups of ranks may use a GPU, and who may compile torch's extensions.
+
+Each lock is a file held by filelock, which uses flock: if a process dies, the kernel frees what it held.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,46 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
+
 from harness import environment
 
 if TYPE_CHECKING:
     from harness.spec import LaunchSpec
 
-#: Groups that may use a GPU at once. Ranks wait for each other in kernels that spin, each through all of the time that
-#: the GPU gives its process: of 12 groups on four H200s each took 5 s, of 56 a minute and more.
-A_GPU = 3
+#: Groups of ranks that may use one GPU at the same time. Ranks wait for each other in kernels that spin, and a spinning
+#: kernel uses up the time that the GPU gives its process. On four H200s (2026-11-27), 12 groups took 5 s each, and 56
+#: groups a minute and more each.
+GROUPS_PER_GPU = 3
 
 _TICK = 0.05
 
 
 @contextlib.contextmanager
 def gpus(launch: LaunchSpec) -> Iterator[None]:
-    """Within it a group may use GPUs: so many groups of all workers do as there are GPUs for, and the others wait."""
+    """Hold a place on the GPUs for one group of ranks. On a CPU nothing is held.
+
+    There are GROUPS_PER_GPU places for each GPU, shared by all workers of this user. Further groups wait.
+    """
     if launch.device != "cuda":
         yield
         return
-    with _any_of([_directory() / str(slot) for slot in range(A_GPU * len(environment.gpus()))]):
+    with _first_free([_directory() / str(place) for place in range(GROUPS_PER_GPU * len(environment.gpus()))]):
         yield
 
 
 @contextlib.contextmanager
 def memory() -> Iterator[None]:
-    """Within it this process may fill the GPU that it sees: of all workers there is only one on each GPU that may."""
-    with _any_of([_directory() / f"memory-{_file_name(os.environ.get('CUDA_VISIBLE_DEVICES', 'the-only-one'))}"]):
+    """Hold an exclusive lock on the visible GPU, for cases that need all of its memory."""
+    with _first_free([_directory() / f"memory-{_file_name(os.environ.get('CUDA_VISIBLE_DEVICES', 'the-only-one'))}"]):
         yield
 
 
 def _directory() -> Path:
-    """For files to lock: of this user, and of runs that see the same GPUs. Those of another container wait for nobody."""
+    """Return the directory of this user's lock files for the GPUs that are visible.
+
+    Its name has the GPUs in it, so that runs in another container, which sees other GPUs, do not wait for these.
+    """
     names = _file_name("-".join(environment.gpus()))
     directory = Path(tempfile.gettempdir()) / f"peft-harness-{os.getuid()}-gpus-{names}"
     directory.mkdir(exist_ok=True)
@@ -52,36 +64,32 @@ def _file_name(gpu: str) -> str:
 
 
 @contextlib.contextmanager
-def _any_of(files: list[Path]) -> Iterator[None]:
-    """Hold the first of these files that no one else does. The kernel gives up what a process held when it dies."""
-    import fcntl
-
+def _first_free(files: list[Path]) -> Iterator[None]:
+    """Lock the first of these files that nobody holds. If all are held, try again until one is free."""
     while True:
         for file in files:
-            with file.open("w") as mine:
-                try:
-                    fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
+            try:
+                lock = FileLock(file).acquire(timeout=0)
+            except Timeout:
+                continue
+            with lock:
                 yield
-                return
+            return
         time.sleep(_TICK)
 
 
 @contextlib.contextmanager
 def extensions() -> Iterator[None]:
-    """Have the cache of torch's extensions for oneself among all runs of the harness.
+    """Hold the cache of torch's compiled extensions, so that one run of the harness at a time compiles.
 
-    torch marks a directory in which it compiles, or looks whether it must, by a file named lock. One left by a process
-    that was killed would be waited for without end, so it goes: no other run compiles just now.
+    While torch compiles in a directory, or checks whether it must, it keeps a file named lock there. If that process is
+    killed, the file stays, and every later process waits for it for ever. No other run compiles now, so such files are
+    left over, and they are removed.
     """
-    import fcntl
-
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
     root = Path(chosen) if chosen else Path.home() / ".cache" / "torch_extensions"
     root.mkdir(parents=True, exist_ok=True)
-    with (root / "peft-harness.lock").open("w") as mine:
-        fcntl.flock(mine, fcntl.LOCK_EX)
-        for left in [*root.glob("*/deepspeed_*/lock"), *root.glob("deepspeed_*/lock")]:
-            left.unlink(missing_ok=True)
+    with FileLock(root / "peft-harness.lock"):
+        for left_over in [*root.glob("*/deepspeed_*/lock"), *root.glob("deepspeed_*/lock")]:
+            left_over.unlink(missing_ok=True)
         yield

@@ -10,6 +10,7 @@ of every other test suite in an environment where the harness is installed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from harness import contract, environment, paths, subjects
+from harness import contract, environment, patches, paths, subjects
 from harness.errors import UsageError
 from harness.processes.parent_watch import end_with_owner
 from harness.runs import drawn
@@ -65,6 +66,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Start ranks with torchrun, as users do. This is slower; by default ranks are forked.",
     )
     group.addoption(
+        "--unpatched",
+        action="store_true",
+        help="Leave upstream as it is, without the harness's patches for speed (harness/patches.py). This is slower.",
+    )
+    group.addoption(
         "--journal",
         default=None,
         metavar="FILE",
@@ -90,6 +96,11 @@ _Exit: Any = type("peft-harness", (pytest.exit.Exception,), {})
 def pytest_configure(config: pytest.Config) -> None:
     # Workers of xdist, and ranks, end with this process.
     end_with_owner()
+    if config.getoption("--unpatched"):
+        # Until the session ends: it may be one within another session's process.
+        unpatched = contextlib.ExitStack()
+        unpatched.enter_context(patches.off())
+        config.add_cleanup(unpatched.close)
     config.addinivalue_line("markers", "clause(id): the clause of the contract that a test judges")
     drawn.register_profiles(config.getoption("--hypothesis-profile", None))
     # Deprecations are for upstream's own tests. Clauses about warnings read them from Trace.warnings.
@@ -147,7 +158,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     state = config.stash[STATE]
     described = environment.describe(state.device)
     stack = ", ".join(f"{name} {version}" for name, version in described["versions"].items() if version)
-    return [f"judged: {state.subject} on {described['device']}", f"stack: {stack}"]
+    names = ", ".join(patches.names(state.device))
+    patched = f"patched for speed: {names}; --unpatched turns them off" if names else "patched for speed: nothing"
+    return [f"judged: {state.subject} on {described['device']}", f"stack: {stack}", patched]
 
 
 # ---- collection ----
@@ -322,7 +335,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     state.journal.close()
     state.effort.measured()
     if state.json is not None:
-        report.write_json(Path(state.json), state.cases, environment.describe(state.device))
+        described = environment.describe(state.device) | {"patches": patches.names(state.device)}
+        report.write_json(Path(state.json), state.cases, described)
     # 5 is pytest's code for no tests: the journal had all of them.
     if exitstatus in (0, 1, 5) and state.cases:
         session.exitstatus = max(report.exit_code(state.cases, state.named), exitstatus % 5)
