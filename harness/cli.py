@@ -31,6 +31,21 @@ Clauses = Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Judge t
 Preload = Annotated[list[str] | None, typer.Option(metavar="MODULE", help="Import this before upstream is used.")]
 
 
+def _leave_unpatched(unpatched: bool) -> None:
+    if unpatched:
+        from harness import patches
+
+        patches.turn_off()
+
+
+Unpatched = Annotated[
+    bool,
+    typer.Option(
+        "--unpatched", callback=_leave_unpatched, help="Leave upstream without the harness's patches for speed."
+    ),
+]
+
+
 def _judged(subject: str, device: str, clause: list[str] | None, preload: list[str] | None) -> Scope:
     from harness.gate.scope import Scope
 
@@ -63,6 +78,7 @@ def check(
     device: Device = "cpu",
     clause: Clauses = None,
     preload: Preload = None,
+    unpatched: Unpatched = False,
     with_: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,6 +111,7 @@ def soak(
     device: Device = "cpu",
     clause: Clauses = None,
     preload: Preload = None,
+    unpatched: Unpatched = False,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what each run took and judged as JSON.")
     ] = None,
@@ -114,6 +131,7 @@ def gate(
     device: Device = "cpu",
     clause: Clauses = None,
     preload: Preload = None,
+    unpatched: Unpatched = False,
     candidate_preload: Annotated[
         list[str] | None, typer.Option(metavar="MODULE", help="The candidate imports this before upstream, too.")
     ] = None,
@@ -143,6 +161,7 @@ def bisect(
     subject: Subject = "hf-trainer",
     device: Device = "cpu",
     preload: Preload = None,
+    unpatched: Unpatched = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the answer as JSON.")] = None,
 ) -> None:
     """Which release of which package broke a clause? 0 found, 2 could not run, 3 only a range is found."""
