@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from harness import environment
+from harness import environment, patches
 from harness.files import write_whole
 from harness.gate.environments import Environment
 from harness.gate.requirements import CURRENT
@@ -60,8 +60,11 @@ def cached_since(file: Path) -> str:
 
 
 def identity(*parts: Any) -> str:
-    """Return a hash that is equal for equal parts under the same code of the harness, the suites and the fixtures."""
-    return hashlib.sha256(f"{_code()} {parts!r}".encode()).hexdigest()[:16]
+    """Return a hash that is equal for equal parts under the same code of the harness, the suites and the fixtures.
+
+    Results of a patched stack are not reused for an unpatched one (`harness.patches`).
+    """
+    return hashlib.sha256(f"{_code()} {patches.names()} {parts!r}".encode()).hexdigest()[:16]
 
 
 @functools.cache
