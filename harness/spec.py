@@ -174,6 +174,11 @@ class LaunchSpec:
         """Whether the run needs `harness.processes.shims`: upstream has no FSDP without a GPU."""
         return self.strategy in ("fsdp1", "fsdp2") and self.device == "cpu"
 
+    @property
+    def deepspeed(self) -> bool:
+        """Whether DeepSpeed trains: the strategy is one of its ZeRO stages."""
+        return self.strategy.startswith("zero")
+
 
 @dataclass(frozen=True)
 class ResumeSpec:

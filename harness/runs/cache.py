@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import shutil
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import compat, subjects
+from harness import compat, patches, subjects
 from harness.processes import launch
 from harness.runs.damage import apply
 from harness.spec import RunSpec
@@ -81,8 +80,7 @@ class Runs:
             self._traces[key] = trace
         # accelerate calls gc.collect() at the start of each run. Frozen objects are not searched: without this, every
         # run would search all cached traces.
-        gc.collect()
-        gc.freeze()
+        patches.freeze()
         return trace
 
     def directory(self, name: str) -> Path:
