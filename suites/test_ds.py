@@ -9,7 +9,7 @@ from harness.laws import checkpoint, rank_files, resume, schedule, several
 from harness.runs.scenarios import LAUNCHES, TOGETHER, TOGETHER_SGD, cases, continued, over, spec_for, spread
 from harness.verdict import both, verdict
 
-ZERO = {name: spec for name, spec in LAUNCHES.items() if spec.launch.strategy.startswith("zero")}
+ZERO = {name: spec for name, spec in LAUNCHES.items() if spec.launch.deepspeed}
 BRIEF = TOGETHER.but(max_steps=2, gradient_accumulation_steps=None, save_strategy="no")
 
 

@@ -143,7 +143,7 @@ def equals_single(trace: Trace, single: Trace, within: Tolerance = RANKS) -> Ver
         if rows != expected:
             findings.append(f"step {ours.number}: the ranks trained rows {rows}, expected {expected}")
             break
-    if trace.spec.launch.strategy.startswith("zero"):
+    if trace.spec.launch.deepspeed:
         merged, single = _without_gradients(merged), _without_gradients(single)
     return both(verdict("the ranks train one process's rows", findings), equal_runs(merged, single, within))
 

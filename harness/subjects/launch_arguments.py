@@ -29,7 +29,7 @@ def unsupported(launch: LaunchSpec) -> str | None:
         raise UsageError(f"launch strategy {launch.strategy!r} is none of {', '.join(STRATEGIES)}")
     if not launch.several:
         return None if launch.ranks == 1 else f"strategy 'single' is one process, not {launch.ranks} ranks"
-    if launch.strategy.startswith("zero") and version("deepspeed") is None:
+    if launch.deepspeed and version("deepspeed") is None:
         return "deepspeed is not installed (pip install 'peft-harness[deepspeed]')"
     if launch.strategy == "loaded":
         import torch
@@ -62,7 +62,7 @@ def arguments(launch: LaunchSpec) -> dict[str, Any]:
         if launch.shimmed and launch.strategy == "fsdp1":
             config["sync_module_states"] = False  # accelerate looks for a GPU to sync them on
         return {"fsdp": True, "fsdp_config": {**config, **launch.options}}
-    if launch.strategy.startswith("zero"):
+    if launch.deepspeed:
         return {"deepspeed": _deepspeed(launch)}
     return {}
 
