@@ -279,8 +279,8 @@ class RunSpec:
         """
         if not isinstance(value, Mapping):
             raise UsageError(f"{where}: a run spec is a JSON object, this is {type(value).__name__}; see README.md")
-        value = _with_new_names(dict(value))
-        version = value.pop("schema_version", SCHEMA_VERSION)
+        body: dict[str, Any] = _with_new_names(value)
+        version = body.pop("schema_version", SCHEMA_VERSION)
         if not isinstance(version, int) or version > SCHEMA_VERSION:
             raise UsageError(
                 f"{where}: schema_version {version!r} is newer than {SCHEMA_VERSION}, the newest that this release of "
@@ -288,7 +288,7 @@ class RunSpec:
             )
         parts = {"model": ModelSpec, "adapter": AdapterSpec, "data": DataSpec, "launch": LaunchSpec}
         read: dict[str, Any] = {}
-        for name, part in value.items():
+        for name, part in body.items():
             if name in parts:
                 read[name] = _read(parts[name], part, f"{where}, {name}")
             elif name == "resume":

@@ -118,7 +118,8 @@ def to_report(sides: list[Side], outcome: Outcome, locks: dict[str, str]) -> dic
 
 def _environment(side: Side) -> dict[str, Any]:
     answer = side.done.get("inventory", {}).get("data") or {}
-    return answer.get("environment", {})
+    environment: dict[str, Any] = answer.get("environment", {})
+    return environment
 
 
 def markdown(sides: list[Side], outcome: Outcome) -> str:

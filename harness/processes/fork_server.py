@@ -192,7 +192,7 @@ def _fork(group: Group, rank: int, server: socket.socket, channel: socket.socket
     os.environ |= {"WORLD_SIZE": str(group.world_size), "LOCAL_WORLD_SIZE": str(group.world_size)}
 
     def connect() -> None:
-        from torch.distributed import TCPStore, barrier, init_process_group
+        from torch.distributed import TCPStore, barrier, init_process_group  # type: ignore[attr-defined]
 
         listening = {"is_master": True, "master_listen_fd": server.detach()} if rank == 0 else {"is_master": False}
         store = TCPStore("127.0.0.1", port, group.world_size, wait_for_workers=False, **listening)

@@ -187,6 +187,7 @@ class ForkServer:
         if isinstance(answer, UsageError):
             self.end()
             raise answer
+        assert isinstance(answer, Ended)
         return answer
 
     def end(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.fixtures.data import IGNORED
 from harness.real import instructions
 from harness.real.instructions import Encoded, Example
 from harness.spec import ARGUMENTS, AdapterSpec, DataSpec, LaunchSpec, ModelSpec, RunSpec
@@ -36,7 +37,7 @@ class Rows:
 
     @property
     def answer_tokens(self) -> int:
-        return sum(label != instructions.IGNORED for _, labels in self.encoded for label in labels[1:])
+        return sum(label != IGNORED for _, labels in self.encoded for label in labels[1:])
 
 
 def model_directory(path: str | Path) -> Path:

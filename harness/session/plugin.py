@@ -308,7 +308,8 @@ class _Collector:
         for name, value in report.user_properties:
             if name == _PROPERTY and report.when in ("setup", "call"):
                 self._ended(Case(**json.loads(str(value))))
-        if report.when == "???":  # xdist's word for a test whose worker died in it
+        when: str | None = report.when
+        if when == "???":  # xdist's word for a test whose worker died in it
             for case in self.state.journal.of(report.nodeid):
                 case.verdict = FAIL
                 case.evidence = {"expected": RUNS_TO_ITS_END, "seen": [_fate(report)]}

@@ -51,7 +51,8 @@ def _mixed(words: torch.Tensor) -> torch.Tensor:
 
 def _shifted(words: torch.Tensor, by: int) -> torch.Tensor:
     # torch shifts int64 with its sign; what comes in at the top must be zeros for the mixing to be a bijection.
-    return (words >> by) & (2 ** (64 - by) - 1)
+    shifted: torch.Tensor = (words >> by) & (2 ** (64 - by) - 1)
+    return shifted
 
 
 def _signed(value: int) -> int:

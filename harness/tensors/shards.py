@@ -110,8 +110,8 @@ def _by_rows(tensor: Any) -> bool:
 
 def _rows(tensor: Any, rank: int) -> int:
     """How many rows of a DTensor split by rows lie on a rank: chunks of one size, the last ones shorter or empty."""
-    total = tensor.shape[0]
-    chunk = -(-total // tensor.device_mesh.size())
+    total: int = tensor.shape[0]
+    chunk: int = -(-total // tensor.device_mesh.size())
     return max(0, min(chunk, total - rank * chunk))
 
 

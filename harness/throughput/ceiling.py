@@ -54,7 +54,7 @@ def _bandwidth(device: str) -> float:
 def _best(call: Callable[[], Any], device: str, repeats: int = 8) -> float:
     import torch
 
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     call()
     best = float("inf")
     for _ in range(repeats):

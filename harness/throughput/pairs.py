@@ -289,6 +289,6 @@ def _quadruple(timed: Pairs, index: int, pair: Sequence[Runner], steps: int) -> 
 
 def _steps(runners: list[tuple[Runner, Runner]], device: str) -> int:
     """Steps of a block."""
-    seconds = median(second for pair in runners for runner in pair for second in runner.block(5)["wall"])
+    seconds: float = median(second for pair in runners for runner in pair for second in runner.block(5)["wall"])
     fewest = 1 if host_is_ahead(runners[0][0].entrant.spec) else FEWEST_STEPS[device]
     return max(fewest, min(60, round(BLOCK[device] / max(seconds, 1e-4))))

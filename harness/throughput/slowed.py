@@ -7,6 +7,7 @@ long, so that it is that much slower whichever of the two the other waits for.
 
 import time
 from collections import deque
+from typing import Any
 
 import torch
 from transformers.trainer_callback import DefaultFlowCallback
@@ -18,7 +19,7 @@ _ended = 0.0
 _device: "_Device | None" = None
 
 
-def _on_step_end(self, args, state, control, **kwargs):
+def _on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
     global _ended, _device
     result = _original(self, args, state, control, **kwargs)
     # Where other work shares the core, a share of the wall time would be more than that of the step's own.
