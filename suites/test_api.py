@@ -1,5 +1,6 @@
 """API: how adapters are injected into a model, and how the Trainer treats such a model."""
 
+from typing import Any
 from unittest import mock
 
 import peft
@@ -192,7 +193,7 @@ def test_activating_an_adapter_before_one_is_added_is_refused(upstream, judge):
     judge(raises("set_adapter of a base model", ValueError, "No adapter loaded", lambda: base.set_adapter("default")))
 
 
-PROMPT = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
+PROMPT: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
 #: Configs that add_adapter refuses: the config, the exception, and words of its message.
 REFUSED = {
     "dict": (lambda: dict(LORA), TypeError, "should be an instance of PeftConfig"),

@@ -1,5 +1,7 @@
 """API: configs that ask for something they do not get. Refused if nothing is adapted, warned of if a part has no effect."""
 
+from typing import Any
+
 import peft
 import pytest
 import torch
@@ -45,7 +47,7 @@ def test_a_config_that_adapts_nothing_is_refused(spec, words, upstream, judge):
 
 # ---- a part of the config has no effect ----
 
-Q_PROJ = {"target_modules": ["q_proj"]}
+Q_PROJ: dict[str, Any] = {"target_modules": ["q_proj"]}
 #: Configs of which a part has no effect, and words of the warning.
 IDLE = {
     "exclude_modules": (given(**Q_PROJ, exclude_modules=["nowhere"]), "no modules were excluded"),

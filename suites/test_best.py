@@ -1,5 +1,7 @@
 """BEST: the best checkpoint, loaded at the end of training."""
 
+from typing import Any
+
 import pytest
 
 from harness.laws import best
@@ -32,7 +34,10 @@ HIGHEST = LOWEST.but(
     greater_is_better=True,
     metric_for_best_model="eval_loss",
 )
-BF16_ADAPTER = {"model": {"dtype": "bfloat16"}, "adapter": {"options": {"autocast_adapter_dtype": False}}}
+BF16_ADAPTER: dict[str, Any] = {
+    "model": {"dtype": "bfloat16"},
+    "adapter": {"options": {"autocast_adapter_dtype": False}},
+}
 
 
 def prompt_learning(peft_type, **config):

@@ -1,5 +1,7 @@
 """CB: callbacks: which events come when, with which arguments, and the state of callbacks."""
 
+from typing import Any
+
 import pytest
 
 from harness.laws import callbacks
@@ -16,7 +18,7 @@ SHORT_WINDOW = PLAIN.but(
     eval_strategy="epoch",
     save_strategy="epoch",
 )
-EVALUATED = {"data": {"eval_rows": 10}, "eval_strategy": "steps"}
+EVALUATED: dict[str, Any] = {"data": {"eval_rows": 10}, "eval_strategy": "steps"}
 ORDERED = {
     "short-window": SHORT_WINDOW,
     "two-epochs": SHORT_WINDOW.but(num_train_epochs=2, logging_strategy="epoch"),
@@ -138,7 +140,7 @@ def test_early_stopping_refuses_to_start_without(changes, upstream, tmp_path, ju
 def test_the_counter_of_a_resumed_run(kept, train, judge):
     changes = {"restore_callback_states_from_checkpoint": True} if kept else {}
     spec = FLAT.but(**changes)
-    judge(callbacks.stops_early(train(spec.resumed(4)), 3, before=train(spec), kept=kept))
+    judge(callbacks.stops_early(train(spec.resumed(4)), 3, before=train(spec), counter_restored=kept))
 
 
 @pytest.mark.clause("CB-03")

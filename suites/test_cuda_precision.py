@@ -1,5 +1,7 @@
 """Precision and determinism, as far as only a GPU shows them: gradient scaler, TF32, compiled kernels, generators."""
 
+from typing import Any
+
 import pytest
 from harness.suites.test_rng import determinism_undone
 
@@ -119,7 +121,10 @@ def test_full_determinism_makes_the_same_run_twice(spec, train, judge):
         judge(equal_runs(train(spec, again=True), train(spec)))
 
 
-CHECKPOINTING = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+CHECKPOINTING: dict[str, Any] = {
+    "activation_checkpointing": True,
+    "activation_checkpointing_kwargs": {"use_reentrant": False},
+}
 TWICE = {
     "fp16": BASES["float16-base"],
     "bf16": FP16.but(fp16=None, bf16=True),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from typing import Any
 
 import pytest
 from harness.fixtures import models
@@ -69,9 +70,12 @@ def test_generators_of_all_ranks_are_alike(trace, judge):
     judge(state_files.generators_alike(trace))
 
 
-REENTRANT = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}
+REENTRANT: dict[str, Any] = {
+    "activation_checkpointing": True,
+    "activation_checkpointing_kwargs": {"use_reentrant": True},
+}
 BY_ADD = DDP["ddp-2-add_adapter"]
-CHECKPOINTED = {
+CHECKPOINTED: dict[str, Any] = {
     "reentrant": TWO.but(**REENTRANT),
     "reentrant-find-unused-off": TWO.but(**REENTRANT, ddp_find_unused_parameters=False),
     "reentrant/add_adapter": BY_ADD.but(**REENTRANT),
@@ -141,8 +145,8 @@ def test_unlike_numbers_of_labels_leave_the_mean_over_all(trace, judge):
 
 #: Sixteen rows: four steps of two ranks with two rows each, or eight of one.
 SIXTEEN = PLAIN.but(data={"rows": 16}, lora={"lora_dropout": 0.0}, per_device_train_batch_size=2, max_steps=4)
-ON_TWO = {"launch": {"strategy": "ddp", "ranks": 2}}
-ON_ONE = {"launch": {"strategy": "single", "ranks": 1}}
+ON_TWO: dict[str, Any] = {"launch": {"strategy": "ddp", "ranks": 2}}
+ON_ONE: dict[str, Any] = {"launch": {"strategy": "single", "ranks": 1}}
 
 
 @pytest.mark.clause("DIST-11")

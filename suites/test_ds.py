@@ -1,6 +1,7 @@
 """DS: optimizer state, gradients and parameters partitioned by DeepSpeed (ZeRO stages 1, 2 and 3)."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.suites.test_fsdp import save_model
@@ -38,7 +39,7 @@ def test_loss_and_learning_rate_are_logged_as_of_all_ranks(trace, judge):
     judge(both(several.logged_mean(trace), schedule.logged_rates(several.whole_run(trace))))
 
 
-BEST = {
+BEST: dict[str, Any] = {
     "load_best_model_at_end": True,
     "eval_strategy": "steps",
     "eval_steps": 2,

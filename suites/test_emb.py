@@ -1,6 +1,7 @@
 """EMB: embedding and output layers: when they are looked up at the hub, saved, tied and trained."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_offline_nothing_is_asked_and_each_save_warns(spec, train, judge):
     with hub.standing_in(answer=True, offline=True) as asked:
         trace = train(spec, again=True)
     silent = same("lookups", asked.lookups, [])
-    judge(both(silent, embeddings.told(trace, ASSUMED, SAVES), embeddings.tensors_saved(trace, tensor_shapes.lora())))
+    judge(both(silent, embeddings.warned(trace, ASSUMED, SAVES), embeddings.tensors_saved(trace, tensor_shapes.lora())))
 
 
 @pytest.mark.clause("EMB-02")
@@ -91,8 +92,8 @@ def test_offline_nothing_is_asked_and_each_save_warns(spec, train, judge):
 def test_a_failing_network_costs_a_warning_and_not_the_run(spec, train, judge):
     with hub.standing_in(answer=ConnectionError("no route to host")):
         trace = train(spec, again=True)
-    why = embeddings.told(trace, "no route to host", SAVES)
-    judge(both(why, embeddings.told(trace, ASSUMED, SAVES), embeddings.tensors_saved(trace, tensor_shapes.lora())))
+    why = embeddings.warned(trace, "no route to host", SAVES)
+    judge(both(why, embeddings.warned(trace, ASSUMED, SAVES), embeddings.tensors_saved(trace, tensor_shapes.lora())))
 
 
 # ---- resized embeddings ----
@@ -137,11 +138,14 @@ def test_resized_embeddings_of_a_built_base_are_saved_whole(trace, judge):
 
 # ---- adapted embeddings ----
 
-LORA_OF_EMBEDDINGS = {
+LORA_OF_EMBEDDINGS: dict[str, Any] = {
     f"{tensor_shapes.EMBEDDINGS}.lora_embedding_A": [8, 256],
     f"{tensor_shapes.EMBEDDINGS}.lora_embedding_B": [64, 8],
 }
-LORA_OF_HEAD = {f"{tensor_shapes.HEAD}.lora_A.weight": [8, 64], f"{tensor_shapes.HEAD}.lora_B.weight": [256, 8]}
+LORA_OF_HEAD: dict[str, Any] = {
+    f"{tensor_shapes.HEAD}.lora_A.weight": [8, 64],
+    f"{tensor_shapes.HEAD}.lora_B.weight": [256, 8],
+}
 #: target_modules, and which of the two layers they name.
 TARGETS = {
     "both": (["q_proj", "v_proj", "embed_tokens", "lm_head"], (EMBEDDINGS, HEAD)),
@@ -171,7 +175,7 @@ def test_an_adapted_embedding_is_saved_with_its_base_weight(spec, layers, train,
         both(
             embeddings.tensors_saved(trace, {**tensor_shapes.lora(), **own, **whole}),
             embeddings.saved_whole(trace, whole),
-            embeddings.moved(trace, trained=own, kept=whole),
+            embeddings.moved(trace, trained=own, frozen=whole),
         )
     )
 
@@ -187,7 +191,7 @@ def test_a_plain_lora_leaves_tied_embeddings_alone(trace, judge):
     judge(
         both(
             embeddings.tied(trace, EMBEDDINGS, HEAD),
-            embeddings.moved(trace, kept=(EMBEDDINGS, HEAD)),
+            embeddings.moved(trace, frozen=(EMBEDDINGS, HEAD)),
             embeddings.tensors_saved(trace, tensor_shapes.lora()),
         )
     )
@@ -208,7 +212,9 @@ def test_saving_the_output_layer_trains_it_apart_from_the_embedding(trace, judge
 def trained_alone(trace, one, other):
     original = one.replace(".weight", ".original_module.weight")
     saved = {**tensor_shapes.lora(), one: [256, 64]}
-    return both(embeddings.moved(trace, trained=(one,), kept=(other, original)), embeddings.tensors_saved(trace, saved))
+    return both(
+        embeddings.moved(trace, trained=(one,), frozen=(other, original)), embeddings.tensors_saved(trace, saved)
+    )
 
 
 @pytest.mark.clause("EMB-06")
@@ -277,7 +283,7 @@ TOKENS = SAVED.but(lora={"trainable_token_indices": ROWS}, max_steps=10, save_st
 @pytest.mark.clause("EMB-07")
 @over(by_route({"untied": TOKENS}))
 def test_chosen_rows_alone_are_trained_and_saved(trace, judge):
-    judge(both(rows_alone(trace), embeddings.moved(trace, kept=(HEAD,))))
+    judge(both(rows_alone(trace), embeddings.moved(trace, frozen=(HEAD,))))
 
 
 @pytest.mark.clause("EMB-07")
@@ -294,6 +300,6 @@ def test_chosen_rows_of_tied_layers_are_trained_as_one(trace, judge):
 def rows_alone(trace):
     embedding = f"{tensor_shapes.EMBEDDINGS}.token_adapter.weight"
     return both(
-        embeddings.moved(trace, trained=(DELTA,), kept=(embedding,)),
+        embeddings.moved(trace, trained=(DELTA,), frozen=(embedding,)),
         embeddings.tensors_saved(trace, {**tensor_shapes.lora(), DELTA: [len(ROWS), 64]}),
     )

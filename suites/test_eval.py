@@ -1,5 +1,7 @@
 """EVAL: what an evaluation reports, and what it leaves behind."""
 
+from typing import Any
+
 import pytest
 from harness.fixtures import data, metrics
 
@@ -24,10 +26,13 @@ NO_TASK_TYPE = RAGGED.but(lora={"task_type": None}, trainer=COUNTS)
 #: A metric that is not reported.
 MISSING = SAVED.but(metric_for_best_model="accuracy")
 
-GPT2 = {"model": {"family": "gpt2"}, "lora": {"target_modules": ["c_attn"]}}
-CHECKPOINTING = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+GPT2: dict[str, Any] = {"model": {"family": "gpt2"}, "lora": {"target_modules": ["c_attn"]}}
+CHECKPOINTING: dict[str, Any] = {
+    "activation_checkpointing": True,
+    "activation_checkpointing_kwargs": {"use_reentrant": False},
+}
 #: Two steps an epoch.
-EACH_EPOCH = {"data": {"rows": 8}, "eval_strategy": "epoch", "eval_steps": None}
+EACH_EPOCH: dict[str, Any] = {"data": {"rows": 8}, "eval_strategy": "epoch", "eval_steps": None}
 
 
 # ---- eval_loss ----

@@ -1,5 +1,7 @@
 """FRZ: what is trained besides A and B: biases, copies of modules, magnitudes, parameters unfrozen by hand."""
 
+from typing import Any
+
 import pytest
 from harness.fixtures import models, tensor_shapes
 from harness.fixtures.models import FAMILIES
@@ -95,7 +97,7 @@ def test_a_copy_of_the_module_is_trained_and_saved(trace, judge):
     judge(
         both(
             frozen.groups_hold(trace, WITH_HEAD),
-            embeddings.moved(trace, trained=[HEAD], kept=[f"{tensor_shapes.HEAD}.original_module.weight"]),
+            embeddings.moved(trace, trained=[HEAD], frozen=[f"{tensor_shapes.HEAD}.original_module.weight"]),
             embeddings.tensors_saved(trace, WITH_HEAD),
             same("keys of the copy in the adapter file", keys, {f"base_model.model.{HEAD}"}),
         )
@@ -141,7 +143,7 @@ def test_a_parameter_unfrozen_by_hand_is_saved(spec, upstream, tmp_path, judge):
 
 # ---- DoRA ----
 
-MAGNITUDES = {
+MAGNITUDES: dict[str, Any] = {
     f"{path}.lora_magnitude_vector": [outputs]
     for path, (outputs, _) in tensor_shapes.linears().items()
     if path.endswith(("q_proj", "v_proj"))

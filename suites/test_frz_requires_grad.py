@@ -1,6 +1,7 @@
 """FRZ: which parameters require gradients after adapters were disabled, switched, added or loaded."""
 
 import contextlib
+from typing import Any
 
 import peft
 import pytest
@@ -16,7 +17,7 @@ from harness.verdict import both
 
 HEAD = f"{tensor_shapes.HEAD}.weight"
 DELTA = f"{tensor_shapes.EMBEDDINGS}.token_adapter.trainable_tokens_delta"
-GPT2 = {"target_modules": ["c_attn"]}
+GPT2: dict[str, Any] = {"target_modules": ["c_attn"]}
 
 #: A spec for each kind of adapter, and the parameters that it trains.
 KINDS = {

@@ -1,6 +1,7 @@
 """FRZ: which modules are adapted."""
 
 import re
+from typing import Any
 
 import pytest
 from harness.fixtures import models, tensor_shapes
@@ -107,7 +108,7 @@ def test_a_second_adapter_sits_on_the_same_modules(spec, upstream, judge):
 # ---- the head of the task ----
 
 LLAMA_CLASSIFIER = "llama-classifier"
-SEQ_CLS = {"target_modules": "all-linear", "task_type": "SEQ_CLS"}
+SEQ_CLS: dict[str, Any] = {"target_modules": "all-linear", "task_type": "SEQ_CLS"}
 HEADS = {
     "bert": (given("bert-classifier", **SEQ_CLS), {*lora_of(BERT), "classifier.weight", "classifier.bias"}),
     "llama": (given(LLAMA_CLASSIFIER, **SEQ_CLS), {*lora_of(LLAMA), "score.weight"}),

@@ -4,6 +4,7 @@ Without a GPU these runs need the shims of harness/processes/shims.py, and their
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.fixtures import models, tensor_shapes
@@ -19,7 +20,7 @@ FSDP = {name: spec for name, spec in LAUNCHES.items() if spec.launch.strategy.st
 V1, V2 = FSDP["fsdp1-2"], FSDP["fsdp2-2"]
 SHARDED = {name: FSDP[name] for name in ("fsdp2-2-sharded", "fsdp1-2-sharded")}
 FULL = {name: spec for name, spec in FSDP.items() if name not in SHARDED}
-BRIEF = {"max_steps": 2, "gradient_accumulation_steps": None, "save_strategy": "no"}
+BRIEF: dict[str, Any] = {"max_steps": 2, "gradient_accumulation_steps": None, "save_strategy": "no"}
 
 
 # ---- what it is set up with ----
@@ -186,7 +187,7 @@ def test_without_a_gpu_it_is_sharded_or_refused(spec, strategy, train, runs, jud
     judge(resume.refused(trace) if trace.error else sharding.sharded(trace, strategy))
 
 
-BF16 = {"model": {"dtype": "bfloat16"}, "adapter": {"options": {"autocast_adapter_dtype": False}}}
+BF16: dict[str, Any] = {"model": {"dtype": "bfloat16"}, "adapter": {"options": {"autocast_adapter_dtype": False}}}
 
 
 @pytest.mark.clause("FSDP-11")
@@ -242,7 +243,7 @@ def test_a_sharded_run_is_that_of_one_process(spec, train, judge):
 
 
 #: Two windows of two micro-batches. Within a window, nothing makes the ranks wait for each other.
-UNHURRIED = {"max_steps": 2, "save_strategy": "no"}
+UNHURRIED: dict[str, Any] = {"max_steps": 2, "save_strategy": "no"}
 
 
 def late(spec, rank):
@@ -380,7 +381,7 @@ def test_without_fsdp_its_checkpoint_is_refused(spec, train, judge):
 
 
 REFUSED = spread(TOGETHER.but(**BRIEF), "fsdp2")
-BEST = {
+BEST: dict[str, Any] = {
     "load_best_model_at_end": True,
     "eval_strategy": "steps",
     "eval_steps": 2,

@@ -1,5 +1,7 @@
 """HPO: hyperparameter_search with optuna, over a model whose adapters model_init injects."""
 
+from typing import Any
+
 import pytest
 from harness.fixtures import models
 
@@ -12,8 +14,8 @@ from harness.verdict import both, raises, same
 
 #: Four steps, evaluated after the second and the last.
 SHORT = PLAIN.but(max_steps=4, data={"rows": 16, "eval_rows": 8}, eval_strategy="steps", eval_steps=2)
-RATES = {"learning_rate": [1e-3, 3e-2, 2e-2]}
-RANKS = {"r": [2, 8, 4]}
+RATES: dict[str, Any] = {"learning_rate": [1e-3, 3e-2, 2e-2]}
+RANKS: dict[str, Any] = {"r": [2, 8, 4]}
 
 
 @pytest.fixture(scope="module")

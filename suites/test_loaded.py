@@ -4,6 +4,7 @@ transformers keeps these adapters equal on all ranks. accelerate wraps nothing.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.suites.test_dist import start_from_own_adapter
@@ -16,7 +17,7 @@ from harness.verdict import both
 
 LOADED = LAUNCHES["loaded-2"]
 BY_ADD = LOADED.but(adapter={"route": ADD}, save_strategy="no", save_only_model=None)
-BRIEF = {"max_steps": 2, "save_strategy": "no", "save_only_model": None}
+BRIEF: dict[str, Any] = {"max_steps": 2, "save_strategy": "no", "save_only_model": None}
 BOTH = {"loaded-2": LOADED, "loaded-2/add_adapter": BY_ADD}
 
 

@@ -1,6 +1,7 @@
 """LOG: what is logged: log_history, TensorBoard, the console."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from harness.runs.scenarios import PLAIN, SCENARIOS, by_route, cases, over
 from harness.verdict import same
 
 SHORT = PLAIN.but(max_steps=7)
-EVALUATED = {"data": {"eval_rows": 10}, "eval_strategy": "steps", "eval_steps": 5}
+EVALUATED: dict[str, Any] = {"data": {"eval_rows": 10}, "eval_strategy": "steps", "eval_steps": 5}
 LOGGED = {
     "each-third-step": SHORT.but(logging_steps=3),
     "first-step": SHORT.but(logging_steps=3, logging_first_step=True),

@@ -1,9 +1,12 @@
 """LOSS: which loss is minimised, and by what it is divided."""
 
+from typing import Any
+
 import pytest
 import torch
 from harness.fixtures.plain_loss import every_third_ignored, mean_loss_trainer
 
+from harness import compat
 from harness.laws import loss
 from harness.laws.equal import equal_runs
 from harness.laws.recompute import BATCHES, GIVEN
@@ -13,7 +16,7 @@ from harness.subjects.hf_trainer import HFTrainer, recorded_warnings
 from harness.tolerance import ORACLE
 from harness.verdict import both, same, verdict
 
-PROMPT = {"peft_type": "PROMPT_TUNING", "config": {"num_virtual_tokens": 4, "task_type": "CAUSAL_LM"}}
+PROMPT: dict[str, Any] = {"peft_type": "PROMPT_TUNING", "config": {"num_virtual_tokens": 4, "task_type": "CAUSAL_LM"}}
 SMOOTHED = STILL_RAGGED.but(label_smoothing_factor=0.1, gradient_accumulation_steps=None)
 CLASSIFIER = PLAIN.but(
     model={"family": "bert-classifier"},
@@ -60,8 +63,8 @@ def test_a_normalised_loss_is_not_divided_again(trace, judge):
 @pytest.mark.clause("LOSS-03")
 @cases(by_route({"batch-mean": STILL_SHORT_WINDOW}))
 def test_a_batch_mean_is_divided_once_by_the_micro_batches_of_its_window(spec, upstream, runs, judge):
-    if not hasattr(upstream.trainer_class, "loss_is_scaled_for_ga"):
-        pytest.skip("this transformers has no Trainer.loss_is_scaled_for_ga")
+    if reason := compat.missing_loss_switch(upstream.trainer_class):
+        pytest.skip(reason)
     trace = runs.train(spec, HFTrainer(mean_loss_trainer()))
     judge(loss.window_mean(trace, BATCHES))
 

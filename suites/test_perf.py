@@ -1,6 +1,7 @@
 """PERF: what a step costs: counted on any machine, and timed with --timed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,10 @@ from harness.throughput import counters, pairs
 
 #: More rows than the counted steps need, since a step at the end of an epoch has other costs.
 COUNTED = PLAIN.but(logging_steps=500, data={"rows": 160})
-CHECKPOINTED = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+CHECKPOINTED: dict[str, Any] = {
+    "activation_checkpointing": True,
+    "activation_checkpointing_kwargs": {"use_reentrant": False},
+}
 STEPS = by_route(
     {
         "plain": COUNTED,

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from harness.subjects.hf_trainer import inject, recorded_warnings
 from harness.verdict import both, raises, same
 
 #: QLoRA as it is usually set up, saved every two steps.
-NF4 = {"quantization": "nf4", "prepare_for_kbit": True}
+NF4: dict[str, Any] = {"quantization": "nf4", "prepare_for_kbit": True}
 QLORA = PLAIN.but(model=NF4, activation_checkpointing=True, max_steps=4)
 SAVED = continued(QLORA, 2).first_leg()
 #: The shortest run that shows which tensors there are.

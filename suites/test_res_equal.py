@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from typing import Any
 
 import pytest
 from harness.fixtures import models
@@ -63,7 +64,7 @@ CONFIGURATIONS = {
 #: Runs in which the order of rows, or the random numbers, differ between the first epoch and later ones.
 BY_POSITION = ("unseedable-sampler", "group-by-length", "iterable")
 EVALUATED = SHORT.but(data={"rows": 16, "eval_rows": 4}, eval_strategy="epoch")
-SAVED_BY_EPOCH = {"save_strategy": "epoch"}
+SAVED_BY_EPOCH: dict[str, Any] = {"save_strategy": "epoch"}
 
 
 @pytest.mark.clause("RES-01")

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -95,7 +96,7 @@ def test_the_order_does_not_depend_on_the_global_generator(upstream, tmp_path, j
 
 
 NO_DROPOUT = SHORT.but(lora={"lora_dropout": 0.0})
-EVALUATED = {"data": {"rows": 16, "eval_rows": 4}, "eval_strategy": "steps", "eval_steps": 2}
+EVALUATED: dict[str, Any] = {"data": {"rows": 16, "eval_rows": 4}, "eval_strategy": "steps", "eval_steps": 2}
 
 
 @pytest.mark.clause("RNG-03")

@@ -59,7 +59,7 @@ STILL_RAGGED = STILL.but(data=RAGGED, gradient_accumulation_steps=2)
 STILL_SHORT_WINDOW = STILL_RAGGED.but(gradient_accumulation_steps=3)
 
 #: Fields of a LoraConfig whose lora_B does not start at zero, so that lora_A has a gradient at the first step, too.
-RANDOM_B = {"init_lora_weights": False}
+RANDOM_B: dict[str, Any] = {"init_lora_weights": False}
 
 
 def by_route(scenarios: dict[str, RunSpec]) -> dict[str, RunSpec]:
