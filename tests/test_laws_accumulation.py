@@ -65,7 +65,7 @@ def _short(trace):
         (_rows, "step 1: trained rows [0, 1, 2, 6, 4, 5], expected [0, 1, 2, 3, 4, 5]"),
         (_loss, "step 3: logged loss"),
         (_adapter, f"adapter at the end: {A} differs by 0.1"),
-        (_short, "2 optimizer steps, 3 with large batches"),
+        (_short, "2 optimizer steps, expected 3, as with large batches"),
     ],
 )
 def test_another_split_that_trains_otherwise_is_seen(change, words):

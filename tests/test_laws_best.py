@@ -89,7 +89,9 @@ def test_a_run_that_failed_or_was_not_evaluated_does_not_hold(tmp_path):
 
 def test_one_more_evaluation():
     assert best.evaluates_to_best(5.1, 5.1, LOSSES).holds
-    assert best.evaluates_to_best(5.2, 5.1, LOSSES).seen == ("it returns 5.2, best_metric is 5.1 of steps [4]",)
+    assert best.evaluates_to_best(5.2, 5.1, LOSSES).seen == (
+        "after training it returns 5.2, expected best_metric 5.1 of steps [4]",
+    )
     assert best.evaluates_to_best(5.1, None, LOSSES).outcome == NOT_COMPARABLE
     assert best.evaluates_to_best(5.1, 5.1, {2: 5.1, 4: 5.1}).outcome == NOT_COMPARABLE
 

@@ -123,7 +123,9 @@ def test_a_resumed_run_counts_from_zero_or_goes_on():
     resumed = stopped(10, [], STOPPING.resumed(4))
     resumed.evaluations = [Evaluation(step, [], {"eval_loss": 5.0}) for step in (6, 8, 10)]
     assert callbacks.stops_early(resumed, 3, before=whole).holds
-    assert "the last step is 10, expected 8" in words(callbacks.stops_early(resumed, 3, before=whole, kept=True))
+    assert "the last step is 10, expected 8" in words(
+        callbacks.stops_early(resumed, 3, before=whole, counter_restored=True)
+    )
 
 
 def checkpoint(step, states):

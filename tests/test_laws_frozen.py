@@ -129,7 +129,7 @@ def _nothing_trainable(trace):
         ("quantized_base_frozen", _no_quant_map, f"{BASE}.quant_map was not observed"),
         ("optimizer_holds_trainables", _base_in_the_optimizer, f"{BASE} is in a group but does not require gradients"),
         ("optimizer_holds_trainables", _forgotten, f"{B} requires gradients but is in no group"),
-        ("optimizer_holds_trainables", _twice, f"{A} is held 2 times"),
+        ("optimizer_holds_trainables", _twice, f"{A} is in groups 2 times, expected once"),
         ("groups_hold", _base_in_the_optimizer, f"group 0: {BASE} is in it, unexpected"),
         ("groups_hold", _no_decay, f"group 0: no {B}"),
         ("groups_hold", _no_decay, f"group 1: {B} is in it, unexpected"),

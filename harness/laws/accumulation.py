@@ -1,4 +1,4 @@
-"""Gradient accumulation: windows of micro-batches, each of which makes one optimizer step."""
+"""Gradient accumulation: a window of micro-batches makes one optimizer step."""
 
 from __future__ import annotations
 
@@ -17,58 +17,63 @@ from harness.verdict import Verdict, both, verdict
 
 
 def noise(spec: RunSpec) -> Tolerance:
-    """How far two splits of the same rows may part under the optimizer of a spec."""
+    """Return how far two splits of the same rows into micro-batches may differ, with the optimizer of a spec."""
     return ACCUMULATION if spec.arguments.get("optim") == "sgd" else ACCUMULATION_ADAPTIVE
 
 
 def same_split(small: Trace, large: Trace) -> Verdict:
-    """A run with small batches accumulated is the run with large ones: rows, gradients, logged losses, adapter."""
-    expected, within = "each step trains the same rows, and its gradient is that of the large batch", noise(small.spec)
+    """Check that accumulated small batches train as large ones do: same rows, gradients, logged losses and adapter.
+
+    - small: the run that accumulates.
+    - large: the run over the same rows, with a batch as large as a window of `small`.
+    """
+    statement, within = "each step trains the same rows, and its gradient is that of the large batch", noise(small.spec)
     findings = []
     if len(small.steps) != len(large.steps):
-        findings.append(f"{len(small.steps)} optimizer steps, {len(large.steps)} with large batches")
+        findings.append(f"{len(small.steps)} optimizer steps, expected {len(large.steps)}, as with large batches")
     for ours, theirs in zip(small.steps, large.steps, strict=False):
-        rows, wanted = [[row for batch in step.batches for row in batch.rows] for step in (ours, theirs)]
-        if rows != wanted:
-            findings.append(f"step {ours.number}: trained rows {rows}, expected {wanted}")
+        rows, expected = [[row for batch in step.batches for row in batch.rows] for step in (ours, theirs)]
+        if rows != expected:
+            findings.append(f"step {ours.number}: trained rows {rows}, expected {expected}")
         if differences(ours.gradients, theirs.gradients, within.gradient, ""):
             factor = scale(ours.gradients, theirs.gradients)
             if factor is not None and not math.isclose(factor, 1, rel_tol=1e-3):
                 findings.append(f"step {ours.number}: the gradient is {factor:.4g} times that of the large batch")
-    # Two roundings of nearly the same loss may be one whole digit apart.
+    # If two nearly equal losses are rounded, they may differ by one unit of the last digit.
     within = dataclasses.replace(within, loss=within.loss + 2 * min(logged_rounding(small), logged_rounding(large)))
-    return both(verdict(expected, findings[:3]), equal_runs(small, large, within))
+    return both(verdict(statement, findings[:3]), equal_runs(small, large, within))
 
 
 def rows_reversed(spec: RunSpec) -> RunSpec:
-    """The spec over the same rows, stored so that each window of the first epoch meets its own rows in reverse."""
+    """Return the spec with its rows stored in another order: each window of the first epoch has its rows in reverse."""
     planned, order = plan(spec), epoch_order(spec, 0)
     stored, start = list(range(spec.data.rows)), 0
     for number in range(1, len(planned.windows) + 1):
         rows = order[start : start + sum(planned.row_counts(number))]
-        for place, row in zip(rows, reversed(rows), strict=True):
-            stored[place] = row
+        for index, row in zip(rows, reversed(rows), strict=True):
+            stored[index] = row
         start += len(rows)
     return spec.but(data={"order": tuple(stored)})
 
 
 def same_windows(reordered: Trace, plain: Trace) -> Verdict:
-    """Each window of the first epoch has the same rows in both runs, in whatever order, and the same gradient.
+    """Check that each window of the first epoch has the same rows in both runs, in any order, and the same gradient.
 
-    reordered: of a spec whose `data.order` says where each row comes from.
+    - reordered: a run of `rows_reversed(spec)`. Its `data.order` says where each row comes from.
+    - plain: the run of `spec`.
     """
-    expected = "the order of a window's rows, and which micro-batch has which, does not change its gradient"
+    statement = "the order of a window's rows, and which micro-batch has which, does not change its gradient"
     findings = incomplete(reordered) + [f"(rows as they were) {one}" for one in incomplete(plain)]
-    # Another epoch shuffles other rows into a window.
+    # Only the first epoch: later ones shuffle other rows into a window.
     pairs = list(zip(reordered.steps, plain.steps, strict=False))[: len(plan(plain.spec).windows)]
     source, within = reordered.spec.data.order, noise(plain.spec)
     for ours, theirs in pairs:
-        rows, wanted = (
+        rows, expected = (
             sorted(source[row] for batch in ours.batches for row in batch.rows),
             sorted(row for batch in theirs.batches for row in batch.rows),
         )
-        if rows != wanted:
-            findings.append(f"step {ours.number}: trained rows {rows}, expected {wanted}")
+        if rows != expected:
+            findings.append(f"step {ours.number}: trained rows {rows}, expected {expected}")
             break
         findings += differences(ours.gradients, theirs.gradients, within.gradient, f"step {ours.number}: gradient of")
     moved = [
@@ -78,11 +83,14 @@ def same_windows(reordered: Trace, plain: Trace) -> Verdict:
     ]
     if not findings and not moved:
         findings.append("no window met its rows in another order, so nothing was compared")
-    return verdict(expected, findings, windows_reordered=len(moved))
+    return verdict(statement, findings, windows_reordered=len(moved))
 
 
 def draws_differ(small: Trace, large: Trace) -> Verdict:
-    """With dropout, another split of the same rows is another run: the first gradients differ, beyond noise."""
+    """Check that with dropout another split of the same rows changes the first gradient by more than noise.
+
+    Each micro-batch must draw a dropout mask of its own.
+    """
     findings = incomplete(small) + [f"(large batches) {one}" for one in incomplete(large)]
     if not findings:
         ours, theirs = small.steps[0].gradients, large.steps[0].gradients
@@ -92,12 +100,15 @@ def draws_differ(small: Trace, large: Trace) -> Verdict:
 
 
 def windows(trace: Trace) -> Verdict:
-    """Each optimizer step has the micro-batches that the spec asks for; the last window of an epoch may be short."""
+    """Check that each optimizer step has as many micro-batches and rows as the spec says.
+
+    The last window of an epoch may be short.
+    """
     planned, findings = plan(trace.spec), incomplete(trace)
     for step in trace.steps:
-        seen, wanted = [len(batch.rows) for batch in step.batches], planned.row_counts(step.number)
-        if seen != wanted:
-            findings.append(f"step {step.number}: micro-batches of {seen} rows, expected {wanted}")
+        seen, expected = [len(batch.rows) for batch in step.batches], planned.row_counts(step.number)
+        if seen != expected:
+            findings.append(f"step {step.number}: micro-batches of {seen} rows, expected {expected}")
     if len(trace.steps) != planned.total:
         findings.append(f"{len(trace.steps)} optimizer steps, expected {planned.total}")
     return verdict(
@@ -107,21 +118,21 @@ def windows(trace: Trace) -> Verdict:
     )
 
 
-#: The events of a window, in order; substep_end comes once for each micro-batch but the last.
+#: The events of a window, in order. substep_end comes once for each micro-batch but the last.
 _WINDOW = ("step_begin", "substep_end", "pre_optimizer_step", "optimizer_step", "step_end")
 
 
 def events(trace: Trace) -> Verdict:
-    """A window is one step_begin, a substep_end for each micro-batch but the last, then one optimizer step."""
+    """Check that each window has one step_begin, a substep_end for each micro-batch but the last, and one optimizer step."""
     planned, findings = plan(trace.spec), incomplete(trace)
     seen = [event for event in trace.events if event in _WINDOW]
     for step in trace.steps:
         substeps = ["substep_end"] * (planned.window(step.number) - 1)
-        wanted = [_WINDOW[0], *substeps, *_WINDOW[2:]]
-        if seen[: len(wanted)] != wanted:
-            findings.append(f"step {step.number}: events {seen[: len(wanted)]}, expected {wanted}")
+        expected = [_WINDOW[0], *substeps, *_WINDOW[2:]]
+        if seen[: len(expected)] != expected:
+            findings.append(f"step {step.number}: events {seen[: len(expected)]}, expected {expected}")
             break
-        seen = seen[len(wanted) :]
+        seen = seen[len(expected) :]
     else:
         if seen:
             findings.append(f"events after the last step: {seen[:5]}")

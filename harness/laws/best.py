@@ -1,4 +1,4 @@
-"""Which of the evaluated checkpoints is the best, and whether its adapter is what training left."""
+"""load_best_model_at_end: which evaluated checkpoint is the best, and whether its adapter is in the model at the end."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ from harness.verdict import NOT_COMPARABLE, Verdict, verdict
 
 
 def metric_name(spec: RunSpec) -> str:
-    """The metric that a spec compares checkpoints by, as evaluations report it."""
+    """Return the metric that a spec compares checkpoints by, with the prefix "eval_"."""
     name = str(spec.arguments.get("metric_for_best_model", "loss"))
     return name if name.startswith("eval_") else f"eval_{name}"
 
 
 def greater_is_better(spec: RunSpec) -> bool:
+    """Return whether a greater metric is better. Without the argument, it is if the metric's name does not end in "loss"."""
     return bool(spec.arguments.get("greater_is_better", not metric_name(spec).endswith("loss")))
 
 
 def best_evaluation(trace: Trace) -> tuple[int, float] | None:
-    """Step and metric of the best evaluation whose adapter was saved; of equal ones the first."""
+    """Return step and metric of the best evaluation whose adapter was saved, the first of equal ones; None without any."""
     saved = {checkpoint.step for checkpoint in trace.checkpoints}
     name = metric_name(trace.spec)
     seen = [(e.step, e.metrics[name]) for e in trace.evaluations if e.step in saved and name in e.metrics]
     choose: Any = max if greater_is_better(trace.spec) else min
-    return choose(seen, key=lambda pair: pair[1], default=None)
+    best: tuple[int, float] | None = choose(seen, key=lambda pair: pair[1], default=None)
+    return best
 
 
 def best_loaded(trace: Trace) -> Verdict:
-    """The adapter at the end is that of the best evaluated checkpoint, bit for bit, and TrainerState says so."""
+    """Check that the adapter at the end is the best evaluated checkpoint's, bit for bit, and that TrainerState says so.
+
+    If the best checkpoint is of the last step, the verdict is NOT_COMPARABLE: loading it would change nothing.
+    """
     expected = "the adapter at the end is that of the best evaluated checkpoint"
     findings, best = incomplete(trace), best_evaluation(trace)
     if findings or best is None:
@@ -41,7 +46,7 @@ def best_loaded(trace: Trace) -> Verdict:
     last = trace.steps[-1].number if trace.steps else 0
     measured = {"best_step": step, "last_step": last, "best_metric": metric}
     if step == last:
-        reason = f"the best checkpoint, {step}, is of the last step: that it was loaded would not show"
+        reason = f"the best checkpoint is of the last step, {step}, so loading it would change nothing"
         return Verdict(NOT_COMPARABLE, expected, (reason,), measured)
     if trace.best["metric"] != metric:
         findings.append(f"best_metric is {trace.best['metric']!r}, expected {metric!r}, that of checkpoint-{step}")
@@ -55,24 +60,30 @@ def best_loaded(trace: Trace) -> Verdict:
 
 
 def evaluates_to_best(again: float | None, best_metric: float | None, evaluations: dict[int, float]) -> Verdict:
-    """Evaluated once more after training, the model has the best metric, to the last digit.
+    """Check that an evaluation after training returns best_metric, to the last digit.
 
-    evaluations: step -> the metric that was logged there.
+    - again: the metric of that evaluation.
+    - best_metric: that of TrainerState.
+    - evaluations: step -> the metric that was logged there.
     """
     expected = "an evaluation after training returns best_metric"
     if best_metric is None or len(set(evaluations.values())) < 2:
         return Verdict(NOT_COMPARABLE, expected, (f"best_metric is {best_metric!r}, evaluations were {evaluations}",))
     where = [step for step, value in evaluations.items() if value == best_metric]
     findings = (
-        [] if again == best_metric else [f"it returns {again!r}, best_metric is {best_metric!r} of steps {where}"]
+        []
+        if again == best_metric
+        else [f"after training it returns {again!r}, expected best_metric {best_metric!r} of steps {where}"]
     )
     return verdict(expected, findings, best_metric=best_metric)
 
 
 def ready_for_inference(training: list[str], before: list[str], after: list[str]) -> Verdict:
-    """No module is in training mode, and the parameters that require gradients are those that did before.
+    """Check that no module is in training mode, and that the same parameters require gradients as before.
 
-    training: names of modules in training mode. before, after: names of parameters that require gradients.
+    - training: names of the modules in training mode.
+    - before: names of the parameters that required gradients before training.
+    - after: names of those that require gradients now.
     """
     findings = [f"{len(training)} modules are in training mode, {training[0] or 'the model'} first"] if training else []
     if not before:

@@ -1,4 +1,4 @@
-"""Callback events: their order, when early stopping stops, what callbacks are given. Computed from the spec."""
+"""Callback events, computed from the spec: their order, when early stopping stops, what callbacks are given."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from harness.spec import RunSpec
 from harness.trace import Checkpoint, Trace
 from harness.verdict import Verdict, verdict
 
-#: What TrainingArguments has where a spec says nothing.
+#: Defaults of TrainingArguments: (strategy, steps).
 _DEFAULTS = {"logging": ("steps", 500), "eval": ("no", 500), "save": ("steps", 500)}
 
 
 def event_order(trace: Trace) -> Verdict:
-    """The events of a run are those that its spec asks for, in their order. A resumed run is judged from its step on."""
+    """Check that the callback events are those that the spec asks for, in their order.
+
+    A resumed run is judged from its first step on.
+    """
     expected = list(events(trace.spec))
     findings = [f"the run ended with {trace.error}"] if trace.error else []
-    for index, (seen, wanted) in enumerate(zip(trace.events, expected, strict=False)):
-        if seen != wanted:
+    for index, (seen, event) in enumerate(zip(trace.events, expected, strict=False)):
+        if seen != event:
             before = ", ".join(expected[max(0, index - 3) : index])
-            findings.append(f"event {index + 1} is {seen}, expected {wanted}, after {before}")
+            findings.append(f"event {index + 1} is {seen}, expected {event}, after {before}")
             break
     else:
         if len(trace.events) < len(expected):
@@ -35,7 +38,10 @@ def event_order(trace: Trace) -> Verdict:
 
 
 def events(spec: RunSpec) -> Iterator[str]:
-    """The events of a run of this spec, on one device and without early stopping."""
+    """Yield the events of a run of this spec, on one device and without early stopping.
+
+    The order is that of transformers/trainer.py: Trainer._inner_training_loop, _run_epoch and _maybe_log_save_evaluate.
+    """
     planned = plan(spec)
     first = 0 if spec.resume is None else int(spec.resume.checkpoint)
     in_epoch = len(planned.windows)
@@ -63,12 +69,20 @@ def events(spec: RunSpec) -> Iterator[str]:
 
 
 def strategy(spec: RunSpec, kind: str) -> str:
-    """When something is due: "no", "steps" or "epoch". kind: "logging", "eval" or "save"."""
+    """Return when a run logs, evaluates or saves: "no", "steps" or "epoch".
+
+    - kind: "logging", "eval" or "save".
+    """
     return str(spec.arguments.get(f"{kind}_strategy", _DEFAULTS[kind][0]))
 
 
 def due(spec: RunSpec, kind: str, number: int, last: bool = False) -> bool:
-    """Whether a step's number asks for it; `last` steps do where the strategy is "steps"."""
+    """Return whether a run with strategy "steps" logs, evaluates or saves after a step.
+
+    - kind: "logging", "eval" or "save".
+    - number: the 1-based global step.
+    - last: whether it is the run's last step, after which it saves and evaluates in any case.
+    """
     every: Any = spec.arguments.get(f"{kind}_steps", _DEFAULTS[kind][1])
     if kind == "eval" and "eval_steps" not in spec.arguments:
         every = spec.arguments.get("logging_steps", every)
@@ -81,37 +95,41 @@ def _evaluation(spec: RunSpec) -> list[str]:
 
 
 def stops_early(
-    trace: Trace, patience: int, threshold: float = 0.0, before: Trace | None = None, kept: bool = False
+    trace: Trace, patience: int, threshold: float = 0.0, before: Trace | None = None, counter_restored: bool = False
 ) -> Verdict:
-    """The run ends at the evaluation that is the patience-th in a row not to improve by more than the threshold.
+    """Check that early stopping ends the run at the right evaluation, and that each checkpoint has the right counter.
 
-    The best metric moves at every improvement, by the threshold or not. before: the run that wrote the checkpoint which
-    this one resumes from. kept: whether the counter goes on where it was then, rather than from zero.
+    The counter grows at each evaluation that does not improve the metric by more than the threshold. At `patience` the run
+    ends. The best metric is updated by any improvement, even one below the threshold.
+
+    - patience, threshold: of EarlyStoppingCallback.
+    - before: the run that wrote the checkpoint which this run resumes from; None if it does not resume.
+    - counter_restored: whether the counter continues from the checkpoint's value, and not from zero.
     """
     first = 0 if trace.spec.resume is None else int(trace.spec.resume.checkpoint)
     earlier = [evaluation for evaluation in (before.evaluations if before else []) if evaluation.step <= first]
     name, upwards = metric_name(trace.spec), greater_is_better(trace.spec)
-    counter, best, wanted = 0, None, plan(trace.spec).total
+    counter, best, expected = 0, None, plan(trace.spec).total
     counters: dict[int, int] = {}
     for evaluation in [*earlier, *trace.evaluations]:
         metric = evaluation.metrics[name]
         gain = math.inf if best is None else (metric - best if upwards else best - metric)
-        if evaluation.step > first and not counters and not kept:
+        if evaluation.step > first and not counters and not counter_restored:
             counter = 0
         counter = 0 if gain > threshold else counter + 1
         best = metric if gain > 0 else best
         if evaluation.step > first:
             counters[evaluation.step] = counter
             if counter >= patience:
-                wanted = evaluation.step
+                expected = evaluation.step
                 break
     findings = incomplete(trace)
     if not findings and not trace.evaluations:
         findings.append("nothing was evaluated")
     made = trace.steps[-1].number if trace.steps else first
-    if not findings and made != wanted:
-        told = ", ".join(f"{count} at step {step}" for step, count in counters.items())
-        findings.append(f"the last step is {made}, expected {wanted}: patience is {patience}, the count {told}")
+    if not findings and made != expected:
+        counts = ", ".join(f"{count} at step {step}" for step, count in counters.items())
+        findings.append(f"the last step is {made}, expected {expected}: patience is {patience}, the count {counts}")
     for checkpoint in trace.checkpoints:
         saved = checkpoint.state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {})
         count = saved.get("attributes", {}).get("early_stopping_patience_counter")
@@ -125,7 +143,7 @@ def stops_early(
 
 
 def stops_at(trace: Trace, step: int) -> Verdict:
-    """The last optimizer step of a run is this one."""
+    """Check that the run's last optimizer step is `step`."""
     findings = incomplete(trace)
     made = trace.steps[-1].number if trace.steps else 0
     if not findings and made != step:
@@ -134,9 +152,10 @@ def stops_at(trace: Trace, step: int) -> Verdict:
 
 
 def states_saved(checkpoint: Checkpoint, name: str, expected: Sequence[Mapping[str, Any]]) -> Verdict:
-    """trainer_state.json holds the state of each callback of a class, as it is now, in their order and nothing else.
+    """Check that trainer_state.json holds the current state of each callback of a class, in order, and no other state.
 
-    name: of the class. expected: a state for each, as {"args": ..., "attributes": ...}.
+    - name: the class's name.
+    - expected: one state for each callback, as {"args": ..., "attributes": ...}.
     """
     where = f"checkpoint-{checkpoint.step}/trainer_state.json"
     saved = checkpoint.state.get("stateful_callbacks", {}).get(name, [])
@@ -144,25 +163,26 @@ def states_saved(checkpoint: Checkpoint, name: str, expected: Sequence[Mapping[s
     findings = []
     if len(states) != len(expected):
         findings.append(f"{where} holds {len(states)} states of {name}, expected {len(expected)}")
-    for index, (seen, wanted) in enumerate(zip(states, expected, strict=False)):
-        if seen != wanted:
-            findings.append(f"{where}: state {index + 1} of {name} is {seen}, expected {wanted}")
+    for index, (seen, current) in enumerate(zip(states, expected, strict=False)):
+        if seen != current:
+            findings.append(f"{where}: state {index + 1} of {name} is {seen}, expected {current}")
     return verdict(f"{where} holds the current state of each {name}", findings, states=len(states))
 
 
 def given_to_callbacks(seen: Sequence[tuple[str, Mapping[str, Any]]], expected: Mapping[str, Any]) -> Verdict:
-    """At each event, each keyword argument is the very object expected.
+    """Check that callbacks are given the run's own objects as keyword arguments, at each event.
 
-    seen: (event, keyword arguments of the callback) in order. expected: name of the argument -> object.
+    - seen: (event, keyword arguments of the callback) in order.
+    - expected: name of the argument -> the object that must be given.
     """
     findings = [] if seen else ["no event was seen"]
-    for name, wanted in expected.items():
-        wrong = [(event, given.get(name)) for event, given in seen if given.get(name) is not wanted]
+    for name, own in expected.items():
+        wrong = [(event, given.get(name)) for event, given in seen if given.get(name) is not own]
         if wrong:
             event, other = wrong[0]
-            same = "another " if type(other) is type(wanted) else ""
+            same = "another " if type(other) is type(own) else ""
             findings.append(
                 f"{name} is {same}{type(other).__name__} at {len(wrong)} of {len(seen)} events, {event} first; "
-                f"expected the run's {type(wanted).__name__}"
+                f"expected the run's {type(own).__name__}"
             )
     return verdict(f"callbacks are given the run's own {', '.join(expected)}", findings, events=len(seen))

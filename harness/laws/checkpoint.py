@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and how large it is."""
+"""The adapter files of a checkpoint: which tensors they hold, with which values, and how large they are."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _BASE_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.inde
 
 
 def adapter_only(trace: Trace) -> Verdict:
-    """Each checkpoint holds the adapter's tensors, all of them, none empty, and no tensor or file of the base.
+    """Check that each checkpoint holds all of the adapter's tensors, none empty, and no tensor or file of the base.
 
-    What a method keeps beside them is saved too, such as VeRA's random matrices, where its row of METHODS says so.
+    Some methods also save tensors that are not trained, such as VeRA's random matrices. They are accepted if the method's
+    row of METHODS names them (`saves`).
     """
     findings = incomplete(trace)
     beside = {end for m in METHODS.values() if m.peft_type == trace.spec.adapter.peft_type for end in m.saves}
@@ -45,9 +46,10 @@ def adapter_only(trace: Trace) -> Verdict:
 
 
 def nothing_twice(trace: Trace) -> Verdict:
-    """No adapter file holds a tensor under two names.
+    """Check that no adapter file holds the same tensor under two names.
 
-    Of numbers, more than one value: places may be the same in each layer by chance of a seed (SHiRA), and so may zeros.
+    Only floating-point tensors with at least two different values count: two layers may have equal indices by chance
+    (SHiRA), and equal tensors of zeros.
     """
     findings = incomplete(trace)
     if not trace.checkpoints:
@@ -56,14 +58,17 @@ def nothing_twice(trace: Trace) -> Verdict:
         first: dict[str, str] = {}
         for name, tensor in sorted(checkpoint.adapter.items()):
             if tensor.is_floating_point() and bool((tensor != tensor.flatten()[:1]).any()):
-                held = first.setdefault(digest(tensor), name)
-                if held != name:
-                    findings.append(f"checkpoint-{checkpoint.step}: {name} is {held} once more")
+                earlier = first.setdefault(digest(tensor), name)
+                if earlier != name:
+                    findings.append(f"checkpoint-{checkpoint.step}: {name} is {earlier} once more")
     return verdict("each tensor is saved once", findings, checkpoints=len(trace.checkpoints))
 
 
 def trained_values_saved(trace: Trace) -> Verdict:
-    """Where a lora_B got a gradient and a learning rate before a save, some lora_B in that file is not zero."""
+    """Check that a lora_B which was trained before a save is not saved as zeros.
+
+    If any lora_B had a gradient at a step with a learning rate above zero, some lora_B in the file must not be zero.
+    """
     findings = incomplete(trace)
     if not trace.checkpoints:
         findings.append("no checkpoint was written")
@@ -81,7 +86,7 @@ def trained_values_saved(trace: Trace) -> Verdict:
 
 
 def clean_keys(trace: Trace) -> Verdict:
-    """No key of an adapter file names a wrapper (torch.compile, checkpoint_wrapper, FSDP) or an adapter."""
+    """Check that no key of an adapter file names a wrapper (torch.compile, checkpoint_wrapper, FSDP) or an adapter."""
     findings = incomplete(trace)
     if not any(adapter_files(checkpoint) for checkpoint in trace.checkpoints):
         findings.append("no adapter file was written")
@@ -96,7 +101,7 @@ def clean_keys(trace: Trace) -> Verdict:
 
 
 def dtype_on_disk(trace: Trace) -> Verdict:
-    """Each saved tensor has the dtype and shape of the parameter that it is, as it was when training started."""
+    """Check that each saved tensor has the dtype and shape that its parameter had when training started."""
     findings = incomplete(trace)
     if not any(checkpoint.adapter for checkpoint in trace.checkpoints):
         findings.append("no adapter tensor was saved")
@@ -113,11 +118,12 @@ def dtype_on_disk(trace: Trace) -> Verdict:
 
 
 def every_adapter_saved(trace: Trace) -> Verdict:
-    """Each adapter of the spec lies in a file of its own, bit for bit and with no tensor of another one.
+    """Check that each adapter of the spec is saved in a file of its own, bit for bit, with no tensor of another adapter.
 
-    The active adapter is judged at the last step, where its values are known; the others are frozen, so at each.
-    get_peft_model puts "default" at the top and "foo" into foo/. Where add_adapter puts a second one, nobody says:
-    any adapter file of the checkpoint will do.
+    - Values: the other adapters are frozen, so their values are checked in every checkpoint. The active adapter's are
+      checked in the last step's checkpoint alone, since only its values at the end are in the trace.
+    - Files: with get_peft_model "default" is at the top of the checkpoint and "foo" is in foo/. With add_adapter it is
+      not documented where a second adapter goes, so it may be in any adapter file.
     """
     findings = incomplete(trace)
     adapter = trace.spec.adapter
@@ -127,58 +133,61 @@ def every_adapter_saved(trace: Trace) -> Verdict:
         last = checkpoint.step == trace.output.get("global_step")
         files = {file: load_adapter_file(Path(checkpoint.path) / file) for file in adapter_files(checkpoint)}
         for name in (adapter.name, *adapter.others):
-            wanted = _digests(trace, name) if last or name != adapter.name else dict.fromkeys(_digests(trace, name), "")
+            digests = _digests(trace, name)
+            if name == adapter.name and not last:
+                digests = dict.fromkeys(digests, "")
             expected = adapter_path(adapter, name)
             candidates = files if expected is None else {expected: files[expected]} if expected in files else {}
-            found = [_misfits(tensors, wanted) for tensors in candidates.values()]
+            found = [_misfits(tensors, digests) for tensors in candidates.values()]
             where = f"checkpoint-{checkpoint.step}: adapter {name!r}"
             if not found:
                 findings.append(f"{where} has no file {expected or ADAPTER_FILE}")
             elif expected is None and all(found):
                 findings.append(f"{where} is in no adapter file: {min(found, key=len)[0]}")
             elif all(found):
-                findings += [f"{where}: {one}" for one in min(found, key=len)]
+                findings += [f"{where}: {misfit}" for misfit in min(found, key=len)]
     return verdict("each adapter is saved whole, and alone in its file", findings, adapters=1 + len(adapter.others))
 
 
 def adapter_path(adapter: AdapterSpec, name: str) -> str | None:
-    """The file of an adapter below a checkpoint; None where it is nobody's promise (a second one of add_adapter)."""
+    """Return the path of an adapter's file in a checkpoint; None if upstream promises none (add_adapter with several)."""
     if adapter.route != GET:
         return ADAPTER_FILE if name == adapter.name and not adapter.others else None
     return ADAPTER_FILE if name == "default" else f"{name}/{ADAPTER_FILE}"
 
 
 def load_adapter_file(path: Path) -> Tensors:
-    """The tensors of an adapter file, under the keys that they have in it."""
+    """Return the tensors of an adapter file, under the file's own keys."""
     from safetensors.torch import load_file
 
     return load_file(path)
 
 
 def _digests(trace: Trace, adapter: str) -> dict[str, str]:
-    """Canonical name -> digest of an adapter's tensors at the end of the run, whether it was trained or not."""
+    """Return canonical name -> digest of an adapter's tensors at the end of the run, whether it was trained or not."""
     if adapter == trace.spec.adapter.name:
         return {name: digest(tensor) for name, tensor in trace.adapter.items()}
-    # The tensors of a second adapter have its name in theirs, which canonical(..., adapter) takes out.
+    # In the trace, names of a second adapter's tensors still contain the adapter's name. canonical() removes it.
     without = {name: names.canonical(name, adapter) for name in trace.base}
     return {plain: trace.base[name] for name, plain in without.items() if plain != name}
 
 
-def _misfits(tensors: Tensors, wanted: dict[str, str]) -> list[str]:
+def _misfits(tensors: Tensors, expected: dict[str, str]) -> list[str]:
+    """Return how a file differs from the tensors expected in it: name -> digest, "" if the value is not compared."""
     saved = {names.canonical(key): tensor for key, tensor in tensors.items()}
-    findings = [f"{name} is not in its file" for name in wanted if name not in saved]
-    findings += [f"its file holds {name}, which is not its own" for name in saved if name not in wanted]
+    findings = [f"{name} is not in its file" for name in expected if name not in saved]
+    findings += [f"its file holds {name}, which is not its own" for name in saved if name not in expected]
     return findings + [
         f"{name} is not saved as it is in memory"
-        for name, value in wanted.items()
+        for name, value in expected.items()
         if value and name in saved and digest(saved[name]) != value
     ]
 
 
 def pushed(trace: Trace, pushes: list[dict[str, bytes]]) -> Verdict:
-    """Each push holds the adapter files and configs of its checkpoint, byte for byte, and no file of the base.
+    """Check that each push holds its checkpoint's adapter files and configs, byte for byte, and no file of the base.
 
-    pushes: one for each checkpoint, relative path -> content. A named adapter may lie at the top or below.
+    - pushes: one for each checkpoint, as relative path -> content. A named adapter may be at the top or in a folder.
     """
     findings = incomplete(trace)
     if not trace.checkpoints or len(pushes) != len(trace.checkpoints):
@@ -194,7 +203,7 @@ def pushed(trace: Trace, pushes: list[dict[str, bytes]]) -> Verdict:
 
 
 def last_is_current(trace: Trace) -> Verdict:
-    """The adapter of a checkpoint written at the last step is the trained adapter, bit for bit."""
+    """Check that the last step's checkpoint holds the trained adapter, bit for bit."""
     findings = incomplete(trace)
     last = [c for c in trace.checkpoints if c.step == trace.output.get("global_step")]
     if not last:
@@ -205,9 +214,10 @@ def last_is_current(trace: Trace) -> Verdict:
 
 
 def size_law(trace: Trace) -> Verdict:
-    """Bytes of each adapter file = 8 + header + sum of tensor bytes: nothing else is in it.
+    """Check that each adapter file has 8 + header + tensor bytes, so that nothing else is in it.
 
-    The header's length stands in the file's first eight bytes (little endian); it grows with names, not with values.
+    A safetensors file begins with eight bytes that give the header's length (little endian). The header has the names,
+    dtypes and offsets of the tensors.
     """
     findings = incomplete(trace)
     measured = {}
@@ -224,19 +234,22 @@ def size_law(trace: Trace) -> Verdict:
     return verdict("an adapter file is its tensors and a header, not a byte more", findings, **measured)
 
 
-def adapter_files(checkpoint: Checkpoint) -> dict[str, dict[str, list]]:
-    """The adapter files of a checkpoint, in its directory or below: relative path -> key -> [dtype, shape]."""
+def adapter_files(checkpoint: Checkpoint) -> dict[str, dict[str, list[Any]]]:
+    """Return the adapter files of a checkpoint and its folders: relative path -> key -> [dtype, shape]."""
     return {name: tensors for name, tensors in checkpoint.tensors.items() if Path(name).name == ADAPTER_FILE}
 
 
 def header(path: Path) -> tuple[int, dict[str, Any]]:
-    """The bytes of a safetensors file's header and what it says: key -> dtype, shape, offsets; "__metadata__"."""
+    """Return the length of a safetensors file's header in bytes, and the header as JSON.
+
+    The header is {key: {"dtype", "shape", "data_offsets"}}, and perhaps "__metadata__".
+    """
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         return length, json.loads(file.read(length))
 
 
-#: Parts of a key that name a wrapper module rather than a module of the base.
+#: Parts of a key that name a wrapper module and not a module of the base.
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "modules_to_save")
 
 #: Modules that hold one tensor for each adapter name.

@@ -1,4 +1,4 @@
-"""What each law asks of a trace before it looks further."""
+"""The check that each law begins with: whether the run trained at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from harness.trace import Trace
 
 
 def incomplete(trace: Trace) -> list[str]:
-    """Why a run is no evidence: it ended with an error, or made no step. Empty where it is."""
+    """Return why a run cannot be judged: it ended with an error, or made no step. Return an empty list if it can be."""
     if trace.error is not None:
         return [f"the run ended with {trace.error}"]
     if not trace.steps and trace.output.get("global_step", 0) == 0:

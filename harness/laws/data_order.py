@@ -1,4 +1,4 @@
-"""Which rows each optimizer step trains, computed from the spec alone."""
+"""Which rows each optimizer step trains, computed from the spec alone, and which random numbers are drawn for that."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ if TYPE_CHECKING:
 
 
 def follows_seed(trace: Trace, shift: int = 0) -> Verdict:
-    """Each optimizer step trained the rows that the spec's seed gives it: not a row left out, repeated or moved.
+    """Check that each optimizer step trains the rows that follow from the spec's seed: none missing, repeated or moved.
 
-    A resumed run is judged by the steps that it made itself. shift: step n trains what step n + shift would have.
-    Not comparable where the order is drawn from the global generator.
+    If the run was resumed, only the steps that it made itself are judged. If the order is drawn from torch's global
+    generator, the verdict is NOT_COMPARABLE.
+
+    - shift: step n is expected to train the rows of step n + shift.
     """
-    expected = "each step trains the rows that the seed gives"
+    statement = "each step trains the rows that the seed gives"
     if reason := _drawn(trace.spec):
-        return Verdict(NOT_COMPARABLE, expected, (reason,))
+        return Verdict(NOT_COMPARABLE, statement, (reason,))
     findings = incomplete(trace)
     if not trace.steps:
         findings.append("the run made no optimizer step")
     for step in trace.steps:
         seen = [batch.rows for batch in step.batches]
-        wanted = expected_rows(trace.spec, step.number + shift)
-        if seen != wanted:
-            findings.append(f"step {step.number}: trained rows {seen}, expected {wanted}")
+        expected = expected_rows(trace.spec, step.number + shift)
+        if seen != expected:
+            findings.append(f"step {step.number}: trained rows {seen}, expected {expected}")
             break
-    return verdict(expected, findings, steps=len(trace.steps))
+    return verdict(statement, findings, steps=len(trace.steps))
 
 
 def other_draws(one: Trace, other: Trace) -> Verdict:
-    """Two runs trained the same rows, but dropout drew other numbers in the first step."""
+    """Check that two runs train the same rows, but draw different dropout masks in the first step."""
     findings = incomplete(one) + incomplete(other)
     if one.rows != other.rows:
         findings.append(f"rows of step 1: {one.rows[:1]}, expected {other.rows[:1]}")
@@ -47,9 +49,11 @@ def other_draws(one: Trace, other: Trace) -> Verdict:
 
 
 def one_draw_each(state: torch.Tensor, seed: int, passes: int) -> Verdict:
-    """A generator's state is what one int64 a pass leaves, of `passes` since it was seeded.
+    """Check that a run draws one int64 for each pass over a dataloader, and no other random number.
 
-    state: what torch.get_rng_state() returned at the end of the run.
+    - state: torch.get_rng_state() at the end of the run.
+    - seed: what the generator was seeded with.
+    - passes: how many passes there were.
     """
     import torch
 
@@ -63,7 +67,10 @@ def one_draw_each(state: torch.Tensor, seed: int, passes: int) -> Verdict:
 
 
 def expected_rows(spec: RunSpec, number: int) -> list[list[int]]:
-    """The rows of each micro-batch of an optimizer step (1-based global step), on one device."""
+    """Return the rows of each micro-batch of an optimizer step, on one device.
+
+    - number: the 1-based global step.
+    """
     size, accumulation = _batch_size(spec), int(spec.arguments.get("gradient_accumulation_steps", 1))
     epoch, update = divmod(number - 1, steps_per_epoch(spec))
     order = epoch_order(spec, epoch)
@@ -73,10 +80,10 @@ def expected_rows(spec: RunSpec, number: int) -> list[list[int]]:
 
 
 def epoch_order(spec: RunSpec, epoch: int) -> tuple[int, ...]:
-    """The order in which an epoch (0-based) goes through the rows.
+    """Return the order in which an epoch (0-based) goes through the rows.
 
-    accelerate's SeedableRandomSampler draws it from a generator of its own, seeded with (data_seed or seed) + epoch.
-    ValueError where the spec alone does not give it.
+    accelerate/data_loader.py:SeedableRandomSampler draws it from a generator of its own, which is seeded with data_seed +
+    epoch, or seed + epoch without a data_seed. Raises ValueError if the order does not follow from the spec.
     """
     if reason := _drawn(spec):
         raise ValueError(reason)
@@ -91,7 +98,7 @@ def _is_sequential(spec: RunSpec) -> bool:
 
 
 def _drawn(spec: RunSpec) -> str | None:
-    """Why the order does not follow from the spec: it is drawn from the global generator. None if it follows."""
+    """Return why the order does not follow from the spec: it is drawn from the global generator. None if it follows."""
     strategy = spec.arguments.get("train_sampling_strategy", "random")
     if strategy not in ("random", "sequential"):
         return f"train_sampling_strategy {strategy!r} draws the order from the global generator"
@@ -101,7 +108,7 @@ def _drawn(spec: RunSpec) -> str | None:
 
 
 def steps_per_epoch(spec: RunSpec) -> int:
-    """Optimizer steps in one pass over the rows; the last one may accumulate fewer micro-batches."""
+    """Return the optimizer steps in one epoch. The last one may accumulate fewer micro-batches."""
     return max(1, math.ceil(_batches(spec) / int(spec.arguments.get("gradient_accumulation_steps", 1))))
 
 

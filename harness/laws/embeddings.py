@@ -1,4 +1,4 @@
-"""What becomes of embedding and output layers: saved whole or not at all, trained or kept, tied or apart."""
+"""Embedding and output layers: whether they are trained or frozen, saved whole or not at all, tied or separate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def tensors_saved(trace: Trace, expected: Shapes, dtype: str = "F32") -> Verdict:
-    """Each adapter file of each checkpoint holds exactly these tensors, of this dtype (as safetensors names it)."""
+    """Check that each adapter file of each checkpoint holds exactly these tensors.
+
+    - expected: canonical name -> shape.
+    - dtype: the dtype of all of them, as safetensors names it.
+    """
     findings = incomplete(trace) + _unsaved(trace)
     for where, tensors in _files(trace).items():
         findings += [f"{where}: {name} is saved, unexpected" for name in tensors if name not in expected]
@@ -28,14 +32,17 @@ def tensors_saved(trace: Trace, expected: Shapes, dtype: str = "F32") -> Verdict
 
 
 def saved_whole(trace: Trace, layers: Shapes) -> Verdict:
-    """Each adapter file of each checkpoint holds these frozen layers whole, with the values that the model had."""
+    """Check that each adapter file of each checkpoint holds these frozen layers whole, with the model's values.
+
+    - layers: canonical name -> shape.
+    """
     findings = incomplete(trace) + _unsaved(trace)
     for where, tensors in _files(trace).items():
         findings += _misshapen(where, tensors, layers)
     _, after = _digests(trace)
     for checkpoint in trace.checkpoints:
         findings += [
-            f"checkpoint-{checkpoint.step}: {name} has other values than the model's"
+            f"checkpoint-{checkpoint.step}: {name} has other values than in the model"
             for name in layers
             if name in checkpoint.adapter and digest(checkpoint.adapter[name]) != after.get(name)
         ]
@@ -43,20 +50,27 @@ def saved_whole(trace: Trace, layers: Shapes) -> Verdict:
 
 
 def restored(resumed: Trace, first: Trace, layers: Iterable[str]) -> Verdict:
-    """The resumed model, built with other values in these layers, had those of the run that wrote the checkpoint."""
+    """Check that resuming restores these layers.
+
+    - resumed: a run whose model was built with other values in these layers.
+    - first: the run that wrote the checkpoint.
+    - layers: canonical names.
+    """
     findings = incomplete(resumed) + incomplete(first)
     for name in layers:
         if resumed.base_before.get(name) == first.base_before.get(name):
-            findings.append(f"{name} was the same before the checkpoint was loaded, which proves nothing")
+            findings.append(f"{name} was the same before the checkpoint was loaded, so nothing could be restored")
         elif resumed.base.get(name) != first.base.get(name):
             findings.append(f"{name} is not what it was in the run that wrote the checkpoint")
     return verdict("resuming restores the layers that the checkpoint holds", findings)
 
 
 def reloaded(state: Tensors, trace: Trace, layers: Iterable[str]) -> Verdict:
-    """A model that the adapter was loaded into has these layers as they were when training ended.
+    """Check that a model into which the adapter was loaded has these layers as they were when training ended.
 
-    state: its state_dict().
+    - state: the model's state_dict().
+    - trace: the run that trained the adapter.
+    - layers: canonical names.
     """
     findings = incomplete(trace)
     _, after = _digests(trace)
@@ -69,22 +83,31 @@ def reloaded(state: Tensors, trace: Trace, layers: Iterable[str]) -> Verdict:
     return verdict("a reloaded adapter restores the layers that it holds", findings)
 
 
-def moved(trace: Trace, trained: Iterable[str] = (), kept: Iterable[str] = ()) -> Verdict:
-    """Tensors of state_dict(): each of `trained` is another than before training, each of `kept` is the same."""
+def moved(trace: Trace, trained: Iterable[str] = (), frozen: Iterable[str] = ()) -> Verdict:
+    """Check which tensors of state_dict() training has changed.
+
+    - trained: canonical names of tensors that must have changed.
+    - frozen: canonical names of tensors that must be the same, bit for bit.
+    """
     findings = incomplete(trace)
     before, after = _digests(trace)
-    findings += [f"{name} is not in the model" for name in (*trained, *kept) if name not in before or name not in after]
+    findings += [
+        f"{name} is not in the model" for name in (*trained, *frozen) if name not in before or name not in after
+    ]
     findings += [f"{name} is what it was before training" for name in trained if _same(name, before, after)]
     findings += [
         f"{name} is not what it was before training"
-        for name in kept
+        for name in frozen
         if name in before and name in after and not _same(name, before, after)
     ]
-    return verdict("what was asked for is trained, and the rest is kept", findings)
+    return verdict("what was asked for is trained, and the rest is frozen", findings)
 
 
 def tied(trace: Trace, one: str, other: str) -> Verdict:
-    """Two names of one tensor: the same bits before training and after."""
+    """Check that two layers are tied: the same bits before training and after it.
+
+    - one, other: canonical names of their weights.
+    """
     findings = incomplete(trace)
     for when, digests in zip(("before", "after"), _digests(trace), strict=True):
         if one not in digests or other not in digests:
@@ -94,8 +117,8 @@ def tied(trace: Trace, one: str, other: str) -> Verdict:
     return verdict(f"{one} and {other} are one tensor", findings)
 
 
-def told(trace: Trace, words: str, times: int) -> Verdict:
-    """A warning with these words was given so many times."""
+def warned(trace: Trace, words: str, times: int) -> Verdict:
+    """Check that a warning with these words was given exactly `times` times."""
     findings = incomplete(trace)
     given = sum(words in warning for warning in trace.warnings)
     if given != times:
@@ -110,7 +133,7 @@ def _unsaved(trace: Trace) -> list[str]:
 
 
 def _files(trace: Trace) -> dict[str, dict[str, tuple[str, list[int]]]]:
-    """Adapter file (checkpoint-2/adapter_model.safetensors) -> canonical tensor name -> dtype and shape."""
+    """Return adapter file (checkpoint-2/adapter_model.safetensors) -> canonical tensor name -> dtype and shape."""
     return {
         f"checkpoint-{checkpoint.step}/{file}": {
             names.canonical(key, trace.spec.adapter.name): (kind, list(shape)) for key, (kind, shape) in tensors.items()
@@ -131,7 +154,7 @@ def _misshapen(where: str, tensors: Mapping[str, tuple[str, list[int]]], expecte
 
 
 def _digests(trace: Trace) -> tuple[dict[str, str], dict[str, str]]:
-    """Canonical name -> digest of every tensor of state_dict(), trainable ones included, before and after training."""
+    """Return canonical name -> digest of every tensor of state_dict(), before training and after it."""
     before = {**trace.base_before, **{name: digest(tensor) for name, tensor in trace.adapter_before.items()}}
     after = {**trace.base, **{name: digest(tensor) for name, tensor in trace.adapter.items()}}
     return before, after

@@ -1,4 +1,4 @@
-"""Whether two runs are the same run: exact state first (rows, tensors), then numbers."""
+"""Whether two runs are equal: first exact state (rows, tensors), then numbers within a tolerance."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from harness.trace import Step, Tensors, Trace
 from harness.verdict import Verdict, verdict
 
 
-def equal_runs(seen: Trace, wanted: Trace, within: Tolerance = EXACT, after: int = 0) -> Verdict:
-    """Both runs trained the same rows and went the same way: gradients, losses, learning rates, adapter, optimizer.
+def equal_runs(seen: Trace, expected: Trace, within: Tolerance = EXACT, after: int = 0) -> Verdict:
+    """Check that two runs have equal rows, gradients, learning rates, losses, adapters and optimizer states.
 
-    after: only optimizer steps after this one are compared; a resumed run has no others.
+    - seen: the run that is judged.
+    - expected: the run that it is compared with.
+    - within: how far numbers may differ. Unless it is exact, rows and optimizer states are not compared.
+    - after: only optimizer steps after this one are compared. A resumed run has no others.
+
+    The largest differences of loss, gradient and adapter are measured in any case (`distance`).
     """
-    findings = incomplete(seen) + [f"(the run it is compared with) {one}" for one in incomplete(wanted)]
+    findings = incomplete(seen) + [f"(the run it is compared with) {reason}" for reason in incomplete(expected)]
     if not findings:
-        findings = _all_differences(seen, wanted, within, after)
-    return verdict(f"the two runs are equal ({within.name})", findings, **distance(seen, wanted))
+        findings = _all_differences(seen, expected, within, after)
+    return verdict(f"the two runs are equal ({within.name})", findings, **distance(seen, expected))
 
 
-def _all_differences(seen: Trace, wanted: Trace, within: Tolerance, after: int) -> list[str]:
-    ours, theirs = _steps(seen, after), _steps(wanted, after)
+def _all_differences(seen: Trace, expected: Trace, within: Tolerance, after: int) -> list[str]:
+    ours, theirs = _steps(seen, after), _steps(expected, after)
     findings = []
     if list(ours) != list(theirs):
         findings.append(f"steps {_span(ours)}, expected {_span(theirs)}")
@@ -47,41 +52,43 @@ def _all_differences(seen: Trace, wanted: Trace, within: Tolerance, after: int) 
         for n in ours
         if n in theirs and ours[n].learning_rates != theirs[n].learning_rates
     )
-    findings += _numbers("logged loss", seen.losses, wanted.losses, within.loss, LOSSES, after)
-    findings += _numbers("logged grad_norm", seen.grad_norms, wanted.grad_norms, within.gradient, ELEMENTS, after)
-    findings += differences(seen.adapter, wanted.adapter, within.adapter, "adapter at the end:")
+    findings += _numbers("logged loss", seen.losses, expected.losses, within.loss, LOSSES, after)
+    findings += _numbers("logged grad_norm", seen.grad_norms, expected.grad_norms, within.gradient, ELEMENTS, after)
+    findings += differences(seen.adapter, expected.adapter, within.adapter, "adapter at the end:")
     if within.exact:
         findings += _first(
             sentence
-            for name in wanted.optimizer_state
+            for name in expected.optimizer_state
             for sentence in differences(
-                seen.optimizer_state.get(name, {}), wanted.optimizer_state[name], 0.0, f"optimizer state of {name}:"
+                seen.optimizer_state.get(name, {}), expected.optimizer_state[name], 0.0, f"optimizer state of {name}:"
             )
         )
     return findings
 
 
-def same_adapter(seen: Tensors, wanted: Tensors, within: Tolerance = EXACT) -> Verdict:
-    """Two sets of adapter tensors have the same names, dtypes, shapes and values."""
-    return verdict(f"the adapters are equal ({within.name})", differences(seen, wanted, within.adapter, ""))
+def same_adapter(seen: Tensors, expected: Tensors, within: Tolerance = EXACT) -> Verdict:
+    """Check that two sets of adapter tensors have the same names, dtypes, shapes and values."""
+    return verdict(f"the adapters are equal ({within.name})", differences(seen, expected, within.adapter, ""))
 
 
 def differences(
-    seen: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], bound: float, where: str, share: float = 0.0
+    seen: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], bound: float, where: str, share: float = 0.0
 ) -> list[str]:
-    """Sentences on how two sets of tensors differ by more than `bound` (0: bit for bit); the largest value first.
-
-    bound: for tensors whose elements are of the usual size, and in proportion for larger ones (`tolerance.scaled`).
-    share: in place of a bound, of each tensor's largest element.
+    """Return a sentence for each tensor that differs by more than a bound, the largest difference first.
 
     A name, dtype or shape that differs is always a difference.
+
+    - bound: the largest difference allowed between two elements; 0 for none. It holds for tensors whose elements are of
+      the usual size, and grows in proportion for larger ones (`harness.tolerance.scaled`).
+    - where: words that each sentence begins with, such as "step 3: gradient of".
+    - share: if not 0, the difference allowed as a share of each tensor's largest element, and `bound` is ignored.
     """
     found: list[tuple[float, str]] = []
-    for name in sorted(set(seen) | set(wanted)):
-        if name not in seen or name not in wanted:
+    for name in sorted(set(seen) | set(expected)):
+        if name not in seen or name not in expected:
             found.append((float("inf"), f"{where} {name} is {'missing' if name not in seen else 'there, unexpected'}"))
             continue
-        a, b = seen[name], wanted[name]
+        a, b = seen[name], expected[name]
         if a.dtype != b.dtype or a.shape != b.shape:
             found.append((float("inf"), f"{where} {name} is {_kind(a)}, expected {_kind(b)}"))
         elif not _same_bits(a, b):
@@ -94,11 +101,15 @@ def differences(
     return [sentence for _, sentence in sorted(found, key=lambda pair: -pair[0])]
 
 
-def distance(seen: Trace, wanted: Trace) -> dict[str, float]:
-    """The largest differences of logged loss, gradient and adapter elements between two runs, over what both have."""
-    ours, theirs = _steps(seen, 0), _steps(wanted, 0)
+def distance(seen: Trace, expected: Trace) -> dict[str, float]:
+    """Return the largest differences between two runs, over what both have.
+
+    The keys are "largest_loss_difference" (of logged losses), "largest_gradient_difference" and
+    "largest_adapter_difference" (of elements).
+    """
+    ours, theirs = _steps(seen, 0), _steps(expected, 0)
     gaps = {
-        "loss": [abs(seen.losses[n] - wanted.losses[n]) for n in seen.losses if n in wanted.losses],
+        "loss": [abs(seen.losses[n] - expected.losses[n]) for n in seen.losses if n in expected.losses],
         "gradient": [
             largest_gap(ours[n].gradients[k], theirs[n].gradients[k])
             for n in ours
@@ -106,13 +117,13 @@ def distance(seen: Trace, wanted: Trace) -> dict[str, float]:
             for k in ours[n].gradients
             if k in theirs[n].gradients
         ],
-        "adapter": [largest_gap(seen.adapter[k], wanted.adapter[k]) for k in seen.adapter if k in wanted.adapter],
+        "adapter": [largest_gap(seen.adapter[k], expected.adapter[k]) for k in seen.adapter if k in expected.adapter],
     }
     return {f"largest_{name}_difference": max(values, default=0.0) for name, values in gaps.items()}
 
 
 def largest_gap(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Largest absolute difference of two tensors' elements; infinite where shapes differ or one is NaN."""
+    """Return the largest absolute difference of two tensors' elements; infinity if shapes differ or an element is NaN."""
     if a.shape != b.shape:
         return float("inf")
     if _same_bits(a, b) or a.numel() == 0:
@@ -133,14 +144,19 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _numbers(
-    what: str, seen: dict[int, float], wanted: dict[int, float], bound: float, usual: float, after: int
+    what: str, seen: dict[int, float], expected: dict[int, float], bound: float, usual: float, after: int
 ) -> list[str]:
-    steps = sorted({n for n in (*seen, *wanted) if n > after})
+    """Return a sentence on the first step after `after` whose number differs by more than the scaled bound.
+
+    - what: the number's name, such as "logged loss".
+    - usual: the usual size of such a number (`harness.tolerance.scaled`).
+    """
+    steps = sorted({n for n in (*seen, *expected) if n > after})
     for n in steps:
-        a, b = seen.get(n), wanted.get(n)
+        a, b = seen.get(n), expected.get(n)
         if a is None or b is None:
             return [f"step {n}: {what} is {a}, expected {b}"]
-        # `not <=` rather than `>`: NaN on one side is a difference, NaN on both is not.
+        # `not <=`, because `>` is False for NaN. NaN on one side is a difference, NaN on both is not.
         if not abs(a - b) <= scaled(bound, abs(b), usual) and not (a != a and b != b):
             return [f"step {n}: {what} {a!r}, expected {b!r}"]
     return []

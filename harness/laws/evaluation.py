@@ -1,4 +1,4 @@
-"""Evaluations: what is reported, and that they leave the run as it is."""
+"""Evaluations: what they report, and that they do not change the run."""
 
 from __future__ import annotations
 
@@ -17,36 +17,42 @@ from harness.tolerance import ORACLE
 from harness.trace import Evaluation, MicroBatch, Tensors, Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
 
-#: What TrainingArguments has where a spec says nothing.
+#: Default of TrainingArguments.per_device_eval_batch_size.
 EVAL_BATCH_SIZE = 8
 
 
 def batches(spec: RunSpec) -> list[list[int]]:
-    """Rows of each batch of an evaluation: all evaluation rows in order, which count on from the training rows."""
+    """Return the rows of each batch of an evaluation: all evaluation rows, in order.
+
+    The first evaluation row has the number after the last training row.
+    """
     size = int(spec.arguments.get("per_device_eval_batch_size", EVAL_BATCH_SIZE))
     rows = list(range(spec.data.rows, spec.data.rows + spec.data.eval_rows))
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def losses(trace: Trace) -> Verdict:
-    """Each eval_loss is the mean over rows of their batch's mean loss over its own labels, computed anew in float64.
+    """Check each eval_loss against one that is recomputed in float64 from the spec and the rows.
 
-    Evaluations are judged at which the adapter is known: before the first step, and where a checkpoint was saved.
+    Each batch's loss is the mean over the labels of the batch. eval_loss is the mean of these, weighted by rows.
+
+    An evaluation is judged only if the adapter's values at that time are in the trace: before the first step, and if a
+    checkpoint was saved at the same step. Without any such evaluation the verdict is NOT_COMPARABLE.
     """
     expected = "eval_loss is the mean, weighted by rows, of each batch's mean over its labels"
-    reasons = [reason for reason in obstacles(trace.spec) if "dropout" not in reason]  # evaluations have none
-    known = {0: trace.adapter_before} | {checkpoint.step: checkpoint.adapter for checkpoint in trace.checkpoints}
-    judged = [evaluation for evaluation in trace.evaluations if evaluation.step in known]
+    reasons = [reason for reason in obstacles(trace.spec) if "dropout" not in reason]  # evaluations have no dropout
+    adapters = {0: trace.adapter_before} | {checkpoint.step: checkpoint.adapter for checkpoint in trace.checkpoints}
+    judged = [evaluation for evaluation in trace.evaluations if evaluation.step in adapters]
     findings = incomplete(trace)
     if reasons or not (judged or findings):
         return Verdict(NOT_COMPARABLE, expected, tuple(reasons) or ("no evaluation has a checkpoint beside it",))
-    anew, gaps, others = _Anew(trace.spec, trace.adapter_before), [0.0], []
+    recomputed, gaps, others = _RecomputedLosses(trace.spec, trace.adapter_before), [0.0], []
     for evaluation in judged:
         where = f"evaluation at step {evaluation.step}"
         if evaluation.rows != batches(trace.spec):
             findings.append(f"{where}: batches of rows {evaluation.rows}, expected {batches(trace.spec)}")
             continue
-        by_rows, by_tokens = anew.means(known[evaluation.step])
+        by_rows, by_tokens = recomputed.means(adapters[evaluation.step])
         seen = evaluation.metrics.get("eval_loss", math.nan)
         others.append(abs(by_rows - by_tokens))
         if not abs(seen - by_rows) <= ORACLE.loss:
@@ -60,13 +66,13 @@ def losses(trace: Trace) -> Verdict:
         findings,
         evaluations=len(judged),
         largest_loss_difference=max(gaps),
-        # How far the mean over all tokens is from what is asked for: what this clause can tell apart.
+        # How far the mean over all tokens is from the expected mean. If it is 0, this run cannot tell the two apart.
         largest_distance_of_the_token_mean=max(others, default=0.0),
     )
 
 
-class _Anew:
-    """Evaluation losses of a spec in float64, for any adapter."""
+class _RecomputedLosses:
+    """Evaluation losses of a spec in float64, for any values of its adapter."""
 
     def __init__(self, spec: RunSpec, adapter: Tensors):
         self.spec = spec
@@ -74,7 +80,7 @@ class _Anew:
         self.recomputed.rows = [row for part in data.rows(spec.data) for row in part]
 
     def means(self, adapter: Tensors) -> tuple[float, float]:
-        """The mean weighted by rows, and the mean over all labels."""
+        """Return the mean of the batches' losses weighted by rows, and the mean weighted by labels."""
         with torch.no_grad():
             for name, parameter in self.recomputed.parameters.items():
                 parameter.copy_(adapter[name])
@@ -90,7 +96,11 @@ def _weighted(values: list[float], weights: list[int]) -> float:
 
 
 def leaves_no_trace(evaluated: Trace, plain: Trace) -> Verdict:
-    """A run with evaluations is the run without them: rows, gradients, logs, adapter, optimizer, base, bit for bit."""
+    """Check that a run with evaluations equals the run without them, bit for bit.
+
+    - evaluated: the run with evaluations.
+    - plain: the same run without.
+    """
     expected = "evaluations leave the run as it is"
     if not evaluated.error and not evaluated.evaluations:
         return verdict(expected, ["nothing was evaluated"])
@@ -98,9 +108,13 @@ def leaves_no_trace(evaluated: Trace, plain: Trace) -> Verdict:
 
 
 def draws_one_number(evaluated: Trace, drawn: Trace, passes: int) -> Verdict:
-    """The run with `passes` evaluations is one that draws a number where the other evaluates.
+    """Check that each evaluation draws exactly one random number.
 
-    The steps have dropout, so that each number drawn changes all masks after it.
+    Both runs have dropout, so each number drawn changes all masks after it.
+
+    - evaluated: the run with evaluations.
+    - drawn: a run that draws one number at each point at which the other evaluates.
+    - passes: how many evaluations there must be.
     """
     findings = incomplete(evaluated)
     if len(evaluated.evaluations) != passes:
@@ -109,15 +123,15 @@ def draws_one_number(evaluated: Trace, drawn: Trace, passes: int) -> Verdict:
 
 
 def reported(trace: Trace, steps: list[int], *names: str) -> Verdict:
-    """There is an evaluation at each of `steps`, with a finite eval_loss and exactly the metrics `names` besides.
+    """Check that there is an evaluation at each of `steps`, with a finite eval_loss.
 
-    Timings and the epoch are not looked at.
+    - names: the other metrics that each must have, and no more. Timings and the epoch are ignored.
     """
     findings = incomplete(trace)
     if [evaluation.step for evaluation in trace.evaluations] != steps:
         findings.append(f"evaluations at steps {[e.step for e in trace.evaluations]}, expected {steps}")
     for evaluation in trace.evaluations:
-        findings += [f"evaluation at step {evaluation.step}: {one}" for one in _metrics(evaluation, names)]
+        findings += [f"evaluation at step {evaluation.step}: {finding}" for finding in _metrics(evaluation, names)]
     return verdict(f"evaluations report eval_loss{', '.join(['', *names])}", findings, evaluations=len(steps))
 
 
@@ -131,7 +145,7 @@ def _metrics(evaluation: Evaluation, names: tuple[str, ...]) -> list[str]:
 
 
 def plain_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics without timings and the epoch."""
+    """Return the metrics without timings and the epoch."""
     return {
         name: value
         for name, value in metrics.items()
@@ -140,25 +154,36 @@ def plain_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def counted(trace: Trace) -> Verdict:
-    """compute_metrics was given every evaluation row and label: the metrics of `harness.fixtures.metrics.counts` say so."""
+    """Check that compute_metrics was given every evaluation row and label.
+
+    The run computes the metrics of `harness.fixtures.metrics.counts`.
+    """
     rows = data.rows(trace.spec.data)[1]
     labels = sum(label != data.IGNORED for row in rows for label in row["labels"])
     findings = incomplete(trace) + ([] if trace.evaluations else ["nothing was evaluated"])
     for evaluation in trace.evaluations:
-        for name, wanted in (("eval_rows", len(rows)), ("eval_labels", labels)):
-            if evaluation.metrics.get(name) != wanted:
+        for name, expected in (("eval_rows", len(rows)), ("eval_labels", labels)):
+            if evaluation.metrics.get(name) != expected:
                 seen = evaluation.metrics.get(name, "absent")
-                findings.append(f"evaluation at step {evaluation.step}: {name} is {seen}, expected {wanted}")
+                findings.append(f"evaluation at step {evaluation.step}: {name} is {seen}, expected {expected}")
     return verdict("compute_metrics is given all rows and labels", findings, rows=len(rows), labels=labels)
 
 
-def same_predictions(seen: Tensors, wanted: Tensors) -> Verdict:
-    """What compute_metrics was given is what the model returns, batch by batch, bit for bit."""
-    return verdict("all predictions and labels, in the order of the rows", differences(seen, wanted, 0.0, ""))
+def same_predictions(seen: Tensors, expected: Tensors) -> Verdict:
+    """Check that compute_metrics was given what the model returns, batch by batch, bit for bit.
+
+    - seen: what compute_metrics was given.
+    - expected: what the model returned.
+    """
+    return verdict("all predictions and labels, in the order of the rows", differences(seen, expected, 0.0, ""))
 
 
 def ended_with(trace: Trace, kind: str, *words: str) -> Verdict:
-    """The run ended with an error of this kind whose message contains each of `words`."""
+    """Check that the run ended with an error.
+
+    - kind: the error's type.
+    - words: each must be in the error's message.
+    """
     findings = []
     if trace.error is None:
         findings.append(f"no error: it made {len(trace.steps)} steps")

@@ -1,4 +1,4 @@
-"""What is trained and what stays frozen."""
+"""Which parameters are trained, and which stay frozen."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ if TYPE_CHECKING:
 #: Canonical tensor name -> shape.
 Shapes = Mapping[str, Sequence[int]]
 
-#: What bitsandbytes keeps in state_dict() beside a weight that is packed as NF4 with double quantization.
+#: Entries of state_dict() that bitsandbytes adds for a weight packed as NF4 with double quantization.
 NF4_STATE = ("absmax", "nested_absmax", "nested_quant_map", "quant_map", "quant_state.bitsandbytes__nf4")
 
 
 def base_frozen(trace: Trace) -> Verdict:
-    """Every tensor of state_dict() that does not require gradients is the same, bit for bit, before and after."""
+    """Check that training changes no bit of any tensor of state_dict() that does not require gradients."""
     findings = _changed(trace, (set(trace.base_before) | set(trace.base)) - set(trace.shared))
     return verdict("every base tensor bit-identical before and after training", findings, tensors=len(trace.base))
 
 
 def parameters_frozen(trace: Trace) -> Verdict:
-    """The same of the parameters alone: once packed weights are sharded, state_dict() has no quantization state of them."""
+    """Check that training changes no bit of any frozen parameter. Other tensors of state_dict() are ignored.
+
+    Use it for sharded models: if packed weights are sharded, state_dict() loses their quantization state.
+    """
     frozen = set(trace.parameters) - set(trace.trainable)
     return verdict("every frozen parameter bit-identical", _changed(trace, frozen), parameters=len(frozen))
 
@@ -47,7 +50,10 @@ def _changed(trace: Trace, of: set[str]) -> list[str]:
 
 
 def quantized_base_frozen(trace: Trace, linears: Iterable[str]) -> Verdict:
-    """Each of these linear layers (module paths) has a packed weight and all its NF4 state, and keeps them bit for bit."""
+    """Check that each linear layer has a packed weight and all its NF4 state, and that training changes no bit of them.
+
+    - linears: module paths.
+    """
     findings = list(base_frozen(trace).seen)
     for path in linears:
         parts = [f"{path}.weight", *(f"{path}.weight.{part}" for part in NF4_STATE)]
@@ -56,33 +62,45 @@ def quantized_base_frozen(trace: Trace, linears: Iterable[str]) -> Verdict:
 
 
 def optimizer_holds_trainables(trace: Trace) -> Verdict:
-    """The optimizer's groups hold exactly the parameters that require gradients, each once."""
-    held = [name for group in trace.groups for name in group.names]
+    """Check that the optimizer's groups hold exactly the parameters that require gradients, each once."""
+    grouped = [name for group in trace.groups for name in group.names]
     findings = incomplete(trace)
-    findings += [f"{name} requires gradients but is in no group" for name in trace.trainable if name not in held]
-    findings += [f"{name} is in a group but does not require gradients" for name in held if name not in trace.trainable]
-    findings += [f"{name} is held {held.count(name)} times" for name in sorted(set(held)) if held.count(name) > 1]
+    findings += [f"{name} requires gradients but is in no group" for name in trace.trainable if name not in grouped]
+    findings += [
+        f"{name} is in a group but does not require gradients" for name in grouped if name not in trace.trainable
+    ]
+    findings += [
+        f"{name} is in groups {grouped.count(name)} times, expected once"
+        for name in sorted(set(grouped))
+        if grouped.count(name) > 1
+    ]
     numbers = sum(trace.adapter_before[name].numel() for name in trace.trainable if name in trace.adapter_before)
-    return verdict("the optimizer holds exactly the trainable parameters", findings, tensors=len(held), numbers=numbers)
+    return verdict(
+        "the optimizer holds exactly the trainable parameters", findings, tensors=len(grouped), numbers=numbers
+    )
 
 
 def groups_hold(trace: Trace, decayed: Shapes, others: Shapes | None = None) -> Verdict:
-    """Two groups: one with the weight decay of the arguments holds exactly `decayed`, one with none exactly `others`."""
+    """Check that the optimizer has two groups, one with weight decay and one without, and what each of them holds.
+
+    - decayed: canonical name -> shape of the tensors in the group with the weight decay of the arguments.
+    - others: the same for the group without weight decay; None if it must be empty.
+    """
     findings = incomplete(trace)
     decay = trace.spec.arguments.get("weight_decay", 0.0)
     if len(trace.groups) != 2:
         findings.append(f"the optimizer has {len(trace.groups)} groups, expected 2")
-    for index, (group, wanted, rate) in enumerate(
+    for index, (group, shapes, rate) in enumerate(
         zip(trace.groups, (decayed, others or {}), (decay, 0.0), strict=False)
     ):
         where = f"group {index}"
         if group.settings.get("weight_decay") != rate:
             findings.append(f"{where}: weight decay {group.settings.get('weight_decay')}, expected {rate}")
-        findings += [f"{where}: {name} is in it, unexpected" for name in group.names if name not in wanted]
-        findings += [f"{where}: no {name}" for name in wanted if name not in group.names]
+        findings += [f"{where}: {name} is in it, unexpected" for name in group.names if name not in shapes]
+        findings += [f"{where}: no {name}" for name in shapes if name not in group.names]
         findings += [
             f"{where}: {name} is {list(trace.adapter_before[name].shape)}, expected {list(shape)}"
-            for name, shape in wanted.items()
+            for name, shape in shapes.items()
             if name in trace.adapter_before and list(trace.adapter_before[name].shape) != list(shape)
         ]
     numbers = sum(math.prod(shape) for shape in (*decayed.values(), *(others or {}).values()))
@@ -91,14 +109,17 @@ def groups_hold(trace: Trace, decayed: Shapes, others: Shapes | None = None) -> 
 
 
 def base_without_gradients(trace: Trace) -> Verdict:
-    """No frozen parameter holds a .grad when the optimizer steps."""
+    """Check that no frozen parameter has a .grad when the optimizer steps."""
     findings = incomplete(trace)
     findings += [f"{name} held a gradient at an optimizer step" for name in trace.base_gradients]
     return verdict("frozen parameters never get a gradient", findings, steps=len(trace.steps))
 
 
 def adapter_moved(trace: Trace, stuck: tuple[str, ...] = ()) -> Verdict:
-    """Every trainable tensor differs from its start, save those whose name ends with one of `stuck`."""
+    """Check that training changes every trainable tensor.
+
+    - stuck: endings of the names of tensors that may stay as they are.
+    """
     findings = incomplete(trace)
     for name in trace.trainable:
         if torch.equal(trace.adapter[name], trace.adapter_before[name]) and not name.endswith(stuck or ("\0",)):
@@ -107,9 +128,10 @@ def adapter_moved(trace: Trace, stuck: tuple[str, ...] = ()) -> Verdict:
 
 
 def gradients_arrive(trace: Trace) -> Verdict:
-    """Every trainable tensor has a gradient that is not zero: each lora_A after the first update, all others at once.
+    """Check that every trainable tensor gets a gradient that is not zero, at the first step.
 
-    A fresh lora_B is zero, and with it the gradient of its lora_A, until a step whose learning rate is not zero.
+    A new lora_B is zero, and so is the gradient of its lora_A until a step with a learning rate above zero. So lora_A's
+    gradient is checked after the first such step.
     """
     findings = incomplete(trace)
     if not trace.trainable:
@@ -129,14 +151,22 @@ def gradients_arrive(trace: Trace) -> Verdict:
 
 
 def trainable_names(model: nn.Module, adapter: str = "default") -> list[str]:
-    """Canonical names (see harness.tensors.names) of the parameters that require gradients; `adapter` is left out of them."""
+    """Return the canonical names (harness.tensors.names) of the parameters that require gradients.
+
+    - adapter: the name of the adapter, which canonical names do not contain.
+    """
     return [names.canonical(name, adapter) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def trains_exactly(seen: Iterable[str], wanted: Iterable[str], when: str = "") -> Verdict:
-    """Exactly the wanted parameters require gradients (canonical names)."""
-    have, expected = set(seen), set(wanted)
+def trains_exactly(seen: Iterable[str], expected: Iterable[str], when: str = "") -> Verdict:
+    """Check that exactly the expected parameters require gradients.
+
+    - seen: canonical names of the parameters that require gradients.
+    - expected: canonical names of those that must.
+    - when: words that each sentence begins with, such as "after switch".
+    """
+    have, need = set(seen), set(expected)
     at = f"{when}: " if when else ""
-    findings = [f"{at}{name} requires gradients" for name in sorted(have - expected)]
-    findings += [f"{at}{name} does not require gradients" for name in sorted(expected - have)]
-    return verdict(f"{at}exactly these are trainable: {', '.join(sorted(expected)) or 'none'}", findings)
+    findings = [f"{at}{name} requires gradients" for name in sorted(have - need)]
+    findings += [f"{at}{name} does not require gradients" for name in sorted(need - have)]
+    return verdict(f"{at}exactly these are trainable: {', '.join(sorted(need)) or 'none'}", findings)

@@ -1,4 +1,4 @@
-"""Adapters as they are injected: their initial values, what they add to a layer, and which of several is trained."""
+"""Injected adapters: their initial values, what they add to a layer, and which of several is trained."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def drawn(spec: RunSpec) -> Tensors:
-    """The LoRA of a spec on the tiny llama as it must be drawn: canonical name -> tensor, float32.
+    """Return the initial values of a spec's LoRA on the tiny Llama: canonical name -> tensor, float32.
 
-    Each of the two linear layers draws its own weights first, as nn.Linear does; then A is drawn anew and B zeroed.
+    They are drawn as peft/tuners/lora/layer.py:LoraLayer.update_layer does: A and B are made as nn.Linear, which draws
+    initial weights for each. Then reset_lora_parameters draws A again, and sets B to zero.
     """
     targets, r = spec.adapter.config["target_modules"], spec.adapter.config["r"]
     projections = ("",) if targets == "all-linear" else tuple(targets)
@@ -33,7 +34,7 @@ def drawn(spec: RunSpec) -> Tensors:
         if path.endswith(projections):
             torch.empty(r, inputs).uniform_(-1, 1, generator=draw)
             torch.empty(outputs, r).uniform_(-1, 1, generator=draw)
-            # kaiming_uniform(a=sqrt(5)): gain sqrt(2 / (1 + 5)), bound sqrt(3) * gain / sqrt(inputs).
+            # kaiming_uniform_(a=sqrt(5)): gain = sqrt(2 / (1 + 5)), bound = sqrt(3) * gain / sqrt(inputs).
             bound = math.sqrt(3.0) * (math.sqrt(2.0 / (1 + math.sqrt(5) ** 2)) / math.sqrt(inputs))
             made[f"{path}.lora_A.weight"] = torch.empty(r, inputs).uniform_(-bound, bound, generator=draw)
             made[f"{path}.lora_B.weight"] = torch.zeros(outputs, r)
@@ -41,14 +42,17 @@ def drawn(spec: RunSpec) -> Tensors:
 
 
 def initialised(trace: Trace) -> Verdict:
-    """The adapter started with the values that `drawn` makes of its spec."""
+    """Check that the adapter started with the values of `drawn`, bit for bit."""
     findings = incomplete(trace) + differences(trace.adapter_before, drawn(trace.spec), 0.0, "before training:")
     return verdict("the adapter is drawn from its seed, bit for bit", findings, tensors=len(trace.adapter_before))
 
 
-def same_tensor(what: str, seen: torch.Tensor, wanted: torch.Tensor) -> Verdict:
-    """Two tensors are the same, bit for bit."""
-    findings = [one.strip() for one in differences({what: seen}, {what: wanted}, 0.0, "")]
+def same_tensor(what: str, seen: torch.Tensor, expected: torch.Tensor) -> Verdict:
+    """Check that two tensors are the same, bit for bit.
+
+    - what: the name that findings give to them.
+    """
+    findings = [sentence.strip() for sentence in differences({what: seen}, {what: expected}, 0.0, "")]
     return verdict(f"{what}, bit for bit", findings)
 
 
@@ -60,14 +64,22 @@ def adapted(
     scaling: float,
     dropout: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
 ) -> torch.Tensor:
-    """What a layer with a LoRA returns. x: (..., inputs); a: (r, inputs); b: (outputs, r); `base`'s dtype."""
+    """Return what a linear layer with a LoRA must return: (..., outputs), in the dtype that `base` returns.
+
+    - x: the input, (..., inputs).
+    - base: the layer without its LoRA.
+    - a: lora_A's weight, (r, inputs).
+    - b: lora_B's weight, (outputs, r).
+    - scaling: lora_alpha / r.
+    - dropout: of the LoRA's input.
+    """
     result = base(x)
     lora = dropout(x.to(a.dtype)) @ a.T @ b.T * scaling
     return (result + lora).to(result.dtype)
 
 
 def adapter_tensors(model: nn.Module, adapter: str) -> Tensors:
-    """Copies on the CPU of all parameters of one of the adapters of a model, by canonical name."""
+    """Return copies on the CPU of all parameters of one adapter of a model, by canonical name."""
     return {
         names.canonical(name, adapter): parameter.detach().cpu().clone()
         for name, parameter in model.named_parameters()
@@ -76,7 +88,11 @@ def adapter_tensors(model: nn.Module, adapter: str) -> Tensors:
 
 
 def trained_adapters(before: Mapping[str, Tensors], after: Mapping[str, Tensors], trained: Collection[str]) -> Verdict:
-    """Of several adapters (by name), every tensor of the trained ones has moved, and none of the others'."""
+    """Check that training changes every tensor of the trained adapters, and no tensor of the others.
+
+    - before, after: adapter's name -> its tensors before training and after it.
+    - trained: names of the adapters that are trained.
+    """
     findings = [f"the model has no adapter {name!r}" for name, tensors in before.items() if not tensors]
     for adapter, tensors in before.items():
         for name, tensor in tensors.items():
@@ -89,7 +105,12 @@ def trained_adapters(before: Mapping[str, Tensors], after: Mapping[str, Tensors]
 
 
 def learned(trainer: Any, labels: list[str], columns: Collection[str]) -> Verdict:
-    """What a Trainer made of its model: the names of the labels, and the columns of the batches that it hands over."""
+    """Check what a Trainer found out about its model.
+
+    - trainer: a transformers.Trainer.
+    - labels: the label_names that it must have.
+    - columns: the columns that its training batches must have.
+    """
     findings = [] if trainer.label_names == labels else [f"label_names is {trainer.label_names}, expected {labels}"]
     try:
         seen = set(next(iter(trainer.get_train_dataloader())))

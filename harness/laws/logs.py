@@ -1,4 +1,4 @@
-"""What is logged: entries of log_history, TensorBoard's event files, the console. Computed from the spec and the steps."""
+"""Logs: entries of log_history, TensorBoard's event files, the console. Expected values follow from spec and steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOKENS = "num_input_tokens_seen"
 
 
 def logging_steps(spec: RunSpec) -> list[int]:
-    """The optimizer steps after which the training loss is logged, of a run that is not resumed."""
+    """Return the optimizer steps after which a run logs the training loss. The run must not be resumed."""
     planned, kind = plan(spec), strategy(spec, "logging")
     in_epoch = len(planned.windows)
     return [
@@ -45,15 +45,16 @@ def logging_steps(spec: RunSpec) -> list[int]:
 
 
 def entries(trace: Trace, digits: int | None = None, also: Sequence[str] = ()) -> Verdict:
-    """The log has an entry for each logging step, with these keys, and the mean loss since the entry before.
+    """Check that the log has an entry for each logging step, with the right keys and the mean loss since the last entry.
 
-    digits: how many the logged loss is rounded to (None: not at all). also: further keys that each entry has.
+    - digits: how many decimals the logged loss is rounded to; None if it is not rounded.
+    - also: keys that each entry must have besides ENTRY.
     """
-    findings, wanted = incomplete(trace), logging_steps(trace.spec)
+    findings, expected = incomplete(trace), logging_steps(trace.spec)
     keys = {*ENTRY, *also}
     seen = [entry for entry in trace.log_history if "loss" in entry]
-    if [entry["step"] for entry in seen] != wanted:
-        findings.append(f"logged after steps {[entry['step'] for entry in seen]}, expected {wanted}")
+    if [entry["step"] for entry in seen] != expected:
+        findings.append(f"logged after steps {[entry['step'] for entry in seen]}, expected {expected}")
     losses, before = {step.number: _loss(step.batches) for step in trace.steps}, 0
     rounding = 0.0 if digits is None else 0.5 * 10.0**-digits
     for entry in seen:
@@ -65,18 +66,24 @@ def entries(trace: Trace, digits: int | None = None, also: Sequence[str] = ()) -
         if not abs(entry["loss"] - mean) <= SUMMATION.loss + rounding:
             findings.append(f"{where}: loss {entry['loss']!r}, the mean of its {len(window)} steps is {mean!r}")
         before = entry["step"]
-    return verdict(f"an entry after steps {wanted}, with the mean loss of its steps", findings, entries=len(seen))
+    return verdict(f"an entry after steps {expected}, with the mean loss of its steps", findings, entries=len(seen))
 
 
 def _loss(batches: Iterable[Any]) -> float:
-    """A window's loss: shares of its mean where the model was given num_items_in_batch, means otherwise."""
-    made = list(batches)
-    total = sum(math.nan if batch.loss is None else batch.loss for batch in made)
-    return total if made[0].num_items is not None else total / len(made)
+    """Return a window's loss.
+
+    If the model was given num_items_in_batch, the micro-batches' losses are shares of it, otherwise means.
+    """
+    window = list(batches)
+    total = sum(math.nan if batch.loss is None else batch.loss for batch in window)
+    return total if window[0].num_items is not None else total / len(window)
 
 
 def tokens(trace: Trace, padding: bool = True) -> Verdict:
-    """Every entry counts the tokens of all rows fed until then, with their padding or without."""
+    """Check that num_input_tokens_seen of every log entry counts the tokens of all rows fed until then.
+
+    - padding: whether padding tokens are counted.
+    """
     findings = incomplete(trace)
     rows = data.rows(trace.spec.data)[0]
     fed, total = {0: 0}, 0
@@ -95,7 +102,7 @@ def tokens(trace: Trace, padding: bool = True) -> Verdict:
 
 
 def last_entry(trace: Trace) -> Verdict:
-    """The last entry holds the metrics of TrainOutput at the last step."""
+    """Check that the last entry is of the last step, and has the metrics of TrainOutput."""
     findings, total = incomplete(trace), plan(trace.spec).total
     last = trace.log_history[-1] if trace.log_history else {}
     findings += [f"the last entry lacks {key}" for key in LAST_ENTRY if key not in last]
@@ -112,23 +119,25 @@ def last_entry(trace: Trace) -> Verdict:
 
 
 def tensorboard(trace: Trace, directory: Path) -> Verdict:
-    """The one event file below a directory holds every number of log_history, and the two texts.
+    """Check that TensorBoard's event file holds every number of log_history, and the texts "args" and "model_config".
 
-    Scalars are float32 in the file, so each must be the float32 nearest to what log_history has.
+    Scalars are float32 in the file, so each must be the float32 nearest to the number of log_history.
+
+    - directory: where the event file is looked for; there must be exactly one below it.
     """
     findings = incomplete(trace)
     files = sorted(directory.rglob("events.out.tfevents.*"))
     if len(files) != 1:
         findings.append(f"{len(files)} event files below {directory.name}/, expected 1")
     scalars, texts = read_events(files[0]) if files else ({}, [])
-    wanted: dict[str, list[tuple[int, float]]] = {}
+    expected: dict[str, list[tuple[int, float]]] = {}
     for entry in trace.log_history:
         for key, value in entry.items():
             if key != "step":
-                wanted.setdefault(tag(key), []).append((entry["step"], _float32(value)))
-    findings += [f"no scalar {name}" for name in wanted if name not in scalars]
-    findings += [f"a scalar {name}, which is not in log_history" for name in scalars if name not in wanted]
-    for name, points in wanted.items():
+                expected.setdefault(tag(key), []).append((entry["step"], _float32(value)))
+    findings += [f"no scalar {name}" for name in expected if name not in scalars]
+    findings += [f"a scalar {name}, which is not in log_history" for name in scalars if name not in expected]
+    for name, points in expected.items():
         other = [(a, b) for a, b in zip(scalars.get(name, []), points, strict=False) if a != b]
         if other:
             findings.append(f"{name}: {other[0][0]} (step, value), log_history has {other[0][1]}")
@@ -140,15 +149,15 @@ def tensorboard(trace: Trace, directory: Path) -> Verdict:
 
 
 def tag(key: str) -> str:
-    """TensorBoard's name of a key of log_history."""
+    """Return TensorBoard's name for a key of log_history."""
     return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
 
 
 def read_events(file: Path) -> tuple[dict[str, list[tuple[int, float]]], list[str]]:
-    """Scalars of an event file (tag -> (step, value) in order) and the names of its texts, sorted."""
+    """Return the scalars of an event file (tag -> [(step, value)] in order), and the names of its texts, sorted."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    # 0 keeps every point: by default the reader samples.
+    # 0 reads every point; by default the reader takes samples.
     events = EventAccumulator(str(file), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
     names = events.Tags()
@@ -164,17 +173,21 @@ def _float32(value: float) -> float:
 
 
 def console(log_history: Sequence[Mapping[str, Any]], text: str) -> Verdict:
-    """Standard output shows each entry once, in order, as a dict: all its numbers but the step and total_flos."""
+    """Check that standard output shows each log entry once, in order, as a dict without the step and total_flos.
+
+    - log_history: the entries.
+    - text: standard output.
+    """
     findings, shown = [], list(_dicts(text))
     if len(shown) != len(log_history):
         findings.append(f"{len(shown)} entries on standard output, log_history has {len(log_history)}")
     for number, (seen, entry) in enumerate(zip(shown, log_history, strict=False), start=1):
-        wanted = {key: value for key, value in entry.items() if key not in ("step", "total_flos")}
-        findings += [f"entry {number} shows no {key}" for key in wanted if key not in seen]
-        findings += [f"entry {number} shows {key} besides" for key in seen if key not in wanted]
+        expected = {key: value for key, value in entry.items() if key not in ("step", "total_flos")}
+        findings += [f"entry {number} shows no {key}" for key in expected if key not in seen]
+        findings += [f"entry {number} shows {key} besides" for key in seen if key not in expected]
         findings += [
             f"entry {number} shows {key} {seen[key]}, log_history has {value!r}"
-            for key, value in wanted.items()
+            for key, value in expected.items()
             if key in seen and not _shows(seen[key], value)
         ]
     return verdict("the console shows each entry of log_history", findings, entries=len(shown))
@@ -187,5 +200,5 @@ def _dicts(text: str) -> Iterable[dict[str, Any]]:
 
 
 def _shows(seen: Any, value: float) -> bool:
-    """Whether a number, or a string of it, is the value or the value rounded to four significant digits."""
+    """Return whether a number, or its text, is the value, or the value rounded to four significant digits."""
     return float(seen) in (value, float(f"{value:.4g}"))

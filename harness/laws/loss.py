@@ -1,9 +1,10 @@
-"""What the loss of an optimizer step is, and the gradient that it leaves: judged against both computed anew."""
+"""The loss of an optimizer step and its gradient, compared with both recomputed in float64 (harness/laws/recompute.py)."""
 
 from __future__ import annotations
 
 import math
 
+from harness import compat
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences
 from harness.laws.logs import logging_steps
@@ -16,11 +17,16 @@ from harness.verdict import NOT_COMPARABLE, Verdict, verdict
 def window_mean(
     trace: Trace, mean: str = TOKENS, smoothing: float | None = None, targets: Targets | None = None
 ) -> Verdict:
-    """The gradient at each optimizer step, and the loss logged for it, are those of the window's mean loss.
+    """Check that each step's gradient, and the loss logged for it, are those of the window's mean loss.
 
-    mean: TOKENS, BATCHES or GIVEN (see `harness.laws.recompute`). smoothing: of labels, None for what the spec says.
-    targets: what each position of a row predicts, None for what the task says. Steps are judged at which the adapter
-    is known: the first, and all of them where the learning rate is 0.
+    A step is judged only if the adapter's values before it are in the trace. These are the first step, and every step if the
+    learning rate is 0.
+
+    - mean: how the mean is taken: TOKENS, BATCHES or GIVEN (`harness.laws.recompute`).
+    - smoothing: the label smoothing factor; None for the spec's.
+    - targets: returns what each position of a row predicts; None for what the spec's task says.
+
+    If the run has dropout, quantization or half precision, the verdict is NOT_COMPARABLE (`recompute.obstacles`).
     """
     expected = f"gradient and loss of each step are the mean over the window's {mean}"
     if reasons := obstacles(trace.spec):
@@ -29,15 +35,16 @@ def window_mean(
         return verdict(expected, findings)
     if smoothing is None:
         smoothing = trace.spec.arguments.get("label_smoothing_factor", 0.0)
-    anew = Recomputed(trace.spec, trace.adapter_before)
+    recomputed = Recomputed(trace.spec, trace.adapter_before)
     judged = trace.steps if trace.spec.arguments.get("learning_rate") == 0.0 else trace.steps[:1]
     gaps: list[float] = []
-    alone = {0, *logging_steps(trace.spec)}  # an entry after each of two steps on end is the second one's loss alone
+    # If the steps n - 1 and n are both logged, the second entry is the loss of step n alone.
+    entries = {0, *logging_steps(trace.spec)}
     for step in judged:
-        loss, gradients = anew.window(step.batches, mean, smoothing, targets)
+        loss, gradients = recomputed.window(step.batches, mean, smoothing, targets)
         found = gradient_findings(step, gradients)
         logged = trace.losses.get(step.number)
-        if {step.number - 1, step.number} <= alone:
+        if {step.number - 1, step.number} <= entries:
             if logged is None:
                 found.append(f"step {step.number}: no loss was logged")
             elif not abs(logged - loss) <= scaled(ORACLE.loss, abs(loss), LOSSES) + logged_rounding(trace):
@@ -45,17 +52,14 @@ def window_mean(
             else:
                 gaps.append(abs(logged - loss))
         if found and mean == TOKENS:
-            findings += _count(step, anew.tokens(step.batches, targets))
+            findings += _count(step, recomputed.tokens(step.batches, targets))
         findings += found
     return verdict(expected, findings, steps=len(judged), largest_loss_difference=max(gaps, default=0.0))
 
 
 def logged_rounding(trace: Trace) -> float:
-    """By how much logged losses are rounded: releases before transformers 5.0 log four digits, later ones all.
-
-    Taken from the trace itself: float32 losses that all happen to have four digits do not occur.
-    """
-    return 0.5e-4 if all(loss == round(loss, 4) for loss in trace.losses.values()) else 0.0
+    """Return by how much the logged losses of a trace are rounded."""
+    return compat.logged_rounding(trace.losses.values())
 
 
 def _count(step: Step, tokens: int) -> list[str]:
@@ -67,24 +71,29 @@ def _count(step: Step, tokens: int) -> list[str]:
 
 
 def gradient_findings(step: Step, expected: Tensors) -> list[str]:
-    """How a step's gradients, before clipping, differ from the expected ones; first by which factor, if by one."""
-    wanted = {name: value.to(step.gradients[name].dtype) for name, value in expected.items() if name in step.gradients}
-    wanted |= {name: value for name, value in expected.items() if name not in wanted}
-    found = differences(step.gradients, wanted, ORACLE.gradient, f"step {step.number}: gradient of")
-    if found and (factor := scale(step.gradients, wanted)) is not None and not math.isclose(factor, 1, rel_tol=1e-4):
+    """Return how a step's gradients before clipping differ from the expected ones, an empty list if they do not.
+
+    If all gradients are off by nearly the same factor, the first sentence says so.
+    """
+    cast = {name: value.to(step.gradients[name].dtype) for name, value in expected.items() if name in step.gradients}
+    cast |= {name: value for name, value in expected.items() if name not in cast}
+    found = differences(step.gradients, cast, ORACLE.gradient, f"step {step.number}: gradient of")
+    if found and (factor := scale(step.gradients, cast)) is not None and not math.isclose(factor, 1, rel_tol=1e-4):
         found.insert(0, f"step {step.number}: the gradient is {factor:.4g} times what it must be")
     return found
 
 
-def scale(seen: Tensors, wanted: Tensors) -> float | None:
-    """The factor that brings `wanted` closest to `seen` (least squares); None where there is nothing to scale."""
-    both = [name for name in wanted if name in seen and seen[name].shape == wanted[name].shape]
-    length = sum(float((wanted[name].double() ** 2).sum()) for name in both)
-    return sum(float((seen[name].double() * wanted[name].double()).sum()) for name in both) / length if length else None
+def scale(seen: Tensors, expected: Tensors) -> float | None:
+    """Return the factor that brings `expected` closest to `seen` (least squares); None if `expected` is zero or empty."""
+    both = [name for name in expected if name in seen and seen[name].shape == expected[name].shape]
+    length = sum(float((expected[name].double() ** 2).sum()) for name in both)
+    return (
+        sum(float((seen[name].double() * expected[name].double()).sum()) for name in both) / length if length else None
+    )
 
 
 def labels_taken(trace: Trace) -> Verdict:
-    """No forward pass in training was given labels, and none returned a loss: the loss is computed outside."""
+    """Check that the model is given no labels in training, and returns no loss: the loss is computed outside of it."""
     findings = incomplete(trace) + [
         f"step {step.number}: the model was given {batch.tokens} labels"
         if batch.tokens
@@ -97,7 +106,7 @@ def labels_taken(trace: Trace) -> Verdict:
 
 
 def nonfinite_shows(trace: Trace) -> Verdict:
-    """Each step with a micro-batch whose loss is NaN or infinite has a logged loss that is not finite."""
+    """Check that if a micro-batch's loss is NaN or infinite, the step's logged loss and training_loss are not finite."""
     findings = incomplete(trace)
     broken = [s.number for s in trace.steps if any(not math.isfinite(b.loss) for b in s.batches if b.loss is not None)]
     if not broken:

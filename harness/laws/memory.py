@@ -1,4 +1,4 @@
-"""What a run may hold in memory, by a formula of its spec, and what must be let go of when it is over."""
+"""Memory: how much a run may hold, by a formula of its spec, and what must be freed when the run is over."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from harness.spec import RunSpec
 from harness.throughput.memory_probe import Memory
 from harness.verdict import Verdict, verdict
 
-#: Step counters, the running loss, norms, masks of a row: what is held besides states and batches. Measured: 16 bytes.
+#: Bytes allowed for step counters, the running loss, norms and masks of a row. Measured on a CPU: 16 bytes.
 SCALARS = 1024
-#: CUDA's allocator rounds each of them, and each other tensor of a step, up to 512 bytes.
+#: The same on a GPU. CUDA's allocator rounds each of these tensors, and every other tensor of a step, up to 512 bytes.
 ROUNDED = 256 * 512
 _FLOAT, _LONG = 4, 8
 
 
 def within_bound(memory: Memory, spec: RunSpec) -> Verdict:
-    """No step holds more than gradients and Adam's state of the adapter, one micro-batch's activations, and batches.
+    """Check the peak memory of each step, beyond the model itself.
 
-    The base model is there before and is not counted: a copy of it, its gradients or its optimizer state would be.
+    The bound is: the adapter's gradients and Adam state, one micro-batch's activations, and batches. The base model is
+    allocated before the measurement, so it does not count. A copy of it, its gradients or its optimizer state would.
     """
-    # A gradient, two moments, and what clipping and the update make in passing.
+    # A gradient, two moments, and temporaries of clipping and of the update.
     states, passing, rows = 4 * adapter(spec), activations(spec), batches(spec)
     bound = states + passing + rows + small(spec)
     findings = [] if memory.peaks else ["no step was measured"]
@@ -39,7 +40,7 @@ def within_bound(memory: Memory, spec: RunSpec) -> Verdict:
 
 
 def held_between_steps(memory: Memory, spec: RunSpec) -> Verdict:
-    """Between steps nothing is held but Adam's two moments of each trainable tensor, and batches on their way."""
+    """Check that between steps only Adam's two moments of each trainable tensor are held, and batches loaded ahead."""
     moments = 2 * adapter(spec)
     bound = moments + batches(spec) + small(spec)
     findings = [] if memory.held else ["no step was measured"]
@@ -50,30 +51,34 @@ def held_between_steps(memory: Memory, spec: RunSpec) -> Verdict:
 
 
 def does_not_grow(memory: Memory, spec: RunSpec) -> Verdict:
-    """No step holds more, or peaks higher, than those of the first epoch and the one after it did.
+    """Check that memory does not grow: no step exceeds the steps of the first epoch and the step after it.
 
-    The first step makes Adam's state, and what is loaded ahead differs from step to step of an epoch.
+    The bound comes from a whole epoch, since the first step creates Adam's state, and the number of batches loaded ahead
+    differs from step to step.
     """
     settled = len(plan(spec).windows) + 1
     findings = [] if len(memory.held) > settled else [f"{len(memory.held)} steps were measured"]
     for what, values in (("held", memory.held), ("at the peak", memory.peaks)):
         most = max(values[:settled], default=0)
         grown = [(step, value) for step, value in enumerate(values, start=1) if value > most]
-        findings += [f"step {step}: {value} bytes {what}, {most} until step {settled}" for step, value in grown[:1]]
+        findings += [
+            f"step {step}: {value} bytes {what}, expected {most} at most, as until step {settled}"
+            for step, value in grown[:1]
+        ]
     return verdict("memory does not grow with the steps", findings, steps=len(memory.held))
 
 
 def adapter(spec: RunSpec) -> int:
-    """Bytes of LoRA's A and B on q_proj and v_proj of each layer, in float32."""
+    """Return the bytes of LoRA's A and B on q_proj and v_proj of each layer, in float32."""
     config, r = _config(spec), spec.adapter.config["r"]
     h = config["hidden_size"]
-    return _FLOAT * config["num_hidden_layers"] * r * ((h + h) + (h + _keys(config)))
+    return int(_FLOAT * config["num_hidden_layers"] * r * ((h + h) + (h + _keys(config))))
 
 
 def activations(spec: RunSpec) -> int:
-    """Bytes of the outputs of all operations of one forward pass of a Llama with LoRA on q_proj and v_proj.
+    """Return the bytes of the outputs of all operations in one forward pass of a Llama with LoRA on q_proj and v_proj.
 
-    What the backward pass keeps is some of these, and what it makes in passing is no more than the rest.
+    The backward pass saves some of these outputs. Its own temporaries are no larger than the rest.
     """
     config, r, length = _config(spec), spec.adapter.config["r"], spec.data.length
     h, f, kv = config["hidden_size"], config["intermediate_size"], _keys(config)
@@ -85,18 +90,19 @@ def activations(spec: RunSpec) -> int:
     layer = 2 * norm + projections + lora + rotary + attention + 2 * h + 4 * f + 2 * h
     outside = h + norm + 4 * config["vocab_size"]  # embeddings, last norm; logits, shifted, their log-softmax, gradient
     tokens = int(number(spec, "per_device_train_batch_size")) * length
-    return _FLOAT * tokens * (config["num_hidden_layers"] * layer + outside)
+    return int(_FLOAT * tokens * (config["num_hidden_layers"] * layer + outside))
 
 
 def small(spec: RunSpec) -> int:
-    """Bytes of what is held besides, on the device of the spec."""
+    """Return the bytes allowed for small tensors on the spec's device."""
     return SCALARS if spec.launch.device == "cpu" else ROUNDED
 
 
 def batches(spec: RunSpec) -> int:
-    """Bytes of two windows of micro-batches, the one that is trained and what is loaded ahead, and as much again.
+    """Return the bytes of the window that is trained and one micro-batch loaded ahead, times two.
 
-    A row is three times its length in int64; collating holds rows and the batch made of them at once.
+    A row has three int64 tensors of its length. While rows are collated, the rows and their batch are held at once: hence
+    times two.
     """
     rows = int(number(spec, "per_device_train_batch_size")) * (int(number(spec, "gradient_accumulation_steps")) + 1)
     return 2 * rows * 3 * spec.data.length * _LONG
@@ -107,14 +113,14 @@ def _config(spec: RunSpec) -> dict[str, Any]:
 
 
 def _keys(config: Mapping[str, Any]) -> int:
-    """The width of a token's keys, and of its values."""
-    return config["hidden_size"] * config["num_key_value_heads"] // config["num_attention_heads"]
+    """Return the width of a token's keys, which is that of its values, too."""
+    return int(config["hidden_size"] * config["num_key_value_heads"] // config["num_attention_heads"])
 
 
 def collected(references: Mapping[str, ReferenceType[Any]]) -> Verdict:
-    """Nothing is left of what these refer to, once the collector has run.
+    """Check that objects are freed once Python's garbage collector has run.
 
-    references: name -> weak reference, of objects that the caller has let go of.
+    - references: name -> weak reference to an object that the caller no longer holds.
     """
     gc.collect()
     findings = [] if references else ["nothing was referred to"]
@@ -129,7 +135,7 @@ def collected(references: Mapping[str, ReferenceType[Any]]) -> Verdict:
 
 
 def _holders(left: Any) -> list[str]:
-    """Who refers to an object, one step further where that is a plain container."""
+    """Return the types of up to four objects that refer to `left`. Through a dict, list or tuple, those that hold it."""
     found: dict[str, None] = {}
     for holder in gc.get_referrers(left):
         if type(holder).__name__ == "frame":

@@ -1,4 +1,4 @@
-"""What the model card (README.md) of an adapter says."""
+"""The model card (README.md) of an adapter."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from typing import Any
 from harness.trace import Trace
 from harness.verdict import Verdict, both, verdict
 
-#: Where a card is -> its text, empty where there is none.
+#: Where a card should be -> its text, "" if there is no card.
 Cards = Mapping[str, str]
 
 
 def cards(trace: Trace) -> dict[str, str]:
-    """The card of each checkpoint of a run. Reads what is on disk."""
-    return {f"checkpoint-{one.step}/README.md": read(Path(one.path) / "README.md") for one in trace.checkpoints}
+    """Read the card of each checkpoint of a run from disk."""
+    return {
+        f"checkpoint-{checkpoint.step}/README.md": read(Path(checkpoint.path) / "README.md")
+        for checkpoint in trace.checkpoints
+    }
 
 
 def read(path: Path) -> str:
-    """The text of a card, empty where there is none."""
+    """Return the text of a card, "" if there is no such file."""
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def names_peft(found: Cards, version: str) -> Verdict:
-    """Each card has library_name peft, and the version of peft below its framework versions."""
+    """Check that each card has library_name peft, and the version of peft below "Framework versions"."""
     findings = _missing(found)
     for where, text in _written(found).items():
         library = _front_matter(text).get("library_name")
@@ -37,7 +40,7 @@ def names_peft(found: Cards, version: str) -> Verdict:
 
 
 def tagged(found: Cards, tags: Iterable[str], pipeline: str) -> Verdict:
-    """Each card has these tags, and this pipeline_tag."""
+    """Check that each card has these tags, and this pipeline_tag."""
     findings = []
     for where, text in _written(found).items():
         seen = _front_matter(text).get("pipeline_tag")
@@ -47,17 +50,17 @@ def tagged(found: Cards, tags: Iterable[str], pipeline: str) -> Verdict:
 
 
 def has_tags(found: Cards, tags: Iterable[str]) -> Verdict:
-    """Each card has these tags, among others."""
-    wanted = set(tags)
+    """Check that each card has these tags. It may have others."""
+    expected = set(tags)
     findings = _missing(found)
     for where, text in _written(found).items():
         seen = _front_matter(text).get("tags") or []
-        findings += [f"{where}: no tag {tag!r} among {seen}" for tag in sorted(wanted - set(seen))]
-    return verdict(f"each model card is tagged {', '.join(sorted(wanted))}", findings)
+        findings += [f"{where}: no tag {tag!r} among {seen}" for tag in sorted(expected - set(seen))]
+    return verdict(f"each model card is tagged {', '.join(sorted(expected))}", findings)
 
 
 def names_quantization(found: Cards, settings: Mapping[str, Any]) -> Verdict:
-    """Each card lists these settings of the quantization that the base was trained with."""
+    """Check that each card lists these settings of the base's quantization, as "- name: value"."""
     findings = _missing(found)
     for where, text in _written(found).items():
         lines = text.splitlines()
@@ -70,7 +73,7 @@ def names_quantization(found: Cards, settings: Mapping[str, Any]) -> Verdict:
 
 
 def absent(found: Cards) -> Verdict:
-    """There is no card."""
+    """Check that no checkpoint has a card."""
     findings = [] if found else ["no checkpoint was written"]
     return verdict("no model card is written", findings + [f"{where} is there" for where in _written(found)])
 
@@ -84,7 +87,7 @@ def _written(found: Cards) -> dict[str, str]:
 
 
 def _front_matter(text: str) -> dict[str, Any]:
-    """The YAML between the first two lines of three dashes, empty where there is none."""
+    """Return the YAML between the first two lines of three dashes; {} if there is none."""
     import yaml
 
     if not text.startswith("---\n"):

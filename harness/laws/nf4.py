@@ -55,8 +55,8 @@ def stands_for(
             findings.append(f"{path}: computes in {plain(layer.compute_dtype)}, expected {plain(computing)}")
         weight = unpacked(layer, original.shape).to(computing).double()
         for dtype in (torch.float32, computing):
-            for what, seen, wanted, bound in _computed(layer, weight, dtype, computing, rows, draw):
-                off = (seen - wanted).abs()
+            for what, seen, expected, bound in _computed(layer, weight, dtype, computing, rows, draw):
+                off = (seen - expected).abs()
                 largest = max(largest, float(off.max()))
                 if not bool((off <= bound).all()):
                     findings.append(f"{path}: {what} of a {plain(dtype)} input is off by {float(off.max()):.3g}")
@@ -80,7 +80,8 @@ def _scales(layer: Any) -> torch.Tensor:
     """The largest magnitude of each block, float32, as it is kept: 8 bits, a scale for 256, and the mean of all."""
     state = layer.weight.quant_state
     codes, table, scale = state.absmax.cpu(), state.state2.code.cpu(), state.state2.absmax.cpu()
-    return table[codes.long()] * scale.repeat_interleave(SCALES)[: codes.numel()] + state.offset.cpu()
+    scales: torch.Tensor = table[codes.long()] * scale.repeat_interleave(SCALES)[: codes.numel()] + state.offset.cpu()
+    return scales
 
 
 def _far(layer: Any, original: torch.Tensor) -> Iterator[str]:
@@ -102,9 +103,9 @@ def _far(layer: Any, original: torch.Tensor) -> Iterator[str]:
         yield f"{count} of {shares.numel()} scales are not kept as the nearest 8-bit value"
 
 
-def _not_nearest(chosen: torch.Tensor, wanted: torch.Tensor, table: torch.Tensor, allowance: float) -> int:
-    nearest = (wanted[:, None] - table).abs().amin(1)
-    return int(((chosen - wanted).abs() > nearest + allowance).sum())
+def _not_nearest(chosen: torch.Tensor, expected: torch.Tensor, table: torch.Tensor, allowance: float) -> int:
+    nearest = (expected[:, None] - table).abs().amin(1)
+    return int(((chosen - expected).abs() > nearest + allowance).sum())
 
 
 def _computed(
@@ -123,8 +124,8 @@ def _computed(
         ("the gradient", x.grad, gradient, weight),
     ):
         left = left.detach().cpu().to(computing).double()
-        wanted = left @ right
+        expected = left @ right
         # A float32 sum of n products, in any order, is off by n rounding errors of their magnitudes at most.
         sums = left.shape[1] * torch.finfo(torch.float32).eps * (left.abs() @ right.abs())
         out = max(torch.finfo(computing).eps, torch.finfo(dtype).eps)
-        yield what, result.detach().cpu().double(), wanted, sums + out * wanted.abs()
+        yield what, result.detach().cpu().double(), expected, sums + out * expected.abs()

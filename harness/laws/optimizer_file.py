@@ -29,7 +29,8 @@ BESIDES_A_TENSOR = 320
 
 def load_state(checkpoint: Checkpoint, file: str) -> dict[str, Any]:
     """The state dict in a checkpoint's file, read without running what is in it."""
-    return torch.load(Path(checkpoint.path) / file, map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(Path(checkpoint.path) / file, map_location="cpu", weights_only=True)
+    return state
 
 
 def holds_the_trained_tensors(trace: Trace) -> Verdict:
@@ -77,13 +78,13 @@ def size_law(trace: Trace) -> Verdict:
         with zipfile.ZipFile(Path(checkpoint.path) / "optimizer.pt") as archive:
             stored = [entry.file_size for entry in archive.infolist() if "/data/" in entry.filename]
         distinct = {tensor.untyped_storage().data_ptr(): _bytes(tensor) for tensor in _tensors(saved)}
-        wanted = sum(distinct.values())
-        if sum(stored) != wanted:
-            findings.append(f"{where} {sum(stored)} bytes stored, expected {wanted}, those of its tensors")
+        expected = sum(distinct.values())
+        if sum(stored) != expected:
+            findings.append(f"{where} {sum(stored)} bytes stored, expected {expected}, those of its tensors")
         besides, most = checkpoint.files["optimizer.pt"] - sum(stored), EMPTY_FILE + BESIDES_A_TENSOR * len(stored)
         if besides > most:
             findings.append(f"{where} {besides} bytes besides the tensors, expected {most} at most")
-        measured = {"bytes": checkpoint.files["optimizer.pt"], "tensor_bytes": wanted}
+        measured = {"bytes": checkpoint.files["optimizer.pt"], "tensor_bytes": expected}
     return verdict("optimizer.pt is its tensors and their names", findings, **measured)
 
 
@@ -112,7 +113,7 @@ def scheduler_is_current(trace: Trace) -> Verdict:
     rates = {step.number: step.learning_rates for step in trace.steps}
     for checkpoint in _having(trace, "scheduler.pt"):
         saved, step = load_state(checkpoint, "scheduler.pt"), checkpoint.step
-        wanted = {
+        expected = {
             "base_lrs": [trace.spec.arguments["learning_rate"]] * len(trace.groups),
             "last_epoch": step,
             "_step_count": step + 1,  # LambdaLR steps once when it is made
@@ -120,7 +121,7 @@ def scheduler_is_current(trace: Trace) -> Verdict:
         }
         findings += [
             f"checkpoint-{step}/scheduler.pt: {key} is {saved.get(key)}, expected {value}"
-            for key, value in wanted.items()
+            for key, value in expected.items()
             if saved.get(key) != value
         ]
         lambdas = len(saved.get("lr_lambdas", []))

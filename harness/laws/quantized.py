@@ -23,17 +23,17 @@ SMALLEST_8BIT = 4096
 def packed(trace: Trace, linears: Linears) -> Verdict:
     """Each of these linear layers holds its weight as NF4, two numbers a byte, and no other parameter is packed."""
     findings = incomplete(trace)
-    wanted = {f"{path}.weight": [outputs * inputs // 2, 1] for path, (outputs, inputs) in linears.items()}
-    for name, shape in wanted.items():
+    expected = {f"{path}.weight": [outputs * inputs // 2, 1] for path, (outputs, inputs) in linears.items()}
+    for name, shape in expected.items():
         kind = trace.parameters.get(name, ["absent", []])
         if kind != ["uint8", shape]:
             findings.append(f"{name} is {kind[0]} {kind[1]}, expected uint8 {shape}")
     findings += [
         f"{name} is {dtype}, expected a floating dtype"
         for name, (dtype, _) in trace.parameters.items()
-        if name not in wanted and "float" not in dtype
+        if name not in expected and "float" not in dtype
     ]
-    return verdict(f"{len(wanted)} linear layers are packed, two weights a byte", findings, packed=len(wanted))
+    return verdict(f"{len(expected)} linear layers are packed, two weights a byte", findings, packed=len(expected))
 
 
 def refused(error: Exception) -> Verdict:
@@ -84,10 +84,10 @@ def computes_in(trace: Trace, base: str, adapter: str) -> Verdict:
     for name, (dtype, _) in trace.parameters.items():
         if dtype in ("uint8", "int8"):
             continue
-        wanted = adapter if name in trace.trainable else base
+        expected = adapter if name in trace.trainable else base
         counted += 1
-        if dtype != wanted:
-            findings.append(f"{name} is {dtype}, expected {wanted}")
+        if dtype != expected:
+            findings.append(f"{name} is {dtype}, expected {expected}")
     if not counted:
         findings.append("the model has no parameter that is not packed")
     return verdict(f"the rest of the base is {base}, the adapter {adapter}", findings, parameters=counted)
@@ -100,13 +100,13 @@ def state_in_8_bits(trace: Trace, smallest: int = SMALLEST_8BIT) -> Verdict:
     small = 0
     for name, state in trace.optimizer_state.items():
         numbers = trace.adapter[name].numel() if name in trace.adapter else 0
-        wanted = torch.uint8 if numbers >= smallest else torch.float32
+        expected = torch.uint8 if numbers >= smallest else torch.float32
         small += numbers < smallest
         for moment in ("state1", "state2"):
             seen = state.get(moment)
-            if seen is None or seen.dtype != wanted or seen.numel() != numbers:
+            if seen is None or seen.dtype != expected or seen.numel() != numbers:
                 what = "absent" if seen is None else f"{plain(seen.dtype)} of {seen.numel()}"
-                findings.append(f"{moment} of {name} is {what}, expected {plain(wanted)} of {numbers}")
+                findings.append(f"{moment} of {name} is {what}, expected {plain(expected)} of {numbers}")
     tensors = len(trace.optimizer_state)
     return verdict(f"moments are 8-bit from {smallest} numbers on", findings, in_8_bits=tensors - small, in_32=small)
 

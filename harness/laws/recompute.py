@@ -37,7 +37,8 @@ def the_label(row: data.Row) -> list[int]:
 
 def the_labels(row: data.Row) -> list[int]:
     """The target of each position of a decoder that is fed the labels, one position later."""
-    return row["labels"]
+    labels: list[int] = row["labels"]
+    return labels
 
 
 #: What the rows of each task are to predict.
@@ -119,19 +120,22 @@ class Recomputed:
         inputs = {"input_ids": torch.tensor([row["input_ids"] for row in chosen])}
         if self.task == models.CAUSAL:
             # No attention mask: padding is on the right, where no label sees it.
-            return self.model(**inputs)["logits"]
+            logits: torch.Tensor = self.model(**inputs)["logits"]
+            return logits
         inputs["attention_mask"] = torch.tensor([row["attention_mask"] for row in chosen])
         if self.task == models.CLASSIFICATION:
-            return self.model(**inputs)["logits"].unsqueeze(1)
+            logits = self.model(**inputs)["logits"].unsqueeze(1)
+            return logits
         config = self.model.config
         fed = torch.tensor([[config.decoder_start_token_id, *row["labels"][:-1]] for row in chosen])
         inputs["decoder_input_ids"] = fed.masked_fill(fed == data.IGNORED, config.pad_token_id)
-        return self.model(**inputs)["logits"]
+        logits = self.model(**inputs)["logits"]
+        return logits
 
     def _sum(self, rows: Sequence[int], smoothing: float, targets: Targets | None) -> torch.Tensor:
         chosen = [self.rows[row] for row in rows]
-        wanted = torch.tensor([self._targets(row, targets) for row in chosen])
+        expected = torch.tensor([self._targets(row, targets) for row in chosen])
         negative = -torch.log_softmax(self._logits(chosen).double(), dim=-1)
-        nll = negative.gather(-1, wanted.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        nll = negative.gather(-1, expected.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         each = (1 - smoothing) * nll + smoothing * negative.mean(-1)
-        return each[wanted != data.IGNORED].sum()
+        return each[expected != data.IGNORED].sum()

@@ -25,11 +25,11 @@ def continues(resumed: Trace, whole: Trace, after: int) -> Verdict:
     return both(equal_runs(resumed, whole, after=after), verdict("tensors that are not trained end the same", findings))
 
 
-def _base_differences(seen: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+def _base_differences(seen: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
     return [
         f"{name}, which is not trained, is another than in the uninterrupted run"
-        for name in sorted({*seen, *wanted})
-        if seen.get(name) != wanted.get(name)
+        for name in sorted({*seen, *expected})
+        if seen.get(name) != expected.get(name)
     ][:1]
 
 
@@ -69,9 +69,9 @@ def same_log(resumed: Trace, whole: Trace) -> Verdict:
     ours, theirs = _log(resumed), _log(whole)
     for index in range(max(len(ours), len(theirs))):
         seen = ours[index] if index < len(ours) else None
-        wanted = theirs[index] if index < len(theirs) else None
-        if seen != wanted:
-            findings.append(f"log_history[{index}] is {seen}, expected {wanted}")
+        expected = theirs[index] if index < len(theirs) else None
+        if seen != expected:
+            findings.append(f"log_history[{index}] is {seen}, expected {expected}")
             break
     return verdict("log_history is that of the uninterrupted run", findings, entries=len(ours))
 
@@ -90,13 +90,13 @@ def same_state(resumed: Trace, whole: Trace) -> Verdict:
     if not (resumed.checkpoints and whole.checkpoints):
         findings.append("a run saved no checkpoint to compare")
     else:
-        seen, wanted = (trace.checkpoints[-1].state for trace in (resumed, whole))
+        seen, expected = (trace.checkpoints[-1].state for trace in (resumed, whole))
         # The log has a law of its own, and the best checkpoint's path begins with the run's own directory.
-        names = {*seen, *wanted} - {"log_history", "best_model_checkpoint"}
+        names = {*seen, *expected} - {"log_history", "best_model_checkpoint"}
         findings += [
-            f"trainer_state.json, {name}: {seen.get(name)!r}, expected {wanted.get(name)!r}"
+            f"trainer_state.json, {name}: {seen.get(name)!r}, expected {expected.get(name)!r}"
             for name in sorted(names)
-            if seen.get(name) != wanted.get(name)
+            if seen.get(name) != expected.get(name)
         ]
     return verdict("trainer_state.json is that of the uninterrupted run", findings)
 

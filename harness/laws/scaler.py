@@ -59,11 +59,11 @@ def saved(trace: Trace, seen: States) -> Verdict:
         if state is None:
             findings.append(f"{where} is missing")
             continue
-        wanted = state_at(checkpoint.step, without)
+        expected = state_at(checkpoint.step, without)
         findings += [
-            f"{where}: {name} is {state.get(name)}, expected {wanted.get(name, 'no such entry')}"
-            for name in sorted({*state, *wanted})
-            if state.get(name) != wanted.get(name)
+            f"{where}: {name} is {state.get(name)}, expected {expected.get(name, 'no such entry')}"
+            for name in sorted({*state, *expected})
+            if state.get(name) != expected.get(name)
         ]
     return verdict(f"each checkpoint has the scaler's state in {FILE}", findings, skipped=without)
 
@@ -88,9 +88,9 @@ def overflow_skipped(trace: Trace, seen: States, at: int) -> Verdict:
     for step in trace.steps:
         if step.number == at:
             continue
-        wanted = learning_rate(trace.spec, step.number - (step.number > at))
-        if any(rate != wanted for rate in step.learning_rates):
-            findings.append(f"step {step.number}: learning rates {step.learning_rates}, expected {wanted!r}")
+        expected = learning_rate(trace.spec, step.number - (step.number > at))
+        if any(rate != expected for rate in step.learning_rates):
+            findings.append(f"step {step.number}: learning rates {step.learning_rates}, expected {expected!r}")
     return verdict(f"step {at} overflows and is skipped: adapter and schedule stay, the scale is halved", findings)
 
 
@@ -103,9 +103,9 @@ def clips_unscaled(trace: Trace, seen: States) -> Verdict:
         norm, logged = _norm(gradient), trace.grad_norms.get(step.number)
         if logged is None or not math.isclose(logged, norm, rel_tol=_FLOAT32):
             findings.append(f"step {step.number}: logged grad_norm {logged}, that of the unscaled gradient is {norm}")
-        clipped, wanted = _norm(step.clipped), min(norm, most) if most > 0 else norm
-        if not math.isclose(clipped, wanted, rel_tol=_FLOAT32):
-            findings.append(f"step {step.number}: the norm after clipping is {clipped}, expected {wanted}")
+        clipped, expected = _norm(step.clipped), min(norm, most) if most > 0 else norm
+        if not math.isclose(clipped, expected, rel_tol=_FLOAT32):
+            findings.append(f"step {step.number}: the norm after clipping is {clipped}, expected {expected}")
     norms = list(trace.grad_norms.values())
     return verdict("norm and clipping are of unscaled gradients", findings, largest_norm=max(norms, default=0.0))
 

@@ -61,7 +61,8 @@ class Plan:
 
 def argument(spec: RunSpec, name: str) -> float | str:
     """A TrainingArguments value of a spec, or its default."""
-    return spec.arguments.get(name, DEFAULTS[name])
+    value: float | str = spec.arguments.get(name, DEFAULTS[name])
+    return value
 
 
 def number(spec: RunSpec, name: str) -> float:
@@ -80,9 +81,9 @@ def plan(spec: RunSpec) -> Plan:
     full, rest = divmod(spec.data.rows, size)
     batches = (size,) * full + ((rest,) if rest and not spec.arguments.get("dataloader_drop_last") else ())
     windows = tuple(min(per_window, len(batches) - start) for start in range(0, len(batches), per_window))
-    wanted, share = int(number(spec, "max_steps")), number(spec, "num_train_epochs")
-    total = wanted if wanted > 0 else math.ceil(share * len(windows))
-    epochs = math.ceil(total / len(windows)) if wanted > 0 else math.ceil(share)
+    expected, share = int(number(spec, "max_steps")), number(spec, "num_train_epochs")
+    total = expected if expected > 0 else math.ceil(share * len(windows))
+    epochs = math.ceil(total / len(windows)) if expected > 0 else math.ceil(share)
     warmup = number(spec, "warmup_steps")
     return Plan(batches, windows, total, epochs, int(warmup) if warmup >= 1 else math.ceil(warmup * total))
 
@@ -179,11 +180,11 @@ def clipping(trace: Trace) -> Verdict:
             findings.append(f"step {step.number}: logged grad_norm {logged:.9g}, the gradients' is {norm:.9g}")
         # torch divides by the norm and 1e-6, so that a norm of zero does not divide by zero.
         factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
-        wanted = {name: (g.double() * factor).to(g.dtype) for name, g in step.gradients.items()}
+        expected = {name: (g.double() * factor).to(g.dtype) for name, g in step.gradients.items()}
         bound = 0.0 if factor == 1.0 else ORACLE.gradient
         # In half precision the factor is rounded twice, by the norm and by itself, and the product once.
         share = 0.0 if factor == 1.0 else 2 * rounding
-        findings += differences(step.clipped, wanted, bound, f"step {step.number}: clipped gradient of", share)
+        findings += differences(step.clipped, expected, bound, f"step {step.number}: clipped gradient of", share)
     norms = [total_norm(step.gradients) for step in trace.steps]
     return verdict(
         f"gradients are clipped to norm {limit:g}, and the norm before that is logged"
@@ -218,8 +219,8 @@ def adamw(trace: Trace) -> Verdict:
             second[name] = beta2 * second[name] + (1 - beta2) * g**2
             mean, spread = first[name] / (1 - beta1**done), second[name] / (1 - beta2**done)
             adapter[name] = adapter[name] * (1 - rate * decay[name]) - rate * mean / (spread.sqrt() + epsilon)
-    wanted = {name: value.to(trace.adapter[name].dtype) for name, value in adapter.items()}
-    findings = differences({n: trace.adapter[n] for n in wanted}, wanted, ADAMW.adapter, "adapter at the end:")
+    expected = {name: value.to(trace.adapter[name].dtype) for name, value in adapter.items()}
+    findings = differences({n: trace.adapter[n] for n in expected}, expected, ADAMW.adapter, "adapter at the end:")
     return verdict("every update is AdamW's", findings, steps=len(trace.steps))
 
 

@@ -79,9 +79,9 @@ def reported(seen: Search) -> Verdict:
     """Each evaluation of a trial is reported at its step, with its eval_loss."""
     findings = [] if seen.trials else ["there was no trial"]
     for trial in seen.trials:
-        wanted = {evaluation.step: evaluation.metrics["eval_loss"] for evaluation in trial.trace.evaluations}
-        if trial.reported != wanted or not wanted:
-            findings.append(f"{_where(trial)}: reported {trial.reported}, evaluated {wanted}")
+        expected = {evaluation.step: evaluation.metrics["eval_loss"] for evaluation in trial.trace.evaluations}
+        if trial.reported != expected or not expected:
+            findings.append(f"{_where(trial)}: reported {trial.reported}, evaluated {expected}")
     return verdict("every evaluation is reported to the study", findings, trials=len(seen.trials))
 
 
@@ -103,10 +103,10 @@ def pruned(seen: Search, number: int, step: int) -> Verdict:
 
 def checkpoints(seen: Search, directory: Path, steps: Sequence[int]) -> Verdict:
     """Each trial saves below run-<number>, adapters only, and trainer_state.json names all that was suggested."""
-    wanted = {f"run-{trial.number}/checkpoint-{step}" for trial in seen.trials for step in steps}
+    expected = {f"run-{trial.number}/checkpoint-{step}" for trial in seen.trials for step in steps}
     found = {str(path.relative_to(directory)) for path in directory.rglob("checkpoint-*") if path.is_dir()}
-    findings = [f"{name} is missing" for name in sorted(wanted - found)]
-    findings += [f"{name} is there besides" for name in sorted(found - wanted)]
+    findings = [f"{name} is missing" for name in sorted(expected - found)]
+    findings += [f"{name} is there besides" for name in sorted(found - expected)]
     for trial in seen.trials:
         findings += [f"{_where(trial)}: {one}" for one in adapter_only(trial.trace).seen]
         for name in sorted(found & {f"run-{trial.number}/checkpoint-{step}" for step in steps}):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness import compat
 from harness.laws.completion import incomplete
 from harness.trace import Checkpoint, Trace
 from harness.verdict import Verdict, verdict
@@ -54,7 +55,7 @@ def state_is_current(trace: Trace) -> Verdict:
         findings += [f"{where} no field {name}" for name in STATE_FIELDS if name not in state]
         # Epochs are counted in batches: the last update of an epoch may have fewer of them than the others.
         trained = sum(len(one.batches) for one in trace.steps if one.number <= step)
-        wanted = {
+        expected = {
             "global_step": step,
             "max_steps": trace.output.get("global_step"),
             "train_batch_size": arguments["per_device_train_batch_size"],
@@ -63,7 +64,7 @@ def state_is_current(trace: Trace) -> Verdict:
         }
         findings += [
             f"{where} {name} is {_short(state.get(name))}, expected {_short(value)}"
-            for name, value in wanted.items()
+            for name, value in expected.items()
             if state.get(name) != value
         ]
     return verdict("trainer_state.json is the state at the save", findings, checkpoints=len(trace.checkpoints))
@@ -83,10 +84,10 @@ def generators() -> dict[str, Any]:
 
 def load_generators(checkpoint: Checkpoint, file: str = "rng_state.pth") -> dict[str, Any]:
     """A file of generators' states, read with weights_only=True; numpy keeps its in an array, which has to be allowed."""
-    core = np._core if hasattr(np, "_core") else np.core
-    allowed = [core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
+    allowed = [compat.numpy_core().multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
     with torch.serialization.safe_globals(allowed):
-        return torch.load(Path(checkpoint.path) / file, map_location="cpu", weights_only=True)
+        states: dict[str, Any] = torch.load(Path(checkpoint.path) / file, map_location="cpu", weights_only=True)
+    return states
 
 
 def generators_alike(trace: Trace) -> Verdict:
@@ -117,17 +118,17 @@ def generators_are_current(trace: Trace, seen: dict[int, dict[str, Any]]) -> Ver
     if not trace.checkpoints:
         findings.append("no checkpoint was written")
     for checkpoint in trace.checkpoints:
-        where, wanted = f"checkpoint-{checkpoint.step}/rng_state.pth", seen.get(checkpoint.step, {})
+        where, expected = f"checkpoint-{checkpoint.step}/rng_state.pth", seen.get(checkpoint.step, {})
         if "rng_state.pth" not in checkpoint.files:
             findings.append(f"{where} is missing")
             continue
         saved = load_generators(checkpoint)
-        if set(saved) != set(wanted):
-            findings.append(f"{where} holds {sorted(saved)}, expected {sorted(wanted)}")
+        if set(saved) != set(expected):
+            findings.append(f"{where} holds {sorted(saved)}, expected {sorted(expected)}")
         findings += [
             f"{where}: the state of {name!r} is not that of the generator at the save"
-            for name in wanted
-            if name in saved and not _equal(saved[name], wanted[name])
+            for name in expected
+            if name in saved and not _equal(saved[name], expected[name])
         ]
     return verdict("rng_state.pth is the state of the global generators at the save", findings)
 
