@@ -1,98 +1,98 @@
-"""From a test's outcome to a clause's verdict, and to the words in which a failure is told."""
+"""Set a case's verdict, and pytest's outcome to match, from the verdicts that its test recorded and from how it ended."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from harness import contract
-from harness.runs.lifecycle import told
-from harness.session import report
-from harness.session.state import ClauseFailure, NotComparable, State, Unsupported
-from harness.spec import changes
-from harness.verdict import FAIL, KNOWN_DEFECT, NOT_COMPARABLE, SKIPPED, UNEXPECTED_PASS, Case
+from harness.contract.expectations import Expectation
+from harness.session import failure, report
+from harness.session.state import VERDICTS, DrawnFailure, NotComparable, State, Unsupported
+from harness.verdict import FAIL, KNOWN_DEFECT, NOT_COMPARABLE, SKIPPED, UNEXPECTED_PASS, Case, Verdict, both
+
+#: What is expected of a case that ends with an exception. `harness.mutants.judge` looks for these words.
+RUNS_TO_ITS_END = "the case runs to its end"
 
 
-def decide(state: State, case: Case, call: pytest.CallInfo[Any], outcome: pytest.TestReport) -> None:
-    """Set the case's verdict, and pytest's outcome to match."""
-    # Which of the drawn runs meet a known defect is not the case's to expect (Expectation.excuses).
-    known = [] if case.drawn is not None else state.expectations
-    expected = next((e for e in known if e.applies(case.clause, case.scenario, case.subject, case.device)), None)
+def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[Any], outcome: pytest.TestReport) -> None:
+    """Set the verdict of one case of a test that has ended, and pytest's outcome to match.
+
+    - item: the test. Its stash holds the verdicts that `judge` recorded.
+    - call: how the test's setup or call ended.
+    - outcome: pytest's report of it, which is changed.
+    """
     raised = call.excinfo.value if call.excinfo else None
-    # A drawn failure that does not come again is within a group of hypothesis's.
-    within = (one for one in getattr(raised, "exceptions", ()) if isinstance(one, ClauseFailure))
-    error = next(within, raised)
-    if isinstance(error, pytest.skip.Exception):
-        case.verdict = NOT_COMPARABLE if isinstance(error, NotComparable) else SKIPPED
-        case.reason, case.unsupported = str(error), isinstance(error, Unsupported)
+    problems = [verdict for verdict in item.stash.get(VERDICTS, []) if not verdict.holds]
+    if isinstance(raised, pytest.skip.Exception) and not problems:
+        case.verdict = NOT_COMPARABLE if isinstance(raised, NotComparable) else SKIPPED
+        case.reason, case.unsupported = str(raised), isinstance(raised, Unsupported)
         return
-    if error is None or (isinstance(error, ClauseFailure) and error.clause != case.clause):
-        if case.drawn == 0:
-            case.verdict, case.reason = SKIPPED, "the law says nothing of the runs that were drawn"
-        elif expected is not None and not expected.sometimes:
-            case.verdict, case.reason, case.link = UNEXPECTED_PASS, expected.reason, expected.link
-            outcome.outcome = "failed"
-            outcome.longrepr = (
-                f"{case.clause} holds on {case.scenario}, but suites/expectations/{expected.file} says it must fail "
-                f"with {expected.match!r} on {', '.join(expected.versions)}: narrow its versions"
-            )
-        return
-    failed = error.verdict if isinstance(error, ClauseFailure) else None
-    case.verdict = failed.outcome if failed else FAIL
-    case.evidence["expected"] = failed.expected if failed else "the case runs to its end"
-    case.evidence["seen"] = list(failed.seen) if failed else [f"{type(error).__name__}: {error}"]
-    if error is not raised:
-        case.evidence["seen"].append("this was seen once, and not when the same run was made again")
-    message = _message(state, case)
-    if expected is not None and case.verdict == FAIL and expected.match in message:
+    drawn = _drawn_failure(raised)
+    if drawn is not None:
+        problems += [_shrunk(drawn, raised)] if drawn.clause == case.clause else []
+    elif raised is not None:
+        problems.append(Verdict(FAIL, RUNS_TO_ITS_END, (f"{type(raised).__name__}: {raised}",)))
+    elif not item.stash.get(VERDICTS, []) and case.drawn is None:
+        problems.append(Verdict(FAIL, "the test judges its clause", ("the test ended without a verdict",)))
+    expected = _expectation(state, case)
+    if problems:
+        _fails(state, item, case, problems, expected, outcome)
+    elif case.drawn == 0:
+        case.verdict, case.reason = SKIPPED, "no law of this clause applies to the runs that were drawn"
+    elif expected is not None and not expected.sometimes:
+        case.verdict, case.reason, case.link = UNEXPECTED_PASS, expected.reason, expected.link
+        sentence = (
+            f"{case.clause} holds on {case.scenario}, but suites/expectations/{expected.file} says it must fail "
+            f"with {expected.match!r} on {', '.join(expected.versions)}: narrow its versions"
+        )
+        outcome.outcome = "failed"
+        outcome.longrepr = failure.representation(item, sentence, [sentence])
+
+
+def _expectation(state: State, case: Case) -> Expectation | None:
+    """Return the known defect that says how the case fails, if there is one."""
+    if case.drawn is not None:
+        return None  # A drawn run is excused run by run, in `harness.runs.drawn` (Expectation.excuses).
+    applies = (e for e in state.expectations if e.applies(case.clause, case.scenario, case.subject, case.device))
+    return next(applies, None)
+
+
+def _drawn_failure(raised: BaseException | None) -> DrawnFailure | None:
+    # hypothesis raises a group if a failure does not come again when it repeats the run.
+    within = (raised, *getattr(raised, "exceptions", ()))
+    return next((error for error in within if isinstance(error, DrawnFailure)), None)
+
+
+def _shrunk(drawn: DrawnFailure, raised: BaseException | None) -> Verdict:
+    if drawn is raised:
+        return drawn.verdict
+    once = Verdict(FAIL, drawn.verdict.expected, ("this was seen once, and not when the same run was made again",))
+    return both(drawn.verdict, once)
+
+
+def _fails(
+    state: State,
+    item: pytest.Item,
+    case: Case,
+    problems: Sequence[Verdict],
+    expected: Expectation | None,
+    outcome: pytest.TestReport,
+) -> None:
+    """Make the case a known defect if every problem is the expected one, otherwise a failure."""
+    whole = both(*problems)
+    case.verdict = whole.outcome
+    case.evidence["expected"], case.evidence["seen"] = whole.expected, list(whole.seen)
+    lines = failure.block(state, case, whole)
+    texts = ["\n".join(lines)] if len(problems) == 1 else ["\n".join([p.expected, *p.seen]) for p in problems]
+    if expected is not None and case.verdict == FAIL and all(expected.match in text for text in texts):
         case.verdict, case.reason, case.link = KNOWN_DEFECT, expected.reason, expected.link
         outcome.outcome = "skipped"
         outcome.wasxfail = expected.reason
         return
-    # A law's failure is told by its message; anything else is a fault of the case and needs its traceback.
-    outcome.longrepr = message if failed else f"{outcome.longreprtext}\n\n{message}"
-
-
-def _message(state: State, case: Case) -> str:
-    clause = contract.clauses()[case.clause]
-    seen = case.evidence["seen"]
-    lines = [
-        f"{case.clause} does not hold: scenario {case.scenario}, subject {case.subject}, {case.device}",
-        f"  clause    {clause.statement}",
-        f"  upstream  {clause.source}",
-        f"  expected  {case.evidence['expected']}",
-        *[f"  {'seen' if index == 0 else '    '}      {one}" for index, one in enumerate(seen[:8])],
-    ]
-    if len(seen) > 8:
-        lines.append(f"            and {len(seen) - 8} more")
-    if case.drawn is not None and case.specs:
-        lines.append(f"  run       {', '.join(changes(case.specs[0])) or 'the plain one'}")
-    lines += [f"  {'life' if index == 0 else '    '}      {told(act)}" for index, act in enumerate(case.life or [])]
-    lines.append(f"  repeat    peft-harness repro {_case_file(state, case)}")
-    return "\n".join(lines)
-
-
-def _case_file(state: State, case: Case) -> Path:
-    """Write what it takes to repeat just this case, and say where."""
-    directory = Path(".peft-harness")
-    (directory / "cases").mkdir(parents=True, exist_ok=True)
-    (directory / ".gitignore").write_text("*\n")
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{case.clause}-{case.scenario}")
-    path = directory / "cases" / f"{name[:120]}.json"
-    body = {
-        "schema_version": report.SCHEMA_VERSION,
-        "clause": case.clause,
-        "scenario": case.scenario,
-        # A drawn run is repeated from its spec: a test would draw anew.
-        **({} if case.drawn else {"test": case.nodeid.rpartition("suites/")[2]}),
-        "subject": case.subject,
-        "device": case.device,
-        "preload": state.preload,
-        "spec": case.specs[0] if case.specs else None,
-        **({"life": case.life} if case.life else {}),
-    }
-    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-    return path
+    # The text of a law's verdict is enough. An exception is a fault of the case, which needs the traceback.
+    crashed = any(problem.expected == RUNS_TO_ITS_END for problem in problems)
+    traceback = [outcome.longreprtext, ""] if crashed else []
+    outcome.outcome = "failed"
+    outcome.longrepr = failure.representation(item, f"{case.clause}: {report.headline(case)}", [*traceback, *lines])

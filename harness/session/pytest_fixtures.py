@@ -14,7 +14,7 @@ from harness import subjects
 from harness.processes import gpu_locks
 from harness.runs import drawn
 from harness.runs.cache import Runs
-from harness.session.state import CASES, STATE, ClauseFailure, NotComparable, Unsupported
+from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, NotComparable, Unsupported
 from harness.spec import RunSpec
 from harness.trace import Trace
 from harness.verdict import Verdict
@@ -115,24 +115,25 @@ def trace(request: pytest.FixtureRequest, train: Callable[..., Trace]) -> Trace:
 
 @pytest.fixture
 def judge(request: pytest.FixtureRequest) -> Callable[[Verdict], None]:
-    """judge(verdict): record its evidence; end the test unless it holds."""
+    """judge(verdict): record a verdict on the test's case. `harness.session.decide` reads it when the test has ended.
 
+    If a test records several, all must hold.
+    """
     (case,) = request.node.stash[CASES]
 
-    def judged(verdict: Verdict) -> None:
+    def record(verdict: Verdict) -> None:
         case.evidence.update(verdict.measured)
-        if not verdict.holds:
-            raise ClauseFailure(verdict, case.clause)
+        request.node.stash[VERDICTS].append(verdict)
 
-    return judged
+    return record
 
 
 @pytest.fixture
 def draw(request: pytest.FixtureRequest, runs: Runs) -> drawn.Draw:
-    """Runs that hypothesis draws, each judged by several clauses (see `harness.runs.drawn`)."""
+    """Draws runs with hypothesis and judges each by several clauses (`harness.runs.drawn`)."""
 
     def fail(verdict: Verdict, clause: str) -> None:
-        raise ClauseFailure(verdict, clause)
+        raise DrawnFailure(verdict, clause)
 
     state = request.config.stash[STATE]
     chosen_seed = request.config.getoption("--hypothesis-seed", None)

@@ -1,24 +1,26 @@
-"""What a session of `suites/` knows, and where its plugin, its fixtures and its verdicts find it."""
+"""The state of one session of `suites/`, and the keys by which its plugin and its fixtures find it."""
 
 from __future__ import annotations
 
 import pytest
 from _pytest.outcomes import Skipped
 
-from harness import contract, environment, paths
+from harness import contract, environment, patches, paths
 from harness.contract import expectations
 from harness.session import report
 from harness.session.journal import Journal
 from harness.verdict import Case, Verdict
 
-#: The cases that a test judges.
+#: The cases that a test judges, in the test's stash.
 CASES = pytest.StashKey[list[Case]]()
-#: The session's `State`, in its config.
+#: The verdicts that a test has recorded with `judge`, in the test's stash.
+VERDICTS = pytest.StashKey[list[Verdict]]()
+#: The session's `State`, in the stash of pytest's configuration.
 STATE = pytest.StashKey["State"]()
 
 
-class ClauseFailure(AssertionError):
-    """A verdict on a clause that is no pass."""
+class DrawnFailure(AssertionError):
+    """Ends a drawn run that breaks a clause. hypothesis needs an exception to shrink the run; no other test raises it."""
 
     def __init__(self, verdict: Verdict, clause: str):
         super().__init__("\n".join([verdict.expected, *verdict.seen]))
@@ -27,7 +29,7 @@ class ClauseFailure(AssertionError):
 
 
 class NotComparable(Skipped):
-    """What was recorded was recorded elsewhere: there is nothing to compare with, and the reason is told."""
+    """Skips a case for which nothing was recorded in this environment; the message says why."""
 
 
 class Unsupported(Skipped):
@@ -35,7 +37,7 @@ class Unsupported(Skipped):
 
 
 class State:
-    """What the session knows: options, chosen clauses, expectations, and the cases judged so far."""
+    """The options of the session, the clauses and known defects that apply, and the cases judged so far."""
 
     def __init__(self, config: pytest.Config):
         self.subject: str = config.getoption("--subject")
@@ -43,18 +45,19 @@ class State:
         self.json: str | None = config.getoption("--json")
         self.preload: list[str] = config.getoption("--preload")
         self.torchrun: bool = config.getoption("--torchrun")
-        #: Of the harness, where figures are recorded.
+        #: The commit of the harness, if figures are recorded (--record).
         self.commit = ""
         self.clauses = contract.select(config.getoption("--clause"))
         #: Whether the user named clauses, so that each of them must be judged.
         self.named = bool(config.getoption("--clause"))
         self.expectations = expectations.load(paths.SUITES / "expectations")
         self.effort = report.Effort()
-        #: What is wrong with the suites, told by workers of xdist.
+        #: Mistakes in the suites that xdist's workers reported.
         self.errors: list[str] = []
-        #: Under xdist a worker is told where the cases that it collects are written down, for when it crashes.
+        #: Under xdist, the controller passes its journal's path, beside which a worker writes the collected cases.
         worker = getattr(config, "workerinput", None)
         chosen = worker["peft_harness_journal"] if worker else config.getoption("--journal")
-        run = [self.subject, self.device, *sorted(self.clauses), *self.preload, environment.describe(self.device)]
+        run = [self.subject, self.device, *sorted(self.clauses), *self.preload]
+        run += [patches.names(self.device), environment.describe(self.device)]
         self.journal = Journal.open(chosen, run, writes=worker is None)
         self.cases: list[Case] = list(self.journal.cases)

@@ -1,0 +1,97 @@
+"""The text of a failed case: the block under FAILURES, the line of the short summary, and the file that repeats it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
+
+from harness import contract
+from harness.runs.lifecycle import describe
+from harness.session import report
+from harness.session.state import State
+from harness.spec import changes
+from harness.verdict import AMBIGUOUS, NOT_COMPARABLE, Case, Verdict
+
+#: Findings in one block. The report (--json) has all of them.
+_FINDINGS = 8
+
+#: How the lines of a block begin that are the same for every case of a clause.
+_STATEMENT, _SOURCE = "  clause    ", "  upstream  "
+
+
+def block(state: State, case: Case, verdict: Verdict) -> list[str]:
+    """Return the lines that describe a verdict that does not hold, and write the file that repeats the case."""
+    clause = contract.clauses()[case.clause]
+    ending = {AMBIGUOUS: "is undecided", NOT_COMPARABLE: "cannot be compared"}.get(verdict.outcome, "does not hold")
+    lines = [
+        f"{case.clause} {ending}: scenario {case.scenario}, subject {case.subject}, {case.device}",
+        f"{_STATEMENT}{clause.statement}",
+        f"{_SOURCE}{clause.source}",
+        f"  expected  {verdict.expected}",
+        *_labelled("seen", verdict.seen[:_FINDINGS]),
+    ]
+    if len(verdict.seen) > _FINDINGS:
+        lines.append(f"            and {len(verdict.seen) - _FINDINGS} more")
+    if case.drawn is not None and case.specs:
+        lines.append(f"  run       {', '.join(changes(case.specs[0])) or 'the default run'}")
+    lines += _labelled("life", [describe(act) for act in case.life or []])
+    lines.append(f"  repeat    peft-harness repro {_write_case(state, case)}")
+    return lines
+
+
+def _labelled(label: str, sentences: Sequence[str]) -> list[str]:
+    return [f"  {label if index == 0 else '':10}{sentence}" for index, sentence in enumerate(sentences)]
+
+
+def representation(item: pytest.Item, headline: str, lines: Sequence[str]) -> ReprExceptionInfo:
+    """Return what pytest prints for a failed test, in a form that xdist can send and JUnit can read.
+
+    - headline: the sentence for the short summary and for JUnit's message.
+    - lines: the text for the FAILURES section.
+    """
+    file, line, _ = item.location
+    entry = ReprEntryNative([f"{text}\n" for text in lines])
+    return ReprExceptionInfo(ReprTraceback([entry], None, "native"), ReprFileLocation(file, (line or 0) + 1, headline))
+
+
+def headline_of(test: pytest.TestReport) -> str:
+    """Return the sentence that the short summary shows for a failed test."""
+    crash = getattr(test.longrepr, "reprcrash", None)
+    return str(crash.message if crash is not None else test.longrepr or "").partition("\n")[0]
+
+
+def drop_repeated_statements(tests: Sequence[pytest.TestReport]) -> None:
+    """Remove a clause's statement and source from all failure texts but the first that has them."""
+    printed: set[str] = set()
+    for test in tests:
+        for entry in getattr(getattr(test.longrepr, "reprtraceback", None), "reprentries", ()):
+            if isinstance(entry, ReprEntryNative):
+                entry.lines = [line for line in entry.lines if line not in printed]
+                printed.update(line for line in entry.lines if line.startswith((_STATEMENT, _SOURCE)))
+
+
+def _write_case(state: State, case: Case) -> Path:
+    """Write the file that `peft-harness repro` takes to repeat this case alone. Return its path."""
+    directory = Path(".peft-harness")
+    (directory / "cases").mkdir(parents=True, exist_ok=True)
+    (directory / ".gitignore").write_text("*\n")
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{case.clause}-{case.scenario}")
+    path = directory / "cases" / f"{name[:120]}.json"
+    body = {
+        "schema_version": report.SCHEMA_VERSION,
+        "clause": case.clause,
+        "scenario": case.scenario,
+        # A drawn run is repeated from its spec: the test would draw other runs.
+        **({} if case.drawn else {"test": case.nodeid.rpartition("suites/")[2]}),
+        "subject": case.subject,
+        "device": case.device,
+        "preload": state.preload,
+        "spec": case.specs[0] if case.specs else None,
+        **({"life": case.life} if case.life else {}),
+    }
+    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    return path

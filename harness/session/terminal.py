@@ -1,0 +1,66 @@
+"""What a session of `suites/` prints beside pytest's own output: its summary, FAILED lines, and progress in pipes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from harness import progress
+from harness.session import failure, report
+from harness.session.state import STATE
+
+
+class Terminal:
+    """A pytest plugin for the process that prints. reporter: pytest's TerminalReporter."""
+
+    def __init__(self, config: pytest.Config, reporter: Any):
+        self._config = config
+        self._reporter = reporter
+        self._ended = 0
+        self._began = self._printed_at = time.monotonic()
+
+    def pytest_runtest_logfinish(self) -> None:
+        """In a pipe, print a line every ten seconds: CI systems show pytest's dots only once their line is full."""
+        self._ended += 1
+        now = time.monotonic()
+        if self._reporter.isatty or now - self._printed_at < progress.INTERVAL:
+            return
+        self._printed_at = now
+        total = self._reporter._session.testscollected
+        failed = len(self._reporter.stats.get("failed", ()))
+        self._reporter.ensure_newline()
+        self._reporter.write_line(f"{self._ended} of {total} tests, {failed} failed ({now - self._began:.0f} s)")
+
+    # Outermost, so that this comes before pytest prints the failures and after it prints its short summary.
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self) -> Generator[None, None, None]:
+        """Print each clause's statement once, and FAILED lines that have the first finding.
+
+        pytest's own FAILED lines are cut at 80 columns, also in a pipe, and a test's id takes most of these.
+        """
+        failed = self._reporter.stats.get("failed", [])
+        failure.drop_repeated_statements(failed)
+        chosen = self._reporter.reportchars
+        self._reporter.reportchars = chosen.replace("f", "")
+        yield
+        self._reporter.reportchars = chosen
+        if failed and "f" in chosen:
+            self._reporter.write_sep("=", "short test summary info", cyan=True, bold=True)
+            for test in failed:
+                # pytest 9 takes the id as an object.
+                id = self._config.cwd_relative_nodeid(getattr(test, "id", test.nodeid))
+                self._reporter.write("FAILED", red=True)
+                self._reporter.write_line(f" {id} - {failure.headline_of(test)}")
+
+
+def print_summary(reporter: Any, config: pytest.Config) -> None:
+    """Print the suites' own errors and the report's summary. reporter: pytest's TerminalReporter."""
+    state = config.stash[STATE]
+    for error in state.errors:
+        reporter.write_line(f"ERROR: {error}", red=True)
+    if state.cases:
+        console = progress.screen(reporter._tw._file, no_color=not reporter.hasmarkup)
+        report.summary(console, state.cases, state.effort, state.named)
