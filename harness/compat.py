@@ -1,69 +1,274 @@
-"""The one place that knows how releases differ. Everything else is written for the newest names."""
+"""The one place that knows how releases of upstream differ. Everything else is written for the newest names.
+
+Supported are transformers from 4.45.2, peft from 0.13.2 and accelerate from 1.0.1. Each function says what differs and
+since when. A function whose name starts with "missing" returns why a case cannot run on this stack, or None if it can.
+
+A name of an argument or of an adapter's field is one of three kinds:
+
+- The installed release has it: it is passed on.
+- Another supported release has it (`ARGUMENTS`, `FIELDS`, `TYPES`): the case is skipped with that reason.
+- No supported release has it: it is a mistake. UsageError names the nearest name that exists.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from harness.environment import satisfies, version
+from harness.errors import UsageError
 
-#: TrainingArguments fields whose name changed: newest name -> the name that older releases know.
+# ---- names of arguments ----
+
+#: Fields of TrainingArguments whose name changed: newest name -> the name in older releases.
 _OLDER_NAMES = {
     "activation_checkpointing": "gradient_checkpointing",
     "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
 }
 
+#: Fields of TrainingArguments that some supported releases have and others do not, by the releases that have them.
+#: Read from the sources of the last patch of each minor release, 4.45.2 to 5.24.0.
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "transformers<4.51": ("dispatch_batches", "evaluation_strategy", "split_batches"),
+    "transformers<4.57": ("use_ipex",),
+    "transformers<5": (
+        "_n_gpu",
+        "adafactor",
+        "fp16_backend",
+        "fp16_opt_level",
+        "fsdp_min_num_params",
+        "fsdp_transformer_layer_cls_to_wrap",
+        "half_precision_backend",
+        "include_inputs_for_metrics",
+        "include_tokens_per_second",
+        "jit_mode_eval",
+        "mp_parameters",
+        "no_cuda",
+        "overwrite_output_dir",
+        "past_index",
+        "per_gpu_eval_batch_size",
+        "per_gpu_train_batch_size",
+        "push_to_hub_model_id",
+        "push_to_hub_organization",
+        "push_to_hub_token",
+        "ray_scope",
+        "save_safetensors",
+        "torchdynamo",
+        "tpu_metrics_debug",
+        "tpu_num_cores",
+        "use_legacy_prediction_loop",
+        "use_mps_device",
+    ),
+    "transformers<5.2": ("group_by_length",),
+    "transformers<5.15": ("logging_dir", "warmup_ratio"),
+    "transformers>=4.46": ("average_tokens_across_devices", "include_for_metrics"),
+    "transformers>=4.50,<4.52": ("tp_size",),
+    "transformers>=4.53": ("hub_revision", "liger_kernel_config"),
+    "transformers>=4.56": ("parallelism_config",),
+    "transformers>=4.57": ("project", "trackio_space_id"),
+    "transformers>=5": ("enable_jit_checkpoint", "use_cache"),
+    "transformers>=5.2": ("train_sampling_strategy",),
+    "transformers>=5.6": ("ddp_static_graph", "trackio_bucket_id", "trackio_static_space_id"),
+    "transformers>=5.15": ("dataloader_in_order", "dataloader_multiprocessing_context"),
+    "transformers>=5.24": ("activation_checkpointing", "activation_checkpointing_kwargs"),
+}
+
+#: Types of adapters that some supported releases of peft have and others do not.
+TYPES: dict[str, tuple[str, ...]] = {
+    "peft>=0.14": ("CPT",),
+    "peft>=0.14,<0.19": ("BONE",),
+    "peft>=0.15": ("TRAINABLE_TOKENS",),
+    "peft>=0.16": ("C3A", "RANDLORA"),
+    "peft>=0.17": ("MISS", "SHIRA"),
+    "peft>=0.18": ("DELORA", "OSF", "ROAD", "WAVEFT"),
+    "peft>=0.19": ("ADAMSS", "CARTRIDGE", "GRALORA", "LILY", "PEANUT", "PSOFT", "PVERA", "TINYLORA"),
+    "peft>=0.20": ("BEFT", "DEFT", "FROD", "GLORA", "HIRA", "UNILORA"),
+    "peft>=0.21": ("SHADOW", "SUPERTUNING"),
+}
+
+_PROMPTS = ("CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING")
+_EXCLUDING = ("BOFT", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "POLY", "VBLORA")
+
+#: Fields of adapter configs that came or went after their type was there: releases of peft, types, fields. No types:
+#: every type has it. ADALORA has all fields of LORA. Read from the sources of peft 0.13.2 to 0.21.2.
+FIELDS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("peft>=0.14", _EXCLUDING, ("exclude_modules",)),
+    ("peft>=0.14", ("LORA",), ("eva_config", "lora_bias")),
+    ("peft>=0.14", ("LOKR",), ("rank_dropout_scale",)),
+    ("peft>=0.14", ("OFT",), ("bias", "fan_in_fan_out", "oft_block_size")),
+    ("peft<0.15", ("OFT",), ("alpha_pattern", "rank_pattern")),
+    ("peft>=0.15", ("LORA",), ("corda_config", "trainable_token_indices")),
+    ("peft>=0.16", ("LORA",), ("qalora_group_size", "use_qalora")),
+    ("peft>=0.16", ("OFT",), ("num_cayley_neumann_terms", "use_cayley_neumann")),
+    ("peft>=0.17", ("LORA",), ("target_parameters",)),
+    ("peft>=0.17", _PROMPTS, ("modules_to_save",)),
+    ("peft>=0.18", ("LORA",), ("alora_invocation_tokens", "arrow_config", "ensure_weight_tying")),
+    ("peft>=0.18", (), ("peft_version",)),
+    ("peft>=0.19", ("LORA",), ("lora_ga_config", "use_bdlora")),
+    ("peft>=0.19", ("PREFIX_TUNING",), ("init_weights",)),
+    ("peft>=0.20", ("LORA",), ("monteclora_config", "velora_config")),
+    ("peft>=0.20", ("ADAMSS", "PSOFT"), ("random_seed",)),
+    ("peft>=0.20", ("PVERA",), ("generator_seed",)),
+    ("peft>=0.21", ("LORA",), ("kasa_config",)),
+)
+
 
 @functools.cache
-def _training_argument_names() -> frozenset[str]:
+def _argument_names() -> frozenset[str]:
     from transformers import TrainingArguments
 
     return frozenset(field.name for field in dataclasses.fields(TrainingArguments))
 
 
-def training_arguments(values: dict[str, Any]) -> dict[str, Any]:
-    """TrainingArguments keywords for this release, from newest names.
+def _absent(name: str, kind: str, installed: Iterable[str], elsewhere: dict[str, str], label: str) -> str:
+    """Return why this release does not have a name. UsageError if no supported release has it.
 
-    Raises LookupError naming a field that this release does not have.
+    - name: the name that is not installed.
+    - kind: what sort of name it is, such as "transformers has the argument".
+    - installed: the names of that sort in the installed release.
+    - elsewhere: name -> releases that have it, for names of that sort.
+    - label: what the name is called in the reason.
     """
-    known = _training_argument_names()
+    if name in elsewhere:
+        package = re.split("[<>=]", elsewhere[name])[0]
+        return f"{package} {version(package)} has no {label}, which needs {elsewhere[name]}"
+    near = difflib.get_close_matches(name, sorted({*installed, *elsewhere}), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"no release of {kind} {name!r}{hint}")
+
+
+def _absent_argument(name: str) -> str:
+    elsewhere = {field: releases for releases, fields in ARGUMENTS.items() for field in fields}
+    return _absent(
+        name, "transformers has the argument", _argument_names(), elsewhere, label=f"TrainingArguments.{name}"
+    )
+
+
+def _older_name(name: str) -> str:
+    """Return the name by which the installed release has an argument; the name itself if it has neither."""
+    return name if name in _argument_names() else _OLDER_NAMES.get(name, name)
+
+
+def check_arguments(names: Iterable[str]) -> None:
+    """Check that some supported release has each of these TrainingArguments. UsageError names the first other one."""
+    for name in names:
+        if _older_name(name) not in _argument_names():
+            _absent_argument(name)
+
+
+def training_arguments(values: dict[str, Any]) -> dict[str, Any]:
+    """Return TrainingArguments keywords for the installed release, from newest names.
+
+    LookupError names a field or a value that only another release has. UsageError names a field that no release has.
+    """
+    names = _argument_names()
     translated = {}
     for name, value in values.items():
-        here = name if name in known else _OLDER_NAMES.get(name, name)
-        if here == "warmup_steps" and 0 < value < 1 and "warmup_ratio" in known and satisfies("transformers<5"):
+        here = _older_name(name)
+        if here == "warmup_steps" and 0 < value < 1 and "warmup_ratio" in names and satisfies("transformers<5"):
             here = "warmup_ratio"  # before 5.0 a share of the steps had a field of its own
-        if name == "train_sampling_strategy" and value == "group_by_length" and name not in known:
+        if name == "train_sampling_strategy" and value == "group_by_length" and name not in names:
             here, value = "group_by_length", True  # a flag until the strategies had a field
-        if here not in known:
-            raise LookupError(f"this transformers has no TrainingArguments.{name}")
+        if here not in names:
+            raise LookupError(_absent_argument(name))
         if name == "data_seed" and satisfies("transformers>=4.46") and not satisfies("accelerate>=1.1"):
             raise LookupError("TrainingArguments.data_seed needs accelerate 1.1")
         if here == "include_num_input_tokens_seen" and isinstance(value, str) and satisfies("transformers<4.57"):
-            raise LookupError(f"this transformers has no include_num_input_tokens_seen {value!r}")
+            raise LookupError(f"transformers before 4.57 has no include_num_input_tokens_seen {value!r}")
         if here == "save_strategy" and value == "best" and satisfies("transformers<4.47"):
-            raise LookupError("this transformers has no save_strategy 'best'")
+            raise LookupError("transformers before 4.47 has no save_strategy 'best'")
         translated[here] = value
     return translated
 
 
 def missing_adapter_field(peft_type: str, config: Iterable[str]) -> str | None:
-    """Which field of an adapter config this peft has not, as "LoraConfig.use_dora"; None where it has them all."""
+    """Return why the installed peft lacks an adapter type or a field of its config; None if it has them all.
+
+    UsageError names a type or a field that no release has.
+    """
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
+    kinds = {getattr(kind, "value", kind): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if peft_type not in kinds:
+        elsewhere = {kind: releases for releases, types in TYPES.items() for kind in types}
+        return _absent(peft_type, "peft has the adapter type", kinds, elsewhere, label=f"adapter type {peft_type!r}")
+    kind = kinds[peft_type]
+    names = {field.name for field in dataclasses.fields(kind)}
+    like = {peft_type, "LORA"} if peft_type == "ADALORA" else {peft_type}
+    elsewhere = {
+        field: releases for releases, types, fields in FIELDS if not types or like & set(types) for field in fields
+    }
+    label = kind.__name__
+    return next(
+        (
+            _absent(name, f"peft has the field {label}", names, elsewhere, f"{label}.{name}")
+            for name in config
+            if name not in names
+        ),
+        None,
+    )
+
+
+# ---- names of adapters' tensors ----
+
+
+def tensor_prefix(peft_type: str) -> str | None:
+    """Return how the names of an adapter's tensors begin, such as "lora_"; None if peft does not say it.
+
+    Asked is peft's tuner class, which has a prefix in all supported releases. VeRA's, "vera_lambda_" ("vera_lambda"
+    before peft 0.15), names the trained vectors only; its random matrices are vera_A and vera_B. A prefix that begins
+    with the type's own name is therefore cut down to that. Prompt learning has no prefix.
+    """
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    prefix = getattr(dict[Any, Any](PEFT_TYPE_TO_TUNER_MAPPING).get(peft_type), "prefix", None)
+    own = f"{peft_type.lower()}_"
+    if isinstance(prefix, str) and prefix.startswith(own):
+        return own
+    # A prefix that is empty or no whole word would take names of the base model for an adapter's.
+    return prefix if isinstance(prefix, str) and re.fullmatch("[a-z][a-z0-9_]+_", prefix) else None
+
+
+def tensor_prefixes() -> tuple[str, ...]:
+    """Return how the names of tensors of an adapter begin, for all types of the installed peft."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    # Counted, because a user may register a type of his own at any time.
+    return _tensor_prefixes(len(PEFT_TYPE_TO_TUNER_MAPPING))
+
+
+@functools.cache
+def _tensor_prefixes(count: int) -> tuple[str, ...]:
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    found = (tensor_prefix(str(getattr(kind, "value", kind))) for kind in PEFT_TYPE_TO_TUNER_MAPPING)
+    return tuple(dict.fromkeys(prefix for prefix in found if prefix is not None))
+
+
+def missing_tensor_names(peft_type: str) -> str | None:
+    """Return why an adapter's tensors cannot be told from the base model's by their names; None if they can."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.config import PromptLearningConfig
+
     kind = dict[Any, Any](PEFT_TYPE_TO_CONFIG_MAPPING).get(peft_type)
-    if kind is None:
-        return f"adapter type {peft_type!r}"
-    known = {field.name for field in dataclasses.fields(kind)}
-    return next((f"{kind.__name__}.{name}" for name in config if name not in known), None)
+    prompts = isinstance(kind, type) and issubclass(kind, PromptLearningConfig)
+    if prompts or tensor_prefix(peft_type) is not None:
+        return None
+    return f"peft {version('peft')} does not say how the names of {peft_type}'s tensors begin"
+
+
+# ---- features that a release lacks ----
 
 
 def missing_sharded_loading() -> str | None:
-    """Why this Trainer takes no base that from_pretrained has sharded (DistributedConfig); None where it does."""
+    """Why the Trainer takes no base model that from_pretrained has sharded (DistributedConfig): since transformers 5.19."""
     from transformers import PreTrainedModel
 
     takes = hasattr(PreTrainedModel, "is_distributed_loading_by_transformers")
@@ -71,15 +276,20 @@ def missing_sharded_loading() -> str | None:
 
 
 def missing_fsdp2() -> str | None:
-    """Why this accelerate has no FSDP version 2 (torch's fully_shard); None where it has."""
+    """Why accelerate has no FSDP version 2 (torch's fully_shard): since accelerate 1.6."""
     from accelerate.utils import FullyShardedDataParallelPlugin
 
-    known = {field.name for field in dataclasses.fields(FullyShardedDataParallelPlugin)}
-    return None if "fsdp_version" in known else "accelerate has FSDP version 1 alone before 1.6"
+    fields = {field.name for field in dataclasses.fields(FullyShardedDataParallelPlugin)}
+    return None if "fsdp_version" in fields else "accelerate before 1.6 has FSDP version 1 only"
 
 
 def missing_quantization(storage: str | None = None) -> str | None:
-    """Why no base model can be quantized by bitsandbytes here, and packed into that dtype; None where one can."""
+    """Why bitsandbytes cannot quantize a base model here.
+
+    - storage: the dtype that packed weights are stored in; None for bytes.
+
+    Without a GPU it takes transformers 4.53, and bitsandbytes 0.47 for weights that are stored as floats.
+    """
     import torch
 
     if version("bitsandbytes") is None:
@@ -89,7 +299,42 @@ def missing_quantization(storage: str | None = None) -> str | None:
     if not satisfies("transformers>=4.53"):
         return "transformers before 4.53 loads no bitsandbytes model without a GPU"
     packed_into_floats = storage not in (None, "uint8") and not satisfies("bitsandbytes>=0.47")
-    return "bitsandbytes before 0.47 unpacks bytes alone without a GPU" if packed_into_floats else None
+    return "without a GPU, bitsandbytes before 0.47 unpacks bytes only" if packed_into_floats else None
+
+
+def missing_load_option() -> str | None:
+    """Why load_adapter of a transformers model takes no is_trainable: since transformers 4.47."""
+    from transformers import PreTrainedModel
+
+    takes = inspect.signature(PreTrainedModel.load_adapter).parameters
+    return None if "is_trainable" in takes else "load_adapter takes no is_trainable before transformers 4.47"
+
+
+def missing_attention_interface() -> str | None:
+    """Why transformers lets nobody register an attention function: since transformers 4.51."""
+    import transformers
+
+    has = hasattr(transformers, "AttentionInterface")
+    return None if has else f"transformers {version('transformers')} has no AttentionInterface"
+
+
+def missing_loss_switch(trainer_class: type) -> str | None:
+    """Why a Trainer cannot say that its loss is divided already: since transformers 5.19."""
+    has = hasattr(trainer_class, "loss_is_scaled_for_ga")
+    return None if has else f"transformers {version('transformers')} has no Trainer.loss_is_scaled_for_ga"
+
+
+def missing_card_tags() -> str | None:
+    """Why model cards have no tags of peft's: since peft 0.16."""
+    return None if satisfies("peft>=0.16") else "peft gives model cards no tags before release 0.16"
+
+
+def missing_bf16_refusal() -> str | None:
+    """Why bf16=True without a GPU and without use_cpu is no error: before transformers 4.52 the CPU was taken."""
+    return "transformers before 4.52 takes the CPU for bf16 unasked" if satisfies("transformers<4.52") else None
+
+
+# ---- behaviour that changed ----
 
 
 def adapts_in_compute_dtype() -> bool:
@@ -98,26 +343,81 @@ def adapts_in_compute_dtype() -> bool:
 
 
 def dtype_argument(dtype: Any) -> dict[str, Any]:
-    """The keyword of from_pretrained that sets the dtype: `dtype`, or `torch_dtype` before transformers 4.56."""
+    """Return the keyword of from_pretrained that sets the dtype: `dtype`, or `torch_dtype` before transformers 4.56."""
     return {"dtype" if satisfies("transformers>=4.56") else "torch_dtype": dtype}
 
 
+def enable_activation_checkpointing(model: Any, options: dict[str, Any]) -> None:
+    """Let a transformers model keep the inputs of its layers only: gradient_checkpointing_enable before 5.24."""
+    enable: Callable[[dict[str, Any]], None] = (
+        getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    )
+    enable(options)
+
+
+def clipping_functions(trainer: Any) -> list[tuple[Any, str]]:
+    """Return (owner, name) of each function with which a Trainer clips gradients.
+
+    Since transformers 5.17 the Trainer has its own for gradients of which some are DTensors and some are not.
+    """
+    functions = ((trainer.accelerator, "clip_grad_norm_"), (trainer, "_mixed_mesh_grad_norm"))
+    return [(owner, name) for owner, name in functions if getattr(owner, name, None) is not None]
+
+
+def best_step(state: Any) -> int | None:
+    """Return TrainerState.best_global_step; None before transformers 4.50, which does not have it."""
+    return getattr(state, "best_global_step", None)
+
+
 def logged_digits() -> int | None:
-    """How many digits the Trainer rounds a logged loss to: four before transformers 5.0, all of them (None) since."""
+    """Return how many digits the Trainer rounds a logged loss to: four before transformers 5.0, None (all) since."""
     return 4 if satisfies("transformers<5") else None
 
 
+def logged_rounding(losses: Iterable[float]) -> float:
+    """Return by how much logged losses are rounded: before transformers 5.0 the Trainer logs four digits.
+
+    Told from the losses themselves, because a trace may come from another stack or from a subject that does not round.
+    Float32 losses that all happen to have four digits do not occur.
+    """
+    return 0.5e-4 if all(loss == round(loss, 4) for loss in losses) else 0.0
+
+
 def logs_unclipped_norm() -> bool:
-    """Whether the Trainer logs grad_norm with max_grad_norm=0 too: since transformers 5.3."""
+    """Whether the Trainer logs grad_norm with max_grad_norm=0, too: since transformers 5.3."""
     return satisfies("transformers>=5.3")
 
 
-def forget_precision() -> None:
-    """Let the next run decide on its precision, whatever an earlier one has left in this process.
+def tokenizer_places() -> tuple[str, ...]:
+    """Return where save_model finds a tokenizer: an attribute of the Trainer, and since 4.50 one of its data collator."""
+    if satisfies("transformers<4.46"):
+        return ("tokenizer",)
+    return ("processing_class",) if satisfies("transformers<4.50") else ("processing_class", "data_collator.tokenizer")
 
-    Before transformers 5.0 TrainingArguments write mixed precision into the environment, where the next ones find it
-    again: a run in float32 after one in bfloat16 would compute in bfloat16. tf32=True, and accelerate where a model is
-    compiled, have products of float32 computed in TF32 from then on.
+
+def token_rates() -> tuple[str, ...]:
+    """Return what a log entry has besides a count of tokens: since transformers 4.52 seconds and tokens a second."""
+    return ("train_runtime", "train_tokens_per_second") if satisfies("transformers>=4.52") else ()
+
+
+def tensorboard_directory_from_environment() -> bool:
+    """Whether TENSORBOARD_LOGGING_DIR is read: since transformers 5.0. Before, the argument logging_dir was."""
+    return satisfies("transformers>=5")
+
+
+def numpy_core() -> Any:
+    """Return numpy's module of array functions: numpy._core since 2.0, numpy.core before."""
+    import numpy as np
+
+    return np._core if hasattr(np, "_core") else np.core
+
+
+def forget_precision() -> None:
+    """Let the next run decide on its precision, whatever an earlier run has left in this process.
+
+    Before transformers 5.0, TrainingArguments write mixed precision into the environment, where the next ones find it
+    again: a run in float32 after a run in bfloat16 would compute in bfloat16. tf32=True lets products of float32 be
+    computed in TF32 from then on. So does accelerate if a model is compiled.
     """
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     backends: Any = sys.modules["torch"].backends if "torch" in sys.modules else None
@@ -125,35 +425,5 @@ def forget_precision() -> None:
         return
     # In this order: torch refuses to read the old switch while the new ones say otherwise.
     backends.cuda.matmul.allow_tf32 = False
-    if hasattr(backends, "fp32_precision"):
+    if hasattr(backends, "fp32_precision"):  # since torch 2.9
         backends.fp32_precision = backends.cuda.matmul.fp32_precision = "none"
-
-
-def tokenizer_places() -> tuple[str, ...]:
-    """Where save_model finds a tokenizer: an attribute of the Trainer, and since 4.50 one of its data collator."""
-    if satisfies("transformers<4.46"):
-        return ("tokenizer",)
-    return ("processing_class",) if satisfies("transformers<4.50") else ("processing_class", "data_collator.tokenizer")
-
-
-def token_rates() -> tuple[str, ...]:
-    """What a log entry has besides a count of tokens: since transformers 4.52 the seconds and the tokens a second."""
-    return ("train_runtime", "train_tokens_per_second") if satisfies("transformers>=4.52") else ()
-
-
-def tensorboard_directory_from_environment() -> bool:
-    """Whether TENSORBOARD_LOGGING_DIR is read: since transformers 5.0, before that it was the argument logging_dir."""
-    return satisfies("transformers>=5")
-
-
-def bf16_without_a_gpu() -> str | None:
-    """Why bf16=True without a GPU and without use_cpu is no error in this release: before 4.52 the CPU was taken."""
-    return "transformers before 4.52 takes the CPU for bf16 unasked" if satisfies("transformers<4.52") else None
-
-
-def missing_load_option() -> str | None:
-    """Why load_adapter of a transformers model takes no is_trainable in this release; None where it does."""
-    from transformers import PreTrainedModel
-
-    takes = inspect.signature(PreTrainedModel.load_adapter).parameters
-    return None if "is_trainable" in takes else "load_adapter of this transformers takes no is_trainable"

@@ -142,7 +142,7 @@ def test_bf16_without_a_device_for_it_is_refused(argument, upstream, tmp_path, j
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device, so nothing is missing")
-    if reason := compat.bf16_without_a_gpu():
+    if reason := compat.missing_bf16_refusal():
         pytest.skip(reason)
     judge(
         raises(

@@ -3,7 +3,8 @@
 import pytest
 from harness.fixtures import models
 
-from harness.environment import satisfies, version
+from harness import compat
+from harness.environment import version
 from harness.laws import model_card
 from harness.runs.scenarios import PLAIN, over
 from harness.spec import ADD
@@ -18,9 +19,7 @@ NAMED = SAVED.but(
 TAGS = ("lora", "transformers", "base_model:adapter:someone/their-base")
 PIPELINE = "text-generation"
 
-tags_cards = pytest.mark.skipif(
-    not satisfies("peft>=0.16"), reason="peft gives model cards no tags before release 0.16"
-)
+tags_cards = pytest.mark.skipif(compat.missing_card_tags() is not None, reason=str(compat.missing_card_tags()))
 
 
 @pytest.mark.clause("IO-01")

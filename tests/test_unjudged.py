@@ -82,7 +82,7 @@ def test_a_failure_outweighs_what_was_not_judged():
 def test_one_line_names_the_clauses_and_the_reasons():
     output = printed([HELD, case("XYZ-02"), case("XYZ-02"), case("XYZ-05", reason="needs two minutes: --timed")])
     assert f"not judged: 2 clauses: XYZ-02 ({GPU}); XYZ-05 (needs two minutes: --timed)" in output
-    assert "undecided" not in output
+    assert "undecided:" not in output
     assert "not judged" not in printed([HELD])
 
 

@@ -79,13 +79,13 @@ def test_spec_files_of_another_release(tmp_path, body, answer):
 @pytest.mark.parametrize(
     ("body", "answer"),
     [
-        ({"arguments": {"no_such_argument": 1}}, "no TrainingArguments.no_such_argument"),
+        ({"arguments": {"no_such_argument": 1}}, "no release of transformers has the argument 'no_such_argument'"),
         ({"model": {"path": "/no/such/model"}}, "/no/such/model: no model directory"),
         ({"model": {"family": "martian"}}, "unknown model family 'martian'"),
         ({"model": {"dtype": "float31"}}, "model dtype 'float31' is not a torch dtype"),
         ({"model": {"quantization": "nf3"}}, "unknown quantization 'nf3'"),
         ({"adapter": {"route": "by_hand"}}, "adapter route 'by_hand' is neither"),
-        ({"adapter": {"peft_type": "LORE"}}, "has no adapter type 'LORE'"),
+        ({"adapter": {"peft_type": "LORE"}}, "no release of peft has the adapter type 'LORE'"),
         ({"trainer": {"surprise": 1}}, "spec.trainer: unknown 'surprise'"),
         ({"data": {"path": "rows.jsonl"}}, "rows.jsonl, line 2: not JSON"),
         ({"data": {"path": "gone.jsonl"}}, "gone.jsonl: cannot be read"),

@@ -61,9 +61,12 @@ def adapter_config(peft_type: str, values: dict[str, Any]) -> Any:
 
     try:
         # A copy: peft adds the head of a classifier to the very list that it was given as modules_to_save.
-        return peft.get_peft_config({"peft_type": peft_type, **copy.deepcopy(values)})
+        config = peft.get_peft_config({"peft_type": peft_type, **copy.deepcopy(values)})
     except KeyError:
         raise UsageError(f"peft {version('peft')} has no adapter type {peft_type!r}") from None
+    if reason := compat.missing_tensor_names(peft_type):
+        raise UsageError(f"{reason}, so they cannot be told from the base model's")
+    return config
 
 
 def observing_callback(observer: Observer) -> Any:
@@ -176,8 +179,8 @@ class HFTrainer:
             compat.training_arguments({**launch_arguments.arguments(spec.launch), **spec.arguments})
         except LookupError as missing:
             return str(missing)
-        field = compat.missing_adapter_field(spec.adapter.peft_type, spec.adapter.config)
-        return f"this peft has no {field}" if field else None
+        fields = [*spec.adapter.config, *(name for other in spec.adapter.others.values() for name in other)]
+        return compat.missing_adapter_field(spec.adapter.peft_type, fields)
 
     def arguments(self, spec: RunSpec, directory: Path) -> TrainingArguments:
         """The spec's TrainingArguments, writing to `directory`, on the spec's device."""
@@ -261,9 +264,12 @@ class HFTrainer:
 
 
 def _base(spec: RunSpec, directory: Path) -> torch.nn.Module:
+    base: torch.nn.Module
     if spec.launch.strategy != "loaded":
-        return models.build(spec.model)
-    return loaded.sharded(spec.model, spec.launch.ranks, directory / "base" / os.environ["RANK"])
+        base = models.build(spec.model)
+    else:
+        base = loaded.sharded(spec.model, spec.launch.ranks, directory / "base" / os.environ["RANK"])
+    return base
 
 
 def _in_turn(calls: list[Callable[[], Any]]) -> None:
@@ -273,10 +279,8 @@ def _in_turn(calls: list[Callable[[], Any]]) -> None:
 
 def _observe_clipping(trainer: Trainer, observer: Observer) -> None:
     """Tell the observer of each clipping: gradients of several ranks are whole only between the backward pass and it."""
-    # The Trainer has its own for gradients of which some are DTensors and some are not, since transformers 5.19.
-    for owner, name in ((trainer.accelerator, "clip_grad_norm_"), (trainer, "_mixed_mesh_grad_norm")):
-        if (clip := getattr(owner, name, None)) is not None:
-            setattr(owner, name, functools.partial(_clip, observer, clip))
+    for owner, name in compat.clipping_functions(trainer):
+        setattr(owner, name, functools.partial(_clip, observer, getattr(owner, name)))
 
 
 def _clip(observer: Observer, clip: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -298,7 +302,7 @@ def record_state(trace: Trace, state: Any) -> None:
     trace.log_history = [dict(entry) for entry in state.log_history]
     trace.best = {
         "metric": state.best_metric,
-        "step": getattr(state, "best_global_step", None),
+        "step": compat.best_step(state),
         "checkpoint": state.best_model_checkpoint,
     }
 

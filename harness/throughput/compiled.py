@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import compat
 from harness.errors import UsageError
 from harness.spec import RunSpec
 from harness.subjects.reference import build, refusal
@@ -35,12 +36,10 @@ class Compiled:
         self.name = "reference-captured" if capture else "reference-compiled"
 
     def unsupported(self, spec: RunSpec) -> str | None:
-        import transformers
-
         if self.capture and spec.launch.device != "cuda":
             return "only CUDA has graphs to capture a step in"
-        if not hasattr(transformers, "AttentionInterface"):
-            return f"transformers {transformers.__version__} has no AttentionInterface"
+        if reason := compat.missing_attention_interface():
+            return reason
         if spec.arguments.get("label_smoothing_factor") or spec.arguments.get("eval_strategy", "no") != "no":
             return "the compiled step has neither label smoothing nor evaluation"
         anew = spec.arguments.get("activation_checkpointing") or spec.model.prepare_for_kbit
@@ -94,7 +93,6 @@ class Steps:
     def __init__(self, trainer: ReferenceTrainer, capture: bool):
         import torch
 
-        from harness.reference.lora import checkpoint_activations
         from harness.reference.optimizer import factor
 
         self.trainer, self.args, self.log = trainer, trainer.args, list[dict[str, Any]]()
@@ -123,7 +121,7 @@ class Steps:
             raise UsageError("a captured step takes rows without padding: what is masked decides what is computed")
         if self.args.activation_checkpointing or any(getattr(each, MARK, False) for each in base.modules()):
             # Generators, whose state would be kept, cannot be read while a graph is captured.
-            checkpoint_activations(
+            compat.enable_activation_checkpointing(
                 base, {"use_reentrant": False, "preserve_rng_state": trainer.model.config.lora_dropout > 0}
             )
         # One layer is compiled, for all of them: together, 32 of a 7B model take minutes, for what is fused over their edges.
