@@ -1,10 +1,10 @@
-"""harness/reference against transformers.Trainer with peft, on the CPU: the same bits, and the same checkpoints."""
+"""harness/reference is bit-equal to transformers.Trainer with peft on the CPU, and so are its checkpoints."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from harness.errors import UsageError
 from harness.laws.equal import differences, distance, equal_runs
 from harness.paths import ROOT
 from harness.processes.imports import import_upstream
+from harness.real import reference_alone
 from harness.runs.cache import Runs
 from harness.spec import ADD, RunSpec
 from harness.subjects import reference
@@ -85,7 +86,7 @@ EQUAL = {
     "saving-two": EVALUATED.but(save_strategy="steps", save_steps=0.2, save_total_limit=2),
 }
 
-#: Twenty steps in two epochs, with dropout: 10 is where the second begins. Five of six checkpoints lie within an epoch.
+#: Twenty steps in two epochs of ten, with dropout. All checkpoints but one are taken in the middle of an epoch.
 LONG = PLAIN.but(max_steps=20, save_strategy="steps", save_steps=3)
 AT_EPOCH = LONG.but(save_strategy="epoch")
 WINDOWS = PLAIN.but(data=RAGGED, gradient_accumulation_steps=3, max_steps=8, save_strategy="steps", save_steps=2)
@@ -108,7 +109,7 @@ def both(runs: Runs, spec: RunSpec) -> tuple[Trace, Trace]:
 
 
 def without_times(value):
-    """The same JSON value without figures that are the clock's."""
+    """Return the same JSON value without measured times and rates."""
     if isinstance(value, dict):
         timed = ("_runtime", "_per_second")
         return {key: without_times(item) for key, item in value.items() if not key.endswith(timed)}
@@ -116,13 +117,13 @@ def without_times(value):
 
 
 def facts(trace: Trace) -> dict[str, object]:
-    """All that must be equal as it is, tensors aside."""
+    """Return everything that must be equal, but for the tensors."""
     metrics = trace.output["metrics"]
     return {
         "events": trace.events,
         # As text, where NaN equals itself.
         "batches": [repr(step.batches) for step in trace.steps],
-        "evaluations": [(one.step, one.rows, without_times(one.metrics)) for one in trace.evaluations],
+        "evaluations": [(each.step, each.rows, without_times(each.metrics)) for each in trace.evaluations],
         "log": without_times(trace.log_history),
         # The Trainer's PrinterCallback takes total_flos out of the metrics while it prints them.
         "output": without_times({**trace.output, "metrics": {k: v for k, v in metrics.items() if k != "total_flos"}}),
@@ -132,20 +133,20 @@ def facts(trace: Trace) -> dict[str, object]:
         "parameters": trace.parameters,
         "groups": trace.groups,
         "base": (trace.base_before, trace.base, trace.base_gradients),
-        "saved": [(one.step, one.siblings, one.tensors, without_times(one.state)) for one in trace.checkpoints],
-        "files": [set(one.files) - {"README.md", "training_args.bin"} for one in trace.checkpoints],
+        "saved": [(each.step, each.siblings, each.tensors, without_times(each.state)) for each in trace.checkpoints],
+        "files": [set(each.files) - {"README.md", "training_args.bin"} for each in trace.checkpoints],
     }
 
 
-def assert_equal(seen: Trace, wanted: Trace) -> None:
-    verdict = equal_runs(seen, wanted)
+def assert_equal(ours: Trace, theirs: Trace) -> None:
+    verdict = equal_runs(ours, theirs)
     assert verdict.holds, verdict
-    assert not differences(seen.adapter_before, wanted.adapter_before, 0.0, "adapter before")
-    ours, theirs = facts(seen), facts(wanted)
-    for what in ours:
-        assert ours[what] == theirs[what], what
-    for one, other in zip(seen.checkpoints, wanted.checkpoints, strict=True):
-        assert not differences(one.adapter, other.adapter, 0.0, f"checkpoint {one.step}:")
+    assert not differences(ours.adapter_before, theirs.adapter_before, 0.0, "adapter before")
+    expected = facts(theirs)
+    for name, fact in facts(ours).items():
+        assert fact == expected[name], name
+    for saved, other in zip(ours.checkpoints, theirs.checkpoints, strict=True):
+        assert not differences(saved.adapter, other.adapter, 0.0, f"checkpoint {saved.step}:")
 
 
 @pytest.mark.parametrize("spec", EQUAL.values(), ids=EQUAL)
@@ -176,12 +177,12 @@ def test_checkpoints_resume_in_each_other(runs, spec, writer, reader):
     ],
     ids=["rate-and-intervals", "accumulation", "finished"],
 )
-def test_a_run_resumed_with_other_arguments_is_the_trainers(runs, changed, before):
+def test_a_run_resumed_with_other_arguments_equals_the_trainers(runs, changed, before):
     spec = LONG.but(**changed).resumed(6, writer="hf-trainer", first_leg=before)
     assert_equal(*both(runs, spec))
 
 
-def test_checkpoint_files_hold_the_same(runs):
+def test_checkpoint_files_have_the_same_content(runs):
     ours, theirs = (Path(trace.checkpoint(10).path) for trace in both(runs, EQUAL["eval-and-save-epoch"]))
     name = "adapter_model.safetensors"
     assert (ours / name).read_bytes() == (theirs / name).read_bytes()
@@ -207,7 +208,7 @@ def test_peft_loads_the_adapter(runs):
 
 
 def test_float64_bounds_the_rounding_of_float32(runs):
-    """Measured over ten SGD steps: losses of 5.6 part by 8e-7, gradients by 3e-8, weights by 2e-8."""
+    """Measured over ten SGD steps: losses of 5.6 differ by 8e-7, gradients by 3e-8, weights by 2e-8."""
     spec = PLAIN.but(optim="sgd", data=RAGGED)
     rounded, exact = train(runs, spec), train(runs, spec.but(model={"dtype": "float64"}))
     assert {tensor.dtype for step in exact.steps for tensor in step.gradients.values()} == {torch.float64}
@@ -217,8 +218,8 @@ def test_float64_bounds_the_rounding_of_float32(runs):
     assert gaps["largest_adapter_difference"] < 1e-7
 
 
-class Float32Seen(TorchDispatchMode):
-    """Which operations return float32 tensors of more than one element."""
+class Float32Operations(TorchDispatchMode):
+    """Collects the operations that return float32 tensors of more than one element."""
 
     def __init__(self):
         super().__init__()
@@ -236,7 +237,7 @@ def test_float64_is_float64_throughout(runs, monkeypatch, tmp_path):
 
     def float32_operations():
         trainer = reference.build(spec, tmp_path, lambda event, trainer: None)
-        with Float32Seen() as seen:
+        with Float32Operations() as seen:
             reference.train(trainer, spec, None)
         return seen.operations
 
@@ -254,18 +255,18 @@ def test_float64_is_float64_throughout(runs, monkeypatch, tmp_path):
             lambda batches: torch.stack([batch["labels"].ne(-100).sum() for batch in batches]).sum() / 1,
         ),
         ("optimizer.factor", lambda step, kind, warmup, total: max(0, total - step - 1) / total),
-        ("data.shuffled", lambda rows, seed: torch.randperm(rows).tolist()),
+        ("batches.shuffled", lambda rows, seed: torch.randperm(rows).tolist()),
     ],
     ids=["scaling", "token-count", "schedule", "order"],
 )
-def test_a_wrong_copy_is_seen(runs, monkeypatch, target, wrong):
+def test_a_mistake_in_the_reference_is_found(runs, monkeypatch, target, wrong):
     spec = PLAIN.but(lora={"use_rslora": True}, max_steps=3)
     assert equal_runs(*both(runs, spec)).holds
     monkeypatch.setattr(f"harness.reference.{target}", wrong)
     assert not equal_runs(train(runs, spec, again=True), train(runs, spec, "hf-trainer")).holds
 
 
-def test_a_checkpoint_that_lacks_a_file_is_refused(runs):
+def test_an_incomplete_checkpoint_is_refused(runs):
     train(runs, LONG)
     for damage, words in (
         ("delete optimizer.pt", "it has no optimizer.pt"),
@@ -306,7 +307,7 @@ def test_a_checkpoint_that_lacks_a_file_is_refused(runs):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_it_does_not_implement_is_refused(spec, words, tmp_path):
+def test_unimplemented_specs_are_refused(spec, words, tmp_path):
     subject = subjects.load("reference")
     assert words in (subject.unsupported(spec) or "")
     with pytest.raises(UsageError, match=words):
@@ -317,7 +318,7 @@ def test_command_line(runs, tmp_path, capsys):
     spec = PLAIN.but(max_steps=4, save_strategy="steps", save_steps=2)
     (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()))
     output = tmp_path / "out"
-    assert reference.main(["--spec", str(tmp_path / "spec.json"), "--output", str(output)]) == 0
+    assert reference_alone.main(["--spec", str(tmp_path / "spec.json"), "--output", str(output)]) == 0
     assert {path.name for path in output.iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors", "checkpoint-2", "checkpoint-4")
     }
@@ -330,22 +331,59 @@ def test_command_line(runs, tmp_path, capsys):
         (["--dtype", "float8"], "invalid choice"),
         (["--nonsense"], "unrecognized arguments"),
     ):
-        assert reference.main(given) == 2
+        assert reference_alone.main(given) == 2
         message = capsys.readouterr().err
         assert words in message
         assert message.count("\n") == 1
     assert before == sorted(path.stat().st_mtime_ns for path in output.rglob("*"))
-    assert reference.main(["--resume", str(output / "checkpoint-2"), "--spec", str(tmp_path / "spec.json")]) == 0
+    assert reference_alone.main(["--resume", str(output / "checkpoint-2"), "--spec", str(tmp_path / "spec.json")]) == 0
 
 
-def test_it_shares_no_code_with_what_it_is_compared_with():
+def imported_modules(path: Path) -> set[str]:
+    """Return the modules that a file imports, as "package.module"."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            # "from harness import compat" imports a module of a package; "from harness.errors import UsageError" does not.
+            packages = node.module in ("harness", "harness.reference")
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names} if packages else {str(node.module)}
+    return modules
+
+
+def test_the_reference_shares_no_code_with_what_it_is_compared_with():
+    ours = {"harness.errors", "harness.compat", *(f"harness.reference.{path.stem}" for path in FILES)}
+    libraries = {"numpy", "torch", "safetensors", *sys.stdlib_module_names}
     for path in FILES:
-        imported = re.findall(r"^\s*(?:from|import) ([\w.]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-        ours = {"harness.errors", *(f"harness.reference.{other.stem}" for other in FILES), "harness.reference"}
-        allowed = {"numpy", "torch", "safetensors", *sys.stdlib_module_names}
         if path.name != "__main__.py":
-            assert not [name for name in imported if name not in ours and name.partition(".")[0] not in allowed], path
+            others = imported_modules(path) - ours
+            assert not {name for name in others if name.partition(".")[0] not in libraries}, path
 
 
-def test_it_can_be_read_in_one_sitting():
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES) <= 640
+def test_the_reference_declares_its_state_in_init():
+    """Each attribute of ReferenceTrainer is assigned in `__init__` first, where a reader looks for it."""
+    (trainer,) = (
+        node
+        for node in ast.parse((ROOT / "harness" / "reference" / "trainer.py").read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == "ReferenceTrainer"
+    )
+    assigned = {
+        method.name: {
+            node.attr
+            for node in ast.walk(method)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "self"
+        }
+        for method in trainer.body
+        if isinstance(method, ast.FunctionDef)
+    }
+    declared = assigned.pop("__init__")
+    assert len(declared) > 15
+    assert set().union(*assigned.values()) <= declared
+
+
+def test_the_reference_stays_short():
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES) <= 750

@@ -1,4 +1,4 @@
-"""Which rows go into which batch, and what of that draws from torch's global random state."""
+"""Which rows go into which batch, and which of these steps draw from torch's global random state."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,32 +9,31 @@ Batch = dict[str, torch.Tensor]
 
 
 def batches(order: Sequence[int], size: int, drop_last: bool) -> list[Sequence[int]]:
-    """Consecutive slices of `size` rows; a short last one is left out if `drop_last`."""
-    cut = [order[start : start + size] for start in range(0, len(order), size)]
-    return [rows for rows in cut if len(rows) == size or not drop_last]
+    """Cut `order` into slices of `size` rows. A short last slice is left out if `drop_last`."""
+    slices = [order[start : start + size] for start in range(0, len(order), size)]
+    return [rows for rows in slices if len(rows) == size or not drop_last]
 
 
 def shuffled(rows: int, seed: int) -> list[int]:
-    """The order of an epoch, from a generator of its own; seed: the run's plus the epoch's number.
+    """Return the order of `rows` rows. accelerate/data_loader.py:SeedableRandomSampler.
 
-    accelerate/data_loader.py:SeedableRandomSampler.
+    It draws from a generator of its own, so shuffling does not change the dropout masks.
     """
     return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def load(dataset: Any, indices: list[Sequence[int]], device: str) -> Iterator[Batch]:
-    """The batches of those rows on `device`, each column stacked: int64 (rows, length).
-
-    A DataLoader draws a number when its iteration starts, to seed workers that it may not have: an evaluation changes
-    the dropout masks after it (torch/utils/data/dataloader.py:_BaseDataLoaderIter). accelerate reads one batch ahead
-    (data_loader.py:DataLoaderShard), which shows where the rows draw as well.
-    """
+    """Yield the batches on `device`. Each column is int64 of shape (rows, length)."""
+    # torch's DataLoader draws one number when its iteration starts, to seed workers, even if it has none
+    # (torch/utils/data/dataloader.py:_BaseDataLoaderIter). Dropout masks after an evaluation differ for that reason.
     torch.empty((), dtype=torch.int64).random_()
-    ahead = None
+    # accelerate reads one batch ahead (data_loader.py:DataLoaderShard.__iter__). It matters if reading a row draws.
+    read_ahead = None
     for rows in indices:
         items = [dataset[index] for index in rows]
-        batch, ahead = ahead, {key: torch.stack([item[key] for item in items]).to(device) for key in items[0]}
-        if batch is not None:
-            yield batch
-    if ahead is not None:
-        yield ahead
+        batch = {name: torch.stack([item[name] for item in items]).to(device) for name in items[0]}
+        if read_ahead is not None:
+            yield read_ahead
+        read_ahead = batch
+    if read_ahead is not None:
+        yield read_ahead

@@ -1,4 +1,4 @@
-"""What a run can be told: upstream's own names and defaults, no more fields than are implemented."""
+"""The settings of a run: upstream's own names and defaults. There is a field only for what is implemented."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +7,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Arguments:
-    """transformers/training_args.py:TrainingArguments. A name that is not here is a TypeError.
+    """transformers/training_args.py:TrainingArguments. Strategies are "no", "steps" or "epoch".
 
-    Counts of steps below 1 are a share of all steps, rounded up. Strategies are "no", "steps" or "epoch"; eval_steps
-    None means logging_steps.
+    A number of steps below 1 is a share of all steps, rounded up. If eval_steps is None, logging_steps is used.
     """
 
     per_device_train_batch_size: int = 8
@@ -49,7 +48,7 @@ class Arguments:
 class LoraConfig:
     """peft/tuners/lora/config.py:LoraConfig.
 
-    target_modules: ends of module paths ("q_proj"), or "all-linear": every nn.Linear but the output embeddings.
+    target_modules: ends of module paths ("q_proj"), or "all-linear": every linear layer but the output embeddings.
     """
 
     target_modules: list[str] | str

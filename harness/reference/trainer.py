@@ -1,4 +1,4 @@
-"""The loop: epochs of windows of micro-batches, a window being one optimizer step. transformers/trainer.py:Trainer.
+"""The training loop of transformers.Trainer, written out. A window is the micro-batches of one optimizer step.
 
 seed -> [epoch: shuffle -> [window: count tokens -> [micro-batch: forward, loss, backward] -> clip -> step ->
 schedule -> log, evaluate, save]] -> TrainOutput
@@ -9,6 +9,7 @@ import math
 import random
 import time
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,152 +17,210 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness import compat
 from harness.reference import batches, checkpoint
-from harness.reference.lora import AdapterModel, checkpoint_activations
+from harness.reference.lora import AdapterModel
 from harness.reference.loss import count_tokens, smoothed_loss
 from harness.reference.optimizer import make_optimizer, make_schedule
 from harness.reference.settings import Arguments
 
-#: transformers/trainer_callback.py:TrainerState, which is also trainer_state.json, and TrainerControl: what is due.
+#: Where the run is: the content of trainer_state.json. transformers/trainer_callback.py:TrainerState.
 STATE: dict[str, Any] = {
-    **dict.fromkeys(("epoch", "global_step", "max_steps", "num_train_epochs", "total_flos"), 0),
-    **dict.fromkeys(("best_metric", "best_global_step", "best_model_checkpoint", "trial_name", "trial_params")),
+    "epoch": 0,  # epochs done, with a fraction
+    "global_step": 0,  # optimizer steps done
+    **{"max_steps": 0, "num_train_epochs": 0, "total_flos": 0},
+    # The fields below stay as they are. train() adds logging_steps, eval_steps and save_steps.
     **{"is_local_process_zero": True, "is_world_process_zero": True, "is_hyper_param_search": False},
-    "num_input_tokens_seen": 0,
+    **{"num_input_tokens_seen": 0, "trial_name": None, "trial_params": None},
+    **{"best_metric": None, "best_global_step": None, "best_model_checkpoint": None},
 }
-CONTROL = {f"should_{verb}": False for verb in ("training_stop", "epoch_stop", "save", "evaluate", "log")}
 
-#: global_step counts from the start of the run; training_loss is the mean over the steps of this call only.
+#: What is due next. transformers/trainer_callback.py:TrainerControl.
+CONTROL = dict.fromkeys(
+    ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log"), False
+)
+
+#: global_step counts from the start of the run. training_loss is the mean over the steps of this call only.
 TrainOutput = namedtuple("TrainOutput", "global_step training_loss metrics")
 
 
 class ReferenceTrainer:
-    """Trains an AdapterModel on one device.
+    """Trains an AdapterModel on one device. `train` comes first, then what it calls, in order.
 
-    rows, eval_rows: sequences of dicts of int64 tensors (length,): input_ids, attention_mask, labels. output: directory
-    of the checkpoints. callback: called at each event with its name, that of TrainerCallback without "on_", and self.
+    - rows, eval_rows: sequences of dicts of int64 tensors (length,): input_ids, attention_mask, labels
+    - output: the directory of the checkpoints
+    - callback: called at each event with its name (TrainerCallback's, without "on_") and this trainer
     """
 
     def __init__(
         self, model: AdapterModel, args: Arguments, rows: Any, eval_rows: Any, output: Path, device: str, callback: Any
     ):
-        # The adapter is drawn by now. What draws between here and train() changes the run.
+        # Seed. The adapter was drawn before this. What draws from here to train() changes the run. trainer.py:__init__
         random.seed(args.seed)
         np.random.seed(args.seed)
         torch.manual_seed(args.seed)
+
+        # What was given. The model is moved before the optimizer is made, which holds its parameters.
         self.args, self.rows, self.eval_rows, self.output = args, rows, eval_rows, output
         self.model, self.device, self.callback = model.to(device), device, callback
         model.autocast = torch.bfloat16 if args.bf16 else None
-        model.base.config.use_cache = False
+        model.base.config.use_cache = False  # past keys and values serve generation only
+
+        # How long the run is; max_steps wins over num_train_epochs. trainer.py:set_initial_training_values
+        by_steps = args.max_steps > 0
+        indices = batches.batches(range(len(rows)), args.per_device_train_batch_size, args.dataloader_drop_last)
+        self.batches_per_epoch = len(indices)  # micro-batches
+        self.steps_per_epoch = max(1, math.ceil(len(indices) / args.gradient_accumulation_steps))
+        self.total_steps = args.max_steps if by_steps else math.ceil(args.num_train_epochs * self.steps_per_epoch)
+        self.total_epochs = math.ceil(self.total_steps / self.steps_per_epoch if by_steps else args.num_train_epochs)
+
+        # What changes. Trainer makes the first two in train(), which is no difference: neither draws.
+        self.optimizer = make_optimizer(self.model, args)
+        self.schedule = make_schedule(self.optimizer, args, self.total_steps)
+        self.parts = {"optimizer.pt": self.optimizer, "scheduler.pt": self.schedule}  # files of a checkpoint
         self.state = SimpleNamespace(**STATE, log_history=[], train_batch_size=args.per_device_train_batch_size)
         self.control = SimpleNamespace(**CONTROL)
+        # Losses since the last log entry. They add up on the device, since reading each one would wait for the GPU. The
+        # sum is float32 (float64 beside such a base), and its rounding can be seen in the log.
+        precision = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        self.loss_sum = torch.zeros((), dtype=precision, device=device)
+        self.loss_logged = 0.0  # the sum of the losses that went into log entries
+        self.last_logged = 0  # global step of the last such entry
+        self.grad_norm = torch.zeros(())  # at the last step, before clipping
+        self.learning_rate = 0.0  # of the last step
+        self.metrics: dict[str, Any] = {}  # of the last evaluation
+        self.saved = output  # the last checkpoint
+        self.size = model.base.num_parameters(exclude_embeddings=True)  # counts for total_flos
         self.callback("init_end", self)
 
     def train(self, resume: Path | None = None) -> TrainOutput:
-        """Train to the end, from the start or from a checkpoint; CheckpointError if that one is not complete."""
-        args, state, batch = self.args, self.state, self.args.per_device_train_batch_size
-        self.batches = len(batches.batches(range(len(self.rows)), batch, args.dataloader_drop_last))
-        steps = max(1, math.ceil(self.batches / args.gradient_accumulation_steps))
-        total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
-        epochs = math.ceil(total / steps if args.max_steps > 0 else args.num_train_epochs)
-        eval_steps = args.eval_steps or (args.logging_steps if args.eval_strategy == "steps" else 500)
-        for name, every in (("logging", args.logging_steps), ("eval", eval_steps), ("save", args.save_steps)):
-            setattr(state, f"{name}_steps", math.ceil(total * every) if every < 1 else every)
+        """Train to the end, from the start or from the checkpoint `resume`. CheckpointError if it is not complete."""
+        args, state = self.args, self.state
+        # Activation checkpointing: keep each layer's input only, and recompute the rest in backward. trainer.py:train
         if args.activation_checkpointing:
-            checkpoint_activations(
-                self.model.base, dict(args.activation_checkpointing_kwargs or {"use_reentrant": False})
-            )
-        self.optimizer = make_optimizer(self.model, args)
-        self.schedule = make_schedule(self.optimizer, args, total)
-        self.parts = {"optimizer": self.optimizer, "scheduler": self.schedule}
-        if resume:  # brings back the learning rate and the intervals too, whatever the arguments say now
-            state = self.state = SimpleNamespace(**checkpoint.load(resume, self.model, self.parts))
-        state.max_steps, state.num_train_epochs = total, epochs
+            options = dict(args.activation_checkpointing_kwargs or {"use_reentrant": False})
+            compat.enable_activation_checkpointing(self.model.base, options)
 
-        # Losses add up in float32 (float64 beside such a base) until they are logged: that rounding is the log's too.
-        precision = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
-        self.loss_sum = torch.zeros((), dtype=precision, device=self.device)
-        self.size = self.model.base.num_parameters(exclude_embeddings=True)
-        self.logged, started = 0.0, time.time()
+        # Intervals. Below 1 they are a share of all steps. trainer_callback.py:TrainerState.compute_steps
+        eval_steps = args.eval_steps or (args.logging_steps if args.eval_strategy == "steps" else 500)
+        for name, steps in (("logging", args.logging_steps), ("eval", eval_steps), ("save", args.save_steps)):
+            setattr(state, f"{name}_steps", math.ceil(self.total_steps * steps) if steps < 1 else steps)
+
+        # Resume. The checkpoint's learning rate and intervals come back too, whatever the arguments say now.
+        # trainer.py:_init_training_state, _load_optimizer_and_scheduler
+        if resume is not None:
+            vars(state).update(checkpoint.load(resume, self.model, self.parts))
+        state.max_steps, state.num_train_epochs = self.total_steps, self.total_epochs
         first = self.last_logged = state.global_step
+        started = time.time()
+
+        # Epochs. If the run resumes in the middle of one, the steps of it that were done are skipped, so each row is still
+        # seen once an epoch. trainer.py:_inner_training_loop
         self.callback("train_begin", self)
-        for epoch in range(first // steps, epochs):
+        skipped = first % self.steps_per_epoch
+        for epoch in range(first // self.steps_per_epoch, self.total_epochs):
             self.callback("epoch_begin", self)
-            self.run_epoch(epoch, first % steps if resume else 0, resume)
-            resume = None
+            self.run_epoch(epoch, skipped, resume)
+            skipped, resume = 0, None
             if self.control.should_training_stop:
                 break
+
+        # The result. Its loss is the mean over all steps, logged or not. trainer.py:_finalize_training
         done = state.global_step - first
-        loss = (self.logged + self.loss_sum.item()) / max(done, 0.001)
-        rows = batch * args.gradient_accumulation_steps if args.max_steps > 0 else len(self.rows) / steps
-        metrics = speed("train", started, rows * done, done) | {"total_flos": state.total_flos, "train_loss": loss}
+        loss = (self.loss_logged + self.loss_sum.item()) / max(done, 0.001)  # a finished run resumes with nothing to do
+        window = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        samples = done * (window if args.max_steps > 0 else len(self.rows) / self.steps_per_epoch)
+        metrics = speed("train", started, samples, done) | {"total_flos": state.total_flos, "train_loss": loss}
         self.log(metrics)
         self.callback("train_end", self)
         return TrainOutput(state.global_step, loss, metrics)
 
-    def run_epoch(self, epoch: int, skip: int, resume: Path | None) -> None:
-        """One pass over the rows without its first `skip` steps; resume: where to take the random state from."""
-        args, done = self.args, skip * self.args.gradient_accumulation_steps
+    def run_epoch(self, epoch: int, skipped: int, resume: Path | None) -> None:
+        """Pass over the rows once, without the first `skipped` steps. resume: the checkpoint, if the run resumes here."""
+        # Order. It depends on the seed and the epoch's number only, so a resumed run can repeat it.
+        args, control = self.args, self.control
         order = batches.shuffled(len(self.rows), epoch + (args.seed if args.data_seed is None else args.data_seed))
-        indices = batches.batches(order, args.per_device_train_batch_size, args.dataloader_drop_last)[done:]
-        loader = batches.load(self.rows, indices, self.device)
-        # Starting to load draws; a state that was saved in the middle of an epoch is younger than that.
-        if resume and not skip:
-            checkpoint.load_random(resume)
-        while window := list(itertools.islice(loader, args.gradient_accumulation_steps)):
-            if resume and skip:
-                checkpoint.load_random(resume)
-                resume = None
+        indices = batches.batches(order, args.per_device_train_batch_size, args.dataloader_drop_last)
+        done = skipped * args.gradient_accumulation_steps
+        # Windows. Tokens are counted over a whole window before its first forward pass, since each of its losses is
+        # divided by their number. trainer.py:_run_epoch, get_batch_samples
+        for window in self.windows(indices[done:], skipped, resume):
             tokens = count_tokens(window)
-            self.control.should_log = self.control.should_evaluate = self.control.should_save = False
+            control.should_log = control.should_evaluate = control.should_save = False
             self.callback("step_begin", self)
             for batch in window[:-1]:
                 self.accumulate(batch, tokens)
                 self.callback("substep_end", self)
             self.accumulate(window[-1], tokens)
             done += len(window)
-            self.update(epoch + done / self.batches)
-            if self.control.should_training_stop:
+            self.update(epoch + done / self.batches_per_epoch)
+            if control.should_training_stop:
                 break
-        self.control.should_log |= args.logging_strategy == "epoch"
-        self.control.should_evaluate |= args.eval_strategy == "epoch"
-        self.control.should_save |= args.save_strategy == "epoch"
+
+        # What is due once an epoch. trainer_callback.py:DefaultFlowCallback.on_epoch_end
+        control.should_log |= args.logging_strategy == "epoch"
+        control.should_evaluate |= args.eval_strategy == "epoch"
+        control.should_save |= args.save_strategy == "epoch"
         self.callback("epoch_end", self)
         self.log_evaluate_save()
 
+    def windows(self, indices: list[Any], skipped: int, resume: Path | None) -> Iterator[list[batches.Batch]]:
+        """Yield the micro-batches of each optimizer step. If the run resumes here, restore the random state as well.
+
+        Creating the loader's iterator and reading rows consume random numbers. A checkpoint taken between epochs was
+        saved before that, so its state is restored before it. One taken mid-epoch was saved and is restored after it.
+        """
+        loader = batches.load(self.rows, indices, self.device)
+        if resume is not None and skipped == 0:
+            checkpoint.restore_random_state(resume)
+        window = list(itertools.islice(loader, self.args.gradient_accumulation_steps))
+        if resume is not None and skipped > 0:
+            checkpoint.restore_random_state(resume)
+        while window:
+            yield window
+            window = list(itertools.islice(loader, self.args.gradient_accumulation_steps))
+
+    def accumulate(self, batch: batches.Batch, tokens: torch.Tensor) -> None:
+        """Add the gradient and the loss of a micro-batch to those of its window. trainer.py:training_step."""
+        self.model.train()  # an evaluation may have come before
+        loss = self.loss(batch, tokens)
+        loss.backward()
+        # A loss that is not finite would spoil the log: the mean since the last entry takes its place (in the log only).
+        if self.args.logging_nan_inf_filter and not torch.isfinite(loss):
+            loss = self.loss_sum / (1 + self.state.global_step - self.last_logged)
+        self.loss_sum += loss.detach()
+        # Per parameter and token: 2 operations forward, 4 backward. trainer.py:floating_point_ops
+        self.state.total_flos += 6.0 * batch["input_ids"].numel() * self.size
+
     def loss(self, batch: batches.Batch, tokens: torch.Tensor) -> torch.Tensor:
-        """The 0-d loss of a batch, divided by `tokens`; with label smoothing the model does not see the labels."""
+        """Return the 0-d loss of a batch, divided by `tokens`. With label smoothing the model does not see the labels."""
         if not self.args.label_smoothing_factor:
-            return self.model(**batch, num_items_in_batch=tokens)["loss"]
+            loss: torch.Tensor = self.model(**batch, num_items_in_batch=tokens)["loss"]
+            return loss
         inputs = {name: column for name, column in batch.items() if name != "labels"}
         logits = self.model(**inputs, num_items_in_batch=tokens)["logits"]
         return smoothed_loss(logits, batch["labels"], tokens, self.args.label_smoothing_factor)
 
-    def accumulate(self, batch: batches.Batch, tokens: torch.Tensor) -> None:
-        """Add the gradient and the loss of a micro-batch to those of its window."""
-        self.model.train()
-        loss = self.loss(batch, tokens)
-        loss.backward()
-        if self.args.logging_nan_inf_filter and not torch.isfinite(loss):
-            loss = self.loss_sum / (1 + self.state.global_step - self.last_logged)
-        self.loss_sum += loss.detach()
-        self.state.total_flos += 6.0 * batch["input_ids"].numel() * self.size
-
     def update(self, epoch: float) -> None:
-        """One optimizer step, which brings the run to `epoch`, and what is due after it (DefaultFlowCallback)."""
+        """Do one optimizer step, which brings the run to `epoch`, and what is due after it. trainer.py:_run_epoch."""
         args, state, control = self.args, self.state, self.control
+        # Clip. Without a limit the norm is still computed, for the log. trainer.py:_clip_grad_norm, _get_grad_norm
         limit = args.max_grad_norm if args.max_grad_norm > 0 else math.inf
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.callback("pre_optimizer_step", self)
+
+        # Step. The rate is read before the schedule moves on, so the log shows the one that this step used.
         self.optimizer.step()
         self.callback("optimizer_step", self)
-        self.learning_rate = self.schedule.get_last_lr()[0]
+        self.learning_rate = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         self.model.zero_grad()
         state.global_step, state.epoch = state.global_step + 1, epoch
+
+        # What is due. The last step is evaluated and saved out of turn. trainer_callback.py:DefaultFlowCallback.on_step_end
         step, last = state.global_step, state.global_step >= state.max_steps
-        control.should_training_stop = last
         first = args.logging_first_step and step == 1
+        control.should_training_stop = last
         control.should_log = first or (args.logging_strategy == "steps" and step % state.logging_steps == 0)
         control.should_evaluate = args.eval_strategy == "steps" and (last or step % state.eval_steps == 0)
         control.should_save = args.save_strategy == "steps" and (last or step % state.save_steps == 0)
@@ -169,22 +228,26 @@ class ReferenceTrainer:
         self.log_evaluate_save()
 
     def log_evaluate_save(self) -> None:
-        steps = self.state.global_step - self.last_logged
-        if self.control.should_log and steps > 0:
-            loss, self.last_logged = self.loss_sum.item(), self.state.global_step
+        """Do what is due. Saving comes last, so a checkpoint has its step's log. trainer.py:_maybe_log_save_evaluate."""
+        control, state = self.control, self.state
+        steps = state.global_step - self.last_logged
+        if control.should_log and steps > 0:
+            loss = self.loss_sum.item()
             self.loss_sum.zero_()
-            self.logged += loss
+            self.loss_logged += loss
+            self.last_logged = state.global_step
             self.log({"loss": loss / steps, "grad_norm": self.grad_norm.item(), "learning_rate": self.learning_rate})
-        if self.control.should_evaluate:
+        if control.should_evaluate:
             self.evaluate()
-        if self.control.should_save:
-            self.saved = self.output / f"checkpoint-{self.state.global_step}"
-            self.state.stateful_callbacks = {"TrainerControl": {"args": dict(vars(self.control)), "attributes": {}}}
-            checkpoint.save(self.saved, self.model, self.parts, vars(self.state), self.args.save_total_limit)
-            self.control.should_save = False
+        if control.should_save:
+            self.saved = self.output / f"checkpoint-{state.global_step}"
+            state.stateful_callbacks = {"TrainerControl": {"args": dict(vars(control)), "attributes": {}}}
+            checkpoint.save(self.saved, self.model, self.parts, vars(state), self.args.save_total_limit)
+            control.should_save = False
             self.callback("save", self)
 
     def log(self, values: dict[str, Any]) -> None:
+        """Add an entry to the log. `values` gets the epoch as well. trainer.py:log."""
         values["epoch"] = self.state.epoch
         self.state.log_history.append({**values, "step": self.state.global_step})
         self.control.should_log = False
@@ -192,16 +255,19 @@ class ReferenceTrainer:
 
     @torch.no_grad()
     def evaluate(self) -> None:
-        """Set metrics. eval_loss: the mean over tokens of each batch, weighted by its rows (not by its tokens)."""
+        """Set `metrics`. eval_loss: the mean over each batch's tokens, weighted by its rows. trainer.py:evaluation_loop."""
         rows, size, started, losses = self.eval_rows, self.args.per_device_eval_batch_size, time.time(), []
         self.model.eval()
         indices = batches.batches(range(len(rows)), size, self.args.dataloader_drop_last)
         for batch in batches.load(rows, indices, self.device):
             losses.append(self.loss(batch, count_tokens([batch])).repeat(len(batch["labels"])).cpu().numpy())
             self.callback("prediction_step", self)
-        every = np.concatenate(losses) if losses else np.empty(0)  # drop_last drops the only batch here, too
-        finite = every[np.isfinite(every)] if self.args.logging_nan_inf_filter else every
-        self.metrics = {"eval_loss": (finite if finite.size else every).mean().item()} if losses else {}
+        self.metrics = {}
+        if losses:  # dataloader_drop_last may have left out the only batch
+            every = np.concatenate(losses)
+            finite = every[np.isfinite(every)]
+            averaged = finite if finite.size and self.args.logging_nan_inf_filter else every
+            self.metrics["eval_loss"] = averaged.mean().item()
         self.metrics |= speed("eval", started, len(rows), math.ceil(len(rows) / size))
         self.log(self.metrics)
         self.control.should_evaluate = False
@@ -209,9 +275,10 @@ class ReferenceTrainer:
 
 
 def speed(split: str, started: float, samples: float, steps: int) -> dict[str, float]:
-    """Seconds since `started`, and what was done in one. transformers/trainer_utils.py:speed_metrics."""
+    """Return the seconds since `started`, and samples and steps a second. transformers/trainer_utils.py:speed_metrics."""
     seconds = time.time() - started
-    rates = {"samples": round(samples / seconds, 3), "steps": round(steps / seconds, 3)}
-    return {f"{split}_runtime": round(seconds, 4)} | {
-        f"{split}_{what}_per_second": rate for what, rate in rates.items()
+    return {
+        f"{split}_runtime": round(seconds, 4),
+        f"{split}_samples_per_second": round(samples / seconds, 3),
+        f"{split}_steps_per_second": round(steps / seconds, 3),
     }

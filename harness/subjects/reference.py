@@ -1,15 +1,15 @@
-"""The subject `reference`: harness/reference, observed by the same means as hf-trainer. Also its command line."""
+"""The subject `reference`: harness/reference, observed by the same means as hf-trainer.
+
+Its command line is `harness.real.reference_alone`.
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
-import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from harness import compat
 from harness.errors import UsageError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from harness.reference.settings import Arguments, LoraConfig
     from harness.reference.trainer import ReferenceTrainer
 
-#: TrainingArguments that change nothing in the reference, and the values for which that is so (None: any).
+#: TrainingArguments that change nothing in the reference -> the values for which that holds (None: any value).
 WITHOUT_EFFECT: dict[str, tuple[Any, ...] | None] = {
     "average_tokens_across_devices": None,  # one process
     "dataloader_num_workers": (0,),
@@ -35,7 +35,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...] | None] = {
     "report_to": ("none", ["none"], []),
 }
 
-#: TrainingArguments and LoraConfig fields of which the reference implements some values only.
+#: Fields of TrainingArguments and LoraConfig of which the reference implements only some values -> those values.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "eval_strategy": ("no", "steps", "epoch"),
     "logging_strategy": ("no", "steps", "epoch"),
@@ -45,46 +45,56 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "task_type": (None, "CAUSAL_LM"),
 }
 
-#: LoraConfig fields that the reference takes at their defaults only.
+#: Fields of LoraConfig that the reference accepts with their default only.
 LORA_DEFAULTS = {"bias": "none", "fan_in_fan_out": False, "inference_mode": False, "init_lora_weights": True}
 
-
-#: Base models that are Llamas with the usual loss. `refusal` takes any directory with weights for one.
-KNOWN = ("llama", "llama-tied", "harness.fixtures.on_device:llama")
+#: Families of base models that the reference can train: Llamas with the usual loss. A directory with weights is always
+#: accepted; whether it fits is seen when the model is built.
+FAMILIES = ("llama", "llama-tied", "harness.fixtures.on_device:llama")
 
 
 def arguments(given: Mapping[str, Any]) -> Arguments:
-    """TrainingArguments for the reference. UsageError for a name or a value that it does not implement."""
+    """Return TrainingArguments for the reference. Raises UsageError for a name or a value that it does not implement."""
     from harness.reference.settings import Arguments
 
-    taken = dict(given)
+    values = dict(given)
     for name, allowed in WITHOUT_EFFECT.items():
-        if name in taken and (value := taken.pop(name)) not in (allowed or (value,)):
+        if name not in values:
+            continue
+        value = values.pop(name)
+        if allowed is not None and value not in allowed:
             raise UsageError(f"the reference does not implement TrainingArguments.{name} = {value!r}")
-    _check(taken, Arguments, "TrainingArguments")
-    for name, value in taken.items():
+    _check(values, Arguments, "TrainingArguments")
+    for name, value in values.items():
         if name.endswith(("batch_size", "accumulation_steps", "logging_steps", "save_steps")) and value <= 0:
             raise UsageError(f"TrainingArguments.{name} = {value!r}: expected more than 0")
-    if unknown := set(taken.get("activation_checkpointing_kwargs") or {}) - {"use_reentrant"}:
+    if unknown := set(values.get("activation_checkpointing_kwargs") or {}) - {"use_reentrant"}:
         raise UsageError(f"the reference does not implement activation_checkpointing_kwargs[{min(unknown)!r}]")
-    return Arguments(**taken)
+    return Arguments(**values)
 
 
 def lora(given: Mapping[str, Any]) -> LoraConfig:
-    """A LoraConfig for the reference. UsageError for a name or a value that it does not implement."""
+    """Return a LoraConfig for the reference. Raises UsageError for a name or a value that it does not implement."""
     from harness.reference.settings import LoraConfig
 
-    taken = {name: value for name, value in given.items() if LORA_DEFAULTS.get(name, ()) != value}
-    _check(taken, LoraConfig, "LoraConfig")
-    targets = taken.get("target_modules")
+    # A field of LORA_DEFAULTS that has another value stays in, and `_check` refuses its name.
+    values = {name: value for name, value in given.items() if LORA_DEFAULTS.get(name, ()) != value}
+    _check(values, LoraConfig, "LoraConfig")
+    targets = values.get("target_modules")
     if targets != "all-linear" and not (isinstance(targets, list) and targets):
-        raise UsageError(f"LoraConfig.target_modules = {targets!r}: the reference wants names of layers, or all-linear")
-    if saved_whole := {name for name in targets if name.rpartition(".")[2] in ("embed_tokens", "lm_head")}:
-        raise UsageError(f"the reference does not adapt {min(saved_whole)}, of which peft saves the base layer as well")
-    return LoraConfig(**taken)
+        raise UsageError(f"LoraConfig.target_modules = {targets!r}: the reference needs names of layers, or all-linear")
+    embeddings = {name for name in targets if name.rpartition(".")[2] in ("embed_tokens", "lm_head")}
+    if embeddings:
+        raise UsageError(f"the reference does not adapt {min(embeddings)}, of which peft saves the base layer as well")
+    return LoraConfig(**values)
 
 
 def _check(given: Mapping[str, Any], kind: type, title: str) -> None:
+    """Check names, types and values of settings against a dataclass and `CHOICES`. Raises UsageError.
+
+    - kind: the dataclass
+    - title: upstream's name of it, for messages
+    """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name, value in given.items():
         if name not in fields:
@@ -94,11 +104,12 @@ def _check(given: Mapping[str, Any], kind: type, title: str) -> None:
         if not isinstance(value, kinds) and not (float in kinds and isinstance(value, int)):
             raise UsageError(f"{title}.{name} = {value!r}: expected {' or '.join(part.__name__ for part in kinds)}")
         if name in CHOICES and value not in CHOICES[name]:
-            raise UsageError(f"{title}.{name} = {value!r}: the reference knows {', '.join(map(str, CHOICES[name]))}")
+            choices = ", ".join(map(str, CHOICES[name]))
+            raise UsageError(f"{title}.{name} = {value!r}: the reference implements {choices}")
 
 
 def refusal(spec: RunSpec) -> str | None:
-    """Why the reference does not train a spec, None if it does."""
+    """Return why the reference does not train a spec, None if it does."""
     model, adapter, launch = spec.model, spec.adapter, spec.launch
     if launch.strategy != "single" or launch.ranks != 1:
         return f"the reference is one process, not strategy {launch.strategy!r} over {launch.ranks} ranks"
@@ -108,7 +119,7 @@ def refusal(spec: RunSpec) -> str | None:
         return reason
     if model.prepare_for_kbit and not model.quantization:
         return "the reference prepares quantized base models only"
-    if model.path is None and model.family not in KNOWN:
+    if model.path is None and model.family not in FAMILIES:
         return f"the reference adapts nn.Linear in causal language models with the usual loss, not {model.family!r}"
     if adapter.peft_type != "LORA" or adapter.name != "default":
         return f"the reference has one LORA adapter named default, not {adapter.peft_type} named {adapter.name!r}"
@@ -121,8 +132,11 @@ def refusal(spec: RunSpec) -> str | None:
     try:
         lora(adapter.config)
         if arguments(spec.arguments).eval_strategy != "no" and not spec.data.eval_rows:
-            return "eval_strategy wants evaluation rows (data.eval_rows)"
+            return "eval_strategy needs evaluation rows (data.eval_rows)"
     except UsageError as refused:
+        # If no release has the name, that is a mistake in the spec, and no limit of the reference.
+        compat.check_arguments(spec.arguments)
+        compat.missing_adapter_field(adapter.peft_type, adapter.config)
         return str(refused)
     return None
 
@@ -130,7 +144,12 @@ def refusal(spec: RunSpec) -> str | None:
 def build(
     spec: RunSpec, directory: Path, callback: Callable[[str, ReferenceTrainer], None], observer: Observer | None = None
 ) -> ReferenceTrainer:
-    """The reference trainer for a spec: base built, adapter injected, rows made. UsageError for what it refuses."""
+    """Return the reference trainer for a spec: rows made, base built, adapter injected. UsageError for what it refuses.
+
+    - directory: where checkpoints go
+    - callback: called at each event with its name and the trainer
+    - observer: is shown the model before training, if there is one
+    """
     import torch
 
     from harness.reference.lora import AdapterModel, prepare_packed
@@ -151,10 +170,10 @@ def build(
 
 
 def all_double() -> contextlib.AbstractContextManager[Any]:
-    """Within it, whatever asks for float32 gets float64.
+    """Return a context in which every conversion to float32 gives float64.
 
-    Base models compute norms and softmax in float32 even where all else is float64. That leaves such a run a quarter of
-    the rounding of a float32 run (gradients of the smallest model: 5e-9 against 2e-8), too much for an oracle.
+    Base models compute norms and softmax in float32 even if all else is float64. Such a run keeps a quarter of the
+    rounding of a float32 run (gradients of the smallest model: 5e-9 against 2e-8), which is too much for an oracle.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -162,21 +181,23 @@ def all_double() -> contextlib.AbstractContextManager[Any]:
     class AllDouble(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = dict(kwargs or {})
-            # Only what converts a tensor: what makes one, such as torch.load, must get what it asks for.
+            # Conversions of a tensor only. What creates one, such as torch.load, must get the dtype that it asks for.
             if kwargs.get("dtype") == torch.float32 and args and isinstance(args[0], torch.Tensor):
                 kwargs["dtype"] = torch.float64
             return func(*args, **kwargs)
 
-    return AllDouble()
+    make: Callable[[], AbstractContextManager[Any, bool | None]] = AllDouble
+    return make()
 
 
 def train(trainer: ReferenceTrainer, spec: RunSpec, checkpoint: Path | None) -> Any:
-    """Train in the precision that the spec asks for."""
+    """Train in the spec's precision, from the start or from a checkpoint directory. Return the TrainOutput."""
     with all_double() if spec.model.dtype == "float64" else contextlib.nullcontext():
         return trainer.train(checkpoint)
 
 
 def _checkpoint(spec: RunSpec, directory: Path) -> Path | None:
+    """Return the checkpoint that the spec resumes from, None if it starts anew. transformers/trainer.py:train."""
     from harness.reference.checkpoint import CheckpointError, find
 
     if spec.resume is None or spec.resume.checkpoint is False:
@@ -189,7 +210,7 @@ def _checkpoint(spec: RunSpec, directory: Path) -> Path | None:
 
 
 class Reference:
-    """harness/reference as a subject."""
+    """harness/reference as a subject. See `harness.subjects.Subject`."""
 
     name = "reference"
 
@@ -221,72 +242,3 @@ class Reference:
             except Exception as caught:
                 error = caught
         return observer.finish(error)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-def main(given: list[str] | None = None) -> int:
-    """`python -m harness.reference`: train a spec and print a row for each step. Bad input: a sentence, and 2."""
-    parser = _Parser(prog="python -m harness.reference", description="Train a LoRA adapter with the reference.")
-    parser.add_argument("--spec", type=Path, help="a run spec as JSON; default: ten steps of the smallest run")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the spec's")
-    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="of the base model")
-    parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="a checkpoint directory, Trainer's or ours")
-    parser.add_argument("--output", type=Path, help="a new or empty directory for checkpoints and the adapter")
-    try:
-        chosen = parser.parse_args(given)
-        spec = RunSpec.load(chosen.spec) if chosen.spec else RunSpec()
-        if spec.resume is not None:
-            raise UsageError(f"{chosen.spec}: resume is not read here; name the checkpoint with --resume")
-        spec = spec.but(
-            model={"dtype": chosen.dtype} if chosen.dtype else None,
-            launch={"device": chosen.device} if chosen.device else None,
-        )
-        with tempfile.TemporaryDirectory() as scratch:
-            _demonstrate(spec, chosen.output or Path(scratch), chosen.resume, keep=chosen.output is not None)
-    except UsageError as error:
-        print(f"python -m harness.reference: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _demonstrate(spec: RunSpec, output: Path, resume: Path | None, keep: bool) -> None:
-    import torch
-    from rich.console import Console
-    from rich.table import Table
-
-    from harness.reference.checkpoint import CheckpointError, save_adapter
-
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"--output {output}: not an empty directory, and nothing is overwritten")
-    if spec.launch.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch finds no CUDA device here")
-    if spec.launch.threads:
-        torch.set_num_threads(spec.launch.threads)
-    console = Console(highlight=False)
-    table = Table("step", "epoch", "loss", "gradient norm", "learning rate", "evaluation loss")
-
-    status = console.status("training")
-
-    def report(event: str, trainer: ReferenceTrainer) -> None:
-        status.update(f"step {trainer.state.global_step} of {trainer.state.max_steps}")
-        entry = trainer.state.log_history[-1] if event == "log" else {}
-        if "loss" in entry or "eval_loss" in entry:
-            shown = (entry.get(name) for name in ("epoch", "loss", "grad_norm", "learning_rate", "eval_loss"))
-            table.add_row(str(entry["step"]), *("" if value is None else f"{value:.6g}" for value in shown))
-
-    trainer = build(spec, output, report)
-    try:
-        with status:
-            result = train(trainer, spec, resume)
-    except CheckpointError as error:
-        raise UsageError(f"--resume: {error}") from None
-    console.print(table)
-    seconds = result.metrics["train_runtime"]
-    console.print(f"{result.global_step} steps, mean loss {result.training_loss:.6f}, {seconds:.2f} s")
-    if keep:
-        save_adapter(output, trainer.model)
-        console.print(f"adapter and checkpoints: {output}", soft_wrap=True)
