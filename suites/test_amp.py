@@ -8,6 +8,7 @@ from harness.laws import precision
 from harness.laws.equal import differences
 from harness.laws.resume import continues
 from harness.runs.scenarios import PLAIN, by_route, cases, over, spec_for
+from harness.session.state import skip_if
 from harness.verdict import both, raises, same, verdict
 
 #: Rows of unequal lengths. Every step is saved, so that the adapter of every step can be read.
@@ -142,8 +143,7 @@ def test_bf16_without_a_device_for_it_is_refused(argument, upstream, tmp_path, j
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device, so nothing is missing")
-    if reason := compat.missing_bf16_refusal():
-        pytest.skip(reason)
+    skip_if(compat.missing_bf16_refusal())
     judge(
         raises(
             f"TrainingArguments({argument}=True) without use_cpu",

@@ -10,6 +10,7 @@ from harness import compat
 from harness.laws import rebuilt
 from harness.laws.equal import differences
 from harness.runs.scenarios import PLAIN, by_route, cases, spec_for
+from harness.session.state import skip_if
 from harness.subjects.hf_trainer import adapter_config, inject, recorded_warnings
 from harness.tolerance import MERGED
 from harness.verdict import both, raises, verdict
@@ -54,8 +55,7 @@ def test_what_is_moved_into_the_adapter_is_taken_from_the_base(spec, upstream, j
 
 def skip_without(field):
     """Skip the case if this release's LoraConfig does not have a field."""
-    if reason := compat.missing_adapter_field("LORA", [field]):
-        pytest.skip(reason)
+    skip_if(compat.missing_adapter_field("LORA", [field]))
 
 
 def corda(model, method):

@@ -8,6 +8,7 @@ from harness.fixtures import models, tensor_shapes
 
 from harness.laws import injection, rebuilt
 from harness.runs.scenarios import PLAIN, RANDOM_B, SAVING, SHORT, by_route, over, spec_for
+from harness.session.state import skip_if
 from harness.spec import ADD, GET
 from harness.subjects.hf_trainer import inject
 from harness.tensors.names import canonical
@@ -32,9 +33,7 @@ FRESH = {
 
 def injected(upstream, spec):
     """Return the spec's model with its adapter, in eval mode. Skips the test if this stack cannot make it."""
-    reason = upstream.unsupported(spec)
-    if reason is not None:
-        pytest.skip(reason)
+    skip_if(upstream.unsupported(spec))
     return inject(models.build(spec.model), spec.adapter).eval()
 
 

@@ -7,6 +7,7 @@ import pytest
 from harness.laws import best
 from harness.laws.equal import same_adapter
 from harness.runs.scenarios import PLAIN, cases, over
+from harness.session.state import skip_if
 from harness.spec import ADD, ResumeSpec
 from harness.subjects.hf_trainer import inject, recorded_warnings
 from harness.subjects.observer import digest
@@ -264,8 +265,7 @@ def test_a_checkpoint_that_is_not_evaluated_is_refused(spec, words, upstream, tm
 )
 def test_the_metric_is_the_loss_and_less_of_it_is_better(changes, expected, upstream, tmp_path, judge):
     spec = LOWEST.but(**changes)
-    if reason := upstream.unsupported(spec):
-        pytest.skip(reason)
+    skip_if(upstream.unsupported(spec))
     arguments = upstream.arguments(spec, tmp_path)
     seen = arguments.metric_for_best_model, arguments.greater_is_better
     judge(same("metric_for_best_model, greater_is_better", seen, expected))

@@ -5,6 +5,7 @@ import pytest
 from harness.laws import memory, quantized, resume
 from harness.laws.equal import equal_runs
 from harness.runs.scenarios import PLAIN, by_route, cases, continued
+from harness.session.state import skip_if
 from harness.throughput.memory_probe import measure
 from harness.verdict import both
 
@@ -70,8 +71,7 @@ def moments(trainer):
 @pytest.mark.clause("QLORA-13")
 @cases(PAGED)
 def test_moments_of_large_tensors_are_paged(spec, upstream, tmp_path, judge):
-    if reason := upstream.unsupported(spec):
-        pytest.skip(reason)
+    skip_if(upstream.unsupported(spec))
     trainer = upstream.build(spec, tmp_path)
     trainer.train()
     judge(quantized.paged(moments(trainer)))

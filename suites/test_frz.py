@@ -5,6 +5,7 @@ from harness.fixtures import models, tensor_shapes
 
 from harness.laws import equal, frozen
 from harness.runs.scenarios import PLAIN, SAVING, SCENARIOS, by_route, cases, over
+from harness.session.state import skip_if
 from harness.spec import ModelSpec
 from harness.verdict import both, raises
 
@@ -58,8 +59,7 @@ def test_weight_decay_does_not_depend_on_the_adapters_name(spec, train, judge):
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_quantized_base_without_adapters_is_refused(quantization, upstream, tmp_path, judge):
     spec = PLAIN.but(model={"quantization": quantization})
-    if reason := upstream.unsupported(spec):
-        pytest.skip(reason)
+    skip_if(upstream.unsupported(spec))
     base = models.build(ModelSpec(quantization=quantization))
     judge(
         raises(

@@ -8,6 +8,7 @@ from harness.fixtures import models, tensor_shapes
 
 from harness.laws.frozen import trainable_names, trains_exactly
 from harness.runs.scenarios import PLAIN, by_route, cases
+from harness.session.state import skip_if
 from harness.spec import GET
 from harness.subjects.hf_trainer import adapter_config, inject
 from harness.tensors.names import canonical
@@ -41,8 +42,7 @@ def matching(pattern):
 
 
 def make(upstream, spec):
-    if reason := upstream.unsupported(spec):
-        pytest.skip(reason)
+    skip_if(upstream.unsupported(spec))
     return inject(models.build(spec.model), spec.adapter)
 
 

@@ -12,6 +12,7 @@ from harness.fixtures import models, tensor_shapes
 from harness.laws import checkpoint, frozen, rank_files, resume, several, sharding
 from harness.laws.equal import equal_runs
 from harness.runs.scenarios import LAUNCHES, PLAIN, TOGETHER, cases, continued, over, spread
+from harness.session.state import skip_if
 from harness.spec import ADD, GET, AdapterSpec, ModelSpec
 from harness.subjects.hf_trainer import inject
 from harness.verdict import both, same, verdict
@@ -101,8 +102,7 @@ def updated(model):
 def test_version_1_computes_in_the_storage_dtype(storage, expected, upstream, judge):
     import torch
 
-    if reason := upstream.unsupported(PLAIN.but(model={"quantization": "nf4"})):
-        pytest.skip(reason)
+    skip_if(upstream.unsupported(PLAIN.but(model={"quantization": "nf4"})))
     model = inject(models.build(ModelSpec(quantization="nf4")), AdapterSpec())
     model.hf_quantizer.quantization_config.bnb_4bit_quant_storage = getattr(torch, storage)
     judge(same("mixed precision", updated(model).mixed_precision, expected))

@@ -11,6 +11,7 @@ from harness.laws import loss
 from harness.laws.equal import equal_runs
 from harness.laws.recompute import BATCHES, GIVEN
 from harness.runs.scenarios import PLAIN, RANDOM_B, STILL, STILL_RAGGED, STILL_SHORT_WINDOW, by_route, cases, over
+from harness.session.state import skip_if
 from harness.spec import ADD
 from harness.subjects.hf_trainer import HFTrainer, recorded_warnings
 from harness.tolerance import ORACLE
@@ -63,8 +64,7 @@ def test_a_normalised_loss_is_not_divided_again(trace, judge):
 @pytest.mark.clause("LOSS-03")
 @cases(by_route({"batch-mean": STILL_SHORT_WINDOW}))
 def test_a_batch_mean_is_divided_once_by_the_micro_batches_of_its_window(spec, upstream, runs, judge):
-    if reason := compat.missing_loss_switch(upstream.trainer_class):
-        pytest.skip(reason)
+    skip_if(compat.missing_loss_switch(upstream.trainer_class))
     trace = runs.train(spec, HFTrainer(mean_loss_trainer()))
     judge(loss.window_mean(trace, BATCHES))
 

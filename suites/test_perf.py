@@ -8,6 +8,7 @@ import pytest
 from harness import subjects
 from harness.laws import throughput
 from harness.runs.scenarios import PLAIN, by_route, cases, saving
+from harness.session.state import skip_if
 from harness.throughput import counters, pairs
 
 #: More rows than the counted steps need, since a step at the end of an epoch has other costs.
@@ -38,8 +39,7 @@ def steps(runs, upstream, tmp_path):
 
     def counted(spec, subject=None, run=0, brief=False):
         subject = subject or upstream
-        if reason := subject.unsupported(runs.on_device(spec)):
-            pytest.skip(reason)
+        skip_if(subject.unsupported(runs.on_device(spec)))
         key, whole = ((subject.name, spec.hash, run, kind) for kind in (brief, False))
         if whole in runs.measured:
             return runs.measured[whole]

@@ -18,6 +18,7 @@ from harness.laws import embeddings, frozen, model_card, quantized, resume, univ
 from harness.laws import nf4 as nf4_by_hand
 from harness.laws.equal import equal_runs
 from harness.runs.scenarios import PLAIN, by_route, cases, continued, over
+from harness.session.state import skip_if
 from harness.spec import ADD, GET, AdapterSpec, ModelSpec
 from harness.subjects.hf_trainer import inject, recorded_warnings
 from harness.verdict import both, raises, same
@@ -33,9 +34,7 @@ BRIEF = PLAIN.but(max_steps=2, save_strategy="steps", save_steps=2)
 @pytest.fixture
 def loads_nf4(upstream):
     """The subject, for clauses about a quantized model that is not trained. Skips if none can be loaded."""
-    reason = upstream.unsupported(QLORA)
-    if reason is not None:
-        pytest.skip(reason)
+    skip_if(upstream.unsupported(QLORA))
     return upstream
 
 
@@ -64,8 +63,7 @@ ROWS = {"": 3, "-many-rows": 2048}
     ],
 )
 def test_a_packed_layer_computes_with_what_it_stands_for(spec, rows, upstream, runs, judge):
-    if reason := upstream.unsupported(BRIEF.but(model=dataclasses.asdict(spec))):
-        pytest.skip(reason)
+    skip_if(upstream.unsupported(BRIEF.but(model=dataclasses.asdict(spec))))
     packed = models.build(spec).to(runs.device)
     whole = models.build(dataclasses.replace(spec, quantization=None, quant_storage=None))
     judge(nf4_by_hand.stands_for(packed, whole, getattr(torch, spec.dtype), rows))

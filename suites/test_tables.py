@@ -10,6 +10,7 @@ from harness import subjects
 from harness.environment import REPACKS, repacks
 from harness.laws import checkpoint, equal, frozen, loss, optimizer_file, process, rebuilt, resume, universal
 from harness.runs.scenarios import cases, over, saving, spec_for
+from harness.session.state import skip_if
 from harness.spec import ADD, GET, ResumeSpec
 from harness.subjects.hf_trainer import inject
 
@@ -209,8 +210,7 @@ def uncompiled(monkeypatch):
 @pytest.mark.clause("API-22")
 @cases(GOTTEN | ADDED)
 def test_injection_leaves_the_process_as_it_was(spec, upstream, uncompiled, judge):
-    if reason := upstream.unsupported(spec):
-        pytest.skip(reason)
+    skip_if(upstream.unsupported(spec))
     base = models.build(spec.model)
     with process.without_compilers():
         before = process.settings()

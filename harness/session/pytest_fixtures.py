@@ -14,7 +14,7 @@ from harness import subjects
 from harness.processes import gpu_locks
 from harness.runs import drawn
 from harness.runs.cache import Runs
-from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, NotComparable, Unsupported
+from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, NotComparable, Unsupported, skip_if
 from harness.spec import RunSpec
 from harness.trace import Trace
 from harness.verdict import Verdict
@@ -40,8 +40,7 @@ def train(request: pytest.FixtureRequest, runs: Runs) -> Callable[..., Trace]:
 
     def trained(spec: RunSpec, again: bool = False, subject: subjects.Subject | None = None) -> Trace:
         for leg in (spec, spec.first_leg()) if spec.resume else (spec,):
-            if reason := (subject or runs.subject).unsupported(runs.on_device(leg)):
-                raise Unsupported(reason)
+            skip_if((subject or runs.subject).unsupported(runs.on_device(leg)))
         for case in request.node.stash[CASES]:
             case.specs.append(spec.to_json())
         return runs.train(spec, subject, again)
@@ -159,8 +158,7 @@ def afterwards(runs: Runs, upstream: Any) -> Callable[[RunSpec, Callable[[Any], 
     """
 
     def trained(spec: RunSpec, call: Callable[[Any], Any]) -> Trace:
-        if reason := upstream.unsupported(runs.on_device(spec)):
-            raise Unsupported(reason)
+        skip_if(upstream.unsupported(runs.on_device(spec)))
         return runs.train(spec, subject=upstream.in_ranks(call.__name__, afterwards=call))
 
     return trained

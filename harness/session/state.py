@@ -36,6 +36,12 @@ class Unsupported(Skipped):
     """Skips a case that the subject cannot run on this machine and stack; the message says why."""
 
 
+def skip_if(reason: str | None) -> None:
+    """Skip a case that cannot run on this machine, on this stack or with this subject. None: it can run."""
+    if reason is not None:
+        raise Unsupported(reason)
+
+
 class State:
     """The options of the session, the clauses and known defects that apply, and the cases judged so far."""
 
