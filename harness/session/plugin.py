@@ -119,9 +119,14 @@ def pytest_configure(config: pytest.Config) -> None:
         raise _Exit(str(error), returncode=2) from None
     config.stash[STATE] = state
     config.pluginmanager.register(_Collector(state), "peft-harness-collector")
-    reporter = config.pluginmanager.getplugin("terminalreporter")
-    if reporter is not None and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(terminal.Terminal(config, reporter), "peft-harness-terminal")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # pytest registers its reporter after `pytest_configure` of a conftest's plugins.
+    manager = session.config.pluginmanager
+    reporter = manager.getplugin("terminalreporter")
+    if reporter is not None and not hasattr(session.config, "workerinput"):
+        manager.register(terminal.Terminal(session.config, reporter), "peft-harness-terminal")
 
 
 def _prepare_training(state: State) -> None:
