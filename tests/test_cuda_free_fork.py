@@ -43,13 +43,13 @@ def driver(monkeypatch):
 @pytest.mark.parametrize("initialised", [True, False])
 def test_a_driver_tells_whether_it_was_started(driver, initialised):
     driver(initialised=initialised)
-    assert cuda_free_fork.started() is initialised
+    assert cuda_free_fork.cuda_started() is initialised
 
 
 def test_a_fork_of_a_process_that_has_started_it_has_too(driver, monkeypatch):
     driver(initialised=False)
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
-    assert cuda_free_fork.started()
+    assert cuda_free_fork.cuda_started()
 
 
 def test_without_a_driver_nothing_was_started(monkeypatch):
@@ -57,7 +57,7 @@ def test_without_a_driver_nothing_was_started(monkeypatch):
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert cuda_free_fork.started() is False
+    assert cuda_free_fork.cuda_started() is False
 
 
 def test_within_it_nvml_is_asked_and_after_it_torch_again(driver, monkeypatch):
@@ -65,7 +65,7 @@ def test_within_it_nvml_is_asked_and_after_it_torch_again(driver, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6,7")
     monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
     ask = torch.cuda.get_device_capability
-    with cuda_free_fork.untouched():
+    with cuda_free_fork.cuda_untouched():
         assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
         # The second GPU of this process is the machine's sixth.
         assert torch.cuda.get_device_capability(torch.cuda.device(1)) == (9, 6)
@@ -74,7 +74,7 @@ def test_within_it_nvml_is_asked_and_after_it_torch_again(driver, monkeypatch):
 
 def test_a_variable_of_the_users_stays(driver, monkeypatch):
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "0")
-    with cuda_free_fork.untouched():
+    with cuda_free_fork.cuda_untouched():
         assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
     assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "0"
 
@@ -83,7 +83,7 @@ def test_nvml_that_does_not_answer_is_no_capability(driver, monkeypatch):
     driver(nvml=9)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with (
-        cuda_free_fork.untouched(),
+        cuda_free_fork.cuda_untouched(),
         pytest.raises(RuntimeError, match=r"compute capability of GPU 0: errors \(9, 0, 0\)"),
     ):
         torch.cuda.get_device_capability(torch.cuda.device(0))

@@ -1,1 +1,10 @@
-"""Several processes: ranks forked from a warm parent or started by torchrun, their limits and their locks."""
+"""Runs in several processes: how ranks are started, watched and ended, and the locks that they share.
+
+- imports: prepare a process that trains. parent_watch: end a process with the one that started it.
+- launch: train a spec in the processes that its LaunchSpec asks for.
+- group: what a group of ranks is to do, and how it ended. ranks: start a group, and judge how it ended.
+- fork_server: the process that ranks are forked from. torchrun: the other way to start them. rank: the life of one rank.
+- cuda_free_fork: import upstream without starting CUDA, so that the process can still be forked.
+- gpu_locks: locks on GPUs and on torch's compiled extensions.
+- deepspeed_ranks, shims: what ranks of DeepSpeed, and of FSDP on a CPU, need besides.
+"""

@@ -1,6 +1,6 @@
-"""Import upstream where there is a GPU, and leave CUDA alone: a process that has started it cannot be forked.
+"""Import upstream without starting CUDA. A process that has started CUDA cannot be forked into ranks that use a GPU.
 
-What is asked of the GPUs meanwhile is answered by NVML, as torch does itself where it is told to.
+Upstream asks about GPUs while it is imported. `cuda_untouched` has NVML answer, as torch does if its own variable says so.
 """
 
 from __future__ import annotations
@@ -11,57 +11,57 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-#: torch's own variable: count GPUs through NVML.
+#: torch's own variable. If it is "1", torch counts GPUs through NVML.
 _BY_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
-#: What the driver answers before its first cuInit (cuda.h: CUDA_ERROR_NOT_INITIALIZED).
+#: The driver's answer before its first cuInit (cuda.h: CUDA_ERROR_NOT_INITIALIZED).
 _NOT_INITIALIZED = 3
 
 
-def started() -> bool:
-    """Whether this process, or one that it was forked from, has started CUDA: none forked from it can use a GPU then."""
+def cuda_started() -> bool:
+    """Return whether this process, or one that it was forked from, has started CUDA."""
     import torch
 
-    # In a fork of a process that has started it the driver says that it is not.
+    # After a fork the driver says that CUDA is not started, although it was in the parent. torch remembers that.
     if torch.cuda._is_in_bad_fork():
         return True
     try:
         driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:  # no driver
+    except OSError:  # there is no driver
         return False
-    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED)
+    return driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED
 
 
 @contextlib.contextmanager
-def untouched() -> Iterator[None]:
-    """Within it, what upstream asks of GPUs at its import does not start CUDA: whether there are any, and of what kind."""
+def cuda_untouched() -> Iterator[None]:
+    """Have NVML answer whether there are GPUs, and of which kind, within the block. CUDA would be started to answer."""
     import torch
 
-    variable, ask = os.environ.get(_BY_NVML), torch.cuda.get_device_capability
+    variable, by_cuda = os.environ.get(_BY_NVML), torch.cuda.get_device_capability
     os.environ[_BY_NVML] = "1"
-    torch.cuda.get_device_capability = _capability
+    torch.cuda.get_device_capability = _capability_by_nvml
     try:
         yield
     finally:
-        torch.cuda.get_device_capability = ask
+        torch.cuda.get_device_capability = by_cuda
         if variable is None:
             del os.environ[_BY_NVML]
         else:
             os.environ[_BY_NVML] = variable
 
 
-def _capability(device: Any = 0) -> tuple[int, int]:
-    """torch.cuda.get_device_capability() by NVML: bitsandbytes chooses the library that it loads by it."""
+def _capability_by_nvml(device: Any = 0) -> tuple[int, int]:
+    """Answer torch.cuda.get_device_capability(), by which bitsandbytes chooses its library. RuntimeError if NVML fails."""
     import torch
 
     index = torch.cuda._get_nvml_device_index(getattr(device, "idx", device))
     nvml = ctypes.CDLL("libnvidia-ml.so.1")
     handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
-    failures = (
+    errors = (
         nvml.nvmlInit_v2(),
         nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)),
         nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)),
     )
-    if any(failures):
-        raise RuntimeError(f"NVML does not tell the compute capability of GPU {index}: errors {failures}")
+    if any(errors):
+        raise RuntimeError(f"NVML does not tell the compute capability of GPU {index}: errors {errors}")
     return major.value, minor.value

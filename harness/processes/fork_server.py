@@ -1,14 +1,13 @@
-"""The fork server: a process that has imported upstream and run nothing, and forks groups of ranks for one other process.
+"""The fork server: a process that imports upstream, trains nothing, and forks groups of ranks for one other process.
 
-A process that has trained cannot be forked: threads of its autograd engine would be missing in the child, which then
-waits for them for ever. So this one does nothing but import, fork, watch and kill.
+A process that has trained cannot be forked: the threads of its autograd engine would be missing in the child, and the child
+would wait for them for ever. So this process only imports, forks, watches and kills.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import importlib
 import os
 import select
@@ -21,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness import patches
 from harness.environment import describe
 from harness.errors import UsageError
 from harness.processes import cuda_free_fork
@@ -33,13 +33,18 @@ _TICK = 0.005
 
 
 def main(channel: socket.socket, preloads: list[str], owner: int) -> None:
-    """Serve groups, one after the other, until the other end closes its channel or its process, `owner`, dies."""
+    """Run groups, one after the other, until the owner closes its end of the channel or dies.
+
+    - channel: receives a `Group`, and sends the `Ended` of it or a UsageError.
+    - preloads: modules to import before upstream is used.
+    - owner: the process id of the owner.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _adopt_orphans()
     refusal: UsageError | None = None
     prepared = False
     try:
-        with cuda_free_fork.untouched():
+        with cuda_free_fork.cuda_untouched():
             import_upstream(preloads)
     except UsageError as error:
         refusal = error
@@ -48,18 +53,18 @@ def main(channel: socket.socket, preloads: list[str], owner: int) -> None:
             continue
         try:
             group = receive(channel)
-            with cuda_free_fork.untouched():
+            with cuda_free_fork.cuda_untouched():
                 if not (refusal or prepared):
                     prepare()
                     prepared = True
                 _import(group)
-            unforkable = group.backend is None and cuda_free_fork.started()
+            unforkable = group.backend is None and cuda_free_fork.cuda_started()
             send(channel, refusal or (Ended({}, unforkable=True) if unforkable else serve(group, channel, owner)))
         except (EOFError, OSError):
             return
 
 
-#: What ranks import when they first wrap, observe or save; not each release of torch has each.
+#: What ranks import when they first wrap, observe or save. Not every release of torch has each of them.
 AT_FIRST_USE = (
     "torch.distributed.algorithms.ddp_comm_hooks",
     "torch.distributed.checkpoint.state_dict",
@@ -71,8 +76,13 @@ AT_FIRST_USE = (
 
 
 def prepare() -> None:
-    """Do once what every rank would do at first use: imports, a base model to copy, the tables that injecting an adapter
-    makes (1.5 s), the versions of the stack, the compiled text of a model card (a fifth of a short run of DDP)."""
+    """Do once what every rank would otherwise do at first use.
+
+    - Import what ranks need.
+    - Build a base model, which ranks copy, and inject an adapter. The tables that this makes take 1.5 s.
+    - Save the adapter, which compiles the model card's template: a fifth of a short run of DDP.
+    - Look up the versions of the stack.
+    """
     from harness.fixtures import models
     from harness.spec import AdapterSpec, ModelSpec
     from harness.subjects.hf_trainer import inject
@@ -85,19 +95,19 @@ def prepare() -> None:
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
     describe()
-    gc.collect()
-    gc.freeze()
+    patches.freeze()
 
 
 def _import(group: Group) -> None:
-    wanted = [name for name in group.imports if name not in sys.modules]
-    if wanted:
+    """Import the modules that the group's ranks need, with the group's environment variables set."""
+    missing = [name for name in group.imports if name not in sys.modules]
+    if missing:
         os.environ |= group.environment
-        for name in wanted:
-            with contextlib.suppress(ImportError):  # which the ranks that need it will tell
+        for name in missing:
+            # If a rank needs a module that cannot be imported, the rank reports the error.
+            with contextlib.suppress(ImportError):
                 importlib.import_module(name)
-        gc.collect()
-        gc.freeze()
+        patches.freeze()
 
 
 def _readable(channel: socket.socket, seconds: float) -> bool:
@@ -105,8 +115,8 @@ def _readable(channel: socket.socket, seconds: float) -> bool:
 
 
 def serve(group: Group, channel: socket.socket, owner: int) -> Ended:
-    """Fork the ranks of a group, and watch them to their end. EOFError where the owner is gone; its ranks then are too."""
-    # The kernel picks the port, and rank 0 serves on this very socket: it cannot be taken in between.
+    """Fork the ranks of a group, and watch them to their end. If the owner is gone, kill them and raise EOFError."""
+    # The kernel picks the port, and rank 0 serves on this very socket, so nobody can take the port in between.
     with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
         pids = {rank: _fork(group, rank, server, channel) for rank in range(group.world_size)}
     try:
@@ -116,14 +126,14 @@ def serve(group: Group, channel: socket.socket, owner: int) -> Ended:
 
 
 def _adopt_orphans() -> None:
-    """Have the kernel give this process what its ranks leave behind, such as a compiler that leads a group of its own."""
+    """Have the kernel make this process the parent of what its ranks leave behind, such as a compiler."""
     if sys.platform == "linux":
         set_child_subreaper = 36
         ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
 def _end_orphans() -> None:
-    """Kill and reap every child that is left, and what those leave in turn. All ranks have ended."""
+    """Kill and reap every child that is left after all ranks have ended, and the children of those."""
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     while children.is_file() and (left := children.read_text().split()):
         for pid in map(int, left):
@@ -134,7 +144,14 @@ def _end_orphans() -> None:
 
 
 def watch(group: Group, pids: dict[int, int], gone: Callable[[], bool]) -> Ended:
-    """Wait until all ranks (rank -> process id) have ended; one that fails ends the others, and so does the limit."""
+    """Wait until all ranks have ended.
+
+    If a rank fails, the others have a few seconds to end by themselves, and are then killed. If the group's limit is over,
+    all ranks write their stacks and are killed.
+
+    - pids: rank -> process id.
+    - gone: whether the owner is gone. If so, all ranks are killed and EOFError is raised.
+    """
     started = time.monotonic()
     grace = LONG_GRACE if group.backend is None else GRACE
     failed: float | None = None
@@ -145,7 +162,7 @@ def watch(group: Group, pids: dict[int, int], gone: Callable[[], bool]) -> Ended
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 statuses[rank] = os.waitstatus_to_exitcode(status)
-                _kill(pid)  # workers of its dataloaders
+                _kill(pid)  # the rank's children, such as workers of its dataloaders
         now = time.monotonic()
         if failed is None and any(statuses.values()):
             failed = now
@@ -159,7 +176,7 @@ def watch(group: Group, pids: dict[int, int], gone: Callable[[], bool]) -> Ended
         if left and now - started > group.limit:
             show_stacks(group, left)
             _end(left)
-            return Ended(statuses | dict.fromkeys(left, CUT), late=True)
+            return Ended(statuses | dict.fromkeys(left, CUT), timed_out=True)
         time.sleep(_TICK)
     return Ended(statuses)
 
@@ -172,7 +189,7 @@ def _end(pids: dict[int, int]) -> None:
 
 
 def _kill(leader: int) -> None:
-    """Kill a rank and the processes that it has started; no error where they are gone."""
+    """Kill a rank and the processes that it has started, if they are still there."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
 
@@ -182,7 +199,7 @@ def _fork(group: Group, rank: int, server: socket.socket, channel: socket.socket
     pid = os.fork()
     if pid:
         with contextlib.suppress(PermissionError, ProcessLookupError):
-            os.setpgid(pid, pid)  # here and there, so that it holds for whoever is first
+            os.setpgid(pid, pid)  # parent and child both do this, so it is done whichever runs first
         return pid
     os.setpgid(0, 0)
     channel.close()
@@ -197,16 +214,16 @@ def _fork(group: Group, rank: int, server: socket.socket, channel: socket.socket
         listening = {"is_master": True, "master_listen_fd": server.detach()} if rank == 0 else {"is_master": False}
         store = TCPStore("127.0.0.1", port, group.world_size, wait_for_workers=False, **listening)
         if group.backend is None:
-            # accelerate connects, and finds a store that is served already, as that of torchrun's agent is.
+            # accelerate connects. It finds a store that is served already, like the store of torchrun's agent.
             os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-            kept.append(store)
+            stores.append(store)
             return
         init_process_group(group.backend, store=store, rank=rank, world_size=group.world_size)
-        # One that failed before the others had met it would leave them with another error than its own.
+        # If a rank failed before the others had connected to it, they would fail with another error than its own.
         barrier()
 
-    kept: list[Any] = []  # as long as this rank lives
-    # Where accelerate connects, others may still be about to meet in the store that rank 0 serves when that has failed.
+    stores: list[Any] = []  # keeps the store alive as long as this rank
+    # If accelerate connects, other ranks may still need the store that rank 0 serves after rank 0 has failed.
     serves = rank == 0 and group.backend is None
     play(group, rank, connect, failed=lambda: wait_for_the_others(group) if serves else None)
 

@@ -1,4 +1,4 @@
-"""A group of ranks: what it is to do, how it ended, the files that each rank leaves, and the messages about it."""
+"""A group of ranks: what it is to do, how it ended, the files that its ranks write, and how both are sent."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from typing import Any
 
 from harness.environment import GPUS, gpus
 
-#: Seconds that a group may take. The slowest of the suites' takes 5 s on a busy machine.
+#: Seconds that a group may take, unless its spec says otherwise. The slowest group of the suites takes 5 s on a busy CPU.
 LIMIT = 60.0
 
-#: Seconds that the other ranks have to end by themselves once one has failed: a fault that all have in common is told
-#: by each of them, and then the first one's words are as good as any.
+#: Seconds that the other ranks have to end by themselves after one has failed. If all fail with the same error, each
+#: reports it within this time, and the group's error is known to be common to all.
 GRACE = 2.0
 
-#: The same of ranks that start CUDA, or import upstream, each by itself: where 28 groups did so at once 2 s were too few.
+#: The same for ranks that each start CUDA or import upstream. When 28 groups did so at the same time, 2 s were too short.
 LONG_GRACE = 10.0
 
-#: The status of a rank that was killed because another had failed.
+#: The exit status that is noted for a rank which was killed because another had failed, or because time was up.
 CUT = -1000
 
 _TICK = 0.05
 
 
 class RanksFailed(Exception):
-    """A group that did not end well. The message names the rank and what happened to it.
+    """A group of ranks failed. The message names the rank and what happened to it.
 
-    rank: the first that failed, None where the time was up. alike: whether every rank failed with the same words.
+    - rank: the rank that failed first; None if the group took too long.
+    - alike: whether every rank failed with the same error.
     """
 
     def __init__(self, message: str, rank: int | None = None, alike: bool = False):
@@ -49,10 +50,14 @@ class RanksFailed(Exception):
 class Group:
     """What a group of ranks is to do.
 
-    call: called without arguments in every rank; it is pickled, so it is a module's function, or a functools.partial of
-    one. world_size: how many ranks. directory: where each leaves its output, its error and its stack. limit: seconds.
-    backend: None, which is for GPUs, lets accelerate set up torch.distributed from what stands in the ranks' environment.
-    environment: variables of the ranks. imports: modules that all will need, imported once for all groups.
+    - call: called without arguments in every rank. It is pickled, so it is a function of a module, or a functools.partial
+      of one.
+    - world_size: the number of ranks.
+    - directory: where each rank writes its output, its error and its stack.
+    - limit: seconds after which the group counts as hung.
+    - backend: of torch.distributed. None, for GPUs, lets accelerate set it up from the ranks' environment variables.
+    - environment: environment variables of the ranks.
+    - imports: modules that every rank needs. The fork server imports them once, for all groups.
     """
 
     call: Callable[[], Any]
@@ -66,53 +71,64 @@ class Group:
 
 @dataclass
 class Ended:
-    """How the processes of a group ended. statuses: rank -> exit status, -N for signal N. late: the time was up.
+    """How the processes of a group ended.
 
-    unforkable: none was started, for they need CUDA, and the process that would fork them has started it.
+    - statuses: rank -> exit status; -N if signal N killed it, CUT if the harness did.
+    - timed_out: whether the group took longer than its limit.
+    - error: what went wrong outside of the ranks; empty if nothing did.
+    - unforkable: whether no rank was started, because ranks need CUDA and the fork server has started CUDA.
     """
 
     statuses: dict[int, int]
-    late: bool = False
+    timed_out: bool = False
     error: str = ""
     unforkable: bool = False
 
 
 def environment() -> dict[str, str]:
-    """The environment of processes that become ranks, or start them: ours, and all GPUs that ranks may use."""
+    """Return the environment variables of processes that become or start ranks: this process's, and all GPUs."""
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     if GPUS in os.environ:
-        # This process itself sees one of them (`harness.environment.see_one_gpu`). Its groups start there, so that those of
-        # several workers lie on all of many GPUs.
+        # This process sees one GPU only (`harness.environment.see_one_gpu`). It comes first for its ranks, so that the
+        # groups of several workers spread over all GPUs.
         names, own = gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
         first = names.index(own) if own in names else 0
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(names[first:] + names[:first])
     return variables
 
 
-# ---- what each rank leaves behind ----
+# ---- the files that each rank writes ----
 
 
 def output_file(directory: Path, rank: int) -> Path:
-    """What a rank printed."""
+    """Return the file of what a rank printed."""
     return directory / f"rank-{rank}.out"
 
 
 def error_file(directory: Path, rank: int) -> Path:
-    """What a rank's call raised, and when: {"time": seconds of the monotonic clock, "error": words, "usage": UsageError?}."""
+    """Return the JSON file of what a rank raised; there is none if it raised nothing.
+
+    - "time": when, in seconds of the monotonic clock.
+    - "error": the exception's message.
+    - "usage": whether it was a UsageError.
+    """
     return directory / f"rank-{rank}.error"
 
 
 def stack_file(directory: Path, rank: int) -> Path:
-    """The Python stack of each thread of a rank, written when it is told to (SIGUSR1)."""
+    """Return the file of the Python stacks of a rank's threads, written at SIGUSR1 or a crash."""
     return directory / f"rank-{rank}.stack"
 
 
-#: Seconds that ranks whose time is up have to write their stacks.
+#: Seconds that ranks have to write their stacks after their group timed out.
 _LAST_WORDS = 2.0
 
 
 def show_stacks(group: Group, pids: dict[int, int]) -> None:
-    """Have ranks (rank -> process id) write the stacks of their threads into their stack files."""
+    """Have ranks write the stacks of their threads to their stack files.
+
+    - pids: rank -> process id.
+    """
     for pid in pids.values():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGUSR1)
@@ -133,7 +149,7 @@ def send(channel: socket.socket, message: Any) -> None:
 
 
 def receive(channel: socket.socket) -> Any:
-    """The next message; EOFError where the other end is gone."""
+    """Return the next message. EOFError if the other end is closed."""
     (length,) = struct.unpack("<Q", _exactly(channel, 8))
     return pickle.loads(_exactly(channel, length))
 

@@ -1,4 +1,4 @@
-"""How a LaunchSpec becomes ranks: what the Trainer is told, and what each rank does and hands back."""
+"""Train a spec in the processes that its LaunchSpec asks for: what each rank does, and how their traces become one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness import patches
 from harness.environment import version
 from harness.errors import UsageError
 from harness.processes import gpu_locks, ranks
@@ -21,29 +22,31 @@ from harness.subjects import Subject
 from harness.subjects.observer import Observer
 from harness.trace import Trace
 
-#: Seconds more for ranks on GPUs: of many groups at once each makes its CUDA contexts, and NCCL meets.
+#: Seconds that ranks on GPUs have in addition. Each makes a CUDA context and connects through NCCL, many at the same time.
 _CONTEXTS = 60.0
 
-#: Seconds for ranks of DeepSpeed that may compile an extension first, which is then kept.
+#: Seconds for ranks of DeepSpeed that may have to compile an extension. torch keeps it for later runs.
 _COMPILING = 900.0
 
 
 def environment(launch: LaunchSpec) -> dict[str, str]:
-    """Variables of the ranks' environment."""
-    # accelerate otherwise gives each rank as many threads as there are cores for it, whatever the spec says.
+    """Return the environment variables of a launch's ranks."""
+    # Otherwise accelerate gives each rank as many threads as there are cores for it, whatever the spec says.
     values = {"OMP_NUM_THREADS": str(launch.threads)} if launch.threads else {}
     if version("deepspeed") is not None and launch.device == "cpu":
         values |= {"DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"}
-        # Extensions that a user's config asks for are built by ninja, which pip puts beside the interpreter.
+        # DeepSpeed builds extensions with ninja, which pip installs beside the interpreter.
         values["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return values
 
 
 def train(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
-    """Train a spec in as many processes as it asks for, and return rank 0's trace with the others' in it.
+    """Train a spec in as many processes as it asks for, and return rank 0's trace with the others' in `Trace.ranks`.
 
-    In a run of several ranks each rank calls `subject.train`, so the subject is pickled. If the group fails,
-    `Trace.error` says which rank failed and why, and the trace is that of the lowest rank that left one.
+    In a run of several ranks, each rank calls `subject.train`, so the subject is pickled. If the group fails, `Trace.error`
+    says which rank failed and why, and the trace is that of the lowest rank that wrote one.
+
+    Raises UsageError if the subject cannot be pickled, or if a rank raises one.
     """
     if not spec.launch.several:
         return subject.train(spec, directory)
@@ -60,8 +63,8 @@ def train(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
         run(call, launch, directory / "ranks")
     except RanksFailed as failed:
         failure = str(failed)
-    left = [_trace_directory(directory, rank) for rank in range(launch.ranks)]
-    traces = [Trace.load(one) for one in left if (one / "trace.json").is_file()]
+    directories = [_trace_directory(directory, rank) for rank in range(launch.ranks)]
+    traces = [Trace.load(each) for each in directories if (each / "trace.json").is_file()]
     if not traces:
         traces = [Observer(spec, subject.name, (), directory).finish()]
     trace, *others = traces
@@ -72,12 +75,18 @@ def train(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
 
 
 def run(call: Callable[[], Any], launch: LaunchSpec, directory: Path) -> None:
-    """Call it in each rank of a launch. RanksFailed says which rank failed, and why."""
+    """Start the ranks of a launch, and call `call` in each.
+
+    Groups that use GPUs take turns, and so do groups that may compile (`harness.processes.gpu_locks`). Raises RanksFailed,
+    which says which rank failed and why.
+
+    - directory: where the ranks write their output.
+    """
     limit = (launch.limit or LIMIT) + (_CONTEXTS if launch.device == "cuda" else 0.0)
-    partitioned = launch.strategy.startswith("zero")
-    # Only what a user asks for by DeepSpeed's config takes an extension that it compiles.
-    compiles = partitioned and (bool(launch.options) or launch.cpu_offload)
-    # Where it is installed accelerate imports it in every process, to look whether a model is one of its engines (2 s).
+    # DeepSpeed compiles an extension if the user's config asks for one. Unpatched, it compiles one on each CPU, too.
+    unpatched = launch.device == "cpu" and not patches.wanted()
+    compiles = launch.deepspeed and (bool(launch.options) or launch.cpu_offload or unpatched)
+    # If DeepSpeed is installed, accelerate imports it in every process, to see whether a model is one of its engines (2 s).
     imports = ("deepspeed",) if version("deepspeed") is not None else ()
     group = Group(
         call,
@@ -86,7 +95,7 @@ def run(call: Callable[[], Any], launch: LaunchSpec, directory: Path) -> None:
         limit=max(limit, _COMPILING) if compiles else limit,
         backend="gloo" if launch.device == "cpu" else None,
         environment=environment(launch),
-        imports=(*imports, *["harness.processes.deepspeed_ranks"] * (partitioned and launch.device == "cpu")),
+        imports=(*imports, *["harness.processes.deepspeed_ranks"] * (launch.deepspeed and launch.device == "cpu")),
     )
     with gpu_locks.extensions() if compiles else contextlib.nullcontext(), gpu_locks.gpus(launch):
         ranks.run(group)
@@ -97,7 +106,7 @@ def _trace_directory(directory: Path, rank: int) -> Path:
 
 
 def settle(launch: LaunchSpec) -> None:
-    """Set this rank's process up for what it is to train: threads, its GPU, shims."""
+    """Prepare this rank's process: torch's threads, its GPU, shims, and what DeepSpeed needs."""
     import torch
 
     if launch.threads:
@@ -108,8 +117,8 @@ def settle(launch: LaunchSpec) -> None:
         from harness.processes.shims import fsdp_on_cpu
 
         fsdp_on_cpu()
-    if launch.device == "cpu" and launch.strategy.startswith("zero"):
-        # A fork has it; one that torchrun started has not.
+    if launch.device == "cpu" and launch.deepspeed:
+        # The fork server has imported it, but a rank that torchrun started has not.
         importlib.import_module("harness.processes.deepspeed_ranks")
 
 

@@ -1,4 +1,4 @@
-"""A process that ends with the one that started it, however that one ends: nothing judges on for nobody."""
+"""End a process as soon as the one that started it has ended, even if that one was killed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import os
 import threading
 import time
 
-#: The variable by which a process gives its id to one that it starts, and that is to end with it.
+#: The environment variable by which a process tells one that it starts: end when I, whose process id this is, end.
 OWNER = "PEFT_HARNESS_OWNER"
 
 
 def end_with_owner() -> None:
-    """Where this process was given an owner, end it once that one is gone. Its own children find the variable unset."""
+    """If OWNER is set, watch that process from a thread, and end this one with status 2 once it is gone.
+
+    The variable is removed, so that this process's own children do not inherit it.
+    """
     owner = os.environ.pop(OWNER, "")
     if not owner:
         return

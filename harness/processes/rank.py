@@ -1,4 +1,4 @@
-"""Be a rank: connect to the others, make the group's call, write down what failed, and end without tidying up."""
+"""The life of one rank: connect to the others, make the group's call, write down what failed, and end the process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _TICK = 0.05
 
 
 def wait_for_the_others(group: Group) -> None:
-    """Called by a rank that has told why it failed, and whose end would be another rank's failure: let it fail by itself."""
+    """Wait until each rank of the group has written its error, at most LONG_GRACE seconds.
+
+    A rank that failed calls this if its own end would make the others fail with another error than their own.
+    """
     until = time.monotonic() + LONG_GRACE
     files = [error_file(group.directory, rank) for rank in range(group.world_size)]
     while time.monotonic() < until and not all(file.is_file() for file in files):
@@ -29,10 +32,12 @@ def wait_for_the_others(group: Group) -> None:
 
 
 def play(group: Group, rank: int, connect: Callable[[], Any], failed: Callable[[], Any] = lambda: None) -> NoReturn:
-    """Be a rank: connect to the others, make the group's call, and end the process without any tidying up.
+    """Run one rank to its end: connect to the others, make the group's call, and end the process.
 
-    failed: called once this rank has told what went wrong.
-    Tearing a process group down is where ranks hang, and an exit of the process does it as well.
+    - connect: called first; sets up torch.distributed.
+    - failed: called after an error has been written to the rank's error file.
+
+    The process ends without destroying the process group: ranks hang there, and the end of the process does it as well.
     """
     status = 1
     try:
@@ -41,16 +46,16 @@ def play(group: Group, rank: int, connect: Callable[[], Any], failed: Callable[[
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True)
         faulthandler.enable(file=stack)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # Gloo would otherwise look for the host's own address, which need not be reachable.
+        # Otherwise gloo looks up the host's own address, which may be unreachable.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         os.environ |= group.environment
         connect()
         group.call()
         status = 0
     except BaseException as error:
-        words = str(error) or type(error).__name__
-        told = {"time": time.monotonic(), "error": words, "usage": isinstance(error, UsageError)}
-        error_file(group.directory, rank).write_text(json.dumps(told))
+        message = str(error) or type(error).__name__
+        report = {"time": time.monotonic(), "error": message, "usage": isinstance(error, UsageError)}
+        error_file(group.directory, rank).write_text(json.dumps(report))
         sys.excepthook(*sys.exc_info())
         failed()
     finally:
@@ -68,7 +73,10 @@ def _redirect(file: Path) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent, which has this id, dies. Linux only; a no-op elsewhere."""
+    """Have the kernel kill this process when its parent dies. On Linux only; elsewhere this does nothing.
+
+    - parent: the parent's process id. If the parent has died before this call, the process ends with status 1.
+    """
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)

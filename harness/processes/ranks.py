@@ -1,11 +1,13 @@
-"""Ranks: the one place that starts several processes.
+"""Start a group of ranks, wait for its end, and say what went wrong. Nothing else in the harness starts ranks.
 
-The ranks of a group are forked from a fork server (`harness.processes.fork_server`), a process that has imported upstream
-and run nothing. Each process that trains starts one, once, so that a group costs a fork and not the imports. torchrun
-starts the ranks, as it does for users, if that is asked for, or if the imports have started CUDA (`cuda_free_fork`).
+1. `run` sends the group to this process's fork server (`harness.processes.fork_server`), which is started once. It has
+   imported upstream, so a group costs a fork and not the imports. Ranks are patched for speed if this process is.
+2. torchrun starts the ranks instead, as it does for users, if `settings.torchrun` says so, or if upstream's imports have
+   started CUDA (`harness.processes.cuda_free_fork`).
+3. The group ends in one of three ways: every rank returns; or a rank fails, and the others are ended; or the limit is over,
+   and every rank writes its stack and is killed.
 
-A group ends in one of three ways: every rank returns; a rank fails, which ends the others at once; or its time is up,
-when every rank shows its stack and is killed. No rank outlives the group, the fork server or the process that asked.
+No rank outlives its group, the fork server, or the process that asked for the group.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness import patches
 from harness.errors import UsageError
 from harness.paths import SAFE_PATH
 from harness.processes import fork_server, torchrun
@@ -40,7 +43,11 @@ from harness.processes.group import (
 
 @dataclass
 class Settings:
-    """torchrun: start every group by torchrun. preloads: imported by each rank before upstream is used."""
+    """How this process starts ranks.
+
+    - torchrun: whether torchrun starts every group.
+    - preloads: modules that each rank imports before upstream is used.
+    """
 
     torchrun: bool = False
     preloads: tuple[str, ...] = ()
@@ -52,7 +59,7 @@ settings = Settings()
 def run(group: Group) -> None:
     """Start the ranks of a group and wait until all have ended.
 
-    RanksFailed where one fails or the time is up; UsageError where a rank raises one.
+    Raises RanksFailed if a rank fails or the group times out, and UsageError if a rank raises one.
     """
     group.directory.mkdir(parents=True, exist_ok=True)
     if group.world_size < 1:
@@ -64,10 +71,10 @@ def run(group: Group) -> None:
 
 
 def prepare(pristine: bool = False) -> None:
-    """Start the fork server ahead of the first group, in place of one from before, which knows other preloads and faults.
+    """Start the fork server before the first group needs it. An earlier one, with other preloads and faults, is ended.
 
-    pristine: this process has imported upstream and run nothing, so that a fork of it will do: that spares imports of
-    5 to 20 s. Otherwise a new process imports while this one goes on.
+    - pristine: whether this process has imported upstream and trained nothing. If so, the fork server is a fork of it, which
+      saves imports of 5 to 20 s. Otherwise a new process imports upstream while this one goes on.
     """
     end()
     if not settings.torchrun and hasattr(os, "fork"):
@@ -75,40 +82,41 @@ def prepare(pristine: bool = False) -> None:
 
 
 def _judge(group: Group, ended: Ended) -> None:
+    """Raise RanksFailed or UsageError for a group that did not end well."""
     size = group.world_size
     if ended.error:
         raise RanksFailed(ended.error)
-    if ended.late:
+    if ended.timed_out:
         stacks = [f"rank {rank} was in:\n{_read(stack_file(group.directory, rank))}" for rank in range(size)]
         raise RanksFailed("\n".join([f"the {size} ranks had not ended after {group.limit:g} s", *stacks]))
-    told = {
+    reports = {
         rank: json.loads(error_file(group.directory, rank).read_text())
         for rank in range(size)
         if error_file(group.directory, rank).is_file()
     }
-    # A rank that is killed tells nothing, and the others then fail for want of it.
-    killed = [rank for rank, status in ended.statuses.items() if rank not in told and status not in (0, CUT)]
+    # A rank that is killed reports nothing, and its end makes the others fail.
+    killed = [rank for rank, status in ended.statuses.items() if rank not in reports and status not in (0, CUT)]
     if killed:
         rank = killed[0]
-        raise RanksFailed(f"rank {rank} of {size} {_fate(ended.statuses[rank])}{_tail(group.directory, rank)}", rank)
-    if wrong := [one["error"] for one in told.values() if one["usage"]]:
-        raise UsageError(wrong[0])
-    if told:
-        rank = min(told, key=lambda one: told[one]["time"])
-        words = {one["error"] for one in told.values()}
-        alike = len(told) == size and len(words) == 1
-        raise RanksFailed(
-            told[rank]["error"] if alike else f"rank {rank} of {size}: {told[rank]['error']}", rank, alike
-        )
+        end = _how_it_ended(ended.statuses[rank])
+        raise RanksFailed(f"rank {rank} of {size} {end}{_last_lines(group.directory, rank)}", rank)
+    if usage_errors := [report["error"] for report in reports.values() if report["usage"]]:
+        raise UsageError(usage_errors[0])
+    if reports:
+        first = min(reports, key=lambda rank: reports[rank]["time"])
+        error = reports[first]["error"]
+        alike = len(reports) == size and len({report["error"] for report in reports.values()}) == 1
+        raise RanksFailed(error if alike else f"rank {first} of {size}: {error}", first, alike)
 
 
-def _fate(status: int) -> str:
+def _how_it_ended(status: int) -> str:
     if status >= 0:
         return f"ended with exit status {status}"
     return f"was killed by {signal.Signals(-status).name}"
 
 
-def _tail(directory: Path, rank: int) -> str:
+def _last_lines(directory: Path, rank: int) -> str:
+    """Return the top of a rank's stack and the last lines that it printed."""
     lines = [
         *_read(stack_file(directory, rank)).splitlines()[:12],
         *_read(output_file(directory, rank)).splitlines()[-5:],
@@ -138,10 +146,14 @@ class _Child:
 
 
 class ForkServer:
-    """The process that forks ranks, and the channel to it."""
+    """The process that forks ranks, and the channel to it.
+
+    - owner: the process id of the process that started it.
+    - patched: whether its ranks are patched for speed (`harness.patches`).
+    """
 
     def __init__(self, preloads: tuple[str, ...], pristine: bool = False):
-        self.owner = os.getpid()
+        self.owner, self.patched = os.getpid(), patches.wanted()
         self._channel, theirs = socket.socketpair()
         with theirs:
             self.process = self._fork(theirs) if pristine else self._spawn(theirs, preloads)
@@ -152,10 +164,10 @@ class ForkServer:
             return _Child(pid)
         try:
             os.setsid()
-            nothing = os.open(os.devnull, os.O_RDWR)
+            null = os.open(os.devnull, os.O_RDWR)
             for standard in (0, 1, 2):
-                os.dup2(nothing, standard)
-            # Others wait for the end of what this process has open (xdist's pipes, the owner's end of the channel).
+                os.dup2(null, standard)
+            # Other processes wait until these are closed: xdist's pipes, and the owner's end of the channel.
             os.closerange(3, theirs.fileno())
             os.closerange(theirs.fileno() + 1, 4096)
             fork_server.main(theirs, [], self.owner)
@@ -168,12 +180,12 @@ class ForkServer:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=environment(),
-            # Ctrl-C is for the process that asks; it ends the fork server, which ends the ranks.
+            # Ctrl-C reaches the owner only. The owner ends the fork server, and that ends the ranks.
             start_new_session=True,
         )
 
     def run(self, group: Group) -> Ended:
-        """How the group ended. UsageError where a preloaded module cannot be imported."""
+        """Run a group, and return how it ended. UsageError if a preloaded module cannot be imported."""
         try:
             send(self._channel, group)
             answer = receive(self._channel)
@@ -181,7 +193,7 @@ class ForkServer:
             self.end()
             return Ended({}, error="the process that forks the ranks has died")
         except BaseException:
-            # Ctrl-C, or a time limit of whoever asked: the group is of no use to anyone now.
+            # After Ctrl-C, or a time limit of the caller's, nobody needs the group any more.
             self.end()
             raise
         if isinstance(answer, UsageError):
@@ -204,7 +216,10 @@ _current: ForkServer | None = None
 
 
 def _server(pristine: bool = False) -> ForkServer:
+    """Return this process's fork server. It is started if there is none, or if its ranks are patched and must not be."""
     global _current
+    if _current is not None and _current.owner == os.getpid() and _current.patched != patches.wanted():
+        end()
     if _current is None or _current.owner != os.getpid() or _current.process.poll() is not None:
         _current = ForkServer(settings.preloads, pristine)
     return _current
@@ -212,7 +227,7 @@ def _server(pristine: bool = False) -> ForkServer:
 
 @atexit.register
 def end() -> None:
-    """End this process's fork server, if it has one: what was patched when it was forked is in every rank of it."""
+    """End this process's fork server, if it has one. Faults that were put in before it was forked are in all its ranks."""
     global _current
     if _current is not None and _current.owner == os.getpid():
         _current.end()

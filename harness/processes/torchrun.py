@@ -1,7 +1,8 @@
-"""Groups of ranks started by torchrun, as a user's are: each is a new process that imports upstream anew.
+"""Start a group of ranks by torchrun, as users do. Each rank is a new process that imports upstream.
 
-`python -m harness.processes.torchrun agent OWNER N FILE` is torchrun itself. It ends when its owner ends. Each of its N
-workers is `python -m harness.processes.torchrun rank FILE`. FILE is a pickled (`harness.processes.group.Group`, preloads).
+- `python -m harness.processes.torchrun agent OWNER N FILE` is torchrun itself. It ends when the process OWNER ends.
+- Each of its N workers is `python -m harness.processes.torchrun rank FILE`.
+- FILE is a pickled pair: the `harness.processes.group.Group`, and the modules to preload.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from pathlib import Path
 from harness.processes.group import Ended, Group, environment, error_file, show_stacks
 from harness.processes.rank import die_with_parent, play, wait_for_the_others
 
-#: Seconds that ranks may take to import upstream, beside the limit of their group.
+#: Seconds that ranks may take to import upstream, in addition to the limit of their group.
 _START = 120.0
 
 _TICK = 0.05
 
 
 def start(group: Group, preloads: tuple[str, ...]) -> Ended:
-    """Run a group by torchrun to its end; see `harness.processes.ranks.run`."""
+    """Run a group by torchrun to its end, and return how it ended (`harness.processes.ranks.run` judges that)."""
     file = group.directory / "group.pickle"
     file.write_bytes(pickle.dumps((group, preloads)))
     printed = group.directory / "torchrun.out"
@@ -48,22 +49,22 @@ def start(group: Group, preloads: tuple[str, ...]) -> Ended:
     try:
         while agent.poll() is None:
             if time.monotonic() > until:
-                show_stacks(group, dict(enumerate(_ranks(group))))
-                return Ended({}, late=True)
+                show_stacks(group, dict(enumerate(_pids(group))))
+                return Ended({}, timed_out=True)
             time.sleep(_TICK)
     finally:
-        # Ctrl-C gets here too. The agent's death is the ranks' (`die_with_parent`).
+        # Ctrl-C gets here, too. If the agent dies, so do its ranks (`die_with_parent`).
         if agent.poll() is None:
             agent.kill()
             agent.wait()
-    told = any(error_file(group.directory, rank).is_file() for rank in range(group.world_size))
-    if agent.returncode and not told:
-        words = "\n  ".join(printed.read_text(errors="replace").splitlines()[-12:])
-        return Ended({}, error=f"torchrun ended with exit status {agent.returncode}:\n  {words}")
+    reported = any(error_file(group.directory, rank).is_file() for rank in range(group.world_size))
+    if agent.returncode and not reported:
+        lines = "\n  ".join(printed.read_text(errors="replace").splitlines()[-12:])
+        return Ended({}, error=f"torchrun ended with exit status {agent.returncode}:\n  {lines}")
     return Ended(dict.fromkeys(range(group.world_size), 0))
 
 
-def _ranks(group: Group) -> list[int]:
+def _pids(group: Group) -> list[int]:
     files = [group.directory / f"rank-{rank}.pid" for rank in range(group.world_size)]
     return [int(file.read_text()) for file in files if file.is_file()]
 
@@ -82,9 +83,9 @@ def _rank(file: Path) -> None:
     group, preloads = pickle.loads(file.read_bytes())
     rank = int(os.environ["RANK"])
     (group.directory / f"rank-{rank}.pid").write_text(str(os.getpid()))
-    # Before upstream is imported: OpenMP reads its variables once.
+    # OpenMP reads its variables once, when upstream is imported, so they are set before.
     os.environ |= group.environment
-    # torchrun ends the others as soon as it sees that one has failed.
+    # torchrun ends the other ranks as soon as one has failed, so this one waits until they have failed, too.
     play(group, rank, connect=lambda: import_upstream(list(preloads)), failed=lambda: wait_for_the_others(group))
 
 
