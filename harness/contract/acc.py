@@ -8,47 +8,51 @@ CHAPTER = Chapter(
     (
         Clause(
             "ACC-01",
-            "Micro-batches accumulated MUST train as the large batch does: at each optimizer step the same rows, "
-            "gradient and logged loss, and in the end the same adapter, for rows of unequal lengths too.",
+            "Accumulated micro-batches MUST train as one large batch of the same rows does, rows of unequal lengths "
+            "included. Each optimizer step MUST have the same rows, gradient and logged loss. The final adapter MUST "
+            "be the same.",
             source="transformers/trainer.py:1869-1908 (Trainer._run_epoch)",
         ),
         Clause(
             "ACC-02",
-            "An epoch MUST make ceil(ceil(rows / batch size) / gradient_accumulation_steps) optimizer steps; its last "
-            "window may be short, steps all the same, and is normalised by its own tokens.",
+            "An epoch MUST make ceil(ceil(rows / batch size) / gradient_accumulation_steps) optimizer steps. If its "
+            "last window is short, that window MUST still make a step, and MUST be normalised by its own tokens.",
             source="transformers/trainer.py:1858-1872 (Trainer._run_epoch), 2513-2518 (set_initial_training_values)",
         ),
         Clause(
             "ACC-03",
-            "accelerate MUST NOT accumulate on its own: num_steps in accelerator_config.gradient_accumulation_kwargs "
-            "MUST be taken for gradient_accumulation_steps, and MUST be refused beside it.",
+            "accelerate MUST NOT accumulate on its own. num_steps in accelerator_config.gradient_accumulation_kwargs "
+            "MUST be used as gradient_accumulation_steps. If both are given, the Trainer MUST refuse.",
             source="transformers/trainer.py:806-831 (Trainer.create_accelerator_and_postprocess)",
         ),
         Clause(
             "ACC-05",
-            "Clipping, optimizer step, schedule and zeroing of gradients MUST happen once a window: on_substep_end "
-            "after each micro-batch but the last, gradients present at on_optimizer_step and None at on_step_end.",
+            "Clipping, optimizer step, schedule and zeroing of gradients MUST happen once per window. on_substep_end "
+            "MUST come after each micro-batch but the last. Gradients MUST be present at on_optimizer_step and None "
+            "at on_step_end.",
             source="transformers/trainer.py:1928-1963 (Trainer._run_epoch)",
         ),
         Clause(
             "ACC-07",
-            "LoRA dropout MUST draw a mask of its own for each micro-batch, so ACC-01 holds for dropout 0 only.",
+            "LoRA dropout MUST draw a separate mask for each micro-batch. (So ACC-01 holds without dropout only.)",
             source="peft/tuners/lora/layer.py:1087-1113 (Linear.forward)",
         ),
         Clause(
             "ACC-08",
-            "The loss of a base model whose forward takes no loss keywords MUST be divided exactly once, by the number "
-            "of micro-batches of the window: the gradient at the optimizer step is that of the large batch.",
+            "If the forward of the base model takes no loss keywords, its loss MUST be divided exactly once, by the "
+            "number of micro-batches in the window. The gradient at the optimizer step MUST be that of the large "
+            "batch.",
             source="transformers/trainer.py:514-523 (Trainer.__init__), 2099-2111 (training_step)",
         ),
         Clause(
             "ACC-09",
-            "Label smoothing with accumulation MUST have the gradient and the logged loss of the large batch.",
+            "With label smoothing and accumulation, gradient and logged loss MUST be those of the large batch.",
             source="transformers/trainer_pt_utils.py:469-481 (LabelSmoother.__call__)",
         ),
         Clause(
             "ACC-10",
-            "The gradient of a window MUST NOT depend on the order of its rows, nor on which micro-batch has which row.",
+            "The gradient of a window MUST NOT depend on the order of its rows, nor on how they are divided into "
+            "micro-batches.",
             source="transformers/trainer.py:2298-2359 (Trainer.get_batch_samples, _get_num_items_in_batch)",
         ),
     ),

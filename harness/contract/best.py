@@ -8,49 +8,49 @@ CHAPTER = Chapter(
     (
         Clause(
             "BEST-01",
-            "With load_best_model_at_end=True the adapter MUST end as that of the best evaluated checkpoint, bit for "
-            "bit, whatever the strategies, the metric and the adapter, and an evaluation afterwards MUST return "
+            "With load_best_model_at_end=True, the final adapter MUST be that of the best evaluated checkpoint, bit "
+            "for bit, whatever the strategies, the metric and the adapter. A later evaluation MUST return "
             "best_metric to the last digit.",
             source="transformers/trainer.py:3735-3800 (Trainer._load_best_model), 3371-3389 "
             "(Trainer._save_checkpoint), 3424-3459 (Trainer._determine_best_metric)",
         ),
         Clause(
             "BEST-02",
-            "A run through add_adapter MUST end with the adapter of its best checkpoint, as one through get_peft_model "
-            "does.",
+            "A run through add_adapter MUST end with the adapter of its best checkpoint, as a run through "
+            "get_peft_model does.",
             source="transformers/trainer.py:3813-3824 (Trainer._load_best_model)",
         ),
         Clause(
             "BEST-03",
-            "An adapter of any name MUST end as that of its best checkpoint.",
+            "Whatever its name, an adapter MUST end as that of its best checkpoint.",
             source="transformers/trainer.py:3738-3741, 3758-3763, 3835-3839 (Trainer._load_best_model)",
         ),
         Clause(
             "BEST-04",
-            "Once the best adapter is loaded, the model MUST be in eval mode, and exactly the parameters that were "
+            "After the best adapter is loaded, the model MUST be in eval mode. Exactly the parameters that were "
             "trained MUST require gradients.",
             source="peft/peft_model.py:1602-1604 (PeftModel.load_adapter)",
         ),
         Clause(
             "BEST-05",
-            "Of several active adapters the first MUST be loaded, with a warning that the others are not; a prompt "
-            "encoder that is not saved whole MUST be refused with a message that says how to load it, not loaded as "
-            "something else.",
+            "If several adapters are active, the first MUST be loaded, with a warning that the others are not. A "
+            "prompt encoder that is not saved whole MUST be refused with a message that says how to load it. It MUST "
+            "NOT be loaded as something else.",
             source="transformers/trainer.py:3776-3796 (Trainer._load_best_model); peft/peft_model.py:744-763 "
             "(PeftModel.get_prompt_embedding_to_save)",
             needs=("transformers>=4.48",),  # the first with a message for prompt learning
         ),
         Clause(
             "BEST-06",
-            "load_best_model_at_end=True MUST be refused unless each checkpoint is evaluated (equal strategies, "
-            "save_steps a multiple of eval_steps, or save_strategy='best'); the metric defaults to the loss, and a "
-            "greater one is better unless its name ends with 'loss'.",
+            "load_best_model_at_end=True MUST be refused unless each checkpoint is evaluated: equal strategies, "
+            "save_steps a multiple of eval_steps, or save_strategy='best'. The metric MUST default to the loss. A "
+            "greater metric MUST count as better unless its name ends with 'loss'.",
             source="transformers/training_args.py:1585-1592, 1748-1774 (TrainingArguments.__post_init__)",
         ),
         Clause(
             "BEST-07",
-            "A best checkpoint whose adapter file is damaged, or is of another rank, MUST be an error at the end of "
-            "training, not passed over.",
+            "If the adapter file of the best checkpoint is damaged or has another rank, training MUST end with an "
+            "error. It MUST NOT be passed over.",
             source="transformers/trainer.py:3780-3799 (Trainer._load_best_model)",
         ),
     ),

@@ -8,13 +8,13 @@ CHAPTER = Chapter(
     (
         Clause(
             "GEN-01",
-            "A run through transformers.Trainer MUST be bit-equal on a CPU to the reference implementation of the "
+            "On a CPU, a run through transformers.Trainer MUST be bit-equal to the reference implementation of the "
             "path: rows, gradients, losses, learning rates, adapter and optimizer state.",
             source="transformers/trainer.py:1453-2041 (Trainer.train)",
         ),
         Clause(
             "GEN-02",
-            "The same run made twice in one process MUST be bit-equal.",
+            "If the same run is made twice in one process, both MUST be bit-equal.",
             source="transformers/trainer_utils.py:180 (set_seed)",
         ),
     ),

@@ -8,15 +8,15 @@ CHAPTER = Chapter(
     (
         Clause(
             "MEM-01",
-            "Once a Trainer is dropped, its model, optimizer, datasets and dataloaders MUST be collectable, wherever in "
-            "an epoch it stopped.",
+            "After a Trainer is dropped, its model, optimizer, datasets and dataloaders MUST be collectable, "
+            "wherever in an epoch it stopped.",
             source="accelerate/state.py:1233-1373 (GradientState), accelerate/data_loader.py:373-420 "
             "(DataLoaderStateMixin)",
         ),
         Clause(
             "MEM-02",
-            "Beyond the model, a step MUST hold no more than gradients and optimizer state of the adapter and one "
-            "micro-batch's activations, and MUST NOT hold more the more steps there were.",
+            "Beyond the model, a step MUST hold no more than the adapter's gradients and optimizer state and one "
+            "micro-batch's activations. It MUST NOT hold more after more steps.",
             source="transformers/trainer.py:1830-1950 (Trainer._run_epoch)",
         ),
     ),

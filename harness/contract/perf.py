@@ -8,25 +8,25 @@ CHAPTER = Chapter(
     (
         Clause(
             "PERF-01",
-            "An optimizer step MUST cost what is recorded of it in the same environment: operations, floating-point "
-            "operations, values read, bytes kept, held and at the peak.",
+            "An optimizer step MUST cost what is recorded for it in the same environment: operations, floating-point "
+            "operations, values read, bytes kept, bytes held and bytes at the peak.",
             source="transformers/trainer.py:1830-1950 (Trainer._run_epoch)",
         ),
         Clause(
             "PERF-02",
-            "Steps that are alike MUST cost alike, at every run: nothing may grow with their number.",
+            "Equal steps MUST cost the same in every run: no cost may grow with the number of steps.",
             source="transformers/trainer.py:1830-1950 (Trainer._run_epoch)",
         ),
         Clause(
             "PERF-03",
-            "A step MUST take the floating-point operations of forward and backward pass (with activation checkpointing "
-            "of one more forward pass), MUST keep no more for the backward pass than they need, and MUST read at most "
-            "one value more a micro-batch from the device than the path takes.",
+            "A step MUST take the floating-point operations of forward and backward pass, and with activation "
+            "checkpointing those of one more forward pass. It MUST keep no more for the backward pass than that "
+            "needs. It MUST read at most one value per micro-batch from the device beyond what the path reads.",
             source="transformers/trainer.py:2061-2130 (Trainer.training_step), 1869-1908 (Trainer._run_epoch)",
         ),
         Clause(
             "PERF-04",
-            "A step MUST NOT take longer, in units of the reference's, than is recorded in the same environment.",
+            "In units of the reference's time, a step MUST NOT take longer than is recorded in the same environment.",
             source="transformers/trainer.py:1830-1950 (Trainer._run_epoch)",
             option="--timed",
         ),

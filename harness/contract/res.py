@@ -8,41 +8,42 @@ CHAPTER = Chapter(
     (
         Clause(
             "RES-01",
-            "train(resume_from_checkpoint=PATH) MUST go on as the uninterrupted run did, whatever the configuration: "
-            "rows, gradients, learning rates, logged losses and gradient norms of each later step, and the adapter and "
-            "the optimizer state at the end, bit for bit.",
+            "train(resume_from_checkpoint=PATH) MUST continue as the uninterrupted run did, whatever the "
+            "configuration. This covers rows, gradients, learning rates, logged losses and gradient norms of each "
+            "later step, and the final adapter and optimizer state, bit for bit.",
             source="transformers/trainer.py:1557-1568 (Trainer.train), 1819-1882 (Trainer._run_epoch)",
         ),
         Clause(
             "RES-02",
-            "A run through add_adapter MUST resume from its own checkpoint bit for bit, and the same checkpoint MUST "
+            "A run through add_adapter MUST resume from its own checkpoint bit for bit. The same checkpoint MUST "
             "resume through get_peft_model.",
             source="transformers/trainer.py:3671-3731 (Trainer._load_from_checkpoint)",
         ),
         Clause(
             "RES-03",
-            "resume_from_checkpoint=False MUST start afresh, whatever lies in output_dir; True MUST take the "
-            "checkpoint of the highest step, by number, and raise ValueError where there is none.",
+            "resume_from_checkpoint=False MUST start afresh, whatever lies in output_dir. True MUST use the "
+            "checkpoint of the highest step, by number. If there is none, it MUST raise ValueError.",
             source="transformers/trainer.py:1473, 1553-1556 (Trainer.train); "
             "transformers/trainer_utils.py:270-279 (get_last_checkpoint)",
         ),
         Clause(
             "RES-04",
-            'A path without an adapter file MUST be refused with ValueError "Can\'t find a valid checkpoint at", one '
-            "without trainer_state.json with FileNotFoundError, before the first step.",
+            "Before the first step, a path without an adapter file MUST be refused with ValueError \"Can't find a "
+            'valid checkpoint at", and one without trainer_state.json with FileNotFoundError.',
             source="transformers/trainer.py:3642-3657 (Trainer._load_from_checkpoint), 1565 (Trainer.train)",
         ),
         Clause(
             "RES-05",
-            "A truncated file of the checkpoint MUST be an error before the first step; training_args.bin, "
-            "adapter_config.json and README.md are not read: without them the run MUST resume bit for bit.",
+            "If a file of the checkpoint is truncated, there MUST be an error before the first step. "
+            "training_args.bin, adapter_config.json and README.md are not read: without them the run MUST resume bit "
+            "for bit.",
             source="transformers/trainer.py:3720 (Trainer._load_from_checkpoint), 3886-3991 "
             "(Trainer._load_optimizer_and_scheduler); peft/peft_model.py:1417-1525 (PeftModel.load_adapter)",
         ),
         Clause(
             "RES-06",
             "train() MUST NOT read TrainingArguments.resume_from_checkpoint, which is documented as meant for the "
-            "caller's own script: without an argument of its own it starts afresh.",
+            "caller's own script. Called without an argument, train() MUST start afresh.",
             source="transformers/training_args.py:754-756, 1501-1506 (TrainingArguments.resume_from_checkpoint)",
         ),
         Clause(
@@ -60,61 +61,65 @@ CHAPTER = Chapter(
         ),
         Clause(
             "RES-09",
-            "The first loss logged after resuming inside a logging window MUST be the mean over the steps since the "
-            "checkpoint; adapter and later logs are not affected.",
+            "If a run resumes inside a logging window, the first logged loss MUST be the mean over the steps since "
+            "the checkpoint. The adapter and later logs MUST NOT be affected.",
             source="transformers/trainer.py:1645-1649 (Trainer._inner_training_loop), 2254 "
             "(Trainer._maybe_log_save_evaluate)",
         ),
         Clause(
             "RES-10",
-            "log_history MUST be restored and extended to what the uninterrupted run logs, evaluations included, and "
-            "trainer_state.json (total_flos, num_input_tokens_seen, best_metric, callbacks' states) likewise.",
+            "log_history MUST be restored and extended to what the uninterrupted run logs, evaluations included. The "
+            "same MUST hold for trainer_state.json: total_flos, num_input_tokens_seen, best_metric and the states of "
+            "callbacks.",
             source="transformers/trainer.py:1694-1704 (Trainer._init_training_state)",
         ),
         Clause(
             "RES-11",
-            "The base learning rate MUST come from the checkpoint, not from a changed learning_rate; a changed number "
-            "of steps MUST stretch the schedule from the second resumed step on, the first still using the rate saved.",
+            "The base learning rate MUST come from the checkpoint, not from a changed learning_rate. A changed "
+            "number of steps MUST stretch the schedule from the second resumed step on. The first resumed step MUST "
+            "still use the saved rate.",
             source="transformers/trainer.py:3969-3991 (Trainer._load_optimizer_and_scheduler), 1347 "
             "(Trainer.create_scheduler)",
         ),
         Clause(
             "RES-12",
-            "A batch size, accumulation, logging, evaluation or save interval other than the checkpoint's MUST be "
-            "warned of, by name and with both values; the data position is that of a run with the new sizes.",
+            "If a batch size, an accumulation, or a logging, evaluation or save interval differs from the "
+            "checkpoint's, there MUST be a warning with its name and both values. The position in the data MUST be "
+            "that of a run with the new sizes.",
             source="transformers/trainer_utils.py:1133-1170 (compare_trainer_and_checkpoint_args); "
             "transformers/trainer.py:1706-1709 (Trainer._init_training_state)",
         ),
         Clause(
             "RES-13",
-            "A checkpoint of another rank or of other target_modules than the model's MUST be an error before the "
-            "first step, or a warning.",
+            "If the checkpoint has another rank or other target_modules than the model, there MUST be a warning, or "
+            "an error before the first step.",
             source="peft/peft_model.py:1506-1539 (PeftModel.load_adapter); transformers/trainer.py:3720 "
             "(Trainer._load_from_checkpoint, which drops the result)",
         ),
         Clause(
             "RES-14",
-            "With ignore_data_skip=True a resumed run MUST train the rows of the epoch that the checkpoint lies in "
-            "from the first one on, and go on to the same last step.",
+            "With ignore_data_skip=True, a resumed run MUST train the rows of the checkpoint's epoch from the first "
+            "row on. It MUST go on to the same last step.",
             source="transformers/trainer.py:1706-1709 (Trainer._init_training_state), 1842-1849 (Trainer._run_epoch)",
         ),
         Clause(
             "RES-15",
-            "Each step of a resumed run MUST begin with torch's (CUDA's too), numpy's and Python's generators in the "
-            "state that they had there in the uninterrupted run, in the middle of an epoch and at its start.",
+            "At the start of each step of a resumed run, the generators of torch (CUDA's too), numpy and Python MUST "
+            "be in the state that they had there in the uninterrupted run. This MUST hold in the middle of an epoch "
+            "and at its start.",
             source="transformers/trainer.py:1838-1882 (Trainer._run_epoch), 3841-3884 (Trainer._load_rng_state)",
         ),
         Clause(
             "RES-16",
-            "Resuming MUST keep the adapter's dtype: a bfloat16 adapter (autocast_adapter_dtype=False) resumes bit for "
-            "bit.",
+            "Resuming MUST keep the adapter's dtype: a bfloat16 adapter (autocast_adapter_dtype=False) MUST resume "
+            "bit for bit.",
             source="transformers/trainer.py:3720 (Trainer._load_from_checkpoint); peft/peft_model.py:1596-1599 "
             "(PeftModel.load_adapter)",
         ),
         Clause(
             "RES-17",
-            "All adapters of a model MUST be restored, whatever their names, the active one alone trained on, bit for "
-            "bit.",
+            "All adapters of a model MUST be restored bit for bit, whatever their names. The active adapter alone "
+            "MUST be trained further.",
             source="transformers/trainer.py:3624-3640, 3703-3720 (Trainer._load_from_checkpoint)",
         ),
         Clause(
@@ -124,45 +129,45 @@ CHAPTER = Chapter(
         ),
         Clause(
             "RES-20",
-            "With auto_find_batch_size a resumed run MUST use the batch size of the checkpoint, and without it that of "
-            "the arguments.",
+            "With auto_find_batch_size, a resumed run MUST use the batch size of the checkpoint. Without it, it MUST "
+            "use that of the arguments.",
             source="transformers/trainer.py:1566-1568 (Trainer.train)",
         ),
         Clause(
             "RES-21",
-            "Every adapter tensor of the checkpoint MUST be restored before the first step, bit for bit, whatever the "
-            "adapter and its wrapping.",
+            "Before the first step, every adapter tensor of the checkpoint MUST be restored bit for bit, whatever "
+            "the adapter and its wrapping.",
             source="transformers/trainer.py:3700-3720 (Trainer._load_from_checkpoint); peft/peft_model.py:1506-1519 "
             "(PeftModel.load_adapter)",
         ),
         Clause(
             "RES-22",
-            "A run resumed inside any epoch MUST train the rest of that epoch's rows in that epoch's order, and each "
-            "later epoch in its own.",
+            "If a run resumes inside an epoch, it MUST train the rest of that epoch's rows in that epoch's order, "
+            "and each later epoch in its own order.",
             source="transformers/trainer.py:1842-1857 (Trainer._run_epoch); accelerate/data_loader.py:1395 "
             "(skip_first_batches)",
         ),
         Clause(
             "RES-23",
-            "With an accumulation that does not divide the epoch a run MUST resume bit for bit from each of its steps.",
+            "If the accumulation does not divide the epoch, a run MUST resume bit for bit from each of its steps.",
             source="transformers/trainer.py:1706-1709 (Trainer._init_training_state), 1860-1871 (Trainer._run_epoch)",
         ),
         Clause(
             "RES-24",
-            "A dataset that draws random numbers in __getitem__ MUST resume bit for bit.",
+            "If a dataset draws random numbers in __getitem__, the run MUST resume bit for bit.",
             source="transformers/trainer.py:1873-1882 (Trainer._run_epoch)",
         ),
         Clause(
             "RES-25",
-            "A checkpoint whose save was cut short MUST NOT be taken for a good one: resume_from_checkpoint=True takes "
-            "the newest complete one, or the error says which file of which directory is missing.",
+            "A checkpoint whose save was interrupted MUST NOT count as complete. resume_from_checkpoint=True MUST "
+            "use the newest complete one, or the error MUST say which file of which directory is missing.",
             source="transformers/trainer_utils.py:270-279 (get_last_checkpoint); transformers/trainer.py:3355-3429 "
             "(Trainer._save_checkpoint)",
         ),
         Clause(
             "RES-26",
-            "A missing optimizer.pt, scheduler.pt, rng_state.pth or rank's rng_state_N.pth MUST be an error or a "
-            "warning that names it, not silently another run.",
+            "If optimizer.pt, scheduler.pt, rng_state.pth or a rank's rng_state_N.pth is missing, an error or a "
+            "warning MUST name it. The run MUST NOT silently become another run.",
             source="transformers/trainer.py:3841-3863 (Trainer._load_rng_state), 3903-3928 "
             "(Trainer._load_optimizer_and_scheduler)",
         ),
