@@ -189,15 +189,19 @@ class Side:
                 return cases
             if len(cases) == before and (not alone or self._could_not_start(code, file)):
                 break
-        lines = [line for line in reversed(self._suites_output().strip().splitlines()) if line.strip()]
-        error = next((line for line in lines if line.startswith("ERROR")), lines[0] if lines else "it printed no error")
         raise UsageError(
-            f"{self.name}, {self.environment.asked!r}: the suites cannot run (exit status {code}): {error}"
+            f"{self.name}, {self.environment.asked!r}: the suites cannot run (exit status {code}): {self._suites_error()}"
         )
 
     def _could_not_start(self, code: int, file: Path) -> bool:
         """Return whether pytest gave up before the first case: wrong usage, or test files that cannot be imported."""
         return code in (2, 4) and (journal.total(file) is None or "during collection" in self._suites_output())
+
+    def _suites_error(self) -> str:
+        """Return the last line in which the harness or pytest reports an error; else the last line of the output."""
+        lines = [line for line in reversed(self._suites_output().splitlines()) if line.strip()]
+        error = next((line for line in lines if line.startswith(("peft-harness:", "ERROR"))), "")
+        return error.removeprefix("peft-harness: ") or (lines[0] if lines else "it printed no error")
 
     def _suites_output(self) -> str:
         return (self.directory / "suites.txt").read_text(encoding="utf-8", errors="replace")
