@@ -173,8 +173,7 @@ def main(subject: str, preloads: list[str]) -> None:
     spec = RunSpec.from_json(task["spec"])
     clock = Clock(spec.launch.device, answers, task["cost"])
     try:
-        import_upstream(preloads, threads=spec.launch.threads)
-        # Not before: in another stack's environment only the harness is on the path, and `warm` puts fixtures there.
+        import_upstream(preloads, threads=spec.launch.threads, patched=False)
         from harness.throughput.stepping import train
 
         with tempfile.TemporaryDirectory() as directory:
