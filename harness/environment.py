@@ -17,7 +17,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safe
 
 @functools.cache
 def version(package: str) -> str | None:
-    """The installed version of a distribution, None if it is not installed."""
+    """Return the installed version of a distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -25,7 +25,7 @@ def version(package: str) -> str | None:
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
-    """Versions of the stack, Python, platform and the device's name, as the JSON report holds them."""
+    """Return the stack's versions, Python, the platform and the device's name, in the form of the JSON report."""
     name = "cpu"
     if device == "cuda":
         import torch
@@ -41,7 +41,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-    """The instruction sets of this machine's processor, as Linux names them; none where it does not tell."""
+    """Return the instruction sets of this processor, by their names in Linux. Without /proc/cpuinfo there are none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -49,21 +49,21 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(next((line for line in lines if line.startswith(("flags", "Features"))), "").split()[2:])
 
 
-#: Why a case of repacked weights, or of weights that stay as they are, is skipped.
-REPACKS = "bitsandbytes repacks 4-bit weights for evaluation on a CPU with AVX512-BF16 and nowhere else"
+#: Why a case is skipped that is about repacked weights, or about weights that are not repacked.
+REPACKS = "bitsandbytes repacks 4-bit weights for evaluation on a CPU with AVX512-BF16 only"
 
 
 def repacks(device: str) -> bool:
-    """Whether bitsandbytes packs 4-bit weights anew for evaluation here."""
+    """Return whether bitsandbytes repacks 4-bit weights for evaluation on this device."""
     return device == "cpu" and "avx512_bf16" in cpu_flags()
 
 
-#: The variable that names all GPUs that may be used, once this process and those it starts see one of them.
+#: The variable that names all usable GPUs. Set when this process, and those it starts, are limited to one of them.
 GPUS = "PEFT_HARNESS_GPUS"
 
 
 def peak_bytes(device: str = "cpu") -> int:
-    """The most that this process has used: bytes resident, or allocated on the GPU since its count was last reset."""
+    """Return the peak memory of this process in bytes: resident, or allocated on the GPU since the last reset."""
     if device == "cuda":
         import torch
 
@@ -72,7 +72,7 @@ def peak_bytes(device: str = "cpu") -> int:
 
 
 def memory_bytes(device: str = "cpu") -> int:
-    """The memory that a device has."""
+    """Return the total memory of a device, in bytes."""
     if device == "cuda":
         import torch
 
@@ -81,21 +81,23 @@ def memory_bytes(device: str = "cpu") -> int:
 
 
 def gpus() -> list[str]:
-    """The GPUs that ranks may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that ranks may use, by their names in CUDA_VISIBLE_DEVICES."""
     named = os.environ.get(GPUS, os.environ.get("CUDA_VISIBLE_DEVICES"))
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
     import torch
 
-    # Counted through NVML, so that CUDA has not yet looked at the variable when it is set.
+    # torch counts through NVML. So CUDA has not yet read the variable when it is set.
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def see_one_gpu(turn: int = 0) -> None:
-    """Have this process, and those it starts, see one GPU of several: the one whose turn it is.
+    """Limit this process, and those it starts, to one of several GPUs.
 
-    The Trainer spreads a run over all GPUs that its process sees, by nn.DataParallel: batches would be as many times
-    larger. Ranks see all of them (`gpus`). UsageError where CUDA was started before: it would go on with the first.
+    - turn: counts through the GPUs, so that workers use different ones.
+
+    The Trainer spreads a run over all GPUs that its process sees (nn.DataParallel), which multiplies the batch size.
+    Ranks still see all GPUs (`gpus`). UsageError if CUDA was started before: it would stay on the first GPU.
     """
     found = gpus()
     if len(found) > 1:
@@ -111,7 +113,7 @@ def see_one_gpu(turn: int = 0) -> None:
 
 
 def check_device(device: str, turn: int = 0) -> None:
-    """UsageError where --device names no device, or one that torch does not find here. turn: see `see_one_gpu`."""
+    """Check that torch finds the device that --device names, otherwise raise UsageError. turn: see `see_one_gpu`."""
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device {device!r} is neither cpu nor cuda")
     if device == "cuda":
@@ -123,7 +125,7 @@ def check_device(device: str, turn: int = 0) -> None:
 
 
 def satisfies(requirement: str) -> bool:
-    """Whether the installed stack meets a requirement such as "peft>=0.21,<0.22". Not installed: it does not."""
+    """Return whether the installed stack meets a requirement such as "peft>=0.21,<0.22". A missing package does not."""
     from packaging.requirements import Requirement
 
     parsed = Requirement(requirement)

@@ -1,5 +1,5 @@
-"""The one kind of error that is the user's to mend."""
+"""The error that a user can correct."""
 
 
 class UsageError(Exception):
-    """Bad input: one sentence that says what is wrong, where, and what to do. Ends a command with exit code 2."""
+    """Bad input. The message is one sentence: what is wrong, where, and what to do. The command ends with exit code 2."""

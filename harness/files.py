@@ -1,11 +1,14 @@
-"""Files that are there whole or not at all."""
+"""Writing files so that they are complete or missing, never half-written."""
 
 import os
 from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file, and the directories above it, so that no reader ever sees half of it."""
+    """Write a file, and make its directories. Readers see the old file or the whole new file, never a part.
+
+    The text goes to a file beside it, which is then renamed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")

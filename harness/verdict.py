@@ -1,4 +1,4 @@
-"""Verdict: what a law says of the traces it was given, with the evidence."""
+"""Verdict: what a law decides about traces, with the evidence; and the case that it belongs to."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ SKIPPED = "skipped"
 KNOWN_DEFECT = "known_defect"
 UNEXPECTED_PASS = "unexpected_pass"
 
-#: Every verdict, the worst first: a clause's verdict is the worst of its cases'.
+#: Every verdict, worst first. A clause has the worst verdict of its cases.
 ORDER = (FAIL, UNEXPECTED_PASS, AMBIGUOUS, NOT_COMPARABLE, KNOWN_DEFECT, PASS, SKIPPED)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """outcome: PASS, FAIL, AMBIGUOUS or NOT_COMPARABLE. expected: what must hold, in one sentence.
+    """What a law decides.
 
-    seen: sentences that say what was found instead, and where (step, tensor, file); for NOT_COMPARABLE the reasons.
-    measured: numbers worth keeping, whatever the outcome.
+    - outcome: PASS, FAIL, AMBIGUOUS or NOT_COMPARABLE.
+    - expected: what must hold, in one sentence.
+    - seen: what was found instead and where (step, tensor, file), one sentence each. For NOT_COMPARABLE: the reasons.
+    - measured: numbers for the report, whatever the outcome.
     """
 
     outcome: str
@@ -37,19 +39,23 @@ class Verdict:
 
 
 def verdict(expected: str, findings: Iterable[str], **measured: Any) -> Verdict:
-    """PASS where nothing was found against `expected`, FAIL with the findings otherwise."""
+    """Return PASS if there are no findings against `expected`, otherwise FAIL with the findings."""
     seen = tuple(findings)
     return Verdict(FAIL if seen else PASS, expected, seen, measured)
 
 
 def same(what: str, seen: Any, expected: Any, **measured: Any) -> Verdict:
-    """PASS where `seen` equals `expected`. `what` names it: "files of checkpoint-3"."""
+    """Return PASS if `seen` equals `expected`, otherwise FAIL with the difference.
+
+    - what: names the values in the verdict, such as "files of checkpoint-3".
+    - measured: numbers for the report.
+    """
     findings = [] if seen == expected else _difference(seen, expected)
     return verdict(f"{what}: {_short(expected)}", findings, **measured)
 
 
 def raises(what: str, kind: type[BaseException], words: str, call: Callable[[], Any]) -> Verdict:
-    """PASS where `call` raises an exception of `kind` whose message contains `words`."""
+    """Return PASS if `call` raises an exception of `kind` whose message contains `words`. what: names the call."""
     expected = f"{what} raises {kind.__name__} saying {words!r}"
     try:
         result = call()
@@ -60,7 +66,7 @@ def raises(what: str, kind: type[BaseException], words: str, call: Callable[[], 
 
 
 def both(*verdicts: Verdict) -> Verdict:
-    """One verdict of several that must all hold: the worst outcome, all expectations and findings."""
+    """Combine verdicts that must all hold: the worst outcome, what is expected of the failing ones, and all findings."""
     worst = min(verdicts, key=lambda one: ORDER.index(one.outcome)).outcome
     failing = [one for one in verdicts if not one.holds] or list(verdicts)
     return Verdict(

@@ -351,7 +351,7 @@ def test_what_fails_now_and_then_may_hold(suite, second, verdict):
 
 def test_what_fails_now_and_then_always_breaks_a_clause(tmp_path):
     (tmp_path / "xyz.toml").write_text(SOMETIMES)
-    with pytest.raises(UsageError, match="always breaks XYZ-01, of which nothing is expected on cpu, cuda"):
+    with pytest.raises(UsageError, match="always breaks XYZ-01, but there is no expectation of that on cpu, cuda"):
         expectations.load(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The contract as data, a file per chapter. To add a clause: a row in its chapter here, a test in suites/."""
+"""The contract as data, one file per chapter. To add a clause, add a row to its chapter here and a test in suites/."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from harness.contract.clause import Chapter, Clause
 from harness.errors import UsageError
 
-#: In the order of the summary table. A new chapter is a module here and a line in this list.
+#: In the order of the summary table. To add a chapter, add a module here and a line to this list.
 CHAPTERS = (
     "api",
     "frz",
@@ -41,7 +41,7 @@ def chapters() -> list[Chapter]:
 
 
 def clauses() -> dict[str, Clause]:
-    """Every clause by id. ValueError for an id that stands twice or in a chapter of another name."""
+    """Return every clause by id. ValueError if an id is there twice, or in a chapter of another name."""
     found: dict[str, Clause] = {}
     for chapter in chapters():
         for clause in chapter.clauses:
@@ -52,13 +52,13 @@ def clauses() -> dict[str, Clause]:
 
 
 def select(globs: list[str]) -> dict[str, Clause]:
-    """The clauses whose id matches any of the globs; all of them for no glob. UsageError for one that matches none."""
-    known = clauses()
+    """Return the clauses whose id matches any glob; all if there is no glob. UsageError if a glob matches none."""
+    all_clauses = clauses()
     if not globs:
-        return known
+        return all_clauses
     chosen: dict[str, Clause] = {}
     for glob in globs:
-        matching = {id: clause for id, clause in known.items() if fnmatchcase(id, glob)}
+        matching = {id: clause for id, clause in all_clauses.items() if fnmatchcase(id, glob)}
         if not matching:
             ids = ", ".join(f"{chapter.id}-*" for chapter in chapters())
             raise UsageError(f"--clause {glob!r} matches no clause; chapters are {ids} (see `peft-harness clauses`)")

@@ -1,4 +1,4 @@
-"""A clause of the contract: what must hold, and where upstream says so."""
+"""A clause of the contract: what must hold, and the place in upstream that says so."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from harness.environment import satisfies
 class Clause:
     """One fact of the PEFT Trainer path.
 
-    id: "FRZ-01". statement: in MUST wording, what holds on a stack without faults. source: where upstream documents or
-    implements it ("transformers/trainer.py:1272"; lines as of transformers 5.23.0, peft 0.21.2, accelerate 1.15.0).
-    tier: what it takes to judge it: "cpu", "mp" (several processes), "gpu", "mgpu". needs: requirements without which
-    it does not apply, such as "bitsandbytes" or "transformers>=5.0". device: "cpu" if it says something about a machine
-    without a GPU only. option: the option of a session without which it is not judged, such as "--timed".
+    - id: such as "FRZ-01".
+    - statement: what holds on a stack without faults, in MUST wording.
+    - source: where upstream documents or implements it, such as "transformers/trainer.py:1272". Lines are those of
+      transformers 5.23.0, peft 0.21.2 and accelerate 1.15.0.
+    - tier: what it takes to judge it: "cpu", "mp" (several processes), "gpu" or "mgpu" (several GPUs).
+    - needs: requirements without which it does not apply, such as "bitsandbytes" or "transformers>=5.0".
+    - device: "cpu" if the clause is about machines without a GPU only.
+    - option: the option of a session without which it is not judged, such as "--timed".
     """
 
     id: str
@@ -44,7 +47,7 @@ class Clause:
 
 @dataclass(frozen=True)
 class Chapter:
-    """Clauses on one subject. id: "FRZ". title: for the summary table."""
+    """The clauses on one topic. id: such as "FRZ". title: shown in the summary table."""
 
     id: str
     title: str

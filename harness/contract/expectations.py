@@ -1,7 +1,8 @@
-"""Known upstream faults: which clause fails, where, in which versions, why, and who said so upstream.
+"""Known upstream faults: which clause fails, on which cases, in which versions, why, and the upstream thread.
 
-`suites/expectations/*.toml` holds them, one [[defect]] each. They are strict both ways: a case that an expectation
-names must fail, with the words that the expectation gives, or the run fails as an unexpected pass or as a new fault.
+`suites/expectations/*.toml` holds them, one [[defect]] each. They are strict in both directions. A case that an
+expectation names must fail. If it passes, it is an unexpected pass. If its message lacks the expected words, it is a new
+fault. Both fail the run.
 """
 
 from __future__ import annotations
@@ -27,13 +28,20 @@ else:
 class Expectation:
     """One known fault.
 
-    clause: its id. scenario: glob over the names of the cases that fail; an entry that lists several clauses or scenarios
-    stands for an expectation each. versions: requirements that must all hold for the fault to be there ("peft>=0.21").
-    match: words that the failure's message must contain. reason: one sentence. link: the upstream thread, empty where none
-    was found. subjects: globs over subject names. devices: where it shows. sometimes: it is a race, so that a case may hold
-    as well; the clause that it always breaks, of which there must be an expectation too.
-    spec: for drawn runs, whose faults no name of a case tells: dotted field of a RunSpec -> glob over its value, such as
-    {"model.family": "gpt2*"}. Such an entry excuses the drawn runs that have all of these, and asks of none that it fails.
+    - clause: the id of the clause that fails.
+    - scenario: a glob over the names of the cases that fail. An entry that lists several clauses or scenarios becomes
+      one expectation for each.
+    - versions: requirements such as "peft>=0.21". The fault is there if all hold.
+    - match: words that the failure's message must contain.
+    - reason: why it fails, for the summary.
+    - link: the upstream thread; empty if none was found.
+    - subjects: globs over the names of subjects that have the fault.
+    - devices: the devices that show it.
+    - sometimes: set if the fault is a race, so that a case may also pass. It names the clause that the race always
+      breaks; that clause needs an expectation of its own.
+    - spec: for drawn runs, which have no names: dotted field of a RunSpec -> glob over its value, such as
+      {"model.family": "gpt2*"}. The entry excuses the drawn runs that match all of them. It requires no run to fail.
+    - file: the file that holds the entry.
     """
 
     clause: str
@@ -49,15 +57,19 @@ class Expectation:
     file: str = ""
 
     def names(self, scenario: str) -> bool:
-        """Whether the scenario is one that this expectation is about."""
+        """Return whether this expectation is about the scenario."""
         return fnmatchcase(scenario, self.scenario)
 
     def applies(self, clause: str, scenario: str, subject: str, device: str = "cpu") -> bool:
-        """Whether a case of this name is expected to fail on the installed stack."""
+        """Return whether a case is expected to fail on the installed stack."""
         return device in self.devices and self._is_about(clause, subject) and self.names(scenario)
 
     def excuses(self, clause: str, subject: str, spec: Mapping[str, Any], seen: str) -> bool:
-        """Whether this explains what was seen of a drawn run on the installed stack. spec: RunSpec.to_json()."""
+        """Return whether this fault explains the failure of a drawn run on the installed stack.
+
+        - spec: the run's RunSpec.to_json().
+        - seen: the failure's message.
+        """
         return (
             bool(self.spec)
             and self._is_about(clause, subject)
@@ -74,7 +86,7 @@ class Expectation:
 
 
 def _value(spec: Mapping[str, Any], path: str) -> Any:
-    """What stands at a dotted path of a spec's JSON, None where there is nothing."""
+    """Return the value at a dotted path of a spec's JSON; None if there is none."""
     value: Any = spec
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -82,7 +94,7 @@ def _value(spec: Mapping[str, Any], path: str) -> Any:
 
 
 def load(directory: Path) -> list[Expectation]:
-    """All expectations below a directory. UsageError names the file and the entry that is wrong."""
+    """Read all expectations of a directory. UsageError names the file and the entry that is wrong."""
     read = [
         one
         for file in sorted(directory.glob("*.toml"))
@@ -93,8 +105,8 @@ def load(directory: Path) -> list[Expectation]:
     for one in read:
         if one.sometimes and not all((one.sometimes, device) in always for device in one.devices):
             raise UsageError(
-                f"suites/expectations/{one.file}: {one.clause} {one.scenario!r} fails sometimes, for a fault that always "
-                f"breaks {one.sometimes}, of which nothing is expected on {', '.join(one.devices)}"
+                f"suites/expectations/{one.file}: {one.clause} {one.scenario!r} fails sometimes, by a fault that always "
+                f"breaks {one.sometimes}, but there is no expectation of that on {', '.join(one.devices)}"
             )
     return read
 

@@ -1,7 +1,7 @@
-"""Releases that broke a clause, each measured: the suites fail on the bad ones and hold on the good ones.
+"""Releases that broke a clause. Each was measured: the suites fail on the bad release and hold on the good ones.
 
-Here are faults that upstream has mended since, and some that the newest releases still have (suites/expectations/), whose
-first release is known.
+These are faults that upstream has corrected since. Some are still in the newest releases (suites/expectations/) and are
+listed because their first release is known.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Release:
-    """One fault of the past. id: by which `peft-harness history` calls it; two clauses may tell of the same one.
+    """One fault of the past.
 
-    clause: its id. bad, good: requirements that make a stack, packages not named being of no matter. seen: what.
+    - id: its name in `peft-harness history`. Two clauses may show the same fault.
+    - clause: the id of the clause that fails.
+    - bad: requirements of a stack with the fault. Packages that are not named do not matter.
+    - good: requirements of stacks without it.
+    - seen: what is wrong on the bad stack.
     """
 
     id: str
@@ -37,7 +41,7 @@ RELEASES = (
         "ACC-01",
         _stack("5.3.0", "1.13.0", "0.18.1"),
         (_stack("5.1.0", "1.13.0", "0.18.1"), _stack("5.5.4", "1.13.0", "0.18.1")),
-        "gradients are divided by the accumulation count twice, under a logged loss that is right",
+        "gradients are divided twice by the accumulation count, while the logged loss is right",
     ),
     Release(
         "H2",
@@ -51,14 +55,14 @@ RELEASES = (
         "RES-22",
         _stack("4.57.6", "1.13.0", "0.18.1"),
         (_stack("4.57.6", "1.6.0", "0.18.1"), _stack("4.57.6", "1.15.0", "0.18.1")),
-        "resumed in a later epoch, the run replays the first one's order (accelerate 1.7.0 to 1.14.0)",
+        "a run resumed in a later epoch repeats the first epoch's order (accelerate 1.7.0 to 1.14.0)",
     ),
     Release(
         "H6",
         "RES-23",
         _stack("4.51.3", "1.6.0", "0.15.2"),
         (_stack("4.52.4", "1.6.0", "0.15.2"),),
-        "resumed where accumulation does not divide the epoch, the run trains other rows",
+        "if accumulation does not divide the epoch, a resumed run trains other rows",
     ),
     Release(
         "H7",
@@ -73,41 +77,41 @@ RELEASES = (
         "DIST-10",
         _stack("4.51.3", "1.6.0", "0.15.2"),
         (_stack("5.10.4", "1.14.0", "0.19.1"),),
-        "two ranks with unlike numbers of labels are averaged as if they had as many",
+        "two ranks with different numbers of labels are averaged as if the numbers were equal",
     ),
     Release(
         "H9",
         "FSDP-14",
         _stack("5.23.0", "1.14.0", "0.21.2"),
         (_stack("5.23.0", "1.15.0", "0.21.2"),),
-        "a full state dict under FSDP2 has rank 0's shard alone",
+        "a full state dict under FSDP2 holds rank 0's shard only",
     ),
     Release(
         "H10",
         "CKPT-25",
         "peft==0.21.0",
         ("peft==0.20.0",),
-        "no tensor in the adapter file under wrapped decoder layers",
+        "if decoder layers are wrapped, the adapter file holds no tensor",
     ),
     Release(
         "H11",
         "AMP-12",
         "accelerate==1.14.0",
         ("accelerate==1.13.0",),
-        "after a Trainer in float32, one with bf16=True trains the same model in float32 as well",
+        "after a Trainer in float32, a Trainer with bf16=True trains the same model in float32, too",
     ),
     Release(
         "H12",
         "FSDP-20",
         _stack("5.19.0", "1.15.0", "0.21.2"),
         (_stack("5.20.2", "1.15.0", "0.21.2"),),
-        "over a base that was sharded as it was loaded, ranks wait for each other in vain at the first checkpoint",
+        "with a base that was sharded as it was loaded, ranks deadlock at the first checkpoint",
     ),
     Release(
         "H13",
         "QLORA-14",
         "bitsandbytes==0.48.2",
         ("bitsandbytes==0.49.0",),
-        "on a CPU packed weights are unpacked in bfloat16, where a GPU does so in float32",
+        "a CPU unpacks packed weights in bfloat16, a GPU in float32",
     ),
 )
