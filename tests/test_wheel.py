@@ -1,66 +1,214 @@
-"""A wheel carries suites and fixtures, and works where there is no checkout."""
+"""The wheel works where there is no checkout: every command, and `pytest --pyargs harness.suites`.
+
+Commands that take minutes are marked slow; here they are only given wrong arguments.
+"""
 
 import json
-import os
-import subprocess
-import sys
+import tarfile
 import zipfile
 
 import pytest
 
-from harness.paths import ROOT
+from harness.spec import RunSpec
+from tests.installed import install
+
+COMMANDS = (
+    "bisect", "check", "clauses", "coverage", "gate", "history", "mutants", "repro", "soak", "speed", "train",
+)  # fmt: skip
+
+#: Run in the environment: the help of each command, by the function that the console script calls.
+HELP = """
+import sys
+from harness.cli import main
+
+for command in sys.argv[1:]:
+    sys.argv = ["peft-harness", command, "--help"]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, command
+"""
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """(names in the wheel, run): run(*words) is the command line of the unpacked wheel, far from the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "uv", "build", "--quiet", "--wheel", "--out-dir", str(folder), str(ROOT)]
-    subprocess.run(build, check=True)
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        archive.extractall(folder / "site")
-    elsewhere = folder / "elsewhere"
-    elsewhere.mkdir()
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if base.name.startswith("popen-gw") else base
+    (shared / "wheel").mkdir(exist_ok=True)
+    return install(shared / "wheel")
 
+
+@pytest.fixture
+def peft_harness(installed, tmp_path):
     def run(*words):
-        environment = {**os.environ, "PYTHONPATH": str(folder / "site")}
-        command = [sys.executable, "-m", "harness.cli", *words]
-        return subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+        done = installed.run("peft-harness", *words, cwd=tmp_path)
+        return done.returncode, done.stdout + done.stderr
 
-    return names, run
+    return run
 
 
-def test_it_keeps_to_one_top_level_name(installed):
-    names, _ = installed
+# ---- what is packed ----
+
+
+def test_one_top_level_name_is_packed(installed):
+    (wheel,) = installed.wheel.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"harness"}
-    assert {"harness/bundled/suites/conftest.py", "harness/bundled/fixtures/models.py"} <= set(names)
-    assert {"harness/bundled/suites/CONTRACT.md", "harness/contract/proofs.json"} <= set(names)
+    assert {
+        "harness/py.typed",
+        "harness/session/suites.ini",
+        "harness/contract/proofs.json",
+        "harness/suites/CONTRACT.md",
+        "harness/suites/conftest.py",
+        "harness/suites/expectations/res.toml",
+        "harness/fixtures/models.py",
+    } <= names
 
 
-def test_its_command_line_judges_a_clause(installed):
-    _, run = installed
-    done = run("check", "--clause", "FRZ-10", "--", "-q")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "FRZ what is trained" in done.stdout
+def test_the_sdist_has_what_tests_and_ci_need(installed):
+    (sdist,) = installed.wheel.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"harness/cli.py", "suites/conftest.py", "fixtures/models.py", "tests/conftest.py", "ci/setup"} <= names
+    # The link for editable installs would be packed as a second copy.
+    assert not any(name.startswith("ci/editable") for name in names)
 
 
-def test_it_repeats_a_case_of_its_own_suites(installed, tmp_path):
-    _, run = installed
+def test_the_environment_does_not_know_the_checkout(installed, tmp_path):
+    code = "import harness, harness.suites, harness.fixtures; print(harness.__file__, harness.suites.__file__)"
+    done = installed.run("python", "-c", code, cwd=tmp_path)
+    assert all(path.startswith(str(installed.place)) for path in done.stdout.split()), done.stdout + done.stderr
+
+
+# ---- commands ----
+
+
+def test_each_command_has_a_help(installed, tmp_path):
+    done = installed.run("python", "-c", HELP, *COMMANDS, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage: peft-harness") == len(COMMANDS)
+
+
+def test_no_command_is_missing_here(peft_harness):
+    code, said = peft_harness("--help")
+    assert code == 0
+    listed = [
+        line.split()[0]
+        for line in said.partition("Commands:")[2].splitlines()
+        if line.startswith("  ") and line[2] != " "
+    ]
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+def test_subjects_can_be_imported(installed, tmp_path):
+    done = installed.run("python", "-c", "import harness.subjects.hf_trainer, harness.subjects.reference", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_check_judges_a_clause(peft_harness):
+    code, said = peft_harness("check", "--clause", "FRZ-10", "--", "-n", "0", "-q")
+    assert code == 0, said
+    assert "FRZ what is trained" in said and "2 passed" in said
+
+
+def test_repro_repeats_a_case_of_the_suites(peft_harness, tmp_path):
     case = tmp_path / "case.json"
     test = "test_frz.py::test_base_is_bit_identical[plain]"
     case.write_text(json.dumps({"test": test, "subject": "hf-trainer", "device": "cpu", "preload": []}))
-    done = run("repro", str(case))
+    code, said = peft_harness("repro", case)
+    assert code == 0, said
+    assert "1 passed" in said
+
+
+def test_repro_judges_a_spec(peft_harness, tmp_path):
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(RunSpec().but(max_steps=2).to_json()))
+    code, said = peft_harness("repro", spec)
+    assert code == 0, said
+    assert "FRZ-15 pass" in said
+
+
+def test_clauses_explains_one_and_lists_all(peft_harness):
+    code, said = peft_harness("clauses", "RES-05")
+    assert code == 0, said
+    assert "tests/test_faults_res.py" in said
+    code, said = peft_harness("clauses")
+    assert code == 0 and "GEN-01" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bisect", "--clause", "ABC-1", "--good", "current", "--bad", "current"], "'ABC-1' matches no clause"),
+        (["clauses", "--write"], "clauses --write is for a checkout"),
+        (["coverage", "--clause", "ABC-1"], "coverage"),
+        (["gate", "--baseline", "no.txt", "--candidate", "current"], "no.txt: no such requirements file"),
+        (["history", "H99"], "history H99: no such entry"),
+        (["mutants", "--mutant", "no-such-mutant"], "'no-such-mutant' names no mutant"),
+        (["soak", "--times", "1"], "--times 1: expected 2 or more"),
+        (["speed", "--shape", "no-such-shape"], "--shape no-such-shape"),
+        (["train", "--model", "/no/such/model"], "/no/such/model: no such directory"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_wrong_arguments_are_answered_in_one_sentence(peft_harness, words, message):
+    code, said = peft_harness(*words)
+    assert code == 2, said
+    assert message in said and "Traceback" not in said
+
+
+# ---- pytest ----
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["pytest"], ["python", "-m", "pytest"], ["python", "-m", "pytest", "-p", "harness.session.plugin"]],
+    ids=["pytest", "python-m-pytest", "with-the-plugin-named"],
+)
+def test_pytest_runs_the_suites_by_their_name(installed, tmp_path, words):
+    suites = ["--pyargs", "harness.suites.test_rng", "--clause", "RNG-01", "--subject", "hf-trainer", "-q"]
+    done = installed.run(*words, *suites, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "RNG-01" in done.stdout and "3 passed" in done.stdout
+
+
+def test_other_sessions_of_pytest_are_left_alone(installed, tmp_path):
+    (tmp_path / "test_mine.py").write_text(
+        "def test_mine(pytestconfig): assert not hasattr(pytestconfig.option, 'subject')"
+    )
+    done = installed.run("pytest", "-q", "test_mine.py", cwd=tmp_path)
+    assert done.returncode == 0 and "judged:" not in done.stdout, done.stdout
+
+
+# ---- minutes: run with -m slow ----
+
+
+@pytest.mark.slow
+def test_all_suites_are_collected_and_a_case_is_judged(installed, tmp_path):
+    done = installed.run(
+        "pytest", "--pyargs", "harness.suites", "--clause", "LOSS-01", "-k", "plain", "-n", "2", "-q", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
 
 
-def test_it_explains_a_clause_and_leaves_the_register_as_it_is(installed):
-    _, run = installed
-    done = run("clauses", "RES-22")
-    assert done.returncode == 0, done.stderr
-    assert "tests/test_faults_res.py" in done.stdout and "accelerate==1.13.0" in done.stdout
-    done = run("clauses", "--write")
-    assert done.returncode == 2
-    assert done.stderr.startswith("peft-harness: clauses --write is for a checkout")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gate", "--baseline", "current", "--candidate", "current", "--clause", "FRZ-10"], "safe: what held"),
+        (["mutants", "--mutant", "console-silent"], "1 killed"),
+        (["speed", "--shape", "tiny", "--seconds", "1"], "what the device allows"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_command_of_minutes_runs_to_its_end(peft_harness, words, message):
+    code, said = peft_harness(*words)
+    assert code == 0, said
+    assert message in said
+
+
+@pytest.mark.slow
+def test_bisect_judges_both_ends(peft_harness):
+    code, said = peft_harness("bisect", "--clause", "FRZ-10", "--good", "current", "--bad", "current")
+    assert code == 2 and "no case holds under --good and fails under --bad" in said, said

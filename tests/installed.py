@@ -1,0 +1,81 @@
+"""The wheel, built from this checkout and installed in a virtual environment that does not know the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from harness.gate import environments, uv
+from harness.paths import ROOT
+
+#: Variables through which a process could find the checkout, or settings of this one.
+LEFT_OUT = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "PEFT_HARNESS_USER_MODULES")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A virtual environment that has the wheel. place: its directory. bytecode: where its processes keep theirs."""
+
+    place: Path
+    wheel: Path
+    bytecode: Path
+
+    def run(self, program: str, *words: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a program of the environment, such as "python" or "peft-harness"."""
+        environment = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
+        environment |= {"PYTHONPYCACHEPREFIX": str(self.bytecode), **variables}
+        command = [str(self.place / "bin" / program), *map(str, words)]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def install(shared: Path) -> Installed:
+    """Build the wheel by way of an sdist and install it. Tests in several processes share the result.
+
+    The environment has the same releases as the one that runs the tests, so uv links what is in its cache: 3 s.
+    """
+    installed = Installed(shared / "venv", shared / "dist", shared / "bytecode")
+    with FileLock(shared / "lock"):
+        if not (shared / "done").exists():
+            _uv("build", "--out-dir", str(installed.wheel), str(ROOT))
+            _uv("venv", "--python", sys.executable, str(installed.place))
+            _share_bytecode(installed)
+            pins = shared / "pins.txt"
+            pins.write_text(environments.running().lock)
+            python = str(installed.place / "bin" / "python")
+            (wheel,) = installed.wheel.glob("*.whl")
+            _uv(
+                "pip",
+                "install",
+                "--python",
+                python,
+                "--constraints",
+                str(pins),
+                f"peft-harness[gate,nf4] @ {wheel.as_uri()}",
+            )
+            (shared / "done").touch()
+    return installed
+
+
+def _uv(*words: str) -> None:
+    done = uv.run(*words)
+    assert done.returncode == 0, done.stderr
+
+
+def _share_bytecode(installed: Installed) -> None:
+    """Use the bytecode of the upstream packages of this environment. To compile them takes 20 s.
+
+    uv links the same files into both environments, and Python compares the time and size of a source with those in the
+    bytecode, so bytecode of other files is not used.
+    """
+    ours = Path(sysconfig.get_path("purelib"))
+    if sys.pycache_prefix is None:
+        return
+    theirs = installed.bytecode / (installed.place / ours.relative_to(sys.prefix)).relative_to("/")
+    theirs.parent.mkdir(parents=True)
+    theirs.symlink_to(Path(sys.pycache_prefix) / ours.relative_to("/"))
