@@ -1,7 +1,8 @@
-"""Subjects: who is judged. A subject trains a spec in a directory and returns the trace.
+"""Subjects: who is judged. A subject trains a spec in a directory and returns what was observed as a Trace.
 
-`hf-trainer` is transformers.Trainer with adapters injected by peft, `reference` is harness/reference, and any other
-name is "module:factory", a callable without arguments that returns an object with this protocol.
+- "hf-trainer": transformers.Trainer with adapters injected by peft
+- "reference": harness/reference
+- "module:factory": your own; the factory is called without arguments and returns an object with the protocol `Subject`
 """
 
 from __future__ import annotations
@@ -18,25 +19,32 @@ NAMES = ("hf-trainer", "reference")
 
 @runtime_checkable
 class Subject(Protocol):
-    """What the suites need of who is judged."""
+    """What the suites call. To judge a subclass of transformers.Trainer, use `harness.subjects.hf_trainer.HFTrainer`."""
 
-    #: Shown in reports.
+    #: Shown in reports. Traces are cached by it, so two subjects in one session need two names.
     name: str
 
     def unsupported(self, spec: RunSpec) -> str | None:
-        """Why this subject does not train such a spec, None if it does. A reason makes a case skipped, not failed."""
+        """Return why this subject cannot train such a spec, None if it can. With a reason the case is skipped."""
         ...
 
     def train(self, spec: RunSpec, directory: Path) -> Trace:
-        """Train `spec`, writing into `directory`. Checkpoints to resume from already lie there as checkpoint-<step>.
+        """Train `spec` in this process and return the trace.
 
-        What upstream raises is recorded in Trace.error and not raised.
+        - directory: where to write. If the spec resumes, the checkpoints are there already, as checkpoint-<step>
+
+        If upstream raises, put the error into Trace.error instead of raising it. Raise UsageError if the spec is wrong.
+
+        In a run of several ranks (`spec.launch.several`) the suites call `harness.processes.launch.train`, which starts
+        the ranks. Each rank calls this method with the same spec and directory, in an environment like torchrun's (RANK,
+        WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), and returns the trace of what it saw. launch.train then puts
+        the traces of the other ranks into that of rank 0. For this the subject is pickled.
         """
         ...
 
 
 def load(name: str) -> Subject:
-    """The subject of that name. Raises UsageError for an unknown one, and for a factory that makes none."""
+    """Return the subject of that name. Raises UsageError if the name is unknown, or the factory makes no subject."""
     if name == "hf-trainer":
         from harness.subjects.hf_trainer import HFTrainer
 

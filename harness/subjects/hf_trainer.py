@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     import torch
     from transformers import Trainer, TrainingArguments
 
+    from harness.subjects.reporter import Reporter
+
 
 def inject(model: Any, spec: AdapterSpec) -> Any:
-    """The model with adapters injected by the spec's route, seeded by `spec.seed`.
+    """Inject the spec's adapters by its route, after seeding torch with `spec.seed`. Return the model to train.
 
-    get_peft_model returns a PeftModel around `model`; add_adapter changes `model` itself and returns it.
+    get_peft_model returns a PeftModel around `model`. add_adapter changes `model` itself, which is returned. Raises
+    UsageError for another route, and for an adapter type that peft does not have.
     """
     import peft
     import torch
@@ -56,7 +59,7 @@ def inject(model: Any, spec: AdapterSpec) -> Any:
 
 
 def adapter_config(peft_type: str, values: dict[str, Any]) -> Any:
-    """The peft config object of a type ("LORA") and its fields."""
+    """Return peft's config object for a type such as "LORA". values: its fields. UsageError for an unknown type."""
     import peft
 
     try:
@@ -69,63 +72,53 @@ def adapter_config(peft_type: str, values: dict[str, Any]) -> Any:
     return config
 
 
-def observing_callback(observer: Observer) -> Any:
-    """A TrainerCallback that reports every event to the observer, and nothing else."""
-    from transformers import TrainerCallback
-
-    class Reporter(TrainerCallback):
-        #: Set by `HFTrainer.build`: transformers 4.49 hands its callbacks no optimizer.
-        trainer: Any = None
-
-        def __getattribute__(self, name: str) -> Any:
-            if not name.startswith("on_"):
-                return super().__getattribute__(name)
-
-            def report(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if name == "on_train_begin":
-                    optimizer = kwargs.get("optimizer")
-                    if observer.trace.spec.launch.several:
-                        observer.watch_wrapped(self.trainer.model_wrapped)
-                    observer.watch_optimizer(self.trainer.optimizer if optimizer is None else optimizer)
-                observer.event(name.removeprefix("on_"), state.global_step)
-                if name == "on_evaluate":
-                    observer.evaluated(kwargs["metrics"])
-                elif name == "on_save":
-                    observer.meet()
-                    observer.checkpoint(newest_checkpoint(args.output_dir, state.global_step))
-
-            return report
-
-    return Reporter()
-
-
-def newest_checkpoint(output_dir: str, step: int) -> Path:
-    """Where the Trainer has just saved: output_dir, or the trial's directory below it."""
-    found = [Path(output_dir) / f"checkpoint-{step}", *Path(output_dir).glob(f"run-*/checkpoint-{step}")]
-    return max((path for path in found if path.is_dir()), key=lambda path: path.stat().st_mtime_ns)
-
-
 def _early_stopping(**options: Any) -> Any:
     from transformers import EarlyStoppingCallback
 
     return EarlyStoppingCallback(**options)
 
 
-#: Names that RunSpec.trainer["callbacks"] may hold, as "name" or ["name", {options}].
+#: Names allowed in RunSpec.trainer["callbacks"], as "name" or ["name", {options}], beside "module:object".
 CALLBACKS: dict[str, Callable[..., Any]] = {"early_stopping": _early_stopping}
 
-#: What else RunSpec.trainer may hold: keyword arguments of the Trainer given as "module:object".
+#: Keys allowed in RunSpec.trainer. All but "callbacks" are keyword arguments of the Trainer, given as "module:object".
 EXTRAS = ("callbacks", "compute_loss_func", "compute_metrics", "data_collator", "optimizer_cls_and_kwargs")
 
 
 class HFTrainer:
-    """transformers.Trainer, or a subclass of it.
+    """transformers.Trainer as a subject, or your own subclass of it.
 
-    trainer_class: what to judge; it is built as Trainer(model, args, train_dataset, eval_dataset, callbacks). To judge
-    your own, give it here in a factory: `def subject(): return HFTrainer(MyTrainer)`, then `--subject my_module:subject`.
-    in_each_rank: called in each rank of a run in several processes, before anything is built. afterwards: called there
-    with the Trainer when it has trained; what it returns (JSON) is Trace.distributed["afterwards"]. Both are functions
-    of a module, or functools.partial of one.
+    To judge your subclass, put a factory into a module that can be imported, and name it on the command line:
+
+        # my_subject.py
+        from harness.subjects.hf_trainer import HFTrainer
+        from my_package import MyTrainer
+
+        def subject():
+            return HFTrainer(MyTrainer)
+
+        # pytest suites/ --subject my_subject:subject
+
+    For each run your class is called once, with keyword arguments only:
+
+    - model: the base with its adapters injected already (a hyperparameter search passes model_init instead)
+    - args: TrainingArguments
+    - train_dataset, eval_dataset: datasets of tokenized rows; eval_dataset is None if the spec has no evaluation rows
+    - callbacks: those of the spec, then the one that observes; pass them on to Trainer
+    - those of `EXTRAS` that the spec asks for, such as compute_metrics
+
+    If your class needs more arguments, give it defaults for them, or make a subclass that sets them. It must be found by
+    name in a module, since runs of several ranks pickle it.
+
+    Parameters:
+
+    - trainer_class: the class to judge; None: transformers.Trainer
+    - name: shown in reports; default: the name of the class
+    - in_each_rank: called without arguments in each rank of a run of several ranks, before anything is built
+    - afterwards: called with the Trainer after training. What it returns must be JSON, and becomes
+      Trace.distributed["afterwards"]
+
+    Both callables must be functions of a module, or functools.partial of one.
     """
 
     def __init__(
@@ -139,11 +132,11 @@ class HFTrainer:
         self.name = name or (trainer_class.__name__ if trainer_class else "hf-trainer")
         self.in_each_rank = in_each_rank
         self.afterwards = afterwards
-        #: Where `build` puts its Trainer, whatever the spec says; None leaves it to the spec.
+        #: The device that `build` uses in place of the spec's; None: the spec's.
         self.device: str | None = None
 
     def on(self, device: str) -> HFTrainer:
-        """This subject, whose `build` makes Trainers for that device."""
+        """Return a copy of this subject whose `build` makes Trainers for that device ("cpu" or "cuda")."""
         subject = copy.copy(self)
         subject.device = device
         return subject
@@ -154,13 +147,19 @@ class HFTrainer:
         in_each_rank: Callable[[], Any] | None = None,
         afterwards: Callable[[Trainer], Any] | None = None,
     ) -> HFTrainer:
-        """This subject, with something more done in each rank; `name` tells its runs from others."""
-        both = [call for call in (self.in_each_rank, in_each_rank) if call is not None]
-        together = functools.partial(_in_turn, both) if both else None
-        return HFTrainer(self._trainer_class, f"{self.name}-{name}", together, afterwards or self.afterwards)
+        """Return a copy of this subject that does more in each rank. Callables as in `HFTrainer`.
+
+        - name: added to the subject's name, so that traces of its runs are cached by themselves
+        - in_each_rank: called after this subject's own
+        - afterwards: called in place of this subject's own
+        """
+        calls = [call for call in (self.in_each_rank, in_each_rank) if call is not None]
+        call_all = functools.partial(_call_in_turn, calls) if calls else None
+        return HFTrainer(self._trainer_class, f"{self.name}-{name}", call_all, afterwards or self.afterwards)
 
     @property
     def trainer_class(self) -> type[Trainer]:
+        """The class to judge. transformers is imported here, if no class was given."""
         if self._trainer_class is None:
             from transformers import Trainer
 
@@ -168,6 +167,7 @@ class HFTrainer:
         return self._trainer_class
 
     def unsupported(self, spec: RunSpec) -> str | None:
+        """Return what this installation lacks for a spec, None if nothing. See `Subject.unsupported`."""
         if spec.model.quantization and (reason := compat.missing_quantization(spec.model.quant_storage)) is not None:
             return reason
         optimizer = str(spec.arguments.get("optim", ""))
@@ -183,7 +183,7 @@ class HFTrainer:
         return compat.missing_adapter_field(spec.adapter.peft_type, fields)
 
     def arguments(self, spec: RunSpec, directory: Path) -> TrainingArguments:
-        """The spec's TrainingArguments, writing to `directory`, on the spec's device."""
+        """Return the spec's TrainingArguments, on the spec's device. directory: their output_dir."""
         from transformers import TrainingArguments
 
         compat.forget_precision()
@@ -198,7 +198,12 @@ class HFTrainer:
     def build(
         self, spec: RunSpec, directory: Path, observer: Observer | None = None, model: torch.nn.Module | None = None
     ) -> Trainer:
-        """The Trainer for a spec, ready to train(): base built, adapters injected, rows made."""
+        """Return the Trainer for a spec, ready to train: base built, adapters injected, rows made.
+
+        - directory: its output_dir
+        - observer: watches the run, if there is one
+        - model: used instead of the one that the spec describes; its adapters are injected already
+        """
         if self.device is not None:
             spec = spec.on_device(self.device)
         train_rows, eval_rows = data.rows(spec.data)
@@ -209,10 +214,10 @@ class HFTrainer:
         keywords = {name: value for name, value in spec.trainer.items() if name != "callbacks"}
         unknown = sorted(set(spec.trainer) - set(EXTRAS))
         if unknown:
-            raise UsageError(f"spec.trainer: unknown {unknown[0]!r}; known are {', '.join(EXTRAS)}")
+            raise UsageError(f"spec.trainer: unknown {unknown[0]!r}; possible are {', '.join(EXTRAS)}")
         callbacks = [_callback(item) for item in spec.trainer.get("callbacks", [])]
-        # The observer comes last, so that it sees the control flow that the other callbacks left.
-        reporter = None if observer is None else observing_callback(observer)
+        # The reporter comes last, so that it sees the control flow as the other callbacks left it.
+        reporter = None if observer is None else _reporter(observer)
         trainer = self.trainer_class(
             model=model,
             args=self.arguments(spec, directory),
@@ -230,9 +235,11 @@ class HFTrainer:
         return trainer
 
     def train(self, spec: RunSpec, directory: Path, model: torch.nn.Module | None = None) -> Trace:
-        """Train in this process, which is the only one or one of the spec's ranks; see `Subject.train`.
+        """Train in this process, which is the only one or one of the spec's ranks. See `Subject.train`.
 
-        model: trained instead of the one that the spec describes. Its adapters are injected already.
+        - model: trained instead of the one that the spec describes; its adapters are injected already
+
+        Raises UsageError if the spec asks for several ranks and this process is none of them.
         """
         if spec.launch.several and "RANK" not in os.environ:
             raise UsageError(
@@ -252,15 +259,22 @@ class HFTrainer:
                     if self.afterwards is not None:
                         observer.trace.distributed["afterwards"] = self.afterwards(trainer)
                 finally:
-                    # Also when train() raised: what was logged until then is evidence.
+                    # Also if train() raised: what was logged until then is evidence.
                     record_state(observer.trace, trainer.state)
             except UsageError:
                 raise
             except Exception as caught:
                 error = caught
                 if spec.launch.several:
-                    traceback.print_exception(caught)  # into the rank's own output
+                    traceback.print_exception(caught)  # into the output of this rank
         return observer.finish(error)
+
+
+def _reporter(observer: Observer) -> Reporter:
+    # The module imports transformers, which takes seconds. `peft-harness clauses` and the like do without.
+    from harness.subjects.reporter import Reporter
+
+    return Reporter(observer)
 
 
 def _base(spec: RunSpec, directory: Path) -> torch.nn.Module:
@@ -272,13 +286,16 @@ def _base(spec: RunSpec, directory: Path) -> torch.nn.Module:
     return base
 
 
-def _in_turn(calls: list[Callable[[], Any]]) -> None:
+def _call_in_turn(calls: list[Callable[[], Any]]) -> None:
     for call in calls:
         call()
 
 
 def _observe_clipping(trainer: Trainer, observer: Observer) -> None:
-    """Tell the observer of each clipping: gradients of several ranks are whole only between the backward pass and it."""
+    """Call the observer before each clipping.
+
+    Gradients of several ranks have been put together by then, and not earlier.
+    """
     for owner, name in compat.clipping_functions(trainer):
         setattr(owner, name, functools.partial(_clip, observer, getattr(owner, name)))
 
@@ -289,7 +306,7 @@ def _clip(observer: Observer, clip: Callable[..., Any], *args: Any, **options: A
 
 
 def record_output(trace: Trace, output: Any) -> None:
-    """Copy a TrainOutput into the trace."""
+    """Copy a TrainOutput into a trace."""
     trace.output = {
         "global_step": output.global_step,
         "training_loss": output.training_loss,
@@ -298,7 +315,7 @@ def record_output(trace: Trace, output: Any) -> None:
 
 
 def record_state(trace: Trace, state: Any) -> None:
-    """Copy a TrainerState's log and best model into the trace."""
+    """Copy a TrainerState's log and best model into a trace."""
     trace.log_history = [dict(entry) for entry in state.log_history]
     trace.best = {
         "metric": state.best_metric,
@@ -322,7 +339,7 @@ def _callback(item: Any) -> Any:
 
 @contextlib.contextmanager
 def recorded_warnings(into: list[str]) -> Iterator[None]:
-    """Collect what upstream warns of, through `warnings` and through its loggers, instead of printing it."""
+    """Append upstream's warnings to `into` instead of printing them: from `warnings` and from upstream's loggers."""
 
     class Collect(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -330,11 +347,11 @@ def recorded_warnings(into: list[str]) -> Iterator[None]:
 
     from transformers.utils import logging as upstream_logging
 
-    # Said once a process, such a warning would be missing from all runs but the first.
+    # warning_once warns once per process. The warning would be missing from all runs but the first.
     upstream_logging.warning_once.cache_clear()
     handler = Collect(level=logging.WARNING)
     loggers = [logging.getLogger(name) for name in ("transformers", "peft", "accelerate")]
-    kept = [(logger.propagate, logger.handlers[:]) for logger in loggers]
+    before = [(logger.propagate, logger.handlers[:]) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
     try:
@@ -343,5 +360,5 @@ def recorded_warnings(into: list[str]) -> Iterator[None]:
             yield
         into.extend(str(warning.message) for warning in caught)
     finally:
-        for logger, (propagate, handlers) in zip(loggers, kept, strict=True):
+        for logger, (propagate, handlers) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate

@@ -1,4 +1,4 @@
-"""A hyperparameter search through transformers.Trainer and optuna, with each of its trials observed as a run."""
+"""A hyperparameter search by transformers.Trainer with optuna. Each of its trials is observed as a run."""
 
 from __future__ import annotations
 
@@ -10,23 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 from harness.fixtures import data, models
 from harness.spec import RunSpec
-from harness.subjects.hf_trainer import HFTrainer, inject, observing_callback, record_state, recorded_warnings
+from harness.subjects.hf_trainer import HFTrainer, inject, record_state, recorded_warnings
 from harness.subjects.observer import Observer
 from harness.trace import Trace
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-#: What the model is made with, by the name of the LoraConfig field; all other suggestions are TrainingArguments.
-OF_THE_MODEL = ("r",)
+    from harness.subjects.reporter import Reporter
+
+#: LoraConfig fields that are suggested when the model is made. All other suggestions are TrainingArguments.
+MODEL_FIELDS = ("r",)
 
 
 @dataclass
 class Trial:
-    """One trial. params: all that optuna suggested. initial_seed: torch's, when training began.
+    """One trial.
 
-    state: optuna's, such as "COMPLETE" or "PRUNED". value: the objective. reported: step -> intermediate value.
-    The trace's spec is that of a run of its own with the suggested values.
+    - number: optuna's, from 0
+    - trace: what was observed; its spec is that of a single run with the suggested values
+    - initial_seed: torch's seed when training began
+    - params: everything that optuna suggested
+    - state: optuna's, such as "COMPLETE" or "PRUNED"
+    - value: the objective
+    - reported: step -> intermediate value
     """
 
     number: int
@@ -40,9 +47,13 @@ class Trial:
 
 @dataclass
 class Search:
-    """What was seen of a search. best: what hyperparameter_search returned. arguments: of the Trainer, afterwards.
+    """What was observed of a search.
 
-    made_for: the numbers of the trials that model_init was called with, None where it was called without a trial.
+    - best: what hyperparameter_search returned
+    - trials: in order
+    - made_for: the trial's number at each call of model_init; None: it was called without a trial
+    - arguments: the Trainer's TrainingArguments after the search
+    - warnings: upstream's
     """
 
     best: Any
@@ -60,10 +71,13 @@ def search(
     before: Callable[[Trainer], Any] | None = None,
     **options: Any,
 ) -> Search:
-    """Search with as many trials as each name has values: the n-th trial is suggested the n-th of each.
+    """Run a search with scripted suggestions and return what was observed.
 
-    Names of `OF_THE_MODEL` are suggested when model_init is called, all others by hp_space. before: called with the
-    Trainer before the search. options: of hyperparameter_search, such as pruner.
+    - directory: output_dir of the Trainer
+    - values: name -> its values, equally many for each name; trial n is suggested the n-th value. Names in `MODEL_FIELDS`
+      are suggested when model_init is called, the others by hp_space
+    - before: called with the Trainer before the search
+    - options: arguments of hyperparameter_search, such as pruner
     """
     import optuna
 
@@ -94,43 +108,50 @@ class _Watch:
         self.made_for: list[int | None] = []
         self.trials: list[Trial] = []
         self.study: Any = None
-        self.observer: Observer | None = None
+        #: Passes the events of the trial that is running on to that trial's observer.
+        self.reporter = _trial_reporter(self.trials)
 
     def trainer(self) -> Trainer:
+        """Return the Trainer that searches."""
         spec = self.spec
-        return self.subject.trainer_class(
+        trainer = self.subject.trainer_class(
             model_init=self.model_init,
             args=self.subject.arguments(spec, self.directory),
             train_dataset=data.dataset(self.rows, spec.data),
             eval_dataset=data.dataset(self.eval_rows, spec.data) if self.eval_rows else None,
-            callbacks=[_reporter(self)],
+            callbacks=[self.reporter],
             **{name: models.load_object(value) for name, value in spec.trainer.items()},
         )
+        self.reporter.trainer = trainer
+        return trainer
 
     def model_init(self, trial: Any) -> Any:
+        """Return the model of a trial, and start to observe it. trial: None before the search begins."""
         import torch
 
         self.made_for.append(None if trial is None else trial.number)
-        rank = self.suggest(trial, OF_THE_MODEL) if trial is not None else {}
-        spec = self.spec.but(lora=rank)
-        # What the model is made from is no part of the clause: it leaves the generator, and its seed, as they were.
+        suggested = self.suggest(trial, MODEL_FIELDS) if trial is not None else {}
+        spec = self.spec.but(lora=suggested)
+        # How the fixture makes a model is no part of the clause, so torch's generator and its seed stay as they were.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             model = inject(models.build(spec.model), spec.adapter)
         if trial is not None:
             self.end_of_trial()
             self.study = trial.study
-            known = {name: value[trial.number] for name, value in self.values.items() if name in spec.arguments}
-            self.observer = Observer(
-                spec.but(**known), self.subject.name, [*self.rows, *self.eval_rows], self.directory
-            )
-            self.observer.watch_model(model)
-            self.trials.append(Trial(trial.number, self.observer.trace))
+            changed = {name: value[trial.number] for name, value in self.values.items() if name in spec.arguments}
+            rows = [*self.rows, *self.eval_rows]
+            observer = Observer(spec.but(**changed), self.subject.name, rows, self.directory)
+            observer.watch_model(model)
+            self.reporter.observer = observer
+            self.trials.append(Trial(trial.number, observer.trace))
         return model
 
     def space(self, trial: Any) -> dict[str, Any]:
-        return self.suggest(trial, [name for name in self.values if name not in OF_THE_MODEL])
+        """Return the TrainingArguments of a trial: the hp_space of the search."""
+        return self.suggest(trial, [name for name in self.values if name not in MODEL_FIELDS])
 
     def suggest(self, trial: Any, names: Sequence[str]) -> dict[str, Any]:
+        """Return optuna's suggestions for those of the names that are searched."""
         return {
             name: trial.suggest_categorical(name, list(dict.fromkeys(self.values[name])))
             for name in names
@@ -138,49 +159,47 @@ class _Watch:
         }
 
     def end_of_trial(self) -> None:
-        if self.observer is not None:
-            self.observer.finish()
-        self.observer = None
+        """Stop observing the trial that ran last, if there was one."""
+        if self.reporter.observer is not None:
+            self.reporter.observer.finish()
+            self.reporter.observer = None
 
     def finish(self) -> list[Trial]:
+        """Return the trials, with what optuna recorded of each."""
         self.end_of_trial()
         for trial in self.trials:
-            made = self.study.trials[trial.number]
-            trial.params, trial.state, trial.value = dict(made.params), made.state.name, made.value
-            trial.reported = dict(made.intermediate_values)
+            recorded = self.study.trials[trial.number]
+            trial.params, trial.state, trial.value = dict(recorded.params), recorded.state.name, recorded.value
+            trial.reported = dict(recorded.intermediate_values)
         return self.trials
 
 
-def _reporter(watch: _Watch) -> Any:
-    """A TrainerCallback that reports the events of a trial to the trial's observer."""
-    from transformers import TrainerCallback
+def _trial_reporter(trials: list[Trial]) -> Reporter:
+    """Return a Reporter that also records the seed and the result of the newest of `trials`."""
+    import torch
 
-    class Reporter(TrainerCallback):
-        def __getattribute__(self, name: str) -> Any:
-            if not name.startswith("on_"):
-                return super().__getattribute__(name)
+    from harness.subjects.reporter import Reporter
 
-            def report(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if watch.observer is None:
-                    return
-                getattr(observing_callback(watch.observer), name)(args, state, control, **kwargs)
-                if name == "on_train_begin":
-                    import torch
+    class TrialReporter(Reporter):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_train_begin(args, state, control, **kwargs)
+            if self.observer is not None:
+                trials[-1].initial_seed = torch.initial_seed()
 
-                    watch.trials[-1].initial_seed = torch.initial_seed()
-                elif name == "on_train_end":
-                    trace = watch.observer.trace
-                    record_state(trace, state)
-                    loss = next((e["train_loss"] for e in reversed(state.log_history) if "train_loss" in e), math.nan)
-                    trace.output = {"global_step": state.global_step, "training_loss": loss, "metrics": {}}
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_train_end(args, state, control, **kwargs)
+            if self.observer is not None:
+                trace = self.observer.trace
+                record_state(trace, state)
+                losses = (entry["train_loss"] for entry in reversed(state.log_history) if "train_loss" in entry)
+                loss = next(losses, math.nan)
+                trace.output = {"global_step": state.global_step, "training_loss": loss, "metrics": {}}
 
-            return report
-
-    return Reporter()
+    return TrialReporter()
 
 
 def _scripted(values: Mapping[str, Sequence[Any]]) -> Any:
-    """An optuna sampler that suggests what `values` says."""
+    """Return an optuna sampler that suggests the scripted values of `search`."""
     from optuna.samplers import BaseSampler
 
     class Scripted(BaseSampler):

@@ -1,4 +1,4 @@
-"""What a LaunchSpec means to the Trainer: the strategies there are, their TrainingArguments, and what cannot run here."""
+"""What a LaunchSpec means to the Trainer: strategies, their TrainingArguments, and which of them cannot run here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.environment import gpus, version
 from harness.errors import UsageError
 from harness.spec import LaunchSpec
 
-#: Ways to spread a run, and what each spreads.
+#: Name of each strategy -> what it spreads over the ranks.
 STRATEGIES = {
     "single": "nothing: one process",
     "ddp": "the rows",
@@ -24,7 +24,7 @@ STRATEGIES = {
 
 
 def unsupported(launch: LaunchSpec) -> str | None:
-    """Why ranks of this launch cannot be started here, None where they can. UsageError for an unknown strategy."""
+    """Return why ranks of this launch cannot be started here, None if they can. UsageError for an unknown strategy."""
     if launch.strategy not in STRATEGIES:
         raise UsageError(f"launch strategy {launch.strategy!r} is none of {', '.join(STRATEGIES)}")
     if not launch.several:
@@ -37,20 +37,20 @@ def unsupported(launch: LaunchSpec) -> str | None:
         if (reason := compat.missing_sharded_loading()) is not None:
             return reason
         if launch.device == "cpu" and torch.cuda.is_available():
-            return "a base that is sharded as it is loaded goes to the GPU that torch finds"
+            return "a base that is sharded while it loads goes to the GPU that torch finds"
     if launch.strategy == "fsdp2" and (reason := compat.missing_fsdp2()) is not None:
         return reason
     if not hasattr(os, "fork"):
         return "ranks need a system that has fork"
     if launch.device == "cpu" and launch.strategy == "fsdp2" and launch.cpu_offload:
-        return "cpu_offload of FSDP2 pins memory, which takes a GPU"
+        return "cpu_offload of FSDP2 pins memory, which needs a GPU"
     if launch.device == "cuda" and (there := len(gpus())) < launch.ranks:
         return f"{launch.ranks} ranks need {launch.ranks} GPUs, there are {there}"
     return None
 
 
 def arguments(launch: LaunchSpec) -> dict[str, Any]:
-    """The TrainingArguments that a launch stands for."""
+    """Return the TrainingArguments of a launch, by field name. Empty for "single", "ddp" and "loaded"."""
     if launch.strategy in ("fsdp1", "fsdp2"):
         config: dict[str, Any] = {"version": int(launch.strategy[-1])}
         if launch.state_dict_type is not None:
@@ -60,7 +60,7 @@ def arguments(launch: LaunchSpec) -> dict[str, Any]:
         if launch.cpu_offload:
             config["cpu_offload"] = True
         if launch.shimmed and launch.strategy == "fsdp1":
-            config["sync_module_states"] = False  # accelerate looks for a GPU to sync them on
+            config["sync_module_states"] = False  # accelerate would look for a GPU to sync them on
         return {"fsdp": True, "fsdp_config": {**config, **launch.options}}
     if launch.deepspeed:
         return {"deepspeed": _deepspeed(launch)}
@@ -68,13 +68,14 @@ def arguments(launch: LaunchSpec) -> dict[str, Any]:
 
 
 def _deepspeed(launch: LaunchSpec) -> dict[str, Any]:
+    """Return the DeepSpeed config of a launch."""
     stage = int(launch.strategy[-1])
     zero: dict[str, Any] = {"stage": stage}
     if launch.cpu_offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     if stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
-        # By default parameters of less than 100,000 elements are not partitioned: every one of an adapter's.
+        # By default parameters of fewer than 100,000 elements are not partitioned, which is all of a small adapter.
         zero["stage3_param_persistence_threshold"] = 0
     return {
         "zero_optimization": zero,

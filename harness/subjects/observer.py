@@ -1,7 +1,7 @@
 """Observer: watches a training run through public hooks, callbacks and files, and writes the Trace.
 
-It is handed the model before training starts, the optimizer when it exists, the name of each callback event and the
-path of each checkpoint. It never changes a tensor, and draws no random number.
+A subject hands over the model before training starts, the optimizer once it exists, the name of each callback event and
+the path of each checkpoint. The observer never changes a tensor and draws no random number.
 """
 
 from __future__ import annotations
@@ -22,27 +22,32 @@ from harness.trace import Checkpoint, Evaluation, Group, MicroBatch, Step, Tenso
 if TYPE_CHECKING:
     import torch
 
-#: Called with the trace so far and the event's name at each event of every run in this process, to show progress.
+#: Called at each event of every run in this process with the trace so far and the event's name, to show progress.
 listeners: list[Callable[[Trace, str], None]] = []
 
 
 class Observer:
     """Watches one run.
 
-    spec: what is trained. subject: who trains it. rows: training and evaluation rows (see `harness.fixtures.data`), to name
-    the rows of each batch by index; evaluation rows count on from the training rows. Where the run is one of several
-    ranks, each has an Observer, and all see the same events in the same order: tensors are put together from shards.
+    - spec: what is trained
+    - subject: the name of who trains it
+    - rows: the training rows, then the evaluation rows (see `harness.fixtures.data`); the rows of a batch are recorded as
+      indices into them
+    - directory: where the run writes
+
+    In a run of several ranks each rank has an Observer. All must see the same events in the same order, since they put
+    tensors together from their shards.
     """
 
     def __init__(self, spec: RunSpec, subject: str, rows: Iterable[dict[str, Any]], directory: str | Path):
         self.trace = Trace(spec, subject, describe(spec.launch.device), directory=str(directory))
-        # An augmented row differs in its last token at every access, so it is known by the others.
-        self._known = slice(None, -1) if spec.data.augment else slice(None)
+        # The last token of an augmented row changes at every access, so the row is recognised by the others.
+        self._fixed_tokens = slice(None, -1) if spec.data.augment else slice(None)
         self._rows = {self._key(row["input_ids"]): index for index, row in enumerate(rows)}
         self._batches: list[MicroBatch] = []
         self._evaluated: list[list[int]] = []
         self._unclipped: Tensors = {}
-        #: Groups of parameters that the optimizer has stepped in the step under way, by id.
+        #: Ids of the parameter groups that the optimizer has stepped already in the current step.
         self._groups: set[int] = set()
         self._handles: list[Any] = []
         self._gradient_handles: list[Any] = []
@@ -57,9 +62,9 @@ class Observer:
     # ---- what the subject hands over ----
 
     def watch_model(self, model: torch.nn.Module) -> None:
-        """Record the base and the adapter as they are now, and watch each forward pass and each gradient.
+        """Record the base and the adapter as they are now. From here on, watch each forward pass and each gradient.
 
-        model: the object given to the trainer, adapters injected.
+        - model: the object that the trainer gets, adapters injected
         """
         self._model = model
         self._watch_gradients(model)
@@ -77,25 +82,25 @@ class Observer:
         self._handles.append(model.register_forward_hook(self._after_forward))
 
     def watch_wrapped(self, wrapped: torch.nn.Module) -> None:
-        """Record how the model is spread over ranks. wrapped: what the trainer calls in place of the model."""
+        """Record how the model is spread over the ranks. wrapped: what the trainer calls instead of the model."""
         self._wrapped = wrapped
         self.trace.distributed |= shards.evidence(wrapped, self.trace.spec.adapter.name)
 
     def before_clipping(self) -> None:
-        """The gradients of all ranks have been put together, and are about to be clipped."""
+        """Record the gradients of a run of several ranks: they have been put together and are about to be clipped."""
         if self._wrapped is not None:
             self._unclipped = self._gradients()
 
     def watch_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Record the parameter groups, and look at gradients and learning rates before each step."""
-        # accelerate wraps the optimizer; hooks belong on the one that steps.
+        """Record the parameter groups. From here on, record gradients and learning rates before each step."""
+        # accelerate wraps the optimizer. The hook must be on the one inside, which steps.
         while hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer
         if optimizer is self._optimizer:
             return
         self._optimizer = optimizer
         if self._model is not None:
-            # Resuming may have replaced Parameter objects: peft casts an adapter that it loads by putting new ones in.
+            # Resuming may have replaced Parameter objects: if peft casts an adapter that it loads, it makes new ones.
             self._watch_gradients(self._model)
         self.trace.groups = [
             Group(
@@ -107,14 +112,14 @@ class Observer:
         self._handles.append(optimizer.register_step_pre_hook(self._before_step))
 
     def event(self, name: str, step: int) -> None:
-        """A callback event (without "on_"), at a global step."""
+        """Record a callback event, named without its "on_". step: the global step."""
         self._step = step
         self.trace.events.append(name)
         if name == "train_begin":
             if self.trace.spec.launch.device == "cuda":
                 import torch
 
-                # The peak of this run, not of those before it or of building its model.
+                # The peak shall be this run's, not that of earlier runs or of building the model.
                 torch.cuda.reset_peak_memory_stats()
             if self.trace.spec.resume is not None and self._model is not None:
                 self.trace.adapter_resumed = self._tensors(digests=False)[0]
@@ -125,43 +130,43 @@ class Observer:
             listener(self.trace, name)
 
     def evaluated(self, metrics: dict[str, Any]) -> None:
-        """An evaluation has ended."""
+        """Record an evaluation that has ended. metrics: what the trainer reported."""
         self.trace.evaluations.append(Evaluation(self._step, self._evaluated, dict(metrics)))
         self._evaluated = []
 
     def meet(self) -> None:
-        """Wait for the other ranks, where there are any: what a rank has written another may look for too early."""
+        """Wait for the other ranks, if there are any. Otherwise one might look for a file that another still writes."""
         if self._wrapped is not None:
             import torch
 
             torch.distributed.barrier()
 
     def checkpoint(self, path: str | Path) -> None:
-        """A checkpoint directory ("checkpoint-<step>") has been written, by all ranks."""
+        """Record a checkpoint directory ("checkpoint-<step>") that all ranks have finished writing."""
         self.trace.checkpoints.append(inspect_checkpoint(Path(path), self.trace.spec.adapter.name))
 
     def finish(self, error: BaseException | None = None) -> Trace:
-        """Record the end of the run, take all hooks off, and return the trace."""
+        """Remove all hooks, record the end of the run and return the trace. error: what ended it, None if it completed."""
         for handle in [*self._handles, *self._gradient_handles]:
             handle.remove()
         self._handles, self._gradient_handles = [], []
         if error is not None:
             message = str(error).strip()
             self.trace.error = f"{type(error).__name__}: {message}" if message else type(error).__name__
-        # Before the tensors are looked at, which takes memory too.
+        # Read before the tensors are copied, which takes memory too.
         self.trace.memory_bytes = peak_bytes(self.trace.spec.launch.device)
-        # Other ranks than the one that failed may be anywhere, so that nothing can be put together.
+        # If this rank failed, the others may be anywhere, so shards cannot be put together.
         together = error is None or self._wrapped is None
         if self._model is not None and together:
             self.trace.adapter, self.trace.base = self._tensors()
-        # FSDP1 keeps the state of flat parts, which are no tensors of the model.
+        # FSDP1's optimizer state belongs to flat parameters, which are no tensors of the model.
         if self._optimizer is not None and together and not shards.is_fsdp1(self._wrapped):
             self.trace.optimizer_state = {
                 self._names[id(parameter)]: {k: _copy(v) for k, v in state.items() if hasattr(v, "dtype")}
                 for parameter, state in self._optimizer.state.items()
                 if id(parameter) in self._names
             }
-        # Nothing of the run outlives it here: a trace is kept, a model is not.
+        # Traces are cached. Let go of the model and the optimizer, so that their memory is freed.
         self._model = self._wrapped = self._optimizer = None
         return self.trace
 
@@ -177,7 +182,7 @@ class Observer:
         ]
 
     def _key(self, tokens: list[int]) -> tuple[int, ...]:
-        return tuple(tokens[self._known])
+        return tuple(tokens[self._fixed_tokens])
 
     def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = kwargs.get("input_ids", args[0] if args else None)
@@ -196,7 +201,7 @@ class Observer:
         )
 
     def _predicted(self, labels: torch.Tensor) -> torch.Tensor:
-        # A causal model predicts each label from the tokens before it, and nothing stands before the first.
+        # A causal model predicts each label from the tokens before it. Nothing stands before the first one.
         return labels[..., 1:] if self.trace.spec.data.task == "causal" else labels
 
     def _after_forward(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -205,18 +210,19 @@ class Observer:
             self._batches[-1].loss = float(loss.detach())
 
     def _accumulated(self, parameter: torch.nn.Parameter) -> None:
-        # Fires after every backward pass; the last one before the step leaves the whole window's gradient.
-        # It fires too where the pass reached a parameter without a gradient for it, which then is missing in the step.
-        # Of several ranks, each has only its own part until all have ended: see `before_clipping`.
+        # This hook fires after every backward pass. After the last one of a step, .grad is the whole window's gradient.
+        # It also fires if the pass reached the parameter and left no gradient; the parameter is then missing in the step.
+        # In a run of several ranks .grad is only this rank's part: see `before_clipping`.
         if parameter.grad is not None and self._wrapped is None:
             self._unclipped[self._names[id(parameter)]] = _copy(parameter.grad)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._model is not None
-        # DeepSpeed steps one group of parameters after the other: those are one step, and the same group again is another.
+        # DeepSpeed calls step() once for each group of parameters: together they are one step. A group that is stepped a
+        # second time starts the next one.
         stepped = {id(group) for group in optimizer.param_groups if group["params"]}
-        begun = bool(self.trace.steps) and self.trace.steps[-1].number == self._step + 1 and not self._batches
-        if begun and shards.hides_gradients(self._wrapped) and not stepped & self._groups:
+        recorded = bool(self.trace.steps) and self.trace.steps[-1].number == self._step + 1 and not self._batches
+        if recorded and shards.hides_gradients(self._wrapped) and not stepped & self._groups:
             self._groups |= stepped
             return
         self._groups = stepped
@@ -235,20 +241,23 @@ class Observer:
         self._batches, self._unclipped, self._stepped = [], {}, now
 
     def _gradients(self) -> Tensors:
-        """The gradients of the trainable parameters as they are, whole; a frozen one that has some is noted."""
+        """Return the current gradients of the trainable parameters, whole. Record frozen parameters that have one."""
         assert self._model is not None
         if self._wrapped is None:
             found = {self._names[id(p)]: p for p in self._model.parameters() if p.grad is not None}
-            return {name: _copy(gradient) for name, gradient in self._sorted_out(found).items()}
+            return {name: _copy(gradient) for name, gradient in self._of_trainable(found).items()}
         if shards.hides_gradients(self._wrapped):
             return {}
         with shards.gathered(self._model, self._wrapped, with_grads=True):
-            # Under FSDP1 these are other Parameter objects for the length of the block.
+            # Under FSDP1 the model has other Parameter objects inside this block.
             found = {self._canonical(raw): p for raw, p in self._model.named_parameters() if p.grad is not None}
-            return {name: _copy(gradient) for name, gradient in shards.whole_all(self._sorted_out(found)).items()}
+            return {name: _copy(gradient) for name, gradient in shards.whole_all(self._of_trainable(found)).items()}
 
-    def _sorted_out(self, found: dict[str, torch.nn.Parameter]) -> Tensors:
-        """The gradients of those parameters that are trained; the others, which should have none, are noted."""
+    def _of_trainable(self, found: dict[str, torch.nn.Parameter]) -> Tensors:
+        """Return the gradients of the trainable ones. Record the names of the others, which should have none.
+
+        - found: parameters that have a gradient, by canonical name
+        """
         for name, parameter in found.items():
             if not parameter.requires_grad and name not in self.trace.base_gradients:
                 self.trace.base_gradients.append(name)
@@ -258,7 +267,10 @@ class Observer:
         return names.canonical(raw, self.trace.spec.adapter.name)
 
     def _tensors(self, digests: bool = True) -> tuple[Tensors, dict[str, str]]:
-        """Adapter and other trainable tensors by value, all others by digest (unless `digests` is False)."""
+        """Return trainable tensors by value and all others by digest, both by canonical name.
+
+        - digests: False leaves the second dict empty, which saves reading the base
+        """
         assert self._model is not None
         trainable = set(self.trace.trainable)
         values: Tensors = {}
@@ -272,19 +284,19 @@ class Observer:
         return values, others
 
 
-#: Bytes from which a tensor on a GPU is digested there: a 7B base is 13 GB, which take seconds to copy and more to hash.
+#: A tensor on a GPU with more bytes than this is digested there. A 7B base has 13 GB: copying and hashing takes seconds.
 LARGE = 1 << 20
 
 
 def stays_on_device(tensor: torch.Tensor) -> bool:
-    """Whether `digest` works on a tensor where it is."""
+    """Return whether `digest` computes on the tensor's own device."""
     return tensor.is_cuda and tensor.numel() * tensor.element_size() > LARGE
 
 
 def digest(tensor: torch.Tensor) -> str:
-    """A digest of a tensor's dtype, shape and bytes: equal if and only if it is the same tensor bit for bit.
+    """Return a digest of a tensor's dtype, shape and bytes. Two digests are equal if the tensors are bit-equal.
 
-    That of a large tensor on a GPU is another than that of its copy on the CPU: compare it with its like.
+    For a tensor that `stays_on_device` another function is used, so compare its digest with such digests only.
     """
     import torch
 
@@ -298,17 +310,17 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def inspect_checkpoint(path: Path, adapter_name: str) -> Checkpoint:
-    """What a checkpoint directory holds: files, tensor inventories, the adapter's tensors, trainer_state.json.
+    """Return what a checkpoint directory holds: files, tensor inventories, the adapter's tensors, trainer_state.json.
 
-    Reads safetensors headers and JSON only; no pickle is opened.
+    Only safetensors and JSON files are read. No pickle is opened.
     """
     from safetensors import safe_open
 
     files = {str(f.relative_to(path)): f.stat().st_size for f in sorted(path.rglob("*")) if f.is_file()}
     tensors: dict[str, dict[str, list[Any]]] = {}
     adapter: Tensors = {}
-    wanted = [f"{adapter_name}/adapter_model.safetensors", "adapter_model.safetensors"]
-    chosen = next((name for name in wanted if name in files), None)
+    candidates = [f"{adapter_name}/adapter_model.safetensors", "adapter_model.safetensors"]
+    chosen = next((name for name in candidates if name in files), None)
     for name in files:
         if not name.endswith(".safetensors"):
             continue
@@ -325,7 +337,7 @@ def inspect_checkpoint(path: Path, adapter_name: str) -> Checkpoint:
 
 
 def checkpoint_step(path: Path) -> int:
-    """The global step in a checkpoint directory's name, -1 where it holds none."""
+    """Return the global step in a checkpoint directory's name, -1 if there is none."""
     tail = path.name.rpartition("-")[2]
     return int(tail) if tail.isdigit() else -1
 

@@ -186,7 +186,8 @@ def all_double() -> contextlib.AbstractContextManager[Any]:
                 kwargs["dtype"] = torch.float64
             return func(*args, **kwargs)
 
-    make: Callable[[], AbstractContextManager[Any, bool | None]] = AllDouble
+    # torch does not annotate the constructor of TorchDispatchMode.
+    make: Callable[[], contextlib.AbstractContextManager[Any, bool | None]] = AllDouble
     return make()
 
 
