@@ -1,4 +1,4 @@
-"""Named tolerances. Exact first; a bound stands here only where exactness cannot hold, with the noise it was sized on.
+"""Named tolerances. Comparisons are exact unless exactness cannot hold. Each bound states the noise that was measured.
 
 Each bound has a negative control in tests/test_tolerances.py: a fault that must exceed it by a factor of ten.
 """
@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two runs may part. Bounds are absolute, for values of the size that the noise was measured on (`scaled`).
+    """How far two runs may differ. Bounds are absolute, for values of the size that the noise was measured on (`scaled`).
 
-    loss: logged losses. gradient: elements of gradients, and gradient norms. adapter: elements of adapter tensors.
-    reason: why exactness cannot hold, and the measured noise.
+    - name: what differs between the runs, for reports.
+    - loss: bound for logged losses.
+    - gradient: bound for elements of gradients, and for gradient norms.
+    - adapter: bound for elements of adapter tensors.
+    - reason: why exactness cannot hold, and the measured noise.
     """
 
     name: str
@@ -27,12 +30,15 @@ class Tolerance:
         return self.loss == self.gradient == self.adapter == 0.0
 
 
-#: How large the losses are, and the largest elements of gradients and adapters, in the runs that bounds were sized on.
+#: The size of losses, and of the largest elements of gradients and adapters, in the runs that the bounds are based on.
 LOSSES, ELEMENTS = 6.0, 0.1
 
 
 def scaled(bound: float, largest: float, usual: float = ELEMENTS) -> float:
-    """The bound for values of which the largest is `largest`: rounding grows with them. Never less than `bound`.
+    """Return the bound for larger values, because rounding grows with them. It is never less than `bound`.
+
+    - largest: the largest of the values.
+    - usual: the size of the values that `bound` is for.
 
     Measured over 800 drawn runs with gradients up to 0.7 and norms up to 17: at most 1e-6 of the largest element.
     """
@@ -46,8 +52,8 @@ ACCUMULATION = Tolerance(
     loss=5e-6,
     gradient=3e-7,
     adapter=1e-7,
-    reason="sums of float32 in another order; measured over 72 runs of ten SGD steps at lr 1e-2, on a processor with AVX2 "
-    "alone: loss (5.5) 1.4e-6, gradient (up to 0.07) 3.4e-8, gradient norm 4.5e-8, adapter 7.5e-9",
+    reason="float32 sums in another order; measured over 72 runs of ten SGD steps at lr 1e-2, on a processor with AVX2 "
+    "but no AVX512: loss (5.5) 1.4e-6, gradient (up to 0.07) 3.4e-8, gradient norm 4.5e-8, adapter 7.5e-9",
 )
 
 ACCUMULATION_ADAPTIVE = Tolerance(
@@ -55,8 +61,8 @@ ACCUMULATION_ADAPTIVE = Tolerance(
     loss=1e-5,
     gradient=1e-5,
     adapter=3e-4,
-    reason="AdamW divides by the root of tiny second moments, which magnifies the last bits of a gradient, and the steps "
-    "after that have other weights; measured over 72 runs of ten steps at lr 1e-2: loss 1.4e-6, gradient 1.6e-6, "
+    reason="AdamW divides by the root of tiny second moments, which magnifies the last bits of a gradient, so later steps "
+    "start from other weights; measured over 72 runs of ten steps at lr 1e-2: loss 1.4e-6, gradient 1.6e-6, "
     "gradient norm 6.6e-7, adapter 4.4e-5",
 )
 
@@ -74,8 +80,8 @@ ADAMW = Tolerance(
     loss=0.0,
     gradient=0.0,
     adapter=5e-7,
-    reason="the same updates in float64; measured over twenty steps at lr 1e-2: 5e-8, a third of the last bit of a "
-    "weight a step",
+    reason="the same updates in float64; measured over twenty steps at lr 1e-2: 5e-8, which is a third of a weight's last "
+    "bit per step",
 )
 
 SUMMATION = Tolerance(
@@ -83,7 +89,7 @@ SUMMATION = Tolerance(
     loss=3e-6,
     gradient=0.0,
     adapter=0.0,
-    reason="the Trainer adds losses up in float32 until it logs; measured on sums of ten losses of 5.5: 4e-7",
+    reason="the Trainer sums losses in float32 until it logs; measured on sums of ten losses of 5.5: 4e-7",
 )
 
 MERGED = Tolerance(
@@ -91,8 +97,9 @@ MERGED = Tolerance(
     loss=2e-6,
     gradient=0.0,
     adapter=1e-7,
-    reason="float32 adds the adapter to the weight rather than to the output; measured on weights up to 0.09: unmerged "
-    "weights 7e-9, logits (up to 0.6) 2e-7; a part of the weight started with, or converted back: logits 5e-7",
+    reason="the adapter is added to the weight, not to the output, in float32; measured on weights up to 0.09: unmerged "
+    "weights 7e-9, logits (up to 0.6) 2e-7; if the adapter starts with a part of the weight, or is converted back: "
+    "logits 5e-7",
 )
 
 RANKS = Tolerance(
@@ -100,8 +107,8 @@ RANKS = Tolerance(
     loss=2e-6,
     gradient=2e-7,
     adapter=6e-6,
-    reason="sums over ranks of float32 in another order; measured with DDP, FSDP1 and FSDP2 on two ranks and DDP on "
-    "four: loss 5e-7 (one last bit), gradient 5.3e-8, adapter 2.1e-6 after ten AdamW steps at lr 1e-2 and 2e-7 after six",
+    reason="float32 sums over ranks in another order; measured with DDP, FSDP1 and FSDP2 on two ranks and DDP on four: "
+    "loss 5e-7 (one last bit), gradient 5.3e-8, adapter 2.1e-6 after ten AdamW steps at lr 1e-2 and 2e-7 after six",
 )
 
 HALF = Tolerance(
@@ -109,8 +116,8 @@ HALF = Tolerance(
     loss=5e-4,
     gradient=5e-3,
     adapter=0.0,
-    reason="products of eleven significant bits; measured under float16 autocast on a CPU, with hidden sizes 64 and 256 and "
-    "the adapter where it starts: loss 4.2e-5, gradient norm (1.8) 6.5e-4",
+    reason="products have eleven significant bits; measured under float16 autocast on a CPU, with hidden sizes 64 and 256 "
+    "and an untrained adapter: loss 4.2e-5, gradient norm (1.8) 6.5e-4",
 )
 
 COMPILED = Tolerance(
@@ -118,8 +125,8 @@ COMPILED = Tolerance(
     loss=5e-6,
     gradient=1e-6,
     adapter=3e-4,
-    reason="fused kernels add in another order, which AdamW magnifies; measured with inductor on a CPU over four steps at "
-    "lr 1e-2: loss 4.8e-7, gradient 1.9e-8, adapter 1.8e-5",
+    reason="fused kernels sum in another order, and AdamW magnifies that; measured with inductor on a CPU over four steps "
+    "at lr 1e-2: loss 4.8e-7, gradient 1.9e-8, adapter 1.8e-5",
 )
 
 REBUILT = Tolerance(
@@ -127,8 +134,8 @@ REBUILT = Tolerance(
     loss=2e-6,
     gradient=0.0,
     adapter=0.0,
-    reason="a CPU of many cores sums in another order from one model of the same tensors to the next; measured on the CPU "
-    "of an H100's machine: logits (up to 0.6) 1.43e-6, where two cores here are bit for bit",
+    reason="a CPU with many cores sums in another order for each model, even if the tensors are the same; measured on the "
+    "CPU of a machine with an H100: logits (up to 0.6) 1.43e-6; on two cores they are bit-equal",
 )
 
 STACKS = Tolerance(
@@ -136,6 +143,6 @@ STACKS = Tolerance(
     loss=6e-5,
     gradient=4e-8,
     adapter=1.5e-6,
-    reason="transformers before 5.0 logs four digits; measured over 51 runs from transformers 4.57.6, 5.1.0, 5.3.0, 5.10.4 "
-    "and peft 0.18.1 to 0.21.2: where no fault parts them all but BOFT are bit-equal; its gradient 3.7e-9, adapter 1.2e-7",
+    reason="transformers before 5.0 logs four digits; measured over 51 runs with transformers 4.57.6, 5.1.0, 5.3.0, 5.10.4 "
+    "and peft 0.18.1 to 0.21.2: without a fault all but BOFT are bit-equal; BOFT's gradient 3.7e-9, adapter 1.2e-7",
 )

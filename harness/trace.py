@@ -1,7 +1,7 @@
-"""Trace: what was seen of one training run. JSON for facts, safetensors for tensors, versioned.
+"""Trace: what was observed of one training run. Facts are stored as JSON, tensors as safetensors, with a version.
 
-Names of tensors are canonical (see `harness.tensors.names`): the path of the module in the base model, so that traces of
-get_peft_model, add_adapter and the reference are compared name by name.
+Names of tensors are canonical (see `harness.tensors.names`): the path of the module in the base model. So traces of
+get_peft_model, add_adapter and the reference can be compared name by name.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ Tensors = dict[str, "torch.Tensor"]
 class MicroBatch:
     """One forward pass in training mode.
 
-    rows: index in the data of each row, in order (-1: no such row). tokens: labels that are not -100; for a causal
-    model those after position 0. num_items: the num_items_in_batch that the model was given, None if none. loss: the
-    loss that the model returned, None if it returned none.
+    - rows: the index in the data of each row, in order; -1 if the data have no such row.
+    - tokens: the number of labels that are not -100; for a causal model, of those after position 0.
+    - num_items: the num_items_in_batch that the model was given; None if it was given none.
+    - loss: the loss that the model returned; None if it returned none.
     """
 
     rows: list[int]
@@ -41,10 +42,15 @@ class MicroBatch:
 
 @dataclass
 class Step:
-    """One optimizer step. number: 1-based global step. learning_rates: per parameter group, as the step used them.
+    """One optimizer step.
 
-    gradients: at the end of the last backward pass, before clipping. clipped: as the optimizer saw them.
-    Canonical parameter name -> tensor of the parameter's shape and dtype. seconds: since the step before.
+    - number: the global step, from 1.
+    - batches: the micro-batches of its window.
+    - learning_rates: the rate that the step used, per parameter group.
+    - gradients: the gradients after the last backward pass, before clipping: canonical parameter name -> tensor of the
+      parameter's shape and dtype.
+    - clipped: the same as the optimizer saw them.
+    - seconds: time since the previous step.
     """
 
     number: int
@@ -57,7 +63,7 @@ class Step:
 
 @dataclass
 class Group:
-    """One parameter group of the optimizer: its parameters' canonical names and its scalar settings."""
+    """One parameter group of the optimizer: the canonical names of its parameters, and its scalar settings."""
 
     names: list[str]
     settings: dict[str, Any]
@@ -65,11 +71,15 @@ class Group:
 
 @dataclass
 class Checkpoint:
-    """A checkpoint directory as it was when the save had ended.
+    """A checkpoint directory, as it was right after the save.
 
-    files: relative path -> bytes. tensors: relative path of each safetensors file -> key -> [dtype, shape].
-    adapter: canonical name -> tensor, of the adapter at the top of the directory (or its only one below it).
-    state: trainer_state.json. siblings: the steps of all checkpoints that lay beside it, itself included.
+    - step: the global step of the save.
+    - path: the directory.
+    - files: relative path -> size in bytes.
+    - tensors: relative path of each safetensors file -> key -> [dtype, shape].
+    - adapter: canonical name -> tensor, of the adapter at the top of the directory, or of the only one below it.
+    - state: the content of trainer_state.json.
+    - siblings: the steps of all checkpoints that were there then, this one included.
     """
 
     step: int
@@ -83,7 +93,12 @@ class Checkpoint:
 
 @dataclass
 class Evaluation:
-    """One pass over evaluation rows. step: the global step before it. rows: per batch. metrics: as reported."""
+    """One pass over the evaluation rows.
+
+    - step: the global step before it.
+    - rows: the rows of each batch, by index.
+    - metrics: the reported metrics.
+    """
 
     step: int
     rows: list[list[int]]
@@ -92,21 +107,32 @@ class Evaluation:
 
 @dataclass(repr=False)
 class Trace:
-    """All that was seen of a run. `error` is the exception that ended it ("Type: message"), None when it completed.
+    """What was observed of one training run.
 
-    log_history: TrainerState.log_history. adapter_before, adapter: trainable tensors at the start and at the end.
-    adapter_resumed: trainable tensors after a checkpoint was loaded, before the first step; empty for other runs.
-    base_before, base: canonical name -> digest of every other tensor of state_dict(). trainable: canonical names of
-    the parameters that require gradients. shared: other names of those of the adapter, which layers share.
-    parameters: all parameters' canonical name -> [dtype, shape].
-    optimizer_state: canonical name -> state name -> tensor, at the end. output: TrainOutput as
-    {"global_step", "training_loss", "metrics"}. best: {"metric", "step", "checkpoint"} of TrainerState.
-    base_gradients: names of frozen parameters that held a .grad at an optimizer step.
-    seconds: the wall time of train(). memory_bytes: peak, allocated on the device (cuda) or resident (cpu).
-
-    Of a run in several processes this is what rank 0 saw; ranks: what each other rank saw, in order. Gradients, adapters
-    and digests are whole on every rank, put together from the shards. distributed: how the run was spread, see
-    `harness.tensors.shards`.
+    - spec, subject, environment: what was trained, by whom, and on which stack.
+    - directory: where the run wrote its files.
+    - error: the exception that ended the run, as "Type: message"; None if it completed.
+    - events: the names of the callback events, in order.
+    - steps, evaluations, checkpoints: in order.
+    - log_history: TrainerState.log_history.
+    - adapter_before, adapter: the trainable tensors at the start and at the end.
+    - adapter_resumed: the trainable tensors after a checkpoint was loaded, before the first step. Empty for runs that do
+      not resume.
+    - base_before, base: canonical name -> digest of every other tensor of state_dict(), at the start and at the end.
+    - base_gradients: names of frozen parameters that held a .grad at an optimizer step.
+    - trainable: canonical names of the parameters that require gradients.
+    - shared: further names of trainable parameters that several layers share.
+    - parameters: canonical name of every parameter -> [dtype, shape].
+    - groups: the optimizer's parameter groups.
+    - optimizer_state: canonical name -> state name -> tensor, at the end.
+    - output: TrainOutput as {"global_step", "training_loss", "metrics"}.
+    - best: {"metric", "step", "checkpoint"} of TrainerState.
+    - warnings: the messages of upstream's warnings.
+    - seconds: wall time of train().
+    - memory_bytes: peak memory, allocated on the device (cuda) or resident (cpu).
+    - distributed: how the run was spread over ranks, see `harness.tensors.shards`.
+    - ranks: the traces of the other ranks, in order. If there are several processes, this trace is rank 0's. Gradients,
+      adapters and digests are whole on every rank, assembled from the shards.
     """
 
     spec: RunSpec
@@ -139,34 +165,34 @@ class Trace:
     ranks: list[Trace] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        """Short: it is in tracebacks, and its tensors are thousands of numbers."""
+        """Return a short text. Tracebacks contain it, and the tensors are thousands of numbers."""
         ends = f"ends with {self.error}" if self.error else f"{len(self.checkpoints)} checkpoints"
         return f"<Trace of {self.subject}: {len(self.steps)} steps, {ends}>"
 
     @property
     def losses(self) -> dict[int, float]:
-        """Global step -> logged training loss (the mean since the log before)."""
+        """Return global step -> logged training loss (the mean since the previous log entry)."""
         return {entry["step"]: entry["loss"] for entry in self.log_history if "loss" in entry}
 
     @property
     def grad_norms(self) -> dict[int, float]:
-        """Global step -> logged gradient norm, before clipping."""
+        """Return global step -> logged gradient norm, before clipping."""
         return {entry["step"]: float(entry["grad_norm"]) for entry in self.log_history if "grad_norm" in entry}
 
     @property
     def rows(self) -> list[list[int]]:
-        """Rows trained on by each optimizer step, in order."""
+        """Return the rows that each optimizer step trained, in order."""
         return [[row for batch in step.batches for row in batch.rows] for step in self.steps]
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """The checkpoint written at a global step; LookupError if there is none."""
+        """Return the checkpoint of a global step. LookupError if there is none."""
         for checkpoint in self.checkpoints:
             if checkpoint.step == step:
                 return checkpoint
         raise LookupError(f"no checkpoint at step {step}; there are {[c.step for c in self.checkpoints]}")
 
     def save(self, directory: str | Path) -> None:
-        """Write trace.json and trace.safetensors into a directory, which is made if it is missing."""
+        """Write trace.json and trace.safetensors into a directory, and make the directory if it is missing."""
         from safetensors.torch import save_file
 
         directory = Path(directory)
@@ -179,7 +205,7 @@ class Trace:
 
     @classmethod
     def load(cls, directory: str | Path) -> Trace:
-        """Read what `save` wrote, in this or any earlier release. UsageError if it is newer or not there."""
+        """Read what `save` of this or an earlier release wrote. UsageError if it is from a newer release or missing."""
         from safetensors.torch import load_file
 
         directory = Path(directory)
@@ -211,7 +237,7 @@ def _pack(value: Any, name: str, tensors: Tensors) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor):
-        # Two names may share storage (tied weights), which safetensors refuses: each gets its own.
+        # safetensors refuses names that share storage (tied weights), so each name gets its own copy.
         tensors[name] = value.detach().cpu().clone()
         return {_TENSOR: name}
     if isinstance(value, RunSpec):

@@ -1,1 +1,1 @@
-"""Names, shards and checksums of tensors."""
+"""Tensors of a model: canonical names, shards on several ranks, and checksums."""

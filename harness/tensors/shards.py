@@ -1,6 +1,6 @@
-"""Tensors of a model that is spread over ranks: what is where, and how to see them whole.
+"""Tensors of a model that is spread over ranks: which part is where, and how to assemble whole tensors.
 
-Every function that puts tensors together is a collective: all ranks call it, in the same order.
+Every function that assembles tensors is a collective: all ranks must call it, in the same order.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from harness.tensors import names
 if TYPE_CHECKING:
     import torch
 
-#: Classes of modules that spread or wrap others, as evidence of what was really done.
+#: Classes of modules that spread or wrap others. They show what was really done.
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "CheckpointWrapper", "DeepSpeedEngine")
 
 
 def evidence(wrapped: torch.nn.Module, adapter: str) -> dict[str, Any]:
-    """How a model is spread, on this rank.
+    """Return how a model is spread, as JSON, for this rank:
 
-    wrapper: the class of the outermost module. units: path -> class of each module that wraps or shards another
-    (FSDPModule: one that fully_shard has made). kinds: canonical parameter name -> "DTensor", "FlatParameter" or
-    "Parameter". local: canonical parameter name -> its elements on this rank. dtypes: of the parameters.
-    flat: parameters that FSDP1 has put together. find_unused_parameters: of DDP, None for others.
+    - wrapper: the class of the outermost module.
+    - units: path -> class of each module that wraps or shards another ("FSDPModule": made by fully_shard).
+    - kinds: canonical parameter name -> "DTensor", "FlatParameter", "ZeRO" or "Parameter".
+    - local: canonical parameter name -> number of its elements on this rank.
+    - dtypes: canonical parameter name -> dtype.
+    - flat: the number of flat parameters that FSDP1 has made.
+    - find_unused_parameters: DDP's setting; None for other wrappers.
     """
     units = {}
     for raw, module in wrapped.named_modules():
@@ -43,7 +46,7 @@ def evidence(wrapped: torch.nn.Module, adapter: str) -> dict[str, Any]:
     for raw, parameter in _inner(wrapped).named_parameters():
         name = names.canonical(raw, adapter)
         sharded = hasattr(parameter, "to_local")
-        partition = getattr(parameter, "ds_tensor", None)  # ZeRO-3 leaves the parameter itself empty
+        partition = getattr(parameter, "ds_tensor", None)  # the parameter itself is empty under ZeRO-3
         kinds[name] = "DTensor" if sharded else "ZeRO" if partition is not None else _flat_or_not(raw)
         here = parameter.to_local() if sharded else parameter if partition is None else partition
         local[name] = here.numel()
@@ -60,7 +63,7 @@ def evidence(wrapped: torch.nn.Module, adapter: str) -> dict[str, Any]:
 
 
 def _flat_or_not(raw: str) -> str:
-    # Below a unit of FSDP1, a parameter is a view of its part of the unit's FlatParameter.
+    # Within a unit of FSDP1, a parameter is a view into the unit's FlatParameter.
     return "FlatParameter" if "_fsdp_wrapped_module" in raw else "Parameter"
 
 
@@ -73,28 +76,28 @@ def is_fsdp1(module: torch.nn.Module | None) -> bool:
 
 
 def whole_all(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`whole` of each of them, in one go: one message between the ranks instead of one for each tensor."""
+    """Apply `whole` to each tensor, with one message between the ranks instead of one for each tensor."""
     sharded: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if hasattr(tensor, "full_tensor")}
     if len({tensor.dtype for tensor in sharded.values()}) != 1 or not all(map(_by_rows, sharded.values())):
         return {name: whole(tensor) for name, tensor in tensors.items()}
     import torch
 
     mesh = next(iter(sharded.values())).device_mesh
-    # Shards that wait on the CPU (cpu_offload) go where the ranks of the mesh talk: the CPU may have no backend.
+    # With cpu_offload shards lie on the CPU, which may have no backend. They move to the device of the mesh.
     local = [tensor.to_local().to(mesh.device_type).reshape(-1) for tensor in sharded.values()]
     sizes = {
         name: [_rows(tensor, rank) * _row(tensor) for rank in range(mesh.size())] for name, tensor in sharded.items()
     }
-    # Rank 0 has the most rows of each; the messages of the others are filled up to its length.
+    # Rank 0 has the most rows of each tensor. The other ranks pad their messages to its length.
     longest = sum(counts[0] for counts in sizes.values())
     message = torch.cat([*local, local[0].new_zeros(longest - sum(part.numel() for part in local))])
     received = [torch.empty_like(message) for _ in range(mesh.size())]
     torch.distributed.all_gather(received, message, group=mesh.get_group())
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in sharded}
-    for rank, one in enumerate(received):
+    for rank, body in enumerate(received):
         start = 0
         for name, counts in sizes.items():
-            parts[name].append(one[start : start + counts[rank]])
+            parts[name].append(body[start : start + counts[rank]])
             start += counts[rank]
     return {
         name: torch.cat(parts[name]).reshape(tensor.shape) if name in sharded else tensor
@@ -103,13 +106,13 @@ def whole_all(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _by_rows(tensor: Any) -> bool:
-    """Whether a DTensor is split along its first dimension over a mesh of one dimension, as fully_shard does."""
+    """Return whether a DTensor is split along its first dimension over a one-dimensional mesh, as fully_shard does."""
     nested = hasattr(tensor.to_local(), "to_local")
     return tensor.device_mesh.ndim == 1 and tensor.placements[0].is_shard(0) and not nested
 
 
 def _rows(tensor: Any, rank: int) -> int:
-    """How many rows of a DTensor split by rows lie on a rank: chunks of one size, the last ones shorter or empty."""
+    """Return how many rows of a DTensor lie on a rank. All chunks have one size; the last ones may be shorter or empty."""
     total: int = tensor.shape[0]
     chunk: int = -(-total // tensor.device_mesh.size())
     return max(0, min(chunk, total - rank * chunk))
@@ -120,13 +123,13 @@ def _row(tensor: torch.Tensor) -> int:
 
 
 def hides_gradients(wrapped: torch.nn.Module | None) -> bool:
-    """Whether gradients never are those of the model's parameters: DeepSpeed's engine moves them to buffers of its own."""
+    """Return whether parameters hold no gradients, because DeepSpeed's engine moves them to its own buffers."""
     return type(wrapped).__name__ == "DeepSpeedEngine"
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, put together from all ranks' shards where it is a DTensor."""
-    # More than once: accelerate 1.14 resumes to DTensors of DTensors.
+    """Return the tensor. A DTensor is assembled from the shards of all ranks."""
+    # A loop, because accelerate 1.14 resumes to DTensors of DTensors.
     while hasattr(tensor, "full_tensor"):
         mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
         tensor = tensor.to(mesh.device_type).full_tensor()  # type: ignore[attr-defined]
@@ -135,9 +138,10 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def gathered(model: torch.nn.Module, wrapped: torch.nn.Module | None, with_grads: bool = False) -> Iterator[None]:
-    """Within the block, every parameter of the model is whole, save DTensors: for those there is `whole`.
+    """Make every parameter of the model whole within the block, except DTensors, for which there is `whole`.
 
-    wrapped: what the trainer calls in place of the model; None where that is the model itself. with_grads: gradients too.
+    - wrapped: what the trainer calls in place of the model; None if it calls the model itself.
+    - with_grads: whether gradients become whole, too (FSDP1).
     """
     if wrapped is not None and is_fsdp1(wrapped):
         from torch.distributed.fsdp import FullyShardedDataParallel
@@ -154,12 +158,12 @@ def gathered(model: torch.nn.Module, wrapped: torch.nn.Module | None, with_grads
 
 
 def state(model: torch.nn.Module, wrapped: torch.nn.Module | None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Raw name and whole tensor of everything in state_dict()."""
+    """Yield the raw name and the whole tensor of everything in state_dict()."""
     with gathered(model, wrapped):
         if wrapped is not None and is_fsdp1(wrapped):
-            # state_dict() of FSDP1 gathers and names by its own rules, and with one rank it fails.
+            # state_dict() of FSDP1 gathers and renames by its own rules. With one rank it fails.
             for name, tensor in _held(model):
-                # A copy: the memory itself is given back at the end, which numpy would forbid.
+                # A copy, because FSDP1 frees the memory at the end of the block, which numpy would not allow.
                 yield name, tensor.detach().clone()
         else:
             state_dict = {name: tensor for name, tensor in model.state_dict().items() if hasattr(tensor, "dtype")}
@@ -167,7 +171,7 @@ def state(model: torch.nn.Module, wrapped: torch.nn.Module | None) -> Iterator[t
 
 
 def _held(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and saved buffers of a model within FSDP1, which with one rank leaves plain tensors for parameters."""
+    """Yield the parameters and saved buffers of a model within FSDP1. With one rank it has plain tensors as parameters."""
     import torch
 
     for path, module in model.named_modules():
