@@ -65,7 +65,7 @@ ENDED = [
 
 def written(file, cases):
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = [{"run": ["a run"]}, *(dataclasses.asdict(one) for one in cases)]
+    lines = [{"run": ["a run"]}, *(dataclasses.asdict(case) for case in cases)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return file
 
@@ -76,7 +76,7 @@ def test_failed_cases_are_not_cached(tmp_path):
     baseline_cache.store(written(tmp_path / "journal.jsonl", ENDED), file)
     run, cases = read(file)
     assert run == ["a run"]
-    assert [one.nodeid for one in cases] == ["held", "skipped", "known"]
+    assert [case.nodeid for case in cases] == ["held", "skipped", "known"]
     assert len(baseline_cache.cached_since(file)) == len("2026-01-01")
 
 
@@ -107,7 +107,7 @@ def test_a_cached_side_begins_with_the_cached_cases(tmp_path, fake_suites, since
     file = tmp_path / "cached.jsonl"
     before = written(file, ENDED[:2]).read_text()
     side = Side("baseline", RELEASES, tmp_path / "side", Scope(), file, since)
-    assert [one.nodeid for one in side.suites(1, lambda *_: None)][began_with:] == [f"after-{began_with}"]
+    assert [case.nodeid for case in side.suites(1, lambda *_: None)][began_with:] == [f"after-{began_with}"]
     # A cache file that is reused is not written again, so that its date stays.
     assert (file.read_text() == before) == bool(since)
     assert len(read(file)[1]) == (2 if since else 1)

@@ -104,7 +104,7 @@ def test_a_clause_that_holds_on_both_ends_leaves_nothing_to_find():
 
 
 def test_history_counts_the_cases_that_fail_on_the_bad_stack_and_hold_on_every_good_one():
-    (release,) = [one for one in history.chosen(["H3"]) if one.clause == "ACC-01"]
+    (release,) = [release for release in history.chosen(["H3"]) if release.clause == "ACC-01"]
     judged = history.judge(
         release,
         Scope(),

@@ -56,7 +56,7 @@ def test_a_finding_joins_the_cases_of_a_clause_that_changed_in_the_same_way():
     before = [case("pass", scenario=name) for name in names] + [case("fail", "RES-01", "x")]
     after = [case("fail", scenario=name) for name in names] + [case("pass", "RES-01", "x")]
     found = clauses.compared(before, after)
-    assert [(one.where, one.means) for one in found] == [("ACC-01", BROKEN), ("RES-01", FIXED)]
+    assert [(finding.where, finding.means) for finding in found] == [("ACC-01", BROKEN), ("RES-01", FIXED)]
     assert found[0].details["scenarios"] == names and "4 cases (a, b, c, ...)" in found[0].sentence
 
 
@@ -69,7 +69,7 @@ def test_a_law_that_no_longer_applies_to_a_drawn_run_is_no_finding():
     [([], "safe", 0), ([NOTE, FIXED], "safe", 0), ([NOTE, LOST], "inconclusive", 3), ([LOST, BROKEN], "unsafe", 1)],
 )
 def test_the_gravest_finding_decides(means, said, code):
-    findings = [Finding("clause", "ACC-01", one, "") for one in means]
+    findings = [Finding("clause", "ACC-01", meaning, "") for meaning in means]
     assert verdict(findings) == said and exit_code(said) == code
 
 
@@ -249,7 +249,7 @@ def test_the_report_has_both_sides_and_their_locks_beside_it(sides, outcome, tmp
     assert body["verdict"] == "unsafe"
     assert body["candidate"]["report"]["clauses"][0]["verdict"] == "fail"
     assert (tmp_path / "out" / body["baseline"]["lock"]).read_text() == "peft==1\n"
-    assert [one["where"] for one in body["findings"]] == ["ACC-01", "FRZ-01", "plain", "LoraConfig.r"]
+    assert [finding["where"] for finding in body["findings"]] == ["ACC-01", "FRZ-01", "plain", "LoraConfig.r"]
 
 
 def test_runs_are_compared_by_their_spec():
@@ -355,7 +355,7 @@ def test_an_adapter_with_other_logits_on_the_other_side_is_broken(sides):
     (found,) = cell_findings.inferred(*sides, SPECS)
     assert found.means == BROKEN and "(upgrade): loaded: logits differs by 0.1" in found.sentence
     sides[0].done["loaded/plain"] = {"error": "KeyError: 'kasa_config'", "data": None}
-    ways = [one.details["way"] for one in cell_findings.inferred(*sides, SPECS)]
+    ways = [finding.details["way"] for finding in cell_findings.inferred(*sides, SPECS)]
     assert ways == ["upgrade", "roll-back"]
 
 

@@ -30,7 +30,7 @@ def test_a_gate_names_the_gradient_that_was_divided_twice(tmp_path):
     code, said = harness("gate", "--baseline", GOOD, "--candidate", BAD, "--json", "r.json", cwd=tmp_path)
     assert code == 1, said
     report = json.loads((tmp_path / "r.json").read_text())
-    broken = {one["where"]: one for one in report["findings"] if one["means"] == "broken"}
+    broken = {finding["where"]: finding for finding in report["findings"] if finding["means"] == "broken"}
     assert "0.25 times that of the large batch" in broken["ACC-01"]["sentence"]
     assert broken["accumulation-of-4"]["details"]["ratio"] == pytest.approx(0.25, rel=1e-3)
     assert (tmp_path / report["candidate"]["lock"]).is_file()
@@ -42,7 +42,7 @@ def test_a_gate_names_the_adapter_file_that_is_empty(tmp_path):
     )
     assert code == 1, said
     report = json.loads((tmp_path / "r.json").read_text())
-    assert "CKPT-25" in {one["where"] for one in report["findings"] if one["means"] == "broken"}
+    assert "CKPT-25" in {finding["where"] for finding in report["findings"] if finding["means"] == "broken"}
 
 
 def test_a_bisection_names_the_release(tmp_path):

@@ -50,7 +50,7 @@ def test_the_verdict_is_the_same_as_without_quick(gate):
     (whole, _, _), (quick, asked, sides) = gate(BEFORE, AFTER, quick=False), gate(BEFORE, AFTER)
     assert asked == {"candidate": (2, []), "baseline": (2, [AFTER[1].nodeid, AFTER[2].nodeid])}
     assert quick.verdict == whole.verdict == "unsafe"
-    assert [one for one in whole.findings if one.means in (BROKEN, LOST)] == quick.findings
+    assert [finding for finding in whole.findings if finding.means in (BROKEN, LOST)] == quick.findings
     assert "fixes are not listed" in show.judged(sides, quick)
     assert "fixes" not in show.judged(sides, whole)
 
@@ -65,7 +65,7 @@ def test_a_drawn_run_is_judged_whole_if_one_law_fails(gate):
     drawn = [case("drawn-0", "pass"), case("drawn-0", "fail", "RES-01")]
     outcome, asked, _ = gate([case("drawn-0", "pass"), case("drawn-0", "pass", "RES-01")], drawn)
     assert asked["baseline"][1] == [drawn[0].nodeid]
-    assert [(one.where, one.means) for one in outcome.findings] == [("RES-01", BROKEN)]
+    assert [(finding.where, finding.means) for finding in outcome.findings] == [("RES-01", BROKEN)]
 
 
 @pytest.mark.parametrize(("broken", "words"), [("baseline", "no baseline"), ("candidate", "no candidate")])

@@ -61,35 +61,35 @@ def test_a_task_is_asked_once_even_if_the_gate_is_started_again(fake):
 
 
 def test_a_worker_that_is_dismissed_is_started_again_when_it_is_needed(fake):
-    one = fake()
-    one.ask("a", "answer")
-    one.dismiss()
-    assert one.ask("b", "answer")["data"] == "answer"
+    baseline = fake()
+    baseline.ask("a", "answer")
+    baseline.dismiss()
+    assert baseline.ask("b", "answer")["data"] == "answer"
     assert len(fake.started) == 2
-    one.end()
+    baseline.end()
 
 
 def test_answers_that_were_cut_off_are_read_up_to_there(fake):
-    one = fake()
-    one.ask("a", "answer")
-    one.end()
-    with one._answers_file.open("a") as stream:
+    baseline = fake()
+    baseline.ask("a", "answer")
+    baseline.end()
+    with baseline._answers_file.open("a") as stream:
         stream.write('{"b": {"error"')
     assert list(fake().done) == ["a"]
 
 
 def test_a_worker_that_dies_is_an_error_and_is_replaced(fake):
-    one = fake()
-    assert one.ask("a", "die")["error"] == "ended its process with status 7: the last word"
-    assert one.ask("b", "answer")["data"] == "answer"
+    baseline = fake()
+    assert baseline.ask("a", "die")["error"] == "ended its process with status 7: the last word"
+    assert baseline.ask("b", "answer")["data"] == "answer"
     assert len(fake.started) == 2
-    one.end()
+    baseline.end()
 
 
 def test_a_task_that_takes_too_long_is_an_error(fake):
-    one = fake()
-    assert one.ask("a", "hang", limit=1)["error"] == "had not ended after 1 s"
-    one.end()
+    baseline = fake()
+    assert baseline.ask("a", "hang", limit=1)["error"] == "had not ended after 1 s"
+    baseline.end()
 
 
 @pytest.mark.parametrize(
@@ -106,31 +106,33 @@ def test_an_environment_that_cannot_be_imported_is_an_error(fake, code, words):
 
 
 def test_a_worker_that_is_ended_while_it_starts_is_not_a_broken_environment(fake):
-    one = fake("import time; time.sleep(60)")
+    baseline = fake("import time; time.sleep(60)")
     with ThreadPoolExecutor(1) as threads:
-        asked = threads.submit(one.ask, "a", "answer")
-        assert until(lambda: one._worker is not None, 10)
-        one.end()
+        asked = threads.submit(baseline.ask, "a", "answer")
+        assert until(lambda: baseline._worker is not None, 10)
+        baseline.end()
         assert isinstance(asked.exception(10), KeyboardInterrupt)
 
 
 def test_the_real_worker_trains_resumes_loads_and_reports_errors(tmp_path):
-    one = Side("baseline", environments.running(), tmp_path, Scope())
+    baseline = Side("baseline", environments.running(), tmp_path, Scope())
     spec = PLAIN.but(max_steps=4, save_strategy="steps", save_steps=2)
     try:
-        one.ask("cells/x", "train", spec=spec.to_json(), into="cells/x", subject="hf-trainer")
-        assert len(one.trace("cells/x").steps) == 4
+        baseline.ask("cells/x", "train", spec=spec.to_json(), into="cells/x", subject="hf-trainer")
+        assert len(baseline.trace("cells/x").steps) == 4
         resumed = spec.resumed(2).to_json()
         run = str(tmp_path / "cells" / "x" / "run")
-        one.ask("resumed/x", "train", spec=resumed, into="resumed/x", subject="hf-trainer", checkpoints=run)
-        assert [step.number for step in one.trace("resumed/x").steps] == [3, 4]
-        assert one.ask("own/x", "infer", trace=str(tmp_path / "cells" / "x" / "trace"), into="own/x")["error"] is None
+        baseline.ask("resumed/x", "train", spec=resumed, into="resumed/x", subject="hf-trainer", checkpoints=run)
+        assert [step.number for step in baseline.trace("resumed/x").steps] == [3, 4]
+        assert (
+            baseline.ask("own/x", "infer", trace=str(tmp_path / "cells" / "x" / "trace"), into="own/x")["error"] is None
+        )
         assert (tmp_path / "own" / "x" / "logits.safetensors").stat().st_size > 0
-        odd = one.ask("odd", "train", spec={"model": {"famly": "x"}}, into="odd", subject="hf-trainer")
+        odd = baseline.ask("odd", "train", spec={"model": {"famly": "x"}}, into="odd", subject="hf-trainer")
         assert "unknown field 'famly'" in odd["error"]
-        assert one.ask("inventory", "inventory")["data"]["interface"]["LoraConfig"]["r"] == "8"
+        assert baseline.ask("inventory", "inventory")["data"]["interface"]["LoraConfig"]["r"] == "8"
     finally:
-        one.end()
+        baseline.end()
 
 
 #: A preload that makes two processes hang in their third training.
@@ -170,18 +172,18 @@ def test_a_case_that_does_not_end_is_a_failed_case_and_the_others_are_judged(tmp
     (tmp_path / "hangs.py").write_text(HANGS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(side, "CASE_LIMIT", 4)
-    one = Side(
+    baseline = Side(
         "baseline", environments.running(), tmp_path / "side", Scope(clauses=("RNG-0[12]",), preloads=("hangs",))
     )
-    cases = one.suites(1, lambda *_: None)
+    cases = baseline.suites(1, lambda *_: None)
     failed = [case for case in cases if case.verdict == "fail"]
     assert runs == [0, 1] and len({case.nodeid for case in cases}) == len(cases) > 4
     assert len(failed) == 1 and "cut by faulthandler_timeout" in failed[0].evidence["seen"][0]
 
 
 def test_the_suites_of_one_worker_take_one_process(tmp_path, runs):
-    one = Side("baseline", environments.running(), tmp_path / "side", Scope(clauses=("RNG-01",)))
-    assert {case.verdict for case in one.suites(1, lambda *_: None)} == {"pass"}
+    baseline = Side("baseline", environments.running(), tmp_path / "side", Scope(clauses=("RNG-01",)))
+    assert {case.verdict for case in baseline.suites(1, lambda *_: None)} == {"pass"}
     assert runs == [0]
 
 
@@ -194,9 +196,9 @@ def test_the_suites_of_one_worker_take_one_process(tmp_path, runs):
     ids=["wrong-clause", "missing-preload"],
 )
 def test_suites_that_cannot_start_are_asked_once(tmp_path, runs, scope, error):
-    one = Side("baseline", environments.running(), tmp_path / "side", scope)
+    baseline = Side("baseline", environments.running(), tmp_path / "side", scope)
     with pytest.raises(UsageError, match=rf"the suites cannot run \(exit status \d\): .*{error}"):
-        one.suites(1, lambda *_: None)
+        baseline.suites(1, lambda *_: None)
     assert runs == [0]
 
 
@@ -204,9 +206,9 @@ def test_test_files_that_cannot_be_imported_are_asked_once(tmp_path, runs, monke
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["harness.session.plugin"]\n')
     (tmp_path / "test_broken.py").write_text("import no_such_module\n")
     monkeypatch.setattr(side, "SUITES", tmp_path)
-    one = Side("baseline", environments.running(), tmp_path / "side", Scope())
+    baseline = Side("baseline", environments.running(), tmp_path / "side", Scope())
     with pytest.raises(UsageError, match=r"the suites cannot run \(exit status 2\): ERROR .*test_broken.py"):
-        one.suites(1, lambda *_: None)
+        baseline.suites(1, lambda *_: None)
     assert runs == [0]
 
 
@@ -216,9 +218,9 @@ def test_the_worker_is_ended_if_a_task_takes_too_long(tmp_path, monkeypatch):
         "class Slow(HFTrainer):\n    def train(self, *args):\n        time.sleep(60)\n"
     )
     monkeypatch.chdir(tmp_path)
-    one = Side("baseline", environments.running(), tmp_path / "side", Scope())
-    answer = one.ask("a", "train", spec=PLAIN.to_json(), into="a", subject="slow:Slow", limit=1)
-    one.end()
+    baseline = Side("baseline", environments.running(), tmp_path / "side", Scope())
+    answer = baseline.ask("a", "train", spec=PLAIN.to_json(), into="a", subject="slow:Slow", limit=1)
+    baseline.end()
     assert answer["error"] == "had not ended after 1 s"
     assert (
         "time.sleep" in (tmp_path / "side" / "worker.txt").read_text()

@@ -50,7 +50,7 @@ def test_changed_counters_are_findings(sides, changes, means, words):
     counted(sides[0])
     counted(sides[1], **changes)
     found = list(throughput.counters(*sides))
-    assert [one.where for one in found] == list(throughput.counted_runs("cpu"))
+    assert [finding.where for finding in found] == list(throughput.counted_runs("cpu"))
     assert (found[0].means, found[0].sentence) == (means, words)
 
 
@@ -100,7 +100,7 @@ def test_a_side_that_cannot_be_started_is_a_finding_and_leaves_no_process(tmp_pa
 def test_one_process_of_a_side_is_started_if_the_clock_decides_nothing(sides, brief, count, monkeypatch):
     monkeypatch.setattr("harness.throughput.pairs.stand", lambda entrants, runners: runners.extend(entrants))
     throughput.start_processes(sides[0], ["tiny"], brief)
-    assert [one.name for one in sides[0].runners.pop("tiny")] == ["baseline"] * count
+    assert [runner.name for runner in sides[0].runners.pop("tiny")] == ["baseline"] * count
 
 
 @pytest.mark.parametrize("module", ["harness.gate.worker", "harness.throughput.worker", "harness.processes.torchrun"])
@@ -116,10 +116,10 @@ def test_a_side_that_cannot_be_counted_is_a_finding_and_not_timed(sides, monkeyp
     monkeypatch.setattr(throughput, "time", lambda *_: pytest.fail("timed"))
     for name in throughput.counted_runs("cpu"):
         sides[1].done[f"counters/{name}"] = {"error": "UsageError: no steps", "data": None}
-    assert {one.means for one in compare.time_steps(*sides, lambda *_: None, unsafe=False)} == {NOTE}
+    assert {finding.means for finding in compare.time_steps(*sides, lambda *_: None, unsafe=False)} == {NOTE}
     counted(sides[0])
     found = compare.time_steps(*sides, lambda *_: None, unsafe=False)
-    assert {one.means for one in found} == {BROKEN}
+    assert {finding.means for finding in found} == {BROKEN}
     assert found[0].sentence == "cannot be counted: candidate: UsageError: no steps"
 
 
@@ -138,7 +138,7 @@ def judged(pairs):
 
 @pytest.mark.parametrize(("huge", "margin"), [([True] * 4, 0.01), ([True, True, True, False], 0.02)])
 def test_the_margin_is_half_as_large_if_all_memory_lies_in_huge_pages(sides, huge, margin, monkeypatch):
-    runners = [SimpleNamespace(first={"huge_pages": one}) for one in huge]
+    runners = [SimpleNamespace(first={"huge_pages": pages}) for pages in huge]
     for shape in ("tiny", "long"):
         sides[0].runners[shape], sides[1].runners[shape] = runners[:2], runners[2:]
     monkeypatch.setattr("harness.throughput.pairs.race", lambda before, after, asked, *_: asked)
@@ -157,7 +157,7 @@ def test_the_clock_says_slower_equal_or_nothing(sides, share, spread, means):
     pairs = timed(share, spread)
     judgement = judged(pairs)
     found = list(throughput.slower(judgement, pairs, list(throughput.counters(*sides))))
-    assert [one.means for one in found] == ([] if means is None else [means])
+    assert [finding.means for finding in found] == ([] if means is None else [means])
     if means == BROKEN:
         assert " slower (99 % interval: " in found[0].sentence
         assert found[0].sentence.endswith("; more reads 3 -> 7")
@@ -181,7 +181,7 @@ def test_a_shape_that_does_not_fit_the_device_is_a_note_and_not_timed(gigabytes,
     monkeypatch.setattr(throughput, "memory_bytes", lambda device: gigabytes << 30)
     names, findings = throughput.timed_shapes("cuda")
     assert names == shapes
-    notes = [(one.where, one.means, one.sentence) for one in findings]
+    notes = [(finding.where, finding.means, finding.sentence) for finding in findings]
     assert notes == [("time/long", NOTE, "not timed: it needs 16 GiB, and cuda has 24 GiB")] * (2 - len(shapes))
     assert throughput.timed_shapes("cpu") == (["tiny"], [])
 
@@ -200,7 +200,7 @@ def test_a_gate_times_after_it_has_counted(sides, no_starts, monkeypatch):
         side.runners["tiny"] = [SimpleNamespace(first={"huge_pages": True})]
     monkeypatch.setattr("harness.throughput.pairs.race", lambda *_: (judged(pairs), pairs))
     found = compare.time_steps(*sides, lambda *_: None, unsafe=False)
-    assert [(one.where, one.means) for one in found] == [
+    assert [(finding.where, finding.means) for finding in found] == [
         (name, BROKEN) for name in (*throughput.counted_runs("cpu"), "time")
     ]
 

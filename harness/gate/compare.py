@@ -73,9 +73,9 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
     def read_and_judge(side: Side, other: Side) -> list[Case]:
         if specs:
             read_other_side(side, other, specs, report)
-            report(side.name, "costs of a step", 0, 1)
+            report(side.name, "counting a step's costs", 0, None)
             throughput.count(side)
-            report(side.name, "costs of a step", 1, 1)
+            report(side.name, "counting a step's costs", 1, 1)
         side.dismiss()
         if quick and side is baseline:
             return []  # judged below, when the candidate's failures are known
@@ -89,7 +89,7 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
             failing = clauses.not_held(after)
             before = judge_failing(baseline, failing, workers, report)
             compared = clauses.of_tests(after, failing)
-        report("both", "comparing", 0, 1)
+        report("both", "comparing", 0, None)
         partings = cell_findings.partings(baseline, candidate, specs)
         findings = [
             *clauses.compared(before, compared),
@@ -142,9 +142,9 @@ def _on_both_sides(baseline: Side, candidate: Side, stage: Callable[[Side, Side]
 
 def train_cells(side: Side, specs: Specs, report: Report) -> None:
     """Train each cell, load its adapter and resume it, all in the side's own environment."""
-    report(side.name, "interface", 0, 1)
+    report(side.name, "importing upstream", 0, None)
     side.ask("inventory", "inventory")
-    report(side.name, "interface", 1, 1)
+    report(side.name, "importing upstream", 1, 1)
     for count, (name, spec) in enumerate(specs.items(), start=1):
         side.ask(f"cells/{name}", "train", spec=spec.to_json(), into=f"cells/{name}", subject=side.judged.subject)
         trace = side.trace(f"cells/{name}")
