@@ -1,4 +1,4 @@
-"""Branches found in a made-up source file, reached or not by a real recording of it, and the table of reasons."""
+"""coverage: branches of a made-up source file, a real recording of it, and the table of reasons."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ def found(**options):
 
 
 def recorded(tmp_path, *calls):
-    """What coverage reports of the toy after these calls of save()."""
+    """Return what coverage reports for the made-up file after these calls of save()."""
     path = tmp_path / "toy.py"
     path.write_text(SOURCE)
     cover = Coverage(data_file=None, branch=True, include=[str(path)], config_file=False)
@@ -114,11 +114,11 @@ def test_reasons_cover_what_is_not_reached_and_no_more(tmp_path):
 
 
 def test_the_table_of_reasons_names_code_that_upstream_has():
-    kept = table.load_reasons()
-    if not kept.pinned:
+    reasons = table.load_reasons()
+    if not reasons.pinned:
         pytest.skip("the reasons are for the releases that reasons.toml names, and others are installed")
-    wanted = table.wanted()
-    assert [reason for reason in kept.reasons if not any(reason.covers(branch) for branch in wanted)] == []
+    branches_there = table.all_branches()
+    assert [reason for reason in reasons.reasons if not any(reason.covers(branch) for branch in branches_there)] == []
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_reason_that_is_no_reason_is_refused(entry, words, tmp_path):
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
-    """measured(reasons, pinned): the exit code of the command on a recording of the toy, and what it wrote."""
+    """measured(reasons, pinned): the exit code of the command on a recording of the made-up file, and what it wrote."""
 
     def run(reasons, pinned=True, whole=True, code=0, left=0):
         seen = recorded(tmp_path, (0, True))
@@ -171,14 +171,14 @@ def test_a_branch_without_a_reason_fails_a_whole_run_on_the_pinned_stack(options
     assert measured([], **options)[0] == expected
     if options == {"left": 6}:
         printed = capsys.readouterr().out
-        assert "7 branches have no reason, reasons.toml says 6: reach them or say why not" in printed
+        assert "7 branches have no reason, reasons.toml says 6: reach them or add reasons" in printed
         assert "toy.py:22 `def load_adapter` entered in Trainer.load_adapter" in printed
 
 
 def test_a_stale_reason_fails_too(measured, capsys):
     reasons = [Reason("toy.py", "mp", "r"), Reason("gone.py", "mp", "r")]
     assert measured(reasons)[0] == 1
-    assert "gone.py * * *: all that it names is reached, or is no longer there" in capsys.readouterr().out
+    assert "gone.py * * *: every branch that it names is reached or gone; delete the entry" in capsys.readouterr().out
 
 
 def test_files_that_cannot_be_written_are_refused_before_anything_runs(tmp_path):
@@ -193,7 +193,7 @@ def test_what_the_suites_reach_is_recorded_in_one_process_and_in_workers(workers
     done = subprocess.run([sys.executable, "-m", "harness.cli", *words], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     unreached = {(one["function"], one["outcome"]) for one in json.loads(out.read_text())["unreached"]}
-    # API-11 calls set_adapter and is refused in its first line; nothing calls delete_adapter.
+    # API-11 calls set_adapter, which refuses in its first line. No case of API-11 calls delete_adapter.
     assert ("PeftAdapterMixin.delete_adapter", "entered") in unreached
     assert ("PeftAdapterMixin.set_adapter", "entered") not in unreached
 

@@ -1,1 +1,1 @@
-"""`peft-harness coverage`: which branches of upstream that are about adapters the suites reach, and which not."""
+"""`peft-harness coverage`: which of upstream's branches about adapters the suites reach, and which they do not."""

@@ -1,4 +1,4 @@
-"""`peft-harness coverage`: run the suites, record, and print what they reach of upstream's branches about adapters."""
+"""`peft-harness coverage`: run the suites, record branches, and print which of those about adapters they reach."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ from harness.errors import UsageError
 
 
 def coverage(run: Callable[[list[str]], int], whole: bool, out: Path | None, plot: Path | None) -> int:
-    """The exit code: 2 where the suites could not run; 1 for a whole run on the pinned stack that contradicts the table.
+    """Run the suites under coverage, print and write what they reach, and return the exit code.
 
-    It does where more branches are left without a reason than the table allows, or where a reason is stale.
-    run: runs the suites with further arguments for pytest. whole: all clauses are judged. out, plot: files to write.
+    - run: runs the suites with further arguments for pytest, and returns their exit code.
+    - whole: whether all clauses are judged.
+    - out, plot: files to write; None writes none. UsageError if a file cannot be written.
+
+    The exit code is 2 if the suites could not run. It is 1 if a whole run on the pinned stack contradicts reasons.toml:
+    more branches without a reason than it allows, or a stale reason. Otherwise it is 0.
     """
     for file in (out, plot):
         if file is not None and (file.is_dir() or not file.resolve().parent.is_dir()):
@@ -45,17 +49,17 @@ def coverage(run: Callable[[list[str]], int], whole: bool, out: Path | None, plo
     if plot is not None:
         draw(measured, plot)
     if not strict:
-        print("reasons.toml is for all clauses on the pinned stack; for these it is a help, not a check")
+        print("reasons.toml is checked only if all clauses are judged on the pinned stack")
         return 0
     left = len(measured.unexplained)
     if left != table.open:
         print(f"{left} branches have no reason, reasons.toml says {table.open}: ", end="")
-        print("reach them or say why not" if left > table.open else "write the lower number there")
+        print("reach them or add reasons" if left > table.open else "lower the number there")
     return 1 if left > table.open or measured.stale else 0
 
 
 def show(console: Console, measured: Measured) -> None:
-    """Print the table of files, then each branch that is not reached, by what it would take to reach it."""
+    """Print the table of files, then each branch that was not reached, grouped by what it takes to reach it."""
     table = Table(box=None, title="branches of upstream about adapters", title_justify="left")
     table.add_column("file", no_wrap=True)
     for name in ("branches", "reached", "percent"):
@@ -76,12 +80,12 @@ def show(console: Console, measured: Measured) -> None:
     for branch in measured.unexplained:
         console.print(Text(f"  {branch.name} in {branch.function}"), soft_wrap=True)
     for stale in measured.stale:
-        words = "all that it names is reached, or is no longer there"
+        words = "every branch that it names is reached or gone; delete the entry"
         console.print(Text(f"reasons.toml: {stale.file} {stale.function} {stale.condition} {stale.outcome}: {words}"))
 
 
 def draw(measured: Measured, file: Path) -> None:
-    """A bar for each file: its branches, and the part of them that was reached."""
+    """Draw a bar for each file: its branches, and how many of them were reached."""
     import matplotlib
 
     matplotlib.use("Agg")

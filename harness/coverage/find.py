@@ -1,4 +1,4 @@
-"""Branches of a source file that are about adapters, found by reading it, and whether a recorded run reached them."""
+"""Find the branches of a source file that are about adapters, and decide whether a recorded run reached them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ ENTERED = "entered"
 class Branch:
     """One outcome of a condition, or the entry of a function.
 
-    file: "transformers/trainer.py". line: of the condition. function: its qualified name, "" at module level.
-    condition: as source. outcome: TAKEN or NOT_TAKEN of an `if`, an `elif` or a `while`; EVALUATED of a conditional
-    expression, whose sides cannot be told apart by lines; ENTERED of a function, the condition being its name.
-    body: first and last line of what runs where it is TAKEN or ENTERED; of EVALUATED the line of its statement.
+    - file: such as "transformers/trainer.py".
+    - line: the line of the condition.
+    - function: the qualified name of the function that holds it; "" at module level.
+    - condition: its source. For the entry of a function: "def" and the name.
+    - outcome: TAKEN or NOT_TAKEN for an `if`, an `elif` or a `while`; ENTERED for a function; EVALUATED for a
+      conditional expression, because lines do not show which side ran.
+    - body: first and last line of what runs if the branch is TAKEN or ENTERED. For EVALUATED the line of the statement.
     """
 
     file: str
@@ -32,7 +35,11 @@ class Branch:
     body: tuple[int, int]
 
     def reached(self, lines: Set[int], arcs: Set[tuple[int, int]]) -> bool:
-        """Whether a run did. lines: that were executed. arcs: (from, to) of its branches, as coverage reports them."""
+        """Return whether a run reached this branch.
+
+        - lines: the lines that were executed.
+        - arcs: (from, to) lines of executed branches, as coverage reports them.
+        """
         first, last = self.body
         if self.outcome in (EVALUATED, ENTERED):
             return any(first <= line <= last for line in lines)
@@ -40,15 +47,17 @@ class Branch:
 
     @property
     def name(self) -> str:
-        """For people: transformers/trainer.py:3671 `if is_peft_available()` taken."""
+        """Return a name for people, such as: transformers/trainer.py:3671 `if is_peft_available()` taken."""
         return f"{self.file}:{self.line} `{self.condition}` {self.outcome}"
 
 
 def branches(source: str, file: str, functions: tuple[str, ...] = ("*",), words: str = "") -> list[Branch]:
-    """The branches of a file, by line.
+    """Return the branches of a file, by line.
 
-    functions: globs over qualified names ("Trainer.train"); only conditions inside of these count. words: a regular
-    expression that a condition, or a function's name, must contain; with "" every condition counts and no function.
+    - source, file: the file's text and name.
+    - functions: globs over qualified names such as "Trainer.train". Only conditions inside these functions count.
+    - words: a regular expression that a condition or a function's name must contain. With "" every condition counts and
+      no function does.
     """
     found = _within(ast.parse(source), file, "", functions, words)
     return sorted(found, key=lambda branch: (branch.line, branch.outcome != TAKEN))
@@ -57,7 +66,7 @@ def branches(source: str, file: str, functions: tuple[str, ...] = ("*",), words:
 def _within(
     node: ast.AST, file: str, scope: str, functions: tuple[str, ...], words: str, line: int = 0
 ) -> Iterator[Branch]:
-    # line: where the statement begins that `node` is part of; coverage counts a statement by its first line.
+    # line: the first line of the statement that `node` is part of. coverage reports statements by their first line.
     for child in ast.iter_child_nodes(node):
         inside, begins = scope, child.lineno if isinstance(child, ast.stmt) else line
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -69,7 +78,7 @@ def _within(
 
 def _of(node: ast.AST, file: str, scope: str, words: str, begins: int) -> Iterator[Branch]:
     if isinstance(node, ast.FunctionDef):
-        overload = any(ast.unparse(one).endswith("overload") for one in node.decorator_list)
+        overload = any(ast.unparse(each).endswith("overload") for each in node.decorator_list)
         if re.search(words or "$^", node.name) and not overload:
             body = [statement for statement in node.body if not _is_docstring(statement)] or node.body
             yield Branch(file, node.lineno, scope, f"def {node.name}", ENTERED, _lines(body))
@@ -91,6 +100,6 @@ def _is_docstring(statement: ast.stmt) -> bool:
 
 def _lines(body: list[ast.stmt]) -> tuple[int, int]:
     first = body[0]
-    # A decorated definition begins at its first decorator.
+    # A decorated definition starts at its first decorator.
     decorators = getattr(first, "decorator_list", [])
-    return min([first.lineno, *(one.lineno for one in decorators)]), body[-1].end_lineno or body[-1].lineno
+    return min([first.lineno, *(each.lineno for each in decorators)]), body[-1].end_lineno or body[-1].lineno

@@ -1,4 +1,4 @@
-"""What the suites reach: the branches that count, judged by what coverage recorded, with the reasons for the rest."""
+"""Compare the branches that count with what coverage recorded, and give the reasons for those that were not reached."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.coverage.find import Branch
-from harness.coverage.table import Reason, paths, wanted
+from harness.coverage.table import Reason, all_branches, paths
 
 if TYPE_CHECKING:
     from coverage import Coverage
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class File:
-    """A file of upstream: its branches, and how many of them were reached."""
+    """A file of upstream: the number of its branches, and how many of them were reached."""
 
     name: str
     branches: int
@@ -27,9 +27,11 @@ class File:
 
 @dataclass
 class Measured:
-    """reached: branches that ran. unreached: those that did not, each with its reason where the table has one.
+    """What a run of the suites reached.
 
-    stale: reasons that cover no unreached branch: what they name is reached by now, or is no longer there.
+    - reached: the branches that ran.
+    - unreached: the branches that did not run, each with its reason from the table or None.
+    - stale: reasons that cover no unreached branch, because what they name is reached by now or gone.
     """
 
     reached: list[Branch] = field(default_factory=list)
@@ -62,7 +64,11 @@ class Measured:
 
 
 def judge(branches: list[Branch], recorded: dict[str, Any], reasons: Sequence[Reason]) -> Measured:
-    """recorded: by file, what coverage's JSON report says of it ("executed_lines", "executed_branches")."""
+    """Divide branches into reached and unreached ones.
+
+    - recorded: file -> its entry in coverage's JSON report ("executed_lines", "executed_branches").
+    - reasons: the entries of reasons.toml. The first that covers a branch counts.
+    """
     measured = Measured()
     for branch in branches:
         seen = recorded.get(branch.file, {})
@@ -70,25 +76,25 @@ def judge(branches: list[Branch], recorded: dict[str, Any], reasons: Sequence[Re
         if branch.reached(set(seen.get("executed_lines", [])), arcs):
             measured.reached.append(branch)
         else:
-            measured.unreached.append((branch, next((one for one in reasons if one.covers(branch)), None)))
+            measured.unreached.append((branch, next((reason for reason in reasons if reason.covers(branch)), None)))
     used = {id(reason) for _, reason in measured.unreached}
     measured.stale = [reason for reason in reasons if id(reason) not in used]
     return measured
 
 
 def read(data: Path, reasons: Sequence[Reason]) -> Measured:
-    """Judge the data files in a directory, one a process, all together."""
+    """Combine the data files in a directory, one per process, and compare them with the branches that count."""
     from coverage import Coverage
 
     with tempfile.TemporaryDirectory() as directory:
         whole = Coverage(data_file=str(Path(directory) / "data"), branch=True, config_file=False)
         whole.combine([str(data)], keep=True)
-        return judge(wanted(), report(whole, paths()), reasons)
+        return judge(all_branches(), report(whole, paths()), reasons)
 
 
 def report(cover: Coverage, files: dict[str, Path]) -> dict[str, Any]:
-    """What was recorded of each file, by its name in `files`, as `judge` takes it."""
-    # Coverage leaves out what a pragma excludes, and bodies that are "...": these are no wish of ours.
+    """Return what was recorded for each file, by its name in `files`, in the form that `judge` takes."""
+    # By default coverage leaves out lines with a pragma, and bodies that are "...". Here they count.
     cover.clear_exclude()
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "report.json"

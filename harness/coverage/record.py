@@ -1,6 +1,6 @@
 """A pytest plugin that records which branches of upstream run, in this process and in each worker of xdist.
 
-`peft-harness coverage` loads it with -p, and says by PEFT_HARNESS_COVERAGE_DATA where the data go, a file a process.
+`peft-harness coverage` loads it with -p. PEFT_HARNESS_COVERAGE_DATA names the data files, one per process.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ VARIABLE = "PEFT_HARNESS_COVERAGE_DATA"
 
 
 def recorder(data_file: str) -> Coverage:
-    """Branch coverage of the files in the table, begun. Raises what coverage raises where it cannot begin."""
+    """Start branch coverage of the files in the table, and return it. Raises what coverage raises if it cannot start."""
     files = [str(path) for path in paths().values()]
     cover = Coverage(data_file=data_file, data_suffix=True, branch=True, include=files, config_file=False)
-    # Ranks are forked and leave through os._exit; an older coverage loses what they reached.
+    # Ranks are forked and end by os._exit. coverage before 7.11 loses what they reached.
     if tuple(map(int, coverage.version_info[:2])) >= (7, 11):
         cover.set_option("run:patch", ["fork", "_exit"])
     cover.start()
@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    # Absent where another plugin refused the options first.
+    # It is missing if another plugin refused the options first.
     cover = config.stash.get(_COVER, None)
     if cover is not None:
         cover.stop()

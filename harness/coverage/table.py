@@ -1,4 +1,4 @@
-"""Which code of upstream is looked at, and why some of its branches are not reached (reasons.toml)."""
+"""Which code of upstream counts, and why some of its branches are not reached (reasons.toml)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ else:
 #: A condition that mentions one of these is about adapters.
 ADAPTERS = r"(?i)peft|(?<!dl_)adapter|lora"
 
-#: In transformers and accelerate: the conditions about adapters.
+#: Files of transformers and accelerate whose conditions about adapters count.
 PATH = (
     "transformers/trainer.py",
     "transformers/trainer_utils.py",
@@ -34,7 +34,7 @@ PATH = (
     "accelerate/utils/modeling.py",
 )
 
-#: In peft: the same in the functions that the Trainer's path goes through.
+#: Files of peft, and the functions on the Trainer's path whose conditions about adapters count.
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     "peft/mapping_func.py": ("get_peft_model",),
     "peft/peft_model.py": (
@@ -85,7 +85,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
 TIERS = {
     "mp": "several processes",
     "gpu": "an accelerator",
-    "dep": "a package or a release that the pinned stack lacks",
+    "dep": "a package or a release that is not in the pinned stack",
     "hub": "a network and a hub",
     "off": "a use of upstream that is no Trainer run with adapters",
 }
@@ -94,7 +94,12 @@ REASONS = Path(__file__).with_name("reasons.toml")
 
 @dataclass(frozen=True)
 class Reason:
-    """Why some branches are not reached. file, function, condition, outcome: globs. tier: a key of TIERS."""
+    """Why some branches are not reached.
+
+    - file, function, condition, outcome: globs over the branches that it covers.
+    - tier: what it takes to reach them, a key of TIERS.
+    - reason: why no case reaches them.
+    """
 
     file: str
     tier: str
@@ -115,9 +120,11 @@ class Reason:
 
 @dataclass(frozen=True)
 class Reasons:
-    """reasons.toml. pinned: whether the installed stack is the one that it was written for.
+    """The content of reasons.toml.
 
-    open: how many branches a whole run on that stack may leave without a reason.
+    - pinned: whether the installed stack is the one that the file was written for.
+    - open: how many branches a whole run on that stack may leave without a reason.
+    - reasons: the entries, in order.
     """
 
     pinned: bool
@@ -126,7 +133,7 @@ class Reasons:
 
 
 def load_reasons(path: Path = REASONS) -> Reasons:
-    """What the file says. UsageError names the entry that is wrong."""
+    """Read the file. UsageError names the entry that is wrong."""
     body = tomllib.loads(path.read_text(encoding="utf-8"))
     reasons = []
     for number, entry in enumerate(body["unreached"], start=1):
@@ -140,12 +147,12 @@ def load_reasons(path: Path = REASONS) -> Reasons:
 
 
 def paths() -> dict[str, Path]:
-    """The installed files to look at, by their names in the table; one that a release does not have is left out."""
+    """Return the installed files that count, by their names in the table. Files that a release lacks are left out."""
     return {file: path for file in (*PATH, *FUNCTIONS) if (path := _installed(file)).is_file()}
 
 
-def wanted() -> list[Branch]:
-    """Every branch that counts, in the installed upstream."""
+def all_branches() -> list[Branch]:
+    """Return every branch of the installed upstream that counts."""
     found: list[Branch] = []
     for file, path in paths().items():
         source = path.read_text(encoding="utf-8")
@@ -157,5 +164,5 @@ def _installed(file: str) -> Path:
     package, _, rest = file.partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError(f"{package} is not installed, so its branches cannot be looked at")
+        raise UsageError(f"{package} is not installed, so its branches cannot be read")
     return Path(spec.submodule_search_locations[0]) / rest
