@@ -1,6 +1,6 @@
-"""Faults put into upstream in the ranks of a run, under which the checks of suites/ on several processes must fail.
+"""Put faults into the ranks of a run, under which the checks of suites/ on several processes must fail.
 
-The negative controls exceed the tolerance of runs in several processes tenfold, and more.
+The negative controls exceed the tolerance of such runs at least tenfold.
 """
 
 import functools
@@ -22,7 +22,7 @@ from harness.runs.scenarios import LAUNCHES, continued, spread
 from harness.subjects.hf_trainer import HFTrainer
 from harness.tolerance import RANKS
 from harness.verdict import Case
-from tests.faults import each, in_this_process, mutant, replace, verdict_of
+from tests.faults import assert_fails, assert_seen, each, in_this_process, mutant, replace, verdict_of
 
 TWO = LAUNCHES["ddp-2"]
 BRIEF = TWO.but(max_steps=2, gradient_accumulation_steps=None, save_strategy="no")
@@ -30,19 +30,12 @@ SHARDED_ALONE = fsdp.REFUSED.but(save_only_model=True, launch={"state_dict_type"
 
 
 def runs_under(fault, tmp_path):
-    """Training runs in whose ranks this fault of `replace` has been put."""
+    """Return training runs with a fault in each of their ranks."""
     import_upstream()
-    return Runs(HFTrainer(in_each_rank=functools.partial(in_this_process, fault)), tmp_path)
+    return Runs(HFTrainer(in_each_rank=functools.partial(in_this_process, fault.put)), tmp_path)
 
 
-# ---- faults: what upstream does instead ----
-
-
-def rank():
-    return int(os.environ["RANK"])
-
-
-#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+#: By clause; `tests.faults` describes a row.
 FAULTS = {
     "DIST-01": (
         dist.test_all_ranks_end_with_the_same,
@@ -54,7 +47,7 @@ FAULTS = {
         dist.test_generators_of_all_ranks_are_alike,
         {"trace": dist.DROPOUT},
         mutant("generators-of-their-own"),
-        "the generator in rng_state_1.pth is not where that in rng_state_0.pth is",
+        "the CPU generator's state in rng_state_1.pth differs from that in rng_state_0.pth",
     ),
     "DIST-07": (
         dist.test_each_rank_trains_its_share,
@@ -233,17 +226,12 @@ FAULTS = {
 @each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, tmp_path):
     if name.startswith("DS"):
-        pytest.importorskip("deepspeed")
-    test, arguments, fault, words = FAULTS[name]
-    runs = runs_under(fault, tmp_path / "runs")
-    if "trace" in arguments:
-        arguments = {"trace": runs.train(arguments["trace"])}
-    verdict = verdict_of(test, runs, tmp_path / "test", **arguments)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+        pytest.importorskip("deepspeed", reason="partitioned runs need deepspeed")
+    test, parameters, fault, words = FAULTS[name]
+    assert_fails(test, words, runs_under(fault, tmp_path / "runs"), tmp_path / "test", **parameters)
 
 
-#: The same for faults that are seen in this process, which the ranks need not have.
+#: Faults that show in this process; the ranks need not have them.
 HERE = {
     "FSDP-03": (
         fsdp.test_version_1_computes_in_the_storage_dtype,
@@ -271,11 +259,7 @@ HERE = {
 @each(HERE)
 def test_a_fault_of_upstream_in_this_process_is_seen_and_named(name, runs, tmp_path, monkeypatch):
     pytest.importorskip("bitsandbytes", reason="quantized bases need bitsandbytes")
-    test, arguments, fault, words = HERE[name]
-    fault(monkeypatch)
-    verdict = verdict_of(test, runs, tmp_path / "test", **arguments)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+    assert_seen(HERE[name], runs, tmp_path, monkeypatch)
 
 
 # ---- negative controls ----
@@ -284,7 +268,7 @@ def test_a_fault_of_upstream_in_this_process_is_seen_and_named(name, runs, tmp_p
 def own_adapter(original, model, spec):
     import dataclasses
 
-    return original(model, dataclasses.replace(spec, seed=spec.seed + rank()))
+    return original(model, dataclasses.replace(spec, seed=spec.seed + int(os.environ["RANK"])))
 
 
 CONTROLS = {
@@ -323,7 +307,7 @@ def test_a_gradient_of_one_rank_alone_exceeds_the_tolerance_tenfold(tmp_path):
 
 
 def test_a_rank_that_keeps_an_adapter_of_its_own_exceeds_the_tolerance_tenfold(tmp_path):
-    """DDP does not broadcast rank 0's adapter, and rank 1 goes on from its own."""
+    """DDP does not broadcast rank 0's adapter, and rank 1 trains its own."""
     import_upstream()
     single = Runs(HFTrainer(), tmp_path / "single").train(several.one_process_spec(BRIEF))
     seen = Runs(HFTrainer(in_each_rank=keep_own_adapter), tmp_path / "runs").train(BRIEF)
@@ -334,12 +318,12 @@ def test_a_rank_that_keeps_an_adapter_of_its_own_exceeds_the_tolerance_tenfold(t
 
 
 def keep_own_adapter():
-    in_this_process(mutant("adapters-of-their-own"))
-    in_this_process(replace("harness.subjects.hf_trainer", "inject", own_adapter))
+    in_this_process(mutant("adapters-of-their-own").put)
+    in_this_process(replace("harness.subjects.hf_trainer", "inject", own_adapter).put)
 
 
 def test_the_same_seed_without_the_fault_holds(tmp_path):
-    """What the faults are measured against: nothing is put in, and the same checks hold."""
+    """Without a fault the same checks hold on the same runs."""
     import_upstream()
     runs = Runs(HFTrainer(), tmp_path)
     assert verdict_of(dist.test_all_ranks_end_with_the_same, runs, tmp_path, trace=runs.train(BRIEF)).holds

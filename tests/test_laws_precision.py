@@ -160,5 +160,5 @@ def test_an_error_a_warning_and_another_run_all_hold():
 def test_an_error_after_the_first_step_is_seen():
     late = made_up(error="ValueError: no")
     assert precision.not_silently_float32(late, made_up(), "fp16").seen == (
-        "the error came after step 4: ValueError: no",
+        "the error came after step 4, expected before the first: ValueError: no",
     )

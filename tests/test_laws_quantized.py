@@ -126,8 +126,8 @@ def test_moments_are_paged_from_100_000_numbers_on():
 @pytest.mark.parametrize(
     ("moments", "words"),
     [
-        ({"a": [131072, True, False]}, "moments of a, 131072 numbers: paged [True, False]"),
-        ({"a": [131072, True, True], "b": [10, True, True]}, "moments of b, 10 numbers: paged [True, True]"),
+        ({"a": [131072, True, False]}, "moments of a, 131072 numbers: paged [True, False], expected True for each"),
+        ({"a": [131072, True, True], "b": [10, True, True]}, "moments of b, 10 numbers: paged [True, True], expected False for each"),
         ({"b": [10, False, False]}, "no tensor has 100000 numbers"),
     ],
 )

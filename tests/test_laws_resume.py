@@ -111,7 +111,7 @@ def test_the_loss_of_this_call_is_not_diluted(resumed):
 
 def test_the_throughput_counts_the_steps_of_this_call(resumed):
     resumed.output["metrics"]["train_steps_per_second"] = 40.0
-    assert "are 4.0 steps, expected 2" in words(resume.loss_of_this_call(resumed))
+    assert "is 4.0 steps, expected 2" in words(resume.loss_of_this_call(resumed))
 
 
 def test_a_lost_loss_is_no_evidence(resumed):
@@ -187,7 +187,7 @@ def test_falling_back_means_to_go_on_from_the_complete_checkpoint(resumed, whole
     resumed.steps[0].gradients[A][0, 0] += 1e-7
     assert "step 3: gradients" in words(resume.falls_back(resumed, whole, torn=3, complete=2, missing=missing))
     taken = resume.falls_back(resumed, whole, torn=2, complete=1, missing=missing)
-    assert "it went on from step 2 without a word" in words(taken)
+    assert "it resumed at step 2, with neither an error nor a warning" in words(taken)
 
 
 def test_an_error_about_a_torn_checkpoint_names_directory_and_file(whole):

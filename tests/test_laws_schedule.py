@@ -168,7 +168,7 @@ def _nothing_logged(trace):
         ("logged_rates", _nothing_logged, "no learning rate was logged"),
         ("epochs", _epoch, "step 4: epoch 0.4, expected 0.2"),
         ("epochs", _nothing_logged, "no step was logged"),
-        ("clipping", _norm_after_clipping, "step 1: logged grad_norm 0.0199999997, the gradients' is 0.03"),
+        ("clipping", _norm_after_clipping, "step 1: logged grad_norm 0.0199999997, expected 0.03"),
         ("clipping", _no_norm, "no gradient norm was logged"),
         ("clipping", _clipped_too_far, f"step 2: clipped gradient of {A} differs by 0.01"),
         ("adamw", _skipped_update, f"adapter at the end: {A} differs by"),

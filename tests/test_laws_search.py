@@ -50,7 +50,7 @@ def test_a_search_without_a_fault_holds(seen):
 
 def test_a_seed_that_comes_late_is_named(seen):
     seen.trials[1].initial_seed = 1
-    assert words(laws.seeded(seen)) == "trial 1 (seed 2): torch.initial_seed() is 1"
+    assert words(laws.seeded(seen)) == "trial 1 (seed 2): torch.initial_seed() is 1, expected 2"
 
 
 def test_a_trial_that_trained_otherwise_is_named(seen):
@@ -122,7 +122,10 @@ def test_checkpoints_elsewhere_and_other_parameters_are_named(saved, tmp_path):
     )
     told = words(laws.checkpoints(saved, tmp_path, [4]))
     assert "run-2/checkpoint-4 is missing" in told and "checkpoint-4 is there besides" in told
-    assert "run-0/checkpoint-4: trial_params {}, suggested were {'seed': 1}" in told
+    assert (
+        "run-0/checkpoint-4/trainer_state.json: trial_params {}, is_hyper_param_search True; expected {'seed': 1}, True"
+        in told
+    )
 
 
 def test_no_trial_is_no_pass(seen):

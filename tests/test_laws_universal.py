@@ -5,8 +5,6 @@ import pytest
 from harness.laws.universal import LAWS_OF_ONE_RUN, why_not_judged
 from harness.runs.scenarios import LAUNCHES
 
-# ---- what is left out, and why ----
-
 
 @pytest.mark.parametrize(
     ("launch", "clause", "words"),

@@ -1,4 +1,4 @@
-"""optimizer.pt and scheduler.pt of a checkpoint. Both are read with weights_only=True: no code in them is run."""
+"""optimizer.pt and scheduler.pt of a checkpoint. Both are read with weights_only=True, so no code in them is run."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ from harness.verdict import Verdict, verdict
 #: Bytes of AdamW's step counter: one float32 for each tensor.
 STEP_BYTES = 4
 
-#: What AdamW keeps beside the step counter for each tensor, in the tensor's own dtype and shape.
+#: AdamW's state of each tensor besides the step counter, in the tensor's own dtype and shape.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-
-#: Most bytes of a file without a tensor, and most that each stored tensor adds beside its own: measured with torch 2.13
-#: 1593 (SGD without momentum) and 247 to 262 (zip headers, alignment to 64, an entry in the pickle), for 15 to 84 tensors.
+#: The largest size allowed for a file without tensors, in bytes. Measured with torch 2.13: 1593 (SGD without momentum).
 EMPTY_FILE = 2048
+
+#: The bytes allowed for each stored tensor besides its own: zip headers, alignment to 64 bytes, an entry in the pickle.
+#: Measured with torch 2.13: 247 to 262, with 15 to 84 tensors.
 BESIDES_A_TENSOR = 320
 
 
 def load_state(checkpoint: Checkpoint, file: str) -> dict[str, Any]:
-    """The state dict in a checkpoint's file, read without running what is in it."""
+    """Return the state dict in a checkpoint's file, read with weights_only=True."""
     state: dict[str, Any] = torch.load(Path(checkpoint.path) / file, map_location="cpu", weights_only=True)
     return state
 
 
 def holds_the_trained_tensors(trace: Trace) -> Verdict:
-    """optimizer.pt holds AdamW's state of each trained tensor and of no other: two moments and a step counter.
+    """Check that optimizer.pt holds AdamW's state of each trained tensor and of no other: two moments, a step counter.
 
-    Its tensor bytes are 2 * the trained tensors' + 4 a tensor: 8P + 4n for n float32 tensors of P numbers.
+    Its tensors have 2 * (the trained tensors' bytes) + 4 bytes for each tensor: 8P + 4n for n float32 tensors of P numbers.
     """
     findings = _written(trace, "optimizer.pt")
     sizes = [len(group.names) for group in trace.groups]
-    held = [name for group in trace.groups for name in group.names]
-    findings += [f"{name} is trained, but in no group" for name in trace.trainable if name not in held]
+    grouped = [name for group in trace.groups for name in group.names]
+    findings += [f"{name} is trained, but in no group" for name in trace.trainable if name not in grouped]
     expected = 2 * sum(_bytes(trace.adapter[name]) for name in trace.trainable) + STEP_BYTES * len(trace.trainable)
     for checkpoint in _having(trace, "optimizer.pt"):
         where, saved = f"checkpoint-{checkpoint.step}/optimizer.pt:", load_state(checkpoint, "optimizer.pt")
         seen = [len(group["params"]) for group in saved["param_groups"]]
         if seen != sizes:
             findings.append(f"{where} groups of {seen} tensors, expected {sizes}")
-        if sorted(saved["state"]) != list(range(len(held))):
-            findings.append(f"{where} state of tensors {sorted(saved['state'])}, expected 0 to {len(held) - 1}")
+        if sorted(saved["state"]) != list(range(len(grouped))):
+            findings.append(f"{where} state of tensors {sorted(saved['state'])}, expected 0 to {len(grouped) - 1}")
         for index, state in saved["state"].items():
-            findings += _state_findings(
-                f"{where} {held[index] if index < len(held) else index}", state, checkpoint.step
-            )
-            if index < len(held):
-                wanted = trace.adapter[held[index]]
+            name = grouped[index] if index < len(grouped) else str(index)
+            findings += _state_findings(f"{where} {name}", state, checkpoint.step)
+            if index < len(grouped):
+                tensor = trace.adapter[name]
                 findings += [
-                    f"{where} {key} of {held[index]} is {_kind(state[key])}, expected {_kind(wanted)}"
+                    f"{where} {key} of {name} is {_kind(state[key])}, expected {_kind(tensor)}"
                     for key in MOMENTS
-                    if key in state and _kind(state[key]) != _kind(wanted)
+                    if key in state and _kind(state[key]) != _kind(tensor)
                 ]
         total = tensor_bytes(saved)
         if total != expected:
@@ -68,9 +68,10 @@ def holds_the_trained_tensors(trace: Trace) -> Verdict:
 
 
 def size_law(trace: Trace) -> Verdict:
-    """optimizer.pt is the bytes of its tensors, each stored once and none as a part of something larger, and little else.
+    """Check that optimizer.pt holds the bytes of its tensors, each stored once, and little else.
 
-    What else there is: zip headers, alignment and the pickled names: see EMPTY_FILE.
+    A tensor that is a view of a larger storage would be saved with all of that storage. EMPTY_FILE and BESIDES_A_TENSOR
+    allow for zip headers, alignment and the pickled names.
     """
     findings, measured = _written(trace, "optimizer.pt"), {}
     for checkpoint in _having(trace, "optimizer.pt"):
@@ -89,26 +90,26 @@ def size_law(trace: Trace) -> Verdict:
 
 
 def optimizer_is_current(trace: Trace) -> Verdict:
-    """optimizer.pt of the last step holds the optimizer's state at the end of the run, bit for bit."""
+    """Check that optimizer.pt of the last step holds the optimizer's state at the end of the run, bit for bit."""
     findings = _written(trace, "optimizer.pt")
-    held = [name for group in trace.groups for name in group.names]
+    grouped = [name for group in trace.groups for name in group.names]
     last = [c for c in _having(trace, "optimizer.pt") if c.step == trace.output.get("global_step")]
     if not last:
         findings.append("no optimizer.pt was written at the last step")
     for checkpoint in last:
         saved = load_state(checkpoint, "optimizer.pt")["state"]
-        for index, name in enumerate(held):
+        for index, name in enumerate(grouped):
             findings += differences(
                 {key: value for key, value in saved.get(index, {}).items() if isinstance(value, torch.Tensor)},
                 trace.optimizer_state.get(name, {}),
                 0.0,
                 f"checkpoint-{checkpoint.step}/optimizer.pt: {name}:",
             )
-    return verdict("the last optimizer.pt is the optimizer's state at the end", findings, tensors=len(held))
+    return verdict("the last optimizer.pt is the optimizer's state at the end", findings, tensors=len(grouped))
 
 
 def scheduler_is_current(trace: Trace) -> Verdict:
-    """scheduler.pt of step N stands after N steps, and at the learning rates that step N + 1 uses."""
+    """Check that scheduler.pt of step N counts N steps, and has the learning rates that step N + 1 uses."""
     findings = _written(trace, "scheduler.pt")
     rates = {step.number: step.learning_rates for step in trace.steps}
     for checkpoint in _having(trace, "scheduler.pt"):
@@ -116,7 +117,7 @@ def scheduler_is_current(trace: Trace) -> Verdict:
         expected = {
             "base_lrs": [trace.spec.arguments["learning_rate"]] * len(trace.groups),
             "last_epoch": step,
-            "_step_count": step + 1,  # LambdaLR steps once when it is made
+            "_step_count": step + 1,  # LambdaLR's constructor steps once
             "_last_lr": rates.get(step + 1, saved.get("_last_lr")),
         }
         findings += [
@@ -131,7 +132,7 @@ def scheduler_is_current(trace: Trace) -> Verdict:
 
 
 def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors inside a state dict."""
+    """Return the bytes of all tensors in a state dict."""
     return sum(_bytes(tensor) for tensor in _tensors(value))
 
 

@@ -1,4 +1,4 @@
-"""TrainOutput: the steps made, the training loss, and the metrics."""
+"""TrainOutput: global_step, training_loss and the metrics."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ METRICS = (
 
 
 def metrics(trace: Trace) -> Verdict:
-    """TrainOutput has exactly these metrics, and they fit each other and the spec.
+    """Check that TrainOutput has exactly the METRICS, and that they fit each other and the spec.
 
-    Rates are rounded to three decimals and the runtime, in seconds, to four: their products carry that much error.
+    Upstream rounds rates to three decimals, and the runtime in seconds to four. Their products may be off by that much.
     """
     findings = incomplete(trace)
     seen, planned = trace.output.get("metrics", {}), plan(trace.spec)
@@ -45,7 +45,7 @@ def metrics(trace: Trace) -> Verdict:
 
 
 def samples(trace: Trace) -> float:
-    """The samples that the rate counts: full batches for max_steps, the rows of the epochs otherwise."""
+    """Return how many samples train_samples_per_second counts: full batches with max_steps, else the epochs' rows."""
     spec, planned = trace.spec, plan(trace.spec)
     if number(spec, "max_steps") > 0:
         return planned.total * max(planned.windows) * number(spec, "per_device_train_batch_size")
@@ -53,9 +53,10 @@ def samples(trace: Trace) -> float:
 
 
 def training_loss(trace: Trace) -> Verdict:
-    """training_loss is the mean over optimizer steps of each window's loss, as the model returned it.
+    """Check that training_loss is the mean over optimizer steps of each window's loss, as the model returned it.
 
-    A model's losses are shares of their window's mean where it was given num_items_in_batch, and means otherwise.
+    If the model was given num_items_in_batch, its losses are shares of the window's mean, and are added. Otherwise they
+    are means, and are averaged.
     """
     findings = incomplete(trace)
     losses = []
@@ -69,24 +70,28 @@ def training_loss(trace: Trace) -> Verdict:
     seen = trace.output.get("training_loss")
     expected = sum(losses) / max(1, len(losses))
     if not findings and (seen is None or not abs(seen - expected) <= scaled(SUMMATION.loss, abs(expected), LOSSES)):
-        findings.append(f"training_loss is {seen!r}, the mean over {len(losses)} steps is {expected!r}")
+        findings.append(f"training_loss is {seen!r}, expected {expected!r}, the mean over {len(losses)} steps")
     return verdict("training_loss is the mean loss of the optimizer steps", findings, training_loss=seen)
 
 
 def same_training_loss(traces: Mapping[str, Trace]) -> Verdict:
-    """Runs that differ in logging only have the same training_loss. traces: what was logged -> trace."""
-    findings = [f"{name}: {one}" for name, trace in traces.items() for one in incomplete(trace)]
+    """Check that runs which differ only in logging have the same training_loss.
+
+    - traces: how a run logs -> its trace.
+    """
+    findings = [f"{name}: {reason}" for name, trace in traces.items() for reason in incomplete(trace)]
     seen = {name: trace.output.get("training_loss", float("nan")) for name, trace in traces.items()}
     gap = max(seen.values()) - min(seen.values())
     if not findings and not gap <= SUMMATION.loss:
-        findings.append(f"training_loss {', '.join(f'{value!r} ({name})' for name, value in seen.items())}")
+        values = ", ".join(f"{value!r} ({name})" for name, value in seen.items())
+        findings.append(f"training_loss {values}, expected the same")
     return verdict("training_loss does not depend on what is logged", findings, largest_difference=gap)
 
 
 def flos(trace: Trace) -> Verdict:
-    """total_flos = 6 * tokens fed * parameters, adapters included and embeddings not; a 4-bit byte holds two.
+    """Check that total_flos = 6 * tokens fed * parameters, with adapters and without embeddings (`parameters`).
 
-    Logged with the last entry, whatever the metrics of TrainOutput hold.
+    It is read from the last log entry that has it, since TrainOutput may lack it.
     """
     findings = incomplete(trace)
     tokens = sum(len(batch.rows) for step in trace.steps for batch in step.batches) * trace.spec.data.length
@@ -98,7 +103,7 @@ def flos(trace: Trace) -> Verdict:
 
 
 def parameters(trace: Trace) -> int:
-    """Numbers in all parameters but embeddings; of a 4-bit base, two to a byte."""
+    """Return how many numbers all parameters but the embeddings have. A byte of a 4-bit base counts as two."""
     total = 0
     for name, (dtype, shape) in trace.parameters.items():
         if name.endswith(_EMBEDDINGS):

@@ -1,4 +1,4 @@
-"""Mixed precision: which tensors have which dtype, and what torch.autocast alone computes."""
+"""Mixed precision: the dtypes of adapter, gradients and files, and a comparison with torch.autocast alone."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 
 
 def adapter_dtype(spec: RunSpec) -> str:
-    """The dtype that a spec's adapter must have: through get_peft_model float32 unless told not to, else the base's."""
+    """Return the dtype that a spec's adapter must have.
+
+    get_peft_model makes adapters of a half-precision base float32, unless autocast_adapter_dtype=False. In all other cases
+    the dtype is the base's.
+    """
     half = spec.model.dtype in ("float16", "bfloat16")
     upcast = spec.adapter.route != ADD and spec.adapter.options.get("autocast_adapter_dtype", True)
     return "float32" if half and upcast else spec.model.dtype
 
 
 def adapter_dtypes(trace: Trace, dtype: str) -> Verdict:
-    """Adapter, gradients, optimizer state and adapter files are all of one dtype, from the start to the end."""
+    """Check that adapter, gradients, optimizer state and adapter files have this dtype, from start to end."""
     findings = incomplete(trace)
     everything: dict[str, Tensors] = {"the adapter before training": trace.adapter_before, "the adapter": trace.adapter}
     for step in trace.steps:
@@ -54,21 +58,22 @@ def _dtype(tensor: torch.Tensor) -> str:
 
 
 def plain_autocast(trace: Trace) -> Verdict:
-    """Loss and gradient of each step are those of the same forward pass under torch.autocast alone, bit for bit.
+    """Check that each step's loss and gradient are those of the same forward pass under torch.autocast alone, bit for bit.
 
-    Steps are judged at which the adapter is known: the first, and those that follow a checkpoint.
+    A step is judged only if it has one micro-batch, and if the adapter's values before it are in the trace: at the first
+    step, and after each checkpoint. With LoRA dropout, or without such a step, the verdict is NOT_COMPARABLE.
     """
     expected = "each step computes what torch.autocast(bfloat16) does"
     spec, findings = trace.spec, incomplete(trace)
     if spec.adapter.config.get("lora_dropout"):
         return Verdict(NOT_COMPARABLE, expected, ("dropout draws random numbers that are not recorded",))
-    known = {1: trace.adapter_before} | {c.step + 1: c.adapter for c in trace.checkpoints}
-    judged = [step for step in trace.steps if step.number in known and len(step.batches) == 1]
+    adapters = {1: trace.adapter_before} | {c.step + 1: c.adapter for c in trace.checkpoints}
+    judged = [step for step in trace.steps if step.number in adapters and len(step.batches) == 1]
     if not findings and not judged:
         return Verdict(NOT_COMPARABLE, expected, ("no step has one micro-batch",))
-    anew = Autocast(spec)
+    autocast = Autocast(spec)
     for step in judged:
-        loss, gradients = anew.step(step.batches[0], known[step.number])
+        loss, gradients = autocast.step(step.batches[0], adapters[step.number])
         if step.batches[0].loss != loss:
             findings.append(f"step {step.number}: the model returned {step.batches[0].loss!r}, expected {loss!r}")
         findings += differences(step.gradients, gradients, 0.0, f"step {step.number}: gradient of")
@@ -92,15 +97,19 @@ class Autocast:
         }
 
     def step(self, batch: MicroBatch, adapter: Tensors) -> tuple[float, Tensors]:
-        """The loss of a micro-batch that is a window of its own, and its gradients."""
+        """Return the loss of a window of one micro-batch, and its gradients.
+
+        - batch: the micro-batch.
+        - adapter: the adapter's values, by canonical name.
+        """
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(adapter[name])
         self.model.zero_grad()
         inputs = {name: self._column(name, batch.rows) for name in ("input_ids", "attention_mask", "labels")}
-        # The model's own loss, given what it was given then: other clauses judge the loss, this one its precision.
-        # A tensor, as the Trainer gives it: CUDA divides by a number of Python's as it multiplies by the reciprocal, which
-        # is the last bit of a loss (4.8e-7, measured on an H100) away.
+        # The model's own loss function, given the same num_items_in_batch: other clauses judge the loss, this one judges
+        # its precision. The count is a tensor, as the Trainer gives it. If it were a Python number, CUDA would multiply by
+        # the reciprocal, and the loss would differ in its last bit (by 4.8e-7 on an H100).
         count = None if batch.num_items is None else torch.tensor(batch.num_items, device=self.device)
         items = {} if count is None else {"num_items_in_batch": count}
         with torch.autocast(self.device, dtype=torch.bfloat16):
@@ -114,22 +123,31 @@ class Autocast:
 
 
 def not_silently_float32(trace: Trace, plain: Trace, words: str) -> Verdict:
-    """A run in half precision is refused, warned of with `words`, or another run than the one in float32."""
+    """Check that half precision is not ignored without a word.
+
+    The run must end with an error before its first step, or warn, or differ from the run in float32.
+
+    - trace: the run in half precision.
+    - plain: the same run in float32.
+    - words: lower-case words of the warning.
+    """
     findings = []
-    told = any(words in one.lower() for one in trace.warnings)
-    if trace.error is None and not told and equal_runs(trace, plain).holds:
+    warned = any(words in warning.lower() for warning in trace.warnings)
+    if trace.error is None and not warned and equal_runs(trace, plain).holds:
         findings.append(f"neither an error nor a warning: {len(trace.steps)} steps, bit for bit those of float32")
     if trace.error is not None and trace.steps:
-        findings.append(f"the error came after step {trace.steps[-1].number}: {trace.error}")
+        findings.append(f"the error came after step {trace.steps[-1].number}, expected before the first: {trace.error}")
     return verdict("half precision is refused, warned of, or in effect", findings)
 
 
 def trained_again(
     subject: HFTrainer, first: RunSpec, second: RunSpec, directory: Path, unwrapped: bool = False
 ) -> Verdict:
-    """A model that a Trainer has trained is trained by another as a fresh one with the same weights would be.
+    """Check that a second Trainer trains an already trained model as it trains a new model with the same weights.
 
-    first, second: the two runs, of one model and one adapter. unwrapped: unwrap_model(keep_fp32_wrapper=False) between.
+    - first, second: the specs of the two runs; they have the same model and adapter.
+    - directory: where the runs write.
+    - unwrapped: whether accelerate's unwrap_model(keep_fp32_wrapper=False) is called between the two runs.
     """
     from harness.subjects.hf_trainer import inject
 

@@ -1,4 +1,4 @@
-"""What of the whole process a call may have changed: what it sets for itself and does not set back is everybody's."""
+"""Process-wide settings: whether a call leaves environment variables and torch's settings as they were."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from unittest.mock import patch
 
 from harness.verdict import Verdict, verdict
 
-#: Of the environment, compilers: what they are set to, the next extension is compiled with.
+#: Environment variables that choose the compiler of extensions.
 COMPILERS = ("CC", "CXX")
 
 
 def settings() -> dict[str, Any]:
-    """The environment variables and torch's settings of this process."""
+    """Return the environment variables and torch's settings of this process, by name."""
     import torch
 
     return {
@@ -34,7 +34,10 @@ def settings() -> dict[str, Any]:
 
 @contextmanager
 def without_compilers() -> Iterator[None]:
-    """No compiler is named in the environment; at the end it is what it was: an earlier call may have left one there."""
+    """Remove the compilers from the environment, and restore the environment at the end.
+
+    An earlier call may have set them. Then the call that is judged would change nothing.
+    """
     with patch.dict(os.environ):
         for name in COMPILERS:
             os.environ.pop(name, None)
@@ -42,7 +45,10 @@ def without_compilers() -> Iterator[None]:
 
 
 def left_alone(before: dict[str, Any], after: dict[str, Any]) -> Verdict:
-    """Each setting is what it was. before, after: of `settings`."""
+    """Check that each setting is what it was.
+
+    - before, after: what `settings` returned before the call and after it.
+    """
     absent = "not set"
     findings = [
         f"{name}: {after.get(name, absent)}, was {before.get(name, absent)}"

@@ -1,4 +1,4 @@
-"""Training on a quantized base: what is packed, what is computed in which dtype, and what survives saving."""
+"""Training on a quantized base: which layers are packed, which dtypes are used, what is the same after saving."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from harness.verdict import Verdict, verdict
 #: Module path -> (outputs, inputs).
 Linears = Mapping[str, tuple[int, int]]
 
-#: bitsandbytes keeps the optimizer state of smaller tensors in 32 bits (min_8bit_size of its optimizers).
+#: bitsandbytes stores the optimizer state of smaller tensors in 32 bits (min_8bit_size of its optimizers).
 SMALLEST_8BIT = 4096
 
 
 def packed(trace: Trace, linears: Linears) -> Verdict:
-    """Each of these linear layers holds its weight as NF4, two numbers a byte, and no other parameter is packed."""
+    """Check that each of these linear layers stores its weight as NF4, two numbers in a byte, and no other parameter does.
+
+    - linears: module path -> (outputs, inputs).
+    """
     findings = incomplete(trace)
     expected = {f"{path}.weight": [outputs * inputs // 2, 1] for path, (outputs, inputs) in linears.items()}
     for name, shape in expected.items():
@@ -37,9 +40,10 @@ def packed(trace: Trace, linears: Linears) -> Verdict:
 
 
 def refused(error: Exception) -> Verdict:
-    """An adapter is refused because of the packed layers: the error names them, or that they are quantized, and refuses.
+    """Check that an adapter is refused with an error that is about the packed layers.
 
-    A TypeError of a call that does not fit may name the layer's class too.
+    The message must name 4-bit layers or quantization, and must say what is supported. The second condition excludes a
+    TypeError of a wrong call that happens to name the layer's class.
     """
     kind = type(error).__name__
     findings = []
@@ -51,13 +55,17 @@ def refused(error: Exception) -> Verdict:
 
 
 def learns(trace: Trace) -> Verdict:
-    """Every logged loss is finite, every gradient norm finite and above zero."""
+    """Check that every logged loss is finite, and that every gradient norm is finite and above zero."""
     findings = incomplete(trace)
     if not trace.losses or not trace.grad_norms:
         findings.append("no loss or no gradient norm was logged")
-    findings += [f"step {step}: loss {loss}" for step, loss in trace.losses.items() if not math.isfinite(loss)]
     findings += [
-        f"step {step}: gradient norm {norm}"
+        f"step {step}: loss {loss}, expected a finite one"
+        for step, loss in trace.losses.items()
+        if not math.isfinite(loss)
+    ]
+    findings += [
+        f"step {step}: gradient norm {norm}, expected a finite one above zero"
         for step, norm in trace.grad_norms.items()
         if not (math.isfinite(norm) and norm > 0)
     ]
@@ -65,7 +73,10 @@ def learns(trace: Trace) -> Verdict:
 
 
 def adapts(trace: Trace, expected: Mapping[str, Sequence[int]]) -> Verdict:
-    """The trainable tensors are exactly these, of these shapes."""
+    """Check that exactly these tensors are trained.
+
+    - expected: canonical name -> shape.
+    """
     findings = incomplete(trace)
     findings += [f"{name} is trained, unexpected" for name in trace.trainable if name not in expected]
     for name, shape in expected.items():
@@ -78,7 +89,11 @@ def adapts(trace: Trace, expected: Mapping[str, Sequence[int]]) -> Verdict:
 
 
 def computes_in(trace: Trace, base: str, adapter: str) -> Verdict:
-    """Parameters of the base that are not packed have one dtype, those of the adapter another."""
+    """Check the dtypes of all parameters that are not packed.
+
+    - base: the dtype that the base's must have.
+    - adapter: the dtype that the adapter's must have.
+    """
     findings = incomplete(trace)
     counted = 0
     for name, (dtype, _) in trace.parameters.items():
@@ -94,7 +109,10 @@ def computes_in(trace: Trace, base: str, adapter: str) -> Verdict:
 
 
 def state_in_8_bits(trace: Trace, smallest: int = SMALLEST_8BIT) -> Verdict:
-    """Both moments of each trained tensor are uint8 from `smallest` numbers on, float32 below."""
+    """Check the dtype of both moments of each trained tensor: uint8, or float32 for tensors of fewer numbers.
+
+    - smallest: the fewest numbers of a tensor whose moments are uint8.
+    """
     findings = incomplete(trace)
     findings += [f"{name} has no optimizer state" for name in trace.trainable if name not in trace.optimizer_state]
     small = 0
@@ -111,27 +129,35 @@ def state_in_8_bits(trace: Trace, smallest: int = SMALLEST_8BIT) -> Verdict:
     return verdict(f"moments are 8-bit from {smallest} numbers on", findings, in_8_bits=tensors - small, in_32=small)
 
 
-#: bitsandbytes keeps the state of smaller tensors in the GPU's own memory (Optimizer8bit.get_state_buffer).
+#: bitsandbytes stores the state of smaller tensors in the GPU's own memory (Optimizer8bit.get_state_buffer).
 SMALLEST_PAGED = 100_000
 
 
 def paged(moments: Mapping[str, Sequence[int]], smallest: int = SMALLEST_PAGED) -> Verdict:
-    """Both moments of each tensor of `smallest` numbers or more lie in paged memory, those of smaller ones do not.
+    """Check that both moments of each large tensor are in paged memory, and those of smaller tensors are not.
 
-    moments: parameter -> its elements, then of each moment whether it is paged.
+    - moments: parameter -> (how many numbers it has, then for each moment whether it is paged).
+    - smallest: the fewest numbers of a tensor whose moments are paged.
     """
     large = [name for name, (numbers, *_) in moments.items() if numbers >= smallest]
     findings = [] if large else [f"no tensor has {smallest} numbers"]
-    for name, (numbers, *kept) in moments.items():
-        if any(bool(one) != (numbers >= smallest) for one in kept):
-            findings.append(f"moments of {name}, {numbers} numbers: paged {[bool(one) for one in kept]}")
+    for name, (numbers, *flags) in moments.items():
+        is_paged = [bool(flag) for flag in flags]
+        if any(flag != (numbers >= smallest) for flag in is_paged):
+            findings.append(
+                f"moments of {name}, {numbers} numbers: paged {is_paged}, expected {numbers >= smallest} for each"
+            )
     return verdict(
         f"moments are paged from {smallest} numbers on", findings, paged=len(large), not_paged=len(moments) - len(large)
     )
 
 
 def same_base(resumed: Trace, first: Trace) -> Verdict:
-    """The packed base and its quantization state are the same bits in a run and in its continuation, at the end too."""
+    """Check that the packed base and its quantization state are the same in a run and in the run resumed from it.
+
+    - resumed: its base is compared at the start and at the end.
+    - first: the run that saved.
+    """
     findings = incomplete(resumed) + incomplete(first)
     states = [name for name in first.base if "quant_state" in name]
     if not states:
@@ -144,15 +170,19 @@ def same_base(resumed: Trace, first: Trace) -> Verdict:
     return verdict("the quantized base is the same, bit for bit", findings, quantization_states=len(states))
 
 
-def same_model(state: Tensors, logits: torch.Tensor, wanted_state: Tensors, wanted_logits: torch.Tensor) -> Verdict:
-    """A quantized model after saving and loading: state_dict() and logits are what they were, bit for bit."""
-    findings = differences(state, wanted_state, 0.0, "state_dict():")
-    findings += differences({"logits": logits}, {"logits": wanted_logits}, 0.0, "forward:")
-    if not any("quant_state" in name for name in wanted_state):
+def same_model(state: Tensors, logits: torch.Tensor, saved_state: Tensors, saved_logits: torch.Tensor) -> Verdict:
+    """Check that a reloaded quantized model is the saved one, bit for bit.
+
+    - state, logits: of the reloaded model; `state` is its state_dict().
+    - saved_state, saved_logits: of the model that was saved.
+    """
+    findings = differences(state, saved_state, 0.0, "state_dict():")
+    findings += differences({"logits": logits}, {"logits": saved_logits}, 0.0, "forward:")
+    if not any("quant_state" in name for name in saved_state):
         findings.append("the model that was saved has no quantization state")
-    return verdict("a reloaded model is the saved one, bit for bit", findings, tensors=len(wanted_state))
+    return verdict("a reloaded model is the saved one, bit for bit", findings, tensors=len(saved_state))
 
 
 def plain(dtype: torch.dtype) -> str:
-    """A dtype's name alone."""
+    """Return a dtype's name without "torch."."""
     return str(dtype).removeprefix("torch.")

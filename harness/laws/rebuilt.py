@@ -1,4 +1,4 @@
-"""What a trained adapter computes in a model built anew: switched off, merged, unmerged, loaded from its file."""
+"""A trained adapter in a rebuilt model: disabled, merged, unmerged, loaded from its file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
 
 
 def trained_model(trace: Trace) -> Any:
-    """The model as it was when training ended: injected anew, and the adapter's values put in by name."""
+    """Rebuild the model as it was when training ended: inject the adapter, and copy the trained values into it by name."""
     from harness.subjects.hf_trainer import inject
 
     model = inject(models.build(trace.spec.model), trace.spec.adapter)
@@ -31,13 +31,19 @@ def trained_model(trace: Trace) -> Any:
 
 
 def adapter_of(model: Any, trace: Trace, adapter: str | None = None) -> Tensors:
-    """Canonical name -> parameter, of the tensors that the run trained; `adapter` is the adapter's name in `model`."""
+    """Return canonical name -> parameter of `model`, for the tensors that the run trained.
+
+    - adapter: the adapter's name in `model`; None for the spec's.
+    """
     named = {names.canonical(n, adapter or trace.spec.adapter.name): p for n, p in model.named_parameters()}
     return {name: named[name] for name in trace.trainable if name in named}
 
 
 def logits(model: Any, spec: RunSpec) -> Tensors:
-    """{"logits": tensor} of the spec's first two rows in eval mode, on the CPU; a packed model may be on a GPU."""
+    """Return {"logits": tensor} for the spec's first two rows, in eval mode, moved to the CPU.
+
+    - model: on any device; a packed model may be on a GPU.
+    """
     rows, device = data.rows(spec.data)[0][:2], next(model.parameters()).device
     batch = {name: torch.tensor([row[name] for row in rows], device=device) for name in rows[0]}
     with torch.no_grad():
@@ -49,21 +55,24 @@ def _of_base(spec: RunSpec) -> Tensors:
 
 
 def switched_off(trace: Trace) -> Verdict:
-    """With its adapter disabled, the trained model computes what the base computes, bit for bit.
+    """Check that the trained model with its adapter disabled computes what the base computes, bit for bit.
 
-    Not comparable where biases of the base are trained: peft says that disabling leaves those as they are.
+    If biases of the base are trained, the verdict is NOT_COMPARABLE: peft documents that disabling leaves them trained.
     """
     expected = "with its adapter disabled the trained model is the base, bit for bit"
     spec = trace.spec
     if spec.adapter.config.get("bias", "none") != "none":
-        return Verdict(NOT_COMPARABLE, expected, ("biases of the base are trained, and disabling leaves them",))
+        return Verdict(NOT_COMPARABLE, expected, ("biases of the base are trained, and disabling leaves them trained",))
     if findings := incomplete(trace):
         return verdict(expected, findings)
     return off_and_on(trained_model(trace), spec)
 
 
 def off_and_on(model: Any, spec: RunSpec) -> Verdict:
-    """The model of a spec computes what its base does while its adapters are disabled, and what it did before after."""
+    """Check that a model with disabled adapters computes what its base does, and enabled again what it did before.
+
+    - model: a model of the spec, with any values of its adapters.
+    """
     before = logits(model, spec)
     if spec.adapter.route == GET:
         with model.disable_adapter():
@@ -78,9 +87,10 @@ def off_and_on(model: Any, spec: RunSpec) -> Verdict:
 
 
 def merged(trace: Trace) -> Verdict:
-    """Merged into the base the adapter computes what it did beside it, and unmerging gives the base's weights back.
+    """Check that the merged adapter computes what it did unmerged, and that unmerging restores the base's weights.
 
-    Not comparable where the method has no merge, and in half precision, whose rounding is as large as an adapter.
+    The verdict is NOT_COMPARABLE if the method adapts no layer, so that there is nothing to merge, and if the base is in half
+    precision or quantized, where rounding is as large as an adapter.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -94,16 +104,16 @@ def merged(trace: Trace) -> Verdict:
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if not layers:
         return Verdict(NOT_COMPARABLE, expected, (f"{spec.adapter.peft_type} adapts no layer, so none is merged",))
-    beside, base = logits(model, spec), _weights(layers)
+    unmerged, base = logits(model, spec), _weights(layers)
     for layer in layers:
         layer.merge()
-    findings = differences(logits(model, spec), beside, MERGED.loss, "merged:")
-    if not _weights_differ(_weights(layers), base) and differences(beside, _of_base(spec), MERGED.loss, ""):
+    findings = differences(logits(model, spec), unmerged, MERGED.loss, "merged:")
+    if not _weights_differ(_weights(layers), base) and differences(unmerged, _of_base(spec), MERGED.loss, ""):
         findings.append("merging left every weight of the base as it was")
     for layer in layers:
         layer.unmerge()
     findings += differences(_weights(layers), base, MERGED.adapter, "unmerged:")
-    findings += differences(logits(model, spec), beside, MERGED.loss, "unmerged:")
+    findings += differences(logits(model, spec), unmerged, MERGED.loss, "unmerged:")
     return verdict(expected, findings)
 
 
@@ -120,9 +130,10 @@ def _weights_differ(one: Tensors, other: Tensors) -> bool:
 
 
 def loaded(trace: Trace, through: str, base: Any = None) -> Any:
-    """A fresh base, or the one given, with the adapter of the last checkpoint loaded into it as "default".
+    """Return a base with the adapter of the last checkpoint loaded into it as "default".
 
-    through: "from_pretrained" (PeftModel's) or "load_adapter" (that of a transformers model).
+    - through: "from_pretrained" (of PeftModel) or "load_adapter" (of a transformers model).
+    - base: the base; None builds a new one.
     """
     from peft import PeftModel
 
@@ -139,9 +150,11 @@ def loaded(trace: Trace, through: str, base: Any = None) -> Any:
 
 
 def reloads(trace: Trace, through: str = "from_pretrained", base: Any = None) -> Verdict:
-    """The adapter of the last checkpoint, loaded, is the trained one: its tensors, and what the model computes.
+    """Check that the adapter loaded from the last checkpoint is the trained one: its tensors, and the logits.
 
-    Of a prompt encoder what it makes of the prompt is saved (CKPT-25), so there logits alone tell.
+    - through, base: see `loaded`. If a base is given, its logits are not compared.
+
+    A prompt encoder is not saved itself: its output is (CKPT-25). For such methods only the logits are compared.
     """
     expected = "a loaded adapter is the trained one"
     if not trace.checkpoints:

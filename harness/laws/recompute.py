@@ -1,7 +1,8 @@
-"""A window of micro-batches computed anew: its loss and its gradient in float64, from the spec and the rows alone.
+"""The oracle of the laws on the loss: a window's loss and gradient in float64, recomputed from the spec and the rows.
 
-The oracle of the laws on the loss. The model is built in float64 from the spec's seed, the adapter is the trace's,
-and the loss is written out here: none of the loss functions of transformers is called.
+1. `Recomputed` builds the model in float64 from the spec's seed, and takes the adapter's values from the trace.
+2. `Recomputed.window` computes the loss of a window of micro-batches and its gradients.
+The loss is written out here. No loss function of transformers is called.
 """
 
 from __future__ import annotations
@@ -16,32 +17,35 @@ from harness.spec import RunSpec
 from harness.tensors import names
 from harness.trace import MicroBatch, Tensors
 
-#: How a window's loss is normalised: by the tokens of all its micro-batches, as the mean over micro-batches of each
-#: one's mean over its own tokens, or by the num_items_in_batch that the model was given, right or wrong.
+#: How a window's loss is normalised.
+#: - TOKENS: by the labels of all its micro-batches.
+#: - BATCHES: each micro-batch by its own labels; the window's loss is the mean over micro-batches.
+#: - GIVEN: by the num_items_in_batch that the model was given, whether it is right or wrong.
 TOKENS = "tokens"
 BATCHES = "micro-batches"
 GIVEN = "num_items_in_batch"
 
+#: Returns what each position of a row must predict, -100 where it predicts nothing.
 Targets = Callable[[data.Row], list[int]]
 
 
 def next_tokens(row: data.Row) -> list[int]:
-    """The target of each position of a row, -100 where there is none: a causal model predicts the next label."""
+    """Return the targets of a causal model: each position predicts the next position's label."""
     return [*row["labels"][1:], data.IGNORED]
 
 
 def the_label(row: data.Row) -> list[int]:
-    """The target of a row that is classified."""
+    """Return the target of a classifier: the row's label."""
     return [row["labels"]]
 
 
 def the_labels(row: data.Row) -> list[int]:
-    """The target of each position of a decoder that is fed the labels, one position later."""
+    """Return the targets of an encoder-decoder. Its decoder is fed the labels one position later."""
     labels: list[int] = row["labels"]
     return labels
 
 
-#: What the rows of each task are to predict.
+#: Task -> what its rows must predict.
 _TARGETS: dict[str, Targets] = {
     models.CAUSAL: next_tokens,
     models.CLASSIFICATION: the_label,
@@ -50,7 +54,7 @@ _TARGETS: dict[str, Targets] = {
 
 
 def obstacles(spec: RunSpec) -> list[str]:
-    """Why the gradients of such a run cannot be computed anew; empty where they can."""
+    """Return why the gradients of such a run cannot be recomputed. Return an empty list if they can be."""
     found = []
     if any("drop" in name and value for name, value in (*spec.adapter.config.items(), *spec.model.config.items())):
         found.append("dropout draws random numbers that are not recorded")
@@ -62,7 +66,10 @@ def obstacles(spec: RunSpec) -> list[str]:
 
 
 class Recomputed:
-    """The model of a spec in float64, with an adapter's values (canonical name -> tensor)."""
+    """The model of a spec in float64.
+
+    - adapter: the adapter's values, as canonical name -> tensor.
+    """
 
     def __init__(self, spec: RunSpec, adapter: Tensors):
         from harness.subjects.hf_trainer import inject
@@ -71,7 +78,7 @@ class Recomputed:
         self.model = inject(base, spec.adapter).double().eval()
         self.rows = data.rows(spec.data)[0]
         self.task = spec.data.task
-        # Those of prefix tuning are keys and values of each layer, which no logits belong to.
+        # Prefix tuning has no virtual tokens in this sense: its prefixes are keys and values, which have no logits.
         prompt = self.task == models.CAUSAL and spec.adapter.peft_type in ("PROMPT_TUNING", "P_TUNING")
         self.virtual_tokens = spec.adapter.config["num_virtual_tokens"] if prompt else 0
         self.parameters = {
@@ -90,9 +97,12 @@ class Recomputed:
         smoothing: float = 0.0,
         targets: Targets | None = None,
     ) -> tuple[float, Tensors]:
-        """Loss and gradients of a window of micro-batches, of which their rows count (and num_items for GIVEN).
+        """Return the loss of a window of micro-batches, and its gradients by canonical name.
 
-        targets: what each position of a row predicts, None for what the task says.
+        - batches: the micro-batches. Only their rows are used, and for GIVEN their num_items.
+        - mean: TOKENS, BATCHES or GIVEN.
+        - smoothing: the label smoothing factor.
+        - targets: what each position of a row predicts; None for what the task says.
         """
         self.model.zero_grad()
         loss = torch.zeros((), dtype=torch.float64)
@@ -107,19 +117,19 @@ class Recomputed:
         return float(loss.detach()), {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
 
     def tokens(self, batches: Sequence[MicroBatch], targets: Targets | None = None) -> int:
-        """How many targets the rows of some micro-batches have."""
-        made = (self._targets(self.rows[row], targets) for batch in batches for row in batch.rows)
-        return sum(target != data.IGNORED for row in made for target in row)
+        """Return how many targets the rows of these micro-batches have."""
+        rows = (self._targets(self.rows[row], targets) for batch in batches for row in batch.rows)
+        return sum(target != data.IGNORED for row in rows for target in row)
 
     def _targets(self, row: data.Row, targets: Targets | None) -> list[int]:
-        # Prompt learning puts virtual tokens before the row: the last of them predicts the row's first label.
+        # Prompt tuning puts virtual tokens before the row. The last of them predicts the row's first label.
         before = [data.IGNORED] * (self.virtual_tokens - 1) + row["labels"][:1] if self.virtual_tokens else []
         return before + (targets or _TARGETS[self.task])(row)
 
     def _logits(self, chosen: list[data.Row]) -> torch.Tensor:
         inputs = {"input_ids": torch.tensor([row["input_ids"] for row in chosen])}
         if self.task == models.CAUSAL:
-            # No attention mask: padding is on the right, where no label sees it.
+            # Without an attention mask: padding is on the right, so no token with a label attends to it.
             logits: torch.Tensor = self.model(**inputs)["logits"]
             return logits
         inputs["attention_mask"] = torch.tensor([row["attention_mask"] for row in chosen])

@@ -1,4 +1,7 @@
-"""Whether a resumed run is the run that was interrupted, and whether one that cannot be says so."""
+"""Resumed runs: whether they equal the uninterrupted run, and whether a run that cannot be resumed says so.
+
+In all laws `resumed` is the resumed run, `whole` the run that was not interrupted.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
 
 
 def continues(resumed: Trace, whole: Trace, after: int) -> Verdict:
-    """From step `after` on, the resumed run is the uninterrupted one: rows, gradients, logs, adapter, optimizer.
+    """Check that after step `after` the resumed run equals the uninterrupted one.
 
-    Tensors that are not trained (the base, other adapters) end as they do there, too. Not comparable where the
-    uninterrupted run itself ends with an error.
+    Rows, gradients, logs, adapter and optimizer are compared, and at the end the tensors that are not trained (the base,
+    other adapters). If the uninterrupted run ends with an error, the verdict is NOT_COMPARABLE.
     """
     if whole.error is not None:
         return _not_comparable("the two runs are equal", whole)
@@ -34,7 +37,11 @@ def _base_differences(seen: Mapping[str, str], expected: Mapping[str, str]) -> l
 
 
 def restored(resumed: Trace, whole: Trace, after: int, count: int) -> Verdict:
-    """Before the first step every adapter tensor is the checkpoint's, bit for bit, and there are `count` of them."""
+    """Check that before its first step a resumed run has every adapter tensor of the checkpoint, bit for bit.
+
+    - after: the checkpoint's global step.
+    - count: how many adapter tensors there must be, in the checkpoint and in the model.
+    """
     expected = f"{count} of {count} adapter tensors are restored before the first step"
     if whole.error is not None:
         return _not_comparable(expected, whole)
@@ -59,12 +66,15 @@ def _not_comparable(expected: str, whole: Trace) -> Verdict:
 
 # ---- what is reported ----
 
-#: Parts of the names of log entries that tell the time.
+#: Parts of the names of log entries that are timings.
 _TIMING = ("runtime", "per_second")
 
 
 def same_log(resumed: Trace, whole: Trace) -> Verdict:
-    """log_history is the uninterrupted run's, entry for entry, timings and the summary of the call left out."""
+    """Check that log_history equals the uninterrupted run's, entry for entry.
+
+    Timings, and the entry with train_loss that ends each call of train(), are ignored.
+    """
     findings = incomplete(resumed)
     ours, theirs = _log(resumed), _log(whole)
     for index in range(max(len(ours), len(theirs))):
@@ -85,13 +95,16 @@ def _log(trace: Trace) -> list[dict[str, Any]]:
 
 
 def same_state(resumed: Trace, whole: Trace) -> Verdict:
-    """The last checkpoint's trainer_state.json says the same: counters, totals, best metric, callbacks' states."""
+    """Check that the last checkpoint's trainer_state.json equals the uninterrupted run's.
+
+    It has counters, totals, the best metric and the callbacks' states.
+    """
     findings = incomplete(resumed)
     if not (resumed.checkpoints and whole.checkpoints):
         findings.append("a run saved no checkpoint to compare")
     else:
         seen, expected = (trace.checkpoints[-1].state for trace in (resumed, whole))
-        # The log has a law of its own, and the best checkpoint's path begins with the run's own directory.
+        # The log is judged by `same_log`. The best checkpoint's path differs, since each run has a directory of its own.
         names = {*seen, *expected} - {"log_history", "best_model_checkpoint"}
         findings += [
             f"trainer_state.json, {name}: {seen.get(name)!r}, expected {expected.get(name)!r}"
@@ -102,13 +115,14 @@ def same_state(resumed: Trace, whole: Trace) -> Verdict:
 
 
 def loss_of_this_call(resumed: Trace) -> Verdict:
-    """training_loss is the mean over the steps of this call, and the throughput counts them alone.
+    """Check that training_loss and train_steps_per_second cover only the steps of this call of train().
 
-    The steps have one micro-batch each: what a step adds to the loss is what its forward pass returned.
+    Each step must have one micro-batch, so that a step adds to the loss what its forward pass returned.
     """
     findings = incomplete(resumed)
     made = len(resumed.steps)
-    # At each log the device's sum is added to one on the host, in double precision.
+    # As transformers/trainer.py:Trainer._maybe_log_save_evaluate does: losses are summed on the device in float32. At each
+    # log the sum is added to a Python float.
     expected, window = 0.0, []
     for step in resumed.steps:
         window += [batch.loss for batch in step.batches]
@@ -120,16 +134,17 @@ def loss_of_this_call(resumed: Trace) -> Verdict:
         findings.append(f"training_loss is {loss!r}, expected {expected!r}, the mean of these {made} steps")
     metrics = resumed.output.get("metrics", {})
     rate, runtime = metrics.get("train_steps_per_second", 0.0), metrics.get("train_runtime", 0.0)
-    # Both are rounded (three and four digits), which moves the product by far less than half a step.
+    # Both are rounded, to three and four decimals. That changes the product by far less than half a step.
     if round(rate * runtime) != made:
-        findings.append(f"train_steps_per_second {rate} in {runtime} s are {rate * runtime:.1f} steps, expected {made}")
+        findings.append(f"train_steps_per_second {rate} in {runtime} s is {rate * runtime:.1f} steps, expected {made}")
     return verdict("training_loss and throughput are those of the steps of this call", findings)
 
 
 def first_logged(resumed: Trace, after: int, digits: int | None = None) -> Verdict:
-    """The first loss logged after resuming at step `after` is the mean over the steps made since, not over its window.
+    """Check that the first loss logged after resuming is the mean over the steps made since, not over the whole window.
 
-    digits: how many the Trainer rounds logged losses to, None for not at all.
+    - after: the step that the run was resumed from.
+    - digits: how many decimals logged losses are rounded to; None if they are not rounded.
     """
     findings = incomplete(resumed)
     logged = min((step for step in resumed.losses if step > after), default=None)
@@ -140,13 +155,15 @@ def first_logged(resumed: Trace, after: int, digits: int | None = None) -> Verdi
         expected = _device_sum([batch.loss for step in since for batch in step.batches]) / max(1, len(since))
         expected = expected if digits is None else round(expected, digits)
         if resumed.losses[logged] != expected:
-            wanted = f"{expected!r}, the mean of the {len(since)} steps since"
-            findings.append(f"step {logged}: logged loss {resumed.losses[logged]!r}, expected {wanted}")
+            findings.append(
+                f"step {logged}: logged loss {resumed.losses[logged]!r}, expected {expected!r}, "
+                f"the mean of the {len(since)} steps since"
+            )
     return verdict("the first loss logged after resuming covers the steps since", findings)
 
 
 def _device_sum(losses: Iterable[float | None]) -> float:
-    """The losses, added up one by one in float32 as the device does."""
+    """Return the sum of the losses, added one by one in float32 as the device does."""
     total = torch.zeros((), dtype=torch.float32)
     for loss in losses:
         total = total + torch.tensor(float("nan") if loss is None else loss, dtype=torch.float32)
@@ -154,7 +171,7 @@ def _device_sum(losses: Iterable[float | None]) -> float:
 
 
 def stays_finished(resumed: Trace, whole: Trace) -> Verdict:
-    """Resuming a finished run makes no step, keeps the step count and the adapter, and reports a loss of 0."""
+    """Check that resuming a finished run makes no step, keeps the step count and the adapter, and reports a loss of 0."""
     if resumed.error is not None:
         return verdict("a finished run stays finished", incomplete(resumed))
     end = whole.output["global_step"]
@@ -171,7 +188,11 @@ def stays_finished(resumed: Trace, whole: Trace) -> Verdict:
 
 
 def refused(trace: Trace, *kinds: str, words: str = "") -> Verdict:
-    """The run ended with an error of one of these kinds (any, if none is given), saying `words`, before any step."""
+    """Check that the run ended with an error before its first step.
+
+    - kinds: types of the error; none for any type.
+    - words: words that the error's message must contain.
+    """
     expected = f"{' or '.join(kinds) or 'an error'} before the first step" + (f", saying {words!r}" if words else "")
     findings = []
     if trace.error is None:
@@ -184,10 +205,14 @@ def refused(trace: Trace, *kinds: str, words: str = "") -> Verdict:
 
 
 def loud(trace: Trace, what: str, words: Iterable[str]) -> Verdict:
-    """`what` (a fault of the checkpoint) is an error before the first step, or a warning with one of `words` in it."""
-    told = [one for one in trace.warnings if any(word.lower() in one.lower() for word in words)]
+    """Check that a faulty checkpoint leads to an error before the first step, or to a warning.
+
+    - what: the fault, for the findings.
+    - words: the warning must contain one of them, in upper or lower case.
+    """
+    given = [warning for warning in trace.warnings if any(word.lower() in warning.lower() for word in words)]
     findings = []
-    if trace.error is None and not told:
+    if trace.error is None and not given:
         findings.append(f"neither an error nor a warning: with {what} it trained steps {_span(trace)}")
     elif trace.error is not None and trace.steps:
         findings.append(f"the error came after steps {_span(trace)}: {trace.error}")
@@ -195,17 +220,25 @@ def loud(trace: Trace, what: str, words: Iterable[str]) -> Verdict:
 
 
 def warns_of_change(trace: Trace, argument: str, here: Any, there: Any) -> Verdict:
-    """A warning names the argument, its value here and its value in the checkpoint."""
+    """Check that a warning names a changed argument and both of its values.
+
+    - here: its value in the resumed run.
+    - there: its value in the checkpoint.
+    """
     findings = incomplete(trace)
-    if not any(all(str(word) in one for word in (argument, here, there)) for one in trace.warnings):
+    if not any(all(str(word) in warning for word in (argument, here, there)) for warning in trace.warnings):
         findings.append(f"no warning names {argument}, {here} here and {there} in the checkpoint")
     return verdict(f"a changed {argument} is warned of", findings)
 
 
 def falls_back(resumed: Trace, whole: Trace, torn: int, complete: int, missing: Iterable[str]) -> Verdict:
-    """Of a torn checkpoint and an older complete one, the complete one is taken, or the error says what is missing.
+    """Check that if the newest checkpoint is torn, the run resumes from the older, complete one, or ends with an error.
 
-    torn, complete: their steps. missing: files of the torn one that are not there, or not whole.
+    The error must name the torn checkpoint and one of its missing files.
+
+    - torn: step of the torn checkpoint.
+    - complete: step of the complete one.
+    - missing: files of the torn one that are missing or not whole.
     """
     expected = f"it resumes at step {complete}, or says which file of checkpoint-{torn} is missing"
     if resumed.error is not None:
@@ -216,7 +249,7 @@ def falls_back(resumed: Trace, whole: Trace, torn: int, complete: int, missing: 
         )
     start = resumed.steps[0].number - 1 if resumed.steps else None
     if start != complete:
-        return verdict(expected, [f"it went on from step {start} without a word"])
+        return verdict(expected, [f"it resumed at step {start}, with neither an error nor a warning"])
     return both(verdict(expected, []), equal_runs(resumed, whole, after=complete))
 
 

@@ -1,4 +1,4 @@
-"""When checkpoints are written, and which of them stay."""
+"""When checkpoints are written, and which of them rotation leaves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.verdict import Verdict, verdict
 
 
 def saved_when_due(trace: Trace) -> Verdict:
-    """Checkpoints were written at the steps that save_strategy names, each once, and at no other."""
+    """Check that checkpoints are written at exactly the steps that save_strategy asks for, each once."""
     expected = due(trace)
     seen = [checkpoint.step for checkpoint in trace.checkpoints]
     findings = incomplete(trace)
@@ -25,10 +25,13 @@ def saved_when_due(trace: Trace) -> Verdict:
 
 
 def due(trace: Trace) -> list[int]:
-    """The steps at which a run of this spec saves, from its arguments, its epochs and what its evaluations found.
+    """Return the steps at which a run must save, from its arguments, its epochs and its evaluations.
 
-    "steps": each multiple of save_steps (below 1: a share of all steps, rounded up) and the last step. "epoch": the
-    last step of each epoch, and of a last epoch that is cut short. "best": each evaluation that beats all before it.
+    By save_strategy:
+    - "steps": each multiple of save_steps, and the last step. A save_steps below 1 is a share of all steps, rounded up.
+    - "epoch": the last step of each epoch, the last epoch included if it is cut short.
+    - "best": each evaluation that is better than all before it.
+    - "no": none.
     """
     arguments, total = trace.spec.arguments, trace.output.get("global_step", 0)
     strategy = arguments.get("save_strategy", "steps")
@@ -44,39 +47,39 @@ def due(trace: Trace) -> list[int]:
 
 
 def rotated(trace: Trace) -> Verdict:
-    """After each save, save_total_limit checkpoints are left: the newest, the best so far, and the youngest others.
+    """Check which checkpoints are left after each save: the newest, the best so far, then others, newest first.
 
-    A limit of 1 still keeps two, the newest and the best, where these differ.
+    There are save_total_limit of them. With a limit of 1 there are two if the newest and the best differ.
     """
     limit = trace.spec.arguments.get("save_total_limit")
     findings = incomplete(trace)
     if not trace.checkpoints:
         findings.append("no checkpoint was written")
-    there: list[int] = []
+    left: list[int] = []
     best = None
     for checkpoint in trace.checkpoints:
-        there.append(checkpoint.step)
+        left.append(checkpoint.step)
         best = max((step for step, is_best in _records(trace) if is_best and step <= checkpoint.step), default=None)
         if limit:
-            kept = {checkpoint.step} | ({best} & set(there))
-            for step in reversed(there):
-                if len(kept) < limit:
-                    kept.add(step)
-            there = [step for step in there if step in kept]
-        if checkpoint.siblings != there:
+            protected = {checkpoint.step} | ({best} & set(left))
+            for step in reversed(left):
+                if len(protected) < limit:
+                    protected.add(step)
+            left = [step for step in left if step in protected]
+        if checkpoint.siblings != left:
             findings.append(
-                f"after the save at step {checkpoint.step}: {checkpoint.siblings} are left, expected {there}"
+                f"after the save at step {checkpoint.step}: {checkpoint.siblings} are left, expected {left}"
             )
-    return verdict(f"save_total_limit {limit} leaves the newest and the best", findings, best=best, left=there)
+    return verdict(f"save_total_limit {limit} leaves the newest and the best", findings, best=best, left=left)
 
 
 def left_at_the_end(trace: Trace) -> list[int]:
-    """The steps of the checkpoint directories that lie in the run's directory now."""
+    """Return the steps of the checkpoints that are in the run's directory now."""
     return sorted(int(path.name[11:]) for path in Path(trace.directory).glob("checkpoint-*") if path.is_dir())
 
 
 def _epoch_ends(trace: Trace) -> list[int]:
-    """The global step at the end of each epoch, by the events of the run."""
+    """Return the global step at the end of each epoch, from the run's events."""
     step = trace.output.get("global_step", 0) - trace.events.count("step_end")
     ends = []
     for event in trace.events:
@@ -87,7 +90,7 @@ def _epoch_ends(trace: Trace) -> list[int]:
 
 
 def _records(trace: Trace) -> list[tuple[int, bool]]:
-    """(step, whether it was the best so far) of each evaluation, by metric_for_best_model; empty where it is unset."""
+    """Return (step, whether it was the best so far) of each evaluation; an empty list without a metric_for_best_model."""
     metric = trace.spec.arguments.get("metric_for_best_model")
     if metric is None:
         return []

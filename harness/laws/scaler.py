@@ -1,4 +1,4 @@
-"""The gradient scaler of fp16=True: its file, the steps that it skips, and that clipping acts on unscaled gradients."""
+"""The gradient scaler of fp16=True: its file, the steps that it skips, and clipping of unscaled gradients."""
 
 from __future__ import annotations
 
@@ -17,25 +17,31 @@ from harness.verdict import Verdict, verdict
 
 FILE = "scaler.pt"
 
-#: torch.amp.GradScaler as accelerate makes it.
+#: The settings of torch.amp.GradScaler with which accelerate creates it.
 INITIAL, GROWTH, BACKOFF, INTERVAL = 65536.0, 2.0, 0.5, 2000
 
-#: Step -> what scaler.pt of its checkpoint holds.
+#: Step -> the content of its checkpoint's scaler.pt.
 States = Mapping[int, Mapping[str, float]]
 
 
 def states(trace: Trace) -> dict[int, dict[str, float]]:
-    """What the scaler.pt of each checkpoint holds; a checkpoint without one is left out."""
+    """Return the content of each checkpoint's scaler.pt, by step. Checkpoints without one are left out."""
     return {c.step: load_state(c, FILE) for c in trace.checkpoints if FILE in c.files}
 
 
 def skipped(trace: Trace) -> list[int]:
-    """The global steps whose gradient overflowed. A fused optimizer is called there too, and told to do nothing."""
+    """Return the global steps whose gradient overflowed: those with a logged grad_norm that is not finite.
+
+    Optimizer calls do not show it: a fused optimizer is called at such a step, too, with found_inf set.
+    """
     return [step for step, norm in trace.grad_norms.items() if not math.isfinite(norm)]
 
 
 def state_at(step: int, without: Iterable[int]) -> dict[str, float]:
-    """What scaler.pt must hold after a global step, where the steps of `without` were skipped."""
+    """Return what scaler.pt must hold after a global step.
+
+    - without: the global steps that were skipped.
+    """
     scale, since = INITIAL, 0
     for n in range(1, step + 1):
         scale, since = (scale * BACKOFF, 0) if n in without else (scale, since + 1)
@@ -51,7 +57,10 @@ def state_at(step: int, without: Iterable[int]) -> dict[str, float]:
 
 
 def saved(trace: Trace, seen: States) -> Verdict:
-    """Each checkpoint has the scaler's state as it is after that step."""
+    """Check that each checkpoint's scaler.pt holds the scaler's state after that step.
+
+    - seen: what `states` returned.
+    """
     findings = incomplete(trace) + ([] if trace.checkpoints else ["no checkpoint was written"])
     without = skipped(trace)
     for checkpoint in trace.checkpoints:
@@ -69,18 +78,20 @@ def saved(trace: Trace, seen: States) -> Verdict:
 
 
 def overflow_skipped(trace: Trace, seen: States, at: int) -> Verdict:
-    """The step `at`, whose gradient overflows, changes nothing but the scale, which it halves; global_step goes on.
+    """Check that a step whose gradient overflows halves the scale, counts as a step, and changes nothing else.
 
-    trace: of a run that saves at each step.
+    - trace: a run that saves at each step.
+    - seen: what `states` returned.
+    - at: the global step that overflows.
     """
     findings = incomplete(trace)
     if skipped(trace) != [at]:
         findings.append(f"the logged grad_norm is not finite at steps {skipped(trace)}, expected [{at}]")
-    held = {c.step: c.adapter for c in trace.checkpoints} | {0: trace.adapter_before}
-    if at not in held or at - 1 not in held:
+    adapters = {c.step: c.adapter for c in trace.checkpoints} | {0: trace.adapter_before}
+    if at not in adapters or at - 1 not in adapters:
         findings.append(f"no checkpoint of step {at} or {at - 1}")
     else:
-        findings += differences(held[at], held[at - 1], 0.0, f"over step {at}:")[:1]
+        findings += differences(adapters[at], adapters[at - 1], 0.0, f"over step {at}:")[:1]
     before = seen.get(at - 1, {"scale": INITIAL})["scale"]
     after = seen.get(at, {}).get("scale")
     if after != before * BACKOFF:
@@ -95,7 +106,12 @@ def overflow_skipped(trace: Trace, seen: States, at: int) -> Verdict:
 
 
 def clips_unscaled(trace: Trace, seen: States) -> Verdict:
-    """The logged norm is that of the gradient divided by the scale, and clipping takes that gradient to max_grad_norm."""
+    """Check that the logged norm is that of the unscaled gradient, and that clipping brings it to max_grad_norm.
+
+    The unscaled gradient is the gradient divided by the scale.
+
+    - seen: what `states` returned.
+    """
     findings, most = incomplete(trace), number(trace.spec, "max_grad_norm")
     for step in trace.steps:
         scale = seen.get(step.number - 1, {"scale": INITIAL})["scale"]
@@ -110,7 +126,8 @@ def clips_unscaled(trace: Trace, seen: States) -> Verdict:
     return verdict("norm and clipping are of unscaled gradients", findings, largest_norm=max(norms, default=0.0))
 
 
-#: Sums of squares in float32 against float64, of some thousand numbers, and clip_grad_norm_'s 1e-6 beside the norm.
+#: Relative error allowed for a norm: float32 sums of the squares of some thousand numbers, compared with float64, and the
+#: 1e-6 that clip_grad_norm_ adds to the norm.
 _FLOAT32 = 1e-5
 
 
@@ -119,11 +136,14 @@ def _norm(tensors: Tensors) -> float:
 
 
 def rounds_only(trace: Trace, plain: Trace) -> Verdict:
-    """A run in half precision, or in TF32, logs what that in float32 does but for rounding, and is not that very run.
+    """Check that a run in half precision or TF32 logs what the run in float32 does, within rounding, but differs from it.
 
-    Both keep their adapter where it starts (learning_rate=0), so that each step computes the same in either.
+    Both runs have learning_rate=0, so that their adapters stay the same, and each step computes the same in both.
+
+    - trace: the run in half precision or TF32.
+    - plain: the run in float32.
     """
-    findings = incomplete(trace) + [f"(the run in float32) {one}" for one in incomplete(plain)]
+    findings = incomplete(trace) + [f"(the run in float32) {reason}" for reason in incomplete(plain)]
     largest = {}
     for what, ours, theirs, bound, usual in (
         ("loss", trace.losses, plain.losses, HALF.loss, LOSSES),
@@ -139,7 +159,7 @@ def rounds_only(trace: Trace, plain: Trace) -> Verdict:
         ][:1]
         largest[f"largest_{what}_difference"] = max(gaps.values(), default=0.0)
     if not findings and _same(trace.steps, plain.steps):
-        findings.append("every gradient is that of the run in float32, bit for bit: nothing was computed otherwise")
+        findings.append("every gradient is that of the run in float32, bit for bit, so lower precision had no effect")
     return verdict(f"the run is that in float32 but for rounding ({HALF.name})", findings, **largest)
 
 

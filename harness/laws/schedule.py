@@ -1,4 +1,7 @@
-"""How many steps a run makes, at which learning rates, with which gradients: computed from the spec by own formulas."""
+"""How many steps a run makes, with which learning rates, and what clipping and AdamW compute.
+
+The expected values follow from the spec, by formulas written out here.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from harness.tolerance import ADAMW, ORACLE, scaled
 from harness.trace import Tensors, Trace
 from harness.verdict import Verdict, verdict
 
-#: What TrainingArguments has where a spec says nothing.
+#: Defaults of TrainingArguments.
 DEFAULTS = {
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
@@ -34,8 +37,11 @@ DEFAULTS = {
 class Plan:
     """What a spec asks for on one device.
 
-    batches: row counts of an epoch's micro-batches. windows: how many micro-batches each optimizer step of an epoch
-    has. total: optimizer steps. epochs: epochs begun. warmup: steps of warm-up.
+    - batches: how many rows each micro-batch of an epoch has.
+    - windows: how many micro-batches each optimizer step of an epoch has.
+    - total: how many optimizer steps the run has.
+    - epochs: how many epochs it begins.
+    - warmup: how many steps its warm-up has.
     """
 
     batches: tuple[int, ...]
@@ -45,34 +51,35 @@ class Plan:
     warmup: int
 
     def window(self, number: int) -> int:
-        """How many micro-batches the optimizer step of a 1-based number has."""
+        """Return how many micro-batches an optimizer step has. Steps are counted from 1."""
         return self.windows[(number - 1) % len(self.windows)]
 
     def row_counts(self, number: int) -> list[int]:
-        """Rows of each micro-batch of an optimizer step."""
+        """Return how many rows each micro-batch of an optimizer step has."""
         start = sum(self.windows[: (number - 1) % len(self.windows)])
         return list(self.batches[start : start + self.window(number)])
 
     def epoch(self, number: int) -> float:
-        """state.epoch after an optimizer step: epochs done, and the share of this one's micro-batches."""
-        done, place = divmod(number - 1, len(self.windows))
-        return done + sum(self.windows[: place + 1]) / len(self.batches)
+        """Return state.epoch after an optimizer step: finished epochs, plus the share of this epoch's micro-batches."""
+        done, index = divmod(number - 1, len(self.windows))
+        return done + sum(self.windows[: index + 1]) / len(self.batches)
 
 
 def argument(spec: RunSpec, name: str) -> float | str:
-    """A TrainingArguments value of a spec, or its default."""
+    """Return a TrainingArguments value of a spec, or its default."""
     value: float | str = spec.arguments.get(name, DEFAULTS[name])
     return value
 
 
 def number(spec: RunSpec, name: str) -> float:
+    """Return a TrainingArguments value that is a number."""
     value = argument(spec, name)
     assert not isinstance(value, str)
     return value
 
 
 def plan(spec: RunSpec) -> Plan:
-    """The plan of a spec with a map-style dataset. ValueError for an IterableDataset: it has no length."""
+    """Return the plan of a spec. Raises ValueError if it trains on an IterableDataset, which has no length."""
     if spec.data.iterable:
         raise ValueError(f"spec {spec.hash} trains on an IterableDataset, so its epochs have no known length")
     size = int(number(spec, "per_device_train_batch_size"))
@@ -81,15 +88,19 @@ def plan(spec: RunSpec) -> Plan:
     full, rest = divmod(spec.data.rows, size)
     batches = (size,) * full + ((rest,) if rest and not spec.arguments.get("dataloader_drop_last") else ())
     windows = tuple(min(per_window, len(batches) - start) for start in range(0, len(batches), per_window))
-    expected, share = int(number(spec, "max_steps")), number(spec, "num_train_epochs")
-    total = expected if expected > 0 else math.ceil(share * len(windows))
-    epochs = math.ceil(total / len(windows)) if expected > 0 else math.ceil(share)
+    max_steps, share = int(number(spec, "max_steps")), number(spec, "num_train_epochs")
+    total = max_steps if max_steps > 0 else math.ceil(share * len(windows))
+    epochs = math.ceil(total / len(windows)) if max_steps > 0 else math.ceil(share)
     warmup = number(spec, "warmup_steps")
     return Plan(batches, windows, total, epochs, int(warmup) if warmup >= 1 else math.ceil(warmup * total))
 
 
 def learning_rate(spec: RunSpec, step: int) -> float:
-    """The learning rate of the optimizer step of a 1-based number: linear, cosine or constant, after warm-up."""
+    """Return the learning rate that an optimizer step must use. Steps are counted from 1.
+
+    The formulas are those of transformers/optimization.py. Raises ValueError for schedules other than linear, cosine,
+    constant and constant_with_warmup.
+    """
     planned, peak = plan(spec), number(spec, "learning_rate")
     done, kind = step - 1, argument(spec, "lr_scheduler_type")
     if done < planned.warmup and kind != "constant":
@@ -105,15 +116,17 @@ def learning_rate(spec: RunSpec, step: int) -> float:
 
 
 def all_steps(trace: Trace) -> Verdict:
-    """The run makes exactly the steps, and begins exactly the epochs, that its spec asks for."""
+    """Check that the run makes exactly the optimizer steps, and begins exactly the epochs, that its spec asks for."""
     planned, resumed = plan(trace.spec), trace.spec.resume is not None
     numbers = [step.number for step in trace.steps]
     first = numbers[0] if resumed and numbers else 1
     findings = incomplete(trace)
     if numbers != list(range(first, planned.total + 1)):
-        findings.append(f"made {len(numbers)} optimizer steps, {numbers[:1]} to {numbers[-1:]}")
+        findings.append(
+            f"made {len(numbers)} optimizer steps, {numbers[:1]} to {numbers[-1:]}; expected {first} to {planned.total}"
+        )
     if trace.output.get("global_step") != planned.total:
-        findings.append(f"TrainOutput.global_step is {trace.output.get('global_step')}")
+        findings.append(f"TrainOutput.global_step is {trace.output.get('global_step')}, expected {planned.total}")
     begun = trace.events.count("epoch_begin")
     epochs = planned.epochs - (first - 1) // len(planned.windows)
     if begun != epochs:
@@ -122,7 +135,7 @@ def all_steps(trace: Trace) -> Verdict:
 
 
 def learning_rates(trace: Trace) -> Verdict:
-    """Each step uses, in every parameter group, the learning rate that the schedule has for it."""
+    """Check that each step uses the schedule's learning rate, in every parameter group."""
     findings = incomplete(trace)
     for step in trace.steps:
         expected = learning_rate(trace.spec, step.number)
@@ -132,7 +145,7 @@ def learning_rates(trace: Trace) -> Verdict:
 
 
 def logged_rates(trace: Trace) -> Verdict:
-    """The learning rate logged for a step is the one that the step has just used, not the next step's."""
+    """Check that the learning rate logged for a step is the one that this step used, and not the next step's."""
     findings = incomplete(trace)
     used = {step.number: step.learning_rates[0] for step in trace.steps}
     logged = {entry["step"]: entry["learning_rate"] for entry in trace.log_history if "learning_rate" in entry}
@@ -145,7 +158,7 @@ def logged_rates(trace: Trace) -> Verdict:
 
 
 def epochs(trace: Trace) -> Verdict:
-    """The epoch logged for a step is the epochs done and the share of micro-batches of the current one."""
+    """Check that the epoch logged for a step is the finished epochs plus the share of this epoch's micro-batches."""
     planned, findings = plan(trace.spec), incomplete(trace)
     logged = {entry["step"]: entry["epoch"] for entry in trace.log_history if "loss" in entry}
     if not logged:
@@ -157,14 +170,14 @@ def epochs(trace: Trace) -> Verdict:
 
 
 def _rounding(gradients: Tensors) -> float:
-    """How far a norm may be off, as a share, for being computed in half precision: of each tensor, and then of all."""
+    """Return the relative error allowed for a norm that is computed in half precision; 0 if no gradient is."""
     return max((torch.finfo(g.dtype).eps for g in gradients.values() if g.dtype.itemsize == 2), default=0.0)
 
 
 def clipping(trace: Trace) -> Verdict:
-    """grad_norm is logged before clipping; the optimizer sees gradients scaled down to max_grad_norm, or as they were.
+    """Check that grad_norm is logged before clipping, and that the optimizer gets gradients of norm max_grad_norm at most.
 
-    max_grad_norm 0 turns clipping off, and the norm is logged all the same.
+    Gradients with a smaller norm must not change. max_grad_norm=0 turns clipping off; the norm is still logged.
     """
     limit, findings = number(trace.spec, "max_grad_norm"), incomplete(trace)
     unlogged = sorted(set(trace.losses) - set(trace.grad_norms))
@@ -177,12 +190,12 @@ def clipping(trace: Trace) -> Verdict:
         logged = trace.grad_norms.get(step.number, norm)
         rounding = _rounding(step.gradients)
         if not abs(logged - norm) <= scaled(ORACLE.gradient, norm) + rounding * norm:
-            findings.append(f"step {step.number}: logged grad_norm {logged:.9g}, the gradients' is {norm:.9g}")
-        # torch divides by the norm and 1e-6, so that a norm of zero does not divide by zero.
+            findings.append(f"step {step.number}: logged grad_norm {logged:.9g}, expected {norm:.9g}, of the gradients")
+        # torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm, so that a norm of zero does not divide by zero.
         factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
         expected = {name: (g.double() * factor).to(g.dtype) for name, g in step.gradients.items()}
         bound = 0.0 if factor == 1.0 else ORACLE.gradient
-        # In half precision the factor is rounded twice, by the norm and by itself, and the product once.
+        # In half precision the factor is rounded twice (as a norm, and as a quotient), and the product once.
         share = 0.0 if factor == 1.0 else 2 * rounding
         findings += differences(step.clipped, expected, bound, f"step {step.number}: clipped gradient of", share)
     norms = [total_norm(step.gradients) for step in trace.steps]
@@ -196,12 +209,15 @@ def clipping(trace: Trace) -> Verdict:
 
 
 def total_norm(tensors: Tensors) -> float:
-    """The L2 norm over all elements of all tensors."""
+    """Return the L2 norm over all elements of all tensors."""
     return math.sqrt(sum(float((tensor.double() ** 2).sum()) for tensor in tensors.values()))
 
 
 def adamw(trace: Trace) -> Verdict:
-    """The adapter at the end is what AdamW makes, in float64, of the start, the gradients and the learning rates."""
+    """Check the adapter at the end against AdamW in float64.
+
+    It starts with the adapter's initial values, and uses the clipped gradients and the learning rates of the trace.
+    """
     findings = incomplete(trace) + _missing(trace)
     if findings:
         return verdict("every update is AdamW's", findings)
@@ -225,12 +241,13 @@ def adamw(trace: Trace) -> Verdict:
 
 
 def _missing(trace: Trace) -> list[str]:
+    """Return why AdamW cannot be recomputed: no parameter is optimized, or a gradient is not in the trace."""
     if not any(group.names for group in trace.groups):
         return ["the optimizer holds no parameter"]
-    held = [name for group in trace.groups for name in group.names]
+    grouped = [name for group in trace.groups for name in group.names]
     return [
         f"step {step.number}: no gradient for {name}"
         for step in trace.steps
-        for name in held
+        for name in grouped
         if name not in step.clipped
     ]

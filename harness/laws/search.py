@@ -1,4 +1,7 @@
-"""Hyperparameter searches: what each trial trained, what it is judged by, what comes out."""
+"""Hyperparameter searches: what each trial trains, its objective, what is reported, and the best run.
+
+In all laws `seen` is the search as it was observed.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +19,33 @@ from harness.verdict import Verdict, verdict
 
 
 def as_own_runs(seen: Search, train: Callable[[RunSpec], Trace]) -> Verdict:
-    """Each trial trains, bit for bit, as a run of its own with the values that were suggested."""
+    """Check that each trial trains as a separate run with the suggested values does, bit for bit.
+
+    - train: trains the separate run.
+    """
     findings = [] if seen.trials else ["there was no trial"]
     for trial in seen.trials:
         own = equal_runs(trial.trace, train(trial.trace.spec))
-        findings += [f"{_where(trial)}: {one}" for one in own.seen]
+        findings += [f"{_where(trial)}: {sentence}" for sentence in own.seen]
     return verdict("each trial is a run of its own with the suggested values", findings, trials=len(seen.trials))
 
 
 def seeded(seen: Search) -> Verdict:
-    """Training of each trial begins with torch seeded by the suggested seed."""
+    """Check that torch is seeded with the suggested seed when a trial's training begins."""
     findings = [] if seen.trials else ["there was no trial"]
     for trial in seen.trials:
         if trial.initial_seed != trial.params["seed"]:
-            findings.append(f"{_where(trial)}: torch.initial_seed() is {trial.initial_seed}")
+            findings.append(
+                f"{_where(trial)}: torch.initial_seed() is {trial.initial_seed}, expected {trial.params['seed']}"
+            )
     return verdict("each trial begins with the suggested seed", findings, trials=len(seen.trials))
 
 
 def made_models(seen: Search, ranks: Sequence[int]) -> Verdict:
-    """model_init is called once without a trial and once with each, and its model is the one that is trained."""
+    """Check that model_init is called once without a trial and once for each trial, and that its models are trained.
+
+    - ranks: the LoRA rank that was suggested to each trial.
+    """
     calls = [None, *range(len(ranks))]
     findings = [] if seen.made_for == calls else [f"model_init was called for {seen.made_for}, expected {calls}"]
     for trial, rank in zip(seen.trials, ranks, strict=False):
@@ -45,23 +56,29 @@ def made_models(seen: Search, ranks: Sequence[int]) -> Verdict:
 
 
 def best_run(seen: Search) -> Verdict:
-    """What is returned is the number, as a string, the objective and all parameters of the best finished trial."""
+    """Check that BestRun is the finished trial with the lowest eval_loss.
+
+    It must have the trial's number as a string, its objective, and all of its parameters.
+    """
     finished = [trial for trial in seen.trials if trial.state == "COMPLETE" and trial.trace.evaluations]
     if not finished:
         return verdict("the best of the finished trials", ["no trial was finished and evaluated"])
-    best = min(finished, key=lambda trial: _eval_loss(trial))
+    best = min(finished, key=_eval_loss)
     expected = (str(best.number), _eval_loss(best), best.params)
     returned = (seen.best.run_id, seen.best.objective, seen.best.hyperparameters)
     findings = [
-        f"{name} is {one!r}, expected {wanted!r}"
-        for name, one, wanted in zip(("run_id", "objective", "hyperparameters"), returned, expected, strict=True)
-        if one != wanted
+        f"{name} is {value!r}, expected {right!r}"
+        for name, value, right in zip(("run_id", "objective", "hyperparameters"), returned, expected, strict=True)
+        if value != right
     ]
     return verdict("BestRun is the trial with the lowest eval_loss", findings, objectives=_objectives(seen))
 
 
 def objectives(seen: Search, expected: Callable[[Mapping[str, float]], float]) -> Verdict:
-    """The objective of each trial is what `expected` makes of the metrics of its last evaluation."""
+    """Check the objective of each trial.
+
+    - expected: returns the right objective, given the metrics of the trial's last evaluation.
+    """
     findings = [] if seen.trials else ["there was no trial"]
     for trial in seen.trials:
         if not trial.trace.evaluations:
@@ -76,7 +93,7 @@ def objectives(seen: Search, expected: Callable[[Mapping[str, float]], float]) -
 
 
 def reported(seen: Search) -> Verdict:
-    """Each evaluation of a trial is reported at its step, with its eval_loss."""
+    """Check that each evaluation of a trial is reported to the study, with its step and eval_loss."""
     findings = [] if seen.trials else ["there was no trial"]
     for trial in seen.trials:
         expected = {evaluation.step: evaluation.metrics["eval_loss"] for evaluation in trial.trace.evaluations}
@@ -86,7 +103,11 @@ def reported(seen: Search) -> Verdict:
 
 
 def pruned(seen: Search, number: int, step: int) -> Verdict:
-    """One trial is pruned at a step: its training ends there, with train_end; the others are finished."""
+    """Check that one trial is pruned, and that the others finish.
+
+    - number: the pruned trial's.
+    - step: its last optimizer step. Its training must end there with a train_end event.
+    """
     findings = []
     for trial in seen.trials:
         state = "PRUNED" if trial.number == number else "COMPLETE"
@@ -102,17 +123,24 @@ def pruned(seen: Search, number: int, step: int) -> Verdict:
 
 
 def checkpoints(seen: Search, directory: Path, steps: Sequence[int]) -> Verdict:
-    """Each trial saves below run-<number>, adapters only, and trainer_state.json names all that was suggested."""
+    """Check that each trial saves to run-<number>/, adapters only, and that trainer_state.json has all suggested values.
+
+    - directory: the search's output directory.
+    - steps: the steps at which each trial must save.
+    """
     expected = {f"run-{trial.number}/checkpoint-{step}" for trial in seen.trials for step in steps}
     found = {str(path.relative_to(directory)) for path in directory.rglob("checkpoint-*") if path.is_dir()}
     findings = [f"{name} is missing" for name in sorted(expected - found)]
     findings += [f"{name} is there besides" for name in sorted(found - expected)]
     for trial in seen.trials:
-        findings += [f"{_where(trial)}: {one}" for one in adapter_only(trial.trace).seen]
+        findings += [f"{_where(trial)}: {sentence}" for sentence in adapter_only(trial.trace).seen]
         for name in sorted(found & {f"run-{trial.number}/checkpoint-{step}" for step in steps}):
             state = json.loads((directory / name / "trainer_state.json").read_text())
             if state["trial_params"] != trial.params or not state["is_hyper_param_search"]:
-                findings.append(f"{name}: trial_params {state['trial_params']}, suggested were {trial.params}")
+                findings.append(
+                    f"{name}/trainer_state.json: trial_params {state['trial_params']}, is_hyper_param_search "
+                    f"{state['is_hyper_param_search']}; expected {trial.params}, True"
+                )
     return verdict("each trial has checkpoints of its own", findings, checkpoints=len(found))
 
 
@@ -121,8 +149,8 @@ def _where(trial: Trial) -> str:
 
 
 def _named(value: float | None, metrics: Mapping[str, float]) -> str:
-    """A number, and which of the metrics it is."""
-    name = next((f", {name}" for name, one in metrics.items() if one == value), "")
+    """Return a number as text, with the name of the metric that has this value, if there is one."""
+    name = next((f", {name}" for name, metric in metrics.items() if metric == value), "")
     return f"{value!r}{name}"
 
 

@@ -1,4 +1,4 @@
-"""trainer_state.json, rng_state.pth and training_args.bin of a checkpoint. No pickle in them is executed."""
+"""trainer_state.json, rng_state.pth and training_args.bin of a checkpoint. No code in their pickles is run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.laws.completion import incomplete
 from harness.trace import Checkpoint, Trace
 from harness.verdict import Verdict, verdict
 
-#: Fields of trainer_state.json in every release from 4.45 on.
+#: Fields of trainer_state.json in every release of transformers from 4.45 on.
 STATE_FIELDS = (
     "best_metric",
     "best_model_checkpoint",
@@ -43,7 +43,7 @@ STATE_FIELDS = (
 
 
 def state_is_current(trace: Trace) -> Verdict:
-    """trainer_state.json tells the step, the epoch, the run's length and all that was logged until the save."""
+    """Check that trainer_state.json has the step, epoch, length and log of the run as they were at the save."""
     findings = incomplete(trace)
     if not trace.checkpoints:
         findings.append("no checkpoint was written")
@@ -53,7 +53,7 @@ def state_is_current(trace: Trace) -> Verdict:
         step, state = checkpoint.step, checkpoint.state
         where = f"checkpoint-{step}/trainer_state.json:"
         findings += [f"{where} no field {name}" for name in STATE_FIELDS if name not in state]
-        # Epochs are counted in batches: the last update of an epoch may have fewer of them than the others.
+        # Epochs are counted in micro-batches, since the last optimizer step of an epoch may have fewer of them.
         trained = sum(len(one.batches) for one in trace.steps if one.number <= step)
         expected = {
             "global_step": step,
@@ -71,7 +71,7 @@ def state_is_current(trace: Trace) -> Verdict:
 
 
 def generators() -> dict[str, Any]:
-    """The state of every random generator that a checkpoint must bring back, now."""
+    """Return the current state of every random generator that a checkpoint must restore."""
     states: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -83,7 +83,10 @@ def generators() -> dict[str, Any]:
 
 
 def load_generators(checkpoint: Checkpoint, file: str = "rng_state.pth") -> dict[str, Any]:
-    """A file of generators' states, read with weights_only=True; numpy keeps its in an array, which has to be allowed."""
+    """Return the generators' states in a checkpoint's file, read with weights_only=True.
+
+    numpy's state contains an array, so the functions that rebuild arrays are allowed.
+    """
     allowed = [compat.numpy_core().multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
     with torch.serialization.safe_globals(allowed):
         states: dict[str, Any] = torch.load(Path(checkpoint.path) / file, map_location="cpu", weights_only=True)
@@ -91,28 +94,28 @@ def load_generators(checkpoint: Checkpoint, file: str = "rng_state.pth") -> dict
 
 
 def generators_alike(trace: Trace) -> Verdict:
-    """Each rank saves the states of its generators, and that of torch's on the CPU is the same on every rank."""
+    """Check that each rank saves its generators' states, and that torch's CPU generator has the same state on all ranks."""
     findings = incomplete(trace)
     if not trace.checkpoints:
         findings.append("no checkpoint was written")
     names = [f"rng_state_{rank}.pth" for rank in range(trace.spec.launch.ranks)]
     for checkpoint in trace.checkpoints:
         where = f"checkpoint-{checkpoint.step}"
-        there = [name for name in names if name in checkpoint.files]
-        findings += [f"{where} has no {name}" for name in names if name not in there]
-        states = [load_generators(checkpoint, name)["cpu"] for name in there]
+        present = [name for name in names if name in checkpoint.files]
+        findings += [f"{where} has no {name}" for name in names if name not in present]
+        states = [load_generators(checkpoint, name)["cpu"] for name in present]
         findings += [
-            f"{where}: the generator in {name} is not where that in {there[0]} is"
-            for name, state in zip(there, states, strict=True)
+            f"{where}: the CPU generator's state in {name} differs from that in {present[0]}"
+            for name, state in zip(present, states, strict=True)
             if not _equal(state, states[0])
         ]
     return verdict("all ranks draw the same numbers", findings, ranks=len(names))
 
 
 def generators_are_current(trace: Trace, seen: dict[int, dict[str, Any]]) -> Verdict:
-    """rng_state.pth holds the global generators' states at the save, and no other.
+    """Check that rng_state.pth holds the global generators' states at the save, and no other state.
 
-    seen: step -> `generators()` as they were when the save of that step had ended.
+    - seen: step -> what `generators()` returned when the save of that step had ended.
     """
     findings = incomplete(trace)
     if not trace.checkpoints:
@@ -134,26 +137,25 @@ def generators_are_current(trace: Trace, seen: dict[int, dict[str, Any]]) -> Ver
 
 
 def pickled(path: Path) -> tuple[set[str], dict[str, Any]]:
-    """What a torch.save file would build, without building it: names of classes and functions, and scalars by name.
+    """Return what loading a torch.save file would build: names of classes and functions, and numbers by name.
 
-    The pickle's instructions are read, not run. Scalars: each string followed by a number, as in an object's fields.
+    The pickle's instructions are read, not run. A number counts if it follows a string, as in an object's fields.
     """
     with zipfile.ZipFile(path) as archive:
         inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         operations = [(op.name, arg) for op, arg, _ in pickletools.genops(archive.read(inner))]
-    kept = [
-        (name, arg) for name, arg in operations if name not in ("BINPUT", "LONG_BINPUT", "MEMOIZE", "PROTO", "FRAME")
-    ]
-    built = {str(arg) for name, arg in kept if name in ("GLOBAL", "INST")}
+    bookkeeping = ("BINPUT", "LONG_BINPUT", "MEMOIZE", "PROTO", "FRAME")
+    operations = [(name, arg) for name, arg in operations if name not in bookkeeping]
+    built = {str(arg) for name, arg in operations if name in ("GLOBAL", "INST")}
     scalars: dict[str, Any] = {}
-    for (name, key), (kind, value) in pairwise(kept):
+    for (name, key), (kind, value) in pairwise(operations):
         if "UNICODE" in name and kind in ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"):
             scalars[str(key)] = value
     return built, scalars
 
 
 def _logged_by(entry: dict[str, Any], step: int) -> bool:
-    # What train() logs when it ends carries the last step, but comes after its save.
+    # The entry that ends train() has the last step's number, but is logged after that step's save.
     return entry["step"] <= step and "train_runtime" not in entry
 
 

@@ -1,4 +1,4 @@
-"""What a step may cost: as recorded, the same at every run, and no more than the path takes."""
+"""What a step costs: no other than recorded, the same in every run, and little more than the reference."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from harness.throughput.judgement import HOLDS, SLOWER, Interval, judge
 from harness.throughput.pairs import Pairs
 from harness.verdict import AMBIGUOUS, FAIL, PASS, Verdict, verdict
 
-#: What a Trainer may do more than the reference in each micro-batch. Measured on a CPU and an H100, transformers 5.17 and
-#: 5.23: one value read (the loss, looked at for being finite, twice) and up to six operations.
+#: How many reads and operations a Trainer may do in each micro-batch more than the reference. Measured on a CPU and an H100
+#: with transformers 5.17 and 5.23: one read (whether the loss is finite) and up to six operations.
 MORE_READS, MORE_OPERATIONS = 1, 8
-#: And in each step: what is logged.
+
+#: The same for each step: values are read to be logged.
 STEP_READS, STEP_OPERATIONS = 1, 8
 
-
-#: What depends on the process too: of the same step 5093 calls in a new one, 5257 after the other suites. A gate, whose
-#: sides count in processes alike, compares it.
+#: Counters that also depend on what the process did before: the same step makes 5093 Python calls in a new process, and
+#: 5257 after the other suites. They are not compared with a recording. The gate compares them, since both of its sides
+#: count in equal processes.
 OF_THE_PROCESS = ("python_calls",)
 
 
 def as_recorded(seen: Counters, recorded: Counters) -> Verdict:
-    """Each counter is what was recorded in this environment, but those of the process."""
+    """Check that each counter but OF_THE_PROCESS is what was recorded in this environment.
+
+    - seen: the counters of this run.
+    - recorded: those of the baseline recording.
+    """
     findings = [
         f"{name}: {seen.values.get(name)} in the counted steps, recorded {values} ({UNITS[name]})"
         for name, values in recorded.values.items()
@@ -38,7 +43,10 @@ def as_recorded(seen: Counters, recorded: Counters) -> Verdict:
 
 
 def steady(seen: Counters, again: Counters) -> Verdict:
-    """The counters are the same at the next run, and no step costs more than the one before it."""
+    """Check that equal steps have equal counters, within a run and in a second run.
+
+    - seen, again: the counters of two runs of one spec.
+    """
     findings = [] if seen.values else ["nothing was counted"]
     for name, values in seen.values.items():
         if again.values.get(name) != values:
@@ -49,7 +57,11 @@ def steady(seen: Counters, again: Counters) -> Verdict:
 
 
 def no_more_than_reference(seen: Counters, reference: Counters, micro_batches: int) -> Verdict:
-    """The same floating-point operations, nothing more kept for the backward pass, and little beside."""
+    """Check that a step has the reference's floating-point operations, saves no more bytes, and does little besides.
+
+    - seen, reference: the counters of the subject and of the reference.
+    - micro_batches: how many micro-batches a step has.
+    """
     ours, theirs = seen.step, reference.step
     allowed = {
         "flops": theirs["flops"],
@@ -64,16 +76,20 @@ def no_more_than_reference(seen: Counters, reference: Counters, micro_batches: i
     ]
     if ours["flops"] < theirs["flops"]:
         findings.append(
-            f"flops: {ours['flops']} a step, fewer than the reference's {theirs['flops']}: what is left out?"
+            f"flops: {ours['flops']} a step, fewer than the reference's {theirs['flops']}: some are left out"
         )
     return verdict("a step costs what the path takes", findings, **ours)
 
 
 def no_slower(timed: Pairs, recorded: Mapping[str, float], margin: float, budget: float) -> Verdict:
-    """A step does not take longer, in units of the reference's, than is recorded; AMBIGUOUS where that stays unclear.
+    """Check that a step takes no longer than recorded, relative to the reference's step.
 
-    recorded: "ratio", the subject's time over the reference's, and "low" and "high", the ends of its interval, which is
-    as wide as the machine was noisy. margin: the slowdown that must be found, a share.
+    If the machine is too noisy to decide, the verdict is AMBIGUOUS.
+
+    - timed: pairs of the subject's and the reference's times.
+    - recorded: "ratio", the subject's time over the reference's, and "low" and "high", the ends of its interval.
+    - margin: the slowdown that must be found, as a share of a step's time.
+    - budget: seconds that timing may take.
     """
     ratio = recorded["ratio"]
     moved = {
@@ -81,7 +97,7 @@ def no_slower(timed: Pairs, recorded: Mapping[str, float], margin: float, budget
         for metric, pairs in timed.ratios.items()
         if metric == "wall"
     }
-    # What was recorded is not known to the last digit either.
+    # The recorded ratio has an error of its own.
     unknown = Interval.error_of(recorded["low"], recorded["high"])
     judged = judge(moved, margin, timed.seconds / budget, timed.strays, unknown)
     change = judged.intervals["wall"]
@@ -96,7 +112,12 @@ def no_slower(timed: Pairs, recorded: Mapping[str, float], margin: float, budget
 
 
 def written_once(written: int, files: Mapping[str, int], allowance: int) -> Verdict:
-    """Saving writes each byte of a checkpoint's files once. written: bytes that the process wrote meanwhile."""
+    """Check that saving writes each byte of a checkpoint's files once.
+
+    - written: bytes that the process wrote during the save.
+    - files: relative path -> bytes of each file.
+    - allowance: bytes that may be written besides.
+    """
     size = sum(files.values())
     findings = [] if files else ["no file was written"]
     if written > size + allowance:
@@ -105,9 +126,13 @@ def written_once(written: int, files: Mapping[str, int], allowance: int) -> Verd
 
 
 def read_once(read: int, files: Mapping[str, int], allowance: int) -> Verdict:
-    """Resuming reads each byte of a checkpoint's files at most once. read: bytes that the process read meanwhile.
+    """Check that resuming reads each byte of a checkpoint's files at most once.
 
-    A file that is mapped into memory, as safetensors does, is not read in this sense. allowance: bytes a file.
+    Bytes of files that are mapped into memory, as safetensors does, are not counted as read.
+
+    - read: bytes that the process read while it resumed.
+    - files: relative path -> bytes of each file.
+    - allowance: bytes for each file that may be read besides.
     """
     size, allowed = sum(files.values()), allowance * len(files)
     findings = [] if files else ["there is no file to read"]
