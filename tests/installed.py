@@ -9,6 +9,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from filelock import FileLock
 
 from harness.gate import environments, uv
@@ -34,8 +35,17 @@ class Installed:
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """Return the environment. It is made once for all workers of xdist."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if base.name.startswith("popen-gw") else base) / "wheel"
+    shared.mkdir(exist_ok=True)
+    return install(shared)
+
+
 def install(shared: Path) -> Installed:
-    """Build the wheel by way of an sdist and install it. Tests in several processes share the result.
+    """Build the wheel by way of an sdist and install it.
 
     The environment has the same releases as the one that runs the tests, so uv links what is in its cache: 3 s.
     """

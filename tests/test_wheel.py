@@ -10,7 +10,9 @@ import zipfile
 import pytest
 
 from harness.spec import RunSpec
-from tests.installed import install
+from tests.installed import installed
+
+__all__ = ["installed"]
 
 COMMANDS = (
     "bisect", "check", "clauses", "coverage", "gate", "history", "mutants", "repro", "soak", "speed", "train",
@@ -28,14 +30,6 @@ for command in sys.argv[1:]:
     except SystemExit as end:
         assert not end.code, command
 """
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if base.name.startswith("popen-gw") else base
-    (shared / "wheel").mkdir(exist_ok=True)
-    return install(shared / "wheel")
 
 
 @pytest.fixture
