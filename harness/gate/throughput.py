@@ -12,7 +12,7 @@ from harness.gate.side import Side
 from harness.spec import RunSpec
 from harness.throughput import pairs
 from harness.throughput.counters import Counters
-from harness.throughput.judgement import HOLDS, SLOWER, Interval, Judgement
+from harness.throughput.judgement import HOLDS, SLOWER, Interval, Judgement, percent
 from harness.throughput.pairs import Entrant, Pairs
 from harness.throughput.shapes import SHAPES, peak_bytes
 
@@ -176,7 +176,7 @@ def slower(
         says = _step_is(judgement.intervals[metric], metric) + _explained(counted, shape)
         yield Finding("throughput", name, BROKEN, says, details)
     elif all(interval.high < 2 * margin for interval in judgement.intervals.values()):
-        limits = f"perhaps more than the margin of {_percent(margin)}, surely less than {_percent(2 * margin)}"
+        limits = f"perhaps more than the margin of {percent(margin)}, surely less than {percent(2 * margin)}"
         says = f"{_step_is(wall)}: {limits}"
         yield Finding("throughput", name, NOTE, says, details)
     elif budget < BUDGET:
@@ -207,18 +207,6 @@ def _step_is(change: Interval, metric: str = "wall") -> str:
     """Return a sentence such as "a step is 0.92 % faster (99 % interval: 2.10 % faster to 0.26 % slower)"."""
     if not math.isfinite(change.low):
         return f"the change of a step's time is unknown after {change.count} rounds"
-    more, less = ("slower", "faster") if metric == "wall" else ("more", "less")
-    low, high = sorted((change.low, change.high), key=abs)
-    if change.low < 0 < change.high:
-        interval = f"{_percent(change.low)} {less} to {_percent(change.high)} {more}"
-    else:
-        interval = f"{_percent(low)} to {_percent(high)}"
-    words = f"{_percent(change.estimate)} {less if change.estimate < 0 else more}"
     if metric == "wall":
-        return f"a step is {words} (99 % interval: {interval})"
-    return f"a step takes {words} processor time (99 % interval: {interval})"
-
-
-def _percent(share: float) -> str:
-    """Return the size of a share in percent, without its sign: "0.92 %", "1 %"."""
-    return f"{100 * abs(share):.2f}".rstrip("0").rstrip(".") + " %"
+        return f"a step is {change.describe()}"
+    return f"a step takes {change.describe('more', 'less', 'processor time')}"

@@ -102,7 +102,7 @@ def no_slower(timed: Pairs, recorded: Mapping[str, float], margin: float, budget
     judged = judge(moved, margin, timed.seconds / budget, timed.strays, unknown)
     change = judged.intervals["wall"]
     outcome = {HOLDS: PASS, SLOWER: FAIL}.get(judged.word, AMBIGUOUS)
-    seen = () if outcome == PASS else (f"a step takes {change} longer than recorded",)
+    seen = () if outcome == PASS else (f"a step is {change.describe()}, compared with the recorded one",)
     return Verdict(
         outcome,
         f"a step takes {ratio:.3f} times the reference's, or less",

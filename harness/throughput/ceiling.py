@@ -1,4 +1,4 @@
-"""What the device can do at most, measured: operations a second and bytes a second."""
+"""Measure what the device can do at most: operations a second and bytes a second."""
 
 from __future__ import annotations
 
@@ -10,26 +10,41 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Ceiling:
-    """flops: of a large matrix product, a second, in `dtype`. bandwidth: bytes read and written a second by a large copy."""
+    """The measured limits of a device.
+
+    - dtype: of the matrix product.
+    - flops: floating-point operations a second of a large matrix product.
+    - bandwidth: bytes a second that a large copy reads and writes.
+    """
 
     dtype: str
     flops: float
     bandwidth: float
 
     def seconds(self, flops: float, traffic: float) -> float:
-        """The time under which no program does so many operations, or moves so many bytes (roofline)."""
+        """Return the shortest possible time of a program, by the roofline model.
+
+        - flops: floating-point operations of the program.
+        - traffic: bytes that it reads and writes.
+        """
         return max(flops / self.flops, traffic / self.bandwidth)
 
 
 def measure(device: str, dtype: str, threads: int) -> Ceiling:
-    """Best of several, on random data: zeros are faster than any real work."""
+    """Measure the limits of a device: the best of several tries.
+
+    The data are random, because zeros are faster than real data.
+
+    - dtype: a torch dtype by name, for the matrix product.
+    - threads: torch's intra-op threads; 0 leaves them as they are.
+    """
     import torch
 
     if threads:
         torch.set_num_threads(threads)
     ceiling = Ceiling(dtype, _flops(device, getattr(torch, dtype)), _bandwidth(device))
     if device == "cuda":
-        # Others are about to need what the allocator has kept.
+        # Processes that are timed next need the memory that the allocator holds.
         torch.cuda.empty_cache()
     return ceiling
 

@@ -1,4 +1,7 @@
-"""Whether a GPU's clock stays while something is timed: one that draws all the power it may slows down, and not evenly."""
+"""Watch whether a GPU's clock stays the same while steps are timed.
+
+A GPU that draws all the power that it may lowers its clock, and not evenly.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: How far the clock may be from its highest, a share, in all but one of twenty looks.
-STAYS = 0.01
-#: Looks a second, and fewest that tell.
-LOOKS, FEWEST = 4, 8
+#: How far below its highest a steady clock may be, a share. One sample of twenty may be lower.
+TOLERANCE = 0.01
+#: Samples a second.
+SAMPLES_PER_SECOND = 4
+#: With fewer samples than this, a clock does not count as steady.
+FEWEST_SAMPLES = 8
 
 
 def steady(clocks: list[float]) -> bool:
-    """Whether a clock stayed, by looks at it (MHz)."""
-    if len(clocks) < FEWEST:
+    """Return whether a clock was steady, by samples in MHz."""
+    if len(clocks) < FEWEST_SAMPLES:
         return False
     low = sorted(clocks)[len(clocks) // 20]
-    return low >= (1 - STAYS) * max(clocks)
+    return low >= (1 - TOLERANCE) * max(clocks)
 
 
 @contextmanager
 def watched(device: str) -> Iterator[Callable[[], bool]]:
-    """Look at the clock of the GPU until the block ends. The call that is given tells whether it has stayed so far.
+    """Sample the GPU's clock, through nvidia-smi, until the block ends. The value says whether it has been steady so far.
 
-    False on a CPU, where there is no nvidia-smi, and as long as it has not looked often enough.
+    It says False on a CPU, if there is no nvidia-smi, and as long as there are too few samples.
     """
     if device != "cuda":
         yield lambda: False
@@ -39,19 +44,19 @@ def watched(device: str) -> Iterator[Callable[[], bool]]:
         words = ["nvidia-smi", "-i", card, "--query-gpu=clocks.sm", "--format=csv,noheader,nounits"]
         try:
             with file.open("w") as output:
-                looking = subprocess.Popen(
-                    [*words, f"--loop-ms={1000 // LOOKS}"], stdout=output, stderr=subprocess.DEVNULL
+                sampler = subprocess.Popen(
+                    [*words, f"--loop-ms={1000 // SAMPLES_PER_SECOND}"], stdout=output, stderr=subprocess.DEVNULL
                 )
         except OSError:
             yield lambda: False
             return
 
-        def seen() -> list[float]:
-            # The last look may not be written out yet, and one that failed says so in words.
+        def samples() -> list[float]:
+            # The last line may not be complete yet. A sample that failed is words, not a number.
             return [float(line) for line in file.read_text().split("\n")[:-1] if line.strip().isdigit()]
 
         try:
-            yield lambda: steady(seen())
+            yield lambda: steady(samples())
         finally:
-            looking.kill()
-            looking.wait()
+            sampler.kill()
+            sampler.wait()

@@ -1,4 +1,4 @@
-"""What tensors a run holds, in bytes of torch's allocator: the same numbers at every run, unlike resident memory."""
+"""Measure the tensors that a run holds, in bytes of torch's allocator. Unlike resident memory, these repeat exactly."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ STEP = "peft-harness: step ends"
 
 @dataclass
 class Memory:
-    """Bytes allocated since train() was called, and not yet freed.
+    """Bytes that were allocated since train() was called and are not freed.
 
-    held: after each optimizer step. peaks: the most at any moment of each step.
+    - held: after each optimizer step.
+    - peaks: the most at any moment of each step.
     """
 
     held: list[int]
@@ -28,14 +29,17 @@ class Memory:
 
 
 def measure(subject: HFTrainer, spec: RunSpec, directory: Path) -> Memory:
-    """Train a spec on a CPU under torch's profiler, which reports every allocation; on CUDA the allocator counts itself."""
+    """Train a spec, and measure its memory.
+
+    On a CPU torch's profiler reports every allocation. On CUDA the allocator counts.
+    """
     if (subject.device or spec.launch.device) == "cuda":
         return _measure_on_cuda(subject, spec, directory)
     from torch.profiler import ProfilerActivity, profile, record_function
     from transformers import TrainerCallback
 
     def mark(name: str) -> None:
-        # Tensors in cycles wait for the collector, whose time is its own: what is held is what is left after it.
+        # Tensors in reference cycles are freed by the garbage collector, whenever it runs. So it runs before memory is read.
         gc.collect()
         with record_function(name):
             pass
@@ -78,7 +82,7 @@ def _measure_on_cuda(subject: HFTrainer, spec: RunSpec, directory: Path) -> Memo
             torch.cuda.reset_peak_memory_stats()
 
     with recorded_warnings([]):
-        # cuBLAS keeps the workspace that its first products allocate: it is no part of a step.
+        # cuBLAS keeps the workspace that its first products allocate. It is no part of a step, so a first run allocates it.
         subject.build(spec, directory / "first").train()
         trainer = subject.build(spec, directory / "measured")
         trainer.add_callback(counts := Counts())
@@ -87,12 +91,12 @@ def _measure_on_cuda(subject: HFTrainer, spec: RunSpec, directory: Path) -> Memo
 
 
 def read(events: Iterable[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
-    """Bytes held after each step and the peak of each, from a profile's events in the Chrome trace format.
+    """Return the bytes held after each step, and the peak of each, from a profile's events in the Chrome trace format.
 
-    What is freed without having been allocated in the profile is not counted: it was there before.
+    Memory that was allocated before the profile began is not counted when it is freed.
     """
     relevant = [event for event in events if event.get("name") in ("[memory]", BEGIN, STEP) and "ts" in event]
-    own: dict[int, int] = {}
+    allocated: dict[int, int] = {}
     held, peaks = [], []
     live = peak = 0
     for event in sorted(relevant, key=lambda event: event["ts"]):
@@ -101,10 +105,10 @@ def read(events: Iterable[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
             if event["args"].get("Device Type") != 0:
                 continue
             if size > 0:
-                own[address] = size
+                allocated[address] = size
                 live += size
             else:
-                live -= own.pop(address, 0)
+                live -= allocated.pop(address, 0)
             peak = max(peak, live)
         elif event.get("cat") == "user_annotation":
             if event["name"] == STEP:

@@ -1,4 +1,11 @@
-"""Two sides, timed in turn on one core: A B B A, block by block, until it is clear which is slower, or time is up."""
+"""Time two sides in turn, in the order A B B A, until it is clear which is slower or the time is over.
+
+1. `stand` starts processes of both sides (`harness.throughput.worker`) and waits until all can be timed.
+2. `race` lets the pairs of processes take turns. `_quadruple` times one A B B A, or B A A B, of blocks of steps.
+3. After each round, `harness.throughput.judgement.judge` says whether B is slower, holds, or is not yet clear.
+
+`compare` does all three.
+"""
 
 from __future__ import annotations
 
@@ -22,25 +29,25 @@ from harness.throughput.clock import watched
 from harness.throughput.judgement import SPREAD, Judgement, judge, spread
 from harness.throughput.shapes import host_is_ahead, peak_bytes
 
-#: What is judged. On CUDA the host's time is mostly that for which it waits, busily, for the device.
+#: The times that are judged. On CUDA the host's time is mostly spent in a busy loop that waits for the device.
 METRICS = {"cpu": ("wall", "cpu"), "cuda": ("wall",)}
 
-#: Seconds of a block. On a CPU as short as can be, be it one step: what else the machine does then hits both sides alike
-#: (on two cores of a shared machine the log-ratio of one A B B A strays by 11 % whether its blocks have one step or
-#: twelve). On CUDA each block ends with the device idle, and the step that fills it again is not counted: so some more.
+#: Seconds of a block. On a CPU it is as short as possible, down to one step, so that other work on the machine hits both
+#: sides equally: on two shared cores, the log-ratio of one A B B A varied by 11 % with blocks of one step and of twelve. On
+#: CUDA each block ends with the device idle, and the step that fills its queue again is not counted, so a block is longer.
 BLOCK = {"cpu": 0.008, "cuda": 0.05}
 
-#: Where the device waits for the host at each step, one of the first after a process has slept may take a tenth longer: of
-#: three the median does not.
+#: Fewest steps of a block if the device waits for the host at each step. One of the first steps after a process has slept may
+#: take a tenth longer; the median of three does not.
 FEWEST_STEPS = {"cpu": 1, "cuda": 3}
 
-#: The share of a step up to which the host's work fits beside the device's, for a host that does not wait at each step.
+#: If the host's work is less than this share of a step, and the host does not wait at each step, it is ahead of the device.
 AHEAD = 0.9
 
-#: Processes of each side, one pair after the other: where memory comes to lie makes one process faster than another.
+#: Processes of each side. There are several because the place of its memory makes one process faster than an equal one.
 PROCESSES = 4
 
-#: Starts a process of a side: the arguments of Python, and the options of subprocess.Popen.
+#: start(*arguments, **options): start Python with arguments, in a side's environment. Options are those of subprocess.Popen.
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -51,7 +58,15 @@ def here(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 @dataclass(frozen=True)
 class Entrant:
-    """One side: what trains which spec, with which preloads, started how. cost: whether the cost of a step is wanted."""
+    """One side of a comparison.
+
+    - name: what messages call it.
+    - subject: who trains, by name or as module:factory.
+    - spec: what is trained.
+    - preloads: modules that its processes import before upstream is used.
+    - start: starts its processes.
+    - cost: whether to count the cost of a step.
+    """
 
     name: str
     subject: str
@@ -63,11 +78,15 @@ class Entrant:
 
 @dataclass
 class Pairs:
-    """What was timed. ratios: metric -> for each process pair, the log of B's time over A's of each A B B A.
+    """What was timed.
 
-    times: name of the side -> metric -> median seconds of a step, of each block. first: name of the side -> what it
-    answered when it was ready. peak_bytes: by side, as its process sees it. steady: whether the device's clock stayed.
-    strays: how much the mean of a pair does, by what its processes are (`judgement.spread`).
+    - ratios: metric -> a list for each pair of processes, with the log of B's time over A's time of each A B B A.
+    - times: side's name -> metric -> a list with the median seconds of a step in each block.
+    - first: side's name -> its processes' first answer (`harness.throughput.worker`).
+    - peak_bytes: side's name -> the peak of memory of its processes.
+    - seconds: how long the timing took.
+    - steady: whether the GPU's clock stayed the same.
+    - strays: the standard deviation of a pair's mean between equal processes (`judgement.spread`).
     """
 
     ratios: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -79,46 +98,47 @@ class Pairs:
     strays: float = SPREAD[False]
 
     def step(self, side: str, metric: str = "wall") -> float:
-        """Median seconds of a side's step."""
+        """Return the median seconds of a side's step."""
         return median(self.times[side][metric])
 
 
 class Runner:
-    """A process that trains one side, a block at a time.
+    """A process that trains one side, a block of steps at a time.
 
-    first: what it answered when it was ready. over: whether it has said its last, on purpose or not. slower: the share by
-    which to slow its steps down on purpose, None for as they are.
+    - first: its first answer.
+    - over: whether it gives no more answers, because it refused or ended.
+    - slower: the share by which to slow its steps down on purpose; None leaves them as they are.
     """
 
     slower: float | None = None
 
     def __init__(self, entrant: Entrant):
         self.entrant, self.first, self.over = entrant, dict[str, Any](), False
-        self.words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - ends with the process
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - ends with the process
         self.process = entrant.start(
             *SAFE_PATH, "-m", "harness.throughput.worker", entrant.subject, *entrant.preloads,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
         )  # fmt: skip
-        self._say({"spec": entrant.spec.to_json(), "cost": entrant.cost})
+        self._ask({"spec": entrant.spec.to_json(), "cost": entrant.cost})
 
     def ready(self) -> None:
-        """Wait until it can be timed. UsageError where it cannot.
+        """Wait until the process can be timed. UsageError if it cannot.
 
-        Those of one thread are all on one core from then on, so that none has the better one.
+        Processes of one thread all run on the same core from then on, so that no side has the better core.
         """
-        self.first = self._hear()
+        self.first = self._read_answer()
         if self.entrant.spec.launch.threads == 1 and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(self.process.pid, {max(os.sched_getaffinity(0))})
 
     def block(self, steps: int) -> dict[str, Any]:
-        """Train some steps. Returns the seconds of each, by metric, and "peak_bytes"."""
-        self._say({"steps": steps} | ({} if self.slower is None else {"slower": self.slower}))
-        return self._hear()
+        """Train some steps. Returns the seconds of each by metric, and "peak_bytes"."""
+        self._ask({"steps": steps} | ({} if self.slower is None else {"slower": self.slower}))
+        return self._read_answer()
 
     def dismiss(self) -> None:
         """Tell the process to end."""
         assert self.process.stdin is not None
-        # One that ended before it read its task has left that in the pipe.
+        # If the process ended before it read its first request, closing the pipe would write to it.
         with suppress(BrokenPipeError):
             self.process.stdin.close()
 
@@ -130,17 +150,17 @@ class Runner:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.words.close()
+        self.errors.close()
 
-    def _say(self, body: dict[str, Any]) -> None:
+    def _ask(self, body: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(body) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # the answer, which is missing, tells why
+            pass  # the process has ended; reading its answer says why
 
-    def _hear(self) -> dict[str, Any]:
+    def _read_answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if line:
@@ -151,9 +171,9 @@ class Runner:
             return answer
         self.over = True
         self.process.wait()
-        self.words.seek(0)
-        said = [text.strip() for text in self.words.read().splitlines() if text.strip()]
-        raise UsageError(f"{self.entrant.name}: ended while it was timed ({said[-1] if said else 'without a word'})")
+        self.errors.seek(0)
+        lines = [text.strip() for text in self.errors.read().splitlines() if text.strip()]
+        raise UsageError(f"{self.entrant.name}: ended while it was timed ({lines[-1] if lines else 'no message'})")
 
 
 def compare(
@@ -161,39 +181,49 @@ def compare(
     b: Entrant,
     margin: float,
     budget: float,
-    told: Callable[[Judgement], None] = lambda _: None,
+    progress: Callable[[Judgement], None] = lambda _: None,
     processes: int = PROCESSES,
     decide: bool = True,
 ) -> tuple[Judgement, Pairs]:
-    """Is B slower than A by `margin` (0.01: one percent)? budget: seconds of timing at most, starts not counted.
+    """Judge whether B is slower than A. Returns the judgement and what was timed.
 
-    The processes of both sides stand ready side by side, and the A B B A go round over the pairs, so that each pair counts
-    alike however early the answer is clear. decide: False goes on to the end of the budget, for samples.
+    All processes of both sides are ready at the same time, and the pairs take turns. So each pair counts equally, however
+    early the answer is clear.
+
+    - margin: the smallest slowdown that must be found, a share (0.01 is 1 %).
+    - budget: seconds of timing at most, without the starts of the processes.
+    - progress: called with the judgement after each round.
+    - processes: the number of processes of each side.
+    - decide: False goes on to the end of the budget even if the answer is clear.
+
+    Raises UsageError if a side cannot be timed.
     """
     with lined_up([a, b] * processes) as runners:
-        return race(runners[::2], runners[1::2], margin, budget, told, decide)
+        return race(runners[::2], runners[1::2], margin, budget, progress, decide)
 
 
 def at_once(spec: RunSpec) -> int:
-    """How many processes may warm up side by side: one for each core, or two, if they fit the GPU's memory."""
+    """Return how many processes may start at the same time: one for each core, at least two, if the GPU's memory allows."""
     cores = max(2, os.cpu_count() or 1)
     if spec.launch.device != "cuda":
         return cores
     import torch
 
     free, _ = torch.cuda.mem_get_info()
-    # An allocator keeps more than it has given: 21.4 GiB for 16.7 where a tensor takes four.
+    # An allocator reserves more than is allocated. With tensors of 4 GiB it reserved 21.4 GiB for 16.7.
     return max(1, min(cores, int(0.7 * free / peak_bytes(spec))))
 
 
 def stand(entrants: Sequence[Entrant], runners: list[Runner]) -> None:
-    """Start a process for each, and wait until all can be timed. They are added to `runners` as they start: end them.
+    """Start a process for each entrant, and wait until all can be timed.
 
-    UsageError where one cannot be timed.
+    - runners: the processes are added to this list as they start. The caller ends them.
+
+    Raises UsageError if one cannot be timed.
     """
     waiting = list(entrants)
     while waiting:
-        # Asked anew: those that stand keep their weights.
+        # This is computed again for each batch, because processes that are ready keep their weights in memory.
         together, started = at_once(waiting[0].spec), len(runners)
         for entrant in waiting[:together]:
             runners.append(Runner(entrant))
@@ -204,7 +234,7 @@ def stand(entrants: Sequence[Entrant], runners: list[Runner]) -> None:
 
 @contextmanager
 def lined_up(entrants: Sequence[Entrant]) -> Iterator[list[Runner]]:
-    """`stand`; they end with the block."""
+    """Start processes as `stand` does, and end them when the block ends."""
     runners: list[Runner] = []
     try:
         stand(entrants, runners)
@@ -214,7 +244,7 @@ def lined_up(entrants: Sequence[Entrant]) -> Iterator[list[Runner]]:
 
 
 def end(runners: Sequence[Runner]) -> None:
-    """End them, side by side."""
+    """End processes, all at the same time."""
     for runner in runners:
         runner.dismiss()
     for runner in runners:
@@ -223,7 +253,7 @@ def end(runners: Sequence[Runner]) -> None:
 
 @contextmanager
 def standing(runner: Runner) -> Iterator[Runner]:
-    """Wait until it can be timed; it ends with the block. UsageError where it cannot."""
+    """Wait until a process can be timed, and end it when the block ends. UsageError if it cannot be timed."""
     try:
         runner.ready()
         yield runner
@@ -236,10 +266,10 @@ def race(
     b: Sequence[Runner],
     margin: float,
     budget: float,
-    told: Callable[[Judgement], None] = lambda _: None,
+    progress: Callable[[Judgement], None] = lambda _: None,
     decide: bool = True,
 ) -> tuple[Judgement, Pairs]:
-    """`compare`, of processes that stand ready: as many of A as of B."""
+    """Compare two sides as `compare` does, whose processes are ready. There are as many of A as of B."""
     sides = {runners[0].entrant.name: runners[0].first for runners in (a, b)}
     device = a[0].entrant.spec.launch.device
     timed = Pairs({metric: [[] for _ in a] for metric in METRICS[device]}, first=sides)
@@ -247,29 +277,29 @@ def race(
     began = time.monotonic()
     runners = list(zip(a, b, strict=True))
     steps = _steps(runners, device)
-    with watched(device) as stays:
+    with watched(device) as clock_is_steady:
         while True:
             for index, pair in enumerate(runners):
                 _quadruple(timed, index, pair, steps)
             timed.seconds = time.monotonic() - began
-            timed.steady = stays()
+            timed.steady = clock_is_steady()
             timed.strays = max(
                 spread(device, runner.first["huge_pages"], host_share(runner), timed.steady) for runner in (*a, *b)
             )
             verdict = judge(timed.ratios, margin, timed.seconds / budget, timed.strays)
-            told(verdict)
+            progress(verdict)
             if (decide and verdict.decided) or timed.seconds >= budget:
                 return verdict, timed
 
 
 def host_share(runner: Runner) -> float:
-    """The share of a step that is the host's work and that the device may wait for: none where the host runs ahead of it."""
+    """Return the share of a step that is the host's work and delays the device. It is 0 if the host stays ahead."""
     share: float = runner.first["host"]
     return 0.0 if host_is_ahead(runner.entrant.spec) and share < AHEAD else share
 
 
 def _quadruple(timed: Pairs, index: int, pair: Sequence[Runner], steps: int) -> None:
-    """One A B B A, or B A A B in every other: what the first block suffers, each side suffers as often."""
+    """Time one A B B A, or B A A B every second time, so that each side has the first block equally often."""
     a, b = pair
     turn, metrics = len(timed.ratios["wall"][index]) % 2, list(timed.ratios)
     order = (a, b, b, a) if turn == 0 else (b, a, a, b)
@@ -282,13 +312,13 @@ def _quadruple(timed: Pairs, index: int, pair: Sequence[Runner], steps: int) -> 
             seen[id(side)][metric].append(middle)
             timed.times[side.entrant.name][metric].append(middle)
     for metric in metrics:
-        # No time is zero, whatever the clock's resolution.
+        # With a coarse clock a time may be 0, which has no logarithm.
         logs = {key: sum(math.log(max(value, 1e-9)) for value in values[metric]) / 2 for key, values in seen.items()}
         timed.ratios[metric][index].append(logs[id(b)] - logs[id(a)])
 
 
 def _steps(runners: list[tuple[Runner, Runner]], device: str) -> int:
-    """Steps of a block."""
+    """Time a few steps, and return how many make a block."""
     seconds: float = median(second for pair in runners for runner in pair for second in runner.block(5)["wall"])
     fewest = 1 if host_is_ahead(runners[0][0].entrant.spec) else FEWEST_STEPS[device]
     return max(fewest, min(60, round(BLOCK[device] / max(seconds, 1e-4))))

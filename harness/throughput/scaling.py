@@ -1,6 +1,7 @@
-"""`peft-harness speed --ranks N`: a shape in one process, and spread over several: what that makes of speed and memory.
+"""`peft-harness speed --ranks N`: how fast a shape trains, and what memory it takes, in one process and in N ranks.
 
-Each rank trains batches as large as the one process does, so that N of them train N times the tokens in a step.
+Each rank trains batches as large as the one process does, so N ranks train N times the tokens in a step. Ranks, like every
+process that is timed, train without the harness's patches for speed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from harness import subjects
+from harness import patches, subjects
 from harness.environment import describe
 from harness.errors import UsageError
 from harness.processes import launch
@@ -28,25 +29,29 @@ from harness.throughput.counters import dispatched
 from harness.throughput.pairs import Entrant, Runner, standing
 from harness.throughput.shapes import Shape
 from harness.throughput.speed import SCHEMA_VERSION, number
-from harness.throughput.step_times import Marks
+from harness.throughput.step_times import StepTimes
 from harness.throughput.stepping import train
 from harness.throughput.worker import COUNTED, FIRST
 
-#: Ways to spread a run that are measured unasked.
+#: Strategies that are measured unless --strategy names others.
 STRATEGIES = ("ddp", "fsdp2")
 
 #: Steps that are timed.
 STEPS = 30
 
-#: Seconds for a group of ranks: a 7B model is drawn, and made into shards, by each.
+#: Seconds for a group of ranks. Each rank draws the weights of a 7B model and makes shards of them.
 LIMIT = 400.0
 
 
 @dataclass
 class Spread:
-    """A shape under one launch. steps: seconds of each timed step, of the slowest rank. refused: why it was not timed.
+    """A shape under one launch.
 
-    peak_bytes: of each rank, in the timed steps. collectives, collective_bytes: of a step, as rank 0 asked for them.
+    - strategy, ranks: of the launch.
+    - steps: seconds of each timed step, on the slowest rank.
+    - peak_bytes: of each rank, in the timed steps.
+    - collectives, collective_bytes: collective operations of a step, and the bytes in them, as rank 0 calls them.
+    - refused: why the launch was not timed; empty if it was.
     """
 
     strategy: str
@@ -59,12 +64,12 @@ class Spread:
 
     @property
     def seconds(self) -> float:
-        """Median seconds of a step."""
+        """The median seconds of a step."""
         return median(self.steps) if self.steps else math.nan
 
     @property
     def middle(self) -> tuple[float, float]:
-        """First and third quartile of a step's seconds."""
+        """The first and third quartile of a step's seconds."""
         if len(self.steps) < 2:
             return math.nan, math.nan
         low, _, high = quantiles(self.steps, n=4)
@@ -73,17 +78,17 @@ class Spread:
 
 @dataclass
 class Scaled:
-    """A shape, in one process first."""
+    """A shape under several launches, of which the first is one process."""
 
     shape: Shape
     spreads: list[Spread] = field(default_factory=list)
 
     def tokens(self, spread: Spread) -> float:
-        """Tokens a second, of all ranks."""
+        """Return the tokens a second of all ranks together."""
         return self.shape.tokens * spread.ranks / spread.seconds
 
     def efficiency(self, spread: Spread) -> float:
-        """Tokens a second, as a share of what so many processes would train that need not wait for each other."""
+        """Return the tokens a second as a share of what the ranks would train if they did not wait for each other."""
         return self.spreads[0].seconds / spread.seconds
 
     def to_json(self) -> dict[str, Any]:
@@ -111,29 +116,33 @@ def measure(
     subject: str,
     count: int,
     strategies: tuple[str, ...] = STRATEGIES,
-    told: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Scaled]:
-    """Time the subject at a shape in one process, then in `count` by each strategy. UsageError where one cannot.
+    """Time the subject at a shape in one process, then in several by each strategy.
 
-    Yields the shape with what has been timed of it so far, after each: those of a large one take minutes.
+    After each launch, yields the same `Scaled` with what has been timed so far: one launch of a large shape takes minutes.
+    Raises UsageError if the shape cannot be timed in one process.
+
+    - count: the number of ranks.
+    - progress: called with words about what is done now.
     """
     spec = shape.spec(device)
-    told(f"{shape.name}: in one process")
+    progress(f"{shape.name}: in one process")
     result = Scaled(shape, [_alone(subject, spec)])
     yield result
     for strategy in strategies:
-        told(f"{shape.name}: in {count} processes by {strategy}")
+        progress(f"{shape.name}: in {count} processes by {strategy}")
         result.spreads.append(_spread(subject, spread_over(spec, strategy, count)))
         yield result
 
 
 def spread_over(spec: RunSpec, strategy: str, count: int) -> RunSpec:
-    """The run in `count` processes, each with the spec's batches: epochs keep their number of steps."""
+    """Return the run in `count` ranks, each with the spec's batches. An epoch keeps its number of steps."""
     spec = spec.but(
         launch={"strategy": strategy, "ranks": count, "limit": LIMIT}, data={"rows": spec.data.rows * count}
     )
     if strategy.startswith("fsdp") and spec.arguments.get("activation_checkpointing"):
-        # Sharding has a kind of its own, and refuses the Trainer's beside it.
+        # FSDP has activation checkpointing of its own, and refuses the Trainer's.
         return spec.but(
             launch={"activation_checkpointing": True},
             activation_checkpointing=None,
@@ -149,22 +158,23 @@ def _alone(subject: str, spec: RunSpec) -> Spread:
 
 
 def _spread(subject: str, spec: RunSpec) -> Spread:
-    asked = spec.launch
-    result = Spread(asked.strategy, asked.ranks)
+    ranks = spec.launch.ranks
+    result = Spread(spec.launch.strategy, ranks)
     if reason := subjects.load(subject).unsupported(spec):
         result.refused = reason
         return result
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         try:
-            launch.run(functools.partial(_rank, subject, spec, directory), asked, directory / "ranks")
+            with patches.off():
+                launch.run(functools.partial(_rank, subject, spec, directory), spec.launch, directory / "ranks")
         except RanksFailed as failed:
             result.refused = str(failed)
             return result
-        told = [json.loads(_file(directory, rank).read_text()) for rank in range(asked.ranks)]
-    result.steps = [max(each) for each in zip(*(one["wall"] for one in told), strict=True)]
-    result.peak_bytes = [one["peak_bytes"] for one in told]
-    result.collectives, result.collective_bytes = told[0]["collectives"], told[0]["collective_bytes"]
+        timed = [json.loads(_file(directory, rank).read_text()) for rank in range(ranks)]
+    result.steps = [max(each) for each in zip(*(rank["wall"] for rank in timed), strict=True)]
+    result.peak_bytes = [rank["peak_bytes"] for rank in timed]
+    result.collectives, result.collective_bytes = timed[0]["collectives"], timed[0]["collective_bytes"]
     return result
 
 
@@ -183,16 +193,16 @@ def _rank(subject: str, spec: RunSpec, directory: Path) -> None:
 
 
 class Timed:
-    """Told of each step: counts what one of the first asks of the other ranks, then times `STEPS` and ends the run."""
+    """Counts the collective operations of step COUNTED, then times STEPS steps and ends the run."""
 
     def __init__(self, device: str):
         self._cuda = device == "cuda"
-        self._marks = Marks(device)
+        self._times = StepTimes(device)
         self._counting = ExitStack()
         self._totals = Counter[str]()
 
     def step(self, number: int, log: list[dict[str, Any]]) -> bool:
-        """A step begins. True ends the run: in all ranks before the same step."""
+        """Take note that a step begins. Returns True, which ends the run, before the same step in all ranks."""
         if number == COUNTED:
             self._counting.enter_context(dispatched(self._totals))
         elif number == COUNTED + 1:
@@ -202,19 +212,19 @@ class Timed:
 
             torch.cuda.reset_peak_memory_stats()
         if number > FIRST:
-            self._marks.add()
-        return len(self._marks) > STEPS
+            self._times.step_begins()
+        return len(self._times) > STEPS
 
     def result(self) -> dict[str, Any]:
-        """What is left for the process that asked. UsageError where the run ended before it was timed."""
-        if len(self._marks) <= STEPS:
-            raise UsageError(f"the run ended after {len(self._marks)} timed steps, expected {STEPS}")
+        """Return what this rank measured. UsageError if the run ended before it was timed."""
+        if len(self._times) <= STEPS:
+            raise UsageError(f"the run ended after {len(self._times)} timed steps, expected {STEPS}")
         counted = {name: self._totals[name] for name in ("collectives", "collective_bytes")}
-        return self._marks.seconds() | counted
+        return self._times.seconds() | counted
 
 
 def to_report(scaled: list[Scaled], device: str, subject: str) -> dict[str, Any]:
-    """The report, for machines."""
+    """Return the report as JSON."""
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "scaling",

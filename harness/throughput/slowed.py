@@ -1,8 +1,8 @@
-"""A slowdown put in on purpose, to see whether it is found: `--preload harness.throughput.slowed`.
+"""Slow transformers.Trainer down on purpose, to see whether the clock finds it: `--preload harness.throughput.slowed`.
 
-Each step of transformers.Trainer takes two percent longer, or as much as `harness.throughput.rates` says: the host waits
-busily for that share of the step that ends. On CUDA it does for that share of the device's step, and the device sleeps as
-long, so that it is that much slower whichever of the two the other waits for.
+Each step takes SHARE longer: 2 %, or what `harness.throughput.rates` sets. On a CPU the process waits busily for that share
+of the step before. On CUDA the host waits for that share of the device's step, and the device sleeps as long. So the step is
+slower whichever of the two waits for the other.
 """
 
 import time
@@ -19,10 +19,10 @@ _ended = 0.0
 _device: "_Device | None" = None
 
 
-def _on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+def _on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
     global _ended, _device
     result = _original(self, args, state, control, **kwargs)
-    # Where other work shares the core, a share of the wall time would be more than that of the step's own.
+    # Wall time would count other work on the same core, too, and the slowdown would be too large.
     now = time.thread_time()
     if torch.cuda.is_available():
         _device = _device or _Device()
@@ -36,7 +36,10 @@ def _on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) 
 
 
 class _Device:
-    """Has the device sleep, so many of its cycles, whose length changes as it works: each sleep tells it for the next."""
+    """Has the device sleep for a number of its cycles.
+
+    The length of a cycle changes with the clock, so each sleep is timed, and the next one uses what was measured.
+    """
 
     def __init__(self) -> None:
         self._rate = 1.5e9
@@ -46,20 +49,20 @@ class _Device:
         self._woke: torch.cuda.Event | None = None
 
     def step_ends(self, share: float) -> float:
-        """Sleep for a share of the shortest step of late: in the others the process may have waited for its turn.
+        """Have the device sleep after the step that ends now, and return the seconds of the sleep.
 
-        Returns the seconds of the sleep, which begins when the step has ended.
+        They are a share of the shortest of the last 15 steps. In a longer one, the process may have waited for its turn.
         """
         ends = self._mark()
         if self._woke is not None:
             self._steps.append((self._woke, ends))
-        # The host may be ahead: what the device has not done yet tells later.
+        # The host may be ahead of the device. Events that the device has not reached are read at a later step.
         while self._steps and self._steps[0][1].query():
             begun, ended = self._steps.popleft()
             self._seconds.append(begun.elapsed_time(ended) / 1e3)
         while self._slept and self._slept[0][2].query():
             cycles, begun, ended = self._slept.popleft()
-            # A very short one tells of its launch.
+            # The time of a very short sleep is mostly that of its launch.
             if cycles > 30_000:
                 self._rate = cycles / (begun.elapsed_time(ended) / 1e3)
         self._woke = ends

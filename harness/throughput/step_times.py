@@ -1,4 +1,4 @@
-"""The beginnings of steps, and the seconds between them: by events on the stream on CUDA, by the host's clock elsewhere."""
+"""The times of steps, from one beginning to the next: by CUDA events on the stream, or by the host's clock on a CPU."""
 
 from __future__ import annotations
 
@@ -9,43 +9,53 @@ from typing import Any
 from harness.environment import peak_bytes
 
 
-class Marks:
-    """Beginnings of steps. device: "cpu" or "cuda"."""
+class StepTimes:
+    """Notes when steps begin, and gives the seconds between.
+
+    - device: "cpu" or "cuda".
+    """
 
     def __init__(self, device: str):
         self._cuda = device == "cuda"
-        self._made: list[tuple[Any, float]] = []
+        self._beginnings: list[tuple[Any, float]] = []
 
     def __len__(self) -> int:
-        return len(self._made)
+        """The number of beginnings noted, one more than there are steps."""
+        return len(self._beginnings)
 
-    def add(self) -> None:
-        """A step begins."""
+    def step_begins(self) -> None:
+        """Note that a step begins now, and so that the one before it ends."""
         if self._cuda:
             import torch
 
-            event: Any = torch.cuda.Event(enable_timing=True)
-            event.record()
+            now: Any = torch.cuda.Event(enable_timing=True)
+            now.record()
         else:
-            event = time.perf_counter()
-        self._made.append((event, time.thread_time()))
+            now = time.perf_counter()
+        self._beginnings.append((now, time.thread_time()))
 
     def clear(self) -> None:
-        """Forget them all."""
-        self._made = []
+        """Forget all beginnings."""
+        self._beginnings = []
 
     def seconds(self, skipped: int = 0) -> dict[str, Any]:
-        """Seconds of each step but the first `skipped`, {"wall": [...], "cpu": [...]}, and "peak_bytes" so far.
+        """Return the seconds of each step, and the peak of memory so far.
 
-        On CUDA "wall" is the stream's time and "cpu" what the host spent, after a wait for the device.
+        - skipped: how many of the first steps to leave out.
+
+        The keys of the result:
+
+        - "wall": seconds of each step. On CUDA this is the stream's time, after waiting for the device.
+        - "cpu": seconds of the processor that this thread used in each step.
+        - "peak_bytes": see `harness.environment.peak_bytes`.
         """
-        pairs = list(itertools.pairwise(self._made[skipped:]))
+        steps = list(itertools.pairwise(self._beginnings[skipped:]))
         if self._cuda:
             import torch
 
             torch.cuda.synchronize()
-            wall = [before[0].elapsed_time(after[0]) / 1e3 for before, after in pairs]
+            wall = [begin[0].elapsed_time(end[0]) / 1e3 for begin, end in steps]
         else:
-            wall = [after[0] - before[0] for before, after in pairs]
-        cpu = [after[1] - before[1] for before, after in pairs]
+            wall = [end[0] - begin[0] for begin, end in steps]
+        cpu = [end[1] - begin[1] for begin, end in steps]
         return {"wall": wall, "cpu": cpu, "peak_bytes": peak_bytes("cuda" if self._cuda else "cpu")}

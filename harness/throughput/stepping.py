@@ -1,4 +1,4 @@
-"""Train a spec and be called at each of its optimizer steps: what counters and clocks hang on."""
+"""Train a spec, and call a function at the beginning of each optimizer step. Counters and clocks are such functions."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from harness.subjects.hf_trainer import HFTrainer, recorded_warnings
 from harness.subjects.reference import Reference
 from harness.subjects.reference import build as build_reference
 
-#: Told of a step that begins: its number from 1, and log_history so far. One more call tells the end of the last step. True
-#: ends the run.
+#: on_step(number, log_history): called when a step begins, with its number from 1 and the log so far. One more call is made
+#: after the last step. If it returns True, the run ends.
 OnStep = Callable[[int, "list[dict[str, Any]]"], "bool | None"]
 
 
 @runtime_checkable
 class Stepping(Protocol):
-    """A subject that tells of its steps itself. Offer this to have a trainer timed that is no transformers.Trainer."""
+    """A subject that calls `on_step` itself. Implement this to time a trainer that is no transformers.Trainer."""
 
     def train_steps(self, spec: RunSpec, directory: Path, on_step: OnStep) -> Any: ...
 
 
 def train(subject: Subject, spec: RunSpec, directory: Path, on_step: OnStep) -> Any:
-    """Train `spec` and observe nothing but the beginning of each step. Returns the trainer, trained.
+    """Train a spec, observe nothing but the beginning of each step, and return the trainer.
 
-    Nothing is copied, digested or hooked as in a run whose trace is judged: what is timed here is the subject alone.
-    UsageError for a subject that is neither a transformers.Trainer nor the reference nor `Stepping`.
+    Nothing is copied, digested or hooked, as it is in a run whose trace is judged. So only the subject is timed.
+
+    Raises UsageError if the subject does not train the spec, or is neither a transformers.Trainer nor the reference nor
+    `Stepping`.
     """
     if reason := subject.unsupported(spec):
         raise UsageError(f"subject {subject.name} does not train such a spec ({reason})")
@@ -60,7 +62,7 @@ def _stepper(on_step: OnStep) -> Any:
             self.stopped |= bool(on_step(state.global_step + 1, state.log_history))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            # The step that has begun when it is told to stop is the last: nobody looks at it.
+            # A step had already begun when `on_step` ended the run. It is the last, and nobody measures it.
             control.should_training_stop |= self.stopped
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -73,11 +75,11 @@ def _stepper(on_step: OnStep) -> Any:
 def _listener(on_step: OnStep) -> Callable[[str, Any], None]:
     stopped = False
 
-    def told(event: str, trainer: Any) -> None:
+    def listen(event: str, trainer: Any) -> None:
         nonlocal stopped
         if event == "step_begin" or (event == "train_end" and not stopped):
             stopped |= bool(on_step(trainer.state.global_step + 1, trainer.state.log_history))
         elif event == "step_end":
             trainer.control.should_training_stop |= stopped
 
-    return told
+    return listen

@@ -2,15 +2,22 @@
 
     python -m harness.throughput.worker SUBJECT [PRELOAD]...
 
-It reads a line of JSON, {"spec": ..., "cost": bool}; answers when the run has got over its first steps, or says why it
-cannot; and then answers each line {"steps": N} with {"wall": [N seconds], "cpu": [N seconds]}. Between two lines it
-waits, costs nothing, and holds no device memory that it can do without. On CUDA "wall" is read off events on the
-stream, and "cpu" is what the host spent. {"steps": N, "slower": share} also sets by how much `harness.throughput.slowed`,
-which must be a preload, slows them down.
+It reads requests from stdin and writes answers to stdout, each a line of JSON:
 
-The first answer has "loss", the mean over the first twelve steps, "huge_pages", whether memory lies in such, and "host", the
-share of a step for which the host works rather than waits for the device; with cost, "flops" of a step and "saved_bytes",
-what it keeps for the backward pass.
+1. The first request is {"spec": ..., "cost": bool}. It is answered when the run has finished its first steps, or with
+   {"refused": why} if the run cannot be timed. The answer has
+
+   - "loss": the mean loss of the first twelve steps.
+   - "huge_pages": whether the process's memory lies in huge pages.
+   - "host": the share of a step for which the host works and does not wait for the device.
+   - "flops" and "saved_bytes", if "cost" is true: floating-point operations of a step, and bytes kept for its backward pass.
+
+2. Each further request is {"steps": N}, and is answered with {"wall": [N seconds], "cpu": [N seconds], "peak_bytes": N}; see
+   `harness.throughput.step_times`. {"steps": N, "slower": share} also sets by how much `harness.throughput.slowed`, which
+   must be a preload, slows the steps down.
+
+Between two requests the process waits, uses no processor time, and frees what device memory it can. It trains without the
+harness's patches for speed (`harness.patches`): accelerate looks for a package twice in each step, which one of them caches.
 """
 
 from __future__ import annotations
@@ -30,41 +37,42 @@ from harness.errors import UsageError
 from harness.paths import SAFE_PATH
 from harness.processes.imports import import_upstream
 from harness.spec import RunSpec
-from harness.throughput.step_times import Marks
+from harness.throughput.step_times import StepTimes
 
-#: Set in the environment of a process that has begun anew (`fix_layout`).
+#: Set in the environment of a process that `fix_layout` has started again.
 LAID_OUT = "PEFT_HARNESS_LAID_OUT"
 
-#: Steps before the first that is timed: allocators, Adam's states, and the kernels that are chosen at first use.
+#: Steps before the first timed one. In these, allocators grow, Adam makes its states, and kernels are chosen.
 FIRST = 12
-#: The one of them whose cost is counted, and those over which the host's share is taken: a graph is captured by then.
+#: The step whose cost is counted.
 COUNTED = 4
+#: The steps over which the host's share is measured. A compiled step has been captured as a graph by then.
 SHARED = range(7, 10)
-#: Where the peak of memory begins to count: before the one in which a graph is captured, which holds what a step takes.
+#: The step from which on the peak of memory counts. It precedes the capture of a graph, which allocates a step's memory.
 SETTLED = 3
 
 
 class Clock:
-    """Times steps in blocks, and between blocks waits for the next line.
+    """Times steps in blocks, and waits for the next request between blocks.
 
-    On CUDA each block begins and ends with the device idle, and its first step, which fills it again, is not counted. On
-    a CPU each is, though it finds the caches as the other side left them: in A B B A that befalls both sides alike, and a
-    step that is not counted is time lost.
+    On CUDA each block begins and ends with the device idle. Its first step fills the device's queue again and is not counted.
+    On a CPU every step is counted, although the first finds the caches as the other side left them. In the order A B B A that
+    happens to both sides equally, and a step that is not counted would be lost time.
     """
 
     def __init__(self, device: str, answers: TextIO, cost: bool):
         self._cuda = device == "cuda"
         self._answers = answers
         self._skipped = 1 if self._cuda else 0
-        self._marks = Marks(device)
-        self._wanted = 0
+        self._times = StepTimes(device)
+        self._steps = 0
         self._cost = Cost() if cost else None
         self._costs: dict[str, int] = {}
         self._work = HostWork()
         self._host = 1.0
 
     def step(self, number: int, log: list[dict[str, Any]]) -> bool:
-        """A step begins. True ends the run: there are no more lines."""
+        """Take note that a step begins. Returns True, which ends the run, if there are no more requests."""
         if self._cost is not None and number == COUNTED:
             self._cost.begin()
         elif self._cost is not None and number == COUNTED + 1:
@@ -76,67 +84,69 @@ class Clock:
         if self._cuda and number == (FIRST if self._cost is not None else SETTLED):
             import torch
 
-            # The peak is that of steps: counting one keeps what is computed anew otherwise, and building a model takes more.
+            # The peak must be that of steps. Building the model takes more, and so does the step whose cost is counted.
             torch.cuda.reset_peak_memory_stats()
         if number <= FIRST:
             return False
-        if self._wanted:
-            self._marks.add()
-            if len(self._marks) < self._wanted + self._skipped + 1:
+        if self._steps:
+            self._times.step_begins()
+            if len(self._times) < self._steps + self._skipped + 1:
                 return False
-            answer = self._marks.seconds(self._skipped)
+            answer = self._times.seconds(self._skipped)
         else:
             loss = next((entry["loss"] for entry in log if "loss" in entry), None)
             answer = {"loss": loss, "huge_pages": in_huge_pages(), "host": self._host, **self._costs}
         if self._cuda:
             import torch
 
-            # What this side's allocator has kept is room that the other side may need.
+            # The other side may need the memory that this side's allocator holds.
             torch.cuda.empty_cache()
-        self._tell(answer)
+        self._answer(answer)
         line = sys.stdin.readline()
         if not line:
             return True
-        asked = json.loads(line)
-        self._wanted = int(asked["steps"])
-        if "slower" in asked:
+        request = json.loads(line)
+        self._steps = int(request["steps"])
+        if "slower" in request:
             from harness.throughput import slowed
 
-            slowed.SHARE = asked["slower"]
-        self._marks.clear()
-        self._marks.add()
+            slowed.SHARE = request["slower"]
+        self._times.clear()
+        self._times.step_begins()
         return False
 
-    def _tell(self, body: dict[str, Any]) -> None:
+    def _answer(self, body: dict[str, Any]) -> None:
         self._answers.write(json.dumps(body) + "\n")
         self._answers.flush()
 
 
 class HostWork:
-    """The share of a time on CUDA for which the host works: it is made to sleep, for once, while it waits for the device."""
+    """Measures, on CUDA, for which share of a time the host works. It normally waits for the device in a busy loop, which
+    cannot be told from work, so here it sleeps while it waits."""
 
     def begin(self) -> None:
-        self._sleeping(True)
+        self._sleep_while_waiting(True)
         self._began = time.perf_counter(), time.process_time()
 
     def end(self) -> float:
-        wall, work = self._sleeping(False) - self._began[0], time.process_time() - self._began[1]
+        """Return the share since `begin`."""
+        wall, work = self._sleep_while_waiting(False) - self._began[0], time.process_time() - self._began[1]
         return min(1.0, work / wall)
 
-    def _sleeping(self, wanted: bool) -> float:
-        """Whether threads sleep while they wait (CU_CTX_SCHED_BLOCKING_SYNC of cuda.h), or do so busily, as they always do.
+    def _sleep_while_waiting(self, sleep: bool) -> float:
+        """Set whether threads sleep while they wait (cuda.h: CU_CTX_SCHED_BLOCKING_SYNC). Return the time, the device idle.
 
-        Returns the time, with the device idle. A driver before CUDA 12.1 has no such call, and its waits count as work.
+        A driver before CUDA 12.1 does not have the call, and then waiting counts as work.
         """
         import torch
 
         torch.cuda.synchronize()
-        getattr(ctypes.CDLL("libcuda.so.1"), "cuCtxSetFlags", lambda flags: None)(4 if wanted else 0)
+        getattr(ctypes.CDLL("libcuda.so.1"), "cuCtxSetFlags", lambda flags: None)(4 if sleep else 0)
         return time.perf_counter()
 
 
 class Cost:
-    """Floating-point operations of a step, and the bytes that its forward passes keep for the backward pass."""
+    """Counts the floating-point operations of a step, and the bytes that its forward passes keep for the backward pass."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -156,14 +166,14 @@ class Cost:
         return {"flops": self._flops.get_total_flops(), "saved_bytes": self._saved}
 
     def _pack(self, tensor: Any) -> Any:
-        # A weight is there anyway.
+        # Weights are not counted: they are in memory anyway.
         self._saved += tensor.nbytes * (tensor.grad_fn is not None or not tensor.is_leaf)
         return tensor
 
 
 def main(subject: str, preloads: list[str]) -> None:
-    """Serve one spec until there are no more lines."""
-    # What upstream prints must not get between the answers.
+    """Serve one spec until there are no more requests."""
+    # What upstream prints must not mix with the answers, so it goes to stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     line = sys.stdin.readline()
@@ -181,17 +191,17 @@ def main(subject: str, preloads: list[str]) -> None:
     except UsageError as error:
         answers.write(json.dumps({"refused": str(error)}) + "\n")
     except Exception as error:
-        # What CUDA says has advice in further lines.
-        said = next(iter(str(error).splitlines()), "without a word")
-        answers.write(json.dumps({"refused": f"{type(error).__name__}: {said}"}) + "\n")
+        # CUDA's errors have advice in further lines.
+        first_line = next(iter(str(error).splitlines()), "no message")
+        answers.write(json.dumps({"refused": f"{type(error).__name__}: {first_line}"}) + "\n")
         raise
 
 
 def fix_layout() -> None:
-    """Begin this process anew with memory that is laid out alike each time, as far as Linux lets it.
+    """Start this process again with the same memory layout each time, as far as Linux allows.
 
-    Where memory comes to lie makes one process faster than its twin for as long as it lives (`judgement.SPREAD`). So
-    addresses and hashes are fixed; and all is allocated by malloc in huge pages, each of which lies in the caches in one way.
+    The place of its memory makes one process faster than an equal one for as long as it runs (`judgement.SPREAD`). So
+    addresses and hashes are fixed, and malloc allocates everything in huge pages, which lie in the caches in one way only.
     """
     if LAID_OUT in os.environ or not sys.platform.startswith("linux"):
         return
@@ -205,7 +215,7 @@ def fix_layout() -> None:
 
 
 def in_huge_pages(rollup: Path = Path("/proc/self/smaps_rollup")) -> bool:
-    """Whether most of this process's own memory is."""
+    """Return whether most of this process's own memory lies in huge pages."""
     try:
         lines = rollup.read_text().splitlines()[1:]
     except OSError:
