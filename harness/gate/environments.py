@@ -198,6 +198,9 @@ def install(asked: str, lock: str, home: Path | None = None) -> Environment:
             # If another process was faster, its environment is equal to this one.
             with contextlib.suppress(OSError):
                 partial.rename(directory)
+    # `peft-harness cache` shows by it when an environment was last used.
+    with contextlib.suppress(OSError):
+        os.utime(directory)
     return Environment(asked, str(python), pins, lock, key)
 
 
