@@ -16,43 +16,52 @@ from harness import contract
 from harness.environment import peak_bytes
 from harness.files import write_whole
 from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, ORDER, PASS, SKIPPED, UNEXPECTED_PASS, Case
+from harness.words import counted
 
 SCHEMA_VERSION = 1
 
 
 @dataclass
 class Effort:
-    """What a session cost. runs: training runs made. seconds: of those. peak_bytes: resident memory, per process."""
+    """What a session cost.
+
+    - runs: how many training runs were made.
+    - seconds: the time that these took together.
+    - peak_bytes: the most resident memory that any one process used.
+    """
 
     runs: int = 0
     seconds: float = 0.0
     peak_bytes: int = 0
 
     def measured(self) -> Effort:
-        """This, with the memory that the process has used at its peak until now."""
+        """Update `peak_bytes` with this process's peak until now, and return self."""
         self.peak_bytes = max(self.peak_bytes, peak_bytes())
         return self
 
     def add(self, other: Effort) -> None:
-        """Take in what another process did."""
+        """Add what another process did."""
         self.runs += other.runs
         self.seconds += other.seconds
         self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
 
 
 def headline(case: Case) -> str:
-    """The line that tells most of a failure, or the reason why there is no verdict; stacks of hung ranks are left out."""
-    seen = [str(one) for one in case.evidence.get("seen") or []]
-    return (seen or [case.reason])[0].partition("\n")[0]
+    """Return the first line of the first finding, or the reason why there is no verdict.
+
+    Further lines, such as the stacks of hung ranks, are left out.
+    """
+    findings = [str(finding) for finding in case.evidence.get("seen") or []]
+    return (findings or [case.reason])[0].partition("\n")[0]
 
 
 def worst(verdicts: list[str]) -> str:
-    """The verdict of several: the worst of them."""
+    """Return the worst of several verdicts."""
     return min(verdicts, key=ORDER.index)
 
 
 def by_clause(cases: list[Case]) -> dict[str, list[Case]]:
-    """Cases by clause id, in the contract's order."""
+    """Return cases by clause id, in the contract's order."""
     found: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         found[case.clause].append(case)
@@ -61,7 +70,7 @@ def by_clause(cases: list[Case]) -> dict[str, list[Case]]:
 
 
 def to_json(cases: list[Case], environment: dict[str, Any]) -> dict[str, Any]:
-    """The report as design and schema (harness/session/report_schema.json) have it."""
+    """Return the report as harness/session/report_schema.json describes it."""
     return {
         "schema_version": SCHEMA_VERSION,
         "environment": environment,
@@ -89,7 +98,7 @@ def to_json(cases: list[Case], environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_json(path: Path, cases: list[Case], environment: dict[str, Any]) -> None:
-    """Write the report whole or not at all: readers never see half a file."""
+    """Write the report in one step, so that readers never see half a file."""
     write_whole(path, json.dumps(to_json(cases, environment), indent=1) + "\n")
 
 
@@ -148,19 +157,21 @@ def summary(console: Console, cases: list[Case], effort: Effort, named: bool = F
     named: whether the user named the clauses.
     """
     console.print()
-    console.print(_table(cases))
-    _known(console, cases)
+    console.print(_table(cases, console.width))
+    _known_defects(console, cases)
     if shimmed := sum(case.scenario.endswith("/shimmed") and case.verdict != SKIPPED for case in cases):
-        console.print(Text(f"{shimmed} cases /shimmed: FSDP on a CPU, which needs harness/processes/shims.py"))
+        console.print(
+            Text(f"{counted(shimmed, 'case')} /shimmed: FSDP on a CPU, which needs harness/processes/shims.py")
+        )
     skipped = Counter(case.reason for case in cases if case.verdict in (SKIPPED, NOT_COMPARABLE))
     for reason, count in skipped.most_common():
-        console.print(Text(f"skipped {count} case{'s' * (count > 1)}: {reason}"))
+        console.print(Text(f"skipped {counted(count, 'case')}: {reason}"))
     _unjudged(console, cases, named)
     slowest = sorted(cases, key=lambda case: -case.seconds)[:5]
     console.print(Text("slowest: " + ", ".join(f"{c.clause}[{c.scenario}] {c.seconds:.1f} s" for c in slowest)))
     rate = f", {60 * effort.runs / effort.seconds:.0f} a minute" if effort.seconds else ""
     memory = f"peak memory {effort.peak_bytes / 2**30:.1f} GiB"
-    console.print(Text(f"{effort.runs} training runs in {effort.seconds:.1f} s{rate}; {memory}"))
+    console.print(Text(f"{counted(effort.runs, 'training run')} in {effort.seconds:.1f} s{rate}; {memory}"))
 
 
 _COLUMNS = (
@@ -172,29 +183,35 @@ _COLUMNS = (
 )
 
 
-def _table(cases: list[Case]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("chapter", no_wrap=True)
-    table.add_column("clauses", justify="right")
-    for name, _ in _COLUMNS:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("cases", justify="right")
+#: Characters that the table's numbers and gaps take: usually, and with single gaps and "known defect" on two lines.
+_WIDE, _NARROW = 64, 51
+
+
+def _table(cases: list[Case], width: int) -> Table:
+    """Return the table by chapter. If it does not fit into the width, it is set closer and long titles are cut."""
     verdicts = {clause: worst([case.verdict for case in judged]) for clause, judged in by_clause(cases).items()}
-    counted = Counter(case.clause for case in cases)
-    for chapter in contract.chapters():
-        ids = [clause.id for clause in chapter.clauses if clause.id in verdicts]
+    chapters = ((f"{chapter.id} {chapter.title}", chapter.clauses) for chapter in contract.chapters())
+    rows = [(name, [clause.id for clause in clauses if clause.id in verdicts]) for name, clauses in chapters]
+    narrow = width < max(len(name) for name, ids in rows if ids) + _WIDE
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0) if narrow else (0, 1))
+    most = max(len("chapter"), width - _NARROW) if narrow else None
+    table.add_column("chapter", no_wrap=True, overflow="ellipsis", max_width=most)
+    for name in ("clauses", *(name for name, _ in _COLUMNS), "cases"):
+        table.add_column(name.replace(" ", "\n") if narrow else name, justify="right", no_wrap=True)
+    sizes = Counter(case.clause for case in cases)
+    for name, ids in rows:
         if ids:
-            _row(table, f"{chapter.id} {chapter.title}", ids, verdicts, counted)
-    _row(table, "all", list(verdicts), verdicts, counted)
+            _row(table, name, ids, verdicts, sizes)
+    _row(table, "all", list(verdicts), verdicts, sizes)
     return table
 
 
-def _row(table: Table, name: str, ids: list[str], verdicts: dict[str, str], counted: Counter[str]) -> None:
+def _row(table: Table, name: str, ids: list[str], verdicts: dict[str, str], sizes: Counter[str]) -> None:
     counts = [sum(verdicts[id] in kinds for id in ids) for _, kinds in _COLUMNS]
     cells = [str(count) if count else "-" for count in counts]
     if counts[1]:
         cells[1] = f"[bold red]{counts[1]}[/]"
-    table.add_row(name, str(len(ids)), *cells, str(sum(counted[id] for id in ids)))
+    table.add_row(name, str(len(ids)), *cells, str(sum(sizes[id] for id in ids)))
 
 
 def _unjudged(console: Console, cases: list[Case], named: bool) -> None:
@@ -204,15 +221,15 @@ def _unjudged(console: Console, cases: list[Case], named: bool) -> None:
         by_reason[one.reasons].append(one.clause)
     parts = [f"{', '.join(ids)} ({'; '.join(reasons)})" for reasons, ids in by_reason.items()]
     if parts:
-        console.print(Text(f"not judged: {len(found)} clause{'s' * (len(found) > 1)}: {'; '.join(parts)}"))
+        console.print(Text(f"not judged: {counted(len(found), 'clause')}: {'; '.join(parts)}"))
     if undecided := decisive(cases, named):
         ids = ", ".join(one.clause for one in undecided)
         console.print(Text(f"undecided: no case was judged of {ids}, which this run was asked for", style="yellow"))
 
 
-def _known(console: Console, cases: list[Case]) -> None:
-    known = [case for case in cases if case.verdict == KNOWN_DEFECT]
-    for reason in dict.fromkeys(case.reason for case in known):
-        same = [case for case in known if case.reason == reason]
+def _known_defects(console: Console, cases: list[Case]) -> None:
+    defects = [case for case in cases if case.verdict == KNOWN_DEFECT]
+    for reason in dict.fromkeys(case.reason for case in defects):
+        same = [case for case in defects if case.reason == reason]
         ids = ", ".join(dict.fromkeys(case.clause for case in same))
         console.print(Text.assemble((f"known defect {ids}", "yellow"), f": {reason} {same[0].link}".rstrip()))

@@ -31,7 +31,8 @@ class Terminal:
         self._printed_at = now
         total = self._reporter._session.testscollected
         failed = len(self._reporter.stats.get("failed", ()))
-        self._reporter.ensure_newline()
+        if self._reporter._width_of_current_line:
+            self._reporter.line("")
         self._reporter.write_line(f"{self._ended} of {total} tests, {failed} failed ({now - self._began:.0f} s)")
 
     # Outermost, so that this comes before pytest prints the failures and after it prints its short summary.
