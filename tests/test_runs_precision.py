@@ -1,4 +1,4 @@
-"""A run computes in its own precision, whatever an earlier one has switched on in the process."""
+"""A run computes in its own precision, whatever an earlier run has switched on in the process."""
 
 import torch
 
@@ -9,7 +9,7 @@ from harness.subjects.hf_trainer import HFTrainer
 
 
 class SwitchesOn(HFTrainer):
-    """Leaves TF32 on, as tf32=True does, and accelerate where it compiles."""
+    """Leaves TF32 switched on. So does tf32=True, and so does accelerate if a model is compiled."""
 
     def train(self, spec, directory, model=None):
         torch.backends.cuda.matmul.allow_tf32 = True

@@ -1,4 +1,4 @@
-"""Each tolerance's negative control: a fault, in a run really trained, that exceeds each of its bounds tenfold."""
+"""The negative control of each tolerance: a fault, in a run that is really trained, that exceeds each bound tenfold."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def runs(tmp_path_factory):
 
 
 def _accumulation(optim, runs, monkeypatch):
-    """Micro-batches averaged whatever their tokens, as before transformers 4.46."""
+    """Average micro-batches whatever their number of tokens, as transformers did before 4.46."""
     spec = SPLIT.but(data=RAGGED, optim=optim)
-    wanted = runs.train(large_batch(spec))
+    expected = runs.train(large_batch(spec))
     replace("transformers.trainer:Trainer", "_get_num_items_in_batch", lambda *args: None)(monkeypatch)
     seen = runs.train(spec, again=True)
-    assert not accumulation.same_split(seen, wanted).holds
-    gaps = distance(seen, wanted)
+    assert not accumulation.same_split(seen, expected).holds
+    gaps = distance(seen, expected)
     return {bound: gaps[f"largest_{bound}_difference"] for bound in BOUNDS}
 
 
 def _merged(runs, monkeypatch):
-    """A merge of a thousandth too much, which unmerging does not take back."""
+    """Merge an adapter that is a thousandth too large. Unmerging does not undo that."""
     trace = runs.train(PLAIN)
     model = rebuilt.trained_model(trace)
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
@@ -71,7 +71,7 @@ def _merged(runs, monkeypatch):
 
 
 def _oracle(runs, monkeypatch):
-    """The first label of each row counted, as by transformers 4.46.2 to 5.9."""
+    """Count the first label of each row, as transformers 4.46.2 to 5.9 did."""
     counted = lambda original, self, batches, device: sum(b["labels"].ne(-100).sum() for b in batches)  # noqa: E731
     replace("transformers.trainer:Trainer", "_get_num_items_in_batch", counted)(monkeypatch)
     trace = runs.train(STILL_RAGGED.but(max_steps=1), again=True)
@@ -83,7 +83,7 @@ def _oracle(runs, monkeypatch):
 
 
 def _adamw(runs, monkeypatch):
-    """Weight decay of 0.01 that no parameter group admits to."""
+    """Train with a weight decay of 0.01 that the trace's parameter groups do not have."""
     trace = copy.deepcopy(runs.train(PLAIN.but(weight_decay=0.01)))
     for group in trace.groups:
         group.settings["weight_decay"] = 0.0
@@ -94,7 +94,7 @@ def _adamw(runs, monkeypatch):
 
 
 def _summation(runs, monkeypatch):
-    """The last step's loss lost: what was not yet logged when training ended."""
+    """Lose the loss of the last step, which was not logged yet when training ended."""
     trace = copy.deepcopy(runs.train(PLAIN))
     mean = trace.output["training_loss"]
     trace.output["training_loss"] -= trace.losses[10] / 10
@@ -103,17 +103,17 @@ def _summation(runs, monkeypatch):
 
 
 def _ranks(runs, monkeypatch):
-    """Each rank averages over its own labels: average_tokens_across_devices=False."""
+    """Let each rank average over its own labels: average_tokens_across_devices=False."""
     fault = replace("transformers:TrainingArguments", "__post_init__", without_average)
     seen = runs_under(fault, runs.directory("ranks")).train(UNLIKE)
-    wanted = runs.train(several.one_process_spec(UNLIKE))
-    assert not several.equals_single(seen, wanted).holds
-    gaps = distance(several.whole_run(seen), wanted)
+    expected = runs.train(several.one_process_spec(UNLIKE))
+    assert not several.equals_single(seen, expected).holds
+    gaps = distance(several.whole_run(seen), expected)
     return {bound: gaps[f"largest_{bound}_difference"] for bound in BOUNDS}
 
 
 def _half(runs, monkeypatch):
-    """Loss and norm logged as they are scaled for the backward pass."""
+    """Log loss and norm as they are scaled for the backward pass."""
     plain = runs.train(STILL)
     trace = copy.deepcopy(plain)
     for entry in trace.log_history:
@@ -126,7 +126,7 @@ def _half(runs, monkeypatch):
 
 
 def _rebuilt(runs, monkeypatch):
-    """An adapter that is not loaded at all."""
+    """Do not load the adapter at all."""
     trace = runs.train(saving(PLAIN))
     off = largest_gap(
         rebuilt.logits(models.build(PLAIN.model), PLAIN)["logits"],
@@ -136,7 +136,7 @@ def _rebuilt(runs, monkeypatch):
 
 
 def _stacks(runs, monkeypatch):
-    """A release that averages micro-batches whatever their tokens, as transformers did before 4.46."""
+    """Let a release average micro-batches whatever their number of tokens, as transformers did before 4.46."""
     spec = SPLIT.but(data=RAGGED, optim=None)
     before = runs.train(spec)
     replace("transformers.trainer:Trainer", "_get_num_items_in_batch", lambda *args: None)(monkeypatch)

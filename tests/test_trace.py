@@ -1,4 +1,4 @@
-"""Trace and names: what a run was seen to do survives storage, and one tensor has one name."""
+"""Traces survive storage, observation changes nothing, and one tensor has one name."""
 
 import math
 
@@ -57,7 +57,7 @@ def test_a_trace_of_a_newer_schema_is_refused_in_one_sentence(tmp_path):
 
 
 def test_observation_changes_nothing(runs, tmp_path):
-    """The same run without the observer ends with the same adapter, bit for bit."""
+    """Check that the same run without the observer ends with the same adapter, bit for bit."""
     watched = runs.train(PLAIN)
     trainer = HFTrainer().build(PLAIN, tmp_path)
     trainer.train()
@@ -66,7 +66,7 @@ def test_observation_changes_nothing(runs, tmp_path):
     assert all(torch.equal(alone[name], watched.adapter[name]) for name in alone)
 
 
-def test_what_a_run_was_seen_to_do_adds_up(runs):
+def test_the_parts_of_a_trace_agree(runs):
     trace = runs.train(PLAIN.but(gradient_accumulation_steps=2, max_steps=5))
     assert [step.number for step in trace.steps] == [1, 2, 3, 4, 5]
     assert all(len(step.batches) == 2 for step in trace.steps)
@@ -78,7 +78,7 @@ def test_what_a_run_was_seen_to_do_adds_up(runs):
     assert len(trace.trainable) == 8
 
 
-def test_both_routes_are_seen_under_the_same_names(runs):
+def test_traces_of_both_routes_have_the_same_names(runs):
     assert equal_runs(runs.train(PLAIN.but(adapter={"route": ADD})), runs.train(PLAIN)).holds
 
 
@@ -109,7 +109,7 @@ def test_one_tensor_has_one_name(raw, adapter, name):
     assert canonical(raw, adapter) == name
 
 
-def test_a_digest_tells_the_last_bit_the_dtype_and_the_shape():
+def test_a_digest_depends_on_the_last_bit_the_dtype_and_the_shape():
     tensor = torch.zeros(4)
     other = tensor.clone()
     other[3] = -0.0
