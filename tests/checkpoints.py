@@ -1,4 +1,4 @@
-"""Made-up checkpoints, whole ones and changed ones."""
+"""Made-up checkpoints: a whole one, and means to change it."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ STEP = 4
 
 
 def saved_run(directory):
-    """A made-up run of four steps and its whole checkpoint, as AdamW, LambdaLR and the Trainer write theirs."""
+    """Return a made-up run of four steps with a whole checkpoint, as AdamW, LambdaLR and the Trainer write it."""
     trace = with_checkpoint(made_up(), directory, STEP)
     trace.optimizer_state = {
         name: {"step": torch.tensor(float(STEP)), "exp_avg": 0.1 * value, "exp_avg_sq": value**2}
@@ -32,6 +32,7 @@ def saved_run(directory):
 
 
 def optimizer_state(trace):
+    """Return the content of optimizer.pt for a trace."""
     names = [A, B]
     return {
         "state": {index: dict(trace.optimizer_state[name]) for index, name in enumerate(names)},
@@ -40,6 +41,7 @@ def optimizer_state(trace):
 
 
 def scheduler_state():
+    """Return the content of scheduler.pt after STEP steps."""
     return {
         "base_lrs": [0.01, 0.01],
         "last_epoch": STEP,
@@ -50,7 +52,11 @@ def scheduler_state():
 
 
 def rewrite(trace, file, content):
-    """Put another content into a file of the checkpoint, and look at the checkpoint again."""
+    """Write other content into a file of the trace's first checkpoint, and inspect the checkpoint again.
+
+    - file: path in the checkpoint.
+    - content: None deletes the file.
+    """
     path = Path(trace.checkpoints[0].path) / file
     if content is None:
         path.unlink()
@@ -65,5 +71,6 @@ def rewrite(trace, file, content):
 
 
 def says(verdict, words):
+    """Assert that a verdict does not hold, and that its findings contain these words."""
     assert not verdict.holds
     assert words in "\n".join(verdict.seen)

@@ -1,4 +1,4 @@
-"""harness/runs/damage.py: what is left of a checkpoint, and that files go in the order in which the Trainer writes them."""
+"""Tests of harness/runs/damage.py: what is left of a damaged checkpoint, and the order in which the Trainer writes files."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_files_are_torn_off_in_the_order_in_which_the_trainer_writes_them(tmp_pa
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    """checkpoint-9 and checkpoint-10, each file four bytes long."""
+    """Return a directory with checkpoint-9 and checkpoint-10, in which each file has four bytes."""
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
         for name in damage.WRITTEN:

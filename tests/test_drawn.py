@@ -1,4 +1,4 @@
-"""harness/runs/drawn.py and the spec of an expectation: what a drawn failure says, and which failures are excused."""
+"""Tests of harness/runs/drawn.py: what a drawn failure reports, and which failures known defects excuse."""
 
 import json
 from types import SimpleNamespace
@@ -81,7 +81,7 @@ def test_changes_are_what_a_spec_has_otherwise():
 
 
 def test_a_law_that_ends_in_an_error_fails_its_clause_alone():
-    """The others have laws of their own, which are judged as ever; so does the known defect that names the error."""
+    """The other clauses are judged all the same, and a known defect that names the error excuses it."""
 
     def ends(words):
         raise UnboundLocalError(words)
@@ -92,7 +92,7 @@ def test_a_law_that_ends_in_an_error_fails_its_clause_alone():
         Expectation("API-02", "drawn-*", (), "no variable", "upstream hides its error", spec={"adapter.route": "get*"})
     ]
     draw = Draw(
-        list(cases.values()), SimpleNamespace(subject=HFTrainer()), lambda *told: failed.append(told), None, known
+        list(cases.values()), SimpleNamespace(subject=HFTrainer()), lambda *failure: failed.append(failure), None, known
     )
     assert draw.record("API-02", PLAIN, lambda: ends("no variable")) is False
     assert cases["API-02"].evidence["known defects met"] == {"upstream hides its error": 1}
@@ -136,14 +136,14 @@ def drifts(original, trainer, *args, **options):
     return original(trainer, *args, **options)
 
 
-def test_a_drawn_failure_is_shrunk_and_told(pytester, monkeypatch, tmp_path):
+def test_a_drawn_failure_is_shrunk_and_reported(pytester, monkeypatch, tmp_path):
     import_upstream()
     monkeypatch.setenv("COLUMNS", "200")
-    # Another context than the test's own, which is undone only at its end.
+    # A context of its own, since the test's monkeypatch is undone only when the test ends.
     with monkeypatch.context() as patch:
         replace(TRAINER, "training_step", drifts)(patch)
         _judge_a_drawn_failure(pytester)
-    # Ranks are forked from a process that knows what was patched when the session began, here in this very process.
+    # The session ran in this process, and its fork server remembered what was patched. Ranks forked now must not have it.
     trained = Runs(HFTrainer(), tmp_path).train(LAUNCHES["ddp-2"].but(max_steps=1, save_strategy="no"))
     assert [one.base == one.base_before for one in (trained, *trained.ranks)] == [True, True]
 

@@ -1,4 +1,4 @@
-"""harness/laws/accumulation.py on made-up traces."""
+"""Tests of harness/laws/accumulation.py on made-up traces: each law holds, and each fault is found and named."""
 
 import copy
 
@@ -10,14 +10,15 @@ from harness.trace import MicroBatch
 from tests.traces import A, made_up
 
 SMALL = PLAIN.but(data={"rows": 7}, per_device_train_batch_size=2, gradient_accumulation_steps=3, max_steps=3)
-#: Seven rows in batches of two make windows of three batches and of one; the third step is in the second epoch.
+#: Seven rows in batches of two: an epoch has a window of three batches and one of one. The third step is in the second
+#: epoch.
 ROWS = [[[0, 1], [2, 3], [4, 5]], [[6]], [[0, 1], [2, 3], [4, 5]]]
 WINDOW = ["step_begin", "substep_end", "substep_end", "pre_optimizer_step", "optimizer_step", "step_end"]
 SHORT = ["step_begin", "pre_optimizer_step", "optimizer_step", "step_end"]
 
 
 def accumulated():
-    """A trace of SMALL whose losses are shares of a mean, with the events of its windows."""
+    """Return a trace of SMALL whose losses are shares of a mean, with the events of its windows."""
     trace = made_up(SMALL, steps=3)
     for step, rows in zip(trace.steps, ROWS, strict=True):
         total = step.batches[0].loss
@@ -133,7 +134,7 @@ def test_a_step_that_happens_twice_or_not_is_seen(change, words):
 
 
 def reordered():
-    """A trace of SMALL over rows that are stored so that each window of the first epoch meets its own in reverse."""
+    """Return a trace of SMALL over rows stored so that each window of the first epoch has its rows in reverse."""
     spec = accumulation.rows_reversed(SMALL.but(train_sampling_strategy="sequential"))
     trace = accumulated()
     trace.spec = spec

@@ -1,4 +1,4 @@
-"""harness/laws/best.py on made-up traces: the best checkpoint holds, and each way of missing it is seen and named."""
+"""Tests of harness/laws/best.py on made-up traces: each law holds, and each fault is found and named."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ LOSSES = {2: 5.3, 4: 5.1, 6: 5.2}
 
 
 def trained(directory, ended=4, losses=LOSSES, **arguments):
-    """A run of six steps, evaluated and saved at 2, 4 and 6, that ended with the adapter of one of them."""
+    """Return a run of six steps that evaluates and saves at 2, 4 and 6, and ends with the adapter of one of these."""
     trace = made_up(PLAIN.but(max_steps=6, per_device_train_batch_size=2, load_best_model_at_end=True, **arguments), 6)
     adapters = {step: {A: trace.adapter[A] + step, B: trace.adapter[B] + step} for step in losses}
     for step, loss in losses.items():

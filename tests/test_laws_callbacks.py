@@ -1,4 +1,4 @@
-"""harness/laws/callbacks.py on made-up traces: what holds, and each way of failing seen and named."""
+"""Tests of harness/laws/callbacks.py on made-up traces: each law holds, and each fault is found and named."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from harness.runs.scenarios import PLAIN
 from harness.trace import Checkpoint, Evaluation
 from tests.traces import made_up
 
-#: Three micro-batches in windows of two, evaluated and saved at the end of the epoch.
+#: Three micro-batches in windows of two. The run evaluates and saves at the end of the epoch.
 SPEC = PLAIN.but(
     data={"rows": 6, "eval_rows": 4},
     max_steps=None,
@@ -20,7 +20,7 @@ SPEC = PLAIN.but(
     eval_strategy="epoch",
     save_strategy="epoch",
 )
-#: The order that upstream's documentation and source give for it, written out by hand.
+#: The events of SPEC in the order of upstream's documentation and source, written out by hand.
 WINDOW = ["step_begin", "substep_end", "pre_optimizer_step", "optimizer_step", "step_end", "log"]
 SHORT_WINDOW = ["step_begin", "pre_optimizer_step", "optimizer_step", "step_end", "log"]
 ORDER = ["init_end", "train_begin", "epoch_begin", *WINDOW, *SHORT_WINDOW]
@@ -62,7 +62,7 @@ def test_an_event_after_the_last_is_seen(trace):
     assert words(callbacks.event_order(trace)) == "save comes after the last event"
 
 
-def test_an_error_is_told_before_the_events_that_are_missing(trace):
+def test_an_error_is_named_before_the_missing_events(trace):
     trace.error, trace.events = "ValueError: no", trace.events[:3]
     assert words(callbacks.event_order(trace)).startswith("the run ended with ValueError: no")
 
@@ -92,7 +92,7 @@ STOPPING = PLAIN.but(max_steps=20, metric_for_best_model="loss")
 
 
 def stopped(step, metrics, spec=STOPPING):
-    """A run of `step` steps, evaluated every second one with these metrics."""
+    """Return a run of `step` steps that evaluates every second step, with these metrics."""
     trace = made_up(spec, steps=step)
     trace.evaluations = [Evaluation(2 * n, [], {"eval_loss": value}) for n, value in enumerate(metrics, start=1)]
     return trace
@@ -104,8 +104,10 @@ def test_three_equal_evaluations_spend_a_patience_of_two():
 
 @pytest.mark.parametrize("step", [4, 8])
 def test_stopping_early_or_late_is_named(step):
-    told = words(callbacks.stops_early(stopped(step, [5.0, 5.0, 5.0, 5.0]), 2))
-    assert told.startswith(f"the last step is {step}, expected 6: patience is 2, the count 0 at step 2, 1 at step 4")
+    sentences = words(callbacks.stops_early(stopped(step, [5.0, 5.0, 5.0, 5.0]), 2))
+    assert sentences.startswith(
+        f"the last step is {step}, expected 6: patience is 2, the count 0 at step 2, 1 at step 4"
+    )
 
 
 def test_a_gain_of_the_threshold_is_none():
@@ -147,7 +149,7 @@ def test_stopping_elsewhere_is_named():
     assert words(callbacks.stops_at(stopped(6, []), 8)) == "the run stopped at step 6, expected 8"
 
 
-# ---- states and what is given ----
+# ---- saved states, and arguments of callbacks ----
 
 
 def test_states_in_their_order_hold():
@@ -158,18 +160,18 @@ def test_states_in_their_order_hold():
 
 
 def test_states_besides_and_in_another_order_are_named():
-    told = words(
+    sentences = words(
         callbacks.states_saved(checkpoint(4, [state(2), state(1), state(1)]), "EarlyStoppingCallback", [state(1)] * 2)
     )
-    assert "holds 3 states of EarlyStoppingCallback, expected 2" in told
-    assert "state 1 of EarlyStoppingCallback is" in told
+    assert "holds 3 states of EarlyStoppingCallback, expected 2" in sentences
+    assert "state 1 of EarlyStoppingCallback is" in sentences
 
 
 def test_another_object_and_a_wrapper_are_told_apart():
     model, wrapper = SimpleNamespace(), Path()
     assert callbacks.given_to_callbacks([("step_end", {"model": model})], {"model": model}).holds
-    told = words(callbacks.given_to_callbacks([("step_end", {"model": wrapper})], {"model": model}))
-    assert "at 1 of 1 events, step_end first; expected the run's SimpleNamespace" in told
+    sentences = words(callbacks.given_to_callbacks([("step_end", {"model": wrapper})], {"model": model}))
+    assert "at 1 of 1 events, step_end first; expected the run's SimpleNamespace" in sentences
     assert "another SimpleNamespace" in words(
         callbacks.given_to_callbacks([("log", {"model": SimpleNamespace()})], {"model": model})
     )

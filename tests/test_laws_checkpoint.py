@@ -1,4 +1,4 @@
-"""Laws of adapter files on made-up checkpoints: a good one holds, each damage is seen and named with its file."""
+"""Tests of harness/laws/checkpoint.py on made-up checkpoints: a good one holds, and each damage is named with its file."""
 
 from pathlib import Path
 
@@ -153,7 +153,7 @@ def test_the_size_of_a_file_is_eight_bytes_its_header_and_its_tensors(saved):
 
 @pytest.fixture
 def two(tmp_path):
-    """A made-up get_peft_model run that trained "default" beside a frozen "foo", both saved."""
+    """Return a made-up get_peft_model run that trained "default" beside a frozen "foo", and saved both."""
     trace = made_up(RunSpec().but(max_steps=STEP, adapter={"others": {"foo": {}}}))
     other = {name: torch.full_like(value, 3.0) for name, value in trace.adapter.items()}
     trace.base |= {name.replace(".weight", ".foo.weight"): digest(value) for name, value in other.items()}
@@ -185,7 +185,7 @@ def test_an_adapter_that_lies_nowhere_is_named(two):
     says(checkpoint.every_adapter_saved(two), "adapter 'foo' is in no adapter file")
 
 
-# ---- what is pushed ----
+# ---- pushes ----
 
 
 def test_a_push_is_the_adapter_of_its_checkpoint(tmp_path):

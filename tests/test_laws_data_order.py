@@ -1,4 +1,4 @@
-"""harness/laws/data_order.py: the order that a spec gives, worked out by hand, and each way of leaving it named."""
+"""Tests of harness/laws/data_order.py: the order of rows, worked out by hand, and faults in it, each named."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ SPEC = PLAIN.but(data={"rows": 8}, per_device_train_batch_size=2, max_steps=6)
 
 
 def in_order(spec=SPEC, steps=6, first=1):
-    """A made-up trace whose steps train the rows that the spec gives."""
+    """Return a made-up trace whose steps train the rows that follow from the spec."""
     trace = made_up(spec, steps=steps)
     for number, step in enumerate(trace.steps, start=first):
         step.number = number
@@ -63,7 +63,7 @@ def test_steps_of_an_epoch_are_consecutive_slices_of_it(changes, sizes):
     assert [[len(batch) for batch in step] for step in steps] == sizes
     rows = [row for step in steps for batch in step for row in batch]
     assert rows == list(data_order.epoch_order(spec, 0))[: len(rows)]
-    # The step after is the first of the next epoch.
+    # The next step is the first of the next epoch.
     assert data_order.expected_rows(spec, len(sizes) + 1)[0] == list(data_order.epoch_order(spec, 1))[:2]
 
 

@@ -1,4 +1,4 @@
-"""harness/laws/embeddings.py on made-up traces: what is saved, kept, trained and tied, and each way it can be wrong."""
+"""Tests of harness/laws/embeddings.py on made-up traces: layers saved, frozen, trained and tied, and each fault named."""
 
 import pytest
 import torch
@@ -15,9 +15,10 @@ SHAPES = {A: [2, 4], B: [4, 2]}
 
 
 def with_layers(directory, saved=None, **changes):
-    """A trace whose frozen embedding and output layer are one matrix, and whose checkpoint holds them too.
+    """Return a trace whose frozen embedding and output layer are one matrix, and whose checkpoint holds both.
 
-    saved: other tensors in the checkpoint. changes: attributes of the trace.
+    - saved: other tensors for the checkpoint.
+    - changes: attributes of the trace to set.
     """
     frozen = {EMBEDDINGS: digest(WEIGHT), HEAD: digest(WEIGHT)}
     trace = made_up(**{"base_before": dict(frozen), "base": dict(frozen), **changes})
@@ -101,7 +102,7 @@ def test_reloading_restores_frozen_and_trained_layers():
     says(embeddings.reloaded(state, made_up(), [HEAD]), f"{HEAD} is not in the trained model")
 
 
-# ---- moved, tied, told ----
+# ---- moved, tied, warned ----
 
 
 def test_what_was_trained_has_moved_and_what_was_frozen_has_not():

@@ -1,4 +1,4 @@
-"""harness/laws/equal.py on made-up traces: equal traces hold, and each kind of difference is seen and named."""
+"""Tests of harness/laws/equal.py on made-up traces: equal traces hold, and each kind of difference is named."""
 
 import copy
 

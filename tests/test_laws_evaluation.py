@@ -1,4 +1,4 @@
-"""harness/laws/evaluation.py: what is reported and left behind, on made-up traces; eval_loss, on a real adapter."""
+"""Tests of harness/laws/evaluation.py. Most use made-up traces; those of eval_loss use a real adapter."""
 
 import copy
 
@@ -32,7 +32,7 @@ def evaluated(steps=(2, 4), spec=None, **metrics):
 
 @pytest.fixture(scope="module")
 def before_training():
-    """A trace with an evaluation before the first step, its loss computed here from the model's own logits."""
+    """Return a trace with an evaluation before the first step. Its loss is computed here from the model's logits."""
     from harness.fixtures import models
 
     import_upstream()
@@ -99,7 +99,7 @@ def test_batches_are_the_evaluation_rows_in_order():
     assert batches(SPEC.but(per_device_eval_batch_size=None)) == [[4, 5, 6, 7, 8]]
 
 
-# ---- what an evaluation leaves behind ----
+# ---- what an evaluation changes in the run ----
 
 
 def test_a_run_that_is_the_same_without_evaluations_holds():
@@ -130,7 +130,7 @@ def test_another_number_of_draws_or_evaluations_is_seen():
     assert f"step 3: gradients of {A}" in "\n".join(evaluation.draws_one_number(other, made_up(), 2).seen)
 
 
-# ---- what is reported ----
+# ---- metrics ----
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Laws of what is trained on made-up traces: a good run holds, each fault is seen and named with its tensor."""
+"""Tests of harness/laws/frozen.py on made-up traces: a good run holds, and each fault is named with its tensor."""
 
 import pytest
 import torch
@@ -11,14 +11,14 @@ LAYER = BASE.removesuffix(".weight")
 
 
 def quantized(trace):
-    """The trace, its base packed as NF4."""
+    """Return the trace with its base packed as NF4."""
     state = {f"{BASE}.{part}": "4567" for part in frozen.NF4_STATE}
     trace.base_before = {**trace.base_before, **state}
     trace.base = dict(trace.base_before)
     return trace
 
 
-#: Law -> what it says of a trace, for a trace that holds it.
+#: Law -> how it judges a trace. A made-up trace holds all of them.
 LAWS = {
     "base_frozen": frozen.base_frozen,
     "parameters_frozen": frozen.parameters_frozen,
@@ -156,7 +156,7 @@ def test_a_lora_a_may_wait_for_the_first_update():
     trace = made_up()
     trace.steps[0].gradients[A].zero_()
     assert frozen.gradients_arrive(trace).holds
-    # A first step at learning rate 0 leaves lora_B zero, and lora_A without a gradient once more.
+    # If the first step has learning rate 0, lora_B stays zero, and lora_A has no gradient at the second step either.
     trace.steps[0].learning_rates = [0.0, 0.0]
     trace.steps[1].gradients[A].zero_()
     assert frozen.gradients_arrive(trace).holds

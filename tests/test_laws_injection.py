@@ -1,4 +1,4 @@
-"""Laws of injection: initial values drawn as torch draws them, what a layer adds, and which adapter is trained."""
+"""Tests of harness/laws/injection.py: initial values, what a layer adds, and which adapter is trained."""
 
 import math
 
@@ -13,7 +13,7 @@ NAME = "model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
 def fresh():
-    """A made-up trace of PLAIN whose adapter is drawn as peft draws it."""
+    """Return a made-up trace of PLAIN whose adapter has the initial values that peft draws."""
     trace = made_up(PLAIN)
     torch.manual_seed(PLAIN.adapter.seed)
     trace.adapter_before = {}
@@ -76,7 +76,7 @@ def test_an_adapted_layer_is_the_base_and_the_scaled_product():
     assert without_input.tolist() == [[1.0, 1.0, 1.0]]
 
 
-def test_which_adapter_has_moved_is_told_by_name():
+def test_an_adapter_that_has_moved_is_named():
     before = {name: {NAME: torch.zeros(2, 2)} for name in ("default", "second")}
     after = {"default": {NAME: torch.ones(2, 2)}, "second": {NAME: torch.zeros(2, 2)}}
     assert injection.trained_adapters(before, after, ["default"]).holds
@@ -87,7 +87,7 @@ def test_which_adapter_has_moved_is_told_by_name():
 
 
 class Learned:
-    """Stands in for a Trainer."""
+    """A stand-in for a Trainer."""
 
     label_names = ["labels"]
 
@@ -114,6 +114,6 @@ def test_columns_are_compared_name_by_name(trainer, words):
     assert words in verdict.seen
 
 
-def test_other_label_names_are_told():
+def test_other_label_names_are_found():
     verdict = injection.learned(Learned("labels"), ["start_positions"], ["labels"])
     assert verdict.seen == ("label_names is ['labels'], expected ['start_positions']",)

@@ -1,4 +1,4 @@
-"""harness/laws/logs.py on made-up traces: what holds, and each way of failing seen and named."""
+"""Tests of harness/laws/logs.py on made-up traces: each law holds, and each fault is found and named."""
 
 import pytest
 
@@ -45,8 +45,8 @@ def test_a_rounded_loss_holds_only_where_it_is_rounded(trace):
 def test_the_mean_is_over_all_steps_since_the_entry_before(trace):
     trace.spec = SPEC.but(logging_steps=2)
     trace.log_history = trace.log_history[1:4:2]
-    told = words(logs.entries(trace))
-    assert "entry of step 2: loss 5.3, the mean of its 2 steps is 5.35" in told
+    sentences = words(logs.entries(trace))
+    assert "entry of step 2: loss 5.3, the mean of its 2 steps is 5.35" in sentences
 
 
 def test_micro_batches_are_averaged_where_the_model_was_given_no_number(trace):
@@ -59,8 +59,8 @@ def test_micro_batches_are_averaged_where_the_model_was_given_no_number(trace):
 @pytest.mark.parametrize("key", ["grad_norm", "learning_rate", "epoch"])
 def test_a_key_that_is_missing_or_besides_is_named(trace, key):
     trace.log_history[2]["other"] = trace.log_history[2].pop(key)
-    told = words(logs.entries(trace))
-    assert f"entry of step 3 lacks {key}" in told and "entry of step 3 has other besides" in told
+    sentences = words(logs.entries(trace))
+    assert f"entry of step 3 lacks {key}" in sentences and "entry of step 3 has other besides" in sentences
 
 
 def test_an_entry_left_out_is_named(trace):
@@ -111,7 +111,7 @@ def test_tokens_are_counted_with_and_without_padding(trace):
 
 
 def written(directory, history, texts=("args", "model_config")):
-    """An event file of this history, as torch writes it."""
+    """Write an event file of this history with torch, and return its directory."""
     tensorboard = pytest.importorskip("torch.utils.tensorboard")
     writer = tensorboard.SummaryWriter(log_dir=str(directory / "now"))
     for name in texts:
@@ -132,17 +132,17 @@ def test_the_same_numbers_in_tensorboard_hold(trace, tmp_path):
 def test_another_number_in_tensorboard_is_named(trace, tmp_path):
     other = [dict(entry) for entry in trace.log_history]
     other[2]["loss"] += 1e-5
-    told = words(logs.tensorboard(trace, written(tmp_path, other)))
-    assert "train/loss: (3, 5.2" in told and "log_history has (3, 5.1999" in told
+    sentences = words(logs.tensorboard(trace, written(tmp_path, other)))
+    assert "train/loss: (3, 5.2" in sentences and "log_history has (3, 5.1999" in sentences
 
 
 def test_scalars_and_texts_missing_or_besides_are_named(trace, tmp_path):
     other = [{**entry, "beta": 1.0} for entry in trace.log_history[:-1]]
-    told = words(logs.tensorboard(trace, written(tmp_path, other, texts=["args", "lora"])))
-    assert "no scalar train/total_flos" in told
-    assert "a scalar train/beta, which is not in log_history" in told
-    assert "train/epoch: 4 points, log_history has 5" in told
-    assert "texts args, lora, expected args, model_config" in told
+    sentences = words(logs.tensorboard(trace, written(tmp_path, other, texts=["args", "lora"])))
+    assert "no scalar train/total_flos" in sentences
+    assert "a scalar train/beta, which is not in log_history" in sentences
+    assert "train/epoch: 4 points, log_history has 5" in sentences
+    assert "texts args, lora, expected args, model_config" in sentences
 
 
 def test_no_event_file_is_named(trace, tmp_path):
@@ -160,11 +160,11 @@ def test_rounded_and_exact_numbers_hold(first):
 
 
 def test_what_the_console_shows_otherwise_is_named():
-    told = words(
+    sentences = words(
         logs.console(HISTORY, "{'loss': '5.51', 'epoch': '0.1'}\n{'train_loss': '5.5', 'total_flos': 1000000.0}\n")
     )
-    assert "entry 1 shows loss 5.51, log_history has 5.512345" in told
-    assert "entry 2 shows no epoch" in told and "entry 2 shows total_flos besides" in told
+    assert "entry 1 shows loss 5.51, log_history has 5.512345" in sentences
+    assert "entry 2 shows no epoch" in sentences and "entry 2 shows total_flos besides" in sentences
 
 
 def test_a_silent_console_is_named():

@@ -1,4 +1,4 @@
-"""harness/laws/loss.py and recompute.py: an honest trace holds, and each wrong loss or gradient is seen and named."""
+"""Tests of harness/laws/loss.py and recompute.py: a right trace holds, and each wrong loss or gradient is named."""
 
 import copy
 import functools
@@ -23,7 +23,7 @@ SPEC = STILL_RAGGED.but(max_steps=2, lora=RANDOM_B)
 
 @functools.cache
 def honest():
-    """What a faultless run of SPEC leaves: two steps of two micro-batches, their loss and gradients in float32."""
+    """Return a right trace of SPEC: two steps of two micro-batches, their losses and gradients in float32."""
     import_upstream()
     model = inject(models.build(SPEC.model), SPEC.adapter)
     named = {n.removeprefix("base_model.model.").replace(".default", ""): p for n, p in model.named_parameters()}
@@ -48,7 +48,7 @@ def honest():
 
 
 def cross_entropy(logits, labels):
-    """The sum over next tokens, by torch's own function: independent of what the law writes out."""
+    """Return the loss summed over next tokens, by torch's own function, so that it is independent of the law's formula."""
     return torch.nn.functional.cross_entropy(
         logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=-100, reduction="sum"
     )
@@ -170,7 +170,7 @@ def test_four_digits_in_every_logged_loss_are_taken_for_rounding():
     assert loss.logged_rounding(honest()) == 0.0
 
 
-# ---- labels taken, losses that are not finite ----
+# ---- labels given to the model, losses that are not finite ----
 
 
 def without_labels():

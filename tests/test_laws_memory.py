@@ -1,4 +1,4 @@
-"""harness/laws/memory.py and harness/runs/memory_probe.py on made-up measurements: each way of failing is seen and named."""
+"""Tests of harness/laws/memory.py and harness/throughput/memory_probe.py on made-up measurements."""
 
 import functools
 import weakref
@@ -35,7 +35,7 @@ def test_the_base_models_gradients_do_not_fit_below_the_bound(seen):
     assert sentence.startswith("step 4: 514780 bytes at the peak, expected")
 
 
-def test_gradients_that_are_kept_are_seen(seen):
+def test_gradients_that_are_not_freed_are_found(seen):
     seen.held = [held + memory.adapter(SPEC) for held in seen.held]
     assert "after step 1: 5808 bytes, expected 3584" in memory.held_between_steps(seen, SPEC).seen[0]
 
@@ -77,7 +77,7 @@ def test_on_a_gpu_the_allocator_counts_after_a_first_run(tmp_path, monkeypatch):
     for name, values in counters.items():
         monkeypatch.setattr(torch.cuda, name, functools.partial(next, values))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: resets.append(len(list(tmp_path.iterdir()))))
-    # Without a GPU the Trainer takes the CPU.
+    # Without a GPU the Trainer uses the CPU.
     seen = measured.measure(HFTrainer().on("cuda"), SPEC.but(max_steps=3), tmp_path)
     assert seen == Memory([100, 110, 120], [500, 600, 700])
     assert resets == [2] * 4  # the first run's directory was there before
@@ -113,7 +113,7 @@ def test_what_was_there_before_is_not_counted_when_it_is_freed():
     assert measured.read(events) == ([16], [16])
 
 
-# ---- what is left ----
+# ---- objects that are not freed ----
 
 
 class Thing:

@@ -1,4 +1,4 @@
-"""harness/laws/model_card.py on made-up cards."""
+"""Tests of harness/laws/model_card.py on made-up cards."""
 
 import pytest
 
@@ -24,7 +24,7 @@ tags:
 
 
 def card(**changes):
-    """CARD, with each key of `changes` replaced by its value, in a checkpoint."""
+    """Return the cards of a checkpoint: CARD, with each key of `changes` replaced by its value."""
     text = CARD
     for old, new in changes.items():
         assert old in text

@@ -1,4 +1,4 @@
-"""harness/laws/output.py on made-up traces."""
+"""Tests of harness/laws/output.py on made-up traces."""
 
 import copy
 
@@ -9,7 +9,7 @@ from tests.traces import made_up
 
 
 def complete():
-    """Four steps of two rows in 0.5 seconds; 24 numbers that are not embeddings, 16 tokens a row."""
+    """Return a run of four steps of two rows in 0.5 s. It has 24 numbers that are not embeddings, and 16 tokens a row."""
     trace = made_up()
     loss = trace.output["training_loss"]
     trace.output["metrics"] = {

@@ -1,4 +1,4 @@
-"""harness/laws/precision.py: dtypes on made-up traces, autocast on a real model; each fault is seen and named."""
+"""Tests of harness/laws/precision.py: dtypes on made-up traces, autocast on a real model. Each fault is named."""
 
 import copy
 
@@ -94,7 +94,7 @@ def test_the_dtype_follows_from_the_spec(spec, dtype):
 
 @pytest.fixture(scope="module")
 def autocast():
-    """A trace whose one step was computed under torch.autocast."""
+    """Return a trace whose only step was computed under torch.autocast."""
     from harness.fixtures import models
 
     from harness.subjects.hf_trainer import inject

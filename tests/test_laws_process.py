@@ -1,4 +1,4 @@
-"""What a call leaves behind in its process is seen, whatever it is."""
+"""Tests of harness/laws/process.py: any setting that a call changes is found and named."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""harness/laws/quantized.py on made-up traces: packing, dtypes, optimizer state, and what survives saving."""
+"""Tests of harness/laws/quantized.py on made-up traces: packing, dtypes, optimizer state, saving."""
 
 import math
 
@@ -14,7 +14,7 @@ STATE = f"{BASE}.quant_state.bitsandbytes__nf4"
 
 
 def packed_trace(**others):
-    """A made-up run whose one linear layer of the base is packed: 16 numbers in 8 bytes."""
+    """Return a made-up run whose base has one linear layer, packed: 16 numbers in 8 bytes."""
     trace = made_up()
     trace.parameters = {**trace.parameters, BASE: ["uint8", [8, 1]], "lm_head.weight": ["float32", [4, 4]], **others}
     return trace
@@ -64,7 +64,7 @@ def test_base_and_adapter_have_their_dtypes():
 
 
 def with_moments(**dtypes):
-    """A made-up run whose optimizer keeps both moments of A and of B, eight numbers each, in these dtypes."""
+    """Return a made-up run whose optimizer has both moments of A and of B, eight numbers each, in these dtypes."""
     trace = made_up()
     kinds = {A: torch.uint8, B: torch.uint8, **dtypes}
     trace.optimizer_state = {
@@ -127,7 +127,10 @@ def test_moments_are_paged_from_100_000_numbers_on():
     ("moments", "words"),
     [
         ({"a": [131072, True, False]}, "moments of a, 131072 numbers: paged [True, False], expected True for each"),
-        ({"a": [131072, True, True], "b": [10, True, True]}, "moments of b, 10 numbers: paged [True, True], expected False for each"),
+        (
+            {"a": [131072, True, True], "b": [10, True, True]},
+            "moments of b, 10 numbers: paged [True, True], expected False for each",
+        ),
         ({"b": [10, False, False]}, "no tensor has 100000 numbers"),
     ],
 )

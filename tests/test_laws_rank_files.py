@@ -1,4 +1,4 @@
-"""harness/laws/rank_files.py on made-up traces and files: each law holds, and fails for what it is there to see."""
+"""Tests of harness/laws/rank_files.py on made-up traces and files: each law holds, and each fault is found and named."""
 
 import torch
 

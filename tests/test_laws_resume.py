@@ -1,4 +1,4 @@
-"""harness/laws/resume.py on made-up traces: what holds, and each way of failing seen and named."""
+"""Tests of harness/laws/resume.py on made-up traces: each law holds, and each fault is found and named."""
 
 import copy
 
@@ -15,7 +15,7 @@ SPEC = PLAIN.but(max_steps=4, per_device_train_batch_size=2)
 
 @pytest.fixture
 def whole(tmp_path):
-    """The uninterrupted run of four steps, saved at step 2 and at the end."""
+    """Return the uninterrupted run of four steps, with checkpoints of step 2 and of the end."""
     trace = made_up(SPEC)
     halfway = {name: tensor / 2 for name, tensor in trace.adapter.items()}
     with_checkpoint(trace, tmp_path / "whole", 2, adapter=halfway)
@@ -24,7 +24,7 @@ def whole(tmp_path):
 
 @pytest.fixture
 def resumed(whole):
-    """The run resumed from step 2, which goes on as the whole one did."""
+    """Return the run resumed from step 2, which continues as the whole one did."""
     trace = copy.deepcopy(whole)
     trace.spec = continued(SPEC, 2)
     trace.steps = trace.steps[2:]
@@ -79,7 +79,7 @@ def test_restored_counts_and_compares(resumed, whole):
     assert "0 adapter tensors are trained on, expected 2" in words(resume.restored(resumed, whole, after=2, count=2))
 
 
-# ---- what is reported ----
+# ---- logs, state and losses ----
 
 
 def test_the_log_is_compared_entry_for_entry(resumed, whole):
@@ -191,9 +191,9 @@ def test_falling_back_means_to_go_on_from_the_complete_checkpoint(resumed, whole
 
 
 def test_an_error_about_a_torn_checkpoint_names_directory_and_file(whole):
-    def told(error):
+    def judged(error):
         return resume.falls_back(failed(error), whole, torn=3, complete=2, missing=["optimizer.pt"])
 
-    assert told("FileNotFoundError: /x/checkpoint-3/optimizer.pt").holds
+    assert judged("FileNotFoundError: /x/checkpoint-3/optimizer.pt").holds
     for error in ("ValueError: no valid checkpoint at /x/checkpoint-3", "OSError: optimizer.pt", "KeyError"):
-        assert "names no missing file of checkpoint-3" in words(told(error))
+        assert "names no missing file of checkpoint-3" in words(judged(error))

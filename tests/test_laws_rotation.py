@@ -1,4 +1,4 @@
-"""Laws of when checkpoints are written and which stay, on made-up runs."""
+"""Tests of harness/laws/rotation.py on made-up runs: when checkpoints are written, and which are left."""
 
 import pytest
 
@@ -10,7 +10,10 @@ from tests.traces import made_up
 
 
 def run_of(spec, saved_at, epochs=(), evaluations=(), siblings=None):
-    """A made-up run of `spec` with checkpoints at these steps. epochs: the step at the end of each."""
+    """Return a made-up run of `spec` with checkpoints at these steps.
+
+    - epochs: the step at the end of each epoch.
+    """
     total = spec.arguments.get("max_steps") or epochs[-1]
     trace = made_up(spec, steps=total)
     for step in range(1, total + 1):

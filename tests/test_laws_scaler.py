@@ -1,4 +1,4 @@
-"""harness/laws/scaler.py on made-up traces: each way of failing is seen and named."""
+"""Tests of harness/laws/scaler.py on made-up traces: each law holds, and each fault is found and named."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ SPEC = RunSpec().but(max_steps=4, per_device_train_batch_size=2, fp16=True, data
 
 @pytest.fixture
 def skipped(tmp_path):
-    """A run that saved each step and skipped step 2, and what its scaler.pt held."""
+    """Return a run that saved each step and skipped step 2, and the content of its scaler.pt files."""
     trace = made_up(SPEC)
     values = [trace.adapter_before, trace.adapter]
     for step in range(1, 5):
@@ -46,7 +46,7 @@ def _moved(trace, states):
     trace.checkpoints[1].adapter[A] = trace.checkpoints[1].adapter[A] + 1
 
 
-def _kept(trace, states):
+def _not_halved(trace, states):
     states[2]["scale"] = 65536.0
 
 
@@ -62,7 +62,7 @@ def _finite(trace, states):
     ("change", "words"),
     [
         (_moved, f"over step 2: {A} differs by 1"),
-        (_kept, "the scale is 65536.0 after step 2, expected half of 65536.0"),
+        (_not_halved, "the scale is 65536.0 after step 2, expected half of 65536.0"),
         (_advanced, "step 3: learning rates [0.005, 0.005], expected 0.0075"),
         (_finite, "the logged grad_norm is not finite at steps [], expected [2]"),
     ],
@@ -90,7 +90,7 @@ def test_a_missing_file_and_another_state_are_seen(skipped):
 
 @pytest.fixture
 def fp16():
-    """A run whose gradients are seen scaled, clipped to 0.05."""
+    """Return a run with scaled gradients, which are unscaled and clipped to 0.05."""
     trace = made_up(SPEC.but(max_grad_norm=0.05, data={"rows": 8}))
     for step in trace.steps:
         norm = trace.grad_norms[step.number]

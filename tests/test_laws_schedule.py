@@ -1,4 +1,4 @@
-"""harness/laws/schedule.py: its plan by hand-counted examples, its laws on made-up traces."""
+"""Tests of harness/laws/schedule.py: its plan on examples counted by hand, its laws on made-up traces."""
 
 import copy
 
@@ -65,7 +65,7 @@ def test_a_schedule_without_formula_is_an_error():
 
 
 def complete():
-    """A made-up run of four steps, updated by torch's AdamW, with the events of its epoch."""
+    """Return a made-up run of four steps, updated by torch's AdamW, with the events of its epoch."""
     trace = made_up()
     trace.events = ["train_begin", "epoch_begin", "epoch_end", "train_end"]
     parameters = {name: torch.nn.Parameter(value.clone()) for name, value in trace.adapter_before.items()}

@@ -1,4 +1,4 @@
-"""harness/laws/search.py on made-up searches: what holds, and each way of failing seen and named."""
+"""Tests of harness/laws/search.py on made-up searches: each law holds, and each fault is found and named."""
 
 import json
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ LOSSES = (5.5, 5.25, 5.75)
 
 @pytest.fixture
 def seen():
-    """A search of three trials of four steps, each evaluated after the second and the last; the second is the best."""
+    """Return a search of three trials of four steps, evaluated at steps 2 and 4. The second trial is the best."""
     trials = []
     for number, loss in enumerate(LOSSES):
         trace = made_up(SPEC, events=["train_begin", "evaluate", "train_end"])
@@ -60,9 +60,9 @@ def test_a_trial_that_trained_otherwise_is_named(seen):
 
 def test_another_call_of_model_init_or_another_rank_is_named(seen):
     seen.made_for = [None, 0, 0, 2]
-    told = words(laws.made_models(seen, [2, 2, 4]))
-    assert "model_init was called for [None, 0, 0, 2], expected [None, 0, 1, 2]" in told
-    assert "trial 2 (seed 3): adapters of rank [2], expected 4" in told
+    sentences = words(laws.made_models(seen, [2, 2, 4]))
+    assert "model_init was called for [None, 0, 0, 2], expected [None, 0, 1, 2]" in sentences
+    assert "trial 2 (seed 3): adapters of rank [2], expected 4" in sentences
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_another_best_run_is_named(seen, field, value):
 
 def test_an_objective_that_is_another_metric_is_named(seen):
     seen.trials[0].value = 0.1
-    told = words(laws.objectives(seen, eval_loss))
-    assert told == "trial 0 (seed 1): the objective is 0.1, eval_runtime, not 5.75"
+    sentences = words(laws.objectives(seen, eval_loss))
+    assert sentences == "trial 0 (seed 1): the objective is 0.1, eval_runtime, not 5.75"
 
 
 def test_an_evaluation_that_is_not_reported_is_named(seen):
@@ -120,11 +120,11 @@ def test_checkpoints_elsewhere_and_other_parameters_are_named(saved, tmp_path):
     (tmp_path / "run-0" / "checkpoint-4" / "trainer_state.json").write_text(
         json.dumps({"trial_params": {}, "is_hyper_param_search": True})
     )
-    told = words(laws.checkpoints(saved, tmp_path, [4]))
-    assert "run-2/checkpoint-4 is missing" in told and "checkpoint-4 is there besides" in told
+    sentences = words(laws.checkpoints(saved, tmp_path, [4]))
+    assert "run-2/checkpoint-4 is missing" in sentences and "checkpoint-4 is there besides" in sentences
     assert (
         "run-0/checkpoint-4/trainer_state.json: trial_params {}, is_hyper_param_search True; expected {'seed': 1}, True"
-        in told
+        in sentences
     )
 
 

@@ -1,4 +1,4 @@
-"""harness/laws/sharding.py on made-up traces of two ranks: each law holds, and fails for what it is there to see."""
+"""Tests of harness/laws/sharding.py on made-up traces of two ranks: each law holds, and each fault is found and named."""
 
 import pytest
 

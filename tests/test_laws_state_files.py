@@ -1,4 +1,4 @@
-"""Laws of the files that a run resumes from, on made-up ones: optimizer, scheduler, random states, trainer's state."""
+"""Tests of the laws on optimizer, scheduler, random states and trainer state, on made-up files."""
 
 import copy
 import random
@@ -186,7 +186,7 @@ DONE = []
 
 
 class Dangerous:
-    """A pickle that does something when it is loaded."""
+    """An object whose pickle runs code when it is loaded."""
 
     def __reduce__(self):
         return DONE.append, ({"rate": 0.5, "steps": 70000, "name": "x"},)

@@ -1,4 +1,4 @@
-"""harness/laws/universal.py: which laws on one process are not judged in several processes, and that each says why."""
+"""Tests of harness/laws/universal.py: a law that does not apply to a run in several processes says why."""
 
 import pytest
 

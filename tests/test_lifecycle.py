@@ -1,4 +1,4 @@
-"""harness/runs/lifecycle.py: a life without a fault, faults of upstream that a life must meet, and how one is told."""
+"""Tests of harness/runs/lifecycle.py: lives without a fault, faults of upstream that a life must find, and repetition."""
 
 import json
 
@@ -28,7 +28,7 @@ SECOND = {"do": "switch", "which": 1}
 
 
 def live(spec, acts, directory):
-    """Clause id -> what was found against it, of a life of these acts."""
+    """Live a life of these actions. Return clause id -> findings, for the clauses that do not hold."""
     import_upstream()
     life = Life(subjects.load("hf-trainer"), spec, directory)
     found = {}
@@ -62,7 +62,7 @@ def test_a_life_that_nothing_is_wrong_with(route, tmp_path):
 
 @pytest.mark.parametrize("route", [GET, ADD])
 def test_an_adapter_takes_the_name_of_one_that_was_deleted_and_saved(route, tmp_path):
-    """Found by drawing: the reference was built for the later one's rank."""
+    """A drawn life found this fault of the harness: the reference was built with the later adapter's rank."""
     born = BORN.but(adapter={"route": route})
     first = {"do": "delete", "which": 0}
     acts = [train(), {"do": "save"}, ADD_SECOND, first, ADD_SECOND, {"do": "reload", "which": 0}]
@@ -99,7 +99,7 @@ def double(original, layer, adapter):
     return 2 * original(layer, adapter)
 
 
-#: What upstream does wrong; a life in which that shows; the clause and words of what is found.
+#: Name -> the fault put into upstream, the actions of a life that shows it, the clause that must fail, words of its finding.
 FAULTS = {
     "optimizer-not-restored": (
         replace(TRAINER, "_load_optimizer_and_scheduler", nothing),
@@ -209,7 +209,7 @@ def test_a_life_is_lived_again_from_its_file(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("life", [["train"], [{"do": "dance"}], [{"do": "train", "leaps": 2}]])
-def test_a_file_that_tells_no_life_is_refused(life, tmp_path, monkeypatch, capsys):
+def test_a_file_without_a_life_is_refused(life, tmp_path, monkeypatch, capsys):
     file = tmp_path / "case.json"
     file.write_text(json.dumps({"spec": BORN.to_json(), "life": life}))
     monkeypatch.setattr("sys.argv", ["peft-harness", "repro", str(file)])

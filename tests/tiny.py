@@ -1,4 +1,4 @@
-"""A tiny model directory as a user has one, tokenizer and chat template included, made here."""
+"""Make a tiny model directory such as a user has, with a tokenizer and a chat template."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ TEMPLATE = (
 
 @functools.cache
 def byte_tokenizer():
-    """A tokenizer whose tokens are bytes, and the four that the chat template writes."""
+    """Return a tokenizer whose tokens are the bytes, and the four special tokens of the chat template."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
@@ -29,13 +29,13 @@ def byte_tokenizer():
 
 
 def save_model(path):
-    """A Llama of 100 k parameters and the tokenizer, written to a directory, which is returned."""
+    """Write a Llama of 100,000 parameters and the tokenizer to a directory, and return the directory."""
     models.build(ModelSpec(config={"vocab_size": len(byte_tokenizer())})).save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
     return path
 
 
 def jsonl(path, *rows):
-    """A file of one row a line; text is written as it is."""
+    """Write one row in each line of a file, and return the file. Rows that are text are written unchanged."""
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
     return path

@@ -1,4 +1,4 @@
-"""Made-up traces: small, consistent and changeable, so that each law can be shown to fail without training anything."""
+"""Made-up traces: small and consistent. A test changes one thing, and shows that a law fails, without training anything."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ BASE = "model.layers.0.self_attn.q_proj.weight"
 
 
 def made_up(spec: RunSpec | None = None, steps: int = 4, **changes: Any) -> Trace:
-    """A trace that holds every universal law: one adapter pair of rank 2, `steps` steps of two rows.
+    """Return a trace of a run without a fault: one pair of lora_A and lora_B of rank 2, `steps` steps of two rows.
 
-    changes: attributes of the Trace to set afterwards.
+    - spec: the run's spec; None for the default run with `steps` steps.
+    - changes: attributes of the trace to set afterwards.
     """
     spec = spec or RunSpec().but(max_steps=steps, per_device_train_batch_size=2)
     draw = torch.Generator().manual_seed(0)
@@ -62,7 +63,13 @@ def made_up(spec: RunSpec | None = None, steps: int = 4, **changes: Any) -> Trac
 
 
 def with_checkpoint(trace: Trace, directory: Path, step: int, adapter: dict[str, torch.Tensor] | None = None) -> Trace:
-    """The trace with a real checkpoint directory of its adapter (or of `adapter`), inspected as a run's would be."""
+    """Write a checkpoint directory for the trace, inspect it as a run's would be, and add it to the trace.
+
+    - directory: where checkpoint-<step> is written.
+    - adapter: the tensors to write; None for the trace's adapter.
+
+    Returns the trace.
+    """
     path = directory / f"checkpoint-{step}"
     path.mkdir(parents=True)
     tensors = trace.adapter if adapter is None else adapter
