@@ -1,5 +1,7 @@
 """AMP: mixed precision on a CPU."""
 
+from typing import Any
+
 import pytest
 import torch
 from harness.fixtures import data
@@ -144,17 +146,21 @@ def test_bf16_without_a_device_for_it_is_refused(argument, upstream, tmp_path, j
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device, so nothing is missing")
     skip_if(compat.missing_bf16_refusal())
+    arguments: dict[str, Any] = {argument: True}
     judge(
         raises(
             f"TrainingArguments({argument}=True) without use_cpu",
             ValueError,
             "Your setup doesn't support bf16/gpu",
-            lambda: TrainingArguments(output_dir=str(tmp_path), **{argument: True}),
+            lambda: TrainingArguments(output_dir=str(tmp_path), **arguments),
         )
     )
 
 
-FULL_EVAL = {"bf16_full_eval": {"bf16_full_eval": True}, "fp16_full_eval": {"fp16_full_eval": True}}
+FULL_EVAL: dict[str, dict[str, Any]] = {
+    "bf16_full_eval": {"bf16_full_eval": True},
+    "fp16_full_eval": {"fp16_full_eval": True},
+}
 
 
 @pytest.mark.clause("AMP-09")

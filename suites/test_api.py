@@ -108,12 +108,19 @@ def given(trace, wanted):
     return same("num_items_in_batch is given", trace.error or seen, [wanted] * trace.spec.arguments["max_steps"])
 
 
+#: Whether the cache is used, the scenario's name, and the arguments.
+USE_CACHE: list[tuple[bool, str, dict[str, Any]]] = [
+    (False, "default", {}),
+    (True, "use_cache=True", {"use_cache": True}),
+]
+
+
 @pytest.mark.clause("API-07")
 @pytest.mark.parametrize(
     ("spec", "use_cache"),
     [
         pytest.param(spec, wanted, id=id)
-        for wanted, name, arguments in [(False, "default", {}), (True, "use_cache=True", {"use_cache": True})]
+        for wanted, name, arguments in USE_CACHE
         for id, spec in by_route({name: BRIEF.but(**arguments)}).items()
     ],
 )

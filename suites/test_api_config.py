@@ -143,7 +143,7 @@ CALLS = {
         "invalid `selected_adapters`",
     ),
     "no-config": (
-        lambda model, path: peft.PeftModel.from_pretrained(models.build(PLAIN.model), path, config={"r": 8}),
+        lambda model, path: peft.PeftModel.from_pretrained(models.build(PLAIN.model), path, config={"r": 8}),  # type: ignore[arg-type]
         "must be a PeftConfig",
     ),
     "no-adapter": (lambda model, path: model.base_model.set_adapter([]), "at least one adapter"),

@@ -1,5 +1,7 @@
 """API: initialisations that do not start from zero: how they change the base, and how they convert to a plain LoRA."""
 
+from functools import partial
+
 import peft
 import pytest
 import torch
@@ -165,8 +167,11 @@ def test_another_method_is_not_converted(upstream, tmp_path, judge):
             f"save_pretrained, safe_serialization={safe}",
             ValueError,
             "not supported for IA3",
-            lambda safe=safe: model.save_pretrained(
-                tmp_path / "lora", path_initial_model_for_weight_conversion=start, safe_serialization=safe
+            partial(
+                model.save_pretrained,
+                tmp_path / "lora",
+                path_initial_model_for_weight_conversion=start,
+                safe_serialization=safe,
             ),
         )
         for safe in (True, False)

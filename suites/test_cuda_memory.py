@@ -1,5 +1,7 @@
 """Memory, as far as only a GPU shows it: peaks of the allocator, paged optimizer state, pinned batches."""
 
+from typing import Any
+
 import pytest
 
 from harness.laws import memory, quantized, resume
@@ -92,7 +94,7 @@ def test_a_run_with_paged_state_resumes(spec, train, judge):
 # ---- pinned memory ----
 
 SHORT = PLAIN.but(data={"rows": 16}, max_steps=8)
-LOADERS = {
+LOADERS: dict[str, dict[str, Any]] = {
     "pinned": {"dataloader_pin_memory": True},
     "pinned/2-workers": {"dataloader_pin_memory": True, "dataloader_num_workers": 2},
 }

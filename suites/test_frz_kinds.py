@@ -198,7 +198,7 @@ def test_a_bystander_of_the_same_method_changes_nothing(spec, train, judge):
 @pytest.mark.clause("FRZ-15")
 @cases(by_route({"other-rank": SHORT, "other-modules": SHORT, "embeddings": SHORT}))
 def test_a_bystander_of_another_kind_changes_nothing(spec, request, train, judge):
-    others = {
+    others: dict[str, dict[str, Any]] = {
         "other-rank": {"r": 2},
         "other-modules": {"target_modules": ["k_proj", "o_proj"]},
         "embeddings": {"target_modules": ["embed_tokens"]},

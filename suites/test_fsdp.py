@@ -142,6 +142,7 @@ def test_version_1_with_add_adapter_wraps_layers_alone(spec, train, judge):
 @pytest.mark.parametrize("mixed", [True], ids=["mixed"])
 def test_a_mixed_model_gets_a_policy(mixed, upstream, judge):
     model = inject(models.build(ModelSpec()), AdapterSpec(options={"mixed": mixed}))
+    seen: bool | str
     try:
         seen = hasattr(updated(model), "auto_wrap_policy")
     except AttributeError as error:
@@ -153,12 +154,13 @@ def test_a_mixed_model_gets_a_policy(mixed, upstream, judge):
 
 
 #: A 4-bit base whose packed weights are stored in a floating dtype, so that they can be sharded.
+AUTOCASTS: dict[str, dict[str, Any]] = {"float32": {}, "bfloat16": {"bf16": True}}
 PACKED = {
     f"{version}-2/nf4-{dtype}": spread(
         TOGETHER.but(model={"quantization": "nf4", "quant_storage": dtype, "dtype": dtype}, **autocast), version
     )
     for version in ("fsdp2", "fsdp1")
-    for dtype, autocast in {"float32": {}, "bfloat16": {"bf16": True}}.items()
+    for dtype, autocast in AUTOCASTS.items()
 }
 
 

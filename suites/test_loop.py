@@ -1,5 +1,7 @@
 """LOOP: optimizer, schedule, steps, TrainOutput."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -162,7 +164,11 @@ def test_training_loss_is_the_mean_over_optimizer_steps(trace, judge):
 @pytest.mark.clause("LOOP-09")
 @cases({"logging": PLAIN})
 def test_training_loss_does_not_depend_on_what_is_logged(spec, train, judge):
-    logged = {"each step": {}, "each third step": {"logging_steps": 3}, "nothing": {"logging_strategy": "no"}}
+    logged: dict[str, dict[str, Any]] = {
+        "each step": {},
+        "each third step": {"logging_steps": 3},
+        "nothing": {"logging_strategy": "no"},
+    }
     judge(output.same_training_loss({name: train(spec.but(**changes)) for name, changes in logged.items()}))
 
 
@@ -200,7 +206,7 @@ def test_activation_checkpointing_changes_no_bit(spec, train, judge):
 
 
 #: Switch -> (arguments, how often a layer's mlp runs in a step, whether the checkpoints are reentrant).
-SWITCHES = {
+SWITCHES: dict[str, tuple[dict[str, Any], int, bool | None]] = {
     "off": ({}, 1, False),
     "on": ({"activation_checkpointing": True}, 2, False),
     "older-name": ({"gradient_checkpointing": True}, 2, False),

@@ -141,7 +141,8 @@ def random_states(trainer, **options):
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            _, keys, position, *_ = numpy.random.get_state()
+            state_of_numpy: Any = numpy.random.get_state()
+            _, keys, position, *_ = state_of_numpy
             # If there is a GPU, dropout draws there.
             cuda = torch.cuda.get_rng_state().tolist() if torch.cuda.is_available() else None
             states = (torch.get_rng_state().tolist(), cuda, keys.tolist(), position, random.getstate())
@@ -185,7 +186,7 @@ def test_every_adapter_is_restored_whatever_its_name(spec, train, judge):
 @pytest.mark.clause("RES-17")
 def test_of_two_active_adapters_both_are_restored_and_the_first_goes_on(upstream, tmp_path, judge):
     # Without an optimizer: that of a run with two adapters does not fit a run with one active adapter.
-    saves = {"save_strategy": "steps", "save_steps": 4, "save_only_model": True}
+    saves: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4, "save_only_model": True}
     spec = SHORT.but(max_steps=4, **saves, adapter={"others": {"second": {}}})
 
     def trained(seed, told, **options):

@@ -1,5 +1,7 @@
 """RES: what a resumed run reports, and which value of an argument counts that was changed in between."""
 
+from typing import Any
+
 import pytest
 
 from harness import compat
@@ -114,7 +116,8 @@ EVALUATED = SAVED.but(data={"rows": 16, "eval_rows": 4}, eval_strategy="steps", 
 def test_a_changed_interval_or_size_is_warned_of(argument, upstream, train, judge):
     here, there = CHANGES[argument]
     first = EVALUATED if argument == "eval_steps" else SAVED
-    spec = first.but(**{argument: here}, resume=ResumeSpec(4, first_leg={argument: first.arguments.get(argument)}))
+    changed: dict[str, Any] = {argument: here}
+    spec = first.but(**changed, resume=ResumeSpec(4, first_leg={argument: first.arguments.get(argument)}))
     judge(resume.warns_of_change(train(spec), argument, here, there))
 
 

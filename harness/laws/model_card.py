@@ -26,7 +26,7 @@ def read(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def names_peft(found: Cards, version: str) -> Verdict:
+def names_peft(found: Cards, version: str | None) -> Verdict:
     """Check that each card has library_name peft, and the version of peft below "Framework versions"."""
     findings = _missing(found)
     for where, text in _written(found).items():

@@ -29,7 +29,7 @@ def cuda_started() -> bool:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:  # there is no driver
         return False
-    return driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED
+    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED)
 
 
 @contextlib.contextmanager
