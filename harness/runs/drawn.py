@@ -33,8 +33,8 @@ PROFILES = {"quick": 3, "sample": 3, "deep": 100, "soak": 3000}
 #: Profiles that draw the same runs every time.
 _FIXED = ("quick", "sample")
 
-#: All phases but "explain". That phase traces every line of upstream's Python, to find those that only failing runs
-#: execute, and would make each run many times slower.
+#: All phases but "explain". To find the lines that only failing runs execute, it would trace every line of upstream's
+#: Python.
 _PHASES = [phase for phase in Phase if phase is not Phase.explain]
 
 #: How many actions a life has.

@@ -105,7 +105,7 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
 def logging(draw: st.DrawFn) -> dict[str, Any]:
     """Draw the TrainingArguments on logging.
 
-    The run logs every 1 to 3 steps (with or without logging_first_step), at the end of each epoch, or not at all.
+    The run logs every 1 to 3 steps (with or without logging_first_step), at the end of each epoch, or only when it ends.
     """
     strategy = draw(st.sampled_from(("steps", "epoch", "no")))
     if strategy != "steps":
@@ -257,7 +257,7 @@ def _that_fit(spec: RunSpec, chosen: dict[str, Any]) -> dict[str, Any]:
 
 @st.composite
 def spread_specs(draw: st.DrawFn) -> RunSpec:
-    """Draw runs in two processes that one process must repeat: any model and method, rows that divide evenly.
+    """Draw runs in two processes that one process must repeat: any model and method, no dropout, rows that divide evenly.
 
     The optimizer is SGD. If a gradient is zero but for rounding, AdamW normalises it and makes a step of full size.
     """
