@@ -1,4 +1,4 @@
-"""`peft-harness train` from one end to the other on a tiny model, and on the real one (marker `real`)."""
+"""`peft-harness train` as a whole on a tiny model, and on the real one (marker `real`)."""
 
 import json
 import subprocess
@@ -47,7 +47,7 @@ def test_a_users_model_and_data(tiny, tmp_path, capsys):
     assert spec.arguments["save_steps"] == 2
     assert {"r": 16, "lora_alpha": 32}.items() <= spec.adapter.config.items()
     sizes = {check["check"]: check["detail"] for check in result["checks"]}
-    # 4 x numbers: r * (in + out) of q_proj (64, 64) and v_proj (64, 32), two layers.
+    # Numbers: r * (in + out) for q_proj (64, 64) and v_proj (64, 32), in two layers. Each has four bytes.
     assert f"4 x {2 * 16 * (128 + 96):,} trained numbers" in sizes["adapter size: hf-trainer"]
 
 
@@ -61,7 +61,7 @@ def test_qlora_packs_the_users_base(tiny, tmp_path, capsys):
     assert spec.model.quantization == "nf4" and spec.model.prepare_for_kbit
     assert spec.arguments["activation_checkpointing"] is True
     assert {"r": 64, "lora_alpha": 16, "lora_dropout": 0.05}.items() <= spec.adapter.config.items()
-    # Each packed weight has six tensors of quantization state, where a plain one has none.
+    # Each packed weight adds six tensors of quantization state to the base.
     (frozen,) = [check["detail"] for check in result["checks"] if check["check"] == "base frozen: hf-trainer"]
     assert int(frozen.split()[0]) > 6 * 14 and "NF4 computing in float32" in capsys.readouterr().out
 
@@ -103,7 +103,7 @@ def test_a_run_that_raises_fails(tiny, tmp_path, capsys, monkeypatch):
     assert "out of luck" in capsys.readouterr().out
 
 
-def test_numbers_that_are_not_in_the_file_fail_the_size(tmp_path):
+def test_an_adapter_file_in_half_precision_fails_the_size(tmp_path):
     import torch
     from safetensors.torch import save_file
 
@@ -111,7 +111,7 @@ def test_numbers_that_are_not_in_the_file_fail_the_size(tmp_path):
     from harness.subjects.observer import inspect_checkpoint
     from harness.trace import Trace
 
-    def made(dtype):
+    def size_check(dtype):
         path = tmp_path / str(dtype) / "checkpoint-1"
         path.mkdir(parents=True)
         save_file(
@@ -122,14 +122,14 @@ def test_numbers_that_are_not_in_the_file_fail_the_size(tmp_path):
         trace.checkpoints = [inspect_checkpoint(path, "default")]
         return _size(trace)
 
-    verdict, detail = made(torch.float32)
+    verdict, detail = size_check(torch.float32)
     assert verdict.holds
     assert "= 4 x 32 trained numbers + " in detail
-    verdict, _ = made(torch.float16)
+    verdict, _ = size_check(torch.float16)
     assert verdict.seen == ("64 bytes of tensors in it, expected 4 x 32 = 128",)
 
 
-def test_on_a_gpu_the_distance_is_told_and_not_judged():
+def test_on_a_gpu_the_distance_is_reported_and_not_judged():
     import torch
 
     from harness.real.checks import judge
@@ -151,19 +151,19 @@ def test_on_a_gpu_the_distance_is_told_and_not_judged():
 
     assert outcome()[0] == PASS
     assert outcome(rounded, "cpu")[0] == FAIL
-    told = outcome(rounded)
-    assert told[0] == NOT_COMPARABLE
-    assert told[1].startswith("not judged bit-equal on cuda")
-    assert "adapter_difference" in told[1]
+    judged, detail = outcome(rounded)
+    assert judged == NOT_COMPARABLE
+    assert detail.startswith("not judged bit-equal on cuda")
+    assert "adapter_difference" in detail
     assert outcome(other_rows)[0] == FAIL
 
 
 @pytest.mark.real
 def test_smollm2_end_to_end(tmp_path):
-    """As a user has it: SmolLM2-135M-Instruct, two steps of the Trainer and of the reference, one resumed."""
-    lack = smollm2.missing()
-    if lack is not None:
-        pytest.skip(lack)
+    """Train SmolLM2-135M-Instruct as a user would: two steps by the Trainer and by the reference, and one resumed run."""
+    missing = smollm2.missing()
+    if missing is not None:
+        pytest.skip(missing)
     call = "train(output=sys.argv[1], steps=2, batch_size=1, length=64)"
     code = f"import sys; from harness.real.command import train; sys.exit({call})"
     done = subprocess.run(

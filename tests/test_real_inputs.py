@@ -1,4 +1,4 @@
-"""`peft-harness train`: what it is given, rows, model and output directory, and what it says of bad input."""
+"""The inputs of `peft-harness train`: rows, model and output directory, and the messages for wrong ones."""
 
 import json
 import subprocess
@@ -51,7 +51,7 @@ def test_only_the_answer_has_labels(tokenizer, tmp_path, row, prompt, answer):
     assert [label for label in labels if label != -100] == tokens[-len(answer.replace("</s>", "x")) :]
 
 
-def test_rows_are_cut_and_left_out_where_no_answer_fits(tokenizer, tmp_path):
+def test_rows_are_cut_and_those_without_room_for_an_answer_are_left_out(tokenizer, tmp_path):
     long = {"prompt": "p" * 30, "completion": "c"}
     path = jsonl(tmp_path / "rows.jsonl", {"prompt": "p" * 8, "completion": "c" * 30}, long)
     rows = inputs.rows(path, tokenizer, length=20, at_most=10)
@@ -94,20 +94,20 @@ def test_messages_need_a_chat_template(tokenizer, tmp_path):
     try:
         with pytest.raises(UsageError, match="line 1: 'messages' need a chat template"):
             instructions.read(path, tokenizer, 10)
-        (asked,) = instructions.from_pairs([("Why?", "So.")], tokenizer)
-        assert (asked.prompt, asked.answer) == ("Why?\n", "So.</s>")
+        (example,) = instructions.from_pairs([("Why?", "So.")], tokenizer)
+        assert (example.prompt, example.answer) == ("Why?\n", "So.</s>")
     finally:
         tokenizer.chat_template = template
 
 
 def test_docstrings_are_the_same_in_every_process():
-    made = docstrings.questions()
-    assert len(made) >= 100
-    assert len({answer for _, answer in made}) == len(made)
-    assert inputs.HELD_OUT[0] not in dict(made)
+    pairs = docstrings.questions()
+    assert len(pairs) >= 100
+    assert len({answer for _, answer in pairs}) == len(pairs)
+    assert inputs.HELD_OUT[0] not in dict(pairs)
     code = "import json; from harness.fixtures.docstrings import questions; print(json.dumps(questions()))"
     other = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert [tuple(pair) for pair in json.loads(other.stdout)] == made
+    assert [tuple(pair) for pair in json.loads(other.stdout)] == pairs
 
 
 def test_a_model_path_that_holds_no_model_is_named(tiny, tmp_path):
@@ -158,7 +158,7 @@ def test_wrong_options(options, words):
         train(**options)
 
 
-def test_the_model_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_an_interrupted_conversion_leaves_no_model(tmp_path, monkeypatch):
     monkeypatch.setenv("PEFT_HARNESS_CACHE", str(tmp_path))
     monkeypatch.setattr(smollm2, "missing", lambda: None)
     monkeypatch.setattr(smollm2, "_gguf", lambda: Path("x.gguf"))

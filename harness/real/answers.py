@@ -1,4 +1,4 @@
-"""What the model says to a question, before and after training."""
+"""What the model answers to a question, before and after training."""
 
 from __future__ import annotations
 
@@ -10,31 +10,44 @@ from typing import Any
 from harness.real.instructions import Example
 from harness.spec import ModelSpec
 
-#: Tokens of an answer: enough to see its manner.
+#: The most tokens of an answer: enough to see its style.
 TOKENS = 40
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question. prompt: the text that the model is given. special: the tokenizer adds its own beginning to it."""
+class Question:
+    """A question for the model.
 
-    question: str
+    - text: the question as people read it
+    - prompt: the text that the model gets
+    - special: whether the tokenizer adds its own beginning to the prompt
+    - trained_on: whether the training rows contain it
+    """
+
+    text: str
     prompt: str
     special: bool
     trained_on: bool
 
 
-def questions(examples: Sequence[Example], held_out: Sequence[Example]) -> list[Asked]:
-    """The first row trained on and the first that is not, if there is one; the beginning of a row without a prompt."""
+def questions(examples: Sequence[Example], held_out: Sequence[Example]) -> list[Question]:
+    """Return the first row trained on, and the first held-out row if there is one.
+
+    A row without a prompt has the beginning of its text as the question.
+    """
     chosen = [(example, True) for example in examples[:1]] + [(example, False) for example in held_out[:1]]
-    return [Asked(one.question, one.prompt or one.question, one.special, trained) for one, trained in chosen]
+    return [
+        Question(example.question, example.prompt or example.question, example.special, trained_on)
+        for example, trained_on in chosen
+    ]
 
 
-def answer(spec: ModelSpec, adapter: Path | None, tokenizer: Any, asked: Sequence[Asked]) -> list[str]:
-    """The model's greedy continuation of each prompt, at most 40 tokens, on the CPU.
+def answer(spec: ModelSpec, adapter: Path | None, tokenizer: Any, asked: Sequence[Question]) -> list[str]:
+    """Return the model's greedy continuation of each prompt, on the CPU and at most `TOKENS` tokens long.
 
-    adapter: a directory with adapter_config.json to put on the base, None for the base alone. Raises what peft raises
-    for a directory that holds no adapter.
+    - adapter: a directory with adapter_config.json, which peft puts on the base; None: the base alone
+
+    Raises what peft raises if the directory holds no adapter.
     """
     import torch
 
@@ -46,16 +59,17 @@ def answer(spec: ModelSpec, adapter: Path | None, tokenizer: Any, asked: Sequenc
 
         model = PeftModel.from_pretrained(model, adapter)
     model.eval()
-    told = []
-    for one in asked:
-        given = tokenizer(one.prompt, add_special_tokens=one.special, return_tensors="pt")
+    answers = []
+    for question in asked:
+        prompt = tokenizer(question.prompt, add_special_tokens=question.special, return_tensors="pt")
         with torch.no_grad():
-            said = model.generate(
-                input_ids=given["input_ids"],
-                attention_mask=given["attention_mask"],
+            output = model.generate(
+                input_ids=prompt["input_ids"],
+                attention_mask=prompt["attention_mask"],
                 max_new_tokens=TOKENS,
                 do_sample=False,
                 pad_token_id=tokenizer.eos_token_id,
             )
-        told.append(tokenizer.decode(said[0, given["input_ids"].shape[1] :], skip_special_tokens=True).strip())
-    return told
+        new_tokens = output[0, prompt["input_ids"].shape[1] :]
+        answers.append(tokenizer.decode(new_tokens, skip_special_tokens=True).strip())
+    return answers

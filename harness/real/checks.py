@@ -1,4 +1,4 @@
-"""What must hold after a run on a real model: the laws of the suites, on this model's traces."""
+"""Checks of runs on a real model. They are the laws of the suites, applied to this model's traces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ _NO_BOUND = Tolerance("steps, names and shapes", inf, inf, inf, "a GPU may add i
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was judged. name: in a few words. detail: the numbers behind the verdict, in one sentence."""
+    """One thing that was judged.
+
+    - name: a few words
+    - verdict: of the law, or of several laws together
+    - detail: the numbers behind the verdict, in one sentence
+    """
 
     name: str
     verdict: Verdict
@@ -41,12 +46,14 @@ class Check:
 
 
 def judge(runs: Mapping[str, Trace], resumed: Trace | None) -> list[Check]:
-    """All checks on two runs of one spec, and on the first one's continuation from a checkpoint of its own.
+    """Return all checks on two runs of one spec.
 
-    runs: label -> trace, the first being judged and the second what it is compared with. On a GPU the distance of two
-    runs is measured and not judged; that they took the same rows is.
+    - runs: label -> trace; the first is judged, the second is what it is compared with
+    - resumed: the first run, resumed from one of its checkpoints; None leaves that check out
+
+    On a GPU the distance between two runs is measured but not judged. That both trained on the same rows is judged.
     """
-    (judged, first), (_, second) = runs.items()
+    (label_of_first, first), (_, second) = runs.items()
     checks = [Check("bit-equal", *_equality(first, second, 0))]
     for label, trace in runs.items():
         checks += [
@@ -58,33 +65,38 @@ def judge(runs: Mapping[str, Trace], resumed: Trace | None) -> list[Check]:
         assert resumed.spec.resume is not None
         step = int(resumed.spec.resume.checkpoint)
         equal, detail = _equality(resumed, first, step)
-        checks.append(Check(f"resume: {judged}", equal, f"from checkpoint-{step} on, beside the whole run: {detail}"))
+        checks.append(
+            Check(
+                f"resume: {label_of_first}", equal, f"from checkpoint-{step} on, compared with the whole run: {detail}"
+            )
+        )
     return checks
 
 
 def numbers_of(trace: Trace) -> int:
-    """How many numbers are trained."""
+    """Return how many numbers are trained."""
     return sum(tensor.numel() for tensor in trace.adapter_before.values())
 
 
 def shorten(text: str, limit: int = 200) -> str:
-    """The first line of a text, cut at `limit` characters; result.json keeps all of it."""
+    """Return the first line of a text, cut at `limit` characters. result.json has the whole text."""
     line = (text.strip().splitlines() or [""])[0]
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
-def _equality(seen: Trace, wanted: Trace, after: int) -> tuple[Verdict, str]:
-    exact = equal_runs(seen, wanted, after=after)
+def _equality(trace: Trace, other: Trace, after: int) -> tuple[Verdict, str]:
+    """Judge whether two runs are equal from the step `after` on. Return the verdict and the check's detail."""
+    exact = equal_runs(trace, other, after=after)
     if exact.holds:
         return exact, "losses, gradients and their norms, adapter and optimizer state are the same bits"
-    if seen.error or wanted.error:
+    if trace.error or other.error:
         return exact, shorten("; ".join(exact.seen))
     gaps = ", ".join(f"{name.removeprefix('largest_')} {gap:.3g}" for name, gap in exact.measured.items())
-    device = seen.spec.launch.device
+    device = trace.spec.launch.device
     if device == "cpu":
         return exact, gaps
-    rows = same("rows of each step", seen.rows, wanted.rows[len(wanted.rows) - len(seen.rows) :])
-    coarse = both(equal_runs(seen, wanted, within=_NO_BOUND, after=after), rows)
+    rows = same("rows of each step", trace.rows, other.rows[len(other.rows) - len(trace.rows) :])
+    coarse = both(equal_runs(trace, other, within=_NO_BOUND, after=after), rows)
     if not coarse.holds:
         return coarse, shorten("; ".join(coarse.seen))
     reason = f"not judged bit-equal on {device}, where kernels may add in another order"
@@ -93,9 +105,9 @@ def _equality(seen: Trace, wanted: Trace, after: int) -> tuple[Verdict, str]:
 
 def _frozen(trace: Trace) -> tuple[Verdict, str]:
     judged = both(base_frozen(trace), base_without_gradients(trace), optimizer_holds_trainables(trace))
-    kept = sum(trace.base.get(name) == digest for name, digest in trace.base_before.items())
+    unchanged = sum(trace.base.get(name) == digest for name, digest in trace.base_before.items())
     return judged, (
-        f"{kept} of {len(trace.base_before)} base tensors kept their digest, {len(trace.base_gradients)} got a "
+        f"{unchanged} of {len(trace.base_before)} base tensors kept their digest, {len(trace.base_gradients)} got a "
         f"gradient; the optimizer holds {numbers_of(trace):,} numbers"
     )
 
@@ -115,10 +127,10 @@ def _size(trace: Trace) -> tuple[Verdict, str]:
         return judged, shorten("; ".join(judged.seen))
     last = trace.checkpoints[-1]
     numbers = numbers_of(trace)
-    held = sum(tensor.numel() * tensor.element_size() for tensor in last.adapter.values())
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in last.adapter.values())
     size = sum(last.files[name] for name in adapter_files(last))
-    wrong = (
-        [] if held == 4 * numbers else [f"{held:,} bytes of tensors in it, expected 4 x {numbers:,} = {4 * numbers:,}"]
-    )
-    four = verdict("the adapter file holds each trained number in four bytes", wrong, bytes=size, numbers=numbers)
-    return both(judged, four), f"{size:,} bytes = 4 x {numbers:,} trained numbers + {size - held:,} of header"
+    findings = []
+    if stored != 4 * numbers:
+        findings = [f"{stored:,} bytes of tensors in it, expected 4 x {numbers:,} = {4 * numbers:,}"]
+    four = verdict("the adapter file holds each trained number in four bytes", findings, bytes=size, numbers=numbers)
+    return both(judged, four), f"{size:,} bytes = 4 x {numbers:,} trained numbers + {size - stored:,} of header"

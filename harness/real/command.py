@@ -1,4 +1,8 @@
-"""`peft-harness train`: trains a real model twice, side by side, and checks what both runs left behind."""
+"""`peft-harness train`: train a real model with two trainers, resume one run, and check what they left behind.
+
+1. `train` checks the options, loads model, tokenizer and rows, and makes the spec.
+2. `harness.real.comparison.Comparison` does the three runs, judges them and writes the files.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import progress
 from harness.environment import check_device
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: LoRA as the LoRA paper has it: on the query and value projections.
+    from harness.real.inputs import Rows
+    from harness.spec import LaunchSpec, RunSpec
+    from harness.subjects import Subject
+
+#: LoRA as in the LoRA paper: on the query and value projections.
 LORA: dict[str, Any] = {
     "r": 16,
     "lora_alpha": 32,
@@ -23,17 +32,17 @@ LORA: dict[str, Any] = {
     "task_type": "CAUSAL_LM",
 }
 
-#: What QLoRA changes of that and of the run, as its paper has it: a packed base, prepared, and layers computed anew.
+#: What --qlora changes, as in the QLoRA paper: a packed and prepared base, and activation checkpointing.
 QLORA: dict[str, Any] = {
     "lora": {"r": 64, "lora_alpha": 16},
     "model": {"quantization": "nf4", "prepare_for_kbit": True},
     "activation_checkpointing": True,
 }
 
-#: Ten times what one would give a long run: the loss has to fall within twenty steps.
+#: Ten times the usual rate of a long run, so that the loss falls within twenty steps.
 LEARNING_RATE = 1e-3
 
-#: At most this many different built-in rows, so that the loss is seen to fall within a few steps.
+#: The most built-in rows that are used. They repeat after a few steps, so that the loss is seen to fall.
 _BUILT_IN_ROWS = 40
 
 
@@ -51,29 +60,30 @@ def train(
     seed: int = 42,
     qlora: bool = False,
 ) -> int:
-    """Train LoRA r=16 on q_proj and v_proj with two subjects, then once more from the middle checkpoint, and judge.
+    """Train LoRA with two subjects, train the first once more from its middle checkpoint, and judge all three runs.
 
-    model: a directory that save_pretrained wrote, tokenizer included; None is SmolLM2-135M-Instruct. data: JSONL (see
-    `harness.real.instructions.FORMATS`); None is the standard library's docstrings. output: a new or empty directory.
-    steps: optimizer steps. batch_size: rows a step. length: tokens a row at most. subject: names of one or two
-    subjects; one is compared with the reference. threads: torch's intra-op threads, 0 is one for each core.
-    qlora: r=64 on the base packed to NF4, with activation checkpointing.
+    - model: a directory that save_pretrained wrote, tokenizer included; None: SmolLM2-135M-Instruct
+    - data: a JSONL file (see `harness.real.instructions.FORMATS`); None: docstrings of the standard library
+    - output: a new or empty directory; None: see `harness.real.inputs.output_directory`
+    - steps: optimizer steps
+    - batch_size: rows per step
+    - length: the most tokens of a row; longer rows are cut
+    - subject: names of one or two subjects; one alone is compared with the reference
+    - device: "cpu" or "cuda"
+    - threads: torch's intra-op threads; 0: one for each core
+    - seed: of the training run and of the adapter
+    - qlora: pack the base to NF4, with r=64 and activation checkpointing
 
-    Returns 0 if every check holds and 1 if one fails. Raises UsageError for bad input, before anything is trained.
+    Returns 0 if every check holds, 1 if one fails. Raises UsageError for wrong input, before anything is trained.
     """
-    from rich.console import Console
-
     from harness.processes.imports import import_upstream
 
-    names = _subjects(subject)
-    _require(steps >= 2, f"--steps {steps}: at least 2, to resume from the middle")
-    _require(batch_size >= 1, f"--batch-size {batch_size}: at least 1")
-    _require(length >= 8, f"--length {length}: at least 8 tokens")
-    _require(threads >= 0, f"--threads {threads}: 0 (one for each core) or more")
-    _require(0 <= seed < 2**32, f"--seed {seed}: from 0 to 4294967295")
+    names = _subject_names(subject)
+    _check_numbers(steps, batch_size, length, threads, seed)
     check_device(device)
-    # A file of its own: what others print goes elsewhere while this one draws. No markup: paths may hold brackets.
-    console = Console(file=sys.stdout, highlight=False, markup=False)
+    # It has the present stdout as its file. While runs train, sys.stdout is a log file, and this console goes on.
+    # No markup: paths may contain brackets.
+    console = progress.screen(sys.stdout, markup=False)
     from harness.real import inputs
 
     if data is not None and not Path(data).expanduser().is_file():
@@ -91,27 +101,59 @@ def train(
     directory = directory or _smollm2(console)
     tokenizer = inputs.tokenizer_of(directory)
     inputs.require_layers(directory, LORA["target_modules"])
-    at_most = steps * batch_size if data else min(steps * batch_size, _BUILT_IN_ROWS)
-    rows = inputs.rows(data, tokenizer, length, at_most)
-    spec = inputs.run_spec(
-        directory,
-        target / "rows.jsonl",
-        rows.encoded,
-        LORA,
-        LaunchSpec(device=device, threads=threads),
-        max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        learning_rate=LEARNING_RATE,
-        seed=seed,
-    )
-    if qlora:
-        spec = spec.but(**QLORA)
-    for one in judged:
-        reason = one.unsupported(spec)
-        _require(reason is None, f"subject {one.name!r} does not train this: {reason}")
-    from harness.real.comparison import Session
+    rows = inputs.rows(data, tokenizer, length, _row_count(steps, batch_size, built_in=data is None))
+    launch = LaunchSpec(device=device, threads=threads)
+    batches = {"max_steps": steps, "per_device_train_batch_size": batch_size}
+    spec = _run_spec(directory, target, rows, launch, qlora, seed=seed, **batches)
+    _check_supported(judged, spec)
+    from harness.real.comparison import Comparison
 
-    return Session(console, spec, rows, tokenizer, judged, target).go()
+    return Comparison(console, spec, rows, tokenizer, judged, target).run()
+
+
+def _subject_names(given: Sequence[str]) -> list[str]:
+    """Return the names of the two subjects to compare."""
+    if len(given) > 2:
+        raise UsageError(f"--subject is given {len(given)} times; two subjects are compared")
+    if len(given) == 2:
+        return list(given)
+    first = given[0] if given else "hf-trainer"
+    return [first, "hf-trainer" if first == "reference" else "reference"]
+
+
+def _check_numbers(steps: int, batch_size: int, length: int, threads: int, seed: int) -> None:
+    """Raise UsageError for a number out of range."""
+    _require(steps >= 2, f"--steps {steps}: at least 2, to resume from the middle")
+    _require(batch_size >= 1, f"--batch-size {batch_size}: at least 1")
+    _require(length >= 8, f"--length {length}: at least 8 tokens")
+    _require(threads >= 0, f"--threads {threads}: 0 (one for each core) or more")
+    _require(0 <= seed < 2**32, f"--seed {seed}: from 0 to 4294967295")
+
+
+def _row_count(steps: int, batch_size: int, built_in: bool) -> int:
+    """Return how many rows the run can use."""
+    rows = steps * batch_size
+    return min(rows, _BUILT_IN_ROWS) if built_in else rows
+
+
+def _run_spec(model: Path, target: Path, rows: Rows, launch: LaunchSpec, qlora: bool, **arguments: Any) -> RunSpec:
+    """Return the spec of the whole run.
+
+    - target: where its rows will lie, in rows.jsonl
+    - arguments: TrainingArguments
+    """
+    from harness.real import inputs
+
+    path = target / "rows.jsonl"
+    spec = inputs.run_spec(model, path, rows.encoded, LORA, launch, learning_rate=LEARNING_RATE, **arguments)
+    return spec.but(**QLORA) if qlora else spec
+
+
+def _check_supported(judged: Sequence[Subject], spec: RunSpec) -> None:
+    """Raise UsageError if a subject cannot train the spec."""
+    for subject in judged:
+        reason = subject.unsupported(spec)
+        _require(reason is None, f"subject {subject.name!r} does not train this: {reason}")
 
 
 def _require(holds: bool, sentence: str) -> None:
@@ -119,34 +161,28 @@ def _require(holds: bool, sentence: str) -> None:
         raise UsageError(sentence)
 
 
-def _subjects(given: Sequence[str]) -> list[str]:
-    names = list(given) or ["hf-trainer"]
-    if len(names) > 2:
-        raise UsageError(f"--subject is given {len(names)} times; two subjects are compared")
-    return names if len(names) == 2 else [*names, "hf-trainer" if names == ["reference"] else "reference"]
-
-
 def _cores() -> int:
-    # What this process may use, which in a container is less than the machine has.
+    # The cores that this process may use. In a container they are fewer than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _smollm2(console: Console) -> Path:
+    """Return the directory of SmolLM2-135M-Instruct, which is made on the first call. UsageError if packages are missing."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from harness.fixtures import smollm2
-    from harness.real.progress import kept_quiet
+    from harness.real.progress import output_redirected
 
     if smollm2.cached() is not None:
         return smollm2.path()
-    lack = smollm2.missing()
-    _require(lack is None, str(lack))
+    missing = smollm2.missing()
+    _require(missing is None, str(missing))
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    what = f"dequantising {smollm2.NAME} to float32, once (about half a minute)"
+    task = f"dequantising {smollm2.NAME} to float32, once (about half a minute)"
     if not console.is_terminal:
-        console.print(what)
-    with Progress(*columns, console=console, transient=True) as progress, kept_quiet(None):
-        progress.add_task(what, total=None)
+        console.print(task)
+    with Progress(*columns, console=console, transient=True) as bar, output_redirected(None):
+        bar.add_task(task, total=None)
         path = smollm2.path()
-    console.print(f"{smollm2.NAME} is kept in {path}", soft_wrap=True)
+    console.print(f"{smollm2.NAME} is cached in {path}", soft_wrap=True)
     return path

@@ -1,4 +1,4 @@
-"""What `peft-harness train` is given, looked at before anything slow happens: model, rows, output directory."""
+"""The inputs of `peft-harness train`: model, rows and output directory, checked before anything slow happens."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows to train on. encoded: input_ids and labels of each. examples: the same rows before tokenising.
+    """Rows to train on.
 
-    held_out: examples not trained on. left_out: how many rows had no room for an answer. source: where they are from.
+    - encoded: input_ids and labels of each row
+    - examples: the same rows before tokenising
+    - held_out: examples that are not trained on
+    - left_out: how many rows had no room for an answer
+    - source: where the rows come from
     """
 
     encoded: list[Encoded]
@@ -37,11 +41,12 @@ class Rows:
 
     @property
     def answer_tokens(self) -> int:
+        """How many tokens have a label that is trained on."""
         return sum(label != IGNORED for _, labels in self.encoded for label in labels[1:])
 
 
 def model_directory(path: str | Path) -> Path:
-    """A user's model directory. UsageError where there is none, or it lacks config.json or a tokenizer."""
+    """Return a user's model directory. UsageError if it is missing, or lacks config.json or a tokenizer."""
     directory = Path(path).expanduser().resolve()
     if not directory.is_dir():
         raise UsageError(f"--model {path}: no such directory; name one that save_pretrained wrote")
@@ -53,17 +58,17 @@ def model_directory(path: str | Path) -> Path:
 
 
 def tokenizer_of(directory: Path) -> Any:
-    """The tokenizer in a model directory; UsageError where transformers cannot load it."""
+    """Return the tokenizer of a model directory. UsageError if transformers cannot load it."""
     import transformers
 
     try:
         return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # transformers and tokenizers raise whatever they ran into
+    except Exception as error:  # transformers and tokenizers raise errors of many types
         raise UsageError(f"{directory}: transformers cannot load its tokenizer ({_first_line(error)})") from None
 
 
 def require_layers(directory: Path, names: Sequence[str]) -> None:
-    """UsageError where transformers has no causal model for the config, or the model no layer of one of these names."""
+    """Raise UsageError if transformers makes no causal model of a directory's config, or if a name is no layer of it."""
     import torch
     import transformers
 
@@ -74,17 +79,21 @@ def require_layers(directory: Path, names: Sequence[str]) -> None:
     except Exception as error:
         raise UsageError(f"{directory}: transformers cannot make a causal model of it ({_first_line(error)})") from None
     present = {name.rpartition(".")[2] for name, _ in skeleton.named_modules()}
-    lacking = [name for name in names if name not in present]
-    if lacking:
+    missing = [name for name in names if name not in present]
+    if missing:
         raise UsageError(
-            f"{directory}: no layer of this model is named {' or '.join(lacking)}, which is where LoRA goes"
+            f"{directory}: no layer of this model is named {' or '.join(missing)}, which is where LoRA goes"
         )
 
 
 def rows(data: str | Path | None, tokenizer: Any, length: int, at_most: int) -> Rows:
-    """Tokenised rows of a user's JSONL, or of the standard library's docstrings where `data` is None.
+    """Return tokenised rows.
 
-    UsageError where a row is malformed, and where none leaves room for an answer in `length` tokens.
+    - data: a JSONL file; None: docstrings of the standard library
+    - length: the most tokens of a row
+    - at_most: how many rows to read
+
+    Raises UsageError if a row is malformed, or if none leaves room for an answer in `length` tokens.
     """
     if data is None:
         from harness.fixtures import docstrings
@@ -92,20 +101,26 @@ def rows(data: str | Path | None, tokenizer: Any, length: int, at_most: int) -> 
         source = "docstrings of the standard library"
         read = instructions.from_pairs([p for p in docstrings.questions() if p[0] != HELD_OUT[0]], tokenizer)
         held_out = instructions.from_pairs([HELD_OUT], tokenizer)
-        # There are more than are wanted, so none need be cut.
-        read = [one for one in read if not instructions.is_cut(one, tokenizer, length)][:at_most]
+        # There are more docstrings than are needed, so those that would have to be cut are left out.
+        read = [example for example in read if not instructions.is_cut(example, tokenizer, length)][:at_most]
     else:
         source, held_out = str(data), []
         read = instructions.read(Path(data).expanduser(), tokenizer, at_most)
     pairs = [(example, instructions.encode(example, tokenizer, length)) for example in read]
-    kept = [(example, encoded) for example, encoded in pairs if encoded is not None]
-    if not kept:
+    fitting = [(example, encoded) for example, encoded in pairs if encoded is not None]
+    if not fitting:
         raise UsageError(f"{source}: no row leaves room for an answer in {length} tokens; give a larger --length")
-    return Rows([row for _, row in kept], [example for example, _ in kept], held_out, len(read) - len(kept), source)
+    return Rows(
+        encoded=[encoded for _, encoded in fitting],
+        examples=[example for example, _ in fitting],
+        held_out=held_out,
+        left_out=len(read) - len(fitting),
+        source=source,
+    )
 
 
 def write_rows(encoded: Sequence[Encoded], path: Path) -> None:
-    """Tokenised rows as the JSONL that DataSpec.path names."""
+    """Write tokenised rows as the JSONL that DataSpec.path names."""
     lines = [json.dumps({"input_ids": tokens, "labels": labels}) for tokens, labels in encoded]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -113,9 +128,14 @@ def write_rows(encoded: Sequence[Encoded], path: Path) -> None:
 def run_spec(
     model: Path, path: Path, encoded: Sequence[Encoded], lora: Mapping[str, Any], launch: LaunchSpec, **arguments: Any
 ) -> RunSpec:
-    """The run on `encoded`, which lies at `path`: every step logged, one checkpoint in the middle and one at the end.
+    """Return the spec of a run that logs every step and saves a checkpoint in the middle and one at the end.
 
-    arguments: TrainingArguments; `max_steps` and `seed` among them.
+    - model: a model directory
+    - path: where the rows lie
+    - encoded: those rows
+    - lora: fields of LoraConfig
+    - launch: device and threads
+    - arguments: TrainingArguments; `max_steps` and `seed` must be among them
     """
     return RunSpec(
         model=ModelSpec(path=str(model)),
@@ -127,10 +147,11 @@ def run_spec(
 
 
 def output_directory(output: str | Path | None) -> Path:
-    """A directory to write to that is new or empty; it is not made yet.
+    """Return a directory to write to that is new or empty. It is not created here.
 
-    None is ./peft-harness-train, or the first of ./peft-harness-train-2, -3, ... that is. UsageError where one was
-    named that holds something already.
+    - output: the directory; None: the first of ./peft-harness-train, ./peft-harness-train-2, -3, ... that is free
+
+    Raises UsageError if `output` is a file or holds something already.
     """
     if output is None:
         path, number = Path(DEFAULT_OUTPUT), 1

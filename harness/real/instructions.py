@@ -1,4 +1,4 @@
-"""Instructions to train on: read from JSONL, and tokenised the way the model was taught to be asked."""
+"""Instructions to train on: read from JSONL and tokenised in the form in which the model expects questions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 from harness.errors import UsageError
 from harness.fixtures.data import IGNORED, read_jsonl
 
-#: What a row of a user's file may hold, each with strings but `messages`, which is a list of {"role", "content"}.
+#: The keys that a row of a user's file may have. Values are strings; messages is a list of {"role", "content"}.
 FORMATS = (("question", "answer"), ("prompt", "completion"), ("messages",), ("text",))
 
-
-#: input_ids and labels of one row, of one length.
+#: input_ids and labels of one row. Both lists have the same length.
 Encoded = tuple[list[int], list[int]]
 
 
@@ -22,9 +21,10 @@ Encoded = tuple[list[int], list[int]]
 class Example:
     """One row before tokenising.
 
-    question: for people. prompt: text that the model is given, without loss; "" where all is trained on. answer: text
-    that it is to give, its end included. special: whether the tokenizer adds its own beginning to the prompt, which
-    a chat template has written already.
+    - question: shown to people
+    - prompt: text that the model gets and is not trained on; "" if the whole row is trained on
+    - answer: text that it is trained to give, with the token that ends it
+    - special: whether the tokenizer adds its own beginning to the prompt; a chat template has written it already
     """
 
     question: str
@@ -34,31 +34,31 @@ class Example:
 
 
 def read(path: Path, tokenizer: Any, at_most: int) -> list[Example]:
-    """The first `at_most` rows of a JSONL file. UsageError names the file and the line that is none of `FORMATS`."""
+    """Return the first `at_most` rows of a JSONL file. UsageError names a line that has none of `FORMATS`."""
     return [_example(row, tokenizer, f"{path}, line {line}") for line, row in read_jsonl(path)[:at_most]]
 
 
 def from_pairs(pairs: Sequence[tuple[str, str]], tokenizer: Any) -> list[Example]:
-    """Questions and answers, as the model's chat template puts them."""
-    return [_asked(question, answer, tokenizer, question) for question, answer in pairs]
+    """Return questions and answers in the form of the model's chat template, if it has one."""
+    return [_question(question, answer, tokenizer, question) for question, answer in pairs]
 
 
 def encode(example: Example, tokenizer: Any, length: int) -> Encoded | None:
-    """input_ids and labels of an example, cut at `length` tokens; labels are -100 on the prompt.
+    """Return input_ids and labels of an example, cut at `length` tokens. Labels are -100 on the prompt.
 
-    None where no token of the answer is left to learn: a causal model predicts none for the first position.
+    None if no token of the answer is left to train on. Position 0 does not count: a causal model does not predict it.
     """
     tokens, labels = (part[:length] for part in _whole(example, tokenizer))
     return (tokens, labels) if any(label != IGNORED for label in labels[1:]) else None
 
 
 def is_cut(example: Example, tokenizer: Any, length: int) -> bool:
-    """Whether an example is longer than `length` tokens."""
+    """Return whether an example is longer than `length` tokens."""
     return len(_whole(example, tokenizer)[0]) > length
 
 
 def _whole(example: Example, tokenizer: Any) -> Encoded:
-    # The answer is tokenised by itself: a token that spans the seam would never be seen at generation.
+    # The answer is tokenised by itself. A token across the border of prompt and answer never occurs at generation.
     prompt = tokenizer(example.prompt, add_special_tokens=example.special)["input_ids"] if example.prompt else []
     answer = tokenizer(example.answer, add_special_tokens=example.special and not prompt)["input_ids"]
     return [*prompt, *answer], [*[IGNORED] * len(prompt), *answer]
@@ -67,8 +67,8 @@ def _whole(example: Example, tokenizer: Any) -> Encoded:
 def _example(row: dict[str, Any], tokenizer: Any, where: str) -> Example:
     keys = next((keys for keys in FORMATS if all(key in row for key in keys)), None)
     if keys is None:
-        known = ", ".join("+".join(keys) for keys in FORMATS)
-        raise UsageError(f"{where}: expected the keys {known}; found {', '.join(map(repr, row)) or 'none'}")
+        formats = ", ".join("+".join(keys) for keys in FORMATS)
+        raise UsageError(f"{where}: expected the keys {formats}; found {', '.join(map(repr, row)) or 'none'}")
     if keys == ("messages",):
         return _conversation(row["messages"], tokenizer, where)
     for key in keys:
@@ -76,13 +76,13 @@ def _example(row: dict[str, Any], tokenizer: Any, where: str) -> Example:
             raise UsageError(f"{where}: {key!r} must be text that is not empty, found {_short(row[key])}")
     end = tokenizer.eos_token or ""
     if keys == ("question", "answer"):
-        return _asked(row["question"], row["answer"], tokenizer, where)
+        return _question(row["question"], row["answer"], tokenizer, where)
     if keys == ("prompt", "completion"):
         return Example(row["prompt"], row["prompt"], row["completion"] + end, special=True)
     return Example(_beginning(row["text"]), "", row["text"] + end, special=True)
 
 
-def _asked(question: str, answer: str, tokenizer: Any, where: str) -> Example:
+def _question(question: str, answer: str, tokenizer: Any, where: str) -> Example:
     if tokenizer.chat_template is None:
         return Example(question, f"{question}\n", answer + (tokenizer.eos_token or ""), special=True)
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -90,11 +90,11 @@ def _asked(question: str, answer: str, tokenizer: Any, where: str) -> Example:
 
 
 def _conversation(messages: Any, tokenizer: Any, where: str) -> Example:
-    right = isinstance(messages, list) and all(
+    well_formed = isinstance(messages, list) and all(
         isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
         for turn in messages
     )
-    if not right or len(messages) < 2 or messages[-1]["role"] != "assistant":
+    if not well_formed or len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise UsageError(
             f"{where}: 'messages' must be a list of two or more {{'role', 'content'}}, the last one of the assistant; "
             f"found {_short(messages)}"
@@ -114,7 +114,7 @@ def _templated(turns: list[dict[str, str]], tokenizer: Any, where: str) -> Examp
         whole = tokenizer.apply_chat_template(turns, tokenize=False)
     except TemplateError as error:
         raise UsageError(f"{where}: the model's chat template refuses this conversation ({error})") from None
-    # A template may write an assistant's turn otherwise than it opens one (a "thinking" block, say).
+    # A template may write a finished turn of the assistant in another way than it opens one, such as with a "thinking" block.
     answer = whole[len(prompt) :] if whole.startswith(prompt) else turns[-1]["content"] + (tokenizer.eos_token or "")
     return Example(turns[-2]["content"], prompt, answer)
 

@@ -1,4 +1,4 @@
-"""Live progress of training runs: a bar for each, and the losses side by side, step by step."""
+"""Live progress of training runs: a bar for each run, and their losses side by side for each step."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from rich.table import Table
 if TYPE_CHECKING:
     from harness.trace import Step, Trace
 
-#: Steps shown while it runs; all of them are in the table at the end.
-_SHOWN = 12
+#: How many steps are shown while a run trains. The table at the end has all of them.
+_STEPS_SHOWN = 12
 
 
-class Watch:
-    """Shows runs while they train, told by `harness.subjects.observer.listeners`.
+class LiveRuns:
+    """Shows runs while they train: a bar for each and one for all together. It gets `subjects.observer.listeners` events.
 
-    console: where. runs: label -> optimizer steps, in order of training. One bar each, and one for all together.
+    - console: where it is shown
+    - runs: label -> optimizer steps, in order of training
     """
 
     def __init__(self, console: Console, runs: dict[str, int]):
@@ -56,7 +57,7 @@ class Watch:
 
     @contextlib.contextmanager
     def showing(self) -> Iterator[None]:
-        """Draw until the block ends. Where the console is no terminal, each step is a line."""
+        """Draw until the block ends. If the console is no terminal, each step is printed as a line instead."""
         if not self.console.is_terminal:
             yield
             return
@@ -65,7 +66,7 @@ class Watch:
 
     @contextlib.contextmanager
     def run(self, label: str) -> Iterator[None]:
-        """Take what is observed in this block for the run of that label."""
+        """Show the run that is observed in this block under that label."""
         from harness.subjects.observer import listeners
 
         self._label = label
@@ -96,31 +97,36 @@ class Watch:
         table.add_column("step", justify="right")
         for label in self._losses:
             table.add_column(label, justify="right")
-        # list(): this runs in a thread of its own, while steps are added.
+        # list(): this runs in a thread of its own, while steps are being added.
         numbers = sorted({number for losses in self._losses.values() for number in list(losses)})
-        # The newest step of the run in progress stays in sight, with the steps before it.
+        # The newest step of the current run and those before it are shown, also if an earlier run went further.
         newest = max(self._losses.get(self._label, {}), default=0)
-        for number in [n for n in numbers if n <= max(newest, _SHOWN)][-_SHOWN:]:
+        for number in [n for n in numbers if n <= max(newest, _STEPS_SHOWN)][-_STEPS_SHOWN:]:
             cells = (losses.get(number) for losses in self._losses.values())
             table.add_row(str(number), *("" if loss is None else f"{loss:.4f}" for loss in cells))
         return Group(self._progress, table)
 
 
 def step_loss(step: Step) -> float:
-    """The loss of one optimizer step, as the model returned it: a sum over micro-batches where each was already
-    divided by the window's tokens (num_items), else their mean."""
+    """Return the loss of one optimizer step, from what the model returned; NaN if it returned none.
+
+    If each micro-batch was divided by the tokens of the whole window (num_items), the losses add up. Otherwise it is
+    their mean.
+    """
     losses = [batch.loss for batch in step.batches if batch.loss is not None]
     if not losses:
         return float("nan")
-    whole = all(batch.num_items is not None for batch in step.batches)
-    return sum(losses) if whole else sum(losses) / len(losses)
+    divided_by_window = all(batch.num_items is not None for batch in step.batches)
+    return sum(losses) if divided_by_window else sum(losses) / len(losses)
 
 
 @contextlib.contextmanager
-def kept_quiet(log: Path | None) -> Iterator[None]:
-    """Send what others print in this block (logs, progress bars, warnings) to a file instead of over the display.
+def output_redirected(log: Path | None) -> Iterator[None]:
+    """Append what others print in this block (logs, progress bars, warnings) to a file, so that it spoils no display.
 
-    None is no file at all. A console that shall go on must have been made with `file=sys.stdout`.
+    - log: the file; None: throw it away
+
+    A console goes on printing only if it was made with `file=sys.stdout` before.
     """
     from harness.subjects.hf_trainer import recorded_warnings
 

@@ -1,4 +1,4 @@
-"""What a run on a real model looks like: tables for the terminal, a plot, and JSON."""
+"""Show runs on a real model: tables for the terminal, a plot, and JSON."""
 
 from __future__ import annotations
 
@@ -22,30 +22,33 @@ _COLOURS = {PASS: "green", FAIL: "red"}
 
 
 def steps_of(runs: dict[str, Trace]) -> list[dict[str, Any]]:
-    """Per step: "step", "loss" and "grad_norm" by label, "seconds" by label, and the "difference" of the two losses.
+    """Return a dict for each step, as result.json has it.
 
-    Losses and gradient norms (before clipping) are those that were logged; None where nothing was.
+    - "step": the global step
+    - "loss", "grad_norm": label -> what was logged, None if nothing was; the norm is that before clipping
+    - "seconds": label -> seconds of the step
+    - "difference": of the two losses, None if one is missing
     """
     numbers = sorted({step.number for trace in runs.values() for step in trace.steps})
     seconds = {label: {step.number: step.seconds for step in trace.steps} for label, trace in runs.items()}
     rows = []
     for number in numbers:
         loss = {label: trace.losses.get(number) for label, trace in runs.items()}
-        known = [value for value in loss.values() if value is not None]
+        logged = [value for value in loss.values() if value is not None]
         rows.append(
             {
                 "step": number,
                 "loss": loss,
                 "grad_norm": {label: trace.grad_norms.get(number) for label, trace in runs.items()},
                 "seconds": {label: times.get(number) for label, times in seconds.items()},
-                "difference": known[0] - known[1] if len(known) == 2 else None,
+                "difference": logged[0] - logged[1] if len(logged) == 2 else None,
             }
         )
     return rows
 
 
 def print_steps(console: Console, rows: list[dict[str, Any]], labels: Sequence[str]) -> None:
-    """The table of steps: both losses, both gradient norms, the difference of the losses."""
+    """Print the table of steps: both losses, both gradient norms, and the difference of the losses."""
     table = Table(box=None, padding=(0, 2))
     for heading in ["step", *[f"loss\n{label}" for label in labels], *[f"grad_norm\n{label}" for label in labels]]:
         table.add_column(heading, justify="right")
@@ -58,7 +61,7 @@ def print_steps(console: Console, rows: list[dict[str, Any]], labels: Sequence[s
 
 
 def print_checks(console: Console, checks: list[Check]) -> None:
-    """A line for each check, with its numbers; what was found against it below."""
+    """Print a line for each check with its numbers. Below a check that fails are its first three findings."""
     table = Table(box=None, padding=(0, 2), show_header=False)
     for check in checks:
         outcome = check.verdict.outcome
@@ -71,20 +74,20 @@ def print_checks(console: Console, checks: list[Check]) -> None:
 
 
 def print_answers(console: Console, answers: list[dict[str, Any]]) -> None:
-    """Each question with the answers before and after training."""
+    """Print each question with the answers before and after training."""
     table = Table(box=None, padding=(0, 2), show_header=False)
     for answer in answers:
-        held = "" if answer["trained_on"] else " (not in the training rows)"
-        table.add_row("asked", Text(f"{answer['question']}{held}", style="bold"))
+        held_out = "" if answer["trained_on"] else " (not in the training rows)"
+        table.add_row("asked", Text(f"{answer['question']}{held_out}", style="bold"))
         for when in ("before", "after"):
-            # An untrained model may say anything, escape sequences of the terminal too.
-            said = "".join(letter if letter.isprintable() else " " for letter in answer[when] or "nothing")
-            table.add_row(when, Text(" ".join(said.split())))
+            # An untrained model may produce anything, even escape sequences of the terminal.
+            text = "".join(letter if letter.isprintable() else " " for letter in answer[when] or "nothing")
+            table.add_row(when, Text(" ".join(text.split())))
     console.print(table)
 
 
 def plot(rows: list[dict[str, Any]], labels: Sequence[str], title: str, path: Path) -> bool:
-    """Both loss curves as a PNG. False, and no file, where matplotlib is not installed."""
+    """Write both loss curves as a PNG and return True. If matplotlib is not installed, return False and write nothing."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -94,7 +97,7 @@ def plot(rows: list[dict[str, Any]], labels: Sequence[str], title: str, path: Pa
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    # Equal curves lie on each other: the first is wide and pale, so that both are seen.
+    # Equal curves lie on top of each other. The first one is wide and pale, so that both can be seen.
     styles: list[dict[str, Any]] = [
         {"color": "#7fb2e5", "linewidth": 7, "solid_capstyle": "round"},
         {"color": "#b3261e", "linewidth": 1.4, "marker": "o", "markersize": 3.5},
@@ -112,7 +115,7 @@ def plot(rows: list[dict[str, Any]], labels: Sequence[str], title: str, path: Pa
 
 
 def write_json(value: Any, path: Path) -> None:
-    """A value as indented JSON; numbers that JSON has no word for (NaN, infinity) as text."""
+    """Write a value as indented JSON. NaN and infinity, which JSON does not have, become text."""
     path.write_text(json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
