@@ -4,13 +4,12 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 
 from harness import subjects
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
 from harness.processes.imports import import_upstream
-from harness.runs import drawn
 from harness.runs.cache import Runs
 from harness.runs.drawn import Draw
 from harness.runs.scenarios import LAUNCHES, PLAIN
@@ -61,7 +60,7 @@ def test_what_is_excused_is_counted_and_fails_nothing(tmp_path):
 @pytest.mark.parametrize("specs", [run_specs(), any_specs(), spread_specs(), lives("get_peft_model"), lives(ADD)])
 def test_what_is_drawn_is_a_spec_that_survives_json(specs):
     @settings(max_examples=50, deadline=None, database=None)
-    @drawn.given(specs)
+    @given(specs)
     def survives(spec):
         again = RunSpec.from_json(json.loads(json.dumps(spec.to_json())))
         assert again == spec and again.hash == spec.hash

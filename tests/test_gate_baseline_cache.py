@@ -9,7 +9,8 @@ import pytest
 
 from harness import environment
 from harness.gate import baseline_cache, compare
-from harness.gate.environments import CURRENT, Environment
+from harness.gate.environments import Environment
+from harness.gate.requirements import CURRENT
 from harness.gate.scope import Scope
 from harness.gate.side import Side
 from harness.session.journal import read

@@ -17,7 +17,7 @@ from harness.paths import PACKAGE
 from harness.spec import RunSpec
 from harness.tolerance import STACKS
 from harness.verdict import Case
-from tests.traces import A, made_up
+from tests.traces import A, made_up, with_checkpoint
 
 
 def case(outcome, clause="ACC-01", scenario="plain", **values):
@@ -128,11 +128,7 @@ def test_rounding_to_four_logged_digits_is_no_change():
 
 def saved(tmp_path, **changes):
     """A made-up run with a checkpoint at step 2 that holds the adapter of the end."""
-    from tests.checkpoints import checkpoint
-
-    trace = made_up(**changes)
-    trace.checkpoints = [checkpoint(tmp_path, trace, 2)]
-    return trace
+    return with_checkpoint(made_up(**changes), tmp_path, 2)
 
 
 def test_a_resumed_run_equals_the_run_that_wrote_the_checkpoint():

@@ -47,7 +47,7 @@ def fake(tmp_path, monkeypatch):
         monkeypatch.setattr(Environment, "start", start)
         return Side("baseline", environment, tmp_path / "side", Scope())
 
-    make.started = started
+    make.started = started  # type: ignore[attr-defined]
     return make
 
 

@@ -4,6 +4,7 @@ import functools
 import select
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -36,7 +37,7 @@ def holder(tmp_path, monkeypatch):
     """
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(gpu_locks.tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv(environment.GPUS, "0")
     monkeypatch.setattr(gpu_locks, "GROUPS_PER_GPU", 1)
     started = []

@@ -54,7 +54,7 @@ def before_training():
     trace = made_up(SPEC, adapter_before=adapter)
     metrics = {"eval_loss": (2 * means[0] + 2 * means[1] + means[2]) / 5}
     trace.evaluations.append(Evaluation(0, [[4, 5], [6, 7], [8]], metrics))
-    trace.token_mean = sum(loss for loss, _ in per_row) / sum(count for _, count in per_row)
+    trace.token_mean = sum(loss for loss, _ in per_row) / sum(count for _, count in per_row)  # type: ignore[attr-defined]
     return trace
 
 

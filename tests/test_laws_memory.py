@@ -117,7 +117,7 @@ def test_what_was_there_before_is_not_counted_when_it_is_freed():
 
 
 class Thing:
-    pass
+    itself: object = None
 
 
 def test_what_was_dropped_holds():

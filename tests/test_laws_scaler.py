@@ -17,9 +17,9 @@ def skipped(tmp_path):
     """Return a run that saved each step and skipped step 2, and the content of its scaler.pt files."""
     trace = made_up(SPEC)
     values = [trace.adapter_before, trace.adapter]
-    for step in range(1, 5):
-        adapter = {name: values[0][name].lerp(values[1][name], (step - (step > 1)) / 3) for name in values[0]}
-        with_checkpoint(trace, tmp_path, step, adapter)
+    for number in range(1, 5):
+        adapter = {name: values[0][name].lerp(values[1][name], (number - (number > 1)) / 3) for name in values[0]}
+        with_checkpoint(trace, tmp_path, number, adapter)
     for step in trace.steps:
         rate = 0.01 * (4 - (step.number - 1 - (step.number > 2))) / 4
         step.learning_rates = [rate, rate]

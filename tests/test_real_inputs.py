@@ -1,5 +1,6 @@
 """The inputs of `peft-harness train`: rows, model and output directory, and the messages for wrong ones."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -180,6 +181,6 @@ def test_an_interrupted_conversion_leaves_no_model(tmp_path, monkeypatch):
 )
 def test_a_missing_package_is_named(tmp_path, monkeypatch, package, words):
     monkeypatch.setenv("PEFT_HARNESS_CACHE", str(tmp_path))
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None if name == package else object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else object())
     with pytest.raises(UsageError, match=words):
         smollm2.path()

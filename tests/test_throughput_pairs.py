@@ -1,5 +1,6 @@
 """Two sides timed in turn: real processes, and those that refuse, die, or are slower."""
 
+import ctypes
 import functools
 import io
 import json
@@ -16,6 +17,7 @@ from harness.errors import UsageError
 from harness.runs.scenarios import PLAIN
 from harness.subjects.reference import build
 from harness.throughput import compiled, judgement, pairs, rates, speed, worker
+from harness.throughput.ceiling import Ceiling
 from harness.throughput.pairs import Entrant
 from harness.throughput.shapes import SHAPES, chosen
 from harness.throughput.stepping import train
@@ -62,7 +64,7 @@ def test_the_peak_is_of_steps_alone(cost, first, monkeypatch):
 def test_a_process_begins_anew_with_memory_laid_out_alike_and_once(monkeypatch):
     begun = []
     monkeypatch.setattr(os, "execv", lambda file, words: begun.append(words))
-    monkeypatch.setattr(worker.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     monkeypatch.setattr(os, "environ", {"GLIBC_TUNABLES": "glibc.malloc.check=0"})
     worker.fix_layout()
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
@@ -199,7 +201,7 @@ def test_what_cannot_be_compiled_is_refused():
 
 def test_yardsticks_that_compute_something_else_are_told():
     measured = speed.Measured(SHAPES["tiny"], [speed.Row("trainer", 1.0, 0, 5.0), speed.Row("reference", 1.0, 0, 5.2)])
-    assert speed.odd_losses(measured) == ["tiny: reference has loss 5.200000, the trainer 5.000000"]
+    assert speed.differing_losses(measured) == ["tiny: reference has loss 5.200000, the trainer 5.000000"]
 
 
 def test_shapes_are_chosen_by_name_or_device():
@@ -212,7 +214,7 @@ def test_what_was_timed_too_little_is_not_known():
     too_little = judgement.interval([[0.1]])
     row = speed.Row("reference", 1.0, 0, 5.0, too_little)
     assert str(too_little) == "not known from 1 A B B A"
-    measured = speed.Measured(SHAPES["tiny"], [row], ceiling=speed.Ceiling("float32", 1e12, 1e10))
+    measured = speed.Measured(SHAPES["tiny"], [row], ceiling=Ceiling("float32", 1e12, 1e10))
     (told,) = measured.to_json()["rows"]
     assert told["trainer_overhead"] == {"estimate": None, "low": None, "high": None}
 
@@ -230,7 +232,7 @@ def test_a_trainer_that_ends_beside_one_yardstick_is_started_anew_for_the_next(m
         return subprocess.Popen([sys.executable, "-c", code, "0.01"], text=True, **options)
 
     monkeypatch.setattr(speed, "Entrant", functools.partial(Entrant, start=start))
-    monkeypatch.setattr(speed, "measure_ceiling", lambda *_: speed.Ceiling("float32", 1e12, 1e10))
+    monkeypatch.setattr(speed, "measure_ceiling", lambda *_: Ceiling("float32", 1e12, 1e10))
     *_, measured = speed.measure(SHAPES["tiny"], "cpu", "hf-trainer", 1.0)
     assert started.count("hf-trainer") == 2
     reasons = {row.name: row.refused for row in measured.rows}
@@ -250,7 +252,7 @@ def test_speed_is_told(tmp_path, monkeypatch):
         return subprocess.Popen([sys.executable, "-c", FAKE, str(seconds)], text=True, **options)
 
     monkeypatch.setattr(speed, "Entrant", functools.partial(Entrant, start=start))
-    monkeypatch.setattr(speed, "measure_ceiling", lambda *_: speed.Ceiling("float32", 1e12, 1e10))
+    monkeypatch.setattr(speed, "measure_ceiling", lambda *_: Ceiling("float32", 1e12, 1e10))
     files = ["--json", str(tmp_path / "s.json"), "--plot", str(tmp_path / "s.png")]
     done = CliRunner().invoke(app, ["speed", "--shape", "tiny", "--seconds", "1", *files])
     assert done.exit_code == 0, done.output
