@@ -1,0 +1,247 @@
+"""The entries of the cache directory: what each is, its size, whether a process uses it, and how it is removed.
+
+Only files whose names and places the harness gives are entries. If PEFT_HARNESS_CACHE names a directory that holds other
+things, these are neither counted nor removed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Commands of the harness that read the whole cache while they run, or start processes that do.
+_READERS = ("gate", "bisect", "history", "check", "train", "map", "propose", "bounds", "ask")
+
+#: Seconds for which an unfinished directory may still be written by a process on another machine or in a container.
+_UNFINISHED = 3600
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of entry.
+
+    - name: as the command line has it.
+    - what: what entries of it are, for people.
+    - pattern: the paths of its entries below the cache directory, as a regular expression.
+    """
+
+    name: str
+    what: str
+    pattern: str
+
+
+KINDS = (
+    Kind("environments", "stacks that check --with, gate, bisect and history installed", r"environments/[0-9a-f]{16}"),
+    Kind("judged", "results of whole stacks, for later gates with the same baseline", r"judged/[0-9a-f]{16}\.jsonl"),
+    Kind("verdicts", "results of single clauses, for later bisections", r"verdicts/[0-9a-f]{16}-[\w-]+\.json"),
+    Kind("path", "links through which other stacks import this harness", r"path/[0-9a-f]{12}"),
+    Kind("bytecode", "compiled Python of upstream", r"bytecode"),
+    Kind("model", "SmolLM2-135M-Instruct in float32, for train", r"smollm2-[\w.-]+"),
+    Kind(
+        "unfinished",
+        "left by processes that were interrupted",
+        r"environments/\.[0-9a-f]{16}-\d+-\d+(\.lock)?|(judged|verdicts)/\.[\w.-]+\.\d+|\.smollm2-[\w.-]+",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of the cache.
+
+    - text: what it is: the releases in an environment, the date of a result.
+    - size: bytes on disk, files with several hard links counted once.
+    - freed: bytes that removing it frees. uv shares files between environments and its own cache.
+    - used_at: when it was last used or written, in seconds since 1970.
+    - user: what uses it now, "" if nothing does.
+    """
+
+    kind: str
+    path: Path
+    text: str
+    size: int
+    freed: int
+    used_at: float
+    user: str
+
+
+def entries(directory: Path) -> list[Entry]:
+    """Return the entries of a cache directory, sorted by kind and then the largest first."""
+    running = list(_processes())
+    found = [
+        _entry(kind, path, running)
+        for path in _candidates(directory)
+        for kind in KINDS
+        if re.fullmatch(kind.pattern, path.relative_to(directory).as_posix())
+    ]
+    order = [kind.name for kind in KINDS]
+    return sorted(found, key=lambda entry: (order.index(entry.kind), -entry.size, entry.path.name))
+
+
+def strangers(directory: Path) -> list[Path]:
+    """Return what else lies in the directory. The harness did not put it there, and leaves it alone."""
+    folders = {kind.pattern.partition("/")[0] for kind in KINDS if "/" in kind.pattern}
+    patterns = [kind.pattern for kind in KINDS]
+    return [
+        path
+        for path in _candidates(directory)
+        if path.name not in folders
+        and not any(re.fullmatch(pattern, path.relative_to(directory).as_posix()) for pattern in patterns)
+    ]
+
+
+def remove(entry: Entry) -> None:
+    """Remove an entry, without following links out of it.
+
+    A directory is renamed first, so that no process finds half of it. If this process is killed meanwhile, the rest is
+    an "unfinished" entry.
+    """
+    if entry.kind == "bytecode":
+        _remove_bytecode(entry.path)
+    elif entry.path.is_symlink() or entry.path.is_file():
+        entry.path.unlink(missing_ok=True)
+    elif entry.kind == "environments":
+        aside = entry.path.with_name(f".{entry.path.name}-{os.getpid()}-{time.monotonic_ns()}")
+        entry.path.rename(aside)
+        shutil.rmtree(aside)
+    else:
+        shutil.rmtree(entry.path)
+
+
+def _candidates(directory: Path) -> Iterator[Path]:
+    """Yield what may be an entry: what lies in the cache directory, and in those folders of it that hold entries."""
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        yield path
+        if path.name in ("environments", "judged", "verdicts", "path") and path.is_dir() and not path.is_symlink():
+            yield from sorted(path.iterdir())
+
+
+def _entry(kind: Kind, path: Path, running: Sequence[tuple[int, str, bool]]) -> Entry:
+    files = list(_files(path))
+    links: dict[tuple[int, int], int] = {}
+    stats = {}
+    for file in files:
+        try:
+            found = file.lstat()
+        except OSError:  # removed meanwhile
+            continue
+        key = (found.st_dev, found.st_ino)
+        links[key] = links.get(key, 0) + 1
+        stats[key] = found
+    sizes = {key: found.st_blocks * 512 for key, found in stats.items()}
+    freed = sum(size for key, size in sizes.items() if links[key] >= stats[key].st_nlink)
+    used_at = path.lstat().st_mtime if path.exists() or path.is_symlink() else 0.0
+    return Entry(
+        kind.name, path, _text(kind, path, used_at), sum(sizes.values()), freed, used_at, _user(kind, path, running)
+    )
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_symlink() or not path.is_dir():
+        yield path
+        return
+    for folder, _, names in os.walk(path):
+        yield from (Path(folder, name) for name in names)
+
+
+def _text(kind: Kind, path: Path, used_at: float) -> str:
+    if kind.name == "environments":
+        return _stack(path)
+    if kind.name == "path":
+        link = path / "harness"
+        return f"{os.readlink(link)}" if link.is_symlink() else ""
+    return time.strftime("%Y-%m-%d", time.localtime(used_at))
+
+
+def _stack(environment: Path) -> str:
+    """Return the releases that an environment holds of the packages that a verdict is about."""
+    from harness.gate.environments import STACK
+
+    found = {}
+    for info in environment.glob("lib/python*/site-packages/*.dist-info"):
+        name, _, version = info.name.removesuffix(".dist-info").partition("-")
+        found[name.lower()] = version
+    return " ".join(f"{name}=={found[name]}" for name in STACK if name in found)
+
+
+# ---- who uses it ----
+
+
+def _processes() -> Iterator[tuple[int, str, bool]]:
+    """Yield (process id, text that names every path it uses, whether it may read all of the cache) of each other process.
+
+    The text has the command line, the directory, the Python variables and the mapped and open files. Processes of other
+    users show their command line alone.
+    """
+    for directory in Path("/proc").glob("[0-9]*"):
+        if int(directory.name) == os.getpid():
+            continue
+        words = _read(directory / "cmdline").split("\0")
+        parts = [*words, *_python_variables(_read(directory / "environ")), _read(directory / "maps")]
+        for link in (directory / "cwd", *_listed(directory / "fd")):
+            parts.append(_target(link))
+        yield int(directory.name), "\n".join(parts), _reads_all(words)
+
+
+def _reads_all(words: Sequence[str]) -> bool:
+    ours = any(Path(word).name == "peft-harness" or word == "harness.cli" for word in words[:4])
+    return ours and any(word in _READERS for word in words[1:6])
+
+
+def _python_variables(environ: str) -> list[str]:
+    return [
+        line for line in environ.split("\0") if line.startswith(("PYTHONPATH=", "PYTHONPYCACHEPREFIX=", "VIRTUAL_ENV="))
+    ]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
+
+
+def _user(kind: Kind, path: Path, running: Sequence[tuple[int, str, bool]]) -> str:
+    """Return what uses an entry, in words; "" if nothing does."""
+    if kind.name == "unfinished":
+        # Named by `harness.gate.environments` and by `harness.files.write_whole`.
+        owner = re.fullmatch(r"\.[0-9a-f]{16}-(?P<pid>\d+)-.*|\.smollm2.*|\..*\.(?P<last>\d+)", path.name)
+        pid = owner and (owner["pid"] or owner["last"])
+        if pid and Path("/proc", pid).exists():
+            return f"process {pid} writes it"
+        # The model's unfinished directory has no process id in its name (fixtures/smollm2.py).
+        if not pid and time.time() - path.lstat().st_mtime < _UNFINISHED:
+            return "written less than an hour ago"
+    for pid, text, reads_all in running:
+        if reads_all or re.search(re.escape(str(path)) + r"(?![\w.-])", text):
+            return f"process {pid} uses it"
+    return ""
+
+
+def _remove_bytecode(path: Path) -> None:
+    """Remove compiled files and the folders that are empty then, and nothing else."""
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            if name.endswith(".pyc"):
+                Path(folder, name).unlink(missing_ok=True)
+        if not os.listdir(folder):
+            os.rmdir(folder)

@@ -1,0 +1,80 @@
+"""Options that several commands have, and what the shell offers to complete them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from harness.gate.scope import Scope
+
+
+def clause_ids(incomplete: str) -> list[str]:
+    """Return the clause ids that begin with what was typed."""
+    from harness import contract
+
+    return [id for id in contract.clauses() if id.startswith(incomplete.upper())]
+
+
+def subject_names(incomplete: str) -> list[str]:
+    """Return the built-in subjects that begin with what was typed."""
+    from harness import subjects
+
+    return [name for name in subjects.NAMES if name.startswith(incomplete)]
+
+
+def devices(incomplete: str) -> list[str]:
+    """Return the devices that begin with what was typed."""
+    return [name for name in ("cpu", "cuda") if name.startswith(incomplete)]
+
+
+def _turn_patches_off(unpatched: bool) -> None:
+    if unpatched:
+        from harness import patches
+
+        patches.turn_off()
+
+
+Subject = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Who is judged: hf-trainer, reference or module:factory.", autocompletion=subject_names
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="cpu|cuda", help="Where to train.", autocompletion=devices)]
+Clauses = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB", help="Judge these clauses only, such as 'RES-*'. Repeatable.", autocompletion=clause_ids
+    ),
+]
+Preload = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODULE", help="Import this module before upstream is used, in every process that trains. Repeatable."
+    ),
+]
+Unpatched = Annotated[
+    bool,
+    typer.Option(
+        "--unpatched",
+        callback=_turn_patches_off,
+        help="Run upstream as it is, without the changes that the harness makes to it for speed.",
+    ),
+]
+Json = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a plot as PNG or SVG.")]
+
+#: The help of an option that takes a stack.
+REQUIREMENTS = "a requirements or lock file, 'current', or releases such as 'transformers==5.1.0 peft==0.18.1'."
+
+
+def scope(
+    subject: str = "hf-trainer", device: str = "cpu", clause: list[str] | None = None, preload: list[str] | None = None
+) -> Scope:
+    """Return what these options choose to judge."""
+    from harness.gate.scope import Scope
+
+    return Scope(subject, device, tuple(clause or ()), tuple(preload or ()))
