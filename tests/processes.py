@@ -1,10 +1,11 @@
-"""Whether processes live, for tests on how they end. Linux only."""
+"""Helpers for tests on how processes end. Linux only."""
 
 import time
 from pathlib import Path
 
 
 def alive(pid):
+    """Return whether a process exists and is no zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -13,6 +14,7 @@ def alive(pid):
 
 
 def until(condition, seconds):
+    """Wait until a condition holds, at most some seconds, and return whether it does."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.05)

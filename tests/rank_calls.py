@@ -1,4 +1,4 @@
-"""What the ranks of tests/test_ranks.py do. Ranks find these by name, so they are functions of a module."""
+"""Functions that the ranks of tests/test_ranks.py call. Ranks find them by name, so they are functions of a module."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ def rank():
 
 
 def add_up(file):
-    """Write the sum over ranks of 1 + rank, as rank 0 sees it."""
+    """Have rank 0 write the sum over ranks of 1 + rank."""
     import torch
 
     total = torch.tensor([1.0 + rank()])
@@ -38,9 +38,9 @@ def raise_on_all():
 
 
 def raise_late_on_one():
-    """All raise the same; the second rank a second later, and not before it has met the first one in its store."""
+    """Raise the same error in all ranks. Rank 1 raises it a second later, after it has used the store that rank 0 serves."""
     if rank():
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         time.sleep(1.0)
         port = int(os.environ["MASTER_PORT"])
@@ -65,20 +65,13 @@ def die_on_one():
 
 
 def note_process(directory):
-    """Leave this rank's process id, and stay."""
+    """Write this rank's process id to a file, and sleep."""
     Path(directory, f"{rank()}.pid").write_text(str(os.getpid()))
     time.sleep(1000)
 
 
-def say_what_is_loaded(file, module):
-    import sys
-
-    if rank() == 0:
-        Path(file).write_text(str(module in sys.modules))
-
-
 def leave_a_child_behind(file):
-    """Start a process that leads a group of its own, as ninja's compilers do, and end."""
+    """Start a process that leads a process group of its own, as ninja's compilers do, and end before it."""
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""Imports that leave CUDA alone, and what becomes of ranks where they do not. The libraries are made up."""
+"""Imports that do not start CUDA, and how ranks are started if they do. The CUDA libraries are fakes."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ from tests import rank_calls
 
 
 class Library:
-    """As much of libcuda and libnvidia-ml as is asked."""
+    """A fake of libcuda and libnvidia-ml, with the functions that the harness calls."""
 
     def __init__(self, initialised=False, nvml=0):
         self.initialised, self.nvml = initialised, nvml
@@ -41,18 +41,18 @@ def driver(monkeypatch):
 
 
 @pytest.mark.parametrize("initialised", [True, False])
-def test_a_driver_tells_whether_it_was_started(driver, initialised):
+def test_the_driver_says_whether_cuda_was_started(driver, initialised):
     driver(initialised=initialised)
     assert cuda_free_fork.cuda_started() is initialised
 
 
-def test_a_fork_of_a_process_that_has_started_it_has_too(driver, monkeypatch):
+def test_a_fork_of_a_process_that_started_cuda_counts_as_started(driver, monkeypatch):
     driver(initialised=False)
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
     assert cuda_free_fork.cuda_started()
 
 
-def test_without_a_driver_nothing_was_started(monkeypatch):
+def test_without_a_driver_cuda_was_not_started(monkeypatch):
     def missing(name):
         raise OSError(name)
 
@@ -60,26 +60,26 @@ def test_without_a_driver_nothing_was_started(monkeypatch):
     assert cuda_free_fork.cuda_started() is False
 
 
-def test_within_it_nvml_is_asked_and_after_it_torch_again(driver, monkeypatch):
+def test_nvml_answers_within_the_block_and_torch_after_it(driver, monkeypatch):
     driver()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6,7")
     monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
     ask = torch.cuda.get_device_capability
     with cuda_free_fork.cuda_untouched():
         assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
-        # The second GPU of this process is the machine's sixth.
+        # The second GPU that this process sees is the machine's GPU 6.
         assert torch.cuda.get_device_capability(torch.cuda.device(1)) == (9, 6)
     assert torch.cuda.get_device_capability is ask and "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
 
 
-def test_a_variable_of_the_users_stays(driver, monkeypatch):
+def test_a_variable_that_the_user_set_is_restored(driver, monkeypatch):
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "0")
     with cuda_free_fork.cuda_untouched():
         assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
     assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "0"
 
 
-def test_nvml_that_does_not_answer_is_no_capability(driver, monkeypatch):
+def test_an_error_of_nvml_is_raised(driver, monkeypatch):
     driver(nvml=9)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with (

@@ -1,4 +1,4 @@
-"""Groups of ranks: how they start, fail, hang and end, and that none outlives who asked for it."""
+"""Groups of ranks: how they start, fail, hang and end, and that none outlives the process that asked for it."""
 
 import functools
 import os
@@ -27,14 +27,14 @@ def group(call, tmp_path, size=2, limit=30.0, **options):
     return Group(call, size, tmp_path / "ranks", limit, **options)
 
 
-def test_a_group_runs_and_is_warm_the_second_time(tmp_path):
+def test_groups_run_and_the_later_ones_need_no_imports(tmp_path):
     for size in (1, 2, 3):
         file = tmp_path / f"sum-{size}"
         started = time.monotonic()
         ranks.run(Group(functools.partial(rank_calls.add_up, str(file)), size, tmp_path / str(size)))
         seconds = time.monotonic() - started
         assert float(file.read_text()) == size * (size + 1) / 2
-    assert seconds < 5  # measured 0.2 s; the imports that it spares take 5 to 20
+    assert seconds < 5  # measured 0.2 s; importing upstream takes 5 to 20 s
 
 
 def test_the_exception_of_one_rank_ends_the_others_and_names_it(tmp_path):
@@ -45,14 +45,14 @@ def test_the_exception_of_one_rank_ends_the_others_and_names_it(tmp_path):
     assert time.monotonic() - started < 25
 
 
-def test_what_all_ranks_raise_alike_is_said_once(tmp_path):
+def test_an_error_that_all_ranks_raise_is_reported_once(tmp_path):
     with pytest.raises(RanksFailed, match=r"^none of us wants to$") as failed:
         ranks.run(group(rank_calls.raise_on_all, tmp_path))
     assert failed.value.alike
 
 
 @pytest.mark.parametrize("torchrun", [False, True])
-def test_the_rank_that_serves_the_store_stays_until_the_others_have_failed_too(tmp_path, monkeypatch, torchrun):
+def test_the_rank_that_serves_the_store_waits_until_the_others_have_failed(tmp_path, monkeypatch, torchrun):
     monkeypatch.setattr(ranks.settings, "torchrun", torchrun)
     with pytest.raises(RanksFailed, match=r"^none of us wants to$"):
         ranks.run(group(rank_calls.raise_late_on_one, tmp_path, backend=None))
@@ -64,16 +64,16 @@ def test_a_rank_that_dies_is_named_with_the_signal_and_its_stack(tmp_path):
     assert "die_on_one" in str(failed.value)
 
 
-def test_a_hang_is_cut_with_every_ranks_stack_and_the_next_group_runs(tmp_path):
+def test_a_hung_group_is_killed_with_every_ranks_stack_and_the_next_group_runs(tmp_path):
     with pytest.raises(RanksFailed, match="the 2 ranks had not ended after 2 s") as failed:
         ranks.run(group(rank_calls.hang_on_one, tmp_path, limit=2))
     message = str(failed.value)
     assert "rank 0 was in:" in message and "wait_for_others" in message
     assert "rank 1 was in:" in message and "sleep_here" in message
-    test_a_group_runs_and_is_warm_the_second_time(tmp_path)
+    test_groups_run_and_the_later_ones_need_no_imports(tmp_path)
 
 
-def test_two_groups_at_once_do_not_meet(tmp_path):
+def test_two_groups_at_the_same_time_do_not_mix(tmp_path):
     code = (
         "import functools, sys; from pathlib import Path; from tests import rank_calls\n"
         "from harness.processes import ranks; from harness.processes.group import Group\n"
@@ -83,10 +83,10 @@ def test_two_groups_at_once_do_not_meet(tmp_path):
         "    ranks.run(Group(call, 2, Path(sys.argv[1], str(turn))))\n"
         "    assert file.read_text() == '3.0'\n"
     )
-    places = [tmp_path / name for name in ("one", "other")]
-    for place in places:
-        place.mkdir()
-    started = [subprocess.Popen([sys.executable, "-c", code, str(place)]) for place in places]
+    directories = [tmp_path / name for name in ("first", "second")]
+    for directory in directories:
+        directory.mkdir()
+    started = [subprocess.Popen([sys.executable, "-c", code, str(directory)]) for directory in directories]
     assert [process.wait(timeout=300) for process in started] == [0, 0]
 
 
@@ -97,14 +97,14 @@ from harness.processes import ranks
 from harness.processes.group import Group
 from tests import rank_calls
 from tests.processes import alive, until
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background deaf to Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes background processes ignore SIGINT
 ranks.run(Group(functools.partial(rank_calls.note_process, sys.argv[1]), 2, Path(sys.argv[1]), 600.0))
 """
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda one: one.name)
-def test_no_rank_outlives_who_asked_for_it(number, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_no_rank_outlives_the_process_that_asked_for_it(number, tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stderr=subprocess.DEVNULL)
     files = [tmp_path / f"{rank}.pid" for rank in range(2)]
     try:
@@ -134,8 +134,8 @@ def test_no_rank_outlives_the_fork_server(tmp_path):
         parent.kill()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans on")
-def test_what_a_rank_leaves_behind_ends_with_the_group(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives orphans to a subreaper")
+def test_processes_that_a_rank_leaves_behind_end_with_the_group(tmp_path):
     ranks.run(group(functools.partial(rank_calls.leave_a_child_behind, str(tmp_path / "child")), tmp_path))
     pids = [int((tmp_path / f"child-{rank}").read_text()) for rank in range(2)]
     assert not any(map(alive, pids))
@@ -145,11 +145,11 @@ def test_torchrun_starts_the_same_group(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks.settings, "torchrun", True)
     with pytest.raises(RanksFailed, match=r"^none of us wants to$") as failed:
         ranks.run(group(rank_calls.raise_on_all, tmp_path))
-    # torchrun ends the others as soon as one has failed; they are given the time to tell what they have in common.
+    # torchrun ends the other ranks as soon as one has failed, so the first waits until all have reported their error.
     assert failed.value.alike
 
 
-def test_one_process_sees_one_gpu_of_several_and_ranks_see_all(monkeypatch):
+def test_a_process_sees_one_of_several_gpus_and_its_ranks_see_all(monkeypatch):
     for name, value in {"CUDA_VISIBLE_DEVICES": "4, 6,7", environment.GPUS: ""}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv(environment.GPUS)
@@ -168,7 +168,7 @@ def test_a_gpu_is_chosen_before_cuda_is_started(monkeypatch):
         environment.see_one_gpu()
 
 
-def test_the_only_gpu_is_left_as_it_is_named(monkeypatch):
+def test_a_single_gpu_keeps_its_name(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7af1")
     environment.see_one_gpu(3)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-7af1" and environment.GPUS not in os.environ
@@ -177,7 +177,7 @@ def test_the_only_gpu_is_left_as_it_is_named(monkeypatch):
 TWO = RunSpec().but(launch={"strategy": "ddp", "ranks": 2}, max_steps=1, per_device_train_batch_size=2)
 
 
-def test_bad_input_is_the_users_to_mend():
+def test_bad_input_is_a_usage_error():
     with pytest.raises(UsageError, match="launch strategy 'dpp' is none of single, ddp"):
         HFTrainer().unsupported(TWO.but(launch={"strategy": "dpp"}))
     assert (
@@ -186,7 +186,7 @@ def test_bad_input_is_the_users_to_mend():
     )
 
 
-def test_bad_input_that_a_rank_finds_is_the_users_to_mend(tmp_path):
+def test_bad_input_that_a_rank_finds_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="unknown model family 'lama'"):
         launch.train(HFTrainer(), TWO.but(model={"family": "lama"}), tmp_path)
 

@@ -1,4 +1,4 @@
-"""Counters: what they count, that they repeat, and what laws make of them."""
+"""Counters: what they count, that they repeat, and how laws judge them."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ def but(name, values):
     return dataclasses.replace(COSTS, values={**COSTS.values, name: values})
 
 
-def test_what_is_recorded_is_asked_of_each_counter_and_operation():
+def test_each_counter_and_operation_is_compared_with_what_is_recorded():
     assert throughput.as_recorded(COSTS, COSTS).holds
     assert (
         "reads: [3, 3] in the counted steps, recorded [2, 2]"
@@ -38,7 +38,7 @@ def test_what_is_recorded_is_asked_of_each_counter_and_operation():
     )
 
 
-def test_steps_alike_cost_alike():
+def test_equal_steps_must_cost_the_same():
     assert throughput.steady(COSTS, COSTS).holds
     assert "in another run [2, 2]" in throughput.steady(but("reads", [2, 3]), COSTS).seen[0]
     grows = but("saved_bytes", [64, 72])
@@ -58,13 +58,13 @@ def test_steps_alike_cost_alike():
         ("operations", [117, 117], "operations: 117 a step, expected 116 at most"),
     ],
 )
-def test_more_than_the_reference_is_seen(name, values, words):
+def test_costs_above_the_reference_are_found(name, values, words):
     assert throughput.no_more_than_reference(COSTS, COSTS, 1).holds
     (seen,) = throughput.no_more_than_reference(but(name, values), COSTS, 1).seen
     assert seen.startswith(words)
 
 
-def test_bytes_written_twice_are_seen():
+def test_bytes_written_or_read_twice_are_found():
     assert throughput.written_once(100, {"a": 60, "b": 40}, 10).holds
     assert throughput.written_once(160, {"a": 60, "b": 40}, 10).seen[0].startswith("160 bytes written for files of 100")
     assert not throughput.written_once(0, {}, 10).holds
@@ -75,13 +75,13 @@ def test_bytes_written_twice_are_seen():
     assert not throughput.read_once(0, {"a": 60}, 10).holds and not throughput.read_once(10, {}, 10).holds
 
 
-def test_launches_of_a_step_are_those_between_its_marks():
+def test_launches_between_two_marks_are_counted():
     def event(name, ts, cat="cuda_runtime", dur=0):
         return {"name": name, "ts": ts, "cat": cat, "dur": dur}
 
     events = [
         event(BEGIN, 0, "user_annotation", 2),
-        event("cudaDeviceSynchronize", 1),  # the mark's own
+        event("cudaDeviceSynchronize", 1),  # of the mark itself
         event("cudaLaunchKernel", 3),
         event("cudaLaunchKernelExC", 4),
         event("cudaMemcpyAsync", 5),
@@ -99,7 +99,7 @@ def test_a_step_is_counted(runs, tmp_path):
     step = seen.step
     assert {len(values) for values in seen.values.values()} == {counters.STEPS}
     assert sum(seen.by_operation.values()) == step["operations"]
-    # Products of a forward and a backward pass: at least four a parameter of each linear layer and token.
+    # Products of a forward and a backward pass: at least four for each token and parameter of a linear layer.
     linear = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128) + 64 * 256
     assert step["flops"] >= 4 * linear * 64
     assert step["peak_bytes"] > step["held_bytes"] > 0 and step["python_calls"] > 1000
@@ -108,9 +108,9 @@ def test_a_step_is_counted(runs, tmp_path):
 @pytest.mark.parametrize(
     "changes", [{}, {"model": {"quantization": "nf4", "dtype": "bfloat16"}, "bf16": True}], ids=["plain", "nf4"]
 )
-def test_the_yardstick_costs_no_more_than_what_it_measures(changes, runs, tmp_path):
-    """The reference in eager mode is what the Trainer would be without its loop: where steps wait for the host, as at 7B in
-    NF4, the clock cannot tell that it is not slower, and this does."""
+def test_the_reference_costs_no_more_than_the_trainer(changes, runs, tmp_path):
+    """The reference stands for the Trainer without its loop, so it must not be slower. If steps wait for the host, as at 7B
+    in NF4, the clock is too noisy to show that. Counters show it."""
     checkpointed = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
     spec = PLAIN.but(logging_steps=500, data={"rows": 160}, **checkpointed, **changes)
     trainer, reference = (
@@ -122,7 +122,7 @@ def test_the_yardstick_costs_no_more_than_what_it_measures(changes, runs, tmp_pa
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_products_with_packed_weights_are_counted_as_others(runs, tmp_path, quantization):
+def test_products_with_packed_weights_are_counted_like_others(runs, tmp_path, quantization):
     if reason := runs.subject.unsupported(PLAIN.but(model={"quantization": quantization})):
         pytest.skip(reason)
     brief = PLAIN.but(max_steps=99, logging_steps=500)
@@ -159,7 +159,7 @@ def test_the_baseline_of_this_environment_is_found(here, tmp_path):
     assert found.counters == {"plain": 1}
 
 
-def test_that_of_another_environment_is_not_comparable_and_why_is_told(here, tmp_path):
+def test_a_baseline_of_another_environment_is_not_comparable_and_the_reason_is_given(here, tmp_path):
     written(tmp_path)
     here["transformers"] = "5.2.0"
     assert baselines.matching("cpu", tmp_path) == (
@@ -169,8 +169,8 @@ def test_that_of_another_environment_is_not_comparable_and_why_is_told(here, tmp
     assert baselines.matching("cpu", tmp_path / "none")[1].endswith("holds no baseline")
 
 
-def test_the_kernels_of_the_cpu_matter_to_bfloat16_alone(here, tmp_path):
-    # Seen on a CPU with AMX beside figures of one without: 862,620 bytes at the peak of a bfloat16 step, 862,572 recorded.
+def test_the_cpus_kernels_matter_only_for_bfloat16(here, tmp_path):
+    # A CPU with AMX needed 862,620 bytes at the peak of a bfloat16 step. 862,572 were recorded on one without.
     recorded = {"torch": "2.13.0", "transformers": "5.23.0", "device": "cpu", baselines.BFLOAT16: "avx2"}
     written(tmp_path, components=recorded)
     here[baselines.BFLOAT16] = "amx_bf16"
@@ -181,7 +181,7 @@ def test_the_kernels_of_the_cpu_matter_to_bfloat16_alone(here, tmp_path):
     )
 
 
-def test_of_baselines_that_suit_alike_the_one_that_holds_the_figure_is_taken(here, tmp_path):
+def test_of_several_matching_baselines_the_one_with_the_figure_is_taken(here, tmp_path):
     components = {"torch": "2.13.0", "transformers": "5.23.0", "device": "cpu"}
     written(tmp_path, "a.json", components=components | {baselines.BFLOAT16: "amx_bf16"})
     written(tmp_path, "b.json", components=components | {baselines.BFLOAT16: "avx2"}, ratios={"plain": {"ratio": 1.2}})
@@ -191,7 +191,7 @@ def test_of_baselines_that_suit_alike_the_one_that_holds_the_figure_is_taken(her
     assert baselines.matching("cpu", tmp_path, kind="ratios", name="plain")[0] is None
 
 
-def test_a_file_that_is_no_baseline_is_named(here, tmp_path):
+def test_a_file_that_cannot_be_read_is_named(here, tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(UsageError, match=r"a\.json: no baseline .* --record"):
         baselines.load(tmp_path)
@@ -212,8 +212,8 @@ def test_nothing_is_recorded_in_a_tree_with_changes(tmp_path):
         baselines.clean_commit(tmp_path)
 
 
-def test_figures_that_are_recorded_one_by_one_join_in_one_file(here, tmp_path):
-    # The second is recorded over the first, which is a change of the tree by then.
+def test_figures_recorded_one_by_one_are_in_one_file(here, tmp_path):
+    # The first figure is a change of the tree by the time that the second is recorded.
     here |= {**dict.fromkeys(baselines.PACKAGES, "1.0"), "python": "3.12"}
     for counted, ratios in (({"plain": 1}, {}), ({"nf4": 2}, {}), ({"plain": 3}, {"plain": {"ratio": 1.2}})):
         baselines.record("cpu", "0123", counted, ratios, tmp_path)

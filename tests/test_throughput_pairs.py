@@ -1,4 +1,4 @@
-"""Two sides timed in turn: real processes, and those that refuse, die, or are slower."""
+"""Two sides timed in turn: real processes, and fake ones that refuse, die, or are slower."""
 
 import ctypes
 import functools
@@ -23,7 +23,7 @@ from harness.throughput.shapes import SHAPES, chosen
 from harness.throughput.stepping import train
 from harness.throughput.worker import COUNTED, FIRST, SETTLED, SHARED, Clock
 
-#: A worker that takes as long as it is told, in a clock that it makes up.
+#: A fake worker: its steps take the seconds that it is given, by a clock that it makes up.
 FAKE = """
 import json, sys
 task = json.loads(sys.stdin.readline())
@@ -49,7 +49,7 @@ def entrant(name, seconds, code=FAKE):
 
 
 @pytest.mark.parametrize(("cost", "first"), [(False, SETTLED), (True, FIRST)])
-def test_the_peak_is_of_steps_alone(cost, first, monkeypatch):
+def test_the_peak_of_memory_is_that_of_steps(cost, first, monkeypatch):
     reset, shared = [], []
     clock = Clock("cuda", io.StringIO(), cost)
     monkeypatch.setattr(clock, "_work", SimpleNamespace(begin=lambda: shared.append("begins"), end=lambda: 0.25))
@@ -61,7 +61,7 @@ def test_the_peak_is_of_steps_alone(cost, first, monkeypatch):
     assert SHARED.start > COUNTED + 1 and SHARED.stop <= FIRST
 
 
-def test_a_process_begins_anew_with_memory_laid_out_alike_and_once(monkeypatch):
+def test_a_process_is_started_again_once_with_a_fixed_memory_layout(monkeypatch):
     begun = []
     monkeypatch.setattr(os, "execv", lambda file, words: begun.append(words))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
@@ -73,7 +73,7 @@ def test_a_process_begins_anew_with_memory_laid_out_alike_and_once(monkeypatch):
     assert [words[:3] for words in begun] == [[sys.executable, "-m", "harness.throughput.worker"]]
 
 
-def test_memory_in_huge_pages_is_told_from_memory_that_is_not(tmp_path):
+def test_memory_in_huge_pages_is_recognized(tmp_path):
     file = tmp_path / "smaps_rollup"
     words = "7f00-7fff ---p 00000000 00:00 0 [rollup]\nRss: {} kB\nAnonymous: 900 kB\nAnonHugePages: {} kB\n"
     file.write_text(words.format(1000, 800))
@@ -84,9 +84,9 @@ def test_memory_in_huge_pages_is_told_from_memory_that_is_not(tmp_path):
 
 
 @pytest.mark.parametrize(("seconds", "word"), [(0.01, "holds"), (0.0103, "slower")])
-def test_who_is_slower_is_said_as_soon_as_it_is_clear(seconds, word):
-    said, timed = pairs.compare(entrant("a", 0.01), entrant("b", seconds), margin=0.02, budget=5, processes=2)
-    assert said.word == word and timed.seconds < 5
+def test_the_judgement_is_made_as_soon_as_it_is_clear(seconds, word):
+    verdict, timed = pairs.compare(entrant("a", 0.01), entrant("b", seconds), margin=0.02, budget=5, processes=2)
+    assert verdict.word == word and timed.seconds < 5
     assert timed.step("b") == pytest.approx(seconds) and timed.peak_bytes == {"a": 7, "b": 7}
     assert timed.first["a"] == {"loss": 1.0, "huge_pages": True, "host": 1.0}
     assert timed.strays == judgement.SPREAD[True]
@@ -114,7 +114,7 @@ def test_a_real_side_is_timed():
 
 
 @pytest.mark.parametrize("subject", subjects.NAMES)
-def test_a_run_is_called_at_each_step_and_ends_when_it_is_told(subject, runs, tmp_path):
+def test_a_run_calls_back_at_each_step_and_ends_on_request(subject, runs, tmp_path):
     seen = []
     train(subjects.load(subject), PLAIN, tmp_path / "whole", lambda number, log: seen.append(number))
     assert seen == list(range(1, 12))
@@ -125,7 +125,7 @@ def test_a_run_is_called_at_each_step_and_ends_when_it_is_told(subject, runs, tm
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_compiled_step_computes_what_the_reference_computes(checkpointing, monkeypatch, tmp_path):
-    """With the compiler that changes nothing: inductor takes half a minute."""
+    """torch.compile with its eager backend, because inductor takes half a minute."""
     import torch
 
     eager = torch.compile
@@ -134,18 +134,18 @@ def test_the_compiled_step_computes_what_the_reference_computes(checkpointing, m
     logs = {}
     for name in ("reference", "harness.throughput.compiled:compiled"):
 
-        def told(number, log, name=name):
+        def on_step(number, log, name=name):
             logs[name] = [entry["loss"] for entry in log if "loss" in entry][:1]
             return number > 13
 
-        train(subjects.load(name), spec, tmp_path / name.replace(":", "-"), told)
+        train(subjects.load(name), spec, tmp_path / name.replace(":", "-"), on_step)
     first, second = logs.values()
     assert len(first) == 1 and first == pytest.approx(second, abs=2e-6)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_that_is_captured_reads_nothing_from_the_device(checkpointing, monkeypatch, tmp_path):
-    """While a graph is captured that is an error, of which only a GPU tells."""
+def test_a_captured_step_reads_nothing_from_the_device(checkpointing, monkeypatch, tmp_path):
+    """Reading while a graph is captured is an error, but only a GPU would raise it."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_compiled_is_refused():
         compiled.compiled().train(SPEC, None)
 
 
-def test_yardsticks_that_compute_something_else_are_told():
+def test_a_yardstick_that_computes_something_else_is_reported():
     measured = speed.Measured(SHAPES["tiny"], [speed.Row("trainer", 1.0, 0, 5.0), speed.Row("reference", 1.0, 0, 5.2)])
     assert speed.differing_losses(measured) == ["tiny: reference has loss 5.200000, the trainer 5.000000"]
 
@@ -210,17 +210,17 @@ def test_shapes_are_chosen_by_name_or_device():
         chosen(["2b"], "cpu")
 
 
-def test_what_was_timed_too_little_is_not_known():
+def test_a_side_that_was_timed_too_briefly_has_no_interval():
     too_little = judgement.interval([[0.1]])
     row = speed.Row("reference", 1.0, 0, 5.0, too_little)
-    assert str(too_little) == "not known from 1 A B B A"
+    assert str(too_little) == "unknown from 1 A B B A"
     measured = speed.Measured(SHAPES["tiny"], [row], ceiling=Ceiling("float32", 1e12, 1e10))
-    (told,) = measured.to_json()["rows"]
-    assert told["trainer_overhead"] == {"estimate": None, "low": None, "high": None}
+    (reported,) = measured.to_json()["rows"]
+    assert reported["trainer_overhead"] == {"estimate": None, "low": None, "high": None}
 
 
-def test_a_trainer_that_ends_beside_one_yardstick_is_started_anew_for_the_next(monkeypatch):
-    """As where both do not fit."""
+def test_a_trainer_that_dies_beside_one_yardstick_is_started_again_for_the_next(monkeypatch):
+    """This happens if both together do not fit into the GPU's memory."""
     started = []
 
     def start(*arguments, **options):
@@ -236,13 +236,13 @@ def test_a_trainer_that_ends_beside_one_yardstick_is_started_anew_for_the_next(m
     *_, measured = speed.measure(SHAPES["tiny"], "cpu", "hf-trainer", 1.0)
     assert started.count("hf-trainer") == 2
     reasons = {row.name: row.refused for row in measured.rows}
-    reason = "trainer: ended while it was timed (without a word)"
+    reason = "trainer: ended while it was timed (no message)"
     assert reasons == {"trainer": "", "reference": reason, "reference-compiled": ""}
     assert [round(row.seconds, 6) for row in measured.rows] == [0.01, pytest.approx(float("nan"), nan_ok=True), 0.01]
 
 
-def test_speed_is_told(tmp_path, monkeypatch):
-    """The command, over sides whose clocks are made up."""
+def test_speed_reports_each_side(tmp_path, monkeypatch):
+    """The command, with fake workers."""
     from typer.testing import CliRunner
 
     def start(*arguments, **options):
@@ -263,7 +263,7 @@ def test_speed_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("shape", "device", "steps"), [("long", "cuda", 1), ("7b", "cuda", 3), ("tiny", "cpu", 1)])
-def test_a_block_is_one_step_where_the_device_does_not_wait_for_the_host(shape, device, steps):
+def test_a_block_is_one_step_if_the_device_does_not_wait_for_the_host(shape, device, steps):
     spec = SHAPES[shape].spec(device)
     runner = SimpleNamespace(entrant=SimpleNamespace(spec=spec), block=lambda count: {"wall": [0.2] * count})
     assert pairs._steps([(runner, runner)], device) == steps
@@ -272,8 +272,8 @@ def test_a_block_is_one_step_where_the_device_does_not_wait_for_the_host(shape, 
 @pytest.mark.parametrize(
     ("shape", "host", "counts"),
     [("long", 0.6, 0.0), ("long", 0.97, 0.97), ("7b", 0.6, 0.6)],
-    ids=["ahead", "not ahead, though it might be", "waited for"],
+    ids=["ahead", "too slow to stay ahead", "waits at each step"],
 )
-def test_the_hosts_work_is_no_noise_of_a_device_that_does_not_wait_for_it(shape, host, counts):
+def test_the_hosts_work_does_not_count_if_the_device_does_not_wait_for_it(shape, host, counts):
     runner = SimpleNamespace(entrant=SimpleNamespace(spec=SHAPES[shape].spec("cuda")), first={"host": host})
     assert pairs.host_share(runner) == counts

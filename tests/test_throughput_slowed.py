@@ -1,15 +1,15 @@
-"""The slowdown that is put in on purpose, on a device that is made up."""
+"""The slowdown that is put in on purpose, on a fake device."""
 
 import pytest
 import torch
 from transformers.trainer_callback import DefaultFlowCallback
 
-#: Cycles a second of the made-up device.
+#: Cycles a second of the fake device.
 RATE = 1.98e9
 
 
 class Event:
-    """A mark on the stream; the host is told of it `BEHIND` seconds later."""
+    """A CUDA event of the fake device. The device reaches it `behind` seconds after the host has recorded it."""
 
     now = 0.0
     behind = 0.0
@@ -32,7 +32,7 @@ def device(monkeypatch):
     def sleep(cycles):
         Event.now += cycles / RATE
 
-    # The module slows down whoever imports it: not what else is tested in this process.
+    # Importing the module slows down every Trainer of this process, so the original is put back afterwards.
     monkeypatch.setattr(DefaultFlowCallback, "on_step_end", DefaultFlowCallback.on_step_end)
     from harness.throughput import slowed
 
@@ -43,7 +43,7 @@ def device(monkeypatch):
 
 
 @pytest.mark.parametrize("behind", [0.0, 0.25], ids=["the host waits", "the host is ahead"])
-def test_a_device_is_slower_by_the_share_whatever_it_waits_for_its_turn(device, behind, monkeypatch):
+def test_each_step_is_slower_by_the_share_of_the_shortest_step(device, behind, monkeypatch):
     monkeypatch.setattr(Event, "behind", behind)
     slept = []
     for number in range(30):

@@ -1,4 +1,4 @@
-"""Recorded figures, each with the environment that it was recorded in, and which of them the present one may be held to."""
+"""Recorded figures, each with its environment. A figure is compared only with one of the same environment."""
 
 from __future__ import annotations
 
@@ -18,36 +18,41 @@ SCHEMA_VERSION = 1
 
 DIRECTORY = FIXTURES / "baselines"
 
-#: What a step is made of: with another of these the figures are others.
+#: The packages that a step runs through. With another release of one, the figures differ.
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 
-#: The component that only figures of bfloat16 on a CPU depend on.
+#: The name of the component that matters only for bfloat16 on a CPU.
 BFLOAT16 = "bfloat16 by"
 
-#: Instruction sets for which oneDNN has bfloat16 kernels of their own, the best first, by the CPU flag that tells: their
-#: scratch memory differs, and with it the bytes at a step's peak (862,572 with avx2, 862,620 with amx_bf16, 866,716 with
-#: avx512_bf16).
+#: CPU flags of the instruction sets for which oneDNN has bfloat16 kernels of their own, the best first. The kernels need
+#: different scratch memory: a step's peak is 862,572 bytes with avx2, 862,620 with amx_bf16, and 866,716 with avx512_bf16
+#: (torch 2.13).
 KERNELS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
 
 def components(device: str) -> dict[str, str]:
-    """What a figure depends on, by name."""
-    seen = environment.describe(device)
+    """Return what a figure depends on, by name."""
+    here = environment.describe(device)
     flags = environment.cpu_flags()
-    by = {BFLOAT16: next((one for one in KERNELS if one in flags), "other")} if device == "cpu" else {}
+    by = {BFLOAT16: next((flag for flag in KERNELS if flag in flags), "other")} if device == "cpu" else {}
     return by | {
-        **{package: str(seen["versions"][package]) for package in PACKAGES},
+        **{package: str(here["versions"][package]) for package in PACKAGES},
         "python": ".".join(platform.python_version_tuple()[:2]),
         "machine": platform.machine(),
-        "device": str(seen["device"]),
+        "device": str(here["device"]),
     }
 
 
 @dataclass
 class Baseline:
-    """components: the environment. commit: of the harness. counters: scenario -> Counters as JSON. ratios: scenario -> how
-    many times longer than the reference's a step takes, with its interval.
+    """The figures of one environment.
+
+    - components: the environment, see `components`.
+    - commit: the harness's commit that recorded them.
+    - counters: scenario -> `harness.throughput.counters.Counters` as JSON.
+    - ratios: scenario -> "ratio", how many times as long as the reference's a step takes, with "low" and "high", the ends of
+      its 99 % interval.
     """
 
     components: dict[str, str]
@@ -56,7 +61,11 @@ class Baseline:
     ratios: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def differs(self, here: dict[str, str], bf16: bool) -> list[str]:
-        """The components in which another environment differs, in words. bf16: for a figure of a bfloat16 run."""
+        """Return the components in which another environment differs, in words.
+
+        - here: the components of the other environment.
+        - bf16: whether the figure is of a bfloat16 run.
+        """
         return [
             f"{name} {here.get(name)}, not {was}"
             for name, was in self.components.items()
@@ -65,7 +74,7 @@ class Baseline:
 
 
 def load(directory: Path = DIRECTORY) -> list[Baseline]:
-    """The baselines in a directory. UsageError names a file that is none."""
+    """Return the baselines in a directory. UsageError names a file that cannot be read."""
     found = []
     for file in sorted(directory.glob("*.json")):
         try:
@@ -73,24 +82,28 @@ def load(directory: Path = DIRECTORY) -> list[Baseline]:
             if body.pop("schema_version") == SCHEMA_VERSION and body.pop("kind") == "baseline":
                 found.append(Baseline(**body))
         except KeyError:
-            continue  # another kind of figure lies there too
+            continue  # a file with figures of another kind
         except (ValueError, TypeError) as error:
-            raise UsageError(f"{file}: no baseline ({error}); record it anew with pytest suites/ --record") from None
+            raise UsageError(f"{file}: no baseline ({error}); record it again with pytest suites/ --record") from None
     return found
 
 
 def matching(
     device: str, directory: Path = DIRECTORY, bf16: bool = True, kind: str = "counters", name: str = ""
 ) -> tuple[Baseline | None, str]:
-    """The baseline of this environment; or none, and why the nearest is not comparable. bf16: see `Baseline.differs`.
+    """Return the baseline of this environment; or None, and why the nearest one is not comparable.
 
-    Of several, one that holds the figure of a kind and a name.
+    If several match, one that has the figure is taken.
+
+    - bf16: whether the figure is of a bfloat16 run.
+    - kind: "counters" or "ratios".
+    - name: the scenario.
     """
     here = components(device)
-    known = load(directory)
-    if not known:
+    baselines = load(directory)
+    if not baselines:
         return None, f"{directory} holds no baseline"
-    nearest = min(known, key=lambda one: (len(one.differs(here, bf16)), name not in getattr(one, kind)))
+    nearest = min(baselines, key=lambda each: (len(each.differs(here, bf16)), name not in getattr(each, kind)))
     differs = nearest.differs(here, bf16)
     return (nearest, "") if not differs else (None, f"not comparable with what is recorded: {'; '.join(differs)}")
 
@@ -98,10 +111,10 @@ def matching(
 def record(
     device: str, commit: str, counters: dict[str, Any], ratios: dict[str, dict[str, float]], directory: Path
 ) -> Path:
-    """Write the baseline of this environment; what is not given stays as it was.
+    """Write figures into the baseline of this environment, and return its file. Figures that are not given stay.
 
-    commit: of the code that made the figures (`clean_commit`), to which they must be traceable. To be asked before the first
-    is written: a baseline that was recorded anew is a change of the tree.
+    - commit: the commit of the code that made the figures (`clean_commit`). It must be determined before the first figure is
+      written, because writing changes the tree.
     """
     here = components(device)
     old, _ = matching(device, directory)
@@ -121,7 +134,7 @@ def record(
 
 
 def clean_commit(root: Path = ROOT) -> str:
-    """The commit of the harness's checkout. UsageError where there is none, or where files differ from it."""
+    """Return the commit of the harness's checkout. UsageError if there is none, or if tracked files differ from it."""
     try:
         changed = _git(root, "status", "--porcelain", "--untracked-files=no")
         commit = _git(root, "rev-parse", "HEAD")

@@ -1,4 +1,4 @@
-"""`peft-harness speed`."""
+"""The command `peft-harness speed`, with --ranks and with --rates."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from harness import subjects
 from harness.environment import check_device, describe, gpus
 from harness.errors import UsageError
 from harness.files import write_whole
+from harness.progress import Progress, screen
 from harness.subjects.launch_arguments import STRATEGIES
 from harness.throughput import rates as error_rates
 from harness.throughput import scaling as spreading
@@ -29,21 +28,33 @@ SECONDS = 90.0
 def speed(
     subject: str, device: str, shapes: list[str], seconds: float | None, json: Path | None, plot: Path | None
 ) -> int:
-    """Measure and tell. Returns 0, or 1 where a yardstick does not compute what the Trainer computes."""
+    """Time the subject beside the yardsticks, and print a table.
+
+    - shapes: names; empty for those of the device.
+    - seconds: of timing for each pair of subject and yardstick; None for the default.
+    - json, plot: files to write.
+
+    Returns 0, or 1 if the first losses show that a yardstick does not compute what the Trainer computes. Raises UsageError if
+    the subject cannot be timed.
+    """
     _check(device, json, plot)
     subjects.load(subject)
-    wanted = chosen(shapes, device)
-    with _progress() as told:
-        each = (one for shape in wanted for one in measuring.measure(shape, device, subject, seconds, told))
-        measured = _kept(each, json, lambda so_far: measuring.to_report(so_far, device, subject))
-    screen = _screen()
-    show.table(screen, measured)
-    odd = [sentence for one in measured for sentence in measuring.odd_losses(one)]
-    for sentence in odd:
-        screen.print(sentence, style="bold red")
+    shapes_to_time = chosen(shapes, device)
+    with _progress("speed") as progress:
+        each = (
+            measured
+            for shape in shapes_to_time
+            for measured in measuring.measure(shape, device, subject, seconds, progress)
+        )
+        measured = _collect(each, json, lambda so_far: measuring.to_report(so_far, device, subject))
+    console = screen()
+    show.table(console, measured)
+    differing = [sentence for shape in measured for sentence in measuring.differing_losses(shape)]
+    for sentence in differing:
+        console.print(sentence, style="bold red")
     if plot is not None:
         show.bars(measured, plot)
-    return 1 if odd else 0
+    return 1 if differing else 0
 
 
 def scaling(
@@ -55,35 +66,43 @@ def scaling(
     json: Path | None,
     plot: Path | None,
 ) -> int:
-    """Measure what several processes make of speed and memory. Returns 0, or 2 where a launch could not be timed."""
+    """Time the subject in one process and in several ranks, and print a table.
+
+    - count: the number of ranks.
+    - strategies: how the ranks share the work; empty for DDP and FSDP2.
+
+    Returns 0, or 2 if a launch could not be timed. Raises UsageError for fewer than two ranks, an unknown strategy, or fewer
+    GPUs than ranks.
+    """
     if count < 2:
-        raise UsageError(f"--ranks {count}: expected 2 or more, beside the one process that they are compared with")
+        raise UsageError(f"--ranks {count}: expected 2 or more; one process is timed in any case")
     for name in strategies:
         if name not in STRATEGIES or name == "single":
-            raise UsageError(f"--strategy {name}: known are {', '.join(one for one in STRATEGIES if one != 'single')}")
+            known = ", ".join(strategy for strategy in STRATEGIES if strategy != "single")
+            raise UsageError(f"--strategy {name}: known are {known}")
     _check(device, json, plot)
     if device == "cuda" and len(gpus()) < count:
         raise UsageError(f"--ranks {count}: there are {len(gpus())} GPUs")
     subjects.load(subject)
-    wanted = chosen(shapes, device)
-    with _progress() as told:
+    shapes_to_time = chosen(shapes, device)
+    with _progress("speed") as progress:
         each = (
-            spread
-            for shape in wanted
-            for spread in spreading.measure(shape, device, subject, count, strategies or spreading.STRATEGIES, told)
+            scaled
+            for shape in shapes_to_time
+            for scaled in spreading.measure(shape, device, subject, count, strategies or spreading.STRATEGIES, progress)
         )
-        measured = _kept(each, json, lambda so_far: spreading.to_report(so_far, device, subject))
-    show.scaling(_screen(), measured)
+        measured = _collect(each, json, lambda so_far: spreading.to_report(so_far, device, subject))
+    show.scaling(screen(), measured)
     if plot is not None:
         show.scaled_bars(measured, plot)
-    return 2 if any(one.refused for shape in measured for one in shape.spreads) else 0
+    return 2 if any(spread.refused for shape in measured for spread in shape.spreads) else 0
 
 
 def rates(device: str, shapes: list[str], seconds: float | None, json: Path | None, plot: Path | None) -> int:
-    """Measure the error rates of the judgement, at one shape. Returns 0."""
+    """Measure how often the judgement is wrong, at one shape, and print a table. Returns 0."""
     if importlib.util.find_spec("scipy") is None:
         raise UsageError(
-            "speed --rates: scipy is not installed, whose Mann-Whitney test it compares with; pip install scipy"
+            "speed --rates: scipy is not installed, and its Mann-Whitney test is compared with; pip install scipy"
         )
     _check(device, json, plot)
     (shape,) = chosen(shapes[:1], device)
@@ -97,19 +116,20 @@ def rates(device: str, shapes: list[str], seconds: float | None, json: Path | No
         "margin": margin,
         "budget_seconds": budget,
     }
-    with _progress() as told:
-        each = error_rates.measure(shape, device, seconds, told)
-        measured = _kept(each, json, lambda so_far: body | {"rates": [one.to_json() for one in so_far]})
-    show.rates(_screen(), measured, margin, budget)
+    with _progress("speed --rates") as progress:
+        each = error_rates.measure(shape, device, seconds, progress)
+        measured = _collect(each, json, lambda so_far: body | {"rates": [rate.to_json() for rate in so_far]})
+    show.rates(screen(), measured, margin, budget)
     if plot is not None:
         show.curves(measured, margin, plot)
     return 0
 
 
-def _kept(each: Iterable[Any], json: Path | None, report: Callable[[list[Any]], dict[str, Any]]) -> list[Any]:
-    """All that is yielded, the same object once. The report is written anew after each.
+def _collect(each: Iterable[Any], json: Path | None, report: Callable[[list[Any]], dict[str, Any]]) -> list[Any]:
+    """Return all objects that are yielded. An object that is yielded again, with more in it, is in the list once.
 
-    What was measured is kept if the rest is interrupted: compiling alone takes minutes.
+    The report is written after each, so that an interrupted command leaves what it has measured: compiling alone takes
+    minutes.
     """
     measured: list[Any] = []
     for one in each:
@@ -120,11 +140,6 @@ def _kept(each: Iterable[Any], json: Path | None, report: Callable[[list[Any]], 
     return measured
 
 
-def _screen() -> Console:
-    screen = Console()
-    return screen if screen.is_terminal else Console(width=160)
-
-
 def _check(device: str, *files: Path | None) -> None:
     check_device(device)
     for file in files:
@@ -133,7 +148,7 @@ def _check(device: str, *files: Path | None) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
-    console = Console(stderr=True)
-    with console.status("starting") as status:
-        yield lambda words: status.update(words) if console.is_terminal else console.print(words, highlight=False)
+def _progress(what: str) -> Iterator[Callable[[str], None]]:
+    """Show a job's progress. The value is a function that is called with words about what is done now."""
+    with Progress(None, what) as progress:
+        yield lambda words: progress.update(text=words)

@@ -1,4 +1,8 @@
-"""What each optimizer step costs, counted: the same numbers at every run, on a noisy machine too."""
+"""Count what each optimizer step costs. The numbers are the same in every run, also on a noisy machine.
+
+`count` trains a spec several times, for a few steps each, and counts one kind of thing each time: what reaches torch's
+dispatcher, calls of Python functions, and memory.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from harness.throughput.stepping import train
 #: What is counted, in the order of reports, with its unit.
 UNITS = {
     "operations": "aten operations dispatched",
-    "reads": "values read from the device to the host (item), each of which waits for it",
+    "reads": "values read from the device to the host (item); each waits for the device",
     "copies": "tensors copied or converted",
     "flops": "floating-point operations of products and convolutions",
     "saved_bytes": "bytes kept for the backward pass",
@@ -38,28 +42,33 @@ UNITS = {
     "collective_bytes": "bytes handed to collective operations",
 }
 
-#: Calls of the CUDA runtime and driver, by words of their names.
+#: Counter -> words in the names of the calls of the CUDA runtime and driver that it counts.
 RUNTIME = {
     "kernels": ("LaunchKernel", "GraphLaunch"),
     "transfers": ("Memcpy",),
     "synchronizations": ("Synchronize",),
 }
 
-#: Steps counted, after those that differ from all later ones: Adam makes its state at the first. One more follows, whose
-#: end is that of the run.
-STEPS, FIRST = 3, 2
+#: The number of counted steps. One more step follows them, because the last step of a run costs more.
+STEPS = 3
+#: The number of steps before the counted ones. The first differs from all others: Adam makes its states.
+FIRST = 2
 
 
 @dataclass(frozen=True)
 class Counters:
-    """values: counter -> what it was in each counted step. by_operation: aten operation -> how often, in the last."""
+    """What the counted steps of a run cost.
+
+    - values: counter -> its value in each counted step.
+    - by_operation: aten operation -> how often it was called in the last counted step.
+    """
 
     values: dict[str, list[int]]
     by_operation: dict[str, int] = field(default_factory=dict)
 
     @property
     def step(self) -> dict[str, int]:
-        """The counters of the last step."""
+        """The counters of the last counted step."""
         return {name: values[-1] for name, values in self.values.items() if values}
 
     def to_json(self) -> dict[str, Any]:
@@ -71,9 +80,11 @@ class Counters:
 
 
 def count(subject: Subject, spec: RunSpec, directory: Path, brief: bool = False) -> Counters:
-    """Train a spec some times over, for a few steps each, counting one kind of thing at a time.
+    """Train a spec several times for a few steps, and count one kind of thing each time.
 
-    brief: once, for what reaches the dispatcher alone.
+    The counted steps call upstream's own functions, not those that `harness.patches` has replaced for speed.
+
+    - brief: train once, and count only what reaches the dispatcher.
     """
     # A garbage collection within a step would call finalizers, in Python, at a time that nobody can foresee.
     with _no_collection(), patches.off(frozen=True):
@@ -85,10 +96,10 @@ def _count(subject: Subject, spec: RunSpec, directory: Path, brief: bool) -> Cou
     values: dict[str, list[int]] = {}
     made: list[dict[str, int]] = []
     for number, counting in enumerate([_dispatched] if brief else [_dispatched, _calls]):
-        place = directory / str(number)
-        place.mkdir(parents=True)
+        run_directory = directory / str(number)
+        run_directory.mkdir(parents=True)
         with _Readings(counting(made)) as readings:
-            train(subject, spec, place, readings)
+            train(subject, spec, run_directory, readings)
         values |= readings.differences()
     if not brief:
         values |= _memory(subject, spec, directory / "memory")
@@ -96,8 +107,11 @@ def _count(subject: Subject, spec: RunSpec, directory: Path, brief: bool) -> Cou
 
 
 class _Readings:
-    """Told of each step that begins, it counts from the first that counts to the end of the last, and no longer: what counts
-    makes each operation take several times as long. counting: entered for that; gives the running totals.
+    """Called when a step begins: reads the running totals from the first counted step to the end of the last.
+
+    Counting makes each operation several times slower, so it is on in the counted steps only.
+
+    - counting: a context manager that counts; its value is a function that returns the totals so far.
     """
 
     def __init__(self, counting: AbstractContextManager[Callable[[], dict[str, int]]]):
@@ -121,7 +135,7 @@ class _Readings:
             self._read = None
 
     def differences(self) -> dict[str, list[int]]:
-        """Of each counter what it was in each counted step."""
+        """Return counter -> its value in each counted step."""
         pairs = list(itertools.pairwise(self._totals))
         return (
             {name: [after[name] - before[name] for before, after in pairs] for name in self._totals[0]} if pairs else {}
@@ -139,14 +153,14 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-# ---- passes ----
+# ---- what is counted in each run ----
 
 
 @contextmanager
 def _dispatched(made: list[dict[str, int]]) -> Iterator[Callable[[], dict[str, int]]]:
-    """Operations as they reach the dispatcher, in the backward pass too, and what autograd keeps.
+    """Count the operations that reach the dispatcher, in the backward pass too, and what autograd keeps.
 
-    made: takes the operations by name of what lies between two readings.
+    - made: at each reading, a dict with the operations since the one before, by name, is appended.
     """
     import torch
 
@@ -171,9 +185,10 @@ def _dispatched(made: list[dict[str, int]]) -> Iterator[Callable[[], dict[str, i
 
 
 def dispatched(totals: Counter[str], operations: Counter[str] | None = None) -> Any:
-    """A context in which operations that reach the dispatcher are added to `totals`, by the names of `UNITS`.
+    """Return a context manager that counts the operations which reach the dispatcher.
 
-    operations: takes them by their own names.
+    - totals: counts by the names of UNITS.
+    - operations: counts by the operations' own names, if it is given.
     """
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -197,10 +212,11 @@ def dispatched(totals: Counter[str], operations: Counter[str] | None = None) -> 
 
 
 def flop_counter() -> Any:
-    """torch's FlopCounterMode, which counts attention also where several query heads share keys and values, and what
-    bitsandbytes multiplies with packed weights.
+    """Return torch's FlopCounterMode, completed in two points.
 
-    torch 2.11 refuses the one on CUDA ("query/key/value shapes are incompatible"), and passes over the other.
+    - Attention in which several query heads share keys and values. On CUDA torch 2.11 refuses it ("query/key/value shapes are
+      incompatible").
+    - Products of bitsandbytes with packed weights, which torch does not count.
     """
     import torch
     from torch.utils import flop_counter as counter
@@ -216,32 +232,34 @@ def flop_counter() -> Any:
 
     kinds = ("flash_attention", "efficient_attention", "cudnn_attention")
     ways = {"": forward, "_backward": backward}
-    known = {
+    attention = {
         getattr(torch.ops.aten, f"_scaled_dot_product_{kind}{way}"): count
         for kind in kinds
         for way, count in ways.items()
         if hasattr(torch.ops.aten, f"_scaled_dot_product_{kind}{way}")
     }
-    return counter.FlopCounterMode(display=False, custom_mapping=known | _packed_products())
+    return counter.FlopCounterMode(display=False, custom_mapping=attention | _packed_products())
 
 
-#: bitsandbytes' products of rows (..., in) with weights (out, in) -> which argument has the shape of the weights.
+#: Product of bitsandbytes, of rows (..., in) with weights (out, in) -> position of the argument with the weights' shape.
 _PACKED = {"gemm_4bit": 2, "gemv_4bit": 2, "int8_linear_matmul": 1, "int8_scaled_mm": 1, "int8_mixed_scaled_mm": 2}
 
 
 def _packed_products() -> dict[Any, Callable[..., int]]:
-    """Operator of bitsandbytes -> floating-point operations of a call, by the shapes of its arguments."""
+    """Return operator of bitsandbytes -> function from the shapes of its arguments to floating-point operations."""
     import torch
 
-    def operations(place: int) -> Callable[..., int]:
-        return lambda *args, out_shape=None, **kwargs: 2 * math.prod(args[0]) * args[place][0]
+    def operations(position: int) -> Callable[..., int]:
+        return lambda *args, out_shape=None, **kwargs: 2 * math.prod(args[0]) * args[position][0]
 
-    library = torch.ops.bitsandbytes  # empty where bitsandbytes was not imported: nothing calls it then
-    return {getattr(library, name): operations(place) for name, place in _PACKED.items() if hasattr(library, name)}
+    library = torch.ops.bitsandbytes  # has no operators if bitsandbytes is not imported
+    return {
+        getattr(library, name): operations(position) for name, position in _PACKED.items() if hasattr(library, name)
+    }
 
 
 def _bytes(value: Any) -> int:
-    """Bytes of the tensors in nested lists."""
+    """Return the bytes of the tensors in nested lists."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -251,7 +269,7 @@ def _bytes(value: Any) -> int:
 
 @contextmanager
 def _calls(made: list[dict[str, int]]) -> Iterator[Callable[[], dict[str, int]]]:
-    """Calls of Python functions in the thread that trains."""
+    """Count calls of Python functions in the thread that trains."""
     calls = 0
 
     def called(frame: Any, event: str, argument: Any) -> None:
@@ -267,18 +285,18 @@ def _calls(made: list[dict[str, int]]) -> Iterator[Callable[[], dict[str, int]]]
 
 
 def _memory(subject: Subject, spec: RunSpec, directory: Path) -> dict[str, list[int]]:
-    """Bytes held and at the peak of each step, by torch's allocator; on CUDA launches, transfers and waits too."""
+    """Return the bytes held after each counted step and at its peak; on CUDA also launches, transfers and waits."""
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function
 
     cuda = spec.launch.device == "cuda"
     peaks, held = [], []
-    # What the process holds already is not the run's: tensors of others, and workspaces that the passes before this one took.
+    # The process already holds tensors of other runs, and workspaces of the runs before this one. They are not counted.
     gc.collect()
     before = torch.cuda.memory_allocated() if cuda else 0
 
     def mark(number: int, log: Any) -> None:
-        # Tensors in cycles wait for the collector, whose time is its own: what is held is what is left after it.
+        # Tensors in reference cycles are freed by the garbage collector, whenever it runs. So it runs before memory is read.
         gc.collect()
         with record_function(memory_probe.BEGIN if number == 1 else memory_probe.STEP):
             if cuda:
@@ -305,9 +323,9 @@ def _memory(subject: Subject, spec: RunSpec, directory: Path) -> dict[str, list[
 
 
 def launched(events: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """What the host asked of the device in each step, from a profile's events in the Chrome trace format.
+    """Return counter -> calls of the host to the device in each step, from a profile's events in the Chrome trace format.
 
-    Only calls between two marks count; a mark itself waits for the device.
+    Only calls between two marks count. A mark itself waits for the device.
     """
     marks = sorted(
         (event["ts"], event["ts"] + event["dur"])

@@ -44,7 +44,7 @@ def measure(subject: HFTrainer, spec: RunSpec, directory: Path) -> Memory:
         with record_function(name):
             pass
 
-    class Marks(TrainerCallback):
+    class MarkSteps(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             mark(BEGIN)
 
@@ -53,7 +53,7 @@ def measure(subject: HFTrainer, spec: RunSpec, directory: Path) -> Memory:
 
     with recorded_warnings([]):
         trainer = subject.build(spec, directory)
-        trainer.add_callback(Marks())
+        trainer.add_callback(MarkSteps())
         gc.collect()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
             trainer.train()

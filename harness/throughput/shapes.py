@@ -1,4 +1,4 @@
-"""The runs whose speed is told: Llama shapes by size, as RunSpecs."""
+"""The runs that are timed: Llama models of several sizes, with their batches, as RunSpecs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from harness.errors import UsageError
 from harness.spec import RunSpec
 
-#: Configs of the published models that the sizes are named after; weights are drawn.
+#: Configs of the published models that the sizes are named after. Their weights are random.
 CONFIGS: dict[str, dict[str, Any]] = {
     "tiny": {},
     "135m": {  # SmolLM2-135M
@@ -19,8 +19,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
         "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "tie_word_embeddings": True,
     },
-    # Attention written out, whose weights go through memory: the device works longer than the host, and draws three quarters
-    # of the power that it may, so that its clock stays.
+    # Eager attention, whose weights go through memory. The device works longer than the host, and an H100 draws three
+    # quarters of its power limit, so that its clock is steady.
     "long": {
         "vocab_size": 1024, "hidden_size": 2048, "intermediate_size": 2048, "num_hidden_layers": 4,
         "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
@@ -35,10 +35,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A run whose speed is told. rows, length: of a micro-batch, in tokens. dtype: of the base. bf16: autocast.
+    """A run that can be timed.
 
-    ahead: the host does not wait for the device at each step, to look at the loss or until a batch is there, so that what
-    holds up the host for a while does not show. devices: where it is one of those that `peft-harness speed` measures unasked.
+    - name: as given to --shape.
+    - size: a key of CONFIGS.
+    - rows, length: of a micro-batch; length in tokens.
+    - dtype: of the base model's weights.
+    - bf16: whether the run uses bf16 autocast.
+    - quantization: of the base model, None for none.
+    - checkpointing: whether activations are checkpointed.
+    - ahead: whether the host runs ahead of the device. It then waits at no step for the loss or for a batch, so a short
+      delay of the host does not change a step's time.
+    - devices: the devices on which `peft-harness speed` times this shape unless --shape names others.
     """
 
     name: str
@@ -54,12 +62,12 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a step."""
+        """The tokens of a step."""
         return self.rows * self.length
 
     def spec(self, device: str) -> RunSpec:
-        """The run, without end. Its loss is logged every twelve steps: the first time before anything is timed."""
-        # Large models are drawn where they are trained: on a CPU that takes a minute.
+        """Return the run on a device. It has no end. The loss is logged every 12 steps, first before any step is timed."""
+        # Weights of large models are drawn on the GPU: on a CPU that takes a minute.
         family = (
             "harness.fixtures.on_device:llama" if device == "cuda" and self.size in ("1b", "long", "7b") else "llama"
         )
@@ -67,13 +75,13 @@ class Shape:
         spec = RunSpec().but(
             model=model,
             lora={"r": 8 if self.size == "tiny" else 16, "lora_alpha": 16, "lora_dropout": 0.0},
-            # Epochs of a hundred steps, so that few blocks see one end.
+            # An epoch of the tiny shape has a hundred steps, so that few blocks contain the end of one.
             data={"rows": self.rows * (100 if self.size == "tiny" else 16), "length": self.length},
             launch={"device": device, "threads": 1 if self.size == "tiny" else 0},
             max_steps=1_000_000,
             per_device_train_batch_size=self.rows,
-            # Large models leap at 1e-2, and what rounds otherwise goes elsewhere: the mean of 7B's first twelve losses, which
-            # begin at 10.4, was 8.3 eager, 9.2 compiled and 11.6 captured on an H100.
+            # At 1e-2 large models are unstable, and differences of rounding grow: on an H100 (2026-11-27) the mean of 7B's
+            # first twelve losses, which begin at 10.4, was 8.3 eager, 9.2 compiled and 11.6 captured.
             learning_rate=1e-2 if self.size == "tiny" else 1e-3,
             logging_steps=12,
         )
@@ -106,15 +114,16 @@ SHAPES = {
 
 
 def host_is_ahead(spec: RunSpec) -> bool:
-    """Whether it does not wait for the device at each step (`Shape.ahead`)."""
+    """Return whether a run's host does not wait for the device at each step (`Shape.ahead`)."""
     return spec.arguments.get("logging_nan_inf_filter") is False
 
 
 def peak_bytes(spec: RunSpec) -> int:
-    """What a process that trains a Llama of a config takes at its peak, roughly: its weights, and what becomes of the logits
-    and, in attention that is written out, of a layer's weights.
+    """Estimate the peak memory, in bytes, of a process that trains a spec of these shapes.
 
-    On an H100 135M took 5.3 GiB, 1B 51.0, 7B 14.0 and long 16.7, where this says 5.0, 51.6, 13.8 and 16.3.
+    The sum of the model's weights, the logits and what is computed of them, and one layer's attention weights if attention
+    is eager. On an H100 (2026-11-27) 135M took 5.3 GiB, 1B 51.0, 7B 14.0 and long 16.7. The estimates are 5.0, 51.6, 13.8 and
+    16.3.
     """
     config = spec.model.config
     if not config:
@@ -124,13 +133,13 @@ def peak_bytes(spec: RunSpec) -> int:
     layer = attention + 3 * hidden * config["intermediate_size"]
     weights = config["num_hidden_layers"] * layer + config["vocab_size"] * hidden
     tokens = spec.arguments["per_device_train_batch_size"] * spec.data.length
-    written_out = tokens * spec.data.length * heads if config.get("attn_implementation") == "eager" else 0
-    held = 24 * tokens * config["vocab_size"] + 16 * written_out
+    attention_weights = tokens * spec.data.length * heads if config.get("attn_implementation") == "eager" else 0
+    held = 24 * tokens * config["vocab_size"] + 16 * attention_weights
     return int(weights * (2 if spec.model.dtype == "bfloat16" else 4) + held)
 
 
 def chosen(names: list[str], device: str) -> list[Shape]:
-    """The shapes of these names, or those of the device. UsageError names one that there is not."""
+    """Return the shapes of these names; without names, those of the device. UsageError for an unknown name."""
     for name in names:
         if name not in SHAPES:
             raise UsageError(f"--shape {name}: known are {', '.join(SHAPES)}")

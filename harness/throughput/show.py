@@ -1,4 +1,4 @@
-"""Figures of throughput, for people: tables and plots."""
+"""Show figures of throughput to people: tables and plots."""
 
 from __future__ import annotations
 
@@ -9,113 +9,112 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.errors import UsageError
+from harness.throughput.judgement import percent
 from harness.throughput.rates import Rates
 from harness.throughput.scaling import Scaled, Spread
+from harness.throughput.shapes import Shape
 from harness.throughput.speed import Measured, Row
 
 
 def table(console: Console, measured: list[Measured]) -> None:
-    """A line for each side at each shape."""
+    """Print a line for each side at each shape."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (
-        "shape",
-        "",
-        "tokens/s",
-        "ms a step",
-        "the Trainer is slower by",
-        "peak GiB",
-        "TFLOP/s",
-        "of ceiling",
-        "loss",
-    ):
-        shown.add_column(name, justify="left" if name in ("shape", "") else "right", no_wrap=True)
-    for one in measured:
-        for number, row in enumerate(one.rows):
-            name = f"{one.shape.name} ({one.shape.rows} x {one.shape.length})" if number == 0 else ""
-            shown.add_row(name, row.name, *_cells(one, row))
-        assert one.ceiling is not None
-        bound = f"{one.bound:,.0f}" if one.flops else "-"
-        shown.add_row("", "what the device allows", bound, "", "", "", f"{one.ceiling.flops / 1e12:,.2f}", "", "")
+    numbers = ("tokens/s", "ms a step", "the Trainer is (99 % interval)", "peak GiB", "TFLOP/s", "of ceiling", "loss")
+    for name in ("shape", "", *numbers):
+        shown.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
+    for shape in measured:
+        for index, row in enumerate(shape.rows):
+            shown.add_row(_title(shape.shape) if index == 0 else "", row.name, *_cells(shape, row))
+        assert shape.ceiling is not None
+        bound = f"{shape.bound:,.0f}" if shape.flops else "-"
+        limit = f"{shape.ceiling.flops / 1e12:,.2f}"
+        shown.add_row("", "what the device allows", bound, "", "", "", limit, "", "")
     console.print(shown)
-    refused = {f"{row.name}: {row.refused}" for one in measured for row in one.rows if row.refused}
+    refused = {f"{row.name}: {row.refused}" for shape in measured for row in shape.rows if row.refused}
     for sentence in sorted(refused):
         console.print(f"not timed: {sentence}", style="dim", highlight=False)
 
 
-def _cells(one: Measured, row: Row) -> list[str]:
+def _title(shape: Shape) -> str:
+    return f"{shape.name} ({shape.rows} x {shape.length})"
+
+
+def _cells(shape: Measured, row: Row) -> list[str]:
     if row.refused:
         return ["-"] * 7
     return [
-        f"{one.tokens(row):,.0f}",
+        f"{shape.tokens(row):,.0f}",
         f"{1e3 * row.seconds:,.2f}",
-        f"{row.overhead}" if row.overhead else "",
+        row.overhead.describe().replace("99 % interval: ", "") if row.overhead else "",
         f"{row.peak_bytes / 2**30:.2f}",
-        f"{one.flops / row.seconds / 1e12:,.3f}",
-        f"{one.share(row):.1%}",
+        f"{shape.flops / row.seconds / 1e12:,.3f}",
+        f"{shape.share(row):.1%}",
         "" if row.loss is None else f"{row.loss:.5f}",
     ]
 
 
 def scaling(console: Console, measured: list[Scaled]) -> None:
-    """A line for each launch at each shape."""
+    """Print a line for each launch at each shape."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("shape, of each rank", "launch", "tokens/s", "ms a step", "quartiles", "efficiency", "GiB of each rank",
-                 "collectives", "MB of them"):  # fmt: skip
-        shown.add_column(name, justify="left" if name in ("shape, of each rank", "launch") else "right", no_wrap=True)
-    for each in measured:
-        for number, one in enumerate(each.spreads):
-            name = f"{each.shape.name} ({each.shape.rows} x {each.shape.length})" if number == 0 else ""
-            launch = f"{one.strategy} x {one.ranks}" if one.ranks > 1 else "one process"
-            shown.add_row(name, launch, *_scaled_cells(each, one))
+    words = ("shape, of each rank", "launch")
+    numbers = ("tokens/s", "ms a step", "quartiles", "efficiency", "GiB of each rank", "collectives", "MB of them")
+    for name in (*words, *numbers):
+        shown.add_column(name, justify="left" if name in words else "right", no_wrap=True)
+    for scaled in measured:
+        for index, spread in enumerate(scaled.spreads):
+            title = _title(scaled.shape) if index == 0 else ""
+            shown.add_row(title, _launch(spread.strategy, spread.ranks), *_scaled_cells(scaled, spread))
     console.print(shown)
-    for each in measured:
-        for one in each.spreads:
-            if one.refused:
-                console.print(
-                    f"not timed: {each.shape.name}, {one.strategy}: {one.refused}", style="dim", highlight=False
-                )
+    for scaled in measured:
+        for spread in scaled.spreads:
+            if spread.refused:
+                sentence = f"not timed: {scaled.shape.name}, {spread.strategy}: {spread.refused}"
+                console.print(sentence, style="dim", highlight=False)
 
 
-def _scaled_cells(each: Scaled, one: Spread) -> list[str]:
-    if one.refused:
+def _launch(strategy: str, ranks: int) -> str:
+    return f"{strategy} x {ranks}" if ranks > 1 else "one process"
+
+
+def _scaled_cells(scaled: Scaled, spread: Spread) -> list[str]:
+    if spread.refused:
         return ["-"] * 7
-    low, high = one.middle
-    memory = [f"{peak / 2**30:.2f}" for peak in one.peak_bytes]
+    low, high = spread.middle
+    memory = [f"{peak / 2**30:.2f}" for peak in spread.peak_bytes]
     return [
-        f"{each.tokens(one):,.0f}",
-        f"{1e3 * one.seconds:,.2f}",
+        f"{scaled.tokens(spread):,.0f}",
+        f"{1e3 * spread.seconds:,.2f}",
         f"{1e3 * low:,.2f} to {1e3 * high:,.2f}",
-        f"{each.efficiency(one):.1%}" if one.ranks > 1 else "",
+        f"{scaled.efficiency(spread):.1%}" if spread.ranks > 1 else "",
         ", ".join(memory) if len(set(memory)) > 1 else memory[0],
-        f"{one.collectives}" if one.ranks > 1 else "",
-        f"{one.collective_bytes / 1e6:,.2f}" if one.ranks > 1 else "",
+        f"{spread.collectives}" if spread.ranks > 1 else "",
+        f"{spread.collective_bytes / 1e6:,.2f}" if spread.ranks > 1 else "",
     ]
 
 
 def rates(console: Console, measured: list[Rates], margin: float, budget: float) -> None:
-    """How often each rule says "slower", by the slowdown that there was."""
+    """Print how often each rule says "slower", for each slowdown that was put in."""
     rules = list(measured[0].slower)
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("slower by", "came to", *rules, "undecided", "median s", "sd of A B B A"):
+    for name in ("slower by", "measured", *rules, "undecided", "median s", "sd of A B B A"):
         shown.add_column(name, justify="right")
-    for one in measured:
-        cells = [f"{one.slower[rule]:.1%}" for rule in rules]
+    for rate in measured:
         shown.add_row(
-            f"{one.share:.1%}" if one.share else "equals",
-            f"{one.came_to:+.2%}",
-            *cells,
-            f"{one.unclear:.1%}",
-            f"{one.seconds:.0f}",
-            f"{one.spread:.1%}",
+            f"{rate.share:.1%}" if rate.share else "equal sides",
+            f"{percent(rate.came_to)} {'faster' if rate.came_to < 0 else 'slower'}",
+            *[f"{rate.slower[rule]:.1%}" for rule in rules],
+            f"{rate.unclear:.1%}",
+            f"{rate.seconds:.0f}",
+            f"{rate.spread:.1%}",
         )
     console.print(
-        f'how often "slower" is said; margin {margin:.1%}, {budget:.0f} s at most, {measured[0].trials} trials each'
+        f'how often each rule says "slower" (margin {margin:.1%}, at most {budget:.0f} s, {measured[0].trials} trials each)'
     )
     console.print(shown)
 
 
 def bars(measured: list[Measured], path: Path) -> None:
-    """Tokens a second of each side, as a share of what the device allows."""
+    """Draw the tokens a second of each side at each shape."""
     plt = _matplotlib()
     figure, axes = plt.subplots(figsize=(1.8 + 2.2 * len(measured), 4.5), layout="constrained")
     names = list(dict.fromkeys(row.name for one in measured for row in one.rows))
@@ -136,7 +135,7 @@ def bars(measured: list[Measured], path: Path) -> None:
 
 
 def scaled_bars(measured: list[Scaled], path: Path) -> None:
-    """Tokens a second of each launch beside so many times the one process's, and memory of a rank."""
+    """Draw the tokens a second of each launch beside the ideal (N times one process), and the memory of a rank."""
     plt = _matplotlib()
     figure, (speeds, memory) = plt.subplots(
         1, 2, figsize=(2.5 + 3.2 * len(measured), 4.2), layout="constrained", squeeze=True
@@ -144,18 +143,18 @@ def scaled_bars(measured: list[Scaled], path: Path) -> None:
     names = list(dict.fromkeys((one.strategy, one.ranks) for each in measured for one in each.spreads))
     width = 0.8 / len(names)
     for place, (strategy, ranks) in enumerate(names):
-        label = f"{strategy} x {ranks}" if ranks > 1 else "one process"
-        for x, each in enumerate(measured):
-            one = next((each_one for each_one in each.spreads if each_one.strategy == strategy), None)
-            if one is None or one.refused:
+        label = _launch(strategy, ranks)
+        for x, scaled in enumerate(measured):
+            spread = next((spread for spread in scaled.spreads if spread.strategy == strategy), None)
+            if spread is None or spread.refused:
                 continue
             left, color = x + place * width, f"C{place}"
-            ideal = ranks * each.tokens(each.spreads[0])
+            ideal = ranks * scaled.tokens(scaled.spreads[0])
             speeds.bar(left, ideal, width, fill=False, edgecolor=color, linestyle=":")
-            bar = speeds.bar(left, each.tokens(one), width, color=color, label=label if x == 0 else None)
-            speeds.bar_label(bar, [f"{each.tokens(one):,.0f}"], fontsize=7, padding=3)
-            memory.bar(left, max(one.peak_bytes) / 2**30, width, color=color)
-    for axes, what in ((speeds, "tokens a second (dotted: without waiting)"), (memory, "GiB of a rank at the peak")):
+            bar = speeds.bar(left, scaled.tokens(spread), width, color=color, label=label if x == 0 else None)
+            speeds.bar_label(bar, [f"{scaled.tokens(spread):,.0f}"], fontsize=7, padding=3)
+            memory.bar(left, max(spread.peak_bytes) / 2**30, width, color=color)
+    for axes, what in ((speeds, "tokens a second (dotted: ideal)"), (memory, "GiB of a rank at the peak")):
         axes.set_xticks([x + 0.4 - width / 2 for x in range(len(measured))], [each.shape.name for each in measured])
         axes.set_ylabel(what)
         axes.margins(y=0.15)
@@ -164,14 +163,14 @@ def scaled_bars(measured: list[Scaled], path: Path) -> None:
 
 
 def curves(measured: list[Rates], margin: float, path: Path) -> None:
-    """The detection curve of each rule."""
+    """Draw the detection curve of each rule."""
     plt = _matplotlib()
     figure, axes = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
     shares = [100 * one.share for one in measured]
-    # Rules that say the same lie upon each other: the first is the widest, so that each is seen.
+    # Curves of rules that agree cover each other. The first is the widest, so that each can be seen.
     for place, rule in enumerate(measured[0].slower):
-        said, width = [100 * one.slower[rule] for one in measured], 7 / (1 + place)
-        axes.plot(shares, said, marker="o", markersize=4 + width, linewidth=width, alpha=0.6, label=rule)
+        said_slower, width = [100 * one.slower[rule] for one in measured], 7 / (1 + place)
+        axes.plot(shares, said_slower, marker="o", markersize=4 + width, linewidth=width, alpha=0.6, label=rule)
     axes.axvline(100 * margin, color="grey", linestyle=":", label=f"margin {margin:.1%}")
     axes.set_xlabel("slower by, percent")
     axes.set_ylabel('trials that say "slower", percent')

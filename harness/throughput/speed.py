@@ -1,4 +1,4 @@
-"""`peft-harness speed`: how fast the Trainer is, beside the reference, the reference compiled, and the device."""
+"""`peft-harness speed`: time the Trainer beside the reference, the compiled reference, and the limits of the device."""
 
 from __future__ import annotations
 
@@ -26,18 +26,24 @@ REFERENCE, COMPILED, CAPTURED = (
     "harness.throughput.compiled:captured",
 )
 
-#: Seconds of timing for each pair.
+#: Seconds of timing for each pair of Trainer and yardstick.
 BUDGET = 40.0
 
-#: How far the first losses may lie apart, a share: compiled kernels round bfloat16 at other places. Measured on an H100.
+#: How far the first losses may be apart, a share: compiled kernels round bfloat16 at other places. Measured on an H100
+#: (2026-11-27): 9e-4 at most.
 LOSS_NOISE = 2e-3
 
 
 @dataclass
 class Row:
-    """One side at one shape. seconds: of a step. overhead: how much slower the Trainer is, None for the Trainer itself.
+    """One side at one shape.
 
-    loss: the mean over the first twelve steps. refused: why it was not timed.
+    - name: the side's.
+    - seconds: of a step.
+    - peak_bytes: of memory.
+    - loss: the mean over the first twelve steps.
+    - overhead: how much slower the Trainer is than this side; None for the Trainer itself.
+    - refused: why the side was not timed; empty if it was.
     """
 
     name: str
@@ -50,7 +56,13 @@ class Row:
 
 @dataclass
 class Measured:
-    """A shape: its rows, the Trainer's first, and what a step costs. flops, traffic_bytes: of a step, 0 where unknown."""
+    """What was measured at one shape.
+
+    - rows: the sides; the Trainer is first.
+    - flops: floating-point operations of a step, 0 if unknown.
+    - traffic_bytes: bytes that a step moves through memory, 0 if unknown.
+    - ceiling: the limits of the device.
+    """
 
     shape: Shape
     rows: list[Row] = field(default_factory=list)
@@ -59,19 +71,19 @@ class Measured:
     ceiling: Ceiling | None = None
 
     def tokens(self, row: Row) -> float:
-        """Tokens a second."""
+        """Return a side's tokens a second."""
         return self.shape.tokens / row.seconds
 
     @property
     def bound(self) -> float:
-        """Tokens a second that the roofline allows; not a number where the step's cost is unknown."""
+        """The tokens a second that the roofline model allows; nan if a step's cost is unknown."""
         assert self.ceiling is not None
         if not self.flops:
             return math.nan
         return self.shape.tokens / self.ceiling.seconds(self.flops, self.traffic_bytes)
 
     def share(self, row: Row) -> float:
-        """Of the measured ceiling of operations a second."""
+        """Return a side's operations a second as a share of what the device can do at most."""
         assert self.ceiling is not None
         return self.flops / row.seconds / self.ceiling.flops
 
@@ -104,21 +116,24 @@ class Measured:
 
 
 def number(value: float) -> float | None:
-    """The value as JSON has it: no number that is none."""
+    """Return a value for JSON, which has neither nan nor infinity: None for those."""
     return value if math.isfinite(value) else None
 
 
 def yardsticks(device: str) -> list[str]:
-    """Who runs beside the Trainer, as subjects; those that cannot are told."""
+    """Return the subjects that the Trainer is compared with on a device."""
     return [REFERENCE, COMPILED, *([CAPTURED] if device == "cuda" else [])]
 
 
 def measure(
-    shape: Shape, device: str, subject: str, budget: float | None, told: Callable[[str], None] = lambda _: None
+    shape: Shape, device: str, subject: str, budget: float | None, progress: Callable[[str], None] = lambda _: None
 ) -> Iterator[Measured]:
-    """Time the subject at a shape, against each yardstick in turn; what is yielded grows by a row each time.
+    """Time the subject at a shape against each yardstick in turn. Yields the same `Measured`, with one more row each time.
 
-    UsageError where the subject itself cannot be timed.
+    - budget: seconds of timing for each pair; None for BUDGET.
+    - progress: called with words about what is done now.
+
+    Raises UsageError if the subject cannot be timed.
     """
     spec, budget = shape.spec(device), budget or BUDGET
     ceiling = measure_ceiling(device, "bfloat16" if shape.bf16 else shape.dtype, spec.launch.threads)
@@ -127,7 +142,7 @@ def measure(
     others = {name: subjects.load(name) for name in yardsticks(device)}
     refused = {name: other.unsupported(spec) for name, other in others.items()}
     with ExitStack() as started:
-        told(f"{shape.name}: {subject} starts")
+        progress(f"{shape.name}: {subject} starts")
         together = at_once(spec) > len(others)
         trainer, early = Runner(entrant), dict[str, Runner]()
         started.callback(lambda: end(list(early.values())))
@@ -135,13 +150,13 @@ def measure(
             if together and not refused[name]:
                 early[name] = Runner(Entrant(other.name, name, spec))
         started.enter_context(standing(trainer))
-        # Each byte kept is written once and read once; what the weights take is little beside it.
+        # Each byte that is kept is written once and read once. The traffic of the weights is small in comparison.
         result.flops, result.traffic_bytes = trainer.first["flops"], 2 * trainer.first["saved_bytes"]
         for name, other in others.items():
             if reason := refused[name]:
                 result.rows.append(Row(other.name, refused=reason))
                 continue
-            told(f"{shape.name}: {subject} and {other.name}")
+            progress(f"{shape.name}: {subject} and {other.name}")
             try:
                 with standing(early.get(name) or Runner(Entrant(other.name, name, spec))) as yardstick:
                     judgement, timed = race([yardstick], [trainer], 0.01, budget, decide=False)
@@ -163,7 +178,7 @@ def measure(
 
 
 def to_report(measured: list[Measured], device: str, subject: str) -> dict[str, Any]:
-    """The report, for machines."""
+    """Return the report as JSON."""
     return {
         "schema_version": SCHEMA_VERSION,
         "environment": describe(device),
@@ -172,11 +187,11 @@ def to_report(measured: list[Measured], device: str, subject: str) -> dict[str, 
     }
 
 
-def odd_losses(measured: Measured) -> list[str]:
-    """Sentences on yardsticks whose first losses are not the Trainer's: what they compute is something else."""
-    wanted = measured.rows[0].loss
+def differing_losses(measured: Measured) -> list[str]:
+    """Return a sentence for each yardstick whose first losses are not the Trainer's: it computes something else."""
+    expected = measured.rows[0].loss
     return [
-        f"{measured.shape.name}: {row.name} has loss {row.loss:.6f}, the trainer {wanted:.6f}"
+        f"{measured.shape.name}: {row.name} has loss {row.loss:.6f}, the trainer {expected:.6f}"
         for row in measured.rows[1:]
-        if row.loss is not None and wanted is not None and abs(row.loss - wanted) > LOSS_NOISE * abs(wanted)
+        if row.loss is not None and expected is not None and abs(row.loss - expected) > LOSS_NOISE * abs(expected)
     ]
