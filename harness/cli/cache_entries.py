@@ -6,6 +6,7 @@ things, these are neither counted nor removed.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -72,7 +73,7 @@ class Entry:
 
 def entries(directory: Path) -> list[Entry]:
     """Return the entries of a cache directory, sorted by kind and then the largest first."""
-    running = list(_processes())
+    running = list(_processes(directory))
     found = [
         _entry(kind, path, running)
         for path in _candidates(directory)
@@ -155,7 +156,16 @@ def _text(kind: Kind, path: Path, used_at: float) -> str:
     if kind.name == "path":
         link = path / "harness"
         return f"{os.readlink(link)}" if link.is_symlink() else ""
-    return time.strftime("%Y-%m-%d", time.localtime(used_at))
+    day = time.strftime("%Y-%m-%d", time.localtime(used_at))
+    return f"{_clause(path)} {day}".strip() if kind.name == "verdicts" else day
+
+
+def _clause(verdicts: Path) -> str:
+    """Return the clause that a file of verdicts is about, "" if it cannot be read."""
+    try:
+        return str(json.loads(verdicts.read_text(encoding="utf-8"))[0]["clause"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def _stack(environment: Path) -> str:
@@ -172,7 +182,7 @@ def _stack(environment: Path) -> str:
 # ---- who uses it ----
 
 
-def _processes() -> Iterator[tuple[int, str, bool]]:
+def _processes(cache: Path) -> Iterator[tuple[int, str, bool]]:
     """Yield (process id, text that names every path it uses, whether it may read all of the cache) of each other process.
 
     The text has the command line, the directory, the Python variables and the mapped and open files. Processes of other
@@ -182,21 +192,22 @@ def _processes() -> Iterator[tuple[int, str, bool]]:
         if int(directory.name) == os.getpid():
             continue
         words = _read(directory / "cmdline").split("\0")
-        parts = [*words, *_python_variables(_read(directory / "environ")), _read(directory / "maps")]
-        for link in (directory / "cwd", *_listed(directory / "fd")):
-            parts.append(_target(link))
-        yield int(directory.name), "\n".join(parts), _reads_all(words)
+        variables = dict(line.partition("=")[::2] for line in _read(directory / "environ").split("\0"))
+        python = [variables.get(name, "") for name in ("PYTHONPATH", "PYTHONPYCACHEPREFIX", "VIRTUAL_ENV")]
+        links = [_target(link) for link in (directory / "cwd", *_listed(directory / "fd"))]
+        text = "\n".join([*words, *python, _read(directory / "maps"), *links])
+        yield int(directory.name), text, _is_reader(words) and _shares(variables, cache)
 
 
-def _reads_all(words: Sequence[str]) -> bool:
-    ours = any(Path(word).name == "peft-harness" or word == "harness.cli" for word in words[:4])
+def _is_reader(words: Sequence[str]) -> bool:
+    ours = any(Path(word).name == "peft-harness" or word == "harness.cli" for word in words[:5])
     return ours and any(word in _READERS for word in words[1:6])
 
 
-def _python_variables(environ: str) -> list[str]:
-    return [
-        line for line in environ.split("\0") if line.startswith(("PYTHONPATH=", "PYTHONPYCACHEPREFIX=", "VIRTUAL_ENV="))
-    ]
+def _shares(variables: dict[str, str], cache: Path) -> bool:
+    """Return whether a process with these environment variables uses this cache. One that cannot be read may."""
+    chosen = variables.get("PEFT_HARNESS_CACHE") or f"{variables.get('HOME', '')}/.cache/peft-harness"
+    return "HOME" not in variables or Path(chosen).resolve() == cache.resolve()
 
 
 def _read(file: Path) -> str:
