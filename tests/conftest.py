@@ -1,11 +1,11 @@
-"""Tests of the harness run tests of suites/ under faults of upstream, so their marker is known here too."""
+"""Fixtures and marks of the tests of the harness. Some run tests of suites/, whose `clause` mark is registered here, too."""
 
 import importlib
 
 import pytest
 
 from harness import subjects
-from harness.mutants.patch import build_anew
+from harness.mutants.patch import forget_prototypes
 from harness.processes.imports import import_upstream
 from harness.runs.cache import Runs
 from harness.runs.scenarios import PLAIN
@@ -19,7 +19,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """A test that claims to make a clause fail must have seen a check of that clause fail."""
+    """Fail a test that is marked to prove a clause, if no check of that clause failed in it."""
     faults.FAILED.clear()
     result = yield
     claimed = {id for mark in item.iter_markers("proves") for id in mark.args}
@@ -30,20 +30,20 @@ def pytest_runtest_call(item):
 
 @pytest.fixture(autouse=True)
 def anew(monkeypatch):
-    """Models are built anew in each test: one that was built without its fault would hide it."""
-    build_anew(monkeypatch)
+    """Build models anew in each test. One that was built before a fault was put in would hide the fault."""
+    forget_prototypes(monkeypatch)
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """Training runs of the hf-trainer, kept for one test: a fault put into upstream must not reach another's traces."""
+    """Return training runs of the hf-trainer. They are cached for one test only, so no fault reaches another test."""
     import_upstream()
     return Runs(subjects.load("hf-trainer"), tmp_path)
 
 
 @pytest.fixture(scope="session")
 def imported(tmp_path_factory):
-    """Upstream and the plugin, imported as far as a session takes them."""
+    """Import upstream and the plugin, and train one step, as a session of the suites does."""
     importlib.import_module("harness.session.plugin")
     import_upstream()
     Runs(subjects.load("hf-trainer"), tmp_path_factory.mktemp("imported")).train(PLAIN.but(max_steps=1))
@@ -51,5 +51,6 @@ def imported(tmp_path_factory):
 
 @pytest.fixture
 def pytester(imported, pytester):
-    """pytest's own, which forgets the modules that its session is the first to import: torch's cannot be imported twice."""
+    """Return pytest's pytester after upstream was imported. It unloads modules that its session imports, and torch's
+    cannot be imported twice."""
     return pytester

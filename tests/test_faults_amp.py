@@ -1,23 +1,25 @@
-"""Faults put into upstream, one line each, under which the checks of suites/test_amp.py must fail; and mended ones."""
+"""Put faults into upstream under which the checks of suites/test_amp.py must fail, and mend known defects."""
 
 import pytest
 import torch
 from harness.suites import test_amp as amp
 
-from tests.faults import each, mutant, replace, verdict_of
+from tests.faults import assert_holds, assert_seen, each, mutant, replace
 
 TRAINER = "transformers.trainer:Trainer"
 ARGUMENTS = ("transformers:TrainingArguments", "__post_init__")
 
 
-# ---- faults: what upstream does instead ----
+# ---- faults ----
 
 
 def in_bfloat16(original, *args, **options):
+    """The adapter file of add_adapter holds bfloat16."""
     return {name: tensor.bfloat16() for name, tensor in original(*args, **options).items()}
 
 
 def as_if_alone(original, trainer, *args, **options):
+    """An evaluation during training casts the model as an evaluation on its own does."""
     trainer.is_in_train = False
     result = original(trainer, *args, **options)
     trainer.is_in_train = True
@@ -25,13 +27,14 @@ def as_if_alone(original, trainer, *args, **options):
 
 
 def uncast(original, trainer, *args, **options):
+    """bf16_full_eval does not cast the model."""
     trainer.args.fp16_full_eval = trainer.args.bf16_full_eval = False
     return original(trainer, *args, **options)
 
 
 BASE = amp.BF16.but(model={"dtype": "bfloat16"})
 ALONE = amp.EVALUATED.but(bf16_full_eval=True)
-#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+#: By clause; `tests.faults` describes a row.
 FAULTS = {
     "AMP-01/autocast": (
         amp.test_bf16_computes_what_autocast_does,
@@ -104,18 +107,12 @@ FAULTS = {
 
 @each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
-    test, arguments, fault, words = FAULTS[name]
     if name == "AMP-09/device" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device, so nothing is missing")
-    fault(monkeypatch)
-    if "trace" in arguments:
-        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
-    verdict = verdict_of(test, runs, tmp_path / "test", **arguments)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+    assert_seen(FAULTS[name], runs, tmp_path, monkeypatch)
 
 
-# ---- upstream with its known faults mended ----
+# ---- known defects, mended ----
 
 
 def unwrapped(original, trainer, *args, **options):
@@ -126,7 +123,7 @@ def unwrapped(original, trainer, *args, **options):
 
 def refused_on_a_cpu(original, arguments):
     if arguments.fp16 and arguments.use_cpu:
-        raise ValueError("fp16 wants a GPU")
+        raise ValueError("fp16 needs a GPU")
     original(arguments)
 
 
@@ -159,7 +156,4 @@ MENDED = {
 
 @pytest.mark.parametrize("name", MENDED)
 def test_a_mended_fault_is_no_longer_seen(name, runs, tmp_path, monkeypatch):
-    test, arguments, mend = MENDED[name]
-    mend(monkeypatch)
-    verdict = verdict_of(test, runs, tmp_path / "test", **arguments)
-    assert verdict.holds, verdict.seen
+    assert_holds(MENDED[name], runs, tmp_path, monkeypatch)

@@ -1,4 +1,4 @@
-"""Faults put into upstream, one line each, under which the checks of the chapter API must fail."""
+"""Put faults into upstream under which the checks of the chapter API must fail."""
 
 import torch
 from harness.suites import test_api as api
@@ -7,39 +7,44 @@ from harness.suites import test_api_manage as manage
 
 from harness.mutants.api import drawing, with_cache
 from harness.spec import ADD, GET
-from tests.faults import each, mutant, nothing, replace, verdict_of
+from tests.faults import assert_seen, each, mutant, nothing, replace
 
 TRAINER = "transformers.trainer:Trainer"
 LLAMA = "transformers:LlamaForCausalLM"
 
 
-# ---- faults: what upstream does instead ----
+# ---- faults ----
 
 
 def one_tensor_lost(original, model, *args, **options):
+    """load_adapter leaves one of the adapter's tensors at zero."""
     original(model, *args, **options)
     layer = model.model.layers[0].self_attn.q_proj
     torch.nn.init.zeros_(layer.lora_B[layer.active_adapters[0]].weight)
 
 
 def with_loss_keywords(original, trainer, *args, **options):
+    """The Trainer takes every model for one with loss keywords, and passes it num_items_in_batch."""
     original(trainer, *args, **options)
     trainer.model_accepts_loss_kwargs = True
 
 
 def under_another_name(original, model, name, config):
+    """PeftModel.add_adapter ignores the name that it is given."""
     return original(model, "another", config)
 
 
 def added_under_another_name(original, model, config, adapter_name=None):
+    """A second adapter of a name that is taken gets another name, without an error."""
     return original(model, config, adapter_name="another" if model._hf_peft_config_loaded else adapter_name)
 
 
 def loaded_as_trainable(original, *args, **options):
+    """PeftModel.from_pretrained loads every adapter as trainable."""
     return original(*args, **{**options, "is_trainable": True})
 
 
-#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+#: By clause; `tests.faults` describes a row.
 FAULTS = {
     "API-01/columns": (
         api.test_the_base_is_found_in_whatever_holds_it,
@@ -56,7 +61,7 @@ FAULTS = {
     "API-01/mixed": (
         api.test_a_mixed_model_is_the_same_run,
         {},
-        replace("peft:PeftMixedModel", "__init__", drawing),
+        replace("peft:PeftMixedModel", "__init__", drawing, "A PeftMixedModel draws a random number when it is made."),
         "step 1: gradients of",
     ),
     "API-02/fresh": (
@@ -68,7 +73,7 @@ FAULTS = {
     "API-02/disabled": (
         layers.test_a_disabled_lora_is_an_identity_after_training,
         {"route": ADD},
-        replace(LLAMA, "disable_adapters", nothing),
+        replace(LLAMA, "disable_adapters", nothing, "disable_adapters leaves the adapters on."),
         "logits differs by",
     ),
     "API-03": (
@@ -116,7 +121,7 @@ FAULTS = {
     "API-07/Trainer": (
         api.test_the_cache_is_switched_as_the_arguments_say,
         {"spec": api.BRIEF, "use_cache": False},
-        replace(TRAINER, "__init__", with_cache),
+        replace(TRAINER, "__init__", with_cache, "Trainer() switches the cache of keys and values on."),
         "Trainer(): True, expected False",
     ),
     "API-07/train": (
@@ -158,7 +163,7 @@ FAULTS = {
     "API-09/not-a-config": (
         api.test_add_adapter_refuses_what_it_cannot_inject,
         {"config": api.REFUSED["dict"][0], "kind": TypeError, "words": "should be an instance of PeftConfig"},
-        replace(LLAMA, "add_adapter", nothing),
+        replace(LLAMA, "add_adapter", nothing, "add_adapter accepts a dict as a config, and adds nothing."),
         "raised nothing",
     ),
     "API-10/inference_mode": (
@@ -176,31 +181,31 @@ FAULTS = {
     "API-10/trainable": (
         api.test_an_adapter_loaded_as_trainable_trains,
         {"route": GET},
-        replace("torch.optim:AdamW", "step", nothing),
+        replace("torch.optim:AdamW", "step", nothing, "The optimizer updates no parameter."),
         "is what it was before training",
     ),
     "API-11": (
         api.test_an_old_peft_is_refused,
         {"call": api.OF_ADAPTERS["set_adapter"]},
-        replace("transformers.integrations.peft", "check_peft_version", nothing),
+        replace("transformers.integrations.peft", "check_peft_version", nothing, "The version of peft is not checked."),
         "raised nothing",
     ),
     "API-12/without": (
         manage.test_a_model_without_adapters_refuses,
         {"call": manage.WITHOUT["disable_adapters"]},
-        replace(LLAMA, "disable_adapters", nothing),
+        replace(LLAMA, "disable_adapters", nothing, "disable_adapters accepts a model that has no adapter."),
         "raised nothing",
     ),
     "API-12/unknown": (
         manage.test_what_cannot_be_done_is_refused,
         dict(zip(("model", "call", "words"), manage.REFUSED["delete/unknown"], strict=True)),
-        replace(LLAMA, "delete_adapter", nothing),
+        replace(LLAMA, "delete_adapter", nothing, "delete_adapter accepts a name that no adapter has."),
         "raised nothing",
     ),
     "API-12/late": (
         manage.test_swapping_is_to_be_announced_before_the_first_adapter,
         {"check": "error"},
-        replace(LLAMA, "enable_peft_hotswap", nothing),
+        replace(LLAMA, "enable_peft_hotswap", nothing, "enable_peft_hotswap accepts a model that has an adapter."),
         "raised nothing",
     ),
     "API-13/one": (
@@ -224,7 +229,12 @@ FAULTS = {
     "API-14/state-dict": (
         manage.test_the_state_dict_of_an_adapter_is_its_file,
         {"name": "default"},
-        replace("peft.utils", "load_peft_weights", lambda original, *args, **options: {}),
+        replace(
+            "peft.utils",
+            "load_peft_weights",
+            lambda original, *args, **options: {},
+            "load_peft_weights reads no tensor from an adapter file.",
+        ),
         "state dict",
     ),
     "API-14/routes": (
@@ -238,11 +248,4 @@ FAULTS = {
 
 @each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
-    test, arguments, fault, words = FAULTS[name]
-    fault(monkeypatch)
-    if "trace" in arguments:
-        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
-    (tmp_path / "test").mkdir()
-    verdict = verdict_of(test, runs, tmp_path / "test", **arguments)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+    assert_seen(FAULTS[name], runs, tmp_path, monkeypatch)

@@ -1,29 +1,31 @@
-"""Faults put into upstream, one line each, under which the checks of suites/test_best.py must fail; and mended ones."""
+"""Put faults into upstream under which the checks of suites/test_best.py must fail, and mend known defects."""
 
 import pytest
 from harness.suites import test_best as best
 
 from harness.spec import ADD
-from tests.faults import each, mutant, nothing, replace, verdict_of
+from tests.faults import assert_holds, assert_seen, each, mutant, nothing, replace
 
 TRAINER = "transformers.trainer:Trainer"
 LOAD = ("peft:PeftModel", "load_adapter")
 
 
-# ---- faults: what upstream does instead ----
+# ---- faults ----
 
 
 def without_explanation(original, trainer):
+    """Loading the best checkpoint of a prompt encoder fails without an explanation."""
     raise RuntimeError("size mismatch")
 
 
 def unchecked(original, arguments):
+    """load_best_model_at_end has no defaults and no checks."""
     arguments.load_best_model_at_end = False
     original(arguments)
     arguments.load_best_model_at_end = True
 
 
-#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+#: By clause; `tests.faults` describes a row.
 FAULTS = {
     "BEST-01/not-loaded": (
         best.test_training_ends_with_the_best_adapter,
@@ -82,7 +84,7 @@ FAULTS = {
     "BEST-05/warning": (
         best.test_of_two_active_adapters_the_first_is_loaded_and_that_is_said,
         {},
-        replace("transformers.trainer:logger", "warning", nothing),
+        replace("transformers.trainer:logger", "warning", nothing, "The Trainer logs no warning."),
         "no warning names them",
     ),
     "BEST-05/explanation": (
@@ -108,16 +110,10 @@ FAULTS = {
 
 @each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
-    test, arguments, fault, words = FAULTS[name]
-    fault(monkeypatch)
-    if "trace" in arguments:
-        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
-    verdict = verdict_of(test, runs, tmp_path / "test", **arguments)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+    assert_seen(FAULTS[name], runs, tmp_path, monkeypatch)
 
 
-# ---- upstream with its known faults mended ----
+# ---- known defects, mended ----
 
 
 def load_file(directory):
@@ -171,9 +167,4 @@ MENDED = {
 
 @pytest.mark.parametrize("name", MENDED)
 def test_a_mended_fault_is_no_longer_seen(name, runs, tmp_path, monkeypatch):
-    test, arguments, mend = MENDED[name]
-    mend(monkeypatch)
-    if "trace" in arguments:
-        arguments = {"trace": runs.train(arguments["trace"])}
-    verdict = verdict_of(test, runs, tmp_path / "test", **arguments)
-    assert verdict.holds, verdict.seen
+    assert_holds(MENDED[name], runs, tmp_path, monkeypatch)

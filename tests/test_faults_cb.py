@@ -1,4 +1,4 @@
-"""Faults put into upstream, under which the checks of suites/test_{cb,log,hpo,mem}.py must fail; and mended ones."""
+"""Put faults into upstream under which the checks of suites/test_{cb,log,hpo,mem}.py must fail, and mend known defects."""
 
 import pytest
 from harness.suites import test_cb as cb
@@ -6,59 +6,53 @@ from harness.suites import test_hpo as hpo
 from harness.suites import test_log as log
 from harness.suites import test_mem as mem
 
-from harness import subjects
-from harness.mutants.cb import unnoticed
-from harness.processes.imports import import_upstream
-from harness.runs.cache import Runs
+from harness.mutants.cb import event_not_sent
 from harness.subjects.hyperparameter_search import search
-from tests.faults import each, mutant, nothing, replace, verdict_of
+from tests.faults import assert_holds, assert_seen, each, mutant, nothing, replace
 
 TRAINER = "transformers.trainer:Trainer"
 HANDLER = "transformers.trainer_callback:CallbackHandler"
 EARLY_STOPPING = "transformers.trainer_callback:EarlyStoppingCallback"
 TENSORBOARD = "transformers.integrations.integration_utils:TensorBoardCallback"
 
-#: What a fault below holds on to.
-KEPT = []
-
 
 @pytest.fixture
-def runs(tmp_path):
-    import_upstream()
-    yield Runs(subjects.load("hf-trainer"), tmp_path)
-    KEPT.clear()
+def offered(runs, tmp_path, capsys):
+    """Return the fixtures that the checks take, by name. A search writes into the directory that the check gets."""
+
+    def searched(values, spec=hpo.SHORT, **options):
+        return search(runs.subject, spec, tmp_path / "test", values, **options)
+
+    return {"searched": searched, "capsys": capsys}
 
 
-@pytest.fixture
-def checked(runs, tmp_path, capsys):
-    """checked(test, **parameters): the verdict of a test of suites/; `trace` may be a spec."""
-
-    def check(test, **parameters):
-        own = tmp_path / "own"
-        if "trace" in parameters:
-            parameters["trace"] = runs.train(parameters["trace"])
-        searched = lambda values, spec=hpo.SHORT, **options: search(runs.subject, spec, own, values, **options)  # noqa: E731
-        return verdict_of(test, runs, own, **{"searched": searched, "capsys": capsys, **parameters})
-
-    return check
+def need(name):
+    """Skip a case whose optional package is not installed."""
+    if name.startswith("HPO"):
+        pytest.importorskip("optuna", reason="hyperparameter search needs optuna")
+    if name.startswith("LOG-02"):
+        pytest.importorskip("tensorboard", reason="the TensorBoard callback needs tensorboard")
 
 
-# ---- faults: what upstream does instead ----
+# ---- faults ----
 
 
 def without_directory(original, callback, *args, **kwargs):
+    """The TensorBoard callback ignores TENSORBOARD_LOGGING_DIR."""
     callback.logging_dir = None
     original(callback, *args, **kwargs)
 
 
 def applying(original, trainer, trial):
+    """A fixed trial outside a search changes the learning rate."""
     trainer.args.learning_rate = trial.params["learning_rate"]
     original(trainer, trial)
 
 
 TWICE = {"metrics": [1.0, 1.5, 2.0, 9.0], "steps": 3}
+COUNTS_NOTHING = "Early stopping never compares the metric, so it never stops a run."
 
-#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+#: By clause; `tests.faults` describes a row.
 FAULTS = {
     "CB-01": (
         cb.test_events_come_in_the_order_of_the_loop,
@@ -69,7 +63,7 @@ FAULTS = {
     "CB-02/count": (
         cb.test_a_run_stops_when_patience_is_spent,
         {"spec": cb.stopping(2, learning_rate=0.0), "patience": 2, "threshold": 0.0},
-        replace(EARLY_STOPPING, "check_metric_value", nothing),
+        replace(EARLY_STOPPING, "check_metric_value", nothing, COUNTS_NOTHING),
         "the last step is 20, expected 6: patience is 2",
     ),
     "CB-02/threshold": (
@@ -81,7 +75,7 @@ FAULTS = {
     "CB-02/refusal": (
         cb.test_early_stopping_refuses_to_start_without,
         {"changes": {"eval_strategy": "no"}},
-        replace(EARLY_STOPPING, "on_train_begin", nothing),
+        replace(EARLY_STOPPING, "on_train_begin", nothing, "Early stopping does not check the arguments."),
         "raised nothing",
     ),
     "CB-03/restored": (
@@ -111,7 +105,7 @@ FAULTS = {
     "CB-05/count": (
         cb.test_two_callbacks_of_one_class_count_on_when_they_are_restored,
         {"spec": cb.TWO},
-        replace(EARLY_STOPPING, "check_metric_value", nothing),
+        replace(EARLY_STOPPING, "check_metric_value", nothing, COUNTS_NOTHING),
         "the run stopped at step 20, expected 12",
     ),
     "LOG-01/keys": (
@@ -129,7 +123,7 @@ FAULTS = {
     "LOG-01/tokens": (
         log.test_tokens_fed_are_counted_in_every_entry,
         {"spec": log.PADDED.but(include_num_input_tokens_seen="non_padding"), "padding": False},
-        replace(TRAINER, "_track_num_input_tokens", nothing),
+        replace(TRAINER, "_track_num_input_tokens", nothing, "The tokens that are fed are not counted."),
         "training entry of step 1: num_input_tokens_seen 0, expected",
     ),
     "LOG-02/values": (
@@ -195,13 +189,18 @@ FAULTS = {
     "HPO-05/train_end": (
         hpo.test_a_pruned_trial_ends_with_train_end,
         {},
-        replace(HANDLER, "on_train_end", unnoticed),
+        replace(HANDLER, "on_train_end", event_not_sent, "on_train_end is not sent."),
         "expected one train_end",
     ),
     "HPO-06/dict": (
         hpo.test_a_dict_is_no_trial_without_ray_and_wandb,
         {},
-        replace("transformers.integrations", "hp_params", lambda original, trial: dict(trial)),
+        replace(
+            "transformers.integrations",
+            "hp_params",
+            lambda original, trial: dict(trial),
+            "A dict is accepted as a trial although neither ray nor wandb is installed.",
+        ),
         "raised nothing",
     ),
     "HPO-06/fixed": (
@@ -219,7 +218,7 @@ FAULTS = {
     "HPO-07/warned": (
         hpo.test_a_name_that_is_no_argument_is_warned_of_and_left_out,
         {},
-        replace("transformers.trainer:logger", "warning", nothing),
+        replace("transformers.trainer:logger", "warning", nothing, "The Trainer logs no warning."),
         "0",
     ),
     "MEM-01": (
@@ -250,24 +249,15 @@ FAULTS = {
 
 
 @each(FAULTS)
-def test_a_fault_of_upstream_is_seen_and_named(name, checked, monkeypatch):
-    if name.startswith("HPO"):
-        pytest.importorskip("optuna")
-    if name.startswith("LOG-02"):
-        pytest.importorskip("tensorboard")
-    test, parameters, put, words = FAULTS[name]
-    if "monkeypatch" in test.__code__.co_varnames:
-        parameters = {**parameters, "monkeypatch": monkeypatch}
-    put(monkeypatch)
-    verdict = checked(test, **parameters)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+def test_a_fault_of_upstream_is_seen_and_named(name, offered, runs, tmp_path, monkeypatch):
+    need(name)
+    assert_seen(FAULTS[name], runs, tmp_path, monkeypatch, **offered)
 
 
-# ---- known defects, mended: the checks that they fail then hold ----
+# ---- known defects, mended ----
 
 
-def a_list_anew(original, trainer, *args, **kwargs):
+def states_as_new_lists(original, trainer, *args, **kwargs):
     states = trainer.state.stateful_callbacks
     states.update({name: [] for name, value in states.items() if isinstance(value, list)})
     return original(trainer, *args, **kwargs)
@@ -290,12 +280,12 @@ MENDED = {
     "CB-05/saved": (
         cb.test_states_of_two_callbacks_of_one_class_are_saved_in_order,
         {},
-        replace(TRAINER, "_save_checkpoint", a_list_anew),
+        replace(TRAINER, "_save_checkpoint", states_as_new_lists),
     ),
     "CB-05/restored": (
         cb.test_two_callbacks_of_one_class_count_on_when_they_are_restored,
         {"spec": cb.TWO.resumed(4)},
-        replace(TRAINER, "_save_checkpoint", a_list_anew),
+        replace(TRAINER, "_save_checkpoint", states_as_new_lists),
     ),
     "HPO-03/run": (
         hpo.test_a_trial_trains_as_a_run_of_its_own_would,
@@ -316,10 +306,6 @@ MENDED = {
 
 
 @pytest.mark.parametrize("name", list(MENDED))
-def test_a_known_defect_that_is_mended_holds(name, checked, monkeypatch):
-    if name.startswith("HPO"):
-        pytest.importorskip("optuna")
-    test, parameters, put = MENDED[name]
-    put(monkeypatch)
-    verdict = checked(test, **parameters)
-    assert verdict.holds, verdict.seen
+def test_a_known_defect_that_is_mended_holds(name, offered, runs, tmp_path, monkeypatch):
+    need(name)
+    assert_holds(MENDED[name], runs, tmp_path, monkeypatch, **offered)

@@ -1,4 +1,4 @@
-"""Faults put into upstream, one line each, under which the checks of suites/test_ckpt_*.py must fail."""
+"""Put faults into upstream under which the checks of suites/test_ckpt_*.py must fail."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from harness.suites import test_ckpt_files as files
 
 from harness.mutants.ckpt import before, then
 from harness.spec import GET
-from tests.faults import each, mutant, proves, replace, verdict_of
+from tests.faults import assert_seen, each, mutant, proves, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 
@@ -19,20 +19,18 @@ def checkpoint_of(trainer):
     return Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
 
 
-def after(method, act):
-    """A fault that does something to the Trainer when a method of it has ended."""
-    return replace(TRAINER, method, then(act))
+def after(method, act, says):
+    """Return a fault that calls `act` with the Trainer when one of its methods has ended."""
+    return replace(TRAINER, method, then(act), says)
 
 
 def write(name):
+    """Return a function that writes a file into a checkpoint."""
     return lambda trainer, directory, *args: (Path(directory) / name).write_text("{}")
 
 
-def of_another_rank(original, config):
-    return {**original(config), "r": 9}
-
-
-def saying_no(original, control):
+def should_save_lost(original, control):
+    """trainer_state.json says that no save was due."""
     state = original(control)
     return {**state, "args": {**state["args"], "should_save": False}}
 
@@ -41,25 +39,27 @@ def plain_arguments(trainer, directory, *args):
     torch.save(trainer.args.to_dict(), Path(directory) / "training_args.bin")
 
 
-def deleting_the_best(trainer, *args):
+def delete_the_best(trainer, *args):
     shutil.rmtree(checkpoint_of(trainer).parent / "checkpoint-2")
 
 
-def forgetting_the_best(trainer, *args):
+def forget_the_best(trainer, *args):
     trainer.state.best_model_checkpoint = None
 
 
-def keeping_the_rate(trainer, *args):
+def advance_the_schedule(trainer, *args):
     trainer.lr_scheduler.step(6)
 
 
-def the_first(original, model):
+def first_of_the_active(original, model):
+    """Of several active adapters a model names only the first."""
     return original(model)[:1]
 
 
 ROUTE = {"route": GET}
+PLAIN_ARGUMENTS = "training_args.bin holds a dict, not TrainingArguments."
 
-#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+#: By clause; `tests.faults` describes a row.
 FAULTS = {
     "CKPT-01/missing": (
         content.test_get_peft_model_files,
@@ -70,19 +70,28 @@ FAULTS = {
     "CKPT-01/besides": (
         content.test_get_peft_model_files,
         {},
-        after("_save", write("config.json")),
+        after("_save", write("config.json"), "A checkpoint of get_peft_model has a config.json of the base."),
         "besides: ['config.json']",
     ),
     "CKPT-02": (
         content.test_add_adapter_files,
         {},
-        replace("transformers:LlamaForCausalLM", "can_generate", lambda *args: False),
+        replace(
+            "transformers:LlamaForCausalLM",
+            "can_generate",
+            lambda *args: False,
+            "A checkpoint of add_adapter has no generation_config.json.",
+        ),
         "missing: ['generation_config.json']",
     ),
     "CKPT-03": (
         content.test_without_an_adapter_the_whole_model_is_saved,
         {},
-        after("_save", lambda trainer, directory, *args: (Path(directory) / "config.json").unlink()),
+        after(
+            "_save",
+            lambda trainer, directory, *args: (Path(directory) / "config.json").unlink(),
+            "A checkpoint of a model without adapters has no config.json.",
+        ),
         "missing: ['config.json']",
     ),
     "CKPT-04/dtype": (
@@ -100,7 +109,12 @@ FAULTS = {
     "CKPT-04/metadata": (
         content.test_adapter_file_says_that_it_is_of_torch,
         {"trace": content.NAMED["plain"]},
-        replace("peft.peft_model", "safe_save_file", lambda original, tensors, path, metadata: original(tensors, path)),
+        replace(
+            "peft.peft_model",
+            "safe_save_file",
+            lambda original, tensors, path, metadata: original(tensors, path),
+            "The adapter file does not say that its tensors are torch's.",
+        ),
         "format: absent, expected pt",
     ),
     "CKPT-05": (
@@ -124,7 +138,12 @@ FAULTS = {
     "CKPT-07": (
         content.test_sgd_has_no_state,
         {},
-        replace(TRAINER, "_save_optimizer_and_scheduler", before(lambda t, d: fill(t.optimizer))),
+        replace(
+            TRAINER,
+            "_save_optimizer_and_scheduler",
+            before(lambda trainer, directory: add_momentum(trainer.optimizer)),
+            "An optimizer without momentum is saved with a momentum buffer for each tensor.",
+        ),
         "3: 14336, expected 0",
     ),
     "CKPT-08": (
@@ -142,19 +161,19 @@ FAULTS = {
     "CKPT-10": (
         content.test_trainer_control_is_kept_as_the_save_was_asked_for,
         {},
-        replace("transformers:TrainerControl", "state", saying_no),
+        replace("transformers:TrainerControl", "state", should_save_lost),
         "should_save: False, expected True",
     ),
     "CKPT-11/class": (
         content.test_training_arguments_are_pickled,
         ROUTE,
-        after("_save", plain_arguments),
+        after("_save", plain_arguments, PLAIN_ARGUMENTS),
         "False",
     ),
     "CKPT-11/refused": (
         content.test_training_arguments_are_no_weights,
         {},
-        after("_save", plain_arguments),
+        after("_save", plain_arguments, PLAIN_ARGUMENTS),
         "raised nothing and returned",
     ),
     "CKPT-12": (
@@ -166,13 +185,22 @@ FAULTS = {
     "CKPT-13": (
         files.test_newest_and_best_checkpoints_stay,
         {"trace": files.LIMITS["limit-2/best-first"]},
-        after("_save_checkpoint", lambda t, *args: t.state.global_step == 8 and deleting_the_best(t)),
+        after(
+            "_save_checkpoint",
+            lambda trainer, *args: trainer.state.global_step == 8 and delete_the_best(trainer),
+            "A later save deletes the best checkpoint.",
+        ),
         "after the save at step 8: [8] are left, expected [2, 8]",
     ),
     "CKPT-13/end": (
         files.test_limit_of_one_leaves_the_best_at_the_end,
         {"name": "limit-1/best-first", "left": [2]},
-        replace(TRAINER, "_finalize_training", before(forgetting_the_best)),
+        replace(
+            TRAINER,
+            "_finalize_training",
+            before(forget_the_best),
+            "At the end of a run save_total_limit=1 does not know which checkpoint is the best.",
+        ),
         "[2, 10]",
     ),
     "CKPT-14/files": (
@@ -184,7 +212,12 @@ FAULTS = {
     "CKPT-14/resume": (
         files.test_resuming_a_model_only_starts_optimizer_and_schedule_anew,
         {"spec": files.continued(files.PLAIN, 6, save_only_model=True)},
-        replace(TRAINER, "_load_optimizer_and_scheduler", then(keeping_the_rate)),
+        replace(
+            TRAINER,
+            "_load_optimizer_and_scheduler",
+            then(advance_the_schedule),
+            "Resuming from a checkpoint that holds the model only continues the schedule.",
+        ),
         "7: [0.004, 0.004], expected [0.01, 0.01]",
     ),
     "CKPT-15": (
@@ -196,7 +229,7 @@ FAULTS = {
     "CKPT-16": (
         adapters.test_several_active_adapters_are_refused,
         {},
-        replace("transformers:LlamaForCausalLM", "active_adapters", the_first),
+        replace("transformers:LlamaForCausalLM", "active_adapters", first_of_the_active),
         "raised nothing",
     ),
     "CKPT-18": (
@@ -208,7 +241,7 @@ FAULTS = {
     "CKPT-19": (
         files.test_save_model_writes_the_adapter_and_no_state,
         {**ROUTE, "own": "README.md", "place": None},
-        after("_save", write("optimizer.pt")),
+        after("_save", write("optimizer.pt"), "save_model() writes an optimizer.pt."),
         "besides: ['optimizer.pt']",
     ),
     "CKPT-21": (
@@ -238,32 +271,24 @@ FAULTS = {
 }
 
 
-def fill(optimizer):
-    """Give an optimizer a state, as if it had a momentum."""
+def add_momentum(optimizer):
+    """Give an optimizer the state that it would have with momentum."""
     for parameter in optimizer.param_groups[0]["params"]:
         optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
 
 
 @each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
-    test, arguments, fault, words = FAULTS[name]
-    fault(monkeypatch)
-    if "trace" in arguments:
-        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
-    (tmp_path / "test").mkdir()
-    verdict = verdict_of(test, runs, tmp_path / "test", **arguments)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+    assert_seen(FAULTS[name], runs, tmp_path, monkeypatch)
 
 
 def in_order(original, config):
     return {key: sorted(value) if isinstance(value, set) else value for key, value in original(config).items()}
 
 
-@proves("CKPT-05")
+@proves("CKPT-05", says="LoraConfig.to_dict lists the members of a set in an order that differs between processes.")
 def test_an_upstream_that_sorts_its_sets_holds(runs, tmp_path, monkeypatch):
-    """CKPT-05 fails on every release so far; this is the fix that it waits for."""
-    (tmp_path / "test").mkdir()
+    """CKPT-05 fails with every release of peft so far. Sorting the sets mends it."""
     test = content.test_lists_have_the_same_order_in_every_process
     assert not verdict_of(test, runs, tmp_path / "test").holds
     replace("peft:LoraConfig", "to_dict", in_order)(monkeypatch)

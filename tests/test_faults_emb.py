@@ -1,25 +1,26 @@
-"""Faults put into upstream, one line each, under which the checks of suites/test_emb.py must fail."""
+"""Put faults into upstream under which the checks of suites/test_emb.py must fail."""
 
 from harness.suites import test_emb as emb
 
-from harness.mutants.emb import whatever_is_set
+from harness.mutants.emb import hub_asked_offline
 from harness.spec import GET
-from tests.faults import each, mutant, nothing, replace, verdict_of
+from tests.faults import assert_seen, each, mutant, nothing, replace
 
 SAVING = "peft.utils.save_and_load"
 
 
-# ---- faults: what upstream does instead ----
+# ---- faults ----
 
 
 def always_asking(original, *args, **options):
+    """A save asks the hub although the base has no name there."""
     from peft.utils import other
 
-    other.file_exists("", "config.json")
+    other.file_exists("", "config.json")  # type: ignore[attr-defined]
     return original(*args, **options)
 
 
-#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+#: By clause; `tests.faults` describes a row.
 FAULTS = {
     "EMB-01/twice": (
         emb.test_a_base_with_a_hub_name_is_looked_up_once_a_save,
@@ -54,13 +55,23 @@ FAULTS = {
     "EMB-02/silent": (
         emb.test_offline_nothing_is_asked_and_each_save_warns,
         {"spec": emb.based_on(emb.NAME)},
-        replace(SAVING, "check_file_exists_on_hf_hub", lambda *args: False),
+        replace(
+            SAVING,
+            "check_file_exists_on_hf_hub",
+            lambda *args: False,
+            "If the environment says that there is no hub, a save does not ask and does not warn.",
+        ),
         "0 warnings say 'Could not find a config file",
     ),
     "EMB-02/no-network": (
         emb.test_a_failing_network_costs_a_warning_and_not_the_run,
         {"spec": emb.based_on(emb.NAME)},
-        replace(SAVING, "check_file_exists_on_hf_hub", lambda original, *args: whatever_is_set(nothing, *args)),
+        replace(
+            SAVING,
+            "check_file_exists_on_hf_hub",
+            lambda original, *args: hub_asked_offline(nothing, *args),
+            "An error of the network while a save asks the hub ends the run.",
+        ),
         "the run ended with ConnectionError: no route to host",
     ),
     "EMB-03/saved": (
@@ -102,7 +113,12 @@ FAULTS = {
     "EMB-06/both": (
         emb.test_ensure_weight_tying_keeps_one_trained_tensor,
         {"spec": emb.TIED.but(lora={"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True})},
-        replace("peft.tuners.lora.model:LoraModel", "_add_modules_to_save_to_tie", nothing),
+        replace(
+            "peft.tuners.lora.model:LoraModel",
+            "_add_modules_to_save_to_tie",
+            nothing,
+            "ensure_weight_tying does not tie the copies of tied layers.",
+        ),
         "model.embed_tokens.weight and lm_head.weight differ after training",
     ),
     "EMB-07/saved": (
@@ -114,7 +130,12 @@ FAULTS = {
     "EMB-07/tied": (
         emb.test_chosen_rows_of_tied_layers_are_trained_as_one,
         {"trace": emb.TOKENS.but(model={"family": "llama-tied"})},
-        replace("peft.utils.other", "_get_module_names_tied_with_embedding", lambda *args: []),
+        replace(
+            "peft.utils.other",
+            "_get_module_names_tied_with_embedding",
+            lambda *args: [],
+            "trainable_token_indices does not find the layers that are tied to the embedding.",
+        ),
         "lm_head.token_adapter.trainable_tokens_delta is not in the model",
     ),
 }
@@ -122,10 +143,4 @@ FAULTS = {
 
 @each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
-    test, arguments, fault, words = FAULTS[name]
-    fault(monkeypatch)
-    if "trace" in arguments:
-        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
-    verdict = verdict_of(test, runs, tmp_path, **arguments)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+    assert_seen(FAULTS[name], runs, tmp_path, monkeypatch)

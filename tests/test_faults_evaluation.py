@@ -1,18 +1,19 @@
-"""Faults put into upstream, one line each, under which the checks of suites/test_eval.py must fail."""
+"""Put faults into upstream under which the checks of suites/test_eval.py must fail, and mend known defects."""
 
 import pytest
 from harness.fixtures.metrics import counts
 from harness.suites import test_eval as evaluation
 
-from tests.faults import each, mutant, nothing, replace, verdict_of
+from tests.faults import assert_seen, each, mutant, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"
 
 
-# ---- faults: what upstream does instead ----
+# ---- faults ----
 
 
 def moving_the_base(original, trainer, *args, **options):
+    """The last evaluation changes a weight of the base."""
     result = original(trainer, *args, **options)
     if trainer.state.global_step == trainer.state.max_steps:
         next(p for p in trainer.model.parameters() if not p.requires_grad).data.add_(1e-3)
@@ -20,25 +21,30 @@ def moving_the_base(original, trainer, *args, **options):
 
 
 def no_keys(original, trainer, model, inputs, loss_only, ignore_keys=None):
+    """Evaluation ignores ignore_keys."""
     return original(trainer, model, inputs, loss_only, ignore_keys=None)
 
 
 def always_gathered(original, trainer, model, inputs, loss_only, ignore_keys=None):
+    """Evaluation gathers predictions although no compute_metrics takes them."""
     return original(trainer, model, inputs, False, ignore_keys=ignore_keys)
 
 
 def another_metric(original, *args, **options):
+    """Evaluation reports a metric that nobody asked for."""
     result = original(*args, **options)
     result.metrics["eval_other"] = 0.0
     return result
 
 
 def not_on_start(original, trainer, *args, **options):
+    """eval_on_start is ignored."""
     trainer.args.eval_on_start = False
     return original(trainer, *args, **options)
 
 
 def forgotten(original, trainer, *args, **options):
+    """The preparation time of the model is reported once only."""
     result = original(trainer, *args, **options)
     vars(trainer).pop("model_preparation_time", None)
     return result
@@ -47,7 +53,7 @@ def forgotten(original, trainer, *args, **options):
 STEP, LOOP = (TRAINER, "prediction_step"), (TRAINER, "evaluation_loop")
 GIVEN = evaluation.test_all_predictions_and_labels_are_given_in_order
 KEYS = {"config": {}, "keys": ["logits"], "expected": ()}
-#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+#: By clause; `tests.faults` describes a row.
 FAULTS = {
     "EVAL-01/adapter": (
         evaluation.test_eval_loss_is_weighted_by_rows,
@@ -95,7 +101,12 @@ FAULTS = {
     "EVAL-05/train": (
         evaluation.test_keys_to_ignore_are_left_out_of_the_predictions,
         {**KEYS, "how": "train"},
-        replace(TRAINER, "_evaluate", lambda original, trainer, trial, keys, **options: original(trainer, trial, None)),
+        replace(
+            TRAINER,
+            "_evaluate",
+            lambda original, trainer, trial, keys, **options: original(trainer, trial, None),
+            "An evaluation during training ignores ignore_keys_for_eval.",
+        ),
         "(10, 16, 256), expected ()",
     ),
     "EVAL-06/metrics": (
@@ -113,7 +124,11 @@ FAULTS = {
     "EVAL-06/not-gathered": (
         evaluation.test_predictions_are_gathered_for_compute_metrics_only,
         {"function": counts, "batches": 3},
-        replace(*STEP, lambda original, *args, **options: (original(*args, **options)[0], None, None)),
+        replace(
+            *STEP,
+            lambda original, *args, **options: (original(*args, **options)[0], None, None),
+            "Evaluation gathers no predictions for compute_metrics.",
+        ),
         "0",
     ),
     "EVAL-06/on-start": (
@@ -137,7 +152,9 @@ FAULTS = {
     "EVAL-08": (
         evaluation.test_a_metric_that_is_not_reported_ends_the_run,
         {"spec": evaluation.MISSING, "words": ["eval_accuracy"]},
-        replace(TRAINER, "_determine_best_metric", nothing),
+        replace(
+            TRAINER, "_determine_best_metric", nothing, "A metric_for_best_model that is not reported is no error."
+        ),
         "no error: it made 4 steps",
     ),
     "EVAL-09/labels": (
@@ -157,16 +174,10 @@ FAULTS = {
 
 @each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
-    test, arguments, fault, words = FAULTS[name]
-    fault(monkeypatch)
-    if "trace" in arguments:
-        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
-    verdict = verdict_of(test, runs, tmp_path / "test", **arguments)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+    assert_seen(FAULTS[name], runs, tmp_path, monkeypatch)
 
 
-# ---- upstream with its known faults mended ----
+# ---- known defects, mended ----
 
 
 def test_gpt2_holds_once_its_labels_are_counted(runs, tmp_path, monkeypatch):

@@ -1,14 +1,13 @@
-"""Faults put into upstream, one line each, under which the checks of the chapter FRZ must fail."""
+"""Put faults into upstream under which the checks of the chapter FRZ must fail."""
 
 import pytest
-import torch
 from harness.suites import test_frz as frz
 from harness.suites import test_frz_kinds as kinds
 from harness.suites import test_frz_requires_grad as flags
 from harness.suites import test_frz_targets as targets
 
 from harness.mutants.api import always_trainable
-from tests.faults import each, mutant, nothing, replace, verdict_of
+from tests.faults import assert_seen, each, mutant, nothing, replace
 
 TRAINER = "transformers.trainer:Trainer"
 TUNER = "peft.tuners.tuners_utils:BaseTuner"
@@ -17,16 +16,11 @@ COPY = "peft.utils.other:ModulesToSaveWrapper"
 NORM = "model.norm.weight"
 
 
-# ---- faults: what upstream does instead ----
-
-
-def drifting(original, trainer, *args, **options):
-    with torch.no_grad():
-        trainer.model.get_base_model().model.norm.weight.mul_(1.0001)
-    return original(trainer, *args, **options)
+# ---- faults ----
 
 
 def no_biases(original, tuner, model):
+    """bias="all" leaves some biases of the base frozen."""
     original(tuner, model)
     for name, parameter in model.named_parameters():
         if name.endswith("ln_1.bias"):
@@ -34,22 +28,26 @@ def no_biases(original, tuner, model):
 
 
 def every_adapter_trainable(original, layer, names, inference_mode=False):
+    """Activating an adapter makes the tensors of every adapter trainable."""
     original(layer, names)
     for part in layer.adapter_layer_names:
         getattr(layer, part).requires_grad_(True)
 
 
 def all_frozen(original, tuner, *args, **options):
+    """Injecting an adapter freezes all of its tensors."""
     injected = original(tuner, *args, **options)
     tuner.model.requires_grad_(False)
     return injected
 
 
 def nowhere_is_somewhere(original, config, key):
+    """Names in target_modules that no module has are taken for q_proj."""
     return key.endswith("q_proj")
 
 
 def second_elsewhere(original, model, name, config):
+    """A second adapter sits on other modules than its config names."""
     config.target_modules = {"q_proj"}
     return original(model, name, config)
 
@@ -58,8 +56,9 @@ PLAIN = frz.PLAIN
 SHORT = PLAIN.but(max_steps=2)
 HEAD = flags.SPECS["modules-to-save"]
 LORA = flags.SPECS["lora"]
+INPUTS_WITHOUT_GRADIENTS = "Reentrant checkpointing does not make the layers' inputs require gradients."
 
-#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+#: By clause; `tests.faults` describes a row.
 FAULTS = {
     "FRZ-01": (
         frz.test_base_is_bit_identical,
@@ -124,7 +123,7 @@ FAULTS = {
     "FRZ-07/trained": (
         kinds.test_a_parameter_unfrozen_by_hand_is_trained,
         {"spec": kinds.saving(kinds.SHORT)},
-        replace("torch.optim:AdamW", "step", nothing),
+        replace("torch.optim:AdamW", "step", nothing, "The optimizer updates no parameter."),
         f"{NORM} is what it was before training",
     ),
     "FRZ-08": (
@@ -172,7 +171,12 @@ FAULTS = {
     "FRZ-12/copy": (
         flags.test_an_adapter_loaded_for_inference_leaves_nothing_trainable,
         {"spec": HEAD},
-        replace(COPY, "set_adapter", always_trainable),
+        replace(
+            COPY,
+            "set_adapter",
+            always_trainable,
+            "An adapter loaded for inference trains its copies of modules_to_save.",
+        ),
         "lm_head.weight requires gradients",
     ),
     "FRZ-12/twice": (
@@ -196,13 +200,13 @@ FAULTS = {
     "FRZ-13/reentrant": (
         frz.test_one_step_moves_every_lora_b,
         {"trace": frz.REENTRANT.but(max_steps=1, lora=frz.HEAD)},
-        replace("transformers:LlamaForCausalLM", "enable_input_require_grads", nothing),
+        replace("transformers:LlamaForCausalLM", "enable_input_require_grads", nothing, INPUTS_WITHOUT_GRADIENTS),
         "q_proj.lora_B.weight is what it was before training",
     ),
     "FRZ-13/gradients": (
         frz.test_the_update_reaches_every_tensor,
         {"trace": frz.REENTRANT.but(max_steps=2, lora=frz.HEAD)},
-        replace("transformers:LlamaForCausalLM", "enable_input_require_grads", nothing),
+        replace("transformers:LlamaForCausalLM", "enable_input_require_grads", nothing, INPUTS_WITHOUT_GRADIENTS),
         "step 1: model.layers.0.self_attn.q_proj.lora_B.weight has no gradient",
     ),
     "FRZ-14/named": (
@@ -234,13 +238,6 @@ FAULTS = {
 
 @each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
-    test, arguments, fault, words = FAULTS[name]
-    if "nf4" in str(arguments):
+    if "nf4" in str(FAULTS[name][1]):
         pytest.importorskip("bitsandbytes", reason="quantized bases need bitsandbytes")
-    fault(monkeypatch)
-    if "trace" in arguments:
-        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
-    (tmp_path / "test").mkdir()
-    verdict = verdict_of(test, runs, tmp_path / "test", supported=lambda *args, **options: None, **arguments)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+    assert_seen(FAULTS[name], runs, tmp_path, monkeypatch)

@@ -1,4 +1,4 @@
-"""Faults put into upstream, under which runs that are drawn must fail the clauses that compare whole runs."""
+"""Put faults into upstream under which drawn runs must fail the clauses that compare whole runs."""
 
 import pytest
 from hypothesis import strategies
@@ -11,7 +11,8 @@ from tests.faults import FAILED, mutant, proves, replace
 TRAINER = "transformers.trainer:Trainer"
 
 
-def another_rate(original, trainer, *args, **options):
+def twice_the_rate(original, trainer, *args, **options):
+    """The learning rate is twice what was asked for."""
     original(trainer, *args, **options)
     trainer.optimizer.param_groups[0]["lr"] *= 2
     trainer.optimizer.param_groups[0]["initial_lr"] = trainer.optimizer.param_groups[0]["lr"]
@@ -19,12 +20,14 @@ def another_rate(original, trainer, *args, **options):
 
 
 FAULTS = {
-    "GEN-01": (replace(TRAINER, "create_optimizer", another_rate), "step 1: learning rates"),
+    "GEN-01": (replace(TRAINER, "create_optimizer", twice_the_rate), "step 1: learning rates"),
     "GEN-02": (mutant("dropout-of-the-process"), "step 1: gradients of"),
 }
 
 
-@pytest.mark.parametrize("clause", [pytest.param(id, id=id, marks=proves(id)) for id in FAULTS])
+@pytest.mark.parametrize(
+    "clause", [pytest.param(id, id=id, marks=proves(id, says=fault.says)) for id, (fault, _) in FAULTS.items()]
+)
 def test_a_fault_of_upstream_is_seen_in_a_drawn_run(clause, runs, monkeypatch):
     fault, words = FAULTS[clause]
     fault(monkeypatch)

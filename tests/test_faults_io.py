@@ -1,12 +1,19 @@
-"""Faults put into upstream, one line each, under which the checks of suites/test_io.py must fail."""
+"""Put faults into upstream under which the checks of suites/test_io.py must fail."""
 
 import pytest
 from harness.suites import test_io as io
 
 from harness.spec import ADD
-from tests.faults import each, mutant, replace, verdict_of
+from tests.faults import assert_seen, each, mutant, replace
 
-#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+WITHOUT_TAGS = replace(
+    "peft:PeftModel",
+    "_get_peft_specific_model_tags",
+    lambda *args: ["transformers"],
+    "The model card has no tags of peft's.",
+)
+
+#: By clause; `tests.faults` describes a row.
 FAULTS = {
     "IO-01/card": (
         io.test_each_checkpoint_has_a_card_of_library_peft,
@@ -17,7 +24,7 @@ FAULTS = {
     "IO-01/tags": (
         io.test_the_card_is_tagged_with_task_method_and_base,
         {"trace": io.NAMED},
-        replace("peft:PeftModel", "_get_peft_specific_model_tags", lambda *args: ["transformers"]),
+        WITHOUT_TAGS,
         "no tag 'lora'",
     ),
     "IO-01/add_adapter": (
@@ -35,7 +42,7 @@ FAULTS = {
     "IO-02/tags": (
         io.test_the_trainers_card_keeps_the_tags_of_peft,
         {},
-        replace("peft:PeftModel", "_get_peft_specific_model_tags", lambda *args: ["transformers"]),
+        WITHOUT_TAGS,
         "no tag 'lora'",
     ),
     "IO-03": (
@@ -49,12 +56,6 @@ FAULTS = {
 
 @each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
-    test, arguments, fault, words = FAULTS[name]
     if name == "IO-03":
-        pytest.importorskip("tensorboard", reason="a tracker must be installed for the fault to report to")
-    fault(monkeypatch)
-    if "trace" in arguments:
-        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
-    verdict = verdict_of(test, runs, tmp_path, **arguments)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+        pytest.importorskip("tensorboard", reason="the fault reports to a tracker, which must be installed")
+    assert_seen(FAULTS[name], runs, tmp_path, monkeypatch)

@@ -1,56 +1,62 @@
-"""Faults put into upstream, one line each, under which the checks of suites/test_qlora.py must fail."""
+"""Put faults into upstream under which the checks of suites/test_qlora.py must fail."""
 
 import pytest
 from harness.suites import test_qlora as qlora
 
-from tests.faults import each, mutant, nothing, replace, verdict_of
+from tests.faults import Fault, assert_seen, each, mutant, nothing, replace, verdict_of
 
 pytest.importorskip("bitsandbytes", reason="quantized bases need bitsandbytes")
 
 
-# ---- faults: what upstream does instead ----
+# ---- faults ----
 
 
-def default_targets(model_type, modules):
-    """peft's table of target modules with another row."""
+def default_targets(model_type, modules, says):
+    """Return a fault that changes a row of peft's table of default target modules."""
 
     def put(monkeypatch):
         from peft.tuners.lora import LoraModel
 
         monkeypatch.setitem(LoraModel.target_module_mapping, model_type, modules)
 
-    return put
+    return Fault(says, put)
 
 
 def the_head_too(original, config, model):
+    """target_modules="all-linear" adapts the output layer, too."""
     changed = original(config, model)
     changed.target_modules.add("lm_head")
     return changed
 
 
 def nameless(original, config, *args, **options):
+    """adapter_config.json does not name the base."""
     config.base_model_name_or_path = None
     return original(config, *args, **options)
 
 
 def another_base(original, model, *args, **options):
+    """Loading an adapter changes the scale of a packed weight."""
     loaded = original(model, *args, **options)
     next(p for p in model.parameters() if hasattr(p, "quant_state")).quant_state.absmax.add_(1)
     return loaded
 
 
-def refusing(kind, words):
+def ia3_refused(kind, words, says=""):
+    """Return a fault with which IA3 raises an error instead of adapting a layer."""
+
     def refuse(original, *args, **options):
         raise kind(words)
 
-    return refuse
+    return replace("peft.tuners.ia3.model:IA3Model", "_create_new_module", refuse, says)
 
 
-#: What peft 0.20.0 says of OFT.
+#: The error of peft 0.20.0 for OFT on a packed layer.
 DOES_NOT_FIT = "Linear4bit.__init__() missing 1 required positional argument: 'config'"
 IA3 = qlora.test_tables.table("get_peft_model", [("llama-nf4", "ia3")])["llama-nf4/ia3"]
-PREPARE = "prepare_model_for_kbit_training"
-#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+NO_UPDATE = replace("torch.optim:AdamW", "step", nothing, "The optimizer updates no parameter.")
+
+#: By clause; `tests.faults` describes a row.
 FAULTS = {
     "QLORA-01/packed": (
         qlora.test_a_prepared_nf4_base_trains_under_checkpointing,
@@ -61,19 +67,23 @@ FAULTS = {
     "QLORA-01/moved": (
         qlora.test_a_prepared_nf4_base_trains_under_checkpointing,
         {"trace": qlora.SAVED},
-        replace("torch.optim:AdamW", "step", nothing),
+        NO_UPDATE,
         "lora_B.weight is what it was before training",
     ),
     "QLORA-02/run": (
         qlora.test_no_target_modules_are_those_of_the_model_type,
         {"spec": qlora.BRIEF, "modules": ["q_proj", "v_proj"]},
-        default_targets("llama", ["q_proj", "k_proj"]),
+        default_targets(
+            "llama", ["q_proj", "k_proj"], "Without target_modules a Llama is adapted on q_proj and k_proj."
+        ),
         "besides: ['k_proj']",
     ),
     "QLORA-02/unknown": (
         qlora.test_an_unknown_model_type_is_refused,
         {"model_type": "unheard-of"},
-        default_targets("unheard-of", ["q_proj"]),
+        default_targets(
+            "unheard-of", ["q_proj"], "A model type that peft does not know is adapted without target_modules."
+        ),
         "raised nothing",
     ),
     "QLORA-03": (
@@ -145,19 +155,23 @@ FAULTS = {
     "QLORA-15/trains": (
         qlora.test_a_method_trains_on_a_packed_base_or_refuses_it,
         {"spec": IA3},
-        replace("torch.optim:AdamW", "step", nothing),
+        NO_UPDATE,
         "is what it was before training",
     ),
     "QLORA-15/refuses": (
         qlora.test_a_method_trains_on_a_packed_base_or_refuses_it,
         {"spec": IA3},
-        replace("peft.tuners.ia3.model:IA3Model", "_create_new_module", refusing(TypeError, "unsupported operand")),
+        ia3_refused(
+            TypeError, "unsupported operand", "A method refuses a packed base with an error that does not name it."
+        ),
         "TypeError names neither the packed layer nor that it is quantized: unsupported operand",
     ),
     "QLORA-15/does-not-fit": (
         qlora.test_a_method_trains_on_a_packed_base_or_refuses_it,
         {"spec": IA3},
-        replace("peft.tuners.ia3.model:IA3Model", "_create_new_module", refusing(TypeError, DOES_NOT_FIT)),
+        ia3_refused(
+            TypeError, DOES_NOT_FIT, "A method refuses a packed layer by a call that does not fit the layer's class."
+        ),
         "TypeError says nothing of what is supported: Linear4bit.__init__() missing",
     ),
     "QLORA-12/resume": (
@@ -177,21 +191,12 @@ FAULTS = {
 
 @each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
-    test, arguments, fault, words = FAULTS[name]
-    fault(monkeypatch)
-    if "trace" in arguments:
-        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
-    (tmp_path / "test").mkdir()
-    verdict = verdict_of(test, runs, tmp_path / "test", loads_nf4=runs.subject, **arguments)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+    assert_seen(FAULTS[name], runs, tmp_path, monkeypatch)
 
 
 def test_a_method_that_names_the_layer_it_refuses_holds(runs, tmp_path, monkeypatch):
     words = "Target module Linear4bit(in_features=64, out_features=64, bias=False) is not supported."
-    replace("peft.tuners.ia3.model:IA3Model", "_create_new_module", refusing(ValueError, words))(monkeypatch)
-    seen = verdict_of(
-        qlora.test_a_method_trains_on_a_packed_base_or_refuses_it, runs, tmp_path, loads_nf4=runs.subject, spec=IA3
-    )
-    assert seen.holds
-    assert seen.measured == {"refused": f"ValueError: {words}"}
+    ia3_refused(ValueError, words)(monkeypatch)
+    verdict = verdict_of(qlora.test_a_method_trains_on_a_packed_base_or_refuses_it, runs, tmp_path, spec=IA3)
+    assert verdict.holds
+    assert verdict.measured == {"refused": f"ValueError: {words}"}

@@ -1,4 +1,4 @@
-"""Faults put into upstream, one line each, under which the checks of suites/test_res_*.py and test_rng.py must fail."""
+"""Put faults into upstream under which the checks of suites/test_res_*.py and suites/test_rng.py must fail."""
 
 from pathlib import Path
 
@@ -8,81 +8,60 @@ from harness.suites import test_res_reports as reports
 from harness.suites import test_rng as rng
 
 from harness.laws.resume import continues
+from harness.mutants.res import without
 from harness.runs.scenarios import continued
-from tests.faults import each, mutant, nothing, replace, verdict_of
+from tests.faults import Fault, assert_seen, each, mutant, nothing, replace
 
 SHORT = equal.SHORT
 
 
-# ---- faults: what is patched, and how ----
+# ---- faults ----
 
 TRAINER = "transformers.trainer:Trainer"
-no_rng = mutant("generators-not-restored")
-no_adapter = mutant("adapter-not-restored")
-epoch_0_again = mutant("first-epochs-order-again")
-no_optimizer = mutant("optimizer-not-restored")
+NO_RNG = mutant("generators-not-restored")
+NO_ADAPTER = mutant("adapter-not-restored")
+EPOCH_0_AGAIN = mutant("first-epochs-order-again")
+NO_OPTIMIZER = mutant("optimizer-not-restored")
 
 
 def reading_the_model_card(original, model, path, *args, **options):
+    """Resuming needs the README.md of the checkpoint."""
     (Path(path) / "README.md").read_text()
     return original(model, path, *args, **options)
 
 
-def last_by_name(original, folder):
-    import os
-
-    return os.path.join(folder, max(name for name in os.listdir(folder) if name.startswith("checkpoint-")))
-
-
 def reading_the_argument(original, trainer, resume_from_checkpoint=None, **options):
+    """train() reads the training argument resume_from_checkpoint."""
     chosen = resume_from_checkpoint or trainer.args.resume_from_checkpoint
     return original(trainer, resume_from_checkpoint=chosen, **options)
 
 
+def unread(original, *args):
+    """A checkpoint without trainer_state.json is refused with words that name no file."""
+    raise ValueError("unread")
+
+
 def never_skipping(original, trainer, *args):
+    """ignore_data_skip is ignored."""
     trainer.args.ignore_data_skip = False
     return original(trainer, *args)
 
 
-def without(**fields):
-    def forgetful(original, *args):
-        state = original(*args)
-        for name, value in fields.items():
-            setattr(state, name, value)
-        return state
-
-    return replace("transformers.trainer_callback:TrainerState", "load_from_json", forgetful)
-
-
-def drawing(original, *args, **options):
-    import torch
-
-    torch.rand(1)
-    return original(*args, **options)
-
-
-def drawing_with_workers(original, trainer):
-    import torch
-
-    torch.rand(min(1, trainer.args.dataloader_num_workers))
-    return original(trainer)
-
-
 STEP_6 = {"spec": continued(SHORT, 6)}
 
-#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+#: By clause; `tests.faults` describes a row.
 FAULTS = {
-    "RES-01/rng": (equal.test_each_of_twenty_steps_can_be_resumed, STEP_6, no_rng, "step 7: gradients of"),
+    "RES-01/rng": (equal.test_each_of_twenty_steps_can_be_resumed, STEP_6, NO_RNG, "step 7: gradients of"),
     "RES-01/optimizer": (
         equal.test_each_of_twenty_steps_can_be_resumed,
         STEP_6,
-        no_optimizer,
+        NO_OPTIMIZER,
         "step 7: learning rates [0.01, 0.01]",
     ),
     "RES-02": (
         equal.test_get_peft_model_resumes_from_a_checkpoint_of_add_adapter,
         {"spec": continued(SHORT, 2, adapter={"route": "add_adapter"})},
-        no_adapter,
+        NO_ADAPTER,
         "step 3: gradients of",
     ),
     "RES-03/false": (
@@ -94,13 +73,18 @@ FAULTS = {
     "RES-03/highest": (
         errors.test_true_takes_the_highest_number_not_the_last_name,
         {},
-        replace("transformers.trainer", "get_last_checkpoint", last_by_name),
+        mutant("last-checkpoint-by-name"),
         "[10, 11, 12]",
     ),
     "RES-03/none": (
         errors.test_true_without_a_checkpoint_is_refused,
         {},
-        replace("transformers.trainer", "get_last_checkpoint", lambda original, folder: folder),
+        replace(
+            "transformers.trainer",
+            "get_last_checkpoint",
+            lambda original, folder: folder,
+            "If there is no checkpoint, resume_from_checkpoint=True resumes from the output directory itself.",
+        ),
         "the run ended with ValueError: Can't find",
     ),
     "RES-04/adapter": (
@@ -112,13 +96,13 @@ FAULTS = {
     "RES-04/state": (
         errors.test_a_path_without_trainer_state_is_refused,
         {},
-        replace(TRAINER, "_load_from_checkpoint", lambda *args: (_ for _ in ()).throw(ValueError("unread"))),
+        replace(TRAINER, "_load_from_checkpoint", unread),
         "the run ended with ValueError: unread",
     ),
     "RES-05/truncated": (
         errors.test_a_truncated_file_is_an_error,
         {"spec": errors.damaged("truncate rng_state.pth 5000")},
-        no_rng,
+        NO_RNG,
         "no error: it trained steps 5 to 8",
     ),
     "RES-05/not-read": (
@@ -172,13 +156,18 @@ FAULTS = {
     "RES-11/schedule": (
         reports.test_another_number_of_steps_stretches_the_schedule,
         {},
-        no_optimizer,
+        NO_OPTIMIZER,
         "differs first at index 0: 0.01, expected 0.005",
     ),
     "RES-12/warning": (
         reports.test_a_changed_interval_or_size_is_warned_of,
         {"argument": "save_steps"},
-        replace("transformers.trainer", "compare_trainer_and_checkpoint_args", nothing),
+        replace(
+            "transformers.trainer",
+            "compare_trainer_and_checkpoint_args",
+            nothing,
+            "Resuming does not compare the arguments with those of the checkpoint.",
+        ),
         "no warning names save_steps, 3 here and 2",
     ),
     "RES-12/position": (
@@ -190,7 +179,7 @@ FAULTS = {
     "RES-13": (
         errors.test_a_checkpoint_of_another_adapter_is_not_passed_over,
         {"spec": continued(SHORT.but(lora={"r": 4}), 4, lora={"r": 8}), "what": "another rank", "words": ("mismatch",)},
-        no_adapter,
+        NO_ADAPTER,
         "neither an error nor a warning: with another rank it trained steps 5 to 8",
     ),
     "RES-14": (
@@ -199,7 +188,7 @@ FAULTS = {
         replace(TRAINER, "_init_training_state", never_skipping),
         "step 7: trained rows",
     ),
-    "RES-15": (equal.test_each_step_begins_with_the_same_random_state, {}, no_rng, "step 3: "),
+    "RES-15": (equal.test_each_step_begins_with_the_same_random_state, {}, NO_RNG, "step 3: "),
     "RES-17": (
         equal.test_every_adapter_is_restored_whatever_its_name,
         {"spec": equal.redrawn(name="foo", others={"second": {"r": 4}})},
@@ -219,25 +208,25 @@ FAULTS = {
                 6,
             )
         },
-        no_adapter,
+        NO_ADAPTER,
         "step 7: gradients of",
     ),
     "RES-20": (
         reports.test_auto_find_batch_size_keeps_the_size_of_the_checkpoint,
         {},
-        without(train_batch_size=4),
+        Fault("Resuming ignores the batch size of the checkpoint.", without(train_batch_size=4)),
         "step 5: trained rows",
     ),
     "RES-21": (
         equal.test_every_adapter_tensor_is_restored_before_the_first_step,
         {"spec": equal.counted(), "count": 8},
-        no_adapter,
+        NO_ADAPTER,
         "after loading checkpoint-2:",
     ),
     "RES-22": (
         equal.test_the_rest_of_an_epoch_keeps_its_order,
         STEP_6,
-        epoch_0_again,
+        EPOCH_0_AGAIN,
         "step 7: trained rows",
     ),
     "RES-23": (
@@ -267,19 +256,19 @@ FAULTS = {
     "RNG-02": (
         rng.test_the_order_does_not_depend_on_the_global_generator,
         {},
-        epoch_0_again,
+        EPOCH_0_AGAIN,
         "step 5: trained rows",
     ),
     "RNG-03": (
         rng.test_each_pass_draws_one_number_and_nothing_else_does,
         {"spec": rng.NO_DROPOUT},
-        replace(TRAINER, "log", drawing),
+        mutant("log-draws-a-number"),
         "the generator is not where 2 draws",
     ),
     "RNG-04": (
         rng.test_workers_do_not_change_a_run,
         {},
-        replace(TRAINER, "get_train_dataloader", drawing_with_workers),
+        mutant("workers-draw-a-number"),
         "step 1: gradients of",
     ),
 }
@@ -287,11 +276,7 @@ FAULTS = {
 
 @each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
-    test, arguments, put, words = FAULTS[name]
-    put(monkeypatch)
-    verdict = verdict_of(test, runs, tmp_path / "own", **arguments)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+    assert_seen(FAULTS[name], runs, tmp_path, monkeypatch)
 
 
 def test_a_plain_resume_holds_without_a_fault(runs):

@@ -1,4 +1,4 @@
-"""Faults put into upstream, one line each, under which the laws over the tables of bases and methods must fail."""
+"""Put faults into upstream under which the laws over the tables of models and methods must fail."""
 
 import itertools
 
@@ -9,18 +9,20 @@ from harness.suites import test_qlora as qlora
 from harness.suites import test_rng as rng
 from harness.suites import test_tables as tables
 
-from tests.faults import each, mutant, replace, verdict_of
+from tests.faults import Fault, assert_seen, each, mutant, replace, verdict_of
 
-# ---- faults: what upstream does instead ----
+# ---- faults ----
 
 
 def a_norm_drifts(original, trainer, *args, **options):
+    """Each step changes a norm of the base."""
     with torch.no_grad():
         next(p for name, p in trainer.model.named_parameters() if "norm" in name.lower()).mul_(1.0001)
     return original(trainer, *args, **options)
 
 
 def a_norm_gets_a_gradient(original, trainer, *args, **options):
+    """A frozen norm holds a gradient when the optimizer steps."""
     loss = original(trainer, *args, **options)
     norm = next(p for name, p in trainer.model.named_parameters() if "norm" in name.lower())
     norm.grad = torch.ones_like(norm)
@@ -28,43 +30,51 @@ def a_norm_gets_a_gradient(original, trainer, *args, **options):
 
 
 def all_zero(original, layer, name):
-    """Both factors of both products zero: no gradient ever leaves them."""
+    """Both factors of both products of a LoHa start at zero, so no gradient ever leaves them."""
     original(layer, name)
     for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"):
         torch.nn.init.zeros_(getattr(layer, part)[name])
 
 
 def number_of_items_dropped(original, source, target, num_items_in_batch=None, *args, **options):
+    """The loss ignores num_items_in_batch and divides by its own labels."""
     return original(source, target, None, *args, **options)
 
 
 def twice(original, *args, **options):
+    """The model returns twice its loss."""
     output = original(*args, **options)
     if output.get("loss") is not None:
         output["loss"] = 2 * output["loss"]
     return output
 
 
-def without(part):
+def not_saved(part, says):
+    """Return a fault that leaves tensors out of the adapter file. part: what their names contain."""
+
     def dropped(original, *args, **options):
         return {key: tensor for key, tensor in original(*args, **options).items() if part not in key}
 
-    return dropped
+    return replace("peft.peft_model", "get_peft_model_state_dict", dropped, says)
 
 
 def shared_again(original, *args, **options):
+    """The adapter file of VeRA holds a shared tensor twice."""
     state = original(*args, **options)
     return state | {"base_model.model.model.layers.0.self_attn.q_proj.vera_A": state["base_model.vera_A"].clone()}
 
 
-def not_loaded(part):
+def not_loaded(part, says):
+    """Return a fault that loads an adapter without some tensors. part: what their names contain."""
+
     def dropped(original, model, state, *args, **options):
         return original(model, {key: tensor for key, tensor in state.items() if part not in key}, *args, **options)
 
-    return dropped
+    return replace("peft.peft_model", "set_peft_model_state_dict", dropped, says)
 
 
 def forgotten(original, model, *args, **options):
+    """Loading a LoKr adapter leaves one of its tensors at zero."""
     result = original(model, *args, **options)
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if "lokr_w2" in name).zero_()
@@ -72,13 +82,14 @@ def forgotten(original, model, *args, **options):
 
 
 def padded(original, tensors, path, *args, **options):
-    """A byte more than the header and the tensors, as an interrupted overwrite leaves them."""
+    """The adapter file has one more byte than its header and tensors, as an interrupted overwrite leaves it."""
     original(tensors, path, *args, **options)
     with open(path, "ab") as file:
         file.write(b"\0")
 
 
 def a_prompt_of_ones(original, *args, **options):
+    """Loading a prompt sets all of its numbers to one."""
     result = original(*args, **options)
     model = args[0]
     if "prompt_encoder" in dict(model.named_children()):
@@ -88,23 +99,26 @@ def a_prompt_of_ones(original, *args, **options):
 
 
 def rotated(original, layer, name, *args, **options):
+    """A fresh OFT adapter rotates its input."""
     original(layer, name, *args, **options)
     torch.nn.init.normal_(layer.oft_R[name].weight, std=0.1)
 
 
 def smaller_scale(original, layer, *args, **options):
+    """An adapter is scaled by half of what its config says."""
     original(layer, *args, **options)
     layer.scaling = {name: 0.5 * value for name, value in layer.scaling.items()}
 
 
 def no_peft(original):
+    """The Trainer takes peft for not installed, and pushes the base with each checkpoint."""
     return False
 
 
 TRAINER = "transformers.trainer:Trainer"
 GOTTEN, ADDED = tables.GOTTEN, tables.ADDED
 
-#: Clause: the test of suites/, its parameters, the fault, and words of the sentence that names what it did.
+#: By clause; `tests.faults` describes a row.
 FAULTS = {
     "FRZ-01/opt": (
         tables.test_the_base_is_bit_identical,
@@ -181,7 +195,7 @@ FAULTS = {
     "CKPT-21/dora": (
         tables.test_an_adapter_that_is_loaded_is_the_trained_one,
         {"trace": GOTTEN["gpt2/dora"]},
-        replace("peft.peft_model", "set_peft_model_state_dict", not_loaded("magnitude")),
+        not_loaded("magnitude", "Loading a DoRA adapter ignores its magnitudes."),
         "lora_magnitude_vector differs by",
     ),
     "CKPT-21/p-tuning": (
@@ -193,13 +207,13 @@ FAULTS = {
     "CKPT-25/ia3": (
         tables.test_a_checkpoint_holds_exactly_the_trained_tensors,
         {"trace": GOTTEN["gpt2/ia3"]},
-        replace("peft.peft_model", "get_peft_model_state_dict", without("mlp.c_proj")),
+        not_saved("mlp.c_proj", "The adapter file of an IA3 adapter lacks those of the feed-forward layers."),
         "no tensor for transformer.h.0.mlp.c_proj.ia3_l",
     ),
     "CKPT-25/classifier": (
         tables.test_a_checkpoint_holds_exactly_the_trained_tensors,
         {"trace": GOTTEN["llama-classifier/lora"]},
-        replace("peft.peft_model", "get_peft_model_state_dict", without("score")),
+        not_saved("score", "The adapter file of a classifier lacks its trained head."),
         "no tensor for score.weight",
     ),
     "CKPT-28/vera": (
@@ -217,7 +231,7 @@ FAULTS = {
     "RES-21/loha": (
         tables.test_every_tensor_is_restored_before_the_first_step,
         {"spec": GOTTEN["llama/loha"]},
-        replace("peft.peft_model", "set_peft_model_state_dict", not_loaded("hada_w1_b")),
+        not_loaded("hada_w1_b", "Resuming a LoHa adapter restores only some of its tensors."),
         "hada_w1_b differs by",
     ),
     "API-02/oft": (
@@ -247,7 +261,12 @@ FAULTS = {
     "CKPT-22/adapter": (
         adapters.test_each_save_pushes_its_adapter,
         {"spec": adapters.PUSHED},
-        lambda monkeypatch: monkeypatch.setattr("transformers.trainer.ADAPTER_SAFE_WEIGHTS_NAME", "adapter_model.pt"),
+        Fault(
+            "The adapter file is not among the files that a push uploads.",
+            lambda monkeypatch: monkeypatch.setattr(
+                "transformers.trainer.ADAPTER_SAFE_WEIGHTS_NAME", "adapter_model.pt"
+            ),
+        ),
         "push of checkpoint-1: no file is adapter_model.safetensors of the checkpoint",
     ),
     "QLORA-11": (
@@ -267,16 +286,9 @@ FAULTS = {
 
 @each(FAULTS)
 def test_a_fault_of_upstream_is_seen_and_named(name, runs, tmp_path, monkeypatch):
-    test, arguments, fault, words = FAULTS[name]
     if name.startswith("QLORA"):
         pytest.importorskip("bitsandbytes", reason="quantized bases need bitsandbytes")
-    fault(monkeypatch)
-    if "trace" in arguments:
-        arguments = {**arguments, "trace": runs.train(arguments["trace"])}
-    (tmp_path / "test").mkdir()
-    verdict = verdict_of(test, runs, tmp_path / "test", loads_nf4=runs.subject, **arguments)
-    assert not verdict.holds
-    assert words in "\n".join(verdict.seen)
+    assert_seen(FAULTS[name], runs, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("repacks", [False, True], ids=["bytes-as-they-were", "bytes-in-another-order"])
@@ -287,7 +299,7 @@ def test_a_fresh_dora_is_an_identity_unless_an_evaluation_repacks(runs, tmp_path
     calls = itertools.count(1)
 
     def reads(original, *args, **options):
-        # Of two layers' q_proj and v_proj, once when DoRA is set up: what it reads later is another weight.
+        # DoRA reads four weights when it is set up: q_proj and v_proj of two layers. Later reads get other bytes.
         weight = original(*args, **options)
         return weight.flip(0) if next(calls) > 4 else weight
 

@@ -70,11 +70,11 @@ CONFTEST = "from tests.conftest import pytest_configure, pytest_runtest_call"
 TESTS = """
 from tests.faults import FAILED, proves
 
-@proves("XYZ-01")
+@proves("XYZ-01", says="It fails.")
 def test_that_makes_it_fail():
     FAILED.add("XYZ-01")
 
-@proves("XYZ-01")
+@proves("XYZ-01", says="It fails.")
 def test_that_does_not():
     FAILED.add("XYZ-02")
 """

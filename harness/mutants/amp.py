@@ -11,11 +11,11 @@ def without_autocast(original, accelerator, *args, **options):
     return original(accelerator, *args, **options)
 
 
-def as_they_are(original, forward):
+def not_cast(original, forward):
     return forward
 
 
-def in_float32_the_second_time(original, accelerator, model, *args, **options):
+def unwrapped_the_second_time(original, accelerator, model, *args, **options):
     if not getattr(model, "_is_accelerate_prepared", False):
         return original(accelerator, model, *args, **options)
     accelerator._models.append(model)
@@ -38,26 +38,26 @@ MUTANTS = (
     ),
     Mutant(
         "adapter-in-half-precision",
-        "An adapter on a base in half precision is not cast to float32.",
+        "An adapter on a half-precision base is not cast to float32.",
         replace(TUNER, "_cast_adapter_dtype", nothing),
         cells=("AMP-01/bfloat16-base", "AMP-04/bfloat16", "AMP-04/float16"),
     ),
     Mutant(
         "outputs-left-in-half-precision",
         "The outputs of a model under autocast are not cast to float32.",
-        replace("accelerate.accelerator", "convert_outputs_to_fp32", as_they_are),
+        replace("accelerate.accelerator", "convert_outputs_to_fp32", not_cast),
         cells=("AMP-01/float32-base",),
     ),
     Mutant(
         "second-trainer-without-autocast",
-        "A model that a Trainer has trained is trained in float32 by the next, whatever its bf16.",
-        replace(ACCELERATOR, "prepare_model", in_float32_the_second_time),
+        "A second Trainer trains the same model in float32, although its bf16 is True.",
+        replace(ACCELERATOR, "prepare_model", unwrapped_the_second_time),
         cells=("AMP-12/*kept*",),
         thread="https://github.com/huggingface/accelerate/pull/3977",
     ),
     Mutant(
         "precision-not-checked",
-        "fp16 beside bf16, and bf16 where there is no device for it, are not refused.",
+        "fp16 with bf16, and bf16 without a device for it, are not refused.",
         replace(ARGUMENTS, "__post_init__", unchecked),
         cells=("AMP-09/both*", "AMP-09/bf16"),
     ),

@@ -1,4 +1,4 @@
-"""API: adapters injected, switched and taken out; which columns and arguments a model is given."""
+"""API: inject, switch and remove adapters; the columns and arguments that a model gets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import COPY, LINEAR, LLAMA, LORA, PEFT, TRAINER, TUNER, nothing, replace
 
 
-def alpha_alone(original, layer, name, r, lora_alpha, *args, **options):
+def scaled_by_alpha(original, layer, name, r, lora_alpha, *args, **options):
     original(layer, name, r, lora_alpha, *args, **options)
     layer.scaling[name] = lora_alpha
 
@@ -47,15 +47,15 @@ def drawing(original, *args, **options):
     return original(*args, **options)
 
 
-def not_unwrapped(original, model):
+def wrapper_not_removed(original, model):
     return model
 
 
-def no_columns_known(original, trainer):
+def columns_of_labels_only(original, trainer):
     trainer._signature_columns = ["labels"]
 
 
-def every_column_kept(original, trainer, collator, description=None):
+def every_column_passed_on(original, trainer, collator, description=None):
     return collator
 
 
@@ -65,7 +65,7 @@ def with_cache(original, trainer, *args, **options):
     return output
 
 
-def first_alone(original, model, name):
+def always_the_first(original, model, name):
     return original(model, "default")
 
 
@@ -73,16 +73,16 @@ def always_trainable(original, layer, names, inference_mode=False):
     return original(layer, names)
 
 
-def too_much(original, layer, adapter):
+def slightly_too_much(original, layer, adapter):
     return 1.01 * original(layer, adapter)
 
 
-def with_a_variable_left(original, *args, **options):
+def leaving_a_variable(original, *args, **options):
     os.environ["CXX"] = "clang++"
     return original(*args, **options)
 
 
-def leave_merged(original, layer):
+def forgetting_that_it_is_merged(original, layer):
     layer.merged_adapters.clear()
 
 
@@ -91,22 +91,22 @@ def never_disabled(original, layer, *args, **options):
     return original(layer, *args, **options)
 
 
-def added_without_being_taken_out(original, layer, *args, **options):
+def pissa_without_subtraction(original, layer, *args, **options):
     base = layer.get_base_layer()
     before = base.weight.data.clone()
     original(layer, *args, **options)
     base.weight.data = before
 
 
-def every_copy_stays_active(original, wrapper, names, inference_mode=False):
+def copies_never_deactivated(original, wrapper, names, inference_mode=False):
     return original(wrapper, names, inference_mode) if names else None
 
 
 MUTANTS = (
     Mutant(
         "alpha-for-alpha-over-r",
-        "An adapter is scaled by lora_alpha, and not by lora_alpha / r.",
-        replace(LORA, "update_layer", alpha_alone),
+        "An adapter is scaled by lora_alpha, not by lora_alpha / r.",
+        replace(LORA, "update_layer", scaled_by_alpha),
         cells=("API-04/alpha-*", "API-02/after-training/plain"),
     ),
     Mutant(
@@ -117,7 +117,7 @@ MUTANTS = (
     ),
     Mutant(
         "dropout-on-the-base-path",
-        "lora_dropout drops from what the base is given, too.",
+        "lora_dropout also drops from the input of the base layer.",
         replace(LINEAR, "forward", dropout_of_the_input),
         cells=("API-04/dropout/*", "ACC-07/dropout"),
     ),
@@ -135,74 +135,74 @@ MUTANTS = (
     ),
     Mutant(
         "adapter-drawn-from-another-range",
-        "lora_A starts twice as large.",
+        "lora_A starts with numbers twice as large.",
         replace(LORA, "reset_lora_parameters", drawn_from_another_range),
         cells=("API-03/plain", "API-02/float32"),
     ),
     Mutant(
         "routes-draw-differently",
-        "add_adapter draws a number before it draws the adapter.",
+        "add_adapter draws a random number before it initialises the adapter.",
         replace(LLAMA, "add_adapter", drawing),
         cells=("API-05/plain", "API-03/plain/add_adapter", "QLORA-04/both*"),
     ),
     Mutant(
         "base-not-unwrapped",
-        "The names of labels are those of PeftModel.forward, which has none.",
-        replace("transformers.trainer", "unwrap_peft_model", not_unwrapped),
+        "The Trainer looks for label names in PeftModel.forward, which has none.",
+        replace("transformers.trainer", "unwrap_peft_model", wrapper_not_removed),
         cells=("API-01/PeftModel", "API-01/PeftMixedModel", "EVAL-09/llama"),
     ),
     Mutant(
         "columns-of-the-wrapper",
-        "Columns that the base's forward takes are removed.",
-        replace(TRAINER, "_set_signature_columns_if_needed", no_columns_known),
+        "Columns that the forward method of the base takes are removed.",
+        replace(TRAINER, "_set_signature_columns_if_needed", columns_of_labels_only),
         cells=("API-01/PeftModel", "API-06/llama"),
     ),
     Mutant(
         "unknown-columns-kept",
-        "Columns that no forward takes are kept.",
-        replace(TRAINER, "_get_collator_with_removed_columns", every_column_kept),
+        "Columns that no forward method takes are passed to the model.",
+        replace(TRAINER, "_get_collator_with_removed_columns", every_column_passed_on),
         cells=("API-06/llama",),
     ),
     Mutant(
         "cache-left-on",
-        "The cache of keys and values is on after training.",
+        "train() leaves the cache of keys and values on.",
         replace(TRAINER, "train", with_cache),
         cells=("API-07/default",),
     ),
     Mutant(
         "adapter-not-switched",
-        "set_adapter activates the first adapter, whichever is named.",
-        replace(LLAMA, "set_adapter", first_alone),
+        "set_adapter always activates the first adapter.",
+        replace(LLAMA, "set_adapter", always_the_first),
         cells=("API-08/*",),
     ),
     Mutant(
         "unknown-adapter-activated",
-        "Activating an adapter that is not there is passed over.",
+        "Activating an adapter that does not exist is ignored, without an error.",
         replace(LLAMA, "set_adapter", nothing),
         cells=("API-09/unknown*", "API-09/activating*"),
     ),
     Mutant(
         "inference-mode-trained",
-        "An adapter for inference is trained.",
+        "An adapter that was set up for inference is trained.",
         replace("peft.tuners.tuners_utils:BaseTunerLayer", "set_adapter", always_trainable),
         cells=("API-10/inference_mode", "FRZ-12/loaded/lora", "DIST-12/ddp-2"),
     ),
     Mutant(
         "deleted-adapter-left",
-        "delete_adapter leaves the tensors.",
+        "delete_adapter leaves the adapter's tensors in the model.",
         replace("peft.functional", "delete_adapter", nothing),
         cells=("API-13/name", "API-13/without*"),
     ),
     Mutant(
         "merged-too-much",
         "Merging adds 1.01 times the adapter.",
-        replace(LINEAR, "get_delta_weight", too_much),
+        replace(LINEAR, "get_delta_weight", slightly_too_much),
         cells=("API-15/plain", "API-15/rslora"),
     ),
     Mutant(
         "unmerged-not-at-all",
         "Unmerging leaves the merged weights.",
-        replace(LINEAR, "unmerge", leave_merged),
+        replace(LINEAR, "unmerge", forgetting_that_it_is_merged),
         cells=("API-15/plain",),
     ),
     Mutant(
@@ -213,31 +213,31 @@ MUTANTS = (
     ),
     Mutant(
         "pissa-not-taken-out",
-        "What PiSSA moves into the adapter stays in the base as well.",
-        replace(LORA, "pissa_init", added_without_being_taken_out),
+        "The part of a weight that PiSSA moves into the adapter also stays in the base.",
+        replace(LORA, "pissa_init", pissa_without_subtraction),
         cells=("API-16/pissa", "API-17/pissa"),
     ),
     Mutant(
         "copies-stay-active",
-        "The copy of modules_to_save of an adapter stays active when another one is.",
-        replace(COPY, "set_adapter", every_copy_stays_active),
+        "An adapter's copies of modules_to_save stay active after another adapter is activated.",
+        replace(COPY, "set_adapter", copies_never_deactivated),
         cells=("API-20/first-head", "API-20/both-heads"),
     ),
     Mutant(
         "gradients-of-inputs-left-on",
-        "Undoing activation checkpointing leaves its hook.",
+        "Switching activation checkpointing off leaves its hook on the model.",
         replace(LLAMA, "disable_input_require_grads", nothing),
         cells=("API-21/plain/add_adapter",),
     ),
     Mutant(
         "environment-left-changed",
-        "Injecting an adapter leaves a variable in the environment, as BOFT leaves the compiler's.",
-        replace(TUNER, "inject_adapter", with_a_variable_left),
+        "Injecting an adapter leaves an environment variable changed, as BOFT does with CXX.",
+        replace(TUNER, "inject_adapter", leaving_a_variable),
         cells=("API-22/llama/lora", "API-22/llama/lora/add_adapter"),
     ),
     Mutant(
         "prompts-not-switched",
-        "PeftModel.set_adapter does nothing.",
+        "PeftModel.set_adapter does nothing, so the first prompt stays active.",
         replace(PEFT, "set_adapter", nothing),
         cells=("API-20/prompt-tuning", "API-20/plain"),
     ),

@@ -1,4 +1,4 @@
-"""The register of mutants: a file for each chapter of the contract, and a user's own."""
+"""The list of mutants: a file for each chapter of the contract, or a user's own file."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from pathlib import Path
 
 from harness import contract
 from harness.errors import UsageError
-from harness.mutants.patch import Fault, in_this_process
+from harness.mutants.patch import Patch, in_this_process
 
-#: Files of this package that hold mutants, each named after a chapter of the contract. GEN is judged on every mutant.
+#: Files of this package that hold mutants, each named after a chapter of the contract. GEN has no file: its cells are
+#: run on every mutant (COMMON).
 FILES = tuple(chapter for chapter in contract.CHAPTERS if chapter != "gen")
 
-#: Cells that are run on every mutant: what one plain run and one of ragged rows must be, and the reference's word on it.
+#: Cells that are run on every mutant: one plain run, one on rows of unequal lengths, and one compared with the reference.
 COMMON = ("FRZ-02/plain", "LOSS-01/ragged", "GEN-01/llama/lora")
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault put into upstream.
+    """A fault that is put into upstream.
 
-    name: what it breaks, in kebab-case. says: what upstream does instead, in a sentence. put: patches one place, given
-    pytest's monkeypatch (`replace` makes one). cells: globs "CLAUSE/SCENARIO" of cases that could see it, the clause that
-    it is about first; a glob of a clause alone takes all its cases. thread: where upstream had this fault.
-    device: "cuda" where no CPU can show it.
+    - name: what it breaks, in kebab-case.
+    - says: what upstream does instead, in one sentence. It is published: in the matrix and in suites/CONTRACT.md.
+    - put: patches one place of upstream, given pytest's monkeypatch. `replace` makes one.
+    - cells: globs "CLAUSE/SCENARIO" of the cases that could see it. The first names the clause that it is about. A glob
+      without a scenario takes all cases of its clause.
+    - thread: the issue or pull request in which upstream had this fault, "" if there is none.
+    - device: "cuda" if no CPU can show it.
     """
 
     name: str
     says: str
-    put: Fault
+    put: Patch
     cells: tuple[str, ...]
     thread: str = ""
     device: str = "cpu"
@@ -45,17 +49,20 @@ class Mutant:
         return self.cells[0].partition("-")[0]
 
     def apply(self) -> None:
-        """Put the fault into this process, for good."""
+        """Put the fault into this process, without undoing it."""
         in_this_process(self.put)
 
 
 def matches(glob: str, cell: str) -> bool:
-    """Whether a glob of `Mutant.cells` names a case, "CLAUSE/SCENARIO"."""
+    """Return whether a glob of `Mutant.cells` names a case, "CLAUSE/SCENARIO"."""
     return fnmatchcase(cell, glob if "/" in glob else f"{glob}/*")
 
 
 def mutants() -> dict[str, Mutant]:
-    """Every mutant of this package by name, in the contract's order of chapters."""
+    """Return the mutants of this package by name, in the contract's order of chapters.
+
+    Raises ValueError if two have one name.
+    """
     found: dict[str, Mutant] = {}
     for file in FILES:
         for mutant in importlib.import_module(f"harness.mutants.{file}").MUTANTS:
@@ -66,12 +73,15 @@ def mutants() -> dict[str, Mutant]:
 
 
 def load(file: Path) -> dict[str, Mutant]:
-    """The mutants of a user's file. UsageError where it has none, or one that names no clause."""
+    """Return the mutants of a user's file by name.
+
+    Raises UsageError if the file cannot be imported, has no list MUTANTS, or has a mutant that is not well-formed.
+    """
     if not file.is_file():
         raise UsageError(f"--module {file}: no such file")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None:
-        raise UsageError(f"--module {file}: is no Python file")
+        raise UsageError(f"--module {file}: is not a Python file")
     module = importlib.util.module_from_spec(spec)
     # Ranks find its functions by the module's name.
     sys.modules.setdefault(file.stem, module)
@@ -79,35 +89,39 @@ def load(file: Path) -> dict[str, Mutant]:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UsageError(f"--module {file}: cannot be imported ({type(error).__name__}: {error})") from None
-    listed = list(getattr(module, "MUTANTS", ()))
-    if not listed or not all(isinstance(one, Mutant) for one in listed):
+    found = list(getattr(module, "MUTANTS", ()))
+    if not found or not all(isinstance(mutant, Mutant) for mutant in found):
         raise UsageError(f"--module {file}: needs a list MUTANTS of harness.mutants.Mutant")
-    for one in listed:
-        _check(one, file)
-    return {one.name: one for one in listed}
+    for mutant in found:
+        _check(mutant, file)
+    return {mutant.name: mutant for mutant in found}
 
 
 def _check(mutant: Mutant, file: Path) -> None:
-    known = contract.clauses()
+    """Raise UsageError if a user's mutant has no proper name, no cells, or a cell that names no clause."""
+    clauses = contract.clauses()
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", mutant.name):
         raise UsageError(f"--module {file}: mutant {mutant.name!r} needs a name in kebab-case")
     for glob in mutant.cells:
-        if not any(fnmatchcase(id, glob.partition("/")[0]) for id in known):
+        if not any(fnmatchcase(id, glob.partition("/")[0]) for id in clauses):
             raise UsageError(f"--module {file}: cell {glob!r} of mutant {mutant.name} names no clause of the contract")
     if not mutant.cells:
         raise UsageError(f"--module {file}: mutant {mutant.name} names no cells")
 
 
 def select(available: dict[str, Mutant], globs: Sequence[str]) -> list[Mutant]:
-    """The mutants that any of the globs names; all where none is given. UsageError for a glob that names none."""
+    """Return the mutants whose names match any of the globs, or all mutants if there is no glob.
+
+    Raises UsageError for a glob that matches none.
+    """
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in available):
-            near = ", ".join(_near(glob, available))
-            raise UsageError(f"--mutant {glob!r} names no mutant{'; near it are ' + near if near else ''}")
-    return [one for name, one in available.items() if not globs or any(fnmatchcase(name, glob) for glob in globs)]
+            similar = ", ".join(_similar(glob, available))
+            raise UsageError(f"--mutant {glob!r} names no mutant{'; near it are ' + similar if similar else ''}")
+    return [mutant for name, mutant in available.items() if not globs or any(fnmatchcase(name, glob) for glob in globs)]
 
 
-def _near(name: str, names: Iterable[str]) -> list[str]:
+def _similar(name: str, names: Iterable[str]) -> list[str]:
     import difflib
 
     return difflib.get_close_matches(name, names, n=3, cutoff=0.4)

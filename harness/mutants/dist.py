@@ -1,4 +1,4 @@
-"""DIST: several processes, each with a copy of the model. The faults are in every rank."""
+"""DIST: several processes, each with a copy of the model. Every rank has the fault."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DDP = "torch.nn.parallel:DistributedDataParallel"
 
 
 def rank() -> int:
-    """This process's rank, 0 where it is the only one."""
+    """Return this process's rank, 0 if it is the only process."""
     return int(os.environ.get("RANK", 0))
 
 
@@ -27,7 +27,7 @@ def unsynchronised(original, wrapped, *inputs, **options):
         return original(wrapped, *inputs, **options)
 
 
-def one_tensor_of_its_own(original, accelerator, parameters, *args, **options):
+def another_gradient_on_rank_1(original, accelerator, parameters, *args, **options):
     parameters = list(parameters)
     if rank() == 1:
         trained = [parameter for parameter in parameters if parameter.grad is not None]
@@ -35,7 +35,7 @@ def one_tensor_of_its_own(original, accelerator, parameters, *args, **options):
     return original(accelerator, parameters, *args, **options)
 
 
-def the_same_rows(original, dataset, *args, **options):
+def rows_of_rank_0(original, dataset, *args, **options):
     return original(dataset, *args, **{**options, "process_index": 0})
 
 
@@ -49,77 +49,77 @@ def own_order(original, sampler):
     return original(sampler)
 
 
-def twice_the_loss(original, trainer, logs, *args, **options):
+def loss_logged_twice_as_large(original, trainer, logs, *args, **options):
     return original(trainer, {**logs, "loss": 2 * logs["loss"]} if "loss" in logs else logs, *args, **options)
 
 
-def never(original, accelerator, model):
+def never_spread(original, accelerator, model):
     return False
 
 
-def not_looked_for(original, wrapped, *args, **options):
+def unused_parameters_ignored(original, wrapped, *args, **options):
     original(wrapped, *args, **{**options, "find_unused_parameters": False})
 
 
 MUTANTS = (
     Mutant(
         "gradients-not-synchronised",
-        "Ranks step with gradients of their own.",
+        "Each rank steps with its own gradients.",
         replace(DDP, "forward", unsynchronised),
         cells=("DIST-02/ddp-2", "DIST-01/ddp-2", "DIST-10/ddp-2"),
     ),
     Mutant(
         "one-rank-steps-otherwise",
-        "Rank 1 steps with another gradient of one tensor.",
-        replace(ACCELERATOR, "clip_grad_norm_", one_tensor_of_its_own),
+        "Rank 1 steps with a gradient of one tensor that differs from rank 0's.",
+        replace(ACCELERATOR, "clip_grad_norm_", another_gradient_on_rank_1),
         cells=("DIST-01/ddp-2",),
     ),
     Mutant(
         "labels-of-each-rank-alone",
-        "A rank divides by its own labels, and the mean over ranks is one of means.",
+        "Each rank divides by the number of its own labels, so the result is a mean of means.",
         replace(ARGUMENTS, "__post_init__", without_average),
         cells=("DIST-10/not-accumulated", "DIST-02/ddp-2"),
     ),
     Mutant(
         "same-rows-on-all-ranks",
-        "Every rank trains rank 0's rows.",
-        replace("accelerate.accelerator", "prepare_data_loader", the_same_rows),
+        "Every rank trains the rows of rank 0.",
+        replace("accelerate.accelerator", "prepare_data_loader", rows_of_rank_0),
         cells=("DIST-07/n40", "DIST-02/ddp-2"),
     ),
     Mutant(
         "order-of-each-rank",
-        "Every rank shuffles on its own, so that rows are trained twice and others never.",
+        "Each rank shuffles on its own, so some rows are trained twice and others never.",
         replace("accelerate.data_loader:SeedableRandomSampler", "__iter__", own_order),
         cells=("DIST-07/n40", "DIST-02/ddp-2"),
     ),
     Mutant(
         "adapters-of-their-own",
-        "Rank 0's adapter is not sent to the others.",
+        "The adapter of rank 0 is not sent to the other ranks.",
         replace("torch.nn.parallel.distributed", "_sync_module_states", nothing),
         cells=("DIST-03",),
     ),
     Mutant(
         "generators-of-their-own",
-        "Ranks save generators that are in other states.",
+        "Each rank saves a random number generator in another state.",
         replace(TRAINER, "_save_rng_state", own_generator),
         cells=("DIST-04",),
     ),
     Mutant(
         "unused-parameters-not-looked-for",
-        "find_unused_parameters is off, whatever the model is.",
-        replace(DDP, "__init__", not_looked_for),
+        "find_unused_parameters is always off.",
+        replace(DDP, "__init__", unused_parameters_ignored),
         cells=("DIST-05/plain*",),
     ),
     Mutant(
         "logged-loss-doubled",
-        "The logged loss is twice what it must be, as the sum over two ranks would be.",
-        replace(TRAINER, "log", twice_the_loss),
+        "The logged loss is twice what it must be, as if it were the sum over two ranks.",
+        replace(TRAINER, "log", loss_logged_twice_as_large),
         cells=("DIST-08/ddp-2", "DS-04/zero2-2"),
     ),
     Mutant(
         "model-on-several-devices-taken",
-        "A model with a device_map of several devices is not refused.",
-        replace(ACCELERATOR, "verify_device_map", never),
+        "A model whose device_map spreads it over several devices is not refused.",
+        replace(ACCELERATOR, "verify_device_map", never_spread),
         cells=("DIST-09",),
     ),
 )

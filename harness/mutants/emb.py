@@ -1,36 +1,36 @@
-"""EMB: embeddings in an adapter file, and what is looked up at the hub for them."""
+"""EMB: embeddings in an adapter file, and the requests to the hub that saving them makes."""
 
 from __future__ import annotations
 
 from harness.mutants.catalogue import Mutant
-from harness.mutants.patch import COPY, Fault, nothing, replace, twice
+from harness.mutants.patch import COPY, Patch, nothing, replace, twice
 
 SAVING = "peft.utils.save_and_load"
 
 
-def whatever_is_set(original, name, file):
+def hub_asked_offline(original, name, file):
     from peft.utils import other
 
-    other.file_exists(name, file)
+    other.file_exists(name, file)  # type: ignore[attr-defined]
     return original(name, file)
 
 
-def with_embeddings(wanted: bool) -> Fault:
-    """Saving with save_embedding_layers=True or False, whatever was asked for."""
+def with_embeddings(saved: bool) -> Patch:
+    """Return a patch that always saves with this value of save_embedding_layers."""
     return replace(
         "peft.peft_model",
         "get_peft_model_state_dict",
-        lambda original, *args, **options: original(*args, **{**options, "save_embedding_layers": wanted}),
+        lambda original, *args, **options: original(*args, **{**options, "save_embedding_layers": saved}),
     )
 
 
-def by_the_original(original, wrapper, *args):
+def original_used(original, wrapper, *args):
     return wrapper.original_module(*args)
 
 
 def without_the_layers(original, model, tensors, *args, **options):
-    kept = {name: value for name, value in tensors.items() if "lm_head" not in name}
-    return original(model, kept, *args, **options)
+    others = {name: value for name, value in tensors.items() if "lm_head" not in name}
+    return original(model, others, *args, **options)
 
 
 MUTANTS = (
@@ -42,19 +42,19 @@ MUTANTS = (
     ),
     Mutant(
         "hub-asked-offline",
-        "The hub is asked where the environment says that there is none.",
-        replace(SAVING, "check_file_exists_on_hf_hub", whatever_is_set),
+        "The hub is asked although HF_HUB_OFFLINE is set.",
+        replace(SAVING, "check_file_exists_on_hf_hub", hub_asked_offline),
         cells=("EMB-02/offline",),
     ),
     Mutant(
         "another-vocabulary-not-seen",
-        "A vocabulary of another size than the base's at the hub saves no embeddings.",
+        "Embeddings are not saved although the vocabulary differs in size from the base's on the hub.",
         replace(SAVING, "get_embedding_layer_name", nothing),
         cells=("EMB-01/resized", "EMB-05/both"),
     ),
     Mutant(
         "embeddings-never-saved",
-        "Resized or adapted embeddings are not in the adapter file.",
+        "The adapter file lacks embeddings that were resized or adapted.",
         with_embeddings(False),
         cells=("EMB-03/directory", "EMB-05/both"),
     ),
@@ -66,14 +66,14 @@ MUTANTS = (
     ),
     Mutant(
         "output-layer-not-loaded",
-        "Loading an adapter passes over the output layer that was saved with it.",
+        "Loading an adapter skips the output layer that was saved with it.",
         replace("peft.peft_model", "set_peft_model_state_dict", without_the_layers),
         cells=("EMB-03/*resum*", "EMB-03/saved-get_peft_model", "FRZ-06/lm_head/resumed"),
     ),
     Mutant(
         "copy-not-used",
-        "The model computes with the original of a module that modules_to_save copied.",
-        replace(COPY, "forward", by_the_original),
+        "The model computes with the original module, not with its copy from modules_to_save.",
+        replace(COPY, "forward", original_used),
         cells=("EMB-06/one-of-two/embed_tokens", "FRZ-13/modules-to-save"),
     ),
 )

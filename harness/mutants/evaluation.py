@@ -26,15 +26,15 @@ def backwards(original, trainer, dataset):
     return list(reversed(range(len(dataset))))
 
 
-def all_labels_alike(original, trainer, *args, **options):
-    """The mean over all labels: each batch's loss counts by its labels, not by its rows."""
+def weighted_by_labels(original, trainer, *args, **options):
+    """Weight the loss of each batch by its labels, not by its rows."""
     loss, logits, labels = original(trainer, *args, **options)
     rows = args[1]["labels"]
     return loss * (rows[:, 1:] != -100).sum() / (len(rows) * 10), logits, labels
 
 
-def batches_alike(original, trainer, *args, **options):
-    """The mean over batches: a short last one counts as much as any other."""
+def mean_over_batches(original, trainer, *args, **options):
+    """Weight all batches alike, so a short last batch counts as much as a full one."""
     loss, logits, labels = original(trainer, *args, **options)
     return loss * trainer.args.per_device_eval_batch_size / len(args[1]["labels"]), logits, labels
 
@@ -44,7 +44,7 @@ def drawing(original, trainer, *args, **options):
     return original(trainer, *args, **options)
 
 
-def moving_the_adapter(original, trainer, *args, **options):
+def adapter_changed(original, trainer, *args, **options):
     result = original(trainer, *args, **options)
     next(p for p in trainer.model.parameters() if p.requires_grad).data.add_(1e-3)
     return result
@@ -55,7 +55,7 @@ def rows_reversed(original, *args, **options):
     return loss, logits if logits is None else logits.flip(0), labels
 
 
-def labels_lost(original, *args, **options):
+def without_label_ids(original, *args, **options):
     return (*original(*args, **options)[:2], None)
 
 
@@ -63,39 +63,39 @@ def no_labels(original, model_class):
     return []
 
 
-def one_prefix(original, trainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+def always_the_default_prefix(original, trainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
     return original(trainer, eval_dataset, ignore_keys, "eval")
 
 
 MUTANTS = (
     Mutant(
         "evaluated-without-the-adapter",
-        "Evaluation is of the base.",
+        "Evaluation switches the adapter off and evaluates the base.",
         replace(*STEP, without_the_adapter),
         cells=("EVAL-01/ragged", "EVAL-01/one-batch"),
     ),
     Mutant(
         "evaluated-with-dropout",
-        "Evaluation is in training mode.",
+        "The model is in training mode during an evaluation.",
         replace(*STEP, in_training_mode),
         cells=("EVAL-01/ragged", "EVAL-04/each-second-step"),
     ),
     Mutant(
         "evaluated-backwards",
-        "Evaluation takes the rows from the last to the first.",
+        "Evaluation reads the rows from the last to the first.",
         replace(TRAINER, "_get_eval_sampler", backwards),
         cells=("EVAL-01/ragged", "EVAL-05/plain"),
     ),
     Mutant(
         "eval-loss-by-labels",
-        "eval_loss is weighted by labels, and not by rows.",
-        replace(*STEP, all_labels_alike),
+        "eval_loss weights batches by their labels, not by their rows.",
+        replace(*STEP, weighted_by_labels),
         cells=("EVAL-01/ragged", "EVAL-01/ignored-labels"),
     ),
     Mutant(
         "eval-loss-by-batches",
-        "eval_loss is the mean over batches, of which the last is short.",
-        replace(*STEP, batches_alike),
+        "eval_loss is the mean over batches, although the last batch is short.",
+        replace(*STEP, mean_over_batches),
         cells=("EVAL-01/ragged", "EVAL-01/one-batch"),
     ),
     Mutant(
@@ -106,34 +106,34 @@ MUTANTS = (
     ),
     Mutant(
         "evaluation-moves-the-adapter",
-        "An evaluation leaves another adapter.",
-        replace(*LOOP, moving_the_adapter),
+        "An evaluation changes the adapter.",
+        replace(*LOOP, adapter_changed),
         cells=("EVAL-04/each-second-step",),
     ),
     Mutant(
         "predictions-out-of-order",
-        "The predictions of a batch come in another order than its labels.",
+        "The predictions of a batch are in another order than its labels.",
         replace(*STEP, rows_reversed),
         cells=("EVAL-05/plain",),
     ),
     Mutant(
         "label-ids-missing",
-        "Predictions come without label_ids.",
-        replace(*STEP, labels_lost),
+        "Predictions have no label_ids.",
+        replace(*STEP, without_label_ids),
         cells=("EVAL-09/llama", "EVAL-05/plain", "EVAL-06/compute-metrics"),
         thread="https://github.com/huggingface/transformers/pull/32085",
     ),
     Mutant(
         "no-eval-loss",
-        "No column is known to be labels, so evaluation has no loss.",
+        "The Trainer finds no label column, so evaluation has no loss.",
         replace("transformers.trainer", "find_labels", no_labels),
         cells=("EVAL-09/llama", "EVAL-01/ragged"),
         thread="https://github.com/huggingface/transformers/issues/38130",
     ),
     Mutant(
         "evaluation-sets-share-a-name",
-        "The metrics of several evaluation sets overwrite each other.",
-        replace(TRAINER, "evaluate", one_prefix),
+        "The metrics of several evaluation sets have one prefix and overwrite each other.",
+        replace(TRAINER, "evaluate", always_the_default_prefix),
         cells=("EVAL-06/each_of*",),
     ),
 )

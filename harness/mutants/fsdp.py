@@ -1,4 +1,4 @@
-"""FSDP: parameters sharded over ranks. The faults are in every rank."""
+"""FSDP: parameters sharded over ranks. Every rank has the fault."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def as_ddp(original, accelerator, *args, **options):
     return original(accelerator, *args, **options)
 
 
-def first_shard_only(original, accelerator, model, **options):
+def half_of_each_tensor(original, accelerator, model, **options):
     full = original(accelerator, model, **options)
     return {
         name: torch.cat([part[: part.shape[0] // 2], torch.zeros_like(part[part.shape[0] // 2 :])])
@@ -35,23 +35,23 @@ def sharded_by_default(original, arguments):
     return original(arguments)
 
 
-def policy_alone(original, model, accelerator):
+def without_the_storage_dtype(original, model, accelerator):
     from peft.utils.other import fsdp_auto_wrap_policy
 
     accelerator.state.fsdp_plugin.auto_wrap_policy = fsdp_auto_wrap_policy(model)
 
 
-def unchecked(original, trainer):
-    """save_only_model is told after everything that it cannot go together with has been looked at."""
-    kept, trainer.args.save_only_model = trainer.args.save_only_model, False
+def checks_skipped(original, trainer):
+    """Set save_only_model after the checks of what it cannot be combined with."""
+    asked, trainer.args.save_only_model = trainer.args.save_only_model, False
     original(trainer)
-    trainer.args.save_only_model = kept
+    trainer.args.save_only_model = asked
 
 
 def not_upcast(original, accelerator, model):
-    kept, accelerator.state._mixed_precision = accelerator.state._mixed_precision, "no"
+    asked, accelerator.state._mixed_precision = accelerator.state._mixed_precision, "no"
     prepared = original(accelerator, model)
-    accelerator.state._mixed_precision = kept
+    accelerator.state._mixed_precision = asked
     return prepared
 
 
@@ -59,13 +59,13 @@ def all_upcast(original, accelerator, model):
     return original(accelerator, model.float())
 
 
-def otherwise_on_each_rank(original, model, *args, **options):
+def other_tokens_on_each_rank(original, model, *args, **options):
     tokens = original(model, *args, **options)
     tokens[:, -1] += rank()
     return tokens
 
 
-def summed(original, accelerator, parameters, *args, **options):
+def gradients_summed(original, accelerator, parameters, *args, **options):
     parameters = list(parameters)
     for parameter in parameters:
         if parameter.grad is not None:
@@ -73,7 +73,7 @@ def summed(original, accelerator, parameters, *args, **options):
     return original(accelerator, parameters, *args, **options)
 
 
-#: Seconds: ranks on one machine need a hundredth of it, and one that is late far more.
+#: Seconds. Ranks of one machine gather in a hundredth of it; a late rank takes far longer.
 PATIENCE = 0.05
 
 
@@ -89,74 +89,74 @@ PREPARE = ("accelerate.accelerator", "fsdp2_prepare_model")
 MUTANTS = (
     Mutant(
         "silent-ddp",
-        "What asked for FSDP is a run of DDP.",
+        "A run that asks for FSDP is trained with DDP, without a warning.",
         replace(ACCELERATOR, "_prepare_fsdp2", as_ddp),
         cells=("FSDP-13/nothing-saved",),
     ),
     Mutant(
         "first-ranks-shard-only",
-        "A full state dict holds rank 0's half of each adapter tensor.",
-        replace(ACCELERATOR, "get_state_dict", first_shard_only),
+        "A full state dict holds only rank 0's shard of each adapter tensor, and zeros.",
+        replace(ACCELERATOR, "get_state_dict", half_of_each_tensor),
         cells=("FSDP-14/fsdp2-2",),
         thread="https://github.com/huggingface/accelerate/pull/4206",
     ),
     Mutant(
         "sharded-state-dict-by-default",
-        "Where fsdp_config says nothing, checkpoints are sharded.",
+        "If fsdp_config does not say otherwise, checkpoints are sharded.",
         replace(ARGUMENTS, "_process_fsdp_args", sharded_by_default),
         cells=("FSDP-01/defaults",),
     ),
     Mutant(
         "adapters-not-wrapped",
-        "Version 1 has no policy for adapters, so that flat parameters mix trained and frozen weights.",
+        "FSDP1 does not wrap adapters on their own, so its flat parameters mix trained and frozen weights.",
         replace("transformers.trainer", "update_fsdp_plugin_peft", nothing),
         cells=("FSDP-02/fsdp1-2",),
     ),
     Mutant(
         "storage-dtype-passed-over",
-        "Version 1 does not take the dtype in which a 4-bit base is stored.",
-        replace("transformers.distributed.fsdp", "update_fsdp_plugin_peft", policy_alone),
+        "FSDP1 ignores the storage dtype of a 4-bit base.",
+        replace("transformers.distributed.fsdp", "update_fsdp_plugin_peft", without_the_storage_dtype),
         cells=("FSDP-03",),
     ),
     Mutant(
         "layers-not-sharded-apart",
-        "Version 2 shards the model as a whole, and not layer by layer.",
+        "FSDP2 shards the model as a whole, not layer by layer.",
         replace("accelerate.utils.fsdp_utils", "fsdp2_prepare_auto_wrap_policy", nothing),
         cells=("FSDP-04/fsdp2-2",),
     ),
     Mutant(
         "checkpoint-not-loaded",
-        "Resuming looks at no checkpoint, whether it is FSDP's, another's or none.",
+        "Resuming loads and checks no checkpoint, so one that cannot be used is no error.",
         replace(TRAINER, "_load_from_checkpoint", nothing),
         cells=("FSDP-08/full-to-one-process", "FSDP-18/fsdp2-2", "RES-04/no-adapter-file"),
     ),
     Mutant(
         "model-only-saves-not-checked",
-        "save_only_model is not refused with load_best_model_at_end or a sharded state dict.",
-        replace(TRAINER, "create_accelerator_and_postprocess", unchecked),
+        "save_only_model is accepted with load_best_model_at_end and with a sharded state dict.",
+        replace(TRAINER, "create_accelerator_and_postprocess", checks_skipped),
         cells=("FSDP-09/best", "FSDP-09/sharded", "DS-05/best"),
     ),
     Mutant(
         "adapter-sharded-in-half-precision",
-        "Version 2 does not cast a half-precision adapter to float32 under mixed precision.",
+        "FSDP2 does not cast a half-precision adapter to float32 under mixed precision.",
         replace(*PREPARE, not_upcast),
         cells=("FSDP-11",),
     ),
     Mutant(
         "base-cast-to-float32",
-        "Sharding casts the frozen base to float32.",
+        "FSDP2 casts the frozen base to float32.",
         replace(*PREPARE, all_upcast),
         cells=("FSDP-16/bfloat16",),
     ),
     Mutant(
         "ranks-generate-differently",
-        "generate() of a sharded model gives each rank tokens of its own.",
-        replace(LLAMA, "generate", otherwise_on_each_rank),
+        "generate() of a sharded model returns other tokens on each rank.",
+        replace(LLAMA, "generate", other_tokens_on_each_rank),
         cells=("FSDP-12",),
     ),
     Mutant(
         "late-ranks-not-waited-for",
-        "Version 2 computes with what it has gathered after 50 ms, whether that is whole or not.",
+        "FSDP2 waits at most 50 ms for gathered weights, and then computes with what has arrived.",
         replace(
             "torch.distributed.fsdp._fully_shard._fsdp_collectives:DefaultAllGather",
             "__call__",
@@ -166,14 +166,14 @@ MUTANTS = (
     ),
     Mutant(
         "loaded-ranks-go-apart",
-        "Adapters on a base that was sharded as it was loaded are each rank's own: not handed out, gradients not averaged.",
+        "If the base was sharded as it was loaded, ranks share neither the adapter nor its gradients.",
         replace(TRAINER, "_sync_replicated_trainable_parameters", nothing),
         cells=("FSDP-20/loaded-2", "FSDP-20/loaded-2/own-adapters", "FSDP-17/loaded-2"),
     ),
     Mutant(
         "sharded-gradients-summed",
-        "Gradients are the sum over ranks, and not their mean.",
-        replace(ACCELERATOR, "clip_grad_norm_", summed),
+        "Gradients are the sum over ranks, not the mean.",
+        replace(ACCELERATOR, "clip_grad_norm_", gradients_summed),
         cells=("FSDP-17/fsdp2-2", "DIST-02/ddp-2"),
     ),
 )

@@ -8,12 +8,12 @@ from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import ARGUMENTS, LLAMA, PEFT, nothing, replace
 
 
-def writing_a_card(original, model, directory, **options):
+def card_written(original, model, directory, **options):
     original(model, directory, **options)
     (Path(directory) / "README.md").write_text("---\nlibrary_name: peft\n---\n")
 
 
-def reporting_to_tensorboard(original, arguments):
+def tensorboard_by_default(original, arguments):
     original(arguments)
     arguments.report_to = arguments.report_to or ["tensorboard"]
 
@@ -27,14 +27,14 @@ MUTANTS = (
     ),
     Mutant(
         "card-of-add-adapter",
-        "A checkpoint of a model with add_adapter has a card of peft's.",
-        replace(LLAMA, "save_pretrained", writing_a_card),
+        "A checkpoint of a model with add_adapter has a model card of peft's.",
+        replace(LLAMA, "save_pretrained", card_written),
         cells=("IO-01/plain/add_adapter", "CKPT-02"),
     ),
     Mutant(
         "reported-unasked",
-        "Runs are reported to TensorBoard where nothing was asked for.",
-        replace(ARGUMENTS, "__post_init__", reporting_to_tensorboard),
+        "Runs are reported to TensorBoard although report_to does not name it.",
+        replace(ARGUMENTS, "__post_init__", tensorboard_by_default),
         cells=("IO-03",),
     ),
 )

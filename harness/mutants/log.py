@@ -11,17 +11,17 @@ def without_norm(original, trainer, logs, *args):
     original(trainer, logs, *args)
 
 
-def since_the_start(original, trainer, *args, **kwargs):
+def steps_counted_from_the_start(original, trainer, *args, **kwargs):
     trainer._globalstep_last_logged = 0
     original(trainer, *args, **kwargs)
 
 
-def but_the_last(original, trainer, logs, *args):
+def without_the_last_entry(original, trainer, logs, *args):
     if "train_loss" not in logs:
         original(trainer, logs, *args)
 
 
-def rounding(original, callback, args, state, control, logs=None, **kwargs):
+def rounded_for_tensorboard(original, callback, args, state, control, logs=None, **kwargs):
     rounded = {name: round(value, 3) for name, value in logs.items()}
     original(callback, args, state, control, logs=rounded, **kwargs)
 
@@ -35,20 +35,20 @@ MUTANTS = (
     ),
     Mutant(
         "logged-loss-since-the-start",
-        "The logged loss is divided by all steps so far.",
-        replace(TRAINER, "_maybe_log_save_evaluate", since_the_start),
+        "The logged loss is divided by all steps so far, not by those since the last entry.",
+        replace(TRAINER, "_maybe_log_save_evaluate", steps_counted_from_the_start),
         cells=("LOG-01/plain", "LOG-01/each-third-step"),
     ),
     Mutant(
         "metrics-of-training-not-logged",
-        "The log does not end with the metrics of training.",
-        replace(TRAINER, "log", but_the_last),
+        "The log does not end with the metrics of the whole training.",
+        replace(TRAINER, "log", without_the_last_entry),
         cells=("LOG-03/plain", "LOOP-08/disable_tqdm=True"),
     ),
     Mutant(
         "tensorboard-rounded",
-        "TensorBoard is given other numbers than log_history has.",
-        replace("transformers.integrations.integration_utils:TensorBoardCallback", "on_log", rounding),
+        "TensorBoard gets rounded numbers.",
+        replace("transformers.integrations.integration_utils:TensorBoardCallback", "on_log", rounded_for_tensorboard),
         cells=("LOG-02/evaluated",),
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""LOOP: optimizer, schedule, steps, and what train() returns."""
+"""LOOP: optimizer, schedule, steps, and the return value of train()."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import ARGUMENTS, TRAINER, replace
 
 
-def with_beta(original, arguments):
+def another_beta(original, arguments):
     original(arguments)
     arguments.adam_beta2 = 0.99
 
@@ -24,45 +24,45 @@ def a_step_ahead(original, trainer, *args, **options):
     return scheduler
 
 
-def never_warm(original, arguments, *args, **options):
+def no_warmup(original, arguments, *args, **options):
     return 0
 
 
-def clip(original, parameters, max_norm, *args, **options):
+def clipped_before_measuring(original, parameters, max_norm, *args, **options):
     original(parameters := list(parameters), max_norm, *args, **options)
     return original(parameters, float("inf"))
 
 
-def unclipped(original, parameters, max_norm, *args, **options):
+def measured_only(original, parameters, max_norm, *args, **options):
     return original(parameters, float("inf"), *args, **options)
 
 
-def dropping_the_last(original, arguments):
+def last_batch_dropped(original, arguments):
     original(arguments)
     arguments.dataloader_drop_last = True
 
 
-def half_of_them(original, trainer, inputs):
+def half_of_the_operations(original, trainer, inputs):
     return original(trainer, inputs) // 2
 
 
-def forgetting(original, trainer, *args, **options):
+def optimizer_forgotten(original, trainer, *args, **options):
     trainer.optimizer = None
     return original(trainer, *args, **options)
 
 
-def other_masks(original, arguments):
+def generators_not_preserved(original, arguments):
     if arguments.activation_checkpointing:
         arguments.activation_checkpointing_kwargs = {"use_reentrant": False, "preserve_rng_state": False}
     original(arguments)
 
 
-def switched_off(original, arguments):
+def checkpointing_off(original, arguments):
     original(arguments)
     arguments.activation_checkpointing = False
 
 
-def rates_late(original, trainer, logs, *args):
+def next_rate_logged(original, trainer, logs, *args):
     if "learning_rate" in logs:
         logs["learning_rate"] = trainer.lr_scheduler.get_last_lr()[0]
     return original(trainer, logs, *args)
@@ -88,84 +88,84 @@ MUTANTS = (
     Mutant(
         "another-beta",
         "adam_beta2 is 0.99, whatever was asked for.",
-        replace(ARGUMENTS, "__post_init__", with_beta),
+        replace(ARGUMENTS, "__post_init__", another_beta),
         cells=("LOOP-01/plain", "LOOP-01/the_default*"),
     ),
     Mutant(
         "no-bias-correction",
-        "From the second step on AdamW corrects its moments as if a thousand steps had been made.",
+        "From the second step on, AdamW corrects its moments as if 1000 more steps had been made.",
         replace("torch.optim:AdamW", "step", without_bias_correction),
         cells=("LOOP-01/unfused-adamw",),
     ),
     Mutant(
         "a-step-less",
-        "A run makes one optimizer step less than it was asked for.",
+        "A run makes one optimizer step too few.",
         replace(TRAINER, "set_initial_training_values", one_step_less),
         cells=("LOOP-04/plain", "LOOP-04/epochs-1.5", "CB-01/plain"),
     ),
     Mutant(
         "schedule-a-step-ahead",
-        "The first step is made at the second step's learning rate.",
+        "Each step uses the learning rate of the next step.",
         replace(TRAINER, "create_scheduler", a_step_ahead),
         cells=("LOOP-02/plain", "LOOP-02/cosine", "CKPT-08/plain"),
     ),
     Mutant(
         "warmup-left-out",
-        "warmup_steps is taken for 0.",
-        replace(ARGUMENTS, "get_warmup_steps", never_warm),
+        "warmup_steps is ignored.",
+        replace(ARGUMENTS, "get_warmup_steps", no_warmup),
         cells=("LOOP-03/warmup_steps=3", "LOOP-03/warmup_steps=0.25", "LOOP-02/warmup-decay-clip"),
     ),
     Mutant(
         "norm-logged-after-clipping",
         "The logged gradient norm is that of the clipped gradient.",
-        replace("torch.nn.utils", "clip_grad_norm_", clip),
+        replace("torch.nn.utils", "clip_grad_norm_", clipped_before_measuring),
         cells=("LOOP-05/warmup-decay-clip", "LOOP-05/max_grad_norm=0.01"),
     ),
     Mutant(
         "not-clipped",
-        "Gradients are measured and not clipped.",
-        replace("torch.nn.utils", "clip_grad_norm_", unclipped),
+        "Gradients are measured, but not clipped.",
+        replace("torch.nn.utils", "clip_grad_norm_", measured_only),
         cells=("LOOP-05/warmup-decay-clip", "LOOP-01/warmup-decay-clip"),
     ),
     Mutant(
         "short-batch-dropped",
-        "The last batch of an epoch is left out where it is short.",
-        replace(ARGUMENTS, "__post_init__", dropping_the_last),
+        "The last batch of an epoch is dropped if it is short.",
+        replace(ARGUMENTS, "__post_init__", last_batch_dropped),
         cells=("LOOP-04/n37", "RNG-02/n37", "ACC-02/n37"),
     ),
     Mutant(
         "operations-halved",
         "total_flos is half of what it must be.",
-        replace(TRAINER, "floating_point_ops", half_of_them),
+        replace(TRAINER, "floating_point_ops", half_of_the_operations),
         cells=("LOOP-10/plain", "LOOP-10/ragged"),
     ),
     Mutant(
         "second-train-forgets-the-optimizer",
-        "A second train() starts with an optimizer without state.",
-        replace(TRAINER, "train", forgetting),
+        "A second train() starts with a new optimizer.",
+        replace(TRAINER, "train", optimizer_forgotten),
         cells=("LOOP-07",),
     ),
     Mutant(
         "recomputed-with-other-masks",
-        "What activation checkpointing recomputes has dropout masks of its own.",
-        replace(ARGUMENTS, "__post_init__", other_masks),
+        "Activation checkpointing recomputes a layer with other dropout masks.",
+        replace(ARGUMENTS, "__post_init__", generators_not_preserved),
         cells=("LOOP-12/non-reentrant",),
     ),
     Mutant(
         "checkpointing-not-switched-on",
         "activation_checkpointing recomputes nothing.",
-        replace(ARGUMENTS, "__post_init__", switched_off),
+        replace(ARGUMENTS, "__post_init__", checkpointing_off),
         cells=("LOOP-13/get-*",),
     ),
     Mutant(
         "rate-logged-a-step-late",
-        "The logged learning rate is the next step's.",
-        replace(TRAINER, "log", rates_late),
+        "The logged learning rate is that of the next step.",
+        replace(TRAINER, "log", next_rate_logged),
         cells=("LOOP-02/plain", "LOG-01/plain"),
     ),
     Mutant(
         "training-loss-halved",
-        "TrainOutput.training_loss is half of what the steps lost.",
+        "TrainOutput.training_loss is half the mean loss of the steps.",
         replace(TRAINER, "train", halved),
         cells=("LOOP-09/plain", "LOOP-08/disable_tqdm=False", "LOG-03/plain"),
     ),

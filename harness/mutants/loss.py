@@ -1,4 +1,4 @@
-"""LOSS: what is minimised, and by how much it is divided."""
+"""LOSS: what is minimised, and by what it is divided."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from harness.mutants.patch import ACCELERATOR, TRAINER, replace
 SMOOTHER = "transformers.trainer_pt_utils:LabelSmoother"
 
 
-def a_third_of_it(original, accelerator, loss, **options):
+def divided_by_three(original, accelerator, loss, **options):
     return original(accelerator, loss / 3, **options)
 
 
-def with_first_labels(original, trainer, batches, device):
+def first_labels_counted(original, trainer, batches, device):
     return sum(batch["labels"].ne(-100).sum() for batch in batches)
 
 
-def with_padding(original, trainer, batches, device):
+def ignored_labels_counted(original, trainer, batches, device):
     return sum(batch["labels"].numel() for batch in batches)
 
 
@@ -28,7 +28,7 @@ def unshifted(original, smoother, outputs, labels, shift_labels=False, **options
     return original(smoother, outputs, labels, shift_labels=False, **options)
 
 
-def doubled(original, self, *args, **options):
+def twice_the_factor(original, self, *args, **options):
     return original(type(self)(epsilon=0.2), *args, **options)
 
 
@@ -47,26 +47,26 @@ def first_label_ignored(original, source, target, *args, **options):
 MUTANTS = (
     Mutant(
         "gradient-divided-by-three",
-        "Each backward pass is of a third of the loss; the logged loss is right.",
-        replace(ACCELERATOR, "backward", a_third_of_it),
+        "The gradient is a third of what it must be; the logged loss is right.",
+        replace(ACCELERATOR, "backward", divided_by_three),
         cells=("LOSS-01/full-rows", "LOSS-03/window-of-2", "LOSS-04/smoothed", "LOSS-08/loss-function", "ACC-08"),
     ),
     Mutant(
         "first-label-counted",
-        "The labels that a window is divided by take in each row's first, which is not predicted.",
-        replace(TRAINER, "_get_num_items_in_batch", with_first_labels),
+        "The label count of a window includes the first label of each row, which is not predicted.",
+        replace(TRAINER, "_get_num_items_in_batch", first_labels_counted),
         cells=("LOSS-01/ragged*", "LOSS-01/full-rows"),
     ),
     Mutant(
         "padding-counted",
-        "The labels that a window is divided by take in those that are ignored.",
-        replace(TRAINER, "_get_num_items_in_batch", with_padding),
+        "The label count of a window includes labels that are ignored (-100).",
+        replace(TRAINER, "_get_num_items_in_batch", ignored_labels_counted),
         cells=("LOSS-01/ragged*", "ACC-01/ragged"),
         thread="https://github.com/huggingface/transformers/issues/38448",
     ),
     Mutant(
         "shift-labels-shifted-again",
-        "shift_labels of a collator are counted without each row's first.",
+        "The labels that a collator has shifted already are shifted once more before they are counted.",
         replace(TRAINER, "_get_num_items_in_batch", shifted_again),
         cells=("LOSS-02/shift-labels",),
     ),
@@ -84,20 +84,20 @@ MUTANTS = (
     ),
     Mutant(
         "smoothing-by-twice-the-factor",
-        "Label smoothing mixes in 0.2, whatever was asked for.",
-        replace(SMOOTHER, "__call__", doubled),
+        "The label smoothing factor is always 0.2.",
+        replace(SMOOTHER, "__call__", twice_the_factor),
         cells=("LOSS-04/smoothed", "LOSS-05/classifier"),
     ),
     Mutant(
         "smoothing-ignores-the-window",
-        "With label smoothing each micro-batch is divided by its own labels: a gradient as often as large.",
+        "With label smoothing a window of n micro-batches has n times the gradient.",
         replace(SMOOTHER, "__call__", window_ignored),
         cells=("ACC-09/full-rows", "ACC-09/ragged", "ACC-09/window-of-5"),
         thread="https://github.com/huggingface/transformers/issues/46731",
     ),
     Mutant(
         "smoothing-shifts-a-classifiers-labels",
-        "Label smoothing gives each row of a classifier its neighbour's label.",
+        "Label smoothing shifts a classifier's labels to the neighbouring rows.",
         replace(SMOOTHER, "__call__", classifier_shifted),
         cells=("LOSS-05/classifier*",),
     ),

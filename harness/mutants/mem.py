@@ -7,21 +7,21 @@ from typing import Any
 from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import TRAINER, nothing, replace
 
-#: What a fault below holds on to.
-KEPT: list[Any] = []
+#: Objects that the faults below keep alive.
+_LEAKED: list[Any] = []
 
 
-def holding(original, state, loader):
-    KEPT.append(loader)
+def dataloader_leaked(original, state, loader):
+    _LEAKED.append(loader)
     original(state, loader)
 
 
-def hoarding(original, *args, **kwargs):
-    KEPT.append(original(*args, **kwargs).repeat(1000))
-    return KEPT[-1][0]
+def tensor_leaked(original, *args, **kwargs):
+    _LEAKED.append(original(*args, **kwargs).repeat(1000))
+    return _LEAKED[-1][0]
 
 
-def unfreezing(original, trainer, *args):
+def base_trained(original, trainer, *args):
     trainer.model.requires_grad_(True)
     return original(trainer, *args)
 
@@ -29,14 +29,14 @@ def unfreezing(original, trainer, *args):
 MUTANTS = (
     Mutant(
         "dataloader-kept",
-        "A dataloader is held on to when its Trainer is gone.",
-        replace("accelerate.state:GradientState", "_add_dataloader", holding),
+        "A dataloader stays in memory after its Trainer is gone.",
+        replace("accelerate.state:GradientState", "_add_dataloader", dataloader_leaked),
         cells=("MEM-01/mid-epoch", "MEM-01/end-of-epoch"),
     ),
     Mutant(
         "a-leak-per-step",
-        "Each step keeps a thousand numbers.",
-        replace(TRAINER, "training_step", hoarding),
+        "Each step leaves 1000 numbers in memory.",
+        replace(TRAINER, "training_step", tensor_leaked),
         cells=("MEM-02/rank-1", "MEM-02/rank-16"),
     ),
     Mutant(
@@ -47,8 +47,8 @@ MUTANTS = (
     ),
     Mutant(
         "base-in-the-optimizer",
-        "The whole base is trained, with gradients and moments of its own.",
-        replace(TRAINER, "create_optimizer", unfreezing),
+        "The whole base is trained, so it has gradients and moments.",
+        replace(TRAINER, "create_optimizer", base_trained),
         cells=("MEM-02/rank-1", "FRZ-03/plain"),
     ),
 )

@@ -1,4 +1,4 @@
-"""Putting a fault in place of one function of upstream."""
+"""Put a fault in place of one function of upstream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-#: Owners that many faults are put into.
+#: Classes of upstream that many faults are put into.
 TRAINER = "transformers.trainer:Trainer"
 ACCELERATOR = "accelerate:Accelerator"
 ARGUMENTS = "transformers:TrainingArguments"
@@ -22,32 +22,29 @@ LORA = "peft.tuners.lora.layer:LoraLayer"
 LINEAR = "peft.tuners.lora.layer:Linear"
 COPY = "peft.utils.other:ModulesToSaveWrapper"
 
-Fault = Callable[[Any], None]
+#: Changes upstream, given pytest's monkeypatch.
+Patch = Callable[[Any], None]
 
 
 def nothing(*args: Any, **kwargs: Any) -> None:
-    """In place of a function that upstream calls for its effect."""
+    """Replace a function that upstream calls for its effect."""
 
 
 def twice(original: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """In place of a function that upstream calls once."""
+    """Replace a function that upstream calls once: call it a second time, and return the second result."""
     original(*args, **options)
     return original(*args, **options)
 
 
-def replace(owner: str, name: str, fault: Callable[..., Any]) -> Fault:
-    """Puts `fault` in place of a function, given pytest's monkeypatch.
+def replace(owner: str, name: str, fault: Callable[..., Any]) -> Patch:
+    """Return a patch that calls `fault` in place of a function of upstream.
 
-    owner: "module", or "module:class" for a method. fault: called with the original first, then with its arguments; one
-    for the ranks of a run is a function of a module, by which name they find it.
+    - owner: "module", or "module:class" for a method.
+    - name: the function's name.
+    - fault: called with the original function first, then with its arguments. If the patch is sent to the ranks of a
+      run, `fault` must be a function at the top of a module, because they import it by name.
     """
-
-    put: Any = functools.partial(_put, owner, name, fault)
-    put.__name__ = f"replace_{name}"
-    where = f"{owner.partition(':')[2] or owner}.{name}"
-    how = "" if "<" in fault.__name__ else f": {fault.__name__.replace('_', ' ').strip()}"
-    put.fault = f"{where} does nothing" if fault is nothing else f"{where} replaced{how}"
-    return put
+    return functools.partial(_put, owner, name, fault)
 
 
 def _put(owner: str, name: str, fault: Callable[..., Any], monkeypatch: Any) -> None:
@@ -58,19 +55,23 @@ def _put(owner: str, name: str, fault: Callable[..., Any], monkeypatch: Any) -> 
     function = functools.wraps(original)(lambda *args, **kwargs: fault(original, *args, **kwargs))
     bound = isinstance(inspect.getattr_static(target, name), classmethod)
     monkeypatch.setattr(target, name, staticmethod(function) if bound else function)
-    build_anew(monkeypatch)
+    forget_prototypes(monkeypatch)
 
 
-def build_anew(monkeypatch: Any) -> None:
-    """Under a fault no model is a copy of one that was built without it, nor afterwards of one that was built with it."""
+def forget_prototypes(monkeypatch: Any) -> None:
+    """Use no model that was built before, and keep none that is built from here on.
+
+    Built models are kept as prototypes to copy from (`harness.fixtures.prototypes`). A copy of one that was built
+    without the fault would hide the fault; a copy of one that was built with it would carry the fault on.
+    """
     from harness.fixtures import models
     from harness.fixtures.prototypes import Prototypes
 
     monkeypatch.setattr(models, "_PROTOTYPES", Prototypes())
 
 
-def in_this_process(put: Fault) -> None:
-    """Put a fault into this process for good."""
+def in_this_process(put: Patch) -> None:
+    """Apply a patch to this process, without undoing it."""
     forever = pytest.MonkeyPatch()
     put(forever)
-    build_anew(forever)
+    forget_prototypes(forever)

@@ -7,10 +7,10 @@ from typing import Any
 from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import TRAINER, replace, twice
 
-_KEPT: list[Any] = []
+_LEAKED: list[Any] = []
 
 
-def reading(original, trainer, *args, **options):
+def loss_read_four_times(original, trainer, *args, **options):
     loss = original(trainer, *args, **options)
     for _ in range(4):
         loss.item()
@@ -23,40 +23,40 @@ def forward_twice(original, trainer, model, inputs, *args, **options):
     return original(trainer, model, inputs, *args, **options)
 
 
-def copying(original, trainer, model, *args, **options):
+def parameters_copied(original, trainer, model, *args, **options):
     for parameter in model.parameters():
         parameter.detach().clone()
     return original(trainer, model, *args, **options)
 
 
-def longer_each_time(original, trainer, *args, **options):
-    _KEPT.append(original(trainer, *args, **options).detach().repeat(1000))
-    return _KEPT[-1][0]
+def losses_leaked(original, trainer, *args, **options):
+    _LEAKED.append(original(trainer, *args, **options).detach().repeat(1000))
+    return _LEAKED[-1][0]
 
 
 MUTANTS = (
     Mutant(
         "an-extra-synchronization",
-        "The loss is read from the device four times more, each of which waits for it.",
-        replace(TRAINER, "training_step", reading),
+        "Each step reads the loss from the device four more times, and waits for it each time.",
+        replace(TRAINER, "training_step", loss_read_four_times),
         cells=("PERF-03/plain",),
     ),
     Mutant(
         "forward-pass-twice",
-        "Each micro-batch goes forward twice, and one loss is thrown away.",
+        "Each micro-batch has two forward passes, one of which is not used.",
         replace(TRAINER, "compute_loss", forward_twice),
         cells=("PERF-03/plain",),
     ),
     Mutant(
         "an-extra-copy",
-        "Every parameter is copied at each step, for nothing.",
-        replace(TRAINER, "training_step", copying),
+        "Each step copies every parameter and does not use the copy.",
+        replace(TRAINER, "training_step", parameters_copied),
         cells=("PERF-01/plain",),
     ),
     Mutant(
         "a-loss-kept-per-step",
-        "Each step's loss is kept, a thousand times over.",
-        replace(TRAINER, "training_step", longer_each_time),
+        "Each step leaves 1000 copies of its loss in memory.",
+        replace(TRAINER, "training_step", losses_leaked),
         cells=("PERF-02/plain", "MEM-02/rank-1"),
     ),
     Mutant(

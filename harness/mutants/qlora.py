@@ -11,11 +11,11 @@ from harness.mutants.patch import nothing, replace
 PREPARE = ("peft", "prepare_model_for_kbit_training")
 
 
-def unprepared(original, model, *args, **options):
+def not_prepared(original, model, *args, **options):
     return model
 
 
-def scaled(original, model, *args, **options):
+def output_layer_scaled(original, model, *args, **options):
     prepared = original(model, *args, **options)
     prepared.lm_head.weight.data.mul_(1.001)
     return prepared
@@ -25,11 +25,11 @@ def eight_bits(original, config, *args, **options):
     original(config, load_in_8bit=True)
 
 
-def never_in_8_bits(original, optimizer, *args):
+def never_8_bit(original, optimizer, *args):
     return {**original(optimizer, *args), "min_8bit_size": 10**9}
 
 
-def another_base(original, model, *args, **options):
+def scale_changed_by_loading(original, model, *args, **options):
     loaded = original(model, *args, **options)
     for parameter in model.parameters():
         if hasattr(parameter, "quant_state"):
@@ -38,7 +38,7 @@ def another_base(original, model, *args, **options):
     return loaded
 
 
-def another_scale(original, *args, **options):
+def scale_changed(original, *args, **options):
     state = original(*args, **options)
     state.absmax.add_(1)
     return state
@@ -49,16 +49,16 @@ def in_bfloat16(original, layer, x):
     return original(layer, x)
 
 
-def of_a_larger_weight(original, weight, *args, **options):
+def one_percent_larger(original, weight, *args, **options):
     return original(weight * 1.01, *args, **options)
 
 
-def computing_in_float32(original, config, *args, **options):
+def compute_dtype_dropped(original, config, *args, **options):
     original(config, *args, **options)
     config.bnb_4bit_compute_dtype = torch.float32
 
 
-def doubled(original, context, gradient):
+def gradient_doubled(original, context, gradient):
     first, *others = original(context, gradient)
     return (2 * first, *others)
 
@@ -66,68 +66,68 @@ def doubled(original, context, gradient):
 MUTANTS = (
     Mutant(
         "packed-layers-without-scaling",
-        "What an adapter adds to a packed layer is not scaled.",
+        "An adapter on a packed layer is not scaled.",
         replace("peft.tuners.lora.bnb:Linear4bit", "forward", without_scaling),
         cells=("GEN-01/nf4", "GEN-01/nf4/bfloat16", "QLORA-01/nf4", "QLORA-06/nf4"),
     ),
     Mutant(
         "packed-layers-compute-in-bfloat16",
-        "A packed layer computes in bfloat16, whatever its compute dtype.",
+        "A packed layer computes in bfloat16, whatever its compute dtype is.",
         replace("bitsandbytes.nn:Linear4bit", "forward", in_bfloat16),
         cells=("QLORA-14/float32/bytes", "GEN-01/nf4", "QLORA-01/nf4"),
     ),
     Mutant(
         "compute-dtype-dropped",
-        "The compute dtype that was asked for is not handed on.",
-        replace("transformers:BitsAndBytesConfig", "__init__", computing_in_float32),
+        "bnb_4bit_compute_dtype is ignored, and packed layers compute in float32.",
+        replace("transformers:BitsAndBytesConfig", "__init__", compute_dtype_dropped),
         cells=("QLORA-14/bfloat16/bytes", "GEN-01/nf4/bfloat16", "QLORA-01/nf4"),
     ),
     Mutant(
         "packed-of-a-larger-weight",
-        "A weight is packed as if it were larger by a hundredth.",
-        replace("bitsandbytes.functional", "quantize_4bit", of_a_larger_weight),
+        "A weight is packed as if it were 1 % larger.",
+        replace("bitsandbytes.functional", "quantize_4bit", one_percent_larger),
         cells=("QLORA-14/float32/bytes", "GEN-01/nf4", "QLORA-01/nf4"),
     ),
     Mutant(
         "gradient-through-packed-layers-doubled",
-        "What flows back through a packed layer is twice what it should be.",
-        replace("bitsandbytes.autograd._functions:MatMul4Bit", "backward", doubled),
+        "The gradient through a packed layer is twice what it must be.",
+        replace("bitsandbytes.autograd._functions:MatMul4Bit", "backward", gradient_doubled),
         cells=("QLORA-14/bfloat16/bytes", "GEN-01/nf4", "QLORA-01/nf4"),
     ),
     Mutant(
         "eight-bits-for-four",
-        "A base that was to be packed to 4 bits is packed to 8.",
+        "A base is packed to 8 bits although 4 bits were asked for.",
         replace("transformers:BitsAndBytesConfig", "__init__", eight_bits),
         cells=("QLORA-01/nf4",),
     ),
     Mutant(
         "not-prepared",
         "prepare_model_for_kbit_training does nothing.",
-        replace(*PREPARE, unprepared),
+        replace(*PREPARE, not_prepared),
         cells=("QLORA-05", "QLORA-01/nf4"),
     ),
     Mutant(
         "preparing-scales-the-output-layer",
-        "prepare_model_for_kbit_training leaves another output layer.",
-        replace(*PREPARE, scaled),
+        "prepare_model_for_kbit_training changes the output layer.",
+        replace(*PREPARE, output_layer_scaled),
         cells=("QLORA-06/nf4",),
     ),
     Mutant(
         "moments-not-in-8-bits",
         "An 8-bit optimizer keeps its moments in float32.",
-        replace("bitsandbytes.optim.optimizer:Optimizer8bit", "get_config", never_in_8_bits),
+        replace("bitsandbytes.optim.optimizer:Optimizer8bit", "get_config", never_8_bit),
         cells=("QLORA-08/adamw_bnb_8bit/wide", "QLORA-08/adamw_bnb_8bit/narrow"),
     ),
     Mutant(
         "packed-base-changed-by-resuming",
         "Loading an adapter changes the scale of a packed weight.",
-        replace("peft:PeftModel", "load_adapter", another_base),
+        replace("peft:PeftModel", "load_adapter", scale_changed_by_loading),
         cells=("QLORA-12/step-2", "QLORA-04/step-2"),
     ),
     Mutant(
         "packed-base-saved-otherwise",
-        "A packed weight that was saved is loaded with another scale.",
-        replace("bitsandbytes.functional:QuantState", "from_dict", another_scale),
+        "A saved packed weight is loaded with another scale.",
+        replace("bitsandbytes.functional:QuantState", "from_dict", scale_changed),
         cells=("QLORA-12/the_packed*", "QLORA-12/load_state_dict"),
     ),
     Mutant(

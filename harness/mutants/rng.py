@@ -14,62 +14,62 @@ def drawing_with_workers(original, trainer):
     return original(trainer)
 
 
-def seeding_again(original, trainer, *args, **options):
+def seeded_again(original, trainer, *args, **options):
     from transformers import set_seed
 
     set_seed(42)
     return original(trainer, *args, **options)
 
 
-def not_deterministic(original, seed, **options):
+def seeded_only(original, seed, **options):
     from transformers import set_seed
 
     set_seed(seed)
 
 
-def sequential(original, trainer, *args, **options):
+def in_order(original, trainer, *args, **options):
     from torch.utils.data import SequentialSampler
 
     return SequentialSampler(trainer.train_dataset)
 
 
-def seed_for_data_seed(original, sampler, *args, **options):
+def data_seed_ignored(original, sampler, *args, **options):
     original(sampler, *args, **options)
     sampler.initial_seed = 42
 
 
-def before_the_seed(original, trainer, *args):
-    """Draws as many numbers as came before in this process: what is drawn before a seed is set depends on that."""
+def drawing_before_the_seed(original, trainer, *args):
+    """Draw some numbers first, as earlier runs in the process would."""
     torch.rand(7)
     return original(trainer, *args)
 
 
-CALLS: list[int] = []
+_CALLS: list[int] = []
 
 
-def another_seed_each_time(original, trainer, *args, **options):
-    CALLS.append(1)
-    torch.manual_seed(len(CALLS))
+def seeded_by_call(original, trainer, *args, **options):
+    _CALLS.append(1)
+    torch.manual_seed(len(_CALLS))
     return original(trainer, *args, **options)
 
 
 MUTANTS = (
     Mutant(
         "seed-not-set",
-        "Trainer sets no seed.",
+        "Trainer() sets no seed.",
         replace("transformers.trainer", "set_seed", nothing),
         cells=("RNG-01", "RNG-02/plain"),
     ),
     Mutant(
         "seed-set-at-train",
-        "train() sets the seed once more.",
-        replace(TRAINER, "_inner_training_loop", seeding_again),
+        "train() sets the seed again.",
+        replace(TRAINER, "_inner_training_loop", seeded_again),
         cells=("RNG-01",),
     ),
     Mutant(
         "adapter-drawn-before-the-seed",
-        "model_init draws its adapter from a generator that is not where the seed puts it.",
-        replace(TRAINER, "call_model_init", before_the_seed),
+        "model_init initialises the adapter after other numbers were drawn since the seed was set.",
+        replace(TRAINER, "call_model_init", drawing_before_the_seed),
         cells=("HPO-03/learning_rate", "RNG-01/train_seeds*"),
         thread="https://github.com/huggingface/trl/issues/6688",
     ),
@@ -87,26 +87,26 @@ MUTANTS = (
     ),
     Mutant(
         "full-determinism-left-out",
-        "full_determinism sets the seed alone.",
-        replace("transformers.trainer", "enable_full_determinism", not_deterministic),
+        "full_determinism sets the seed and nothing else.",
+        replace("transformers.trainer", "enable_full_determinism", seeded_only),
         cells=("RNG-05",),
     ),
     Mutant(
         "rows-not-shuffled",
-        "Rows are trained in the order of the data.",
-        replace(TRAINER, "_get_train_sampler", sequential),
+        "Rows are trained in the order of the data set, without shuffling.",
+        replace(TRAINER, "_get_train_sampler", in_order),
         cells=("RNG-02/plain", "RNG-02/n37"),
     ),
     Mutant(
         "data-seed-passed-over",
-        "The order of the rows is that of seed, where data_seed says another.",
-        replace("accelerate.data_loader:SeedableRandomSampler", "__init__", seed_for_data_seed),
+        "data_seed is ignored: seed gives the order of the rows.",
+        replace("accelerate.data_loader:SeedableRandomSampler", "__init__", data_seed_ignored),
         cells=("RNG-02/data-seed", "RNG-02/plain"),
     ),
     Mutant(
         "dropout-of-the-process",
-        "Dropout masks depend on how many steps the process has made before.",
-        replace(TRAINER, "training_step", another_seed_each_time),
+        "Dropout masks depend on how many steps the process has made before, not on the seed.",
+        replace(TRAINER, "training_step", seeded_by_call),
         cells=("RES-01/step-6", "RNG-03/plain", "DIST-01/repeated"),
     ),
 )
