@@ -1,1 +1,1 @@
-"""The register: each clause joined with the tests that judge it and with what makes it fail."""
+"""The register: each clause with the tests that judge it and with what makes it fail, as a page and on the screen."""

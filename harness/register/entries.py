@@ -1,4 +1,4 @@
-"""The register: of each clause, what judges it, what makes it fail, and in which releases it fails."""
+"""The entries of the register: what judges a clause, what makes it fail, and in which releases it fails."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from harness.contract.expectations import Expectation
 from harness.contract.releases import RELEASES, Release
 from harness.paths import PACKAGE, SUITES
 
-#: Clause id -> faults put into upstream under which its checks fail; written by `write`, judged in tests/.
+#: The faults under which each clause's checks fail, by clause id. `harness.register.write` writes it from tests/.
 PROOFS = PACKAGE / "contract" / "proofs.json"
+#: The register as a page.
 PAGE = SUITES / "CONTRACT.md"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A clause and what is known of it.
+    """A clause with its tests and with what makes it fail.
 
-    judged_by: tests of suites/ ("test_frz.py::test_base_is_bit_identical"). faults: {"test", "fault"} of each fault
-    that makes it fail. defects: where it fails on releases that are still supported. releases: that broke it.
+    - judged_by: the tests of suites/ that judge it, such as "test_frz.py::test_base_is_bit_identical".
+    - faults: the faults put into upstream that make it fail, each {"test": its test in tests/, "fault": a sentence}.
+    - defects: the known defects of supported releases on which it fails.
+    - releases: the past releases that broke it.
     """
 
     clause: Clause
@@ -36,15 +39,18 @@ class Entry:
 
     @property
     def proven(self) -> bool:
-        """Whether anything is known to make it fail: a fault put into upstream, a known defect, or a release.
+        """Whether a fault, a known defect or a past release makes the clause fail.
 
-        A clause that nothing makes fail may be one that cannot fail.
+        Without such a proof, the clause might hold whatever upstream does.
         """
         return bool(self.faults or self.defects or self.releases)
 
 
 def entries(proofs: dict[str, list[dict[str, str]]] | None = None) -> dict[str, Entry]:
-    """Every clause's entry by id, in the contract's order. proofs: instead of those in PROOFS."""
+    """Return every clause's entry by clause id, in the contract's order.
+
+    proofs: the faults by clause id; by default those in PROOFS.
+    """
     if proofs is None:
         proofs = json.loads(PROOFS.read_text(encoding="utf-8"))
     tests = judged_by(SUITES)
@@ -62,7 +68,7 @@ def entries(proofs: dict[str, list[dict[str, str]]] | None = None) -> dict[str, 
 
 
 def judged_by(suites: Path) -> dict[str, list[str]]:
-    """Clause id -> the tests below `suites` that name it in a `clause` mark, read without importing them."""
+    """Return the tests of a folder by the clause that they name in a `clause` mark. Reads them without importing."""
     found: dict[str, list[str]] = {}
     for path in sorted(suites.glob("test_*.py")):
         for test in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -74,7 +80,10 @@ def judged_by(suites: Path) -> dict[str, list[str]]:
 
 
 def _named(mark: ast.expr) -> list[str]:
-    """The clauses that a decorator names: as strings, or as a table such as *LAWS_OF_ONE_RUN or *lifecycle.CLAUSES."""
+    """Return the clauses that a decorator names.
+
+    It names them as strings, or as one of the tables below with a star.
+    """
     if not (isinstance(mark, ast.Call) and isinstance(mark.func, ast.Attribute) and mark.func.attr == "clause"):
         return []
     from harness.laws import universal

@@ -10,13 +10,17 @@ from rich.text import Text
 
 from harness import contract
 from harness.errors import UsageError
+from harness.progress import screen
 from harness.register import entries
 from harness.register.entries import Entry
 
 
 def explain(ids: list[str]) -> None:
-    """Print all clauses as a table by chapter; or, for ids and globs, each clause in full. UsageError: no match."""
-    console = Console()
+    """Print all clauses by chapter or, if ids or globs are given, each of these in full.
+
+    Raises UsageError if one matches no clause.
+    """
+    console = screen()
     if not ids:
         _list(console)
         return
@@ -27,28 +31,28 @@ def explain(ids: list[str]) -> None:
     register = entries.entries()
     for clause in chosen.values():
         console.print(Text(clause.id, style="bold"), Text(clause.statement))
-        facts = Table.grid(padding=(0, 0, 0, 2))
-        for _ in range(3):
-            facts.add_column(overflow="fold")
+        facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        facts.add_column(no_wrap=True)
+        facts.add_column(overflow="fold")
         for name, text in _facts(register[clause.id]):
-            facts.add_row("", name, Text(text))
+            facts.add_row(f"  {name}", Text(text))
         console.print(facts)
 
 
 def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
     clause = entry.clause
     yield "upstream", clause.source
-    yield "tier", f"{clause.tier}{''.join(', needs ' + one for one in clause.needs)}"
+    yield "tier", ", needs ".join([clause.tier, *clause.needs])
     for test in entry.judged_by:
         yield "judged by", f"suites/{test}"
     for defect in entry.defects:
-        yield "fails", f"{defect.scenario} with {', '.join(defect.versions)}: {defect.reason}"
+        yield "fails on", f"{defect.scenario} with {', '.join(defect.versions)}: {defect.reason}"
         if defect.link:
             yield "", defect.link
     for release in entry.releases:
-        yield "broken in", f"{release.bad} (good in {'; '.join(release.good)}): {release.seen}"
+        yield "broken in", f"{release.bad} (holds in {'; '.join(release.good)}): {release.seen}"
     for fault in entry.faults:
-        yield "fault", f"{fault['fault']} ({fault['test']})"
+        yield "fails if", f"{fault['fault']} ({fault['test']})"
 
 
 def _list(console: Console) -> None:

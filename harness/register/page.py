@@ -1,4 +1,4 @@
-"""The contract as a page for people, suites/CONTRACT.md: by chapter, each clause with what judges and what fails it."""
+"""The register as a page, suites/CONTRACT.md: each clause with its tests and with what makes it fail, by chapter."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from harness.register.entries import Entry
 
 _HEAD = """# The contract, clause by clause
 
-Written by `peft-harness clauses --write`; do not edit. Sources are lines of transformers 5.23.0, peft 0.21.2 and
-accelerate 1.15.0. *Fails with* lists known defects of releases that are supported (`suites/expectations/`), *broken
-in* releases that have since been mended (`harness/contract/releases.py`), *made to fail by* the faults that
-`tests/` puts into upstream to show that the clause can fail.
+`peft-harness clauses --write` writes this page; do not edit it. Sources are lines of transformers 5.23.0, peft 0.21.2
+and accelerate 1.15.0.
+
+- *fails with*: known defects of supported releases (`suites/expectations/`).
+- *broken in*: past releases that had a fault which was mended since (`harness/contract/releases.py`).
+- *made to fail by*: faults that `tests/` puts into upstream, to show that the clause can fail.
 """
 
 
 def page(entries: dict[str, Entry]) -> str:
-    """The whole page, as Markdown."""
+    """Return the page as Markdown. entries: by clause id, as `harness.register.entries.entries` returns them."""
     return "\n".join([_HEAD, *_summary(entries), *_chapters(entries)])
 
 
@@ -27,10 +29,10 @@ def _summary(entries: dict[str, Entry]) -> Iterator[str]:
     yield "| chapter | clauses | with known defects | broken once | faults that make them fail |"
     yield "|---|---:|---:|---:|---:|"
     for chapter in contract.chapters():
-        of = [entries[clause.id] for clause in chapter.clauses]
+        own = [entries[clause.id] for clause in chapter.clauses]
         title = f"{chapter.id} {chapter.title}"
-        counts = (len(of), sum(bool(e.defects) for e in of), sum(bool(e.releases) for e in of))
-        faults = sum(len(e.faults) for e in of)
+        counts = (len(own), sum(bool(e.defects) for e in own), sum(bool(e.releases) for e in own))
+        faults = sum(len(e.faults) for e in own)
         cells = [f"[{title}](#{_anchor(title)})", *(str(count or "") for count in (*counts, faults))]
         yield f"| {' | '.join(cells)} |"
     yield ""
@@ -72,11 +74,10 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 def _escaped(text: str) -> str:
-    """Markdown that shows the text as it is: underscores and stars are names and globs here, not emphasis."""
+    """Return Markdown that shows a text as it is. Its underscores and stars belong to names and globs."""
     return re.sub(r"(?<!\w)_|_(?!\w)|[\\`*\[\]<>|]", r"\\\g<0>", text)
 
 
 def _anchor(title: str) -> str:
-    """The anchor that hosting sites give a heading."""
-    kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
-    return kept.replace(" ", "-")
+    """Return the anchor that hosting sites give a heading."""
+    return "".join(c for c in title.lower() if c.isalnum() or c in " -_").replace(" ", "-")

@@ -1,4 +1,4 @@
-"""Write what the register keeps in files: the proofs that clauses can fail, and the contract as a page."""
+"""Write the register's two files: the proofs that clauses can fail (PROOFS), and the page (PAGE)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ _COLLECT = "import json, tests.proofs; print(json.dumps(tests.proofs.collect()))
 
 
 def write() -> list[Path]:
-    """Write PROOFS and PAGE from clauses, suites, expectations and tests. UsageError outside a checkout."""
+    """Write PROOFS and PAGE from clauses, suites, expectations and tests. Return their paths.
+
+    Raises UsageError outside a checkout, or if tests/ cannot be imported.
+    """
     if not (ROOT / "tests" / "proofs.py").is_file():
-        raise UsageError("clauses --write is for a checkout: this installation has no tests/ to read the faults from")
+        raise UsageError("clauses --write is for a checkout: this installation has no tests/, which name the faults")
     done = subprocess.run([sys.executable, "-c", _COLLECT], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise UsageError(f"clauses --write: tests/ cannot be read ({done.stderr.strip().splitlines()[-1]})")
@@ -30,9 +33,9 @@ def write() -> list[Path]:
 
 
 def current(proofs: dict[str, list[dict[str, str]]]) -> dict[Path, str]:
-    """What PROOFS and PAGE must hold, by path.
+    """Return the texts that PROOFS and PAGE must have, by path.
 
-    proofs: clause id -> the faults in tests/ under which its checks fail.
+    proofs: the faults in tests/ under which a clause's checks fail, by clause id (tests/proofs.py).
     """
     ordered = {id: proofs[id] for id in contract.clauses() if id in proofs}
     return {PROOFS: json.dumps(ordered, indent=1) + "\n", PAGE: page(entries(ordered))}
