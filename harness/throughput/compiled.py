@@ -1,8 +1,7 @@
-"""The reference's step, compiled, and on CUDA captured as one graph: how far a trainer is from what the device can do.
+"""The reference's step compiled, and on CUDA captured as one graph. They show how far a trainer is from what is possible.
 
-    subjects "harness.throughput.compiled:compiled" and "harness.throughput.compiled:captured"
-
-The arithmetic is the reference's (`harness.reference`); the loop around it does nothing but feed it.
+They are subjects: "harness.throughput.compiled:compiled" and "harness.throughput.compiled:captured". The arithmetic is that
+of `harness.reference`. The loop here only feeds it.
 """
 
 from __future__ import annotations
@@ -24,12 +23,15 @@ if TYPE_CHECKING:
 
     from harness.reference.trainer import ReferenceTrainer
 
-#: What transformers sets on a module whose activations are computed anew.
+#: The attribute that transformers sets on a module whose activations are checkpointed.
 MARK = "gradient_checkpointing"
 
 
 class Compiled:
-    """A subject that can only be timed: it keeps no trace, evaluates nothing and saves nothing."""
+    """A subject that can only be timed. It makes no trace, evaluates nothing and saves nothing.
+
+    - capture: whether the step is captured as a CUDA graph.
+    """
 
     def __init__(self, capture: bool):
         self.capture = capture
@@ -42,13 +44,13 @@ class Compiled:
             return reason
         if spec.arguments.get("label_smoothing_factor") or spec.arguments.get("eval_strategy", "no") != "no":
             return "the compiled step has neither label smoothing nor evaluation"
-        anew = spec.arguments.get("activation_checkpointing") or spec.model.prepare_for_kbit
-        if self.capture and anew and spec.adapter.config.get("lora_dropout"):
-            return "what a captured step has dropped out cannot be dropped out once more to compute activations anew"
+        checkpointing = spec.arguments.get("activation_checkpointing") or spec.model.prepare_for_kbit
+        if self.capture and checkpointing and spec.adapter.config.get("lora_dropout"):
+            return "a captured step cannot repeat its dropout, which activation checkpointing needs"
         return refusal(spec)
 
     def train(self, spec: RunSpec, directory: Path) -> Trace:
-        raise UsageError(f"subject {self.name} is timed only (`peft-harness speed`); it leaves no trace to judge")
+        raise UsageError(f"subject {self.name} is timed only (`peft-harness speed`); it makes no trace to judge")
 
     def train_steps(self, spec: RunSpec, directory: Path, on_step: OnStep) -> Any:
         trainer = build(spec, directory, lambda event, trainer: None)
@@ -61,33 +63,35 @@ class Compiled:
 
 
 def compiled() -> Compiled:
-    """torch.compile of the layers, and of the head with the loss."""
+    """Return the subject that compiles the layers, and the head with the loss."""
     return Compiled(capture=False)
 
 
 def captured() -> Compiled:
-    """That, and the whole step captured as one CUDA graph."""
+    """Return the subject that also captures the whole step as one CUDA graph."""
     return Compiled(capture=True)
 
 
 def attend_without_mask(base: Any) -> None:
-    """Have a transformers model attend to all that came before, by the kernel it would take where nothing is masked.
+    """Have a transformers model use the attention kernel for rows in which nothing is masked.
 
-    To find out that nothing is, transformers reads from the device at each step (masking_utils.py:
-    find_packed_sequence_indices), and while a graph is captured it does not find out.
+    transformers would find out by reading from the device at each step (masking_utils.py:find_packed_sequence_indices). A
+    captured graph cannot do that.
     """
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    # No function makes a mask for a name that is not the library's own.
+    # transformers makes no mask for an attention function of a name that it does not know.
     AttentionInterface.register("sdpa_without_mask", sdpa_attention_forward)
     base.set_attn_implementation("sdpa_without_mask")
 
 
 class Steps:
-    """Optimizer steps of a reference trainer, one at each call of `run`.
+    """The optimizer steps of a reference trainer, one at each call of `run`.
 
-    log: the mean loss of each `logging_steps` steps, as in the Trainer's log_history.
+    - trainer: gives the model, the rows and the arguments.
+    - capture: whether the step is captured as a CUDA graph.
+    - log: the mean loss of each `logging_steps` steps, as in the Trainer's log_history.
     """
 
     def __init__(self, trainer: ReferenceTrainer, capture: bool):
@@ -98,7 +102,7 @@ class Steps:
         self.trainer, self.args, self.log = trainer, trainer.args, list[dict[str, Any]]()
         self.total, self.number = self.args.max_steps, 0
         self.parameters = [each for each in trainer.model.parameters() if each.requires_grad]
-        # A captured step reads the learning rate where it lies, so it must lie on the device.
+        # A captured step reads the learning rate from one address, so it must be a tensor on the device.
         lr: Any = torch.tensor(self.args.learning_rate, device=trainer.device) if capture else self.args.learning_rate
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=lr, betas=(self.args.adam_beta1, self.args.adam_beta2), eps=self.args.adam_epsilon,
@@ -108,7 +112,7 @@ class Steps:
             step, self.args.lr_scheduler_type, int(self.args.warmup_steps), self.total
         )
         self.windows = self._windows()
-        # Attention over rows without padding needs no mask, and has a faster kernel then.
+        # Attention over rows without padding needs no mask, and then has a faster kernel.
         self.padded = not all(bool(row["attention_mask"].all()) for row in trainer.rows)
         self.loss_sum = torch.zeros((), device=trainer.device)
         self.graph: Any = None
@@ -118,29 +122,30 @@ class Steps:
         if not self.padded:
             attend_without_mask(base)
         elif capture:
-            raise UsageError("a captured step takes rows without padding: what is masked decides what is computed")
+            raise UsageError("a captured step needs rows without padding: a mask would change what is computed")
         if self.args.activation_checkpointing or any(getattr(each, MARK, False) for each in base.modules()):
-            # Generators, whose state would be kept, cannot be read while a graph is captured.
+            # The state of random generators cannot be read while a graph is captured.
             compat.enable_activation_checkpointing(
                 base, {"use_reentrant": False, "preserve_rng_state": trainer.model.config.lora_dropout > 0}
             )
-        # One layer is compiled, for all of them: together, 32 of a 7B model take minutes, for what is fused over their edges.
+        # One layer is compiled, and all use it. The 32 layers of a 7B model together take minutes to compile, and gain only
+        # what is fused across layers.
         for layer in base.model.layers:
             layer.forward = torch.compile(layer.forward)
         self.head = torch.compile(self._head)
         trainer.model.train()
 
     def run(self) -> None:
-        """One optimizer step."""
+        """Do one optimizer step."""
         self._set_rate(self.args.learning_rate * self.factor(self.number))
         window = next(self.windows)
         if not self.capture:
             self._step(window)
         else:
             self._feed(window)
-            # Three steps outside the graph: compilation, and Adam's states, must lie behind before it is captured.
+            # Before the graph is captured, three steps compile the layers and make Adam's states.
             if self.number < 3:
-                self._aside(lambda: self._step(self.inputs))
+                self._on_another_stream(lambda: self._step(self.inputs))
             else:
                 if self.graph is None:
                     self._capture()
@@ -171,7 +176,7 @@ class Steps:
             return self.head(model.base.model(**inputs).last_hidden_state, labels, tokens)
 
     def _head(self, hidden: torch.Tensor, labels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """The loss alone: nobody reads the logits, and compiled they need not be kept."""
+        """Return the loss only. Nobody reads the logits, so a compiled head need not store them."""
         from harness.reference.loss import causal_loss
 
         return causal_loss(self.trainer.model.base.lm_head(hidden), labels, tokens)
@@ -184,12 +189,12 @@ class Steps:
                 group["lr"] = rate
 
     def _feed(self, window: list[tuple[torch.Tensor, ...]]) -> None:
-        """Put a window where the captured step reads it."""
+        """Copy a window to the tensors that the captured step reads."""
         if not self.inputs:
             self.inputs = [tuple(each.clone() for each in batch) for batch in window]
-        for places, batch in zip(self.inputs, window, strict=True):
-            for place, each in zip(places, batch, strict=True):
-                place.copy_(each, non_blocking=True)
+        for targets, batch in zip(self.inputs, window, strict=True):
+            for target, each in zip(targets, batch, strict=True):
+                target.copy_(each, non_blocking=True)
 
     def _capture(self) -> None:
         import torch
@@ -198,12 +203,12 @@ class Steps:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
-            # Gradients that are None when it is captured are written, not added to, at each replay.
+            # If gradients are None when the graph is captured, each replay writes them and does not add to them.
             self.graph = graph
             self._step(self.inputs)
 
-    def _aside(self, call: Callable[[], None]) -> None:
-        """Call on another stream, as what is captured later wants it."""
+    def _on_another_stream(self, call: Callable[[], None]) -> None:
+        """Call a function on another stream. Steps before a capture must run on a stream that is not the default one."""
         import torch
 
         stream = torch.cuda.Stream()
@@ -213,7 +218,10 @@ class Steps:
         torch.cuda.current_stream().wait_stream(stream)
 
     def _windows(self) -> Iterator[list[tuple[torch.Tensor, ...]]]:
-        """Whole windows of whole batches, epoch after epoch in the reference's order; each batch with its window's tokens."""
+        """Yield whole windows of whole batches, in the reference's order, epoch after epoch.
+
+        Each batch is (ids, mask, labels, number of tokens in its window).
+        """
         from harness.reference import batches
         from harness.reference.loss import count_tokens
 
