@@ -1,4 +1,4 @@
-"""The kill matrix: what counts as killed, what is proved equivalent, what is not a kill, and a user's own mutants."""
+"""Run `peft-harness mutants` as a user does, on a module of the user's own, and check the list of mutants."""
 
 import json
 import re
@@ -40,6 +40,10 @@ MUTANTS = [
 """
 
 
+#: An issue or a pull request.
+THREAD = r"https://github\.com/[\w-]+/[\w-]+/(issues|pull)/\d+"
+
+
 def harness(*words):
     done = subprocess.run(
         [sys.executable, "-m", "harness.cli", *map(str, words)], capture_output=True, text=True, cwd=ROOT
@@ -49,14 +53,14 @@ def harness(*words):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """(exit code, output, report by mutant) of a user's module, run once."""
+    """Run a user's module once. Return the exit code, the output, and the report of each mutant by name."""
     directory = tmp_path_factory.mktemp("own")
     (directory / "own_mutants.py").write_text(OWN)
     report = directory / "report.json"
     code, output = harness("mutants", "--module", directory / "own_mutants.py", "--json", report)
     body = json.loads(report.read_text())
     jsonschema.validate(body, json.loads((PACKAGE / "mutants" / "report_schema.json").read_text()))
-    return code, output, {one["name"]: one for one in body["mutants"]}
+    return code, output, {mutant["name"]: mutant for mutant in body["mutants"]}
 
 
 def test_a_mutant_is_killed_by_the_clause_that_it_breaks(own):
@@ -77,7 +81,7 @@ def test_an_error_is_no_kill_and_ends_with_1(own):
     assert code == 1
     assert mutants["raising"]["status"] == "survived"
     assert {case["outcome"] for case in mutants["raising"]["cases"]} == {"error"}
-    assert output.index("raising") < output.index("half ")  # survivors come first
+    assert output.index("raising") < output.index("half ")  # Survivors come first.
     assert all(mutants["raising"]["usual"].values())
 
 
@@ -129,19 +133,19 @@ def test_a_mutant_can_be_preloaded():
     assert "ModuleNotFoundError: No module named 'harness.mutants.preload.no-such'" in missing.stderr
 
 
-# ---- the register ----
+# ---- the list of mutants ----
 
 
 def test_the_register_is_over_every_chapter_and_well_formed():
     mutants = catalogue.mutants()
     assert len(mutants) >= 80
-    chapters = {one.chapter for one in mutants.values()}
-    # GEN is judged on every mutant (register.COMMON).
+    chapters = {mutant.chapter for mutant in mutants.values()}
+    # Cells of GEN are run on every mutant (`harness.mutants.catalogue.COMMON`).
     assert {chapter.id for chapter in contract.chapters()} - chapters <= {"GEN", "PERF"}
-    for name, one in mutants.items():
+    for name, mutant in mutants.items():
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
-        assert one.says.endswith(".") and one.cells
-        assert not one.thread or re.fullmatch(r"https://github\.com/[\w-]+/[\w-]+/(issues|pull)/\d+", one.thread)
+        assert re.fullmatch(r"\S.*\S\.", mutant.says) and mutant.cells
+        assert not mutant.thread or re.fullmatch(THREAD, mutant.thread)
 
 
 @pytest.mark.parametrize(

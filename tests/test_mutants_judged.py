@@ -1,4 +1,4 @@
-"""What a mutant's cases mean beside the same cases without it, and what usual checks would have seen of its runs."""
+"""Judge made-up records of mutants: what counts as killed, what usual checks catch, the page, and children that hang."""
 
 import dataclasses
 import os
@@ -11,12 +11,12 @@ from harness.mutants.child import Record, Trained
 from harness.mutants.judge import CHANGED, ERROR, HELD, KILLED, UNDECIDED, Outcome, by_error, judge
 from harness.mutants.matrix import Matrix
 from harness.mutants.pool import Pool
-from harness.mutants.show import to_json, write_html
+from harness.mutants.show import summary, to_json, write_html
 from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, PASS, UNEXPECTED_PASS, Case
 
-# ---- what a case says ----
+# ---- outcomes of cases ----
 
-MUTANT = Mutant("a-mutant", "It is one.", replace("os", "getpid", nothing), ("LOSS-01",))
+MUTANT = Mutant("a-mutant", "It has no process id.", replace("os", "getpid", nothing), ("LOSS-01",))
 
 
 def case(verdict, *seen, expected="the gradient is right"):
@@ -42,16 +42,16 @@ def case(verdict, *seen, expected="the gradient is right"):
 )
 def test_a_case_is_killed_by_a_judged_sentence_alone(before, after, outcome):
     baseline = {("t", "LOSS-01"): dataclasses.replace(after, verdict=before)}
-    assert [one.outcome for one in judge(MUTANT, baseline, Record([after])).seen] == [outcome]
+    assert [mutated.outcome for mutated in judge(MUTANT, baseline, Record([after])).cases] == [outcome]
 
 
 def test_a_case_that_fails_without_a_mutant_says_nothing():
     failing = case(FAIL, "step 1")
-    assert judge(MUTANT, {("t", "LOSS-01"): failing}, Record([failing])).seen == []
+    assert judge(MUTANT, {("t", "LOSS-01"): failing}, Record([failing])).cases == []
     assert not by_error(failing)
 
 
-# ---- what usual checks would have seen ----
+# ---- usual checks ----
 
 GOLDEN = Trained("spec", "", None, 5.0, {1: 5.1, 2: 5.0}, {1: 0.2, 2: 0.3})
 
@@ -91,7 +91,19 @@ def test_the_page_has_a_cell_for_each_kill(tmp_path):
     page = (tmp_path / "matrix.html").read_text()
     assert page.count('<td class="k"') == 1 and "step 1: &lt;twice&gt;" in page
     assert page.index("other") < page.index("a-mutant")
-    assert [one["status"] for one in to_json(matrix)["mutants"]] == ["killed", "survived"]
+    assert [mutant["status"] for mutant in to_json(matrix)["mutants"]] == ["killed", "survived"]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "words"),
+    [
+        (1, "1 mutant: 1 killed, by 1 clause. 1 case with a mutant, 1 without. 1 s, 2 processes at a time."),
+        (2, "2 mutants: 2 killed, by 1 clause. 2 cases with a mutant, 1 without. 1 s, 2 processes at a time."),
+    ],
+)
+def test_the_summary_counts_in_proper_english(outcomes, words):
+    killed = judge(MUTANT, {("t", "LOSS-01"): case(PASS)}, Record([case(FAIL, "step 1")]))
+    assert summary(Matrix([killed] * outcomes, 1, [], 2, 1.0)) == words
 
 
 def test_a_child_that_hangs_is_ended_and_told(tmp_path):

@@ -1,24 +1,7 @@
-"""Mutants: faults put into the installed upstream on purpose. What the suites are worth is which of them they catch.
+"""Mutants: faults that are put into the installed upstream on purpose, to see which of them the suites catch.
 
-`peft-harness mutants` runs the cells that could see each one, and prints which clauses killed it. One alone:
-
-    pytest suites/ --preload harness.mutants.preload.alpha-for-alpha-over-r
-
-Your own: a Python file with a list `MUTANTS`, for `peft-harness mutants --module FILE`.
-
-    from harness.mutants import Mutant, replace
-
-    def half(original, layer, *args, **options):
-        return 0.5 * original(layer, *args, **options)
-
-    MUTANTS = [
-        Mutant(
-            "half-an-adapter",
-            "A layer's output is half of what it must be.",
-            replace("peft.tuners.lora.layer:Linear", "forward", half),
-            cells=("API-04/alpha-*", "LOSS-01/ragged"),
-        )
-    ]
+`peft-harness mutants` runs, for each mutant, the cells that could see it, and prints which clauses killed it. README.md
+beside this file describes the command and how to write mutants of your own.
 """
 
 from harness.mutants.catalogue import Mutant

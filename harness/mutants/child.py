@@ -1,7 +1,7 @@
-"""A forked process that runs some cases, mutated or not, and writes down how each ended.
+"""A forked process that runs some cases, with or without a mutant, and writes down how each ended.
 
-The parent has imported upstream and collected the suites, and never trains: a process that has cannot be forked
-(`harness.processes.fork_server`). Ranks are forked from a fork of this one, so that what was put into it is in each of them.
+Its parent has imported upstream and collected the suites, but never trains: after training a process can no longer be
+forked (`harness.processes.fork_server`). The child forks the ranks of a run in turn, so each rank has the mutant, too.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ RECORD, OUTPUT = "record.jsonl", "output.txt"
 
 @dataclass
 class Trained:
-    """What the usual checks look at of a run. spec: a hash of spec and subject. losses, norms: by logged step.
+    """A training run, reduced to what the usual checks read and to a digest.
 
-    digest: of all that was seen of it (`harness.mutants.equivalent`).
+    - spec: a hash of the spec and the subject.
+    - digest: of everything that the trace holds (`harness.mutants.digest`).
+    - error: the error that ended the run, if any.
+    - losses, norms: loss and gradient norm by logged step.
     """
 
     spec: str
@@ -45,9 +48,14 @@ class Trained:
 
 @dataclass
 class Record:
-    """What a child left. running: the case that it was in when it ended, "" where it came to its end.
+    """What a child has written.
 
-    digests: of the runs of the scenario table, by name (`harness.mutants.equivalent`).
+    - cases: the cases that it judged.
+    - trained: the runs that it trained.
+    - digests: digest by name of each run of the scenario table, if it trained those (`harness.mutants.equivalent`).
+    - running: the case that it was in when it ended, "" if it ran to its end.
+    - error: the error that ended it, "" if there was none.
+    - seconds: how long it ran.
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -59,14 +67,14 @@ class Record:
 
 
 def read(directory: Path) -> Record:
-    """The record in a child's directory, as far as it was written."""
+    """Read the record in a child's directory, as far as it was written."""
     record = Record()
     file = directory / RECORD
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
             body = json.loads(line)
         except ValueError:
-            continue  # the last one was cut off
+            continue  # The child was killed while it wrote its last line.
         kind, value = body.popitem()
         if kind == "case":
             record.cases.append(Case(**value))
@@ -86,7 +94,7 @@ def read(directory: Path) -> Record:
 
 
 class Writer:
-    """Writes the record, a line for each thing, as it happens."""
+    """Writes a child's record, one line for each event, as it happens."""
 
     def __init__(self, directory: Path):
         self._stream = (directory / RECORD).open("a", encoding="utf-8", buffering=1)
@@ -95,26 +103,27 @@ class Writer:
         self._stream.write(json.dumps({kind: value}) + "\n")
 
     def trained(self, subject: str, trace: Trace) -> None:
+        """Write down a training run."""
         self("trained", asdict(summary(subject, trace)))
 
 
 def summary(subject: str, trace: Trace) -> Trained:
-    """What the usual checks look at of a trace."""
+    """Reduce a trace to what the usual checks read. subject: the name of the one who trained it."""
     key = hashlib.sha256(f"{subject} {trace.spec.hash}".encode()).hexdigest()[:16]
     return Trained(key, digest(trace), trace.error, trace.output.get("training_loss"), trace.losses, trace.grad_norms)
 
 
 def start(directory: Path, work: Callable[[Writer], Any]) -> int:
-    """Fork a child that does `work` in a directory of its own; its process id, which leads a group."""
+    """Fork a child that does `work` in a new directory. Return its process id, which is also its group's."""
     directory.mkdir(parents=True)
     pid = os.fork()
     if pid:
         return pid
-    play(directory, work)
+    run_child(directory, work)
 
 
-def play(directory: Path, work: Callable[[Writer], Any]) -> NoReturn:
-    """Be the child, to the end of the process."""
+def run_child(directory: Path, work: Callable[[Writer], Any]) -> NoReturn:
+    """Do the work in this process, which is the child, and end the process."""
     status = 1
     started = time.perf_counter()
     try:
@@ -124,7 +133,7 @@ def play(directory: Path, work: Callable[[Writer], Any]) -> NoReturn:
         for standard in (1, 2):
             os.dup2(output, standard)
         faulthandler.enable()
-        # Temporary directories of the tests, and the files of failed cases, are the parent's to take away.
+        # The parent deletes this directory, and with it the tests' temporary directories and the files of failed cases.
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(directory)
         os.chdir(directory)
         write = Writer(directory)
@@ -141,7 +150,7 @@ def play(directory: Path, work: Callable[[Writer], Any]) -> NoReturn:
 
 
 def run(items: list[pytest.Item], write: Writer) -> None:
-    """Run collected tests as pytest does, and write down what each judged."""
+    """Run collected tests as pytest does, and write down the cases that each judged."""
     from harness.processes import ranks
     from harness.runs import cache
     from harness.session.plugin import judged

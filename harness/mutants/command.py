@@ -1,56 +1,47 @@
-"""`peft-harness mutants`: which faults of upstream do the suites catch, and which would pass unseen?"""
+"""`peft-harness mutants`: which faults of upstream the suites catch, and which they miss."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from harness.errors import UsageError
 from harness.mutants import catalogue, show
-from harness.mutants.judge import Outcome
 from harness.mutants.matrix import measure
+from harness.progress import Progress, screen
 
 
 def mutants(globs: Sequence[str], module: Path | None, json: Path | None, html: Path | None) -> int:
-    """The exit code: 0 where every mutant that changes a run is killed, 1 where one survives.
+    """Run the mutants, print the matrix, and return the exit code.
 
-    module: a user's file of mutants, instead of the register's. UsageError for what cannot be run.
+    - globs: names of the mutants to run; all if there is none.
+    - module: a user's file of mutants, in place of the harness's own.
+    - json, html: files to write the matrix to.
+
+    The code is 0 if every mutant that changes a run is killed, and 1 if one survives or crashes. Raises UsageError if
+    the arguments are wrong or the mutants cannot be run.
     """
     for file in (json, html):
         if file is not None and (file.is_dir() or not file.resolve().parent.is_dir()):
             raise UsageError(f"{file}: name a file in a directory that exists")
     available = catalogue.load(module) if module is not None else catalogue.mutants()
     chosen = catalogue.select(available, globs)
-    runnable = [one for one in chosen if one.device == "cpu"]
-    console = Console(soft_wrap=False, width=None if sys.stdout.isatty() else 150)
-    for one in chosen:
-        if one.device != "cpu":
-            how = f"pytest suites/ --device {one.device} --preload harness.mutants.preload.{one.name}"
-            console.print(Text(f"{one.name} shows on {one.device} only: {how}"))
+    runnable = [mutant for mutant in chosen if mutant.device == "cpu"]
+    console = screen()
+    for mutant in chosen:
+        if mutant.device != "cpu":
+            how = f"pytest suites/ --device {mutant.device} --preload harness.mutants.preload.{mutant.name}"
+            console.print(Text(f"{mutant.name} shows on {mutant.device} only: {how}"))
     if not runnable:
-        raise UsageError("no mutant is left to run on a CPU")
-    matrix = measure(runnable, _progress(len(runnable)))
+        raise UsageError("none of these mutants can run on a CPU")
+    # This process forks all others, so no thread may print.
+    with Progress(forks=True) as progress:
+        matrix = measure(runnable, progress)
     show.show(console, matrix)
     if json is not None:
         show.write_json(matrix, json)
     if html is not None:
         show.write_html(matrix, html)
-    return int(any(one.status in ("survived", "crashed") for one in matrix.outcomes))
-
-
-def _progress(total: int) -> Callable[[Outcome], None]:
-    done = 0
-
-    def told(outcome: Outcome) -> None:
-        nonlocal done
-        done += 1
-        if sys.stderr.isatty():
-            print(f"\r\033[K{done} of {total}: {outcome.mutant.name} {outcome.status}", end="", file=sys.stderr)
-            if done == total:
-                print("\r\033[K", end="", file=sys.stderr)
-
-    return told
+    return int(any(outcome.status in ("survived", "crashed") for outcome in matrix.outcomes))

@@ -1,4 +1,4 @@
-"""What a mutant's cases say, beside the same cases without it."""
+"""Compare a mutant's cases with the same cases without it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from harness.mutants.catalogue import Mutant
 from harness.mutants.child import Record
 from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS, Case
 
-#: How a law says that a run is no evidence, as it ended with an error (`harness.laws.completion.incomplete`).
+#: The sentence of a law for a run that ended with an error (`harness.laws.completion.incomplete`).
 _ERROR = re.compile(r"(\([^)]*\) )?the (uninterrupted )?run ended with ")
 
-#: What a law expects of a run that must end with an error: there the error's words are what is judged.
+#: What a law expects if it judges the error itself.
 _ABOUT_ERRORS = ("before the first step", "is an error or a warning")
 
 KILLED, ERROR, CHANGED, UNDECIDED, HELD = "killed", "error", "changed", "undecided", "held"
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A case under a mutant. outcome: KILLED, ERROR (it fails only since training raised an error), CHANGED (a known
-    defect that fails in other words or no longer), UNDECIDED or HELD. sentence: the first that was seen.
+class MutatedCase:
+    """A case that was judged with a mutant.
+
+    - outcome: KILLED: it fails with the mutant and holds without it. ERROR: it fails only because training raised an
+      error. CHANGED: a known defect fails in other words, or holds. UNDECIDED: it was not decided. HELD: it holds.
+    - sentence: the first sentence of what was seen.
     """
 
     clause: str
@@ -33,15 +36,18 @@ class Seen:
 
 @dataclass
 class Outcome:
-    """What became of a mutant. fate: how its process ended before all cases had, "" where it did not.
+    """What became of a mutant.
 
-    - usual: check of `harness.mutants.usual_checks` -> whether it would have caught the mutant.
-    - equivalent: whether every run of its cells and of the scenario table was bit-equal; None if that was not asked.
-    - differs: runs that were not bit-equal.
+    - cases: its cases that hold, or are known defects, without it.
+    - fate: how its process ended before all cases were judged, "" if all were.
+    - usual: whether each check of `harness.mutants.usual_checks` would have caught it, by name.
+    - equivalent: whether every run of its cells and of the scenario table is bit-equal; None if that was not compared.
+    - differs: runs that are not bit-equal, in words.
+    - seconds: how long its process ran.
     """
 
     mutant: Mutant
-    seen: list[Seen] = field(default_factory=list)
+    cases: list[MutatedCase] = field(default_factory=list)
     fate: str = ""
     usual: dict[str, bool] = field(default_factory=dict)
     equivalent: bool | None = None
@@ -49,12 +55,12 @@ class Outcome:
     seconds: float = 0.0
 
     def count(self, outcome: str) -> dict[str, int]:
-        """Clause -> how many of its cases ended so."""
-        found: dict[str, int] = {}
-        for one in self.seen:
-            if one.outcome == outcome:
-                found[one.clause] = found.get(one.clause, 0) + 1
-        return found
+        """Return how many cases ended with this outcome, by clause."""
+        counts: dict[str, int] = {}
+        for case in self.cases:
+            if case.outcome == outcome:
+                counts[case.clause] = counts.get(case.clause, 0) + 1
+        return counts
 
     @property
     def status(self) -> str:
@@ -67,18 +73,21 @@ class Outcome:
 
 
 def by_error(case: Case) -> bool:
-    """Whether a failed case says only that an error was raised, by a clause that is about something else."""
-    seen = [str(one) for one in case.evidence.get("seen", [])]
+    """Return whether a failed case says only that an error was raised, although its clause is about something else."""
+    from harness.session.decide import RUNS_TO_ITS_END
+
+    sentences = [str(sentence) for sentence in case.evidence.get("seen", [])]
     expected = str(case.evidence.get("expected", ""))
-    if expected == "the case runs to its end":
+    if expected == RUNS_TO_ITS_END:
         return True
-    return any(map(_ERROR.match, seen)) and not any(words in expected for words in _ABOUT_ERRORS)
+    return any(map(_ERROR.match, sentences)) and not any(words in expected for words in _ABOUT_ERRORS)
 
 
 def judge(mutant: Mutant, baseline: Mapping[tuple[str, str], Case], record: Record) -> Outcome:
-    """Compare each case with what it was without the mutant; one that did not hold there says nothing here.
+    """Compare each case of a record with the same case without the mutant.
 
-    baseline: (nodeid, clause) -> the case without the mutant.
+    - baseline: the cases without the mutant, by (nodeid, clause). A case that fails there is left out.
+    - record: what the process with the mutant wrote.
     """
     outcome = Outcome(mutant, seconds=record.seconds)
     for case in record.cases:
@@ -86,7 +95,7 @@ def judge(mutant: Mutant, baseline: Mapping[tuple[str, str], Case], record: Reco
         if before is None or before.verdict not in (PASS, KNOWN_DEFECT):
             continue
         sentences = case.evidence.get("seen") or [case.reason]
-        outcome.seen.append(Seen(case.clause, case.scenario, _outcome(before, case), str(sentences[0])))
+        outcome.cases.append(MutatedCase(case.clause, case.scenario, _outcome(before, case), str(sentences[0])))
     return outcome
 
 

@@ -1,4 +1,4 @@
-"""Forked children, so many at a time, each watched to its end."""
+"""Run forked children, a few at a time, and watch each to its end."""
 
 from __future__ import annotations
 
@@ -17,46 +17,61 @@ from harness.mutants.child import Record, Writer
 
 
 class Pool:
-    """Runs children, so many at a time, each in a directory below `root` that is taken away with it."""
+    """Runs children, each in a directory of its own that is deleted when the child has ended.
 
-    def __init__(self, root: Path, workers: int, limit: float):
+    - root: where the directories are made.
+    - workers: how many children run at a time.
+    - limit: seconds that a child may run. After that it is killed.
+    - tick: called between two looks at the children, some 100 times a second.
+    """
+
+    def __init__(self, root: Path, workers: int, limit: float, tick: Callable[[], object] = lambda: None):
         self.root = root
         self.workers = workers
         self.limit = limit
-        self._made = 0
+        self.tick = tick
+        self._children = 0
 
     def run(self, tasks: Iterable[tuple[Any, Callable[[Writer], Any]]]) -> Iterator[tuple[Any, Record, str]]:
-        """(the task's key, what its child left, how it ended early or "") of each task, as they end."""
+        """Run each task in a child, and yield (its key, what the child wrote, its fate) in the order in which they end.
+
+        - tasks: (key, work) of each.
+
+        The fate says how the child ended early, and is "" if it ran to its end.
+        """
         waiting = deque(tasks)
-        going: dict[int, tuple[Any, Path, float]] = {}
+        running: dict[int, tuple[Any, Path, float]] = {}
         try:
-            while waiting or going:
-                while waiting and len(going) < self.workers:
+            while waiting or running:
+                while waiting and len(running) < self.workers:
                     key, work = waiting.popleft()
-                    self._made += 1
-                    directory = self.root / f"{self._made:04d}"
-                    going[child.start(directory, work)] = (key, directory, time.monotonic())
-                for pid, (key, directory, started) in list(going.items()):
+                    self._children += 1
+                    directory = self.root / f"{self._children:04d}"
+                    running[child.start(directory, work)] = (key, directory, time.monotonic())
+                for pid, (key, directory, started) in list(running.items()):
                     late = time.monotonic() - started > self.limit
                     if late:
                         _kill(pid)
-                    done, status = os.waitpid(pid, 0 if late else os.WNOHANG)
-                    if done:
-                        del going[pid]
+                    ended, status = os.waitpid(pid, 0 if late else os.WNOHANG)
+                    if ended:
+                        del running[pid]
+                        # Processes that the child started and left behind.
                         with suppress(ProcessLookupError, PermissionError):
-                            os.killpg(pid, signal.SIGKILL)  # what it has started and left
+                            os.killpg(pid, signal.SIGKILL)
                         record = child.read(directory)
                         fate = _fate(record, os.waitstatus_to_exitcode(status), late)
                         shutil.rmtree(directory, ignore_errors=True)
                         yield key, record, fate
+                self.tick()
                 time.sleep(0.01)
         finally:
-            for pid in going:
+            for pid in running:
                 _kill(pid)
                 os.waitpid(pid, 0)
 
 
 def _fate(record: Record, status: int, late: bool) -> str:
+    """Say how a child ended early, and in which case; "" if it ran to its end."""
     where = f" in {record.running.rpartition('/')[2]}" if record.running else ""
     if late:
         return f"hung{where}"
@@ -68,6 +83,6 @@ def _fate(record: Record, status: int, late: bool) -> str:
 
 
 def _kill(pid: int) -> None:
-    for kill in (os.killpg, os.kill):  # a child that has just been forked leads no group yet
+    for kill in (os.killpg, os.kill):  # A child that has just been forked leads no group yet.
         with suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)

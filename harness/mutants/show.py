@@ -1,9 +1,10 @@
-"""The kill matrix as people and machines read it: tables, JSON, and a page."""
+"""Print the kill matrix, and write it as JSON and as a web page."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,89 +17,99 @@ from harness.files import write_whole
 from harness.mutants import usual_checks
 from harness.mutants.judge import CHANGED, ERROR, HELD, KILLED, UNDECIDED, Outcome
 from harness.mutants.matrix import Matrix
+from harness.words import counted
 
 SCHEMA_VERSION = 1
 
-#: The worst first.
+#: The order in which outcomes are shown: the worst first.
 ORDER = ("survived", "crashed", "equivalent", "killed")
 _STYLE = {"survived": "bold red", "crashed": "red", "equivalent": "yellow", "killed": "green"}
 
 
 def show(console: Console, matrix: Matrix) -> None:
-    """Print the matrix, survivors first, then what usual checks would have caught, and the time."""
+    """Print the mutants, survivors first, then what usual checks would have caught, and a summary."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("mutant", "became", "killed by (cases)"):
         table.add_column(name, no_wrap=name != "killed by (cases)", overflow="fold")
     for name in ("cases", "s"):
         table.add_column(name, justify="right")
-    for outcome in sorted(matrix.outcomes, key=lambda one: ORDER.index(one.status)):
+    for outcome in _worst_first(matrix):
         words = ", ".join(f"{clause} {count}" for clause, count in outcome.count(KILLED).items())
         table.add_row(
             outcome.mutant.name,
             Text(outcome.status, _STYLE[outcome.status]),
             Text(words or why(outcome)),
-            str(len(outcome.seen)),
+            str(len(outcome.cases)),
             f"{outcome.seconds:.1f}",
         )
     console.print(table)
     for case in matrix.unfit:
-        console.print(Text(f"{case.clause} {case.scenario} fails without a mutant, so it says nothing of any"))
+        console.print(Text(f"{case.clause} {case.scenario} fails without a mutant, so it cannot judge any"))
     console.print()
     console.print(comparison(matrix))
+    console.print()
     console.print(Text(summary(matrix)))
 
 
 def why(outcome: Outcome) -> str:
-    """Why a mutant is not killed, in words."""
+    """Say why a mutant is not killed."""
     if outcome.fate:
         return outcome.fate
     if outcome.equivalent:
         return "every run of its cells and of the scenario table is bit-equal"
-    rest = {kind: sum(outcome.count(kind).values()) for kind in (ERROR, CHANGED, UNDECIDED)}
-    words = {ERROR: "fail by an error alone", CHANGED: "known defects changed", UNDECIDED: "undecided"}
-    told = [f"{count} {words[kind]}" for kind, count in rest.items() if count]
-    told += [f"runs that it changes: {outcome.differs}"] if outcome.differs else []
-    return "; ".join(told) or "no case fails"
+    counts = {kind: sum(outcome.count(kind).values()) for kind in (ERROR, CHANGED, UNDECIDED)}
+    words = {
+        ERROR: ("case fails", "cases fail", " only because training raised an error"),
+        CHANGED: ("known defect", "known defects", " changed"),
+        UNDECIDED: ("case", "cases", " undecided"),
+    }
+    reasons = [
+        counted(count, words[kind][0], words[kind][1]) + words[kind][2] for kind, count in counts.items() if count
+    ]
+    reasons += [f"runs that it changes: {outcome.differs}"] if outcome.differs else []
+    return "; ".join(reasons) or "no case fails"
 
 
 def comparison(matrix: Matrix) -> Table:
-    """How many of the mutants that change anything each check would have caught, on the same runs."""
-    counted = _counted(matrix)
+    """Make a table of how many mutants each check would have caught on the same runs.
+
+    Mutants that are proved equivalent do not count.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("what is checked")
     for name in ("caught", "missed"):
         table.add_column(name, justify="right")
-    table.add_row("the clauses", *_row(counted, lambda one: one.status == "killed"))
+    table.add_row("the clauses", *_row(matrix, lambda outcome: outcome.status == "killed"))
     for name in usual_checks.CHECKS:
-        table.add_row(name, *_row(counted, lambda one, name=name: one.usual.get(name, False)))
+        table.add_row(name, *_row(matrix, lambda outcome, name=name: outcome.usual.get(name, False)))
     return table
 
 
-def _counted(matrix: Matrix) -> list[Outcome]:
-    return [one for one in matrix.outcomes if one.status != "equivalent"]
-
-
-def _row(counted: list[Outcome], caught: Any) -> tuple[str, str]:
-    number = sum(map(caught, counted))
-    return str(number), str(len(counted) - number)
+def _row(matrix: Matrix, is_caught: Callable[[Outcome], bool]) -> tuple[str, str]:
+    """Return how many mutants that change a run are caught, and how many are not."""
+    outcomes = [outcome for outcome in matrix.outcomes if outcome.status != "equivalent"]
+    caught = sum(map(is_caught, outcomes))
+    return str(caught), str(len(outcomes) - caught)
 
 
 def summary(matrix: Matrix) -> str:
-    """One line: how many were killed, of which none by an error alone, how long it took."""
+    """Say in one line how many mutants were killed and by how many clauses, how many cases that took, and how long."""
     became = Counter(outcome.status for outcome in matrix.outcomes)
     clauses = {clause for outcome in matrix.outcomes for clause in outcome.count(KILLED)}
-    parts = [f"{became[status]} {status}" for status in ORDER[::-1] if became[status]]
     errors = sum(sum(outcome.count(ERROR).values()) for outcome in matrix.outcomes)
+    cases = sum(len(outcome.cases) for outcome in matrix.outcomes)
+    parts = [f"{became[status]} {status}" for status in ORDER[::-1] if became[status]]
+    by = f", by {counted(len(clauses), 'clause')}" if clauses else ""
+    failed = f"; {errors} failed only by an error, which is no kill" if errors else ""
     return (
-        f"{len(matrix.outcomes)} mutants: {', '.join(parts)}; by {len(clauses)} clauses, not counting {errors} cases that "
-        f"fail by an error alone; "
-        f"{sum(len(one.seen) for one in matrix.outcomes)} mutated cases of {matrix.cases}; "
-        f"{matrix.seconds:.0f} s, {matrix.workers} at a time"
+        f"{counted(len(matrix.outcomes), 'mutant')}: {', '.join(parts)}{by}. "
+        f"{counted(cases, 'case')} with a mutant, {matrix.cases:,} without{failed}. "
+        f"{matrix.seconds:.0f} s, {counted(matrix.workers, 'process', 'processes')} at a time."
     )
 
 
 def to_json(matrix: Matrix) -> dict[str, Any]:
-    """The matrix as the schema (harness/mutants/report_schema.json) has it."""
+    """Return the matrix as harness/mutants/report_schema.json describes it."""
     return {
         "schema_version": SCHEMA_VERSION,
         "environment": environment.describe(),
@@ -109,45 +120,50 @@ def to_json(matrix: Matrix) -> dict[str, Any]:
         "usual": list(usual_checks.CHECKS),
         "mutants": [
             {
-                "name": one.mutant.name,
-                "chapter": one.mutant.chapter,
-                "says": one.mutant.says,
-                "thread": one.mutant.thread,
-                "status": one.status,
-                "why": "" if one.status == "killed" else why(one),
-                "killed_by": one.count(KILLED),
-                "usual": one.usual,
-                "seconds": one.seconds,
+                "name": outcome.mutant.name,
+                "chapter": outcome.mutant.chapter,
+                "says": outcome.mutant.says,
+                "thread": outcome.mutant.thread,
+                "status": outcome.status,
+                "why": "" if outcome.status == "killed" else why(outcome),
+                "killed_by": outcome.count(KILLED),
+                "usual": outcome.usual,
+                "seconds": outcome.seconds,
                 "cases": [
                     {"clause": c.clause, "scenario": c.scenario, "outcome": c.outcome, "sentence": c.sentence}
-                    for c in one.seen
+                    for c in outcome.cases
                     if c.outcome != HELD
                 ],
-                "held": sum(one.count(HELD).values()),
+                "held": sum(outcome.count(HELD).values()),
             }
-            for one in matrix.outcomes
+            for outcome in matrix.outcomes
         ],
     }
 
 
 def write_json(matrix: Matrix, path: Path) -> None:
+    """Write the matrix as JSON."""
     write_whole(path, json.dumps(to_json(matrix), indent=1) + "\n")
 
 
 def write_html(matrix: Matrix, path: Path) -> None:
-    """The matrix as a page: a row a mutant, a column a clause, how many cases in each cell."""
+    """Write the matrix as a web page: a row for each mutant, a column for each clause that killed one."""
     from jinja2 import Environment, StrictUndefined
 
-    counts = {one.mutant.name: one.count(KILLED) for one in matrix.outcomes}
+    counts = {outcome.mutant.name: outcome.count(KILLED) for outcome in matrix.outcomes}
     clauses = [id for id in contract.clauses() if any(id in count for count in counts.values())]
     first = {
-        one.mutant.name: {c.clause: f"{c.scenario}: {c.sentence}" for c in reversed(one.seen) if c.outcome == KILLED}
-        for one in matrix.outcomes
+        outcome.mutant.name: {
+            case.clause: f"{case.scenario}: {case.sentence}"
+            for case in reversed(outcome.cases)
+            if case.outcome == KILLED
+        }
+        for outcome in matrix.outcomes
     }
     template = (Path(__file__).parent / "matrix.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(template)
     text = page.render(
-        outcomes=sorted(matrix.outcomes, key=lambda one: ORDER.index(one.status)),
+        outcomes=_worst_first(matrix),
         clauses=clauses,
         counts=counts,
         first=first,
@@ -155,3 +171,7 @@ def write_html(matrix: Matrix, path: Path) -> None:
         summary=summary(matrix),
     )
     write_whole(path, text + "\n")
+
+
+def _worst_first(matrix: Matrix) -> list[Outcome]:
+    return sorted(matrix.outcomes, key=lambda outcome: ORDER.index(outcome.status))

@@ -1,7 +1,7 @@
-"""One mutant as a module to preload: `pytest suites/ --preload harness.mutants.preload.NAME`.
+"""Each mutant as a module to preload: `pytest suites/ --preload harness.mutants.preload.NAME`.
 
-Importing harness.mutants.preload.NAME puts the mutant of that name into the process, so that ranks that torchrun starts
-have it as well, and `peft-harness repro` of a failure does.
+Importing harness.mutants.preload.NAME puts the mutant of that name into the process, without undoing it. Every process
+that trains imports what is preloaded: the ranks that torchrun starts, and `peft-harness repro` of a failure, too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class _Finder:
-    """Finds harness.mutants.preload.NAME for the name of each mutant; names have hyphens, files would not."""
+    """Find harness.mutants.preload.NAME for each mutant. No files could do it, since the names have hyphens."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
         from harness.mutants.catalogue import mutants
