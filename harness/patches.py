@@ -183,7 +183,7 @@ UNPATCHED = "PEFT_HARNESS_UNPATCHED"
 _undo: dict[str, Undo] = {}
 
 
-def wanted() -> bool:
+def enabled() -> bool:
     """Return whether this process applies patches: true unless `turn_off` or `off` says otherwise."""
     return UNPATCHED not in os.environ
 
@@ -198,7 +198,7 @@ def names(device: str = "cpu") -> list[str]:
     return [
         patch.name
         for patch in PATCHES
-        if wanted()
+        if enabled()
         and patch.device in ("", device)
         and (patch.module == "gc" or importlib.util.find_spec(patch.module.partition(".")[0]))
     ]
@@ -207,13 +207,13 @@ def names(device: str = "cpu") -> list[str]:
 def apply() -> None:
     """Put each patch in place whose module this process has imported, unless patches are turned off."""
     for patch in PATCHES:
-        if wanted() and patch.name not in _undo and patch.module in sys.modules:
+        if enabled() and patch.name not in _undo and patch.module in sys.modules:
             _undo[patch.name] = patch.apply()
 
 
 def freeze() -> None:
     """Keep the objects that exist by now out of the garbage collector, unless patches are turned off."""
-    if wanted():
+    if enabled():
         gc.collect()
         gc.freeze()
 
@@ -232,13 +232,13 @@ def off(frozen: bool = False) -> Iterator[None]:
     - frozen: leave frozen what is frozen, which replaces no call of upstream. Otherwise each gc.collect() in the block,
       and the end of the block, take 250 ms.
     """
-    were_wanted, were_on = wanted(), active()
+    were_enabled, were_on = enabled(), active()
     unfreeze = _undo.pop(FROZEN, None) if frozen else None
     turn_off()
     try:
         yield
     finally:
-        if were_wanted:
+        if were_enabled:
             os.environ.pop(UNPATCHED, None)
         if unfreeze is not None:
             _undo[FROZEN] = unfreeze

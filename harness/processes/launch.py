@@ -84,7 +84,7 @@ def run(call: Callable[[], Any], launch: LaunchSpec, directory: Path) -> None:
     """
     limit = (launch.limit or LIMIT) + (_CONTEXTS if launch.device == "cuda" else 0.0)
     # DeepSpeed compiles an extension if the user's config asks for one. Unpatched, it compiles one on each CPU, too.
-    unpatched = launch.device == "cpu" and not patches.wanted()
+    unpatched = launch.device == "cpu" and not patches.enabled()
     compiles = launch.deepspeed and (bool(launch.options) or launch.cpu_offload or unpatched)
     # If DeepSpeed is installed, accelerate imports it in every process, to see whether a model is one of its engines (2 s).
     imports = ("deepspeed",) if version("deepspeed") is not None else ()

@@ -153,7 +153,7 @@ class ForkServer:
     """
 
     def __init__(self, preloads: tuple[str, ...], pristine: bool = False):
-        self.owner, self.patched = os.getpid(), patches.wanted()
+        self.owner, self.patched = os.getpid(), patches.enabled()
         self._channel, theirs = socket.socketpair()
         with theirs:
             self.process = self._fork(theirs) if pristine else self._spawn(theirs, preloads)
@@ -218,7 +218,7 @@ _current: ForkServer | None = None
 def _server(pristine: bool = False) -> ForkServer:
     """Return this process's fork server. It is started if there is none, or if its ranks are patched and must not be."""
     global _current
-    if _current is not None and _current.owner == os.getpid() and _current.patched != patches.wanted():
+    if _current is not None and _current.owner == os.getpid() and _current.patched != patches.enabled():
         end()
     if _current is None or _current.owner != os.getpid() or _current.process.poll() is not None:
         _current = ForkServer(settings.preloads, pristine)

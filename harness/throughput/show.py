@@ -119,10 +119,10 @@ def bars(measured: list[Measured], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(1.8 + 2.2 * len(measured), 4.5), layout="constrained")
     names = list(dict.fromkeys(row.name for one in measured for row in one.rows))
     width = 0.8 / len(names)
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         rows = [next((row for row in one.rows if row.name == name), None) for one in measured]
         speeds = [one.tokens(row) if row and not row.refused else 0.0 for one, row in zip(measured, rows, strict=True)]
-        drawn = axes.bar([x + place * width for x in range(len(measured))], speeds, width, label=name)
+        drawn = axes.bar([x + position * width for x in range(len(measured))], speeds, width, label=name)
         axes.bar_label(
             drawn, [f"{value:,.0f}" if value else "-" for value in speeds], fontsize=7, rotation=90, padding=3
         )
@@ -142,13 +142,13 @@ def scaled_bars(measured: list[Scaled], path: Path) -> None:
     )
     names = list(dict.fromkeys((one.strategy, one.ranks) for each in measured for one in each.spreads))
     width = 0.8 / len(names)
-    for place, (strategy, ranks) in enumerate(names):
+    for position, (strategy, ranks) in enumerate(names):
         label = _launch(strategy, ranks)
         for x, scaled in enumerate(measured):
             spread = next((spread for spread in scaled.spreads if spread.strategy == strategy), None)
             if spread is None or spread.refused:
                 continue
-            left, color = x + place * width, f"C{place}"
+            left, color = x + position * width, f"C{position}"
             ideal = ranks * scaled.tokens(scaled.spreads[0])
             speeds.bar(left, ideal, width, fill=False, edgecolor=color, linestyle=":")
             bar = speeds.bar(left, scaled.tokens(spread), width, color=color, label=label if x == 0 else None)
@@ -166,10 +166,10 @@ def curves(measured: list[Rates], margin: float, path: Path) -> None:
     """Draw the detection curve of each rule."""
     plt = _matplotlib()
     figure, axes = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
-    shares = [100 * one.share for one in measured]
+    shares = [100 * rate.share for rate in measured]
     # Curves of rules that agree cover each other. The first is the widest, so that each can be seen.
-    for place, rule in enumerate(measured[0].slower):
-        said_slower, width = [100 * one.slower[rule] for one in measured], 7 / (1 + place)
+    for position, rule in enumerate(measured[0].slower):
+        said_slower, width = [100 * rate.slower[rule] for rate in measured], 7 / (1 + position)
         axes.plot(shares, said_slower, marker="o", markersize=4 + width, linewidth=width, alpha=0.6, label=rule)
     axes.axvline(100 * margin, color="grey", linestyle=":", label=f"margin {margin:.1%}")
     axes.set_xlabel("slower by, percent")
