@@ -47,7 +47,9 @@ class Progress:
         self._thread: threading.Thread | None = None
         self._printed_at = time.monotonic()
         self._has_printed = False
-        self._bars = _bars(auto_refresh=not forks) if is_terminal(sys.stderr) else None
+        # The stream of now: a caller may redirect sys.stderr while the job runs, to hide what others print.
+        self._stream = sys.stderr
+        self._bars = _bars(self._stream, auto_refresh=not forks) if is_terminal(self._stream) else None
         if what:
             self.add(what, total)
 
@@ -103,7 +105,7 @@ class Progress:
     def _print(self, tasks: list[Task]) -> None:
         self._printed_at = time.monotonic()
         for task in tasks:
-            print(task.line(), file=sys.stderr, flush=True)
+            print(task.line(), file=self._stream, flush=True)
             task.changed = False
             self._has_printed = True
 
@@ -185,7 +187,7 @@ class _Trimmed:
         return getattr(self._stream, name)
 
 
-def _bars(auto_refresh: bool) -> rich.progress.Progress:
+def _bars(stream: TextIO, auto_refresh: bool) -> rich.progress.Progress:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -206,7 +208,7 @@ def _bars(auto_refresh: bool) -> rich.progress.Progress:
         TextColumn(
             "{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
         ),
-        console=Console(stderr=True),
+        console=Console(file=stream),
         auto_refresh=auto_refresh,
         transient=True,
     )

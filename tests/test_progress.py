@@ -1,5 +1,6 @@
 """Progress where there is no terminal, and consoles in pipes."""
 
+import contextlib
 import io
 import time
 
@@ -27,6 +28,16 @@ def test_a_silent_job_still_prints_that_it_works(monkeypatch, capsys):
     with progress.Progress(None, "timing"):
         time.sleep(0.35)
     assert capsys.readouterr().err.splitlines().count("timing (0 s)") >= 2
+
+
+def test_lines_come_through_while_stderr_is_redirected(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    hidden = io.StringIO()
+    with progress.Progress(1, "loading", forks=True) as shown:
+        with contextlib.redirect_stderr(hidden):
+            shown.advance()
+    assert capsys.readouterr().err.splitlines()[0] == "loading: 1 of 1 (0 s)"
+    assert hidden.getvalue() == ""
 
 
 def test_a_short_job_prints_nothing(capsys):

@@ -1,13 +1,20 @@
 """Bad input to the commands: one sentence that says what, where and what to do, and exit code 2."""
 
+import io
 import json
+import os
+import re
 import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.errors import UsageError
 from harness.paths import ROOT, SUITES
+from harness.progress import screen
+from harness.register import entries
 from harness.runs.scenarios import PLAIN
 from harness.session.repro import judge_spec
 
@@ -37,7 +44,8 @@ def harness(*words, **options):
 def test_wrong_options_of_the_suites(options, words):
     code, output = run("pytest", str(SUITES), *options)
     assert code == 2
-    assert words in output
+    (error,) = [line for line in output.splitlines() if words in line]
+    assert error.startswith("peft-harness: ")
     assert "Traceback" not in output
 
 
@@ -54,8 +62,85 @@ def test_wrong_options_of_the_suites(options, words):
 def test_wrong_arguments_of_the_command_line(words, answer):
     code, output = harness(*words)
     assert code == 2
-    assert answer in output
+    (error,) = [line for line in output.splitlines() if answer in line]
+    assert error.startswith("peft-harness: ")
     assert "Traceback" not in output
+
+
+COMMANDS = [
+    *("check", "soak", "repro", "gate", "bisect", "history", "speed", "coverage", "mutants", "clauses", "train"),
+    *("cache", "cache list", "cache size", "cache clean"),
+]
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_every_command_has_help(option):
+    runner = CliRunner()
+    for command in ["", *COMMANDS]:
+        shown = runner.invoke(app, [*command.split(), option])
+        assert shown.exit_code == 0 and "-h, --help" in shown.output, command
+        # A description and each option have a sentence.
+        assert ".\n" in shown.output
+        assert max(map(len, shown.output.splitlines())) <= 80
+
+
+def test_the_list_of_commands_is_whole():
+    shown = CliRunner().invoke(app, ["-h"]).output
+    commands = re.findall(r"^  (\w+)  +\S", shown.partition("Commands:")[2], re.MULTILINE)
+    assert sorted(commands) == sorted({command.split()[0] for command in COMMANDS})
+    assert "..." not in shown.partition("Commands:")[2]
+
+
+def test_no_command_is_wrong_usage_and_shows_help():
+    code, output = harness()
+    assert code == 2 and "Commands:" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("peft-harness ", "check"),
+        ("peft-harness check --clause RES-0", "RES-05"),
+        ("peft-harness gate --subject ", "reference"),
+        ("peft-harness cache ", "clean"),
+        ("peft-harness cache clean ", "bytecode"),
+    ],
+)
+def test_a_shell_completes(words, offered):
+    variables = {
+        "_PEFT_HARNESS_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    code = "import sys; sys.argv[0] = 'peft-harness'; from harness.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | variables)
+    assert offered in done.stdout.split()
+
+
+def test_in_a_pipe_nothing_is_wrapped_or_coloured():
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", "clauses", "RES-05", "API-01"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "40"},
+    )
+    judged = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("  judged by")]
+    assert judged == [f"suites/{test}" for id in ("RES-05", "API-01") for test in entries.entries()[id].judged_by]
+    assert "\x1b" not in done.stdout
+    assert not any(line.endswith(" ") for line in done.stdout.splitlines())
+
+
+def test_no_color_leaves_out_colours_in_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for variable, coloured in (("", True), ("1", False)):
+        monkeypatch.setenv("NO_COLOR", variable)
+        stream = Terminal()
+        screen(stream).print("failed", style="red")
+        assert ("\x1b[31m" in stream.getvalue()) is coloured
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def train(
     directory = None if model is None else inputs.model_directory(model)
 
     threads = threads or _cores()
-    with console.status("importing torch, transformers and peft"):
+    with progress.Progress(None, "importing torch, transformers and peft"):
         import_upstream(threads=threads)
     from harness import subjects
     from harness.spec import LaunchSpec
@@ -168,8 +168,6 @@ def _cores() -> int:
 
 def _smollm2(console: Console) -> Path:
     """Return the directory of SmolLM2-135M-Instruct, which is made on the first call. UsageError if packages are missing."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
     from harness.fixtures import smollm2
     from harness.real.progress import output_redirected
 
@@ -177,12 +175,8 @@ def _smollm2(console: Console) -> Path:
         return smollm2.path()
     missing = smollm2.missing()
     _require(missing is None, str(missing))
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     task = f"dequantising {smollm2.NAME} to float32, once (about half a minute)"
-    if not console.is_terminal:
-        console.print(task)
-    with Progress(*columns, console=console, transient=True) as bar, output_redirected(None):
-        bar.add_task(task, total=None)
+    with progress.Progress(None, task), output_redirected(None):
         path = smollm2.path()
     console.print(f"{smollm2.NAME} is cached in {path}", soft_wrap=True)
     return path

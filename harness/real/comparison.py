@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from harness.progress import Progress
 from harness.real import answers, checks, show
 from harness.real.answers import Question
 from harness.real.checks import Check
@@ -56,11 +57,11 @@ class Comparison:
         self._print_inputs()
 
         asked = answers.questions(self.rows.examples, self.rows.held_out)
-        with self.console.status("asking the model, before training"), output_redirected(self._log):
+        with Progress(None, "asking the model, before training"), output_redirected(self._log):
             before = answers.answer(self.spec.model, None, self.tokenizer, asked)
         runs, resumed = self._train()
         judged = checks.judge(runs, resumed)
-        with self.console.status("asking the model, after training"), output_redirected(self._log):
+        with Progress(None, "asking the model, after training"), output_redirected(self._log):
             after = self._answers_after(runs[self.labels[0]], asked)
         answered = [
             {"question": question.text, "trained_on": question.trained_on, "before": old, "after": new}

@@ -1,4 +1,4 @@
-"""The journal of a run of the suites: each case as it ended, so that an interrupted run goes on where it stopped."""
+"""The journal of a run of the suites: each case as it ended, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from harness.verdict import Case
 
 
 class Journal:
-    """Cases by line in `file`, after a first line that says what run they are of; and beside it, what was collected.
+    """A file with one case in each line. Its first line says which run the cases belong to.
 
-    cases: those that had ended before. ended: their tests.
+    A second file beside it has the cases that were collected.
+
+    - cases: the cases that had ended when the journal was opened.
+    - ended: the node ids of their tests.
+    - writes: whether this process writes cases. Under xdist only the controller does.
     """
 
     def __init__(self, file: Path, cases: Sequence[Case], writes: bool):
@@ -29,9 +33,13 @@ class Journal:
 
     @classmethod
     def open(cls, chosen: str | None, run: list[Any], writes: bool) -> Journal:
-        """The journal in a file, which is made if it is missing; in a file of its own where none is chosen.
+        """Open the journal in the chosen file, or make it. If none is chosen, only what is collected is written.
 
-        run: what the cases depend on. UsageError where the file holds another run's. writes: only one process does.
+        - chosen: the file of --journal.
+        - run: what the cases depend on: subject, device, clauses, stack.
+        - writes: whether this process writes cases.
+
+        Raises UsageError if the file has the cases of another run.
         """
         if chosen is None:
             return cls(Path(tempfile.gettempdir()) / f"peft-harness-{os.getpid()}.jsonl", [], writes=False)
@@ -45,37 +53,37 @@ class Journal:
         if head != json.loads(json.dumps(run)):
             raise UsageError(f"--journal {file}: has cases of another run (stack, subject, clauses); name another file")
         journal = cls(file, cases, writes)
-        journal._mend(run)
+        journal._rewrite(run)
         return journal
 
-    def _mend(self, run: list[Any]) -> None:
-        """Write anew what could be read: the last line may have been cut off."""
+    def _rewrite(self, run: list[Any]) -> None:
+        """Write again what could be read. The last line may have been cut off."""
         if self._writes:
             lines = [json.dumps({"run": run}), *(json.dumps(asdict(case)) for case in self.cases)]
             write_whole(self.file, "\n".join(lines) + "\n")
 
     def close(self) -> None:
-        """Take away what was written down only in case that a process crashes."""
+        """Remove the list of collected cases if the user chose no journal. It is for crashes in this run."""
         if self._writes is False and self.file.parent == Path(tempfile.gettempdir()):
             _beside(self.file).unlink(missing_ok=True)
 
     def keep(self, case: Case) -> None:
-        """Write down a case that has ended."""
+        """Append a case that has ended."""
         if self._writes:
             with self.file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(asdict(case)) + "\n")
 
     def collected(self, cases: list[Case]) -> None:
-        """Write down what is going to be judged."""
+        """Write the cases that are going to be judged."""
         write_whole(_beside(self.file), json.dumps([asdict(case) for case in cases]))
 
     def of(self, nodeid: str) -> list[Case]:
-        """The cases of a test as they were collected."""
+        """Return the cases of a test as they were collected."""
         return [Case(**case) for case in _read_collected(self.file) or [] if case["nodeid"] == nodeid]
 
 
 def read(file: Path) -> tuple[Any, list[Case]]:
-    """(what the cases depend on, the cases that have ended) of a journal. A last line that is cut off counts for nothing."""
+    """Return what a journal's cases depend on, and the cases that have ended. A line that was cut off is ignored."""
     head: Any = None
     cases: list[Case] = []
     for line in file.read_text(encoding="utf-8").splitlines():
@@ -91,13 +99,13 @@ def read(file: Path) -> tuple[Any, list[Case]]:
 
 
 def total(file: Path) -> int | None:
-    """How many cases the run of a journal has to judge, None while they are being collected."""
+    """Return how many cases the run of a journal has to judge, or None if they are still being collected."""
     collected = _read_collected(file)
     return None if collected is None else len(collected)
 
 
 def unfinished(file: Path) -> set[str]:
-    """The tests that were collected and of which no case has ended, by node id."""
+    """Return the node ids of the tests that were collected but have not ended."""
     return {case["nodeid"] for case in _read_collected(file) or []} - {case.nodeid for case in read(file)[1]}
 
 

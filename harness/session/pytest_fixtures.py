@@ -1,4 +1,4 @@
-"""The fixtures of `suites/`: training runs, what is recorded of them, and the way to a verdict."""
+"""The fixtures of `suites/`, all of them: training runs, recorded baselines, and the way to a verdict."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.verdict import Verdict
 
 @pytest.fixture(scope="session")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """The session's training runs, each made once."""
+    """The training runs of the session. Each spec is trained once."""
     state = request.config.stash[STATE]
     root = tmp_path_factory.mktemp("runs")
     made = Runs(subjects.load(state.subject), root, state.device)
@@ -33,26 +33,34 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def train(request: pytest.FixtureRequest, runs: Runs) -> Callable[..., Trace]:
-    """train(spec, again=False, subject=None): the subject's trace of a spec, or that of another subject.
+    """train(spec, again=False, subject=None): train a spec, or take its trace from the cache.
 
-    Skips, with the reason, what it does not train; so it does where the run that a spec resumes cannot be trained.
+    - again: train it a second time.
+    - subject: another subject than the session's.
+
+    If the subject cannot train the spec, or the run that it resumes, the case is skipped with the reason.
     """
 
-    def trained(spec: RunSpec, again: bool = False, subject: subjects.Subject | None = None) -> Trace:
+    def train_or_skip(spec: RunSpec, again: bool = False, subject: subjects.Subject | None = None) -> Trace:
         for leg in (spec, spec.first_leg()) if spec.resume else (spec,):
             skip_if((subject or runs.subject).unsupported(runs.on_device(leg)))
         for case in request.node.stash[CASES]:
             case.specs.append(spec.to_json())
         return runs.train(spec, subject, again)
 
-    return trained
+    return train_or_skip
 
 
 @pytest.fixture
 def baseline(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """baseline(kind, name, figure, bf16=False): what is recorded of this environment; NotComparable where nothing is.
+    """baseline(kind, name, figure, bf16=False): return the figure that was recorded in this environment.
 
-    bf16: whether it is a figure of a run in bfloat16. With --record figure() is recorded, and returned.
+    - kind: "counters" or "ratios".
+    - name: of the figure.
+    - figure: measures it. With --record it is called, and the result is recorded and returned.
+    - bf16: whether the run is in bfloat16.
+
+    If none was recorded, the case is not comparable (NotComparable).
     """
     from harness.throughput import baselines
 
@@ -74,14 +82,14 @@ def baseline(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Timing:
-    """preloads: of --preload, for processes that are timed."""
+    """What a timed process needs to know. preloads: the modules of --preload."""
 
     preloads: list[str]
 
 
 @pytest.fixture
 def timed(request: pytest.FixtureRequest, upstream: Any) -> Timing:
-    """For cases that take a machine's whole attention: skipped unless --timed is given."""
+    """For cases that need an idle machine. They are skipped unless --timed is given."""
     if not request.config.getoption("--timed"):
         pytest.skip("takes two minutes, on a machine that does nothing else: --timed")
     return Timing(request.config.stash[STATE].preload)
@@ -89,26 +97,26 @@ def timed(request: pytest.FixtureRequest, upstream: Any) -> Timing:
 
 @pytest.fixture
 def cuda(runs: Runs) -> None:
-    """For cases that only a GPU can show, whatever the tier of their clause: skipped elsewhere."""
+    """For cases that only a GPU can judge, whatever the tier of their clause. They are skipped elsewhere."""
     if runs.device != "cuda":
         pytest.skip("shows on a GPU only: --device cuda")
 
 
 @pytest.fixture
 def gpu_memory(cuda: None) -> Iterator[None]:
-    """For cases that only a GPU can show, and that fill much of it: among all workers one case at a time on each GPU."""
+    """For cases that need most of a GPU's memory. Of all workers, one at a time runs such a case on each GPU."""
     import torch
 
     with gpu_locks.memory():
         yield
-        # What is kept for this process's next tensors is nobody else's.
+        # torch keeps freed memory for this process. Other workers need it.
         gc.collect()
         torch.cuda.empty_cache()
 
 
 @pytest.fixture
 def trace(request: pytest.FixtureRequest, train: Callable[..., Trace]) -> Trace:
-    """The trace of the scenario that `harness.runs.scenarios.over` names."""
+    """The trace of the scenario that `harness.runs.scenarios.over` gives the test."""
     return train(request.param)
 
 
@@ -141,7 +149,7 @@ def draw(request: pytest.FixtureRequest, runs: Runs) -> drawn.Draw:
 
 @pytest.fixture
 def upstream(runs: Runs) -> Any:
-    """The subject, for clauses about transformers' and peft's own interfaces; skipped for one that is no Trainer."""
+    """The subject, for clauses about transformers' and peft's interfaces. If it is no Trainer, the case is skipped."""
     from harness.subjects.hf_trainer import HFTrainer
 
     if not isinstance(runs.subject, HFTrainer):
@@ -153,12 +161,13 @@ def upstream(runs: Runs) -> Any:
 
 @pytest.fixture
 def afterwards(runs: Runs, upstream: Any) -> Callable[[RunSpec, Callable[[Any], Any]], Trace]:
-    """afterwards(spec, call): the trace of a run in several processes, at whose end each rank calls `call` with its
-    Trainer; what that returns is in Trace.distributed["afterwards"].
+    """afterwards(spec, call): train a spec in several processes, and call `call` in each rank at the end.
+
+    - call: gets the rank's Trainer. What it returns is in Trace.distributed["afterwards"].
     """
 
-    def trained(spec: RunSpec, call: Callable[[Any], Any]) -> Trace:
+    def train_and_call(spec: RunSpec, call: Callable[[Any], Any]) -> Trace:
         skip_if(upstream.unsupported(runs.on_device(spec)))
         return runs.train(spec, subject=upstream.in_ranks(call.__name__, afterwards=call))
 
-    return trained
+    return train_and_call
