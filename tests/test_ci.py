@@ -1,4 +1,4 @@
-"""The workflows in ci/: they are what their schemas say, run the scripts that a person runs, and keep tokens apart."""
+"""ci/: workflows match their schemas, run the scripts that a person runs, and keep tokens away from judged packages."""
 
 import os
 import subprocess
@@ -13,8 +13,8 @@ from harness.paths import ROOT
 GITHUB = sorted((ROOT / "ci" / "github").glob("*.yml"))
 GITLAB = sorted((ROOT / "ci" / "gitlab").glob("*.yml"))
 
-#: Workflows with a job that tells what was found.
-TELLS = ("gate.yml", "nightly.yml")
+#: Workflows with a job that posts the result.
+POSTING = ("gate.yml", "nightly.yml")
 
 
 def script(name, *words, cwd=None, env=None):
@@ -23,7 +23,7 @@ def script(name, *words, cwd=None, env=None):
 
 
 @pytest.mark.parametrize("file", GITHUB + GITLAB, ids=lambda file: f"{file.parent.name}/{file.name}")
-def test_a_workflow_is_what_its_schema_says(file):
+def test_a_workflow_matches_its_schema(file):
     schema = ["vendor.gitlab-ci", "--data-transform", "gitlab-ci"] if file in GITLAB else ["vendor.github-workflows"]
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", *schema, str(file)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -36,7 +36,7 @@ def test_a_job_that_can_write_installs_and_checks_out_nothing(file):
     assert body["permissions"] == {"contents": "read"}
     writers = [job for job in body["jobs"].values() if "write" in (job.get("permissions") or {}).values()]
     judges = [job for job in body["jobs"].values() if job not in writers]
-    assert judges and bool(writers) == (file.name in TELLS)
+    assert judges and bool(writers) == (file.name in POSTING)
     for job in writers:
         steps = str(job["steps"])
         assert "checkout" not in steps and "ci/" not in steps and "pip" not in steps
@@ -46,32 +46,36 @@ def test_a_job_that_can_write_installs_and_checks_out_nothing(file):
                 assert step["with"]["persist-credentials"] is False
 
 
-@pytest.mark.parametrize("name", ["gate", "newest", "gpu-suites"])
-def test_both_ways_of_ci_run_the_same_script(name):
-    assert all(any(f"ci/{name}" in file.read_text() for file in files) for files in (GITHUB, GITLAB))
+@pytest.mark.parametrize("name", ["gate", "gpu-suites", "lock", "newest", "setup", "suites", "tests", "types"])
+def test_a_script_has_no_syntax_error(name):
     assert subprocess.run(["bash", "-n", str(ROOT / "ci" / name)]).returncode == 0
 
 
-def test_the_gates_script_says_how_it_is_used():
+@pytest.mark.parametrize("name", ["gate", "newest", "gpu-suites"])
+def test_github_and_gitlab_run_the_same_script(name):
+    assert all(any(f"ci/{name}" in file.read_text() for file in files) for files in (GITHUB, GITLAB))
+
+
+def test_the_gate_script_prints_its_usage():
     code, said = script("gate", "only-one")
     assert code == 2 and "bash ci/gate --since REF FILE" in said
 
 
-def test_a_file_that_git_does_not_know_is_told(tmp_path):
+def test_a_file_that_is_not_in_git_is_named(tmp_path):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     code, said = script("gate", "--since", "HEAD", "pins.txt", cwd=tmp_path)
     assert code == 2 and "pins.txt is not in git at HEAD" in said
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device, so nothing is refused")
-def test_without_cuda_the_gpu_suites_are_refused_in_one_sentence():
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device, so the suites would run")
+def test_without_cuda_the_gpu_suites_end_with_one_sentence():
     code, said = script("gpu-suites", env={**os.environ, "PYTHON": sys.executable})
     assert code == 2
     assert said.splitlines() == [
-        f"ci/gpu-suites: {sys.executable} has no torch that finds a CUDA device here; name one that has as PYTHON=..."
+        f"ci/gpu-suites: {sys.executable} has no torch that finds a CUDA device; set PYTHON to an interpreter that has one"
     ]
 
 
-def test_the_container_sets_up_and_runs_what_a_runner_does():
+def test_the_container_runs_the_scripts_of_a_runner():
     words = (ROOT / "ci" / "Dockerfile.gpu").read_text()
     assert "bash ci/setup" in words and 'ENTRYPOINT ["bash", "ci/gpu-suites"]' in words
