@@ -10,7 +10,7 @@ from harness.suites import test_perf as perf
 from harness.throughput import counters
 from harness.throughput.pairs import Entrant
 from tests.faults import assert_fails, assert_seen, each, mutant, proves, verdict_of
-from tests.test_throughput_pairs import FAKE
+from tests.test_throughput_pairs import FAKE, subject_of
 
 #: By clause: the check, its scenario, the fault, and words that the verdict must contain.
 FAULTS = {
@@ -59,7 +59,7 @@ def test_a_step_that_takes_longer_than_recorded_is_seen(runs, offered, tmp_path,
     """The clock is made up, because a real one takes a minute."""
 
     def start(*arguments, **options):
-        seconds = {"hf-trainer": 0.01236, "reference": 0.01}[arguments[2]]
+        seconds = {"hf-trainer": 0.01236, "reference": 0.01}[subject_of(arguments)]
         return subprocess.Popen([sys.executable, "-c", FAKE, str(seconds)], text=True, **options)
 
     monkeypatch.setattr(perf, "BUDGET", 2.0)

@@ -14,6 +14,7 @@ import pytest
 from harness import subjects
 from harness.cli import app
 from harness.errors import UsageError
+from harness.paths import SAFE_PATH
 from harness.runs.scenarios import PLAIN
 from harness.subjects.reference import build
 from harness.throughput import compiled, judgement, pairs, rates, speed, worker
@@ -37,6 +38,11 @@ for line in sys.stdin:
 """
 
 SPEC = SHAPES["tiny"].spec("cpu")
+
+
+def subject_of(arguments):
+    """Return the subject in the arguments with which a worker is started."""
+    return arguments[arguments.index("harness.throughput.worker") + 1]
 
 
 def entrant(name, seconds, code=FAKE):
@@ -70,7 +76,8 @@ def test_a_process_is_started_again_once_with_a_fixed_memory_layout(monkeypatch)
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
     assert os.environ["PYTHONMALLOC"] == "malloc" and os.environ["PYTHONHASHSEED"] == "0"
     worker.fix_layout()
-    assert [words[:3] for words in begun] == [[sys.executable, "-m", "harness.throughput.worker"]]
+    command = [sys.executable, *SAFE_PATH, "-m", "harness.throughput.worker"]
+    assert [words[: len(command)] for words in begun] == [command]
 
 
 def test_memory_in_huge_pages_is_recognized(tmp_path):
@@ -226,8 +233,8 @@ def test_a_trainer_that_dies_beside_one_yardstick_is_started_again_for_the_next(
     def start(*arguments, **options):
         import subprocess
 
-        started.append(arguments[2])
-        dies = started.count("hf-trainer") == 1 and arguments[2] == "hf-trainer"
+        started.append(subject_of(arguments))
+        dies = started.count("hf-trainer") == 1 and subject_of(arguments) == "hf-trainer"
         code = FAKE.replace("for line in sys.stdin:", "for line in ():") if dies else FAKE
         return subprocess.Popen([sys.executable, "-c", code, "0.01"], text=True, **options)
 
@@ -248,7 +255,7 @@ def test_speed_reports_each_side(tmp_path, monkeypatch):
     def start(*arguments, **options):
         import subprocess
 
-        seconds = {"hf-trainer": 0.02, "reference": 0.01}.get(arguments[2], 0.005)
+        seconds = {"hf-trainer": 0.02, "reference": 0.01}.get(subject_of(arguments), 0.005)
         return subprocess.Popen([sys.executable, "-c", FAKE, str(seconds)], text=True, **options)
 
     monkeypatch.setattr(speed, "Entrant", functools.partial(Entrant, start=start))
