@@ -8,6 +8,9 @@ A name of an argument or of an adapter's field is one of three kinds:
 - The installed release has it: it is passed on.
 - Another supported release has it (`ARGUMENTS`, `FIELDS`, `TYPES`): the case is skipped with that reason.
 - No supported release has it: it is a mistake. UsageError names the nearest name that exists.
+
+If a new release adds or drops a name, it needs a line in these tables. Otherwise older or newer releases take it for a
+mistake.
 """
 
 from __future__ import annotations

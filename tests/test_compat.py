@@ -18,7 +18,7 @@ from harness.errors import UsageError
 from harness.laws import checkpoint, resume
 from harness.paths import ROOT
 from harness.runs.scenarios import PLAIN, saving, spec_for
-from harness.subjects.hf_trainer import HFTrainer, adapter_config
+from harness.subjects.hf_trainer import HFTrainer, adapter_config, inject
 from harness.tensors.names import is_adapter
 
 # ---- names of arguments and fields ----
@@ -115,6 +115,19 @@ def test_a_prefix_that_would_take_in_the_base_model_is_not_believed(monkeypatch,
     assert compat.tensor_prefix("IA3") is None
     with pytest.raises(UsageError, match="does not say how the names of IA3's tensors begin, so they cannot be told"):
         adapter_config("IA3", {})
+
+
+def test_a_base_model_with_a_name_of_an_adapters_is_refused(monkeypatch):
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    # A prefix that looks right, but takes in the base's attention.
+    monkeypatch.setitem(PEFT_TYPE_TO_TUNER_MAPPING, "IA3", type("Tuner", (), {"prefix": "self_"}))
+    compat._tensor_prefixes.cache_clear()
+    try:
+        with pytest.raises(UsageError, match="weight of the base model is named like an adapter's"):
+            inject(models.build(PLAIN.model), PLAIN.adapter)
+    finally:
+        compat._tensor_prefixes.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ def show(console: Console, measured: Measured) -> None:
         console.print(Text(f"  {branch.name} in {branch.function}"), soft_wrap=True)
     for stale in measured.stale:
         words = "every branch that it names is reached or gone; delete the entry"
-        console.print(Text(f"reasons.toml: {stale.file} {stale.function} {stale.condition} {stale.outcome}: {words}"))
+        entry = f"{stale.file} {stale.function} {stale.condition} {stale.outcome}"
+        console.print(Text(f"reasons.toml: {entry}: {words}"), soft_wrap=True)
 
 
 def draw(measured: Measured, file: Path) -> None:

@@ -20,6 +20,7 @@ from harness.fixtures import data, loaded, models
 from harness.spec import ADD, GET, AdapterSpec, RunSpec
 from harness.subjects import launch_arguments
 from harness.subjects.observer import Observer
+from harness.tensors.names import is_adapter
 from harness.trace import Trace
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ def inject(model: Any, spec: AdapterSpec) -> Any:
     """Inject the spec's adapters by its route, after seeding torch with `spec.seed`. Return the model to train.
 
     get_peft_model returns a PeftModel around `model`. add_adapter changes `model` itself, which is returned. Raises
-    UsageError for another route, and for an adapter type that peft does not have.
+    UsageError for another route, for an adapter type that peft does not have, and if a parameter of the base model has a
+    name like an adapter's.
     """
     import peft
     import torch
 
+    _check_names(model)
     config = adapter_config(spec.peft_type, dict(spec.config))
     torch.manual_seed(spec.seed)
     if spec.route == GET:
@@ -56,6 +59,18 @@ def inject(model: Any, spec: AdapterSpec) -> Any:
     if spec.others and spec.route == ADD:
         wrapped.set_adapter(spec.name)
     return wrapped
+
+
+def _check_names(model: Any) -> None:
+    """Check that no parameter of a base model has a name by which peft says that adapters are known.
+
+    Otherwise laws would take a parameter of the base for an adapter's. A model that has adapters already is not checked.
+    """
+    if getattr(model, "peft_config", None):
+        return
+    alike = next((name for name, _ in model.named_parameters() if is_adapter(name)), None)
+    if alike is not None:
+        raise UsageError(f"parameter {alike} of the base model is named like an adapter's, and cannot be told from one")
 
 
 def adapter_config(peft_type: str, values: dict[str, Any]) -> Any:
