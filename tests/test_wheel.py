@@ -15,7 +15,7 @@ from tests.installed import installed
 __all__ = ["installed"]
 
 COMMANDS = (
-    "bisect", "check", "clauses", "coverage", "gate", "history", "mutants", "repro", "soak", "speed", "train",
+    "bisect", "cache", "check", "clauses", "coverage", "gate", "history", "mutants", "repro", "soak", "speed", "train",
 )  # fmt: skip
 
 #: Run in the environment: the help of each command, by the function that the console script calls.
