@@ -80,7 +80,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "transformers>=5.2": ("train_sampling_strategy",),
     "transformers>=5.6": ("ddp_static_graph", "trackio_bucket_id", "trackio_static_space_id"),
     "transformers>=5.15": ("dataloader_in_order", "dataloader_multiprocessing_context"),
-    "transformers>=5.24": ("activation_checkpointing", "activation_checkpointing_kwargs"),
+    "transformers>=5.23": ("activation_checkpointing", "activation_checkpointing_kwargs"),
 }
 
 #: Types of adapters that some supported releases of peft have and others do not.
@@ -351,7 +351,7 @@ def dtype_argument(dtype: Any) -> dict[str, Any]:
 
 
 def enable_activation_checkpointing(model: Any, options: dict[str, Any]) -> None:
-    """Let a transformers model keep the inputs of its layers only: gradient_checkpointing_enable before 5.24."""
+    """Let a transformers model keep the inputs of its layers only: gradient_checkpointing_enable before 5.23."""
     enable: Callable[[dict[str, Any]], None] = (
         getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     )

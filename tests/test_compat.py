@@ -60,6 +60,7 @@ def test_a_name_that_is_like_no_other_is_refused_without_a_guess():
     ("releases", "name"), [(releases, name) for releases, names in compat.ARGUMENTS.items() for name in names]
 )
 def test_an_argument_of_some_releases_is_skipped_by_the_others(releases, name):
+    assert (name in compat._argument_names()) == satisfies(releases)
     spec = PLAIN.but(**{name: True})
     if satisfies(releases) or name in compat._OLDER_NAMES:
         assert HFTrainer().unsupported(spec) is None
