@@ -148,6 +148,7 @@ def names(*folders: Path) -> dict[str, list[str]]:
         for file in sorted(folder.rglob("*.py")):
             place = file.parent if file.name == "__init__.py" else file
             places[place.stem].append(str(place.relative_to(folder.parent)))
+    places.pop("__main__", None)  # what `python -m PACKAGE` runs
     return {name: found for name, found in places.items() if len(found) > 1}
 
 
