@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from harness.fixtures import data
 
+from harness.fixtures import data
 from harness.laws import precision
 from harness.laws.equal import differences
 from harness.laws.resume import continues

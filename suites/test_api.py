@@ -6,9 +6,9 @@ from unittest import mock
 import peft
 import pytest
 import torch
-from harness.fixtures import data, models
 
 from harness import compat
+from harness.fixtures import data, models
 from harness.laws import equal, injection
 from harness.runs.scenarios import PLAIN, SAVING, SCENARIOS, by_route, cases
 from harness.spec import ADD, GET, LORA

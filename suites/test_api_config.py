@@ -5,12 +5,12 @@ from typing import Any
 import peft
 import pytest
 import torch
-from harness.fixtures import models
-from harness.suites.test_frz_targets import given, lora_of, matching
 
+from harness.fixtures import models
 from harness.laws.frozen import trainable_names, trains_exactly
 from harness.runs.scenarios import PLAIN, by_route, cases
 from harness.subjects.hf_trainer import adapter_config, inject, recorded_warnings
+from harness.suites.test_frz_targets import given, lora_of, matching
 from harness.verdict import both, raises, same, verdict
 
 # ---- nothing is adapted ----

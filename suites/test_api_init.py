@@ -5,15 +5,15 @@ from functools import partial
 import peft
 import pytest
 import torch
-from harness.fixtures import models
-from harness.suites.test_api_layers import injected
 
 from harness import compat
+from harness.fixtures import models
 from harness.laws import rebuilt
 from harness.laws.equal import differences
 from harness.runs.scenarios import PLAIN, by_route, cases, spec_for
 from harness.session.state import skip_if
 from harness.subjects.hf_trainer import adapter_config, inject, recorded_warnings
+from harness.suites.test_api_layers import injected
 from harness.tolerance import MERGED
 from harness.verdict import both, raises, verdict
 

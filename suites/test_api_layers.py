@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from harness.fixtures import models, tensor_shapes
 
+from harness.fixtures import models, tensor_shapes
 from harness.laws import injection, rebuilt
 from harness.runs.scenarios import PLAIN, RANDOM_B, SAVING, SHORT, by_route, over, spec_for
 from harness.session.state import skip_if

@@ -5,10 +5,10 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from harness.fixtures import models
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from harness.fixtures import models
 from harness.laws import equal, injection
 from harness.runs.scenarios import PLAIN, RANDOM_B
 from harness.spec import ADD, GET, LORA

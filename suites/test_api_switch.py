@@ -3,15 +3,15 @@
 import peft
 import pytest
 import torch
-from harness.fixtures import models
-from harness.suites.test_api_layers import logits
 
+from harness.fixtures import models
 from harness.laws.equal import equal_runs
 from harness.laws.frozen import trainable_names, trains_exactly
 from harness.laws.injection import same_tensor
 from harness.runs.scenarios import PLAIN, RANDOM_B, by_route, cases, spec_for
 from harness.spec import ADD, GET
 from harness.subjects.hf_trainer import adapter_config, inject
+from harness.suites.test_api_layers import logits
 from harness.verdict import both, raises, same, verdict
 
 HEAD = {"modules_to_save": ["lm_head"]}

@@ -125,8 +125,9 @@ def evaluated_again(spec, upstream, directory):
 @pytest.mark.clause("BEST-07")
 @pytest.mark.parametrize("damage", ["another-rank", "truncated"])
 def test_a_best_checkpoint_that_does_not_fit_is_an_error(damage, upstream, tmp_path, judge):
-    from harness.fixtures import models
     from transformers import TrainerCallback
+
+    from harness.fixtures import models
 
     class Damage(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

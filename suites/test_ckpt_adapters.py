@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from harness.fixtures import hub
 
+from harness.fixtures import hub
 from harness.laws import checkpoint, equal, rebuilt
 from harness.runs.scenarios import PLAIN, SAVING, by_route, cases, over, saving, spec_for
 from harness.spec import ADD, GET

@@ -220,7 +220,6 @@ def test_lists_have_the_same_order_in_every_process(upstream, judge, tmp_path):
 @pytest.mark.parametrize("inference_mode", [False, True])
 def test_config_in_memory_is_unchanged_by_a_save(upstream, inference_mode, judge, tmp_path):
     from harness.fixtures import models
-
     from harness.subjects.hf_trainer import inject
 
     model = inject(models.build(PLAIN.model), PLAIN.but(lora={"inference_mode": inference_mode}).adapter)

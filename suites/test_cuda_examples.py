@@ -1,13 +1,13 @@
 """Two runs as users write them, at the shape of Llama-2-7B, on one GPU: LoRA in fp16, and QLoRA."""
 
 import pytest
+
 from harness.fixtures import tensor_shapes
 from harness.fixtures.on_device import LLAMA2_7B
-from harness.suites.test_rng import determinism_undone
-
 from harness.laws import checkpoint, device_memory, embeddings, frozen, precision, quantized, resume
 from harness.runs.scenarios import PLAIN, cases, continued, over, saving
 from harness.spec import ADD, GET
+from harness.suites.test_rng import determinism_undone
 from harness.verdict import both
 
 pytestmark = [pytest.mark.usefixtures("gpu_memory")]

@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
-from harness.suites.test_rng import determinism_undone
 
 from harness import compat
 from harness.laws import checkpoint, frozen, precision, quantized, resume, scaler
 from harness.laws.equal import equal_runs
 from harness.runs.scenarios import PLAIN, RANDOM_B, STILL, by_route, cases, continued, over, saving
+from harness.suites.test_rng import determinism_undone
 from harness.tolerance import COMPILED
 from harness.verdict import both, same
 

@@ -5,8 +5,8 @@ import os
 from typing import Any
 
 import pytest
-from harness.fixtures import models
 
+from harness.fixtures import models
 from harness.laws import frozen, loss, resume, several, state_files
 from harness.laws.equal import equal_runs
 from harness.runs.scenarios import LAUNCHES, PLAIN, TOGETHER_SGD, cases, continued, over, saving, spec_for, spread

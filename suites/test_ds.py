@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.suites.test_fsdp import save_model
 
 from harness.laws import checkpoint, rank_files, resume, schedule, several
 from harness.runs.scenarios import LAUNCHES, TOGETHER, TOGETHER_SGD, cases, continued, over, spec_for, spread
+from harness.suites.test_fsdp import save_model
 from harness.verdict import both, verdict
 
 ZERO = {name: spec for name, spec in LAUNCHES.items() if spec.launch.deepspeed}

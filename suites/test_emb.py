@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from harness.fixtures import data, hub, models, tensor_shapes
 from harness.fixtures.resized_embeddings import FAMILY
-
 from harness.laws import embeddings, rebuilt
 from harness.laws.equal import same_adapter
 from harness.runs.scenarios import PLAIN, by_route, cases, continued, over

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from harness.fixtures import data, metrics
 
 from harness.environment import REPACKS, repacks
+from harness.fixtures import data, metrics
 from harness.laws import evaluation
 from harness.runs.scenarios import PLAIN, by_route, cases, over
 from harness.spec import ADD

@@ -1,8 +1,8 @@
 """FRZ: what is trained, what stays frozen, in any run."""
 
 import pytest
-from harness.fixtures import models, tensor_shapes
 
+from harness.fixtures import models, tensor_shapes
 from harness.laws import equal, frozen
 from harness.runs.scenarios import PLAIN, SAVING, SCENARIOS, by_route, cases, over
 from harness.session.state import skip_if

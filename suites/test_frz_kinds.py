@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
+
 from harness.fixtures import models, tensor_shapes
 from harness.fixtures.models import FAMILIES
-
 from harness.laws import checkpoint, embeddings, frozen, resume, universal
 from harness.laws.equal import equal_runs
 from harness.runs.scenarios import SAVING, SHORT, by_route, cases, continued, over, saving, spec_for

@@ -5,14 +5,14 @@ from typing import Any
 
 import peft
 import pytest
-from harness.fixtures import models, tensor_shapes
-from harness.suites.test_frz_kinds import gpt2_biases, gpt2_lora
 
 from harness import compat
+from harness.fixtures import models, tensor_shapes
 from harness.laws.frozen import trainable_names, trains_exactly
 from harness.runs.scenarios import PLAIN, by_route, cases
 from harness.spec import ADD, GET
 from harness.subjects.hf_trainer import adapter_config, inject
+from harness.suites.test_frz_kinds import gpt2_biases, gpt2_lora
 from harness.verdict import both
 
 HEAD = f"{tensor_shapes.HEAD}.weight"

@@ -4,8 +4,8 @@ import re
 from typing import Any
 
 import pytest
-from harness.fixtures import models, tensor_shapes
 
+from harness.fixtures import models, tensor_shapes
 from harness.laws.frozen import trainable_names, trains_exactly
 from harness.runs.scenarios import PLAIN, by_route, cases
 from harness.session.state import skip_if

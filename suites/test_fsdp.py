@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.fixtures import models, tensor_shapes
 
+from harness.fixtures import models, tensor_shapes
 from harness.laws import checkpoint, frozen, rank_files, resume, several, sharding
 from harness.laws.equal import equal_runs
 from harness.runs.scenarios import LAUNCHES, PLAIN, TOGETHER, cases, continued, over, spread

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from harness.fixtures import models
 
 from harness.environment import satisfies
+from harness.fixtures import models
 from harness.laws import search as laws
 from harness.runs.scenarios import PLAIN, by_route, cases
 from harness.subjects.hf_trainer import inject

@@ -1,10 +1,10 @@
 """IO: model cards and trackers."""
 
 import pytest
-from harness.fixtures import models
 
 from harness import compat
 from harness.environment import version
+from harness.fixtures import models
 from harness.laws import model_card
 from harness.runs.scenarios import PLAIN, over
 from harness.spec import ADD

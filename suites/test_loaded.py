@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.suites.test_dist import start_from_own_adapter
-from harness.suites.test_fsdp import generate, save_model
 
 from harness.laws import frozen, rank_files, resume, several, sharding
 from harness.runs.scenarios import LAUNCHES, cases, over, spec_for, spread
 from harness.spec import ADD
+from harness.suites.test_dist import start_from_own_adapter
+from harness.suites.test_fsdp import generate, save_model
 from harness.verdict import both
 
 LOADED = LAUNCHES["loaded-2"]

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from harness.fixtures.plain_loss import every_third_ignored, mean_loss_trainer
 
 from harness import compat
+from harness.fixtures.plain_loss import every_third_ignored, mean_loss_trainer
 from harness.laws import loss
 from harness.laws.equal import equal_runs
 from harness.laws.recompute import BATCHES, GIVEN

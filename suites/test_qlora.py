@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from harness.fixtures import models, tensor_shapes
-from harness.fixtures.methods import METHODS
-from harness.suites import test_tables
-from harness.suites.test_api_layers import injected
 
 from harness.compat import dtype_argument
+from harness.fixtures import models, tensor_shapes
+from harness.fixtures.methods import METHODS
 from harness.laws import embeddings, frozen, model_card, quantized, resume, universal
 from harness.laws import nf4 as nf4_by_hand
 from harness.laws.equal import equal_runs
@@ -21,6 +19,8 @@ from harness.runs.scenarios import PLAIN, by_route, cases, continued, over
 from harness.session.state import skip_if
 from harness.spec import ADD, GET, AdapterSpec, ModelSpec
 from harness.subjects.hf_trainer import inject, recorded_warnings
+from harness.suites import test_tables
+from harness.suites.test_api_layers import injected
 from harness.verdict import both, raises, same
 
 #: QLoRA as it is usually set up, saved every two steps.

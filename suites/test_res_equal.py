@@ -5,8 +5,8 @@ import random
 from typing import Any
 
 import pytest
-from harness.fixtures import models
 
+from harness.fixtures import models
 from harness.laws import data_order, equal, injection, resume
 from harness.runs.scenarios import PLAIN, cases, continued
 from harness.spec import ADD

@@ -7,8 +7,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from harness.fixtures import data, models
 
+from harness.fixtures import data, models
 from harness.laws import data_order, resume
 from harness.laws.equal import equal_runs
 from harness.runs.scenarios import PLAIN, SCENARIOS, cases, continued, over

@@ -1,18 +1,18 @@
 """The laws that every run obeys, over the tables of base models and adapter methods, by both routes."""
 
 import pytest
-from harness.fixtures import models
-from harness.fixtures.methods import METHODS, misfit
-from harness.fixtures.models import FAMILIES
-from harness.suites.test_api_layers import injected
 
 from harness import subjects
 from harness.environment import REPACKS, repacks
+from harness.fixtures import models
+from harness.fixtures.methods import METHODS, misfit
+from harness.fixtures.models import FAMILIES
 from harness.laws import checkpoint, equal, frozen, loss, optimizer_file, process, rebuilt, resume, universal
 from harness.runs.scenarios import cases, over, saving, spec_for
 from harness.session.state import skip_if
 from harness.spec import ADD, GET, ResumeSpec
 from harness.subjects.hf_trainer import inject
+from harness.suites.test_api_layers import injected
 
 #: Each base model with LoRA, each method on the default model, and pairs that interact: Conv1D (a transposed weight), a
 #: head that is trained whole, a separate decoder, tied embeddings.

@@ -6,19 +6,19 @@ import functools
 from pathlib import Path
 
 import pytest
-from harness.fixtures import models
-from harness.fixtures.methods import METHODS, Method
-from harness.fixtures.models import FAMILIES
-from harness.suites.test_tables import redrawn
 from safetensors.torch import load_file, save_file
 
 from harness import compat, subjects
 from harness.environment import satisfies
 from harness.errors import UsageError
+from harness.fixtures import models
+from harness.fixtures.methods import METHODS, Method
+from harness.fixtures.models import FAMILIES
 from harness.laws import checkpoint, resume
 from harness.paths import ROOT
 from harness.runs.scenarios import PLAIN, saving, spec_for
 from harness.subjects.hf_trainer import HFTrainer, adapter_config, inject
+from harness.suites.test_tables import redrawn
 from harness.tensors.names import is_adapter
 
 # ---- names of arguments and fields ----

@@ -3,13 +3,13 @@
 import copy
 
 import pytest
+
 from harness.fixtures import models
 from harness.fixtures.on_device import LLAMA2_7B
-from harness.suites import test_cuda_examples as examples
-
 from harness.laws import device_memory
 from harness.laws.equal import differences
 from harness.spec import ModelSpec
+from harness.suites import test_cuda_examples as examples
 from tests.faults import verdict_of
 
 SMALL = {
@@ -82,7 +82,6 @@ def test_a_7b_base_is_the_size_that_the_formula_says(trace_of_7b):
 @pytest.fixture
 def trace_of_7b():
     from harness.fixtures import tensor_shapes
-
     from tests.traces import made_up
 
     trace = made_up(examples.LORA_GET)

@@ -3,6 +3,8 @@
 import warnings
 
 import torch
+
+from harness.mutants.api import pissa_without_subtraction
 from harness.suites import test_api_config as config
 from harness.suites import test_api_init as init
 from harness.suites import test_api_switch as switch
@@ -11,8 +13,6 @@ from harness.suites import test_emb as emb
 from harness.suites import test_io as io
 from harness.suites import test_res_equal as res
 from harness.suites import test_tables as tables
-
-from harness.mutants.api import pissa_without_subtraction
 from tests.faults import assert_seen, each, mutant, nothing, replace
 
 LORA = "peft.tuners.lora.layer:LoraLayer"

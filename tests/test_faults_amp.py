@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from harness.suites import test_amp as amp
 
+from harness.suites import test_amp as amp
 from tests.faults import assert_holds, assert_seen, each, mutant, replace
 
 TRAINER = "transformers.trainer:Trainer"

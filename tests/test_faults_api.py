@@ -1,12 +1,12 @@
 """Put faults into upstream under which the checks of the chapter API must fail."""
 
 import torch
-from harness.suites import test_api as api
-from harness.suites import test_api_layers as layers
-from harness.suites import test_api_manage as manage
 
 from harness.mutants.api import drawing, with_cache
 from harness.spec import ADD, GET
+from harness.suites import test_api as api
+from harness.suites import test_api_layers as layers
+from harness.suites import test_api_manage as manage
 from tests.faults import assert_seen, each, mutant, nothing, replace
 
 TRAINER = "transformers.trainer:Trainer"

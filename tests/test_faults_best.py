@@ -1,9 +1,9 @@
 """Put faults into upstream under which the checks of suites/test_best.py must fail, and mend known defects."""
 
 import pytest
-from harness.suites import test_best as best
 
 from harness.spec import ADD
+from harness.suites import test_best as best
 from tests.faults import assert_holds, assert_seen, each, mutant, nothing, replace
 
 TRAINER = "transformers.trainer:Trainer"

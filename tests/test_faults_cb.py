@@ -1,13 +1,13 @@
 """Put faults into upstream under which the checks of suites/test_{cb,log,hpo,mem}.py must fail, and mend known defects."""
 
 import pytest
+
+from harness.mutants.cb import event_not_sent
+from harness.subjects.hyperparameter_search import search
 from harness.suites import test_cb as cb
 from harness.suites import test_hpo as hpo
 from harness.suites import test_log as log
 from harness.suites import test_mem as mem
-
-from harness.mutants.cb import event_not_sent
-from harness.subjects.hyperparameter_search import search
 from tests.faults import assert_holds, assert_seen, each, mutant, nothing, replace
 
 TRAINER = "transformers.trainer:Trainer"

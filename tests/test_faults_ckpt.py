@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from harness.suites import test_ckpt_adapters as adapters
-from harness.suites import test_ckpt_content as content
-from harness.suites import test_ckpt_files as files
 
 from harness.mutants.ckpt import before, then
 from harness.spec import GET
+from harness.suites import test_ckpt_adapters as adapters
+from harness.suites import test_ckpt_content as content
+from harness.suites import test_ckpt_files as files
 from tests.faults import assert_seen, each, mutant, proves, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"

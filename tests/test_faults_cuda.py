@@ -6,12 +6,12 @@ use them there.
 
 import pytest
 import torch
-from harness.suites import test_cuda_memory as on_memory
-from harness.suites import test_cuda_precision as precision
 
 from harness import subjects
 from harness.processes.imports import import_upstream
 from harness.runs.cache import Runs
+from harness.suites import test_cuda_memory as on_memory
+from harness.suites import test_cuda_precision as precision
 from tests.faults import Fault, assert_seen, each, mutant, nothing, replace, verdict_of
 
 ACCELERATOR = "accelerate:Accelerator"

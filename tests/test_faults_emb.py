@@ -1,9 +1,8 @@
 """Put faults into upstream under which the checks of suites/test_emb.py must fail."""
 
-from harness.suites import test_emb as emb
-
 from harness.mutants.emb import hub_asked_offline
 from harness.spec import GET
+from harness.suites import test_emb as emb
 from tests.faults import assert_seen, each, mutant, nothing, replace
 
 SAVING = "peft.utils.save_and_load"

@@ -1,9 +1,9 @@
 """Put faults into upstream under which the checks of suites/test_eval.py must fail, and mend known defects."""
 
 import pytest
+
 from harness.fixtures.metrics import counts
 from harness.suites import test_eval as evaluation
-
 from tests.faults import assert_seen, each, mutant, nothing, replace, verdict_of
 
 TRAINER = "transformers.trainer:Trainer"

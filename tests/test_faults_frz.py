@@ -1,12 +1,12 @@
 """Put faults into upstream under which the checks of the chapter FRZ must fail."""
 
 import pytest
+
+from harness.mutants.api import always_trainable
 from harness.suites import test_frz as frz
 from harness.suites import test_frz_kinds as kinds
 from harness.suites import test_frz_requires_grad as flags
 from harness.suites import test_frz_targets as targets
-
-from harness.mutants.api import always_trainable
 from tests.faults import assert_seen, each, mutant, nothing, replace
 
 TRAINER = "transformers.trainer:Trainer"

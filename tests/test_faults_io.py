@@ -1,9 +1,9 @@
 """Put faults into upstream under which the checks of suites/test_io.py must fail."""
 
 import pytest
-from harness.suites import test_io as io
 
 from harness.spec import ADD
+from harness.suites import test_io as io
 from tests.faults import assert_seen, each, mutant, replace
 
 WITHOUT_TAGS = replace(

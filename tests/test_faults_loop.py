@@ -6,9 +6,9 @@ from collections import namedtuple
 
 import pytest
 import torch
-from harness.suites import test_loop as loop
 
 from harness.runs.scenarios import PLAIN
+from harness.suites import test_loop as loop
 from tests.faults import assert_fails, assert_seen, each, mutant, proves, replace
 
 TRAINER = "transformers.trainer:Trainer"

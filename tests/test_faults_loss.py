@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from harness.runs.scenarios import STILL, STILL_RAGGED, STILL_SHORT_WINDOW
 from harness.suites import test_acc as acc
 from harness.suites import test_loss as loss
-
-from harness.runs.scenarios import STILL, STILL_RAGGED, STILL_SHORT_WINDOW
 from tests.faults import Fault, assert_fails, assert_seen, each, mutant, nothing, proves, replace
 
 TRAINER = "transformers.trainer:Trainer"

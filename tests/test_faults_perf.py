@@ -5,8 +5,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from harness.suites import test_perf as perf
 
+from harness.suites import test_perf as perf
 from harness.throughput import counters
 from harness.throughput.pairs import Entrant
 from tests.faults import assert_fails, assert_seen, each, mutant, proves, verdict_of

@@ -1,8 +1,8 @@
 """Put faults into upstream under which the checks of suites/test_qlora.py must fail."""
 
 import pytest
-from harness.suites import test_qlora as qlora
 
+from harness.suites import test_qlora as qlora
 from tests.faults import Fault, assert_seen, each, mutant, nothing, replace, verdict_of
 
 pytest.importorskip("bitsandbytes", reason="quantized bases need bitsandbytes")

@@ -7,10 +7,6 @@ import functools
 import os
 
 import pytest
-from harness.suites import test_dist as dist
-from harness.suites import test_ds as ds
-from harness.suites import test_fsdp as fsdp
-from harness.suites import test_loaded as loaded
 from hypothesis import strategies
 
 from harness.laws import several
@@ -20,6 +16,10 @@ from harness.runs.cache import Runs
 from harness.runs.drawn import Draw, laws_of_ranks
 from harness.runs.scenarios import LAUNCHES, continued, spread
 from harness.subjects.hf_trainer import HFTrainer
+from harness.suites import test_dist as dist
+from harness.suites import test_ds as ds
+from harness.suites import test_fsdp as fsdp
+from harness.suites import test_loaded as loaded
 from harness.tolerance import RANKS
 from harness.verdict import Case
 from tests.faults import assert_fails, assert_seen, each, in_this_process, mutant, replace, verdict_of

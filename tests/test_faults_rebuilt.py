@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import torch
+
+from harness.runs.scenarios import PLAIN, SAVING, saving
 from harness.suites import test_acc as acc
 from harness.suites import test_api_layers as layers
 from harness.suites import test_ckpt_content as content
 from harness.suites import test_frz_kinds as kinds
-
-from harness.runs.scenarios import PLAIN, SAVING, saving
 from tests.faults import assert_fails, assert_seen, each, mutant, replace
 
 TRAINER = "transformers.trainer:Trainer"

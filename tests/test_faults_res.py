@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
+from harness.laws.resume import continues
+from harness.mutants.res import without
+from harness.runs.scenarios import continued
 from harness.suites import test_res_equal as equal
 from harness.suites import test_res_errors as errors
 from harness.suites import test_res_reports as reports
 from harness.suites import test_rng as rng
-
-from harness.laws.resume import continues
-from harness.mutants.res import without
-from harness.runs.scenarios import continued
 from tests.faults import Fault, assert_seen, each, mutant, nothing, replace
 
 SHORT = equal.SHORT

@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
+
 from harness.suites import test_ckpt_adapters as adapters
 from harness.suites import test_qlora as qlora
 from harness.suites import test_rng as rng
 from harness.suites import test_tables as tables
-
 from tests.faults import Fault, assert_seen, each, mutant, replace, verdict_of
 
 # ---- faults ----

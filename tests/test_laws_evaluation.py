@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from harness.fixtures.data import rows
 
+from harness.fixtures.data import rows
 from harness.laws import evaluation
 from harness.laws.evaluation import batches, losses
 from harness.processes.imports import import_upstream

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+
 from harness.fixtures import data, models
 from harness.fixtures.plain_loss import every_third_ignored
-
 from harness.laws import loss
 from harness.laws.recompute import BATCHES, GIVEN, Recomputed
 from harness.processes.imports import import_upstream

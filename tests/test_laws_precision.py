@@ -96,7 +96,6 @@ def test_the_dtype_follows_from_the_spec(spec, dtype):
 def autocast():
     """Return a trace whose only step was computed under torch.autocast."""
     from harness.fixtures import models
-
     from harness.subjects.hf_trainer import inject
 
     import_upstream()

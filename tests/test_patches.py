@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import jinja2
 import pytest
-from harness.suites import test_perf as perf
 
 from harness import patches
 from harness.paths import SUITES
 from harness.processes.imports import import_upstream
 from harness.runs.scenarios import PLAIN
+from harness.suites import test_perf as perf
 from harness.throughput import counters
 from harness.throughput.pairs import Entrant, Runner
 from harness.throughput.shapes import SHAPES

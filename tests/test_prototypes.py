@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from harness.fixtures import models
 from harness.fixtures.prototypes import LARGEST, Prototypes
-
 from harness.mutants.patch import replace
 from harness.spec import ModelSpec
 

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from harness.fixtures import smollm2
 
 from harness import compat
+from harness.fixtures import smollm2
 from harness.paths import ROOT
 from harness.real.command import train
 from harness.spec import RunSpec

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness.fixtures import docstrings, smollm2
 
 from harness.errors import UsageError
+from harness.fixtures import docstrings, smollm2
 from harness.paths import ROOT
 from harness.real import inputs, instructions
 from harness.real.command import train

@@ -195,8 +195,9 @@ def test_checkpoint_files_have_the_same_content(runs):
 
 
 def test_peft_loads_the_adapter(runs):
-    from harness.fixtures import models
     from peft import PeftModel
+
+    from harness.fixtures import models
 
     trace = train(runs, LONG)
     checkpoint = trace.checkpoint(20)

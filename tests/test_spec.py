@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from harness.fixtures.models import FAMILIES, family, load_object
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
+from harness.fixtures.models import FAMILIES, family, load_object
 from harness.paths import ROOT
 from harness.runs.scenarios import SCENARIOS
 from harness.spec import ADD, MOVED, ResumeSpec, RunSpec

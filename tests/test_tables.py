@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
+
+from harness.errors import UsageError
 from harness.fixtures import data, models
 from harness.fixtures.methods import METHODS, misfit
 from harness.fixtures.models import FAMILIES
-
-from harness.errors import UsageError
 from harness.laws import frozen, loss, universal
 from harness.laws.recompute import Recomputed, obstacles
 from harness.processes.imports import import_upstream

@@ -6,11 +6,10 @@ import copy
 import functools
 
 import pytest
-from harness.fixtures import models
-from harness.suites.test_acc import RAGGED, SPLIT, large_batch
 from peft.tuners.lora import LoraLayer
 
 from harness import subjects, tolerance
+from harness.fixtures import models
 from harness.gate import numbers
 from harness.laws import accumulation, loss, output, rebuilt, scaler, schedule, several
 from harness.laws.equal import differences, distance, largest_gap
@@ -19,6 +18,7 @@ from harness.mutants.dist import without_average
 from harness.processes.imports import import_upstream
 from harness.runs.cache import Runs
 from harness.runs.scenarios import PLAIN, STILL, STILL_RAGGED, saving
+from harness.suites.test_acc import RAGGED, SPLIT, large_batch
 from harness.tolerance import Tolerance
 from tests.faults import replace
 from tests.test_faults_ranks import BRIEF as UNLIKE

@@ -63,7 +63,13 @@ def test_the_sdist_has_what_tests_and_ci_need(installed):
     (sdist,) = installed.wheel.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"harness/cli/__init__.py", "suites/conftest.py", "fixtures/models.py", "tests/conftest.py", "ci/setup"} <= names
+    assert {
+        "harness/cli/__init__.py",
+        "suites/conftest.py",
+        "fixtures/models.py",
+        "tests/conftest.py",
+        "ci/setup",
+    } <= names
     # The link for editable installs would be packed as a second copy.
     assert not any(name.startswith("ci/editable") for name in names)
 

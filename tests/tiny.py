@@ -4,7 +4,6 @@ import functools
 import json
 
 from harness.fixtures import models
-
 from harness.spec import ModelSpec
 
 TEMPLATE = (
