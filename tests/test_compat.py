@@ -207,8 +207,9 @@ def reads_version(node):
     for part in ast.walk(node):
         if isinstance(part, ast.Attribute) and part.attr == "__version__":
             return True
-        called = isinstance(part, ast.Call) and ast.unparse(part.func).rpartition(".")[2] == "version"
-        if called and part.args and isinstance(part.args[0], ast.Constant) and part.args[0].value in UPSTREAM:
+        if not (isinstance(part, ast.Call) and ast.unparse(part.func).rpartition(".")[2] == "version"):
+            continue
+        if part.args and isinstance(part.args[0], ast.Constant) and part.args[0].value in UPSTREAM:
             return True
     return False
 

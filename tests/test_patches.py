@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import jinja2
 import pytest
@@ -136,7 +137,9 @@ def test_counted_steps_are_unpatched(runs, tmp_path, monkeypatch):
 )
 def test_a_timed_save_calls_upstreams_own_functions(runs, tmp_path, test, compiled):
     """jinja2's own function compiles the model card's template in every save: a cached one would hide that."""
-    calls, own, seen = [], [], []
+    calls: list[int] = []
+    own: list[int] = []
+    seen: list[Any] = []
     with patches.off(frozen=True):
         compile = jinja2.Environment.compile
 
@@ -144,7 +147,7 @@ def test_a_timed_save_calls_upstreams_own_functions(runs, tmp_path, test, compil
         calls.append(1)
         return compile(self, *args, **kwargs)
 
-    def pedantic(function, setup=lambda: None, rounds=1, **_):
+    def pedantic(function, setup=lambda: None, rounds=1, **options):
         seen.append(replaced())
         with pytest.MonkeyPatch.context() as counting:
             counting.setattr(jinja2.Environment, "compile", counted)

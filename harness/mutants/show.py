@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -81,8 +82,13 @@ def comparison(matrix: Matrix) -> Table:
         table.add_column(name, justify="right")
     table.add_row("the clauses", *_row(matrix, lambda outcome: outcome.status == "killed"))
     for name in usual_checks.CHECKS:
-        table.add_row(name, *_row(matrix, lambda outcome, name=name: outcome.usual.get(name, False)))
+        table.add_row(name, *_row(matrix, functools.partial(_caught_by, name)))
     return table
+
+
+def _caught_by(check: str, outcome: Outcome) -> bool:
+    """Return whether a usual check would have caught the mutant."""
+    return outcome.usual.get(check, False)
 
 
 def _row(matrix: Matrix, is_caught: Callable[[Outcome], bool]) -> tuple[str, str]:
