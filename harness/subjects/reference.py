@@ -198,7 +198,7 @@ def train(trainer: ReferenceTrainer, spec: RunSpec, checkpoint: Path | None) -> 
 
 
 def _checkpoint(spec: RunSpec, directory: Path) -> Path | None:
-    """Return the checkpoint that the spec resumes from, None if it starts anew. transformers/trainer.py:train."""
+    """Return the checkpoint that the spec resumes from, None if it starts from step 0. transformers/trainer.py:train."""
     from harness.reference.checkpoint import CheckpointError, find
 
     if spec.resume is None or spec.resume.checkpoint is False:
