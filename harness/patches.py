@@ -138,7 +138,8 @@ PATCHES = (
         "package-look-ups",
         "accelerate.utils.imports:_is_package_available",
         "accelerate looks up on disk whether a package is installed, 24 times in a run of 10 steps and twice of them at each "
-        "step (accelerate/optimizer.py: is_lomo_available). A run takes 112 ms with the answers cached, 117 without.",
+        "step (accelerate/optimizer.py: is_lomo_available). A run takes 112 ms with the answers cached, 117 without; "
+        "a step is 2.6 % slower without.",
         "accelerate.utils.imports",
         _cache_package_lookups,
     ),

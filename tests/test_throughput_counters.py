@@ -184,11 +184,22 @@ def test_the_cpus_kernels_matter_only_for_bfloat16(here, tmp_path):
 def test_of_several_matching_baselines_the_one_with_the_figure_is_taken(here, tmp_path):
     components = {"torch": "2.13.0", "transformers": "5.23.0", "device": "cpu"}
     written(tmp_path, "a.json", components=components | {baselines.BFLOAT16: "amx_bf16"})
-    written(tmp_path, "b.json", components=components | {baselines.BFLOAT16: "avx2"}, ratios={"plain": {"ratio": 1.2}})
+    ratios = {"plain": {"ratio": 1.2}}
+    written(tmp_path, "b.json", components=components | {baselines.BFLOAT16: "avx2"}, ratios=ratios, unpatched=True)
     here[baselines.BFLOAT16] = "avx512_bf16"
     found, _ = baselines.matching("cpu", tmp_path, bf16=False, kind="ratios", name="plain")
     assert found.ratios == {"plain": {"ratio": 1.2}}
     assert baselines.matching("cpu", tmp_path, kind="ratios", name="plain")[0] is None
+
+
+def test_ratios_that_were_timed_with_a_patch_are_not_comparable(here, tmp_path):
+    """A patch made a step of the Trainer 2.6 % shorter. A ratio from that time would fail an equal Trainer."""
+    written(tmp_path, "a.json", ratios={"plain": {"ratio": 1.2}})
+    found, reason = baselines.matching("cpu", tmp_path, kind="ratios", name="plain")
+    assert found is None and "timed with a patch of upstream" in reason
+    assert baselines.matching("cpu", tmp_path)[0].counters == {"plain": 1}
+    written(tmp_path, "b.json", ratios={"plain": {"ratio": 1.23}}, unpatched=True)
+    assert baselines.matching("cpu", tmp_path, kind="ratios", name="plain")[0].ratios == {"plain": {"ratio": 1.23}}
 
 
 def test_a_file_that_cannot_be_read_is_named(here, tmp_path):
@@ -219,4 +230,15 @@ def test_figures_recorded_one_by_one_are_in_one_file(here, tmp_path):
         baselines.record("cpu", "0123", counted, ratios, tmp_path)
     (found,) = baselines.load(tmp_path)
     assert (found.counters, found.ratios) == ({"plain": 3, "nf4": 2}, {"plain": {"ratio": 1.2}})
-    assert found.commit == "0123"
+    assert found.commit == "0123" and found.unpatched
+
+
+def test_a_recorded_ratio_replaces_those_that_were_timed_with_a_patch(here, tmp_path):
+    here |= {**dict.fromkeys(baselines.PACKAGES, "1.0"), "python": "3.12"}
+    written(tmp_path, "1.0_1.0_1.0_1.0_3.12_cpu.json", components=dict(here), ratios={"old": {"ratio": 1.2}})
+    baselines.record("cpu", "0123", {"nf4": 2}, {}, tmp_path)
+    (found,) = baselines.load(tmp_path)
+    assert found.ratios == {"old": {"ratio": 1.2}} and not found.unpatched
+    baselines.record("cpu", "0123", {}, {"plain": {"ratio": 1.23}}, tmp_path)
+    (found,) = baselines.load(tmp_path)
+    assert found.ratios == {"plain": {"ratio": 1.23}} and found.unpatched
