@@ -88,7 +88,7 @@ def test_a_side_that_cannot_be_started_is_a_finding_and_leaves_no_process(tmp_pa
     for side in sides:
         counted(side)
     (found,) = compare.time_steps(*sides, lambda *_: None, unsafe=False)
-    sentence = "a step of tiny cannot be timed: baseline: ended while it was timed (without a word)"
+    sentence = "a step of tiny cannot be timed: baseline: ended while it was timed (no message)"
     assert (found.means, found.sentence) == (LOST, sentence)
     started = [runner.process for side in sides for runner in side.runners["tiny"]]
     for side in sides:
