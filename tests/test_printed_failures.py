@@ -89,3 +89,26 @@ def test_numbers_and_nouns_agree(count, words):
     report.summary(Console(file=stream, width=200), cases, report.Effort(runs=1))
     assert words in stream.getvalue().splitlines()
     assert "1 training run in" in stream.getvalue()
+
+
+PRINTS = """
+import pytest
+from harness.verdict import same
+
+@pytest.mark.clause("XYZ-01")
+def test_one(judge):
+    print("the Trainer's log")
+    judge(same("the number", 2, 1))
+
+@pytest.mark.clause("XYZ-02")
+def test_two():
+    pass
+"""
+
+
+@pytest.mark.parametrize("ending", ["", "    raise RuntimeError('upstream')\n"])
+def test_what_upstream_printed_is_shown_only_if_a_test_crashed(suite, ending):
+    head, tail = PRINTS.split('\n@pytest.mark.clause("XYZ-02")')
+    code, output, _ = suite(f'{head}{ending}\n@pytest.mark.clause("XYZ-02")' + tail)
+    assert code == 1 and "the number: 1" in output
+    assert ("the Trainer's log" in output) == bool(ending)

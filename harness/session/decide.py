@@ -94,5 +94,7 @@ def _fails(
     # The text of a law's verdict is enough. An exception is a fault of the case, which needs the traceback.
     crashed = any(problem.expected == RUNS_TO_ITS_END for problem in problems)
     traceback = [outcome.longreprtext, ""] if crashed else []
+    if not crashed:
+        outcome.sections = []  # what upstream printed while it trained says nothing that the verdict does not
     outcome.outcome = "failed"
     outcome.longrepr = failure.representation(item, f"{case.clause}: {report.headline(case)}", [*traceback, *lines])
