@@ -56,3 +56,19 @@ def test_the_newest_is_the_one_of_the_highest_step(checkpoints):
 def test_unknown_damage_is_refused(checkpoints, wrong):
     with pytest.raises(UsageError, match="unknown damage"):
         damage.apply(wrong, checkpoints)
+
+
+@pytest.mark.parametrize("words", ["delete {}", "truncate {} 0", "newest delete {}"])
+@pytest.mark.parametrize("way", ["absolute", "dots", "link", "linked-directory"])
+def test_nothing_outside_of_the_checkpoint_is_touched(checkpoints, tmp_path_factory, words, way):
+    """A spec that somebody sent may name any path as damage."""
+    outside = tmp_path_factory.mktemp("outside") / "mine.txt"
+    outside.write_text("keep me")
+    for step in (9, 10):
+        (checkpoints / f"checkpoint-{step}" / "link").symlink_to(outside)
+        (checkpoints / f"checkpoint-{step}" / "folder").symlink_to(outside.parent)
+    up = Path(*[".."] * len(checkpoints.parts))
+    name = {"absolute": str(outside), "dots": f"{up}{outside}", "link": "link", "linked-directory": "folder/mine.txt"}
+    with pytest.raises(UsageError, match="leads out of checkpoint-"):
+        damage.apply(words.format(name[way]), checkpoints)
+    assert outside.read_text() == "keep me"

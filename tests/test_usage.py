@@ -161,6 +161,17 @@ def test_spec_files_of_another_release(tmp_path, body, answer):
     assert output.strip().count("\n") == 0
 
 
+@pytest.mark.parametrize("test", ["../../mine/test_x.py", "{}", "../tests/test_spec.py::test_x", "conftest.py"])
+def test_a_case_file_runs_nothing_but_tests_of_the_suites(tmp_path, test):
+    """pytest imports the file that it is given, and a case file may be somebody else's."""
+    (tmp_path / "test_x.py").write_text("raise SystemExit('run')\n")
+    body = {"test": test.format(tmp_path / "test_x.py"), "subject": "hf-trainer", "device": "cpu", "preload": []}
+    (tmp_path / "case.json").write_text(json.dumps(body))
+    code, output = harness("repro", tmp_path / "case.json")
+    assert (code, output.strip().count("\n")) == (2, 0)
+    assert "which this release does not have" in output
+
+
 @pytest.mark.parametrize(
     ("body", "answer"),
     [

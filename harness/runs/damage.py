@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.files import inside
 from harness.subjects.observer import checkpoint_step
 
 #: The files of an adapter checkpoint, in the order in which the Trainer writes them
@@ -35,7 +36,8 @@ def apply(damage: str, directory: Path) -> None:
     - "torn after PATH": as if the process was killed when it had written PATH. Files written later are deleted.
     - "torn in PATH": as if it was killed half way through PATH. Half of PATH is kept, later files are deleted.
 
-    Raises UsageError for anything else, and if there is no file PATH.
+    Raises UsageError for anything else, if there is no file PATH, and if PATH is or leads outside of the checkpoint: the
+    spec may be somebody else's.
     """
     checkpoints = sorted(directory.glob("checkpoint-*"), key=checkpoint_step)
     words = damage.split()
@@ -67,7 +69,7 @@ def _cut(target: Path, size: int) -> None:
 
 
 def _existing(checkpoint: Path, name: str, damage: str) -> Path:
-    target = checkpoint / name
+    target = inside(checkpoint, name, f"damage {damage!r}")
     if not target.is_file():
         raise UsageError(f"damage {damage!r}: {checkpoint.name} has no file {name}")
     return target
