@@ -278,7 +278,9 @@ class RunSpec:
         Raises UsageError for a newer schema, an unknown field or a wrong type.
         """
         if not isinstance(value, Mapping):
-            raise UsageError(f"{where}: a run spec is a JSON object, this is {type(value).__name__}; see README.md")
+            raise UsageError(
+                f"{where}: a run spec is a JSON object, this is {type(value).__name__}; harness/spec.py has its fields"
+            )
         body: dict[str, Any] = _with_new_names(value)
         version = body.pop("schema_version", SCHEMA_VERSION)
         if not isinstance(version, int) or version > SCHEMA_VERSION:

@@ -240,10 +240,9 @@ _NO_FILE = "a checkpoint of shards has no adapter file (FSDP-07)"
 
 def why_not_judged(clause: str, spec: RunSpec) -> str | None:
     """Return why the law of a clause, made for one process, does not apply to a run in several; None if it applies."""
-    strategy = spec.launch.strategy
-    if clause in ("CKPT-07", "CKPT-27") and strategy != "ddp":
+    if clause in ("CKPT-07", "CKPT-27") and spec.launch.strategy != "ddp":
         return _NO_OPTIMIZER if spec.arguments.get("save_only_model") else _FILES
-    if clause in ("FRZ-02", "FRZ-03", "LOSS-01", "LOOP-05") and strategy.startswith("zero"):
+    if clause in ("FRZ-02", "FRZ-03", "LOSS-01", "LOOP-05") and spec.launch.deepspeed:
         return _HIDDEN
     if clause.startswith("CKPT-") and spec.arguments.get("save_strategy") == "no":
         return "nothing is saved"
