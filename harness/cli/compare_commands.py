@@ -1,0 +1,82 @@
+"""Commands that compare stacks: gate, bisect, history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.options import REQUIREMENTS, Clauses, Device, Json, Preload, Subject, Unpatched, clause_ids, scope
+
+
+def gate(
+    baseline: Annotated[str, typer.Option(metavar="REQS", help=f"The stack in use: {REQUIREMENTS}")],
+    candidate: Annotated[str, typer.Option(metavar="REQS", help="The stack to move to, given in the same way.")],
+    subject: Subject = "hf-trainer",
+    device: Device = "cpu",
+    clause: Clauses = None,
+    preload: Preload = None,
+    unpatched: Unpatched = False,
+    candidate_preload: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="Import this module before upstream in the candidate only. Repeatable."),
+    ] = None,
+    json: Json = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a summary for a pull request as Markdown.")
+    ] = None,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Judge all of the baseline again, whatever earlier gates have cached.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Judge on the baseline only the cases that fail on the candidate.")
+    ] = False,
+) -> None:
+    """Compare two stacks: is the upgrade safe?
+
+    Compares clauses, numbers, checkpoints, throughput and memory. Exit codes: 0 safe, 1 unsafe, 2 could not run,
+    3 inconclusive. If a gate was interrupted, the same command continues it.
+    """
+    from harness import contract
+    from harness.gate import command
+
+    contract.select(clause or [])
+    judged = scope(subject, device, clause, preload)
+    raise typer.Exit(
+        command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick)
+    )
+
+
+def bisect(
+    clause: Annotated[str, typer.Option(metavar="ID", help="The clause that broke.", autocompletion=clause_ids)],
+    good: Annotated[str, typer.Option(metavar="REQS", help=f"A stack on which it holds: {REQUIREMENTS}")],
+    bad: Annotated[str, typer.Option(metavar="REQS", help="A stack on which it fails, given in the same way.")],
+    subject: Subject = "hf-trainer",
+    device: Device = "cpu",
+    preload: Preload = None,
+    unpatched: Unpatched = False,
+    json: Json = None,
+) -> None:
+    """Find the release that broke a clause.
+
+    Exit codes: 0 found, 2 could not run, 3 only a range of releases was found.
+    """
+    from harness.gate import command
+
+    raise typer.Exit(command.bisect(clause, good, bad, scope(subject, device, None, preload), json))
+
+
+def history(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID", help="Faults such as H3; all of them if none is given.")
+    ] = None,
+) -> None:
+    """Check that the clauses catch faults of past releases.
+
+    For each fault, its clause must fail on the release that had it and hold on another. Exit codes: 0 all are caught,
+    1 one is not, 2 could not run.
+    """
+    from harness.gate import command
+
+    raise typer.Exit(command.history(ids or [], scope()))

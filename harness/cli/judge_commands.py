@@ -1,0 +1,100 @@
+"""Commands that judge one stack: check, soak, repro."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.options import Clauses, Device, Json, Preload, Subject, Unpatched, devices, scope, subject_names
+from harness.cli.pytest_process import run_pytest
+from harness.errors import UsageError
+
+
+def check(
+    context: typer.Context,
+    subject: Subject = "hf-trainer",
+    device: Device = "cpu",
+    clause: Clauses = None,
+    preload: Preload = None,
+    unpatched: Unpatched = False,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="REQUIREMENT",
+            help="Judge a new environment with this release, such as peft==0.20.0, or with a requirements file. "
+            "Repeatable.",
+        ),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Judge the installed stack, or one --with other releases.
+
+    Runs the tests of suites/. Arguments after -- go to pytest.
+    """
+    from harness.gate import command
+    from harness.paths import SUITES
+
+    judged = scope(subject, device, clause, preload)
+    if with_:
+        raise typer.Exit(command.check(with_, judged, json, context.args))
+    rest = [*command.workers(judged, context.args), *context.args]
+    raise typer.Exit(run_pytest([str(SUITES)], subject, device, clause or [], preload or [], json, rest))
+
+
+def soak(
+    context: typer.Context,
+    times: Annotated[int, typer.Option(metavar="N", help="How many times to run the suites.")] = 20,
+    subject: Subject = "hf-trainer",
+    device: Device = "cpu",
+    clause: Clauses = None,
+    preload: Preload = None,
+    unpatched: Unpatched = False,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write each run's time and differences as JSON.")
+    ] = None,
+) -> None:
+    """Run the suites many times and compare the verdicts.
+
+    Each run has another hash seed and another order of cases. Arguments after -- go to pytest.
+    """
+    from harness.gate.soak import soak
+
+    judged = scope(subject, device, clause, preload)
+    raise typer.Exit(soak(times, judged, context.args, json))
+
+
+def repro(
+    file: Annotated[
+        Path, typer.Argument(metavar="CASE|SPEC", help="The case file that a failure names, or the file of a RunSpec.")
+    ],
+    subject: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Another subject than the case file names.", autocompletion=subject_names),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="cpu|cuda", help="Another device than the file names.", autocompletion=devices),
+    ] = None,
+) -> None:
+    """Repeat one failed case, or train one RunSpec and judge it.
+
+    A RunSpec is judged by every law that applies to any run.
+    """
+    from harness.spec import read_json
+
+    body = read_json(file)
+    if isinstance(body, dict) and "test" in body:
+        from harness.paths import SUITES
+
+        test = SUITES / str(body["test"])
+        # The case file may be somebody else's, and pytest runs any file: only those of the suites are taken.
+        if str(body["test"]).partition("::")[0] not in {path.name for path in SUITES.glob("test_*.py")}:
+            raise UsageError(f"{file}: names the test {body['test']!r}, which this release does not have")
+        chosen = (subject or body["subject"], device or body["device"])
+        raise typer.Exit(run_pytest([str(test)], *chosen, [], body["preload"], None, []))
+    from harness.session.repro import judge_spec
+
+    raise typer.Exit(judge_spec(file, subject or "hf-trainer", device))

@@ -1,0 +1,89 @@
+"""Commands to look around: clauses, train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.options import Device, clause_ids, subject_names
+
+
+def clauses(
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ID", help="Clause ids or globs, such as 'RES-*'.", autocompletion=clause_ids),
+    ] = None,
+    write: Annotated[
+        bool,
+        typer.Option(
+            "--write", help="Write suites/CONTRACT.md and harness/contract/proofs.json again (checkout only)."
+        ),
+    ] = False,
+) -> None:
+    """List the clauses of the contract, or explain some.
+
+    Explains a clause by its source, its tests, its known defects, the releases that broke it, and the faults that make
+    it fail.
+    """
+    if write:
+        from harness.register.write import write as write_register
+
+        for path in write_register():
+            print(f"wrote {path}")
+        return
+    from harness.register.explain import explain
+
+    explain(ids or [])
+
+
+def train(
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A model saved by save_pretrained, with its tokenizer.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSONL with question/answer, prompt/completion, messages or text."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new directory for checkpoints, adapters and logs.")
+    ] = None,
+    steps: Annotated[int, typer.Option(metavar="N", min=2, help="Optimizer steps.")] = 16,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Rows in each step.")] = 4,
+    length: Annotated[int, typer.Option(metavar="N", min=8, help="Tokens in each row; longer rows are cut.")] = 80,
+    subject: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Who trains, once or twice; hf-trainer and reference by default.",
+            autocompletion=subject_names,
+        ),
+    ] = None,
+    device: Device = "cpu",
+    threads: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Threads of torch within one operation; 0 means one for each core.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Random seed of the run.")] = 42,
+    qlora: Annotated[bool, typer.Option("--qlora", help="Train rank 64 on a base in NF4 (bitsandbytes).")] = False,
+) -> None:
+    """Train LoRA on a real model and real text, side by side.
+
+    The Trainer and the reference train the same rows, and the results are compared.
+    """
+    from harness.real import command
+
+    code = command.train(
+        model=model,
+        data=data,
+        output=output,
+        steps=steps,
+        batch_size=batch_size,
+        length=length,
+        subject=subject or (),
+        device=device,
+        threads=threads,
+        seed=seed,
+        qlora=qlora,
+    )
+    raise typer.Exit(code)

@@ -1,0 +1,93 @@
+"""Commands that measure: speed, coverage, mutants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.options import Clauses, Device, Plot, Subject
+from harness.cli.pytest_process import run_pytest
+from harness.errors import UsageError
+
+
+def speed(
+    subject: Subject = "hf-trainer",
+    device: Device = "cpu",
+    shape: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Measure this shape of model and batch. Repeatable.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(metavar="S", min=1, help="Time each pair for this many seconds.")
+    ] = None,
+    rates: Annotated[
+        bool, typer.Option("--rates", help="Measure the detection rate and the false-alarm rate of the timing instead.")
+    ] = False,
+    ranks: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Compare N processes with one: speed, memory and bytes that they exchange."),
+    ] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="How --ranks spreads a run; ddp and fsdp2 by default.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
+    plot: Plot = None,
+) -> None:
+    """Measure the Trainer's speed beside the reference's.
+
+    Also measures the reference compiled, and the device's own limit.
+    """
+    from harness.throughput import command
+
+    if ranks is not None:
+        raise typer.Exit(command.scaling(subject, device, shape or [], ranks, tuple(strategy or ()), json, plot))
+
+    if rates:
+        raise typer.Exit(command.rates(device, shape or ["tiny"], seconds, json, plot))
+    raise typer.Exit(command.speed(subject, device, shape or [], seconds, json, plot))
+
+
+def coverage(
+    context: typer.Context,
+    clause: Clauses = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the branches as JSON.")] = None,
+    plot: Plot = None,
+) -> None:
+    """Measure which branches of upstream's adapter code run.
+
+    Lists the branches that the suites do not reach, with the reason. Arguments after -- go to pytest.
+    """
+    try:
+        from harness.coverage import command
+    except ImportError:
+        raise UsageError("coverage: the package coverage is not installed; pip install coverage") from None
+    from harness import contract
+    from harness.paths import SUITES
+
+    contract.select(clause or [])
+
+    def run(arguments: list[str]) -> int:
+        rest = ["-n", "auto", "--maxprocesses", "4", *arguments, *context.args]
+        return run_pytest([str(SUITES)], "hf-trainer", "cpu", clause or [], [], None, rest)
+
+    raise typer.Exit(command.coverage(run, not clause and not context.args, json, plot))
+
+
+def mutants(
+    mutant: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Try these mutants only. Repeatable.")
+    ] = None,
+    module: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Try the mutants of this Python file instead.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the kill matrix as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the kill matrix as a page.")] = None,
+) -> None:
+    """Put faults into upstream: do the suites catch them?
+
+    Exit codes: 0 every mutant is caught, 1 one is not, 2 could not run.
+    """
+    from harness.mutants import command
+
+    raise typer.Exit(command.mutants(mutant or [], module, json, html))

@@ -1,0 +1,41 @@
+"""Starting pytest for a command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run_pytest(
+    tests: list[str],
+    subject: str,
+    device: str,
+    clauses: list[str],
+    preloads: list[str],
+    json: Path | None,
+    rest: list[str],
+) -> int:
+    """Run pytest in a process, with the options of the suites. Return the exit code of the command."""
+    from harness.gate.scope import Scope
+    from harness.paths import OUR_SETTINGS, SAFE_PATH
+
+    arguments = Scope(subject, device, tuple(clauses), tuple(preloads)).options()
+    if json is not None:
+        arguments += ["--json", str(json)]
+    cache = Path.cwd() / ".pytest_cache"
+    command = [
+        sys.executable,
+        *SAFE_PATH,
+        "-m",
+        "pytest",
+        *OUR_SETTINGS,
+        *tests,
+        *arguments,
+        "-o",
+        f"cache_dir={cache}",
+        *rest,
+    ]
+    code = subprocess.run(command, check=False).returncode
+    # pytest returns 4 for wrong usage and 5 for no tests.
+    return 2 if code in (4, 5) else code
