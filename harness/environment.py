@@ -12,7 +12,10 @@ from typing import Any
 
 from harness.errors import UsageError
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "numpy")
+#: The packages whose releases are judged, in the order of the tables.
+STACK = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
+
+PACKAGES = (*STACK, "safetensors", "numpy")
 
 
 @functools.cache

@@ -234,7 +234,7 @@ def test_the_summary_is_markdown_with_what_broke_first(sides, outcome):
         "| candidate | 2 | - | 1 | - | - |",
     ]
     at = lines.index("### Broken by the upgrade (3)")
-    assert lines[at - 1 : at + 3] == ["", lines[at], "", "- **ACC-01** (clause): half | the gradient"]
+    assert lines[at - 1 : at + 3] == ["", lines[at], "", "- `ACC-01` (clause): `half | the gradient`"]
     assert "Nothing that held on the baseline is broken" not in text
 
 

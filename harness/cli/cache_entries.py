@@ -170,7 +170,7 @@ def _clause(verdicts: Path) -> str:
 
 def _stack(environment: Path) -> str:
     """Return the releases that an environment holds of the packages that a verdict is about."""
-    from harness.gate.environments import STACK
+    from harness.environment import STACK
 
     found = {}
     for info in environment.glob("lib/python*/site-packages/*.dist-info"):

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.environment import STACK
 from harness.errors import UsageError
 from harness.files import write_whole
-from harness.gate.environments import STACK, Environment
+from harness.gate.environments import Environment
 from harness.gate.index import between
 from harness.gate.probe import BREAKS, HOLDS, PARALLEL, Prober, StackResult, targets
 from harness.gate.requirements import CURRENT, names

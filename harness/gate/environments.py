@@ -33,6 +33,7 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
+from harness.environment import STACK
 from harness.errors import UsageError
 from harness.gate import requirements, uv
 from harness.gate.requirements import CURRENT, LEFT_OUT, name_of
@@ -60,9 +61,6 @@ _NEEDED = (
     "tensorboard",
     "tomli; python_version < '3.11'",
 )
-
-#: The packages whose releases are judged, in the order of the tables.
-STACK = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
 
 @dataclass(frozen=True)

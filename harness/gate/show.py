@@ -11,22 +11,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.environment import STACK
 from harness.files import write_whole
 from harness.gate.compare import Outcome
-from harness.gate.environments import STACK
 from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, SAFE, Finding
 from harness.gate.side import Side
+from harness.gate.summary import TITLES
+from harness.gate.summary import markdown as summary
 from harness.session.report import to_json
 from harness.words import counted
 
 SCHEMA_VERSION = 1
 
-_TITLES = {
-    BROKEN: "Broken by the upgrade",
-    LOST: "Cannot be judged any more",
-    FIXED: "Fixed by the upgrade",
-    NOTE: "Worth knowing",
-}
 _STYLES = {BROKEN: "bold red", LOST: "yellow", FIXED: "green", NOTE: "dim"}
 #: Lines of each kind on the screen, so that everything fits one screen.
 _LINES = {BROKEN: 9, LOST: 4, FIXED: 4, NOTE: 4}
@@ -41,7 +37,7 @@ def screen(console: Console, sides: list[Side], outcome: Outcome) -> None:
     for side in sides:
         table.add_row(side.name, *[side.environment.stack.get(package, "-") for package in STACK])
     console.print(table)
-    for means, title in _TITLES.items():
+    for means, title in TITLES.items():
         found = [finding for finding in outcome.findings if finding.means == means]
         if not found:
             continue
@@ -110,6 +106,7 @@ def to_report(sides: list[Side], outcome: Outcome, locks: dict[str, str]) -> dic
             }
             for side in sides
         },
+        "compared": judged(sides, outcome),
         "findings": [finding.to_json() for finding in outcome.findings],
         "numbers": {name: part.to_json() for name, part in outcome.numbers.items()},
         "seconds": outcome.seconds,
@@ -124,27 +121,7 @@ def _environment(side: Side) -> dict[str, Any]:
 
 def markdown(sides: list[Side], outcome: Outcome) -> str:
     """Return a summary for a pull request."""
-    from jinja2 import Environment
-
-    text = Path(__file__).with_name("summary.md.j2").read_text(encoding="utf-8")
-    sections = [
-        (title, [finding for finding in outcome.findings if finding.means == means]) for means, title in _TITLES.items()
-    ]
-    return (
-        Environment(trim_blocks=True)
-        .from_string(text)
-        .render(
-            verdict=outcome.verdict,
-            packages=STACK,
-            sides={side.name: side.environment.stack for side in sides},
-            sections=sections,
-            broken=[finding for finding in outcome.findings if finding.means == BROKEN],
-            judged=judged(sides, outcome),
-            limit=20,
-        )
-        .strip()
-        + "\n"
-    )
+    return summary(to_report(sides, outcome, {}))
 
 
 def write_report(path: Path, sides: list[Side], outcome: Outcome) -> None:
