@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,10 +39,35 @@ class Verdict:
         return self.outcome == PASS
 
 
+class Unjudged(str):
+    """A finding that is no evidence: it says why something could not be compared, such as numbers that are all NaN."""
+
+
 def verdict(expected: str, findings: Iterable[str], **measured: Any) -> Verdict:
-    """Return PASS if there are no findings against `expected`, otherwise FAIL with the findings."""
+    """Return PASS if there are no findings, otherwise FAIL with the findings. `Unjudged` alone makes it NOT_COMPARABLE."""
     seen = tuple(findings)
-    return Verdict(FAIL if seen else PASS, expected, seen, measured)
+    evidence = any(not isinstance(sentence, Unjudged) for sentence in seen)
+    return Verdict(FAIL if evidence else NOT_COMPARABLE if seen else PASS, expected, seen, measured)
+
+
+def not_finite(what: str, *values: float | None) -> list[str]:
+    """Return an `Unjudged` finding if no value is a finite number, so that a comparison of them would show nothing.
+
+    - what: what the values are, such as "step 3: the logged loss".
+    - values: those of each side. None is a value that is missing, which is not the same as one that is not finite.
+    """
+    if not values or any(value is None or math.isfinite(value) for value in values):
+        return []
+    return [Unjudged(f"{what} is {values[0]}, so there was nothing finite to compare")]
+
+
+def spelled(value: Any) -> Any:
+    """Return a value of lists and dicts with NaN and infinity as text, so that equal ones are equal, and JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(key): spelled(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [spelled(item) for item in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def same(what: str, seen: Any, expected: Any, **measured: Any) -> Verdict:

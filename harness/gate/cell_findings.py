@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from harness.gate import checkpoints, interface, numbers
 from harness.gate.cells import resumed_step
 from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, Finding
-from harness.gate.numbers import CHANGED, EQUAL, Parting
+from harness.gate.numbers import CHANGED, EQUAL, UNJUDGED, Parting
 from harness.gate.side import Side
 from harness.laws.equal import equal_runs
 from harness.spec import RunSpec
 from harness.tolerance import STACKS
 from harness.trace import Trace
+from harness.verdict import NOT_COMPARABLE, Verdict
 
 #: Name of a cell -> its spec.
 Specs = dict[str, RunSpec]
@@ -64,7 +65,9 @@ def changed(baseline: Side, candidate: Side, partings: dict[str, Parting]) -> It
     for name, part in partings.items():
         if part.kind == EQUAL:
             continue
-        if part.kind != CHANGED:
+        if part.kind == UNJUDGED:
+            yield Finding("numbers", name, LOST, str(part), part.to_json())
+        elif part.kind != CHANGED:
             yield Finding("numbers", name, NOTE, f"{part}; within the tolerance of {STACKS.name}", part.to_json())
         elif _equals_reference(candidate, name):
             yield Finding("numbers", name, FIXED, f"{part}; now as the reference computes it", part.to_json())
@@ -87,13 +90,15 @@ def resumed(baseline: Side, candidate: Side, specs: Specs, partings: dict[str, P
                 continue
             kind = partings[name].kind if name in partings else CHANGED
             across = reader.trace(f"across/{name}")
+            means = BROKEN
             if across is None:
                 seen: tuple[str, ...] = (_failure(reader, f"across/{name}"),)
             else:
-                seen = checkpoints.goes_on(across, whole, step, kind).seen
+                judged = checkpoints.goes_on(across, whole, step, kind)
+                seen, means = judged.seen, _meaning(judged)
             if seen:
                 says = f"checkpoint-{step} of the {writer.name}, resumed by the {reader.name} ({way}): {seen[0]}"
-                yield Finding("resume", name, BROKEN, says, {"way": way, "step": step, "seen": list(seen)})
+                yield Finding("resume", name, means, says, {"way": way, "step": step, "seen": list(seen)})
 
 
 def inferred(baseline: Side, candidate: Side, specs: Specs) -> Iterator[Finding]:
@@ -105,13 +110,15 @@ def inferred(baseline: Side, candidate: Side, specs: Specs) -> Iterator[Finding]
                 continue
             if own["error"] or (own["data"] or {}).get("unsupported"):
                 continue
+            means = BROKEN
             if loaded["error"]:
                 seen: tuple[str, ...] = (loaded["error"],)
             else:
-                seen = checkpoints.computes(reader.directory / "loaded" / name, writer.directory / "own" / name).seen
+                judged = checkpoints.computes(reader.directory / "loaded" / name, writer.directory / "own" / name)
+                seen, means = judged.seen, _meaning(judged)
             if seen:
                 says = f"the {writer.name}'s adapter, loaded by the {reader.name} ({way}): {seen[0]}"
-                yield Finding("inference", name, BROKEN, says, {"way": way, "seen": list(seen)})
+                yield Finding("inference", name, means, says, {"way": way, "seen": list(seen)})
 
 
 def interfaces(baseline: Side, candidate: Side) -> Iterator[Finding]:
@@ -120,6 +127,11 @@ def interfaces(baseline: Side, candidate: Side) -> Iterator[Finding]:
     if before and after:
         for change in interface.changes(before["interface"], after["interface"]):
             yield Finding("interface", change.where, NOTE, str(change), dataclasses.asdict(change))
+
+
+def _meaning(judged: Verdict) -> str:
+    """Return what findings of a comparison mean: LOST if there was nothing to compare, which is no change for the worse."""
+    return LOST if judged.outcome == NOT_COMPARABLE else BROKEN
 
 
 def _ways(baseline: Side, candidate: Side) -> tuple[tuple[Side, Side, str], ...]:

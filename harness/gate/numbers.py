@@ -11,17 +11,18 @@ import torch
 from harness.laws.equal import distance, equal_runs, largest_gap
 from harness.tolerance import STACKS
 from harness.trace import Tensors, Trace
+from harness.verdict import NOT_COMPARABLE, spelled
 
-EQUAL, WITHIN, CHANGED = "bit-equal", "within", "changed"
+EQUAL, WITHIN, CHANGED, UNJUDGED = "bit-equal", "within", "changed", "not comparable"
 
 
 @dataclass(frozen=True)
 class Parting:
     """How far two runs of a spec differ.
 
-    - kind: EQUAL, WITHIN (the tolerance STACKS) or CHANGED.
+    - kind: EQUAL, WITHIN (the tolerance STACKS) or CHANGED; UNJUDGED if there was nothing finite to compare.
     - step: the first optimizer step that differs; None if it is the adapter before or after training.
-    - what: what differs there, for example "gradient of model.layers.0...".
+    - what: what differs there, for example "gradient of model.layers.0..."; if UNJUDGED, why nothing was compared.
     - loss, gradient, adapter: the largest difference, divided by the largest value.
     - ratio: the gradient's norm at the first step, after divided by before.
     """
@@ -37,6 +38,8 @@ class Parting:
     def __str__(self) -> str:
         if self.kind == EQUAL:
             return "bit-equal"
+        if self.kind == UNJUDGED:
+            return f"not comparable: {self.what}"
         words = []
         if self.ratio is not None and abs(self.ratio - 1) > 1e-3:
             words.append(f"the gradient is {self.ratio:.4g} times what it was")
@@ -52,10 +55,13 @@ class Parting:
 def parting(before: Trace, after: Trace) -> Parting:
     """Return how the run `after` differs from the run `before`. Both trained the same spec."""
     step, what = next(_differences(before, after), (None, ""))
+    judged = equal_runs(after, before, STACKS)
+    if judged.outcome == NOT_COMPARABLE:
+        return Parting(UNJUDGED, None, judged.seen[0])
     if not what:
         return Parting(EQUAL)
     gaps = distance(after, before)
-    within = equal_runs(after, before, STACKS).holds and _rows(before) == _rows(after)
+    within = judged.holds and _rows(before) == _rows(after)
     return Parting(
         WITHIN if within else CHANGED,
         step,
@@ -83,7 +89,7 @@ def _differences(before: Trace, after: Trace) -> Iterator[tuple[int | None, str]
             ("logged loss", before.losses, after.losses),
             ("logged grad_norm", before.grad_norms, after.grad_norms),
         ):
-            if was.get(old.number) != now.get(old.number):
+            if spelled(was.get(old.number)) != spelled(now.get(old.number)):
                 yield old.number, what
     if len(before.steps) != len(after.steps):
         yield min(len(before.steps), len(after.steps)) + 1, "the number of steps"

@@ -7,13 +7,13 @@ import math
 
 from harness.laws.completion import incomplete
 from harness.laws.data_order import epoch_order
-from harness.laws.equal import differences, equal_runs
+from harness.laws.equal import differences, equal_runs, is_finite
 from harness.laws.loss import logged_rounding, scale
 from harness.laws.schedule import plan
 from harness.spec import RunSpec
 from harness.tolerance import ACCUMULATION, ACCUMULATION_ADAPTIVE, Tolerance
 from harness.trace import Trace
-from harness.verdict import Verdict, both, verdict
+from harness.verdict import Unjudged, Verdict, both, verdict
 
 
 def noise(spec: RunSpec) -> Tolerance:
@@ -37,7 +37,7 @@ def same_split(small: Trace, large: Trace) -> Verdict:
             findings.append(f"step {ours.number}: trained rows {rows}, expected {expected}")
         if differences(ours.gradients, theirs.gradients, within.gradient, ""):
             factor = scale(ours.gradients, theirs.gradients)
-            if factor is not None and not math.isclose(factor, 1, rel_tol=1e-3):
+            if factor is not None and math.isfinite(factor) and not math.isclose(factor, 1, rel_tol=1e-3):
                 findings.append(f"step {ours.number}: the gradient is {factor:.4g} times that of the large batch")
     # If two nearly equal losses are rounded, they may differ by one unit of the last digit.
     within = dataclasses.replace(within, loss=within.loss + 2 * min(logged_rounding(small), logged_rounding(large)))
@@ -94,7 +94,9 @@ def draws_differ(small: Trace, large: Trace) -> Verdict:
     findings = incomplete(small) + [f"(large batches) {one}" for one in incomplete(large)]
     if not findings:
         ours, theirs = small.steps[0].gradients, large.steps[0].gradients
-        if not differences(ours, theirs, 10 * ACCUMULATION.gradient, ""):
+        if not all(map(is_finite, (*ours.values(), *theirs.values()))):
+            findings.append(Unjudged("step 1: a gradient is NaN or infinite, so the draws cannot be told apart"))
+        elif not differences(ours, theirs, 10 * ACCUMULATION.gradient, ""):
             findings.append("step 1: the gradients are equal, so both splits drew the same dropout masks, or none")
     return verdict("each micro-batch draws dropout masks of its own", findings)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from harness.laws.completion import incomplete
 from harness.laws.equal import differences
 from harness.spec import RunSpec
 from harness.trace import Trace
-from harness.verdict import NOT_COMPARABLE, Verdict, verdict
+from harness.verdict import NOT_COMPARABLE, Unjudged, Verdict, not_finite, verdict
 
 
 def metric_name(spec: RunSpec) -> str:
@@ -43,6 +44,8 @@ def best_loaded(trace: Trace) -> Verdict:
     if findings or best is None:
         return verdict(expected, findings or [f"no checkpoint was evaluated by {metric_name(trace.spec)}"])
     step, metric = best
+    if unjudged := not_finite(f"{metric_name(trace.spec)} of the best checkpoint", metric):
+        return verdict(expected, unjudged)
     last = trace.steps[-1].number if trace.steps else 0
     measured = {"best_step": step, "last_step": last, "best_metric": metric}
     if step == last:
@@ -52,7 +55,10 @@ def best_loaded(trace: Trace) -> Verdict:
         findings.append(f"best_metric is {trace.best['metric']!r}, expected {metric!r}, that of checkpoint-{step}")
     if Path(trace.best["checkpoint"] or "none").name != f"checkpoint-{step}":
         findings.append(f"best_model_checkpoint is {trace.best['checkpoint']}, expected checkpoint-{step}")
-    if wrong := differences(trace.adapter, trace.checkpoint(step).adapter, 0.0, ""):
+    wrong = differences(trace.adapter, trace.checkpoint(step).adapter, 0.0, "")
+    if wrong and all(isinstance(sentence, Unjudged) for sentence in wrong):
+        findings += wrong
+    elif wrong:
         instead = [c.step for c in trace.checkpoints if not differences(trace.adapter, c.adapter, 0.0, "")]
         whose = f"but that of checkpoint-{instead[0]}" if instead else f"nor that of any other:{wrong[0]}"
         findings.append(f"the adapter at the end is not that of checkpoint-{step}, {whose}")
@@ -67,7 +73,8 @@ def evaluates_to_best(again: float | None, best_metric: float | None, evaluation
     - evaluations: step -> the metric that was logged there.
     """
     expected = "an evaluation after training returns best_metric"
-    if best_metric is None or len(set(evaluations.values())) < 2:
+    finite = [value for value in evaluations.values() if math.isfinite(value)]
+    if best_metric is None or not math.isfinite(best_metric) or len(set(finite)) < 2:
         return Verdict(NOT_COMPARABLE, expected, (f"best_metric is {best_metric!r}, evaluations were {evaluations}",))
     where = [step for step, value in evaluations.items() if value == best_metric]
     findings = (

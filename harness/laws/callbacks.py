@@ -12,7 +12,7 @@ from harness.laws.evaluation import batches
 from harness.laws.schedule import plan
 from harness.spec import RunSpec
 from harness.trace import Checkpoint, Trace
-from harness.verdict import Verdict, verdict
+from harness.verdict import Verdict, not_finite, verdict
 
 #: Defaults of TrainingArguments: (strategy, steps).
 _DEFAULTS = {"logging": ("steps", 500), "eval": ("no", 500), "save": ("steps", 500)}
@@ -126,6 +126,7 @@ def stops_early(
     findings = incomplete(trace)
     if not findings and not trace.evaluations:
         findings.append("nothing was evaluated")
+    findings += not_finite(f"each {name}", *(evaluation.metrics[name] for evaluation in trace.evaluations))
     made = trace.steps[-1].number if trace.steps else first
     if not findings and made != expected:
         counts = ", ".join(f"{count} at step {step}" for step, count in counters.items())

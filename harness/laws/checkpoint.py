@@ -10,12 +10,12 @@ from typing import Any
 
 from harness.fixtures.methods import METHODS
 from harness.laws.completion import incomplete
-from harness.laws.equal import differences
+from harness.laws.equal import differences, is_finite
 from harness.spec import GET, AdapterSpec
 from harness.subjects.observer import digest
 from harness.tensors import names
 from harness.trace import Checkpoint, Tensors, Trace
-from harness.verdict import Verdict, verdict
+from harness.verdict import Unjudged, Verdict, verdict
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -78,10 +78,13 @@ def trained_values_saved(trace: Trace) -> Verdict:
             for step in trace.steps
             if step.number <= checkpoint.step
             for name, gradient in step.clipped.items()
+            if is_finite(gradient)
         )
         saved = [tensor for name, tensor in checkpoint.adapter.items() if _is_lora_b(name)]
         if moved and not any(bool(tensor.any()) for tensor in saved):
             findings.append(f"checkpoint-{checkpoint.step}: all {len(saved)} lora_B tensors are zero, as if untrained")
+        elif saved and not any(map(is_finite, saved)):
+            findings.append(Unjudged(f"checkpoint-{checkpoint.step}: each lora_B is NaN or infinite"))
     return verdict("a lora_B that was trained is saved trained", findings, checkpoints=len(trace.checkpoints))
 
 
@@ -129,6 +132,8 @@ def every_adapter_saved(trace: Trace) -> Verdict:
     adapter = trace.spec.adapter
     if not trace.checkpoints:
         findings.append("no checkpoint was written")
+    if trace.adapter and not any(map(is_finite, trace.adapter.values())):
+        findings.append(Unjudged("each tensor of the trained adapter is NaN or infinite, so no values were compared"))
     for checkpoint in trace.checkpoints:
         last = checkpoint.step == trace.output.get("global_step")
         files = {file: load_adapter_file(Path(checkpoint.path) / file) for file in adapter_files(checkpoint)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from harness.laws.completion import incomplete
 from harness.spec import RunSpec
 from harness.trace import Tensors, Trace
-from harness.verdict import NOT_COMPARABLE, Verdict, verdict
+from harness.verdict import NOT_COMPARABLE, Unjudged, Verdict, verdict
 
 if TYPE_CHECKING:
     import torch
@@ -40,9 +40,13 @@ def follows_seed(trace: Trace, shift: int = 0) -> Verdict:
 
 def other_draws(one: Trace, other: Trace) -> Verdict:
     """Check that two runs train the same rows, but draw different dropout masks in the first step."""
+    from harness.laws.equal import is_finite
+
     findings = incomplete(one) + incomplete(other)
     if one.rows != other.rows:
         findings.append(f"rows of step 1: {one.rows[:1]}, expected {other.rows[:1]}")
+    elif not findings and not all(map(is_finite, one.steps[0].gradients.values())):
+        findings.append(Unjudged("step 1: a gradient is NaN or infinite, so the draws cannot be told apart"))
     elif not findings and not _differ(one.steps[0].gradients, other.steps[0].gradients):
         findings.append("step 1 has the same gradients, hence the same dropout")
     return verdict("the same rows with other dropout", findings)

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from harness.laws.checkpoint import adapter_files
 from harness.laws.completion import incomplete
+from harness.laws.equal import is_finite
 from harness.subjects.observer import digest
 from harness.tensors import names
 from harness.trace import Tensors, Trace
-from harness.verdict import Verdict, verdict
+from harness.verdict import Unjudged, Verdict, verdict
 
 #: Canonical tensor name -> shape.
 Shapes = Mapping[str, Sequence[int]]
@@ -95,6 +96,11 @@ def moved(trace: Trace, trained: Iterable[str] = (), frozen: Iterable[str] = ())
         f"{name} is not in the model" for name in (*trained, *frozen) if name not in before or name not in after
     ]
     findings += [f"{name} is what it was before training" for name in trained if _same(name, before, after)]
+    findings += [
+        Unjudged(f"{name} is NaN or infinite after training, so no movement was seen")
+        for name in trained
+        if name in trace.adapter and not is_finite(trace.adapter[name])
+    ]
     findings += [
         f"{name} is not what it was before training"
         for name in frozen

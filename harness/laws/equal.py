@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from harness.laws.completion import incomplete
 from harness.tolerance import ELEMENTS, EXACT, LOSSES, Tolerance, scaled
 from harness.trace import Step, Tensors, Trace
-from harness.verdict import Verdict, verdict
+from harness.verdict import Unjudged, Verdict, not_finite, verdict
 
 
 def equal_runs(seen: Trace, expected: Trace, within: Tolerance = EXACT, after: int = 0) -> Verdict:
@@ -21,6 +22,9 @@ def equal_runs(seen: Trace, expected: Trace, within: Tolerance = EXACT, after: i
     - after: only optimizer steps after this one are compared. A resumed run has no others.
 
     The largest differences of loss, gradient and adapter are measured in any case (`distance`).
+
+    If no step, no tensor, or no finite number was there to compare, the verdict is NOT_COMPARABLE. Some steps may be without
+    a finite gradient, since a gradient scaler skips those that overflow.
     """
     findings = incomplete(seen) + [f"(the run it is compared with) {reason}" for reason in incomplete(expected)]
     if not findings:
@@ -44,7 +48,7 @@ def _all_differences(seen: Trace, expected: Trace, within: Tolerance, after: int
             for n in ours
             if n in theirs
             for sentence in differences(
-                getattr(ours[n], what), getattr(theirs[n], what), within.gradient, f"step {n}: {what} of"
+                getattr(ours[n], what), getattr(theirs[n], what), within.gradient, f"step {n}: {what} of", finite=False
             )
         )
     findings += _first(
@@ -63,6 +67,23 @@ def _all_differences(seen: Trace, expected: Trace, within: Tolerance, after: int
                 seen.optimizer_state.get(name, {}), expected.optimizer_state[name], 0.0, f"optimizer state of {name}:"
             )
         )
+    return findings + _uncompared(seen, expected, after)
+
+
+def _uncompared(seen: Trace, expected: Trace, after: int) -> list[str]:
+    """Return why there was nothing to compare: no step, no adapter, no finite gradient, loss or norm."""
+    ours, theirs = _steps(seen, after), _steps(expected, after)
+    findings = [] if ours.keys() & theirs.keys() else [Unjudged(f"no run made a step after step {after} to compare")]
+    if not (seen.adapter or expected.adapter):
+        findings.append(Unjudged("no run has an adapter tensor to compare"))
+    with_gradients = [step.gradients for step in (*ours.values(), *theirs.values()) if step.gradients]
+    if with_gradients and not any(all(map(is_finite, tensors.values())) for tensors in with_gradients):
+        findings.append(Unjudged("the gradients of each step are NaN or infinite, so none was compared"))
+    for what, logged in (
+        ("logged loss", [seen.losses, expected.losses]),
+        ("logged grad_norm", [seen.grad_norms, expected.grad_norms]),
+    ):
+        findings += not_finite(f"each {what}", *(value for one in logged for n, value in one.items() if n > after))
     return findings
 
 
@@ -72,33 +93,57 @@ def same_adapter(seen: Tensors, expected: Tensors, within: Tolerance = EXACT) ->
 
 
 def differences(
-    seen: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], bound: float, where: str, share: float = 0.0
+    seen: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    bound: float,
+    where: str,
+    share: float = 0.0,
+    finite: bool = True,
 ) -> list[str]:
     """Return a sentence for each tensor that differs by more than a bound, the largest difference first.
 
-    A name, dtype or shape that differs is always a difference.
+    A name, dtype or shape that differs is always a difference. So is a number that is NaN or infinite on one side only.
 
     - bound: the largest difference allowed between two elements; 0 for none. It holds for tensors whose elements are of
       the usual size, and grows in proportion for larger ones (`harness.tolerance.scaled`).
     - where: words that each sentence begins with, such as "step 3: gradient of".
     - share: if not 0, the difference allowed as a share of each tensor's largest element, and `bound` is ignored.
+    - finite: whether a tensor with numbers that are NaN or infinite on both sides is an `Unjudged` finding.
     """
     found: list[tuple[float, str]] = []
     for name in sorted(set(seen) | set(expected)):
         if name not in seen or name not in expected:
-            found.append((float("inf"), f"{where} {name} is {'missing' if name not in seen else 'there, unexpected'}"))
+            state = "missing" if name not in seen else "there, unexpected"
+            found.append((math.inf, f"{where} {name} is {state}".strip()))
             continue
         a, b = seen[name], expected[name]
         if a.dtype != b.dtype or a.shape != b.shape:
-            found.append((float("inf"), f"{where} {name} is {_kind(a)}, expected {_kind(b)}"))
-        elif not _same_bits(a, b):
-            gap = largest_gap(a, b)
+            found.append((math.inf, f"{where} {name} is {_kind(a)}, expected {_kind(b)}".strip()))
+            continue
+        if not _same_bits(a, b):
+            gaps = _gaps(a, b)
+            gap = float(gaps.max())
             allowed = share * _largest(b) if share else scaled(bound, _largest(b))
-            if allowed == 0.0 or not gap <= allowed:
-                at = int((a.double() - b.double()).abs().nan_to_num(nan=float("inf")).argmax()) if a.numel() else 0
+            if gap > 0 and (allowed == 0.0 or not gap <= allowed or math.isinf(gap)):
+                at = int(gaps.argmax())
                 x, y = float(a.reshape(-1)[at]), float(b.reshape(-1)[at])
                 found.append((gap, f"{where} {name} differs by {gap:.3g} at most ({x:.9g}, expected {y:.9g})".strip()))
+                continue
+        if finite and not is_finite(b):
+            count = int((~torch.isfinite(_wide(b))).sum())
+            text = f"{where} {name}: {count} of {b.numel()} numbers are NaN or infinite on both sides, so not compared"
+            found.append((-1.0, Unjudged(text.strip())))
     return [sentence for _, sentence in sorted(found, key=lambda pair: -pair[0])]
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether no element is NaN or infinite. An empty tensor, and one of ints, is finite."""
+    return not tensor.is_floating_point() or bool(torch.isfinite(_wide(tensor)).all())
+
+
+def has_moved(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """Return whether training gave a tensor other values, and finite ones. NaN is no movement."""
+    return not _same_bits(before, after) and is_finite(after)
 
 
 def distance(seen: Trace, expected: Trace) -> dict[str, float]:
@@ -123,12 +168,27 @@ def distance(seen: Trace, expected: Trace) -> dict[str, float]:
 
 
 def largest_gap(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the largest absolute difference of two tensors' elements; infinity if shapes differ or an element is NaN."""
+    """Return the largest absolute difference of two tensors' elements.
+
+    It is infinity if shapes differ, or if an element is NaN on one side only.
+    """
     if a.shape != b.shape:
-        return float("inf")
+        return math.inf
     if _same_bits(a, b) or a.numel() == 0:
         return 0.0
-    return float((a.double() - b.double()).abs().nan_to_num(nan=float("inf")).max())
+    return float(_gaps(a, b).max())
+
+
+def _gaps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the difference of each pair of elements, flat: 0 if both are NaN or the same infinity, infinity if one is."""
+    x, y = a.double().reshape(-1), b.double().reshape(-1)
+    alike = (x == y) | (x.isnan() & y.isnan())
+    return (x - y).abs().nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(alike, 0.0)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that torch can ask for NaN: not all operations have kernels for floats of eight bits."""
+    return tensor.float() if tensor.element_size() == 1 else tensor
 
 
 def _largest(tensor: torch.Tensor) -> float:
@@ -156,8 +216,8 @@ def _numbers(
         a, b = seen.get(n), expected.get(n)
         if a is None or b is None:
             return [f"step {n}: {what} is {a}, expected {b}"]
-        # `not <=`, because `>` is False for NaN. NaN on one side is a difference, NaN on both is not.
-        if not abs(a - b) <= scaled(bound, abs(b), usual) and not (a != a and b != b):
+        # NaN or infinity on one side is a difference, on both it is not (`_uncompared` says so if no number is finite).
+        if math.isfinite(a) != math.isfinite(b) or abs(a - b) > scaled(bound, abs(b), usual):
             return [f"step {n}: {what} {a!r}, expected {b!r}"]
     return []
 

@@ -15,7 +15,7 @@ from harness.laws.resume import continues
 from harness.spec import RunSpec
 from harness.tolerance import ORACLE
 from harness.trace import Evaluation, MicroBatch, Tensors, Trace
-from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
+from harness.verdict import NOT_COMPARABLE, Unjudged, Verdict, both, not_finite, verdict
 
 #: Default of TrainingArguments.per_device_eval_batch_size.
 EVAL_BATCH_SIZE = 8
@@ -55,7 +55,9 @@ def losses(trace: Trace) -> Verdict:
         by_rows, by_tokens = recomputed.means(adapters[evaluation.step])
         seen = evaluation.metrics.get("eval_loss", math.nan)
         others.append(abs(by_rows - by_tokens))
-        if not abs(seen - by_rows) <= ORACLE.loss:
+        if unjudged := not_finite(f"{where}: eval_loss, as recomputed,", seen, by_rows):
+            findings += unjudged
+        elif not abs(seen - by_rows) <= ORACLE.loss:
             findings.append(
                 f"{where}: eval_loss {seen:.9g}, expected {by_rows:.9g} (weighted by tokens {by_tokens:.9g})"
             )
@@ -175,7 +177,10 @@ def same_predictions(seen: Tensors, expected: Tensors) -> Verdict:
     - seen: what compute_metrics was given.
     - expected: what the model returned.
     """
-    return verdict("all predictions and labels, in the order of the rows", differences(seen, expected, 0.0, ""))
+    findings = differences(seen, expected, 0.0, "")
+    if not (seen or expected):
+        findings.append(Unjudged("nothing was predicted, so nothing was compared"))
+    return verdict("all predictions and labels, in the order of the rows", findings)
 
 
 def ended_with(trace: Trace, kind: str, *words: str) -> Verdict:

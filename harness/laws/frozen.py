@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from harness.laws.completion import incomplete
+from harness.laws.equal import has_moved, is_finite
 from harness.tensors import names
 from harness.trace import Trace
-from harness.verdict import Verdict, verdict
+from harness.verdict import Unjudged, Verdict, verdict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +63,7 @@ def quantized_base_frozen(trace: Trace, linears: Iterable[str]) -> Verdict:
 def optimizer_holds_trainables(trace: Trace) -> Verdict:
     """Check that the optimizer's groups hold exactly the parameters that require gradients, each once."""
     grouped = [name for group in trace.groups for name in group.names]
-    findings = incomplete(trace)
+    findings = incomplete(trace) + _nothing_trainable(trace)
     findings += [f"{name} requires gradients but is in no group" for name in trace.trainable if name not in grouped]
     findings += [
         f"{name} is in a group but does not require gradients" for name in grouped if name not in trace.trainable
@@ -120,9 +119,12 @@ def adapter_moved(trace: Trace, stuck: tuple[str, ...] = ()) -> Verdict:
 
     - stuck: endings of the names of tensors that may stay as they are.
     """
-    findings = incomplete(trace)
+    findings = incomplete(trace) + _nothing_trainable(trace)
     for name in trace.trainable:
-        if torch.equal(trace.adapter[name], trace.adapter_before[name]) and not name.endswith(stuck or ("\0",)):
+        after = trace.adapter[name]
+        if not is_finite(after):
+            findings.append(Unjudged(f"{name} is NaN or infinite after training, so no movement was seen"))
+        elif not has_moved(trace.adapter_before[name], after) and not name.endswith(stuck or ("\0",)):
             findings.append(f"{name} is what it was before training")
     return verdict("every trainable tensor has moved", findings, tensors=len(trace.trainable))
 
@@ -133,21 +135,25 @@ def gradients_arrive(trace: Trace) -> Verdict:
     A new lora_B is zero, and so is the gradient of its lora_A until a step with a learning rate above zero. So lora_A's
     gradient is checked after the first such step.
     """
-    findings = incomplete(trace)
-    if not trace.trainable:
-        findings.append("nothing is trainable")
+    findings = incomplete(trace) + _nothing_trainable(trace)
     updated = False
     for step in trace.steps:
         for name in trace.trainable:
             gradient = step.gradients.get(name)
             if gradient is None:
                 findings.append(f"step {step.number}: {name} has no gradient")
+            elif not is_finite(gradient):
+                findings.append(Unjudged(f"step {step.number}: the gradient of {name} is NaN or infinite"))
             elif not gradient.any() and (updated or "lora_A" not in name):
                 findings.append(f"step {step.number}: the gradient of {name} is zero")
         if updated:
             break
         updated = any(rate > 0 for rate in step.learning_rates)
     return verdict("a gradient arrives at every trainable tensor", findings, tensors=len(trace.trainable))
+
+
+def _nothing_trainable(trace: Trace) -> list[str]:
+    return [] if trace.trainable else ["nothing is trainable"]
 
 
 def trainable_names(model: nn.Module, adapter: str = "default") -> list[str]:

@@ -10,11 +10,11 @@ import torch
 
 from harness.fixtures import tensor_shapes
 from harness.laws.completion import incomplete
-from harness.laws.equal import differences
+from harness.laws.equal import differences, has_moved, is_finite
 from harness.spec import RunSpec
 from harness.tensors import names
 from harness.trace import Tensors, Trace
-from harness.verdict import Verdict, verdict
+from harness.verdict import Unjudged, Verdict, verdict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +52,7 @@ def same_tensor(what: str, seen: torch.Tensor, expected: torch.Tensor) -> Verdic
 
     - what: the name that findings give to them.
     """
-    findings = [sentence.strip() for sentence in differences({what: seen}, {what: expected}, 0.0, "")]
+    findings = differences({what: seen}, {what: expected}, 0.0, "")
     return verdict(f"{what}, bit for bit", findings)
 
 
@@ -96,7 +96,10 @@ def trained_adapters(before: Mapping[str, Tensors], after: Mapping[str, Tensors]
     findings = [f"the model has no adapter {name!r}" for name, tensors in before.items() if not tensors]
     for adapter, tensors in before.items():
         for name, tensor in tensors.items():
-            moved = not torch.equal(tensor, after[adapter][name])
+            if not is_finite(after[adapter][name]):
+                findings.append(Unjudged(f"adapter {adapter!r}: {name} is NaN or infinite after training"))
+                continue
+            moved = has_moved(tensor, after[adapter][name])
             if moved and adapter not in trained:
                 findings.append(f"adapter {adapter!r}: {name} has moved")
             if not moved and adapter in trained:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from harness.laws.schedule import plan
 from harness.spec import RunSpec
 from harness.tolerance import SUMMATION
 from harness.trace import Trace
-from harness.verdict import Verdict, verdict
+from harness.verdict import Verdict, not_finite, spelled, verdict
 
 ENTRY = ("loss", "grad_norm", "learning_rate", "epoch", "step")
 LAST_ENTRY = (
@@ -63,7 +64,9 @@ def entries(trace: Trace, digits: int | None = None, also: Sequence[str] = ()) -
         findings += [f"{where} has {key} besides" for key in entry if key not in keys]
         window = [loss for number, loss in losses.items() if before < number <= entry["step"]]
         mean = sum(window) / max(1, len(window))
-        if not abs(entry["loss"] - mean) <= SUMMATION.loss + rounding:
+        if unjudged := not_finite(f"{where}: the loss", entry["loss"], mean):
+            findings += unjudged
+        elif not abs(entry["loss"] - mean) <= SUMMATION.loss + rounding:
             findings.append(f"{where}: loss {entry['loss']!r}, the mean of its {len(window)} steps is {mean!r}")
         before = entry["step"]
     return verdict(f"an entry after steps {expected}, with the mean loss of its steps", findings, entries=len(seen))
@@ -110,7 +113,9 @@ def last_entry(trace: Trace) -> Verdict:
     if last.get("step", total) != total:
         findings.append(f"the last entry is of step {last['step']}, expected {total}")
     for key, value in trace.output.get("metrics", {}).items():
-        if key in last and last[key] != value:
+        if key in last and (unjudged := not_finite(key, last[key], value)):
+            findings += unjudged
+        elif key in last and last[key] != value:
             findings.append(f"the last entry's {key} is {last[key]!r}, that of TrainOutput {value!r}")
     return verdict("the log ends with the metrics of training", findings, entries=len(trace.log_history))
 
@@ -138,11 +143,12 @@ def tensorboard(trace: Trace, directory: Path) -> Verdict:
     findings += [f"no scalar {name}" for name in expected if name not in scalars]
     findings += [f"a scalar {name}, which is not in log_history" for name in scalars if name not in expected]
     for name, points in expected.items():
-        other = [(a, b) for a, b in zip(scalars.get(name, []), points, strict=False) if a != b]
+        other = [(a, b) for a, b in zip(scalars.get(name, []), points, strict=False) if spelled(a) != spelled(b)]
         if other:
             findings.append(f"{name}: {other[0][0]} (step, value), log_history has {other[0][1]}")
         elif name in scalars and len(scalars[name]) != len(points):
             findings.append(f"{name}: {len(scalars[name])} points, log_history has {len(points)}")
+        findings += not_finite(f"each {name}", *(value for _, value in points))
     if texts != ["args", "model_config"]:
         findings.append(f"texts {', '.join(texts) or 'none'}, expected args, model_config")
     return verdict("TensorBoard has what log_history has", findings, scalars=len(scalars))
@@ -166,7 +172,10 @@ def read_events(file: Path) -> tuple[dict[str, list[tuple[int, float]]], list[st
 
 
 def _float32(value: float) -> float:
-    return float(struct.unpack("f", struct.pack("f", value))[0])
+    try:
+        return float(struct.unpack("f", struct.pack("f", value))[0])
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 # ---- the console ----
@@ -190,15 +199,21 @@ def console(log_history: Sequence[Mapping[str, Any]], text: str) -> Verdict:
             for key, value in expected.items()
             if key in seen and not _shows(seen[key], value)
         ]
+        if "loss" in expected:
+            findings += not_finite(f"the loss of entry {number}", expected["loss"])
     return verdict("the console shows each entry of log_history", findings, entries=len(shown))
 
 
 def _dicts(text: str) -> Iterable[dict[str, Any]]:
     for line in text.replace("\r", "\n").splitlines():
         if line.strip().startswith("{"):
-            yield ast.literal_eval(line.strip())
+            # Some releases print NaN and infinity without quotes, which is no Python literal.
+            yield ast.literal_eval(_NOT_FINITE.sub(r"'\g<0>'", line.strip()))
+
+
+_NOT_FINITE = re.compile(r"(?<=[:\[,] )-?(?:nan|inf)(?=[,}\]])")
 
 
 def _shows(seen: Any, value: float) -> bool:
     """Return whether a number, or its text, is the value, or the value rounded to four significant digits."""
-    return float(seen) in (value, float(f"{value:.4g}"))
+    return spelled(float(seen)) in (spelled(value), float(f"{value:.4g}"))

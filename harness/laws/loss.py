@@ -11,7 +11,7 @@ from harness.laws.logs import logging_steps
 from harness.laws.recompute import TOKENS, Recomputed, Targets, obstacles
 from harness.tolerance import LOSSES, ORACLE, scaled
 from harness.trace import Step, Tensors, Trace
-from harness.verdict import NOT_COMPARABLE, Verdict, verdict
+from harness.verdict import NOT_COMPARABLE, Verdict, not_finite, verdict
 
 
 def window_mean(
@@ -47,6 +47,8 @@ def window_mean(
         if {step.number - 1, step.number} <= entries:
             if logged is None:
                 found.append(f"step {step.number}: no loss was logged")
+            elif unjudged := not_finite(f"step {step.number}: the logged loss, as recomputed,", logged, loss):
+                found += unjudged
             elif not abs(logged - loss) <= scaled(ORACLE.loss, abs(loss), LOSSES) + logged_rounding(trace):
                 found.append(f"step {step.number}: logged loss {logged:.9g}, expected {loss:.9g}")
             else:
@@ -78,7 +80,8 @@ def gradient_findings(step: Step, expected: Tensors) -> list[str]:
     cast = {name: value.to(step.gradients[name].dtype) for name, value in expected.items() if name in step.gradients}
     cast |= {name: value for name, value in expected.items() if name not in cast}
     found = differences(step.gradients, cast, ORACLE.gradient, f"step {step.number}: gradient of")
-    if found and (factor := scale(step.gradients, cast)) is not None and not math.isclose(factor, 1, rel_tol=1e-4):
+    factor = scale(step.gradients, cast) if found else None
+    if factor is not None and math.isfinite(factor) and not math.isclose(factor, 1, rel_tol=1e-4):
         found.insert(0, f"step {step.number}: the gradient is {factor:.4g} times what it must be")
     return found
 

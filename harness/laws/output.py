@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from harness.laws.completion import incomplete
 from harness.laws.schedule import number, plan
 from harness.tolerance import LOSSES, SUMMATION, scaled
 from harness.trace import Trace
-from harness.verdict import Verdict, verdict
+from harness.verdict import Verdict, not_finite, verdict
 
 METRICS = (
     "train_runtime",
@@ -31,8 +32,11 @@ def metrics(trace: Trace) -> Verdict:
     findings += [f"metrics have {name} besides" for name in seen if name not in METRICS]
     if trace.output.get("global_step") != planned.total:
         findings.append(f"global_step is {trace.output.get('global_step')}, expected {planned.total}")
-    if "train_loss" in seen and seen["train_loss"] != trace.output["training_loss"]:
-        findings.append(f"train_loss is {seen['train_loss']!r}, training_loss {trace.output['training_loss']!r}")
+    loss = trace.output.get("training_loss")
+    if unjudged := not_finite("training_loss", seen.get("train_loss"), loss):
+        findings += unjudged
+    elif "train_loss" in seen and seen["train_loss"] != loss:
+        findings.append(f"train_loss is {seen['train_loss']!r}, training_loss {loss!r}")
     if "epoch" in seen and seen["epoch"] != planned.epoch(planned.total):
         findings.append(f"epoch is {seen['epoch']!r}, expected {planned.epoch(planned.total)!r}")
     runtime = seen.get("train_runtime", 0.0)
@@ -69,7 +73,9 @@ def training_loss(trace: Trace) -> Verdict:
         losses.append(total if step.batches[0].num_items is not None else total / len(step.batches))
     seen = trace.output.get("training_loss")
     expected = sum(losses) / max(1, len(losses))
-    if not findings and (seen is None or not abs(seen - expected) <= scaled(SUMMATION.loss, abs(expected), LOSSES)):
+    if unjudged := not_finite("training_loss", seen, expected):
+        findings += unjudged
+    elif not findings and (seen is None or not abs(seen - expected) <= scaled(SUMMATION.loss, abs(expected), LOSSES)):
         findings.append(f"training_loss is {seen!r}, expected {expected!r}, the mean over {len(losses)} steps")
     return verdict("training_loss is the mean loss of the optimizer steps", findings, training_loss=seen)
 
@@ -80,9 +86,12 @@ def same_training_loss(traces: Mapping[str, Trace]) -> Verdict:
     - traces: how a run logs -> its trace.
     """
     findings = [f"{name}: {reason}" for name, trace in traces.items() for reason in incomplete(trace)]
-    seen = {name: trace.output.get("training_loss", float("nan")) for name, trace in traces.items()}
-    gap = max(seen.values()) - min(seen.values())
-    if not findings and not gap <= SUMMATION.loss:
+    seen = {name: trace.output.get("training_loss", math.nan) for name, trace in traces.items()}
+    # NaN first: max() and min() of values with NaN depend on their order.
+    gap = math.nan if any(map(math.isnan, seen.values())) else max(seen.values()) - min(seen.values())
+    if unjudged := not_finite("training_loss of each run", *seen.values()):
+        findings += unjudged
+    elif not findings and not gap <= SUMMATION.loss:
         values = ", ".join(f"{value!r} ({name})" for name, value in seen.items())
         findings.append(f"training_loss {values}, expected the same")
     return verdict("training_loss does not depend on what is logged", findings, largest_difference=gap)

@@ -13,7 +13,7 @@ from harness.laws.equal import differences, equal_runs
 from harness.spec import ADD, RunSpec
 from harness.tensors import names
 from harness.trace import MicroBatch, Tensors, Trace
-from harness.verdict import NOT_COMPARABLE, Verdict, verdict
+from harness.verdict import NOT_COMPARABLE, Unjudged, Verdict, not_finite, verdict
 
 if TYPE_CHECKING:
     from harness.subjects.hf_trainer import HFTrainer
@@ -32,7 +32,7 @@ def adapter_dtype(spec: RunSpec) -> str:
 
 def adapter_dtypes(trace: Trace, dtype: str) -> Verdict:
     """Check that adapter, gradients, optimizer state and adapter files have this dtype, from start to end."""
-    findings = incomplete(trace)
+    findings = incomplete(trace) + ([] if trace.trainable else ["nothing is trainable"])
     everything: dict[str, Tensors] = {"the adapter before training": trace.adapter_before, "the adapter": trace.adapter}
     for step in trace.steps:
         everything[f"step {step.number}: the gradient"] = step.gradients
@@ -74,7 +74,9 @@ def plain_autocast(trace: Trace) -> Verdict:
     autocast = Autocast(spec)
     for step in judged:
         loss, gradients = autocast.step(step.batches[0], adapters[step.number])
-        if step.batches[0].loss != loss:
+        if unjudged := not_finite(f"step {step.number}: the loss", step.batches[0].loss, loss):
+            findings += unjudged
+        elif step.batches[0].loss != loss:
             findings.append(f"step {step.number}: the model returned {step.batches[0].loss!r}, expected {loss!r}")
         findings += differences(step.gradients, gradients, 0.0, f"step {step.number}: gradient of")
     return verdict(expected, findings, steps=len(judged))
@@ -131,10 +133,14 @@ def not_silently_float32(trace: Trace, plain: Trace, words: str) -> Verdict:
     - plain: the same run in float32.
     - words: lower-case words of the warning.
     """
-    findings = []
+    findings: list[str] = []
     warned = any(words in warning.lower() for warning in trace.warnings)
-    if trace.error is None and not warned and equal_runs(trace, plain).holds:
-        findings.append(f"neither an error nor a warning: {len(trace.steps)} steps, bit for bit those of float32")
+    if trace.error is None and not warned:
+        compared = equal_runs(trace, plain)
+        if compared.holds:
+            findings.append(f"neither an error nor a warning: {len(trace.steps)} steps, bit for bit those of float32")
+        elif compared.outcome == NOT_COMPARABLE:
+            findings += map(Unjudged, compared.seen)
     if trace.error is not None and trace.steps:
         findings.append(f"the error came after step {trace.steps[-1].number}, expected before the first: {trace.error}")
     return verdict("half precision is refused, warned of, or in effect", findings)

@@ -113,7 +113,7 @@ def state_in_8_bits(trace: Trace, smallest: int = SMALLEST_8BIT) -> Verdict:
 
     - smallest: the fewest numbers of a tensor whose moments are uint8.
     """
-    findings = incomplete(trace)
+    findings = incomplete(trace) + ([] if trace.trainable else ["nothing is trainable"])
     findings += [f"{name} has no optimizer state" for name in trace.trainable if name not in trace.optimizer_state]
     small = 0
     for name, state in trace.optimizer_state.items():

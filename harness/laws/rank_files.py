@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from harness.laws.equal import differences
+from harness.laws.equal import differences, has_moved
 from harness.laws.several import incomplete_ranks
 from harness.subjects.observer import inspect_checkpoint
 from harness.tensors import names
@@ -122,7 +122,8 @@ def adapter_restored(resumed: Trace, whole: Trace) -> Verdict:
     fresh = [
         name
         for name in resumed.trainable
-        if name not in resumed.adapter_resumed or resumed.adapter_resumed[name].equal(whole.adapter_before[name])
+        if name not in resumed.adapter_resumed
+        or not has_moved(whole.adapter_before[name], resumed.adapter_resumed[name])
     ]
     total = len(resumed.trainable)
     if fresh or not total:

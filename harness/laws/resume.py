@@ -13,7 +13,7 @@ import torch
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences, equal_runs
 from harness.trace import Trace
-from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
+from harness.verdict import NOT_COMPARABLE, Verdict, both, not_finite, spelled, verdict
 
 
 def continues(resumed: Trace, whole: Trace, after: int) -> Verdict:
@@ -80,9 +80,10 @@ def same_log(resumed: Trace, whole: Trace) -> Verdict:
     for index in range(max(len(ours), len(theirs))):
         seen = ours[index] if index < len(ours) else None
         expected = theirs[index] if index < len(theirs) else None
-        if seen != expected:
+        if spelled(seen) != spelled(expected):
             findings.append(f"log_history[{index}] is {seen}, expected {expected}")
             break
+    findings += not_finite("each logged loss", *(entry["loss"] for entry in (*ours, *theirs) if "loss" in entry))
     return verdict("log_history is that of the uninterrupted run", findings, entries=len(ours))
 
 
@@ -109,8 +110,10 @@ def same_state(resumed: Trace, whole: Trace) -> Verdict:
         findings += [
             f"trainer_state.json, {name}: {seen.get(name)!r}, expected {expected.get(name)!r}"
             for name in sorted(names)
-            if seen.get(name) != expected.get(name)
+            if spelled(seen.get(name)) != spelled(expected.get(name))
         ]
+        if seen.get("best_metric") is not None:
+            findings += not_finite("best_metric", seen["best_metric"], expected.get("best_metric"))
     return verdict("trainer_state.json is that of the uninterrupted run", findings)
 
 
@@ -130,7 +133,9 @@ def loss_of_this_call(resumed: Trace) -> Verdict:
             expected, window = expected + _device_sum(window), []
     expected = (expected + _device_sum(window)) / max(1, made)
     loss = resumed.output.get("training_loss")
-    if not findings and loss != expected:
+    if unjudged := not_finite("training_loss", loss, expected):
+        findings += unjudged
+    elif not findings and loss != expected:
         findings.append(f"training_loss is {loss!r}, expected {expected!r}, the mean of these {made} steps")
     metrics = resumed.output.get("metrics", {})
     rate, runtime = metrics.get("train_steps_per_second", 0.0), metrics.get("train_runtime", 0.0)
@@ -154,7 +159,9 @@ def first_logged(resumed: Trace, after: int, digits: int | None = None) -> Verdi
         since = [step for step in resumed.steps if after < step.number <= logged]
         expected = _device_sum([batch.loss for step in since for batch in step.batches]) / max(1, len(since))
         expected = expected if digits is None else round(expected, digits)
-        if resumed.losses[logged] != expected:
+        if unjudged := not_finite(f"step {logged}: the logged loss", resumed.losses[logged], expected):
+            findings += unjudged
+        elif resumed.losses[logged] != expected:
             findings.append(
                 f"step {logged}: logged loss {resumed.losses[logged]!r}, expected {expected!r}, "
                 f"the mean of the {len(since)} steps since"

@@ -13,7 +13,7 @@ from harness.laws.optimizer_file import load_state
 from harness.laws.schedule import learning_rate, number
 from harness.tolerance import HALF, LOSSES, scaled
 from harness.trace import Step, Tensors, Trace
-from harness.verdict import Verdict, verdict
+from harness.verdict import Unjudged, Verdict, not_finite, verdict
 
 FILE = "scaler.pt"
 
@@ -117,6 +117,9 @@ def clips_unscaled(trace: Trace, seen: States) -> Verdict:
         scale = seen.get(step.number - 1, {"scale": INITIAL})["scale"]
         gradient = {name: tensor.double() / scale for name, tensor in step.gradients.items()}
         norm, logged = _norm(gradient), trace.grad_norms.get(step.number)
+        if unjudged := not_finite(f"step {step.number}: the norm of the gradient", logged, norm):
+            findings += unjudged
+            continue
         if logged is None or not math.isclose(logged, norm, rel_tol=_FLOAT32):
             findings.append(f"step {step.number}: logged grad_norm {logged}, that of the unscaled gradient is {norm}")
         clipped, expected = _norm(step.clipped), min(norm, most) if most > 0 else norm
@@ -149,9 +152,12 @@ def rounds_only(trace: Trace, plain: Trace) -> Verdict:
         ("loss", trace.losses, plain.losses, HALF.loss, LOSSES),
         ("grad_norm", trace.grad_norms, plain.grad_norms, HALF.gradient, 1.0),
     ):
+        findings += not_finite(f"each logged {what}", *ours.values(), *theirs.values())
+        if not (ours or theirs):
+            findings.append(Unjudged(f"no {what} was logged, so none was compared"))
         if sorted(ours) != sorted(theirs):
             findings.append(f"{what} is logged at steps {sorted(ours)}, expected {sorted(theirs)}")
-        gaps = {n: abs(ours[n] - theirs[n]) for n in ours if n in theirs}
+        gaps = {n: abs(ours[n] - theirs[n]) for n in ours if n in theirs and not not_finite("", ours[n], theirs[n])}
         findings += [
             f"step {n}: logged {what} {ours[n]!r}, expected {theirs[n]!r} within {scaled(bound, theirs[n], usual):.3g}"
             for n, gap in gaps.items()

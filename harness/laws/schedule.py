@@ -15,7 +15,7 @@ from harness.laws.equal import differences
 from harness.spec import RunSpec
 from harness.tolerance import ADAMW, ORACLE, scaled
 from harness.trace import Tensors, Trace
-from harness.verdict import Verdict, verdict
+from harness.verdict import Unjudged, Verdict, not_finite, verdict
 
 #: Defaults of TrainingArguments.
 DEFAULTS = {
@@ -189,6 +189,9 @@ def clipping(trace: Trace) -> Verdict:
         norm = total_norm(step.gradients)
         logged = trace.grad_norms.get(step.number, norm)
         rounding = _rounding(step.gradients)
+        if unjudged := not_finite(f"step {step.number}: the norm of the gradients, as logged,", logged, norm):
+            findings += unjudged
+            continue
         if not abs(logged - norm) <= scaled(ORACLE.gradient, norm) + rounding * norm:
             findings.append(f"step {step.number}: logged grad_norm {logged:.9g}, expected {norm:.9g}, of the gradients")
         # torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm, so that a norm of zero does not divide by zero.
@@ -198,6 +201,8 @@ def clipping(trace: Trace) -> Verdict:
         # In half precision the factor is rounded twice (as a norm, and as a quotient), and the product once.
         share = 0.0 if factor == 1.0 else 2 * rounding
         findings += differences(step.clipped, expected, bound, f"step {step.number}: clipped gradient of", share)
+    if trace.steps and not any(step.gradients for step in trace.steps):
+        findings.append(Unjudged("no gradient was observed, so none was compared"))
     norms = [total_norm(step.gradients) for step in trace.steps]
     return verdict(
         f"gradients are clipped to norm {limit:g}, and the norm before that is logged"

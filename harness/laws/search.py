@@ -15,7 +15,7 @@ from harness.laws.equal import equal_runs
 from harness.spec import RunSpec
 from harness.subjects.hyperparameter_search import Search, Trial
 from harness.trace import Trace
-from harness.verdict import Verdict, verdict
+from harness.verdict import NOT_COMPARABLE, Unjudged, Verdict, not_finite, spelled, verdict
 
 
 def as_own_runs(seen: Search, train: Callable[[RunSpec], Trace]) -> Verdict:
@@ -26,7 +26,8 @@ def as_own_runs(seen: Search, train: Callable[[RunSpec], Trace]) -> Verdict:
     findings = [] if seen.trials else ["there was no trial"]
     for trial in seen.trials:
         own = equal_runs(trial.trace, train(trial.trace.spec))
-        findings += [f"{_where(trial)}: {sentence}" for sentence in own.seen]
+        kind = Unjudged if own.outcome == NOT_COMPARABLE else str
+        findings += [kind(f"{_where(trial)}: {sentence}") for sentence in own.seen]
     return verdict("each trial is a run of its own with the suggested values", findings, trials=len(seen.trials))
 
 
@@ -63,6 +64,8 @@ def best_run(seen: Search) -> Verdict:
     finished = [trial for trial in seen.trials if trial.state == "COMPLETE" and trial.trace.evaluations]
     if not finished:
         return verdict("the best of the finished trials", ["no trial was finished and evaluated"])
+    if unjudged := [s for one in finished for s in not_finite(f"eval_loss of trial {one.number}", _eval_loss(one))]:
+        return verdict("the best of the finished trials", unjudged)
     best = min(finished, key=_eval_loss)
     expected = (str(best.number), _eval_loss(best), best.params)
     returned = (seen.best.run_id, seen.best.objective, seen.best.hyperparameters)
@@ -85,7 +88,9 @@ def objectives(seen: Search, expected: Callable[[Mapping[str, float]], float]) -
             findings.append(f"{_where(trial)}: nothing was evaluated")
             continue
         metrics = trial.trace.evaluations[-1].metrics
-        if trial.value != expected(metrics):
+        if unjudged := not_finite(f"{_where(trial)}: the objective", trial.value, expected(metrics)):
+            findings += unjudged
+        elif trial.value != expected(metrics):
             findings.append(
                 f"{_where(trial)}: the objective is {_named(trial.value, metrics)}, not {expected(metrics)!r}"
             )
@@ -97,8 +102,9 @@ def reported(seen: Search) -> Verdict:
     findings = [] if seen.trials else ["there was no trial"]
     for trial in seen.trials:
         expected = {evaluation.step: evaluation.metrics["eval_loss"] for evaluation in trial.trace.evaluations}
-        if trial.reported != expected or not expected:
+        if spelled(trial.reported) != spelled(expected) or not expected:
             findings.append(f"{_where(trial)}: reported {trial.reported}, evaluated {expected}")
+        findings += not_finite(f"{_where(trial)}: each eval_loss", *expected.values())
     return verdict("every evaluation is reported to the study", findings, trials=len(seen.trials))
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from harness.laws import evaluation
 from harness.laws.completion import incomplete
 from harness.laws.data_order import epoch_order
-from harness.laws.equal import differences, equal_runs
+from harness.laws.equal import differences, equal_runs, largest_gap
 from harness.laws.loss import logged_rounding
 from harness.laws.schedule import number
 from harness.spec import LaunchSpec, RunSpec
 from harness.tolerance import RANKS, SUMMATION, Tolerance
 from harness.trace import MicroBatch, Step, Trace
-from harness.verdict import Verdict, both, verdict
+from harness.verdict import Verdict, both, not_finite, verdict
 
 
 def one_process_spec(spec: RunSpec) -> RunSpec:
@@ -91,7 +91,9 @@ def ranks_agree(trace: Trace) -> Verdict:
         if other.base != trace.base:
             findings.append(f"{where} its base is another than rank 0's at the end")
         for ours, theirs in zip(other.steps, trace.steps, strict=False):
-            gap = differences(ours.clipped, theirs.clipped, 0.0, f"{where} step {ours.number}: gradient of")
+            gap = differences(
+                ours.clipped, theirs.clipped, 0.0, f"{where} step {ours.number}: gradient of", finite=False
+            )
             findings += gap[:1]
             if gap:
                 break
@@ -107,7 +109,7 @@ def differing_starts(trace: Trace) -> list[str]:
             name
             for other in trace.ranks
             for name, value in trace.adapter_before.items()
-            if not value.equal(other.adapter_before[name])
+            if largest_gap(value, other.adapter_before[name]) > 0
         }
     )
 
@@ -203,7 +205,9 @@ def logged_mean(trace: Trace) -> Verdict:
             continue
         total = sum(batch.loss or 0.0 for batch in step.batches)
         expected = total if step.batches[0].num_items is not None else total / len(step.batches)
-        if not abs(merged.losses[step.number] - expected) <= SUMMATION.loss + logged_rounding(trace):
+        if unjudged := not_finite(f"step {step.number}: the logged loss", merged.losses[step.number], expected):
+            findings += unjudged
+        elif not abs(merged.losses[step.number] - expected) <= SUMMATION.loss + logged_rounding(trace):
             findings.append(f"step {step.number}: logged loss {merged.losses[step.number]!r}, expected {expected!r}")
     return verdict("the logged loss is the mean over all ranks", findings, steps=len(merged.steps))
 

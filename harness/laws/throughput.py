@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from harness.throughput.counters import UNITS, Counters
 from harness.throughput.judgement import HOLDS, SLOWER, Interval, judge
 from harness.throughput.pairs import Pairs
-from harness.verdict import AMBIGUOUS, FAIL, PASS, Verdict, verdict
+from harness.verdict import AMBIGUOUS, FAIL, PASS, Unjudged, Verdict, verdict
 
 #: How many reads and operations a Trainer may do in each micro-batch more than the reference. Measured on a CPU and an H100
 #: with transformers 5.17 and 5.23: one read (whether the loss is finite) and up to six operations.
@@ -39,6 +39,8 @@ def as_recorded(seen: Counters, recorded: Counters) -> Verdict:
         for name in sorted({*seen.by_operation, *recorded.by_operation})
         if seen.by_operation.get(name, 0) != recorded.by_operation.get(name, 0)
     ]
+    if not recorded.values.keys() - set(OF_THE_PROCESS):
+        findings.append(Unjudged("nothing was recorded to compare with"))
     return verdict("a step costs what is recorded of it", findings, **seen.step)
 
 

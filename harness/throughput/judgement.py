@@ -138,7 +138,8 @@ def interval(ratios: Sequence[Sequence[float]], strays: float = SPREAD[False], c
     if len(flat) < FEWEST and ratios:
         flat = np.sort(np.concatenate([np.asarray(pair, float) for pair in ratios]))
     count, timed = len(flat), sum(map(len, ratios))
-    if count < FEWEST:
+    # A time that is NaN, zero or infinite would be cut off with the tails, unseen.
+    if count < FEWEST or not np.isfinite(flat).all():
         return Interval(math.nan, math.inf, -math.inf, math.inf, timed)
     cut = int(TRIM * count)
     middle_part = flat[cut : count - cut]
@@ -188,7 +189,7 @@ def judge(
     motion crosses such a bound at some time with twice the chance of being above it at the end, so ALPHA is halved.
     """
     intervals = {metric: interval(pairs, strays, compared_with) for metric, pairs in ratios.items()}
-    if not all(math.isfinite(one.error) for one in intervals.values()):
+    if not intervals or not all(math.isfinite(one.error) for one in intervals.values()):
         return Judgement(UNCLEAR, margin, intervals=intervals)
     scale = 1 / math.sqrt(min(max(spent, 1e-3), 1.0))
     far = sorted(intervals, key=lambda metric: -intervals[metric].beyond(0.0))
