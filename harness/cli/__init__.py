@@ -10,6 +10,7 @@ import typer
 
 import harness
 from harness.cli import cache_command, compare_commands, judge_commands, look_commands, measure_commands
+from harness.cli.outputs import Command
 from harness.errors import UsageError
 
 app = typer.Typer(
@@ -58,7 +59,7 @@ _COMMANDS = (
     (look_commands.train, False),
 )
 for _command, _passes_arguments in _COMMANDS:
-    app.command(context_settings={"allow_extra_args": True} if _passes_arguments else None)(_command)
+    app.command(cls=Command, context_settings={"allow_extra_args": True} if _passes_arguments else None)(_command)
 
 
 def main() -> None:

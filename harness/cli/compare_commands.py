@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.options import REQUIREMENTS, Clauses, Device, Json, Preload, Subject, Unpatched, clause_ids, scope
+from harness.cli.outputs import file_option
 
 
 def gate(
@@ -23,9 +24,7 @@ def gate(
         typer.Option(metavar="MODULE", help="Import this module before upstream in the candidate only. Repeatable."),
     ] = None,
     json: Json = None,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a summary for a pull request as Markdown.")
-    ] = None,
+    markdown: Annotated[Path | None, file_option("Write a summary for a pull request as Markdown.")] = None,
     anew: Annotated[
         bool, typer.Option("--anew", help="Judge all of the baseline again, whatever earlier gates have cached.")
     ] = False,

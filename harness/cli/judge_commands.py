@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.options import Clauses, Device, Json, Preload, Subject, Unpatched, devices, scope, subject_names
+from harness.cli.outputs import file_option
 from harness.cli.pytest_process import run_pytest
 from harness.errors import UsageError
 
@@ -52,9 +53,7 @@ def soak(
     clause: Clauses = None,
     preload: Preload = None,
     unpatched: Unpatched = False,
-    json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write each run's time and differences as JSON.")
-    ] = None,
+    json: Annotated[Path | None, file_option("Write each run's time and differences as JSON.")] = None,
 ) -> None:
     """Run the suites many times and compare the verdicts.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.options import Device, clause_ids, subject_names
+from harness.cli.outputs import file_option
 
 
 def clauses(
@@ -47,7 +48,7 @@ def train(
         typer.Option(metavar="FILE", help="JSONL with question/answer, prompt/completion, messages or text."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A new directory for checkpoints, adapters and logs.")
+        Path | None, file_option("A new directory for checkpoints, adapters and logs.", "directory", "DIR")
     ] = None,
     steps: Annotated[int, typer.Option(metavar="N", min=2, help="Optimizer steps.")] = 16,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Rows in each step.")] = 4,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.options import Clauses, Device, Plot, Subject
+from harness.cli.outputs import file_option
 from harness.cli.pytest_process import run_pytest
 from harness.errors import UsageError
 
@@ -31,7 +32,7 @@ def speed(
     strategy: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="How --ranks spreads a run; ddp and fsdp2 by default.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
+    json: Annotated[Path | None, file_option("Write the figures as JSON.")] = None,
     plot: Plot = None,
 ) -> None:
     """Measure the Trainer's speed beside the reference's.
@@ -51,7 +52,7 @@ def speed(
 def coverage(
     context: typer.Context,
     clause: Clauses = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the branches as JSON.")] = None,
+    json: Annotated[Path | None, file_option("Write the branches as JSON.")] = None,
     plot: Plot = None,
 ) -> None:
     """Measure which branches of upstream's adapter code run.
@@ -81,8 +82,8 @@ def mutants(
     module: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Try the mutants of this Python file instead.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the kill matrix as JSON.")] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the kill matrix as a page.")] = None,
+    json: Annotated[Path | None, file_option("Write the kill matrix as JSON.")] = None,
+    html: Annotated[Path | None, file_option("Write the kill matrix as a page.")] = None,
 ) -> None:
     """Put faults into upstream: do the suites catch them?
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.cli.outputs import file_option
+
 if TYPE_CHECKING:
     from harness.gate.scope import Scope
 
@@ -64,8 +66,8 @@ Unpatched = Annotated[
         help="Run upstream as it is, without the changes that the harness makes to it for speed.",
     ),
 ]
-Json = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")]
-Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a plot as PNG or SVG.")]
+Json = Annotated[Path | None, file_option("Write the report as JSON.")]
+Plot = Annotated[Path | None, file_option("Write a plot as PNG or SVG.", "plot")]
 
 #: The help of an option that takes a stack.
 REQUIREMENTS = "a requirements or lock file, 'current', or releases such as 'transformers==5.1.0 peft==0.18.1'."
