@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ import harness
 from harness.cli import cache_command, compare_commands, judge_commands, look_commands, measure_commands
 from harness.cli.outputs import Command
 from harness.errors import UsageError
+from harness.processes import guard, interrupts
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,13 +35,19 @@ def _print_versions(asked: bool) -> None:
         raise typer.Exit()
 
 
+#: Commands that start no process and write no temporary file.
+_ALONE = ("cache", "clauses")
+
+
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_versions, help="Show versions and exit.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in _ALONE:
+        context.with_resource(guard.guarded())
 
 
 #: Each command, in the order in which the help lists them, and whether it passes the arguments after -- on to pytest.
@@ -64,10 +70,14 @@ for _command, _passes_arguments in _COMMANDS:
 
 def main() -> None:
     """Run a command. An error of the user is one sentence on stderr and exit code 2, never a traceback."""
-    # As Ctrl-C, so that what a command has started is ended also if CI cancels it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with interrupts.ending_at(*interrupts.ALL):
+        code = _run()
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
-        code = app(standalone_mode=False)
+        code: int = app(standalone_mode=False)
     except UsageError as error:
         code = _fail(str(error), 2)
     except KeyboardInterrupt:
@@ -76,10 +86,10 @@ def main() -> None:
         if not isinstance(error, _CLICK_ERROR):
             raise
         code = _wrong_usage(error)
-    # typer returns 130 for an interrupt, and None for a command that returns nothing.
+    # typer returns 130 for a KeyboardInterrupt, and None for a command that returns nothing.
     if code == 130:
         _fail("interrupted; if it was a gate, the same command continues it", code)
-    sys.exit(code)
+    return code
 
 
 #: The base class of the parser's errors. Some releases of typer come with a click of their own.

@@ -19,6 +19,7 @@ def run_pytest(
     """Run pytest in a process, with the options of the suites. Return the exit code of the command."""
     from harness.gate.scope import Scope
     from harness.paths import OUR_SETTINGS, SAFE_PATH
+    from harness.processes.guard import ignore_ctrl_c
 
     arguments = Scope(subject, device, tuple(clauses), tuple(preloads)).options()
     if json is not None:
@@ -36,6 +37,6 @@ def run_pytest(
         f"cache_dir={cache}",
         *rest,
     ]
-    code = subprocess.run(command, check=False).returncode
+    code = subprocess.run(command, check=False, preexec_fn=ignore_ctrl_c).returncode
     # pytest returns 4 for wrong usage and 5 for no tests.
     return 2 if code in (4, 5) else code

@@ -27,6 +27,7 @@ from harness.gate.requirements import CURRENT, LEFT_OUT, names
 from harness.gate.scope import Scope
 from harness.gate.side import Side
 from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
+from harness.processes.guard import ignore_ctrl_c
 from harness.progress import Progress, Task, screen
 from harness.words import counted
 
@@ -45,7 +46,7 @@ def check(requirements: list[str], judged: Scope, json: Path | None, rest: list[
         *SAFE_PATH, "-m", "pytest", *OUR_SETTINGS, str(SUITES), "-p", "no:cacheprovider",
         "--hypothesis-profile", "sample", *options, *workers(judged, rest), *rest,
     ]  # fmt: skip
-    code = environment.run(*words).returncode
+    code = environment.run(*words, preexec_fn=ignore_ctrl_c).returncode
     return 2 if code in (4, 5) else code  # pytest calls wrong usage 4 and no test 5
 
 

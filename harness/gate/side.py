@@ -22,6 +22,7 @@ from harness.gate.environments import Environment
 from harness.gate.scope import Scope
 from harness.gate.worker import LIMIT
 from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
+from harness.processes import interrupts
 from harness.session import journal
 from harness.throughput import pairs
 from harness.throughput.pairs import Runner
@@ -111,7 +112,7 @@ class Side:
             return answer
         status = worker.wait()
         self._worker = None
-        if self._ended:
+        if self._ended or -status in interrupts.ALL:  # such an end is no verdict on the stack, and must not be stored
             raise KeyboardInterrupt
         if time.monotonic() - began >= task.get("limit", LIMIT):
             return {"error": f"had not ended after {task.get('limit', LIMIT)} s"}
@@ -150,7 +151,8 @@ class Side:
         with self._lock:
             if self._ended:
                 raise KeyboardInterrupt
-            return self.environment.start(*arguments, **options)
+            # In a session of its own. Ctrl-C, which a terminal sends to every process, is for the gate alone.
+            return self.environment.start(*arguments, start_new_session=True, **options)
 
     def _last_error_line(self) -> str:
         lines = (self.directory / "worker.txt").read_text(encoding="utf-8", errors="replace").split("\n")
@@ -235,9 +237,7 @@ class Side:
             self._ended = True
             for process in (self._worker, self._suites):
                 if process is not None and process.poll() is None:
-                    process.terminate()
-                    try:
-                        process.wait(10)
-                    except subprocess.TimeoutExpired:
-                        process.kill()
+                    # All that it has to save is on the disk.
+                    process.kill()
+                    process.wait()
         pairs.end([runner for runners in self.runners.values() for runner in runners])

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import pytest
 
 from harness.mutants.digest import digest
+from harness.processes.rank import die_with_parent
 from harness.trace import Trace
 from harness.verdict import Case
 
@@ -116,17 +117,19 @@ def summary(subject: str, trace: Trace) -> Trained:
 def start(directory: Path, work: Callable[[Writer], Any]) -> int:
     """Fork a child that does `work` in a new directory. Return its process id, which is also its group's."""
     directory.mkdir(parents=True)
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
-    run_child(directory, work)
+    run_child(directory, work, parent)
 
 
-def run_child(directory: Path, work: Callable[[Writer], Any]) -> NoReturn:
-    """Do the work in this process, which is the child, and end the process."""
+def run_child(directory: Path, work: Callable[[Writer], Any], parent: int) -> NoReturn:
+    """Do the work in this process, which is the child, and end the process. It ends with its parent, too."""
     status = 1
     started = time.perf_counter()
     try:
+        die_with_parent(parent)
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         output = os.open(directory / OUTPUT, os.O_WRONLY | os.O_CREAT)

@@ -1,5 +1,6 @@
 """Runs in several processes: how ranks are started, watched and ended, and the locks that they share.
 
+- guard: end a command's processes and delete its temporary files, however it ends. interrupts: end a command at Ctrl-C.
 - imports: prepare a process that trains. parent_watch: end a process with the one that started it.
 - launch: train a spec in the processes that its LaunchSpec asks for.
 - group: what a group of ranks is to do, and how it ended. ranks: start a group, and judge how it ended.

@@ -40,6 +40,9 @@ def main(channel: socket.socket, preloads: list[str], owner: int) -> None:
     - owner: the process id of the owner.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # While this process imports, it does not look at the channel.
+    signal.signal(signal.SIGTERM, _end_at_once)
+    die_with_parent(owner, by=signal.SIGTERM)
     _adopt_orphans()
     refusal: UsageError | None = None
     prepared = False
@@ -132,6 +135,11 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
+def _end_at_once(*_: object) -> None:
+    _end_orphans()
+    os._exit(1)
+
+
 def _end_orphans() -> None:
     """Kill and reap every child that is left after all ranks have ended, and the children of those."""
     children = Path(f"/proc/self/task/{os.getpid()}/children")
@@ -202,6 +210,7 @@ def _fork(group: Group, rank: int, server: socket.socket, channel: socket.socket
             os.setpgid(pid, pid)  # parent and child both do this, so it is done whichever runs first
         return pid
     os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     channel.close()
     die_with_parent(fork_server)
     port = server.getsockname()[1]

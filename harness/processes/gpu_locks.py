@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from harness import environment
+from harness.processes import guard
 
 if TYPE_CHECKING:
     from harness.spec import LaunchSpec
@@ -54,7 +54,7 @@ def _directory() -> Path:
     Its name has the GPUs in it, so that runs in another container, which sees other GPUs, do not wait for these.
     """
     names = _file_name("-".join(environment.gpus()))
-    directory = Path(tempfile.gettempdir()) / f"peft-harness-{os.getuid()}-gpus-{names}"
+    directory = guard.common_directory() / f"peft-harness-{os.getuid()}-gpus-{names}"
     directory.mkdir(exist_ok=True)
     return directory
 

@@ -72,13 +72,16 @@ def _redirect(file: Path) -> None:
     os.close(target)
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies. On Linux only; elsewhere this does nothing.
+def die_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent dies. On Linux only; elsewhere this does nothing.
+
+    The parent is the thread that started this process, so that thread must not end before.
 
     - parent: the parent's process id. If the parent has died before this call, the process ends with status 1.
+    - by: the signal.
     """
     if sys.platform == "linux":
         set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, by, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)

@@ -70,9 +70,10 @@ def _pids(group: Group) -> list[int]:
 
 
 def _agent(owner: int, world_size: str, file: str) -> None:
+    # torch is imported afterwards, since that takes seconds.
+    die_with_parent(owner)
     from torch.distributed.run import main
 
-    die_with_parent(owner)
     main(["--standalone", "--nproc-per-node", world_size, "-m", "harness.processes.torchrun", "rank", file])
 
 

@@ -22,6 +22,7 @@ import pytest
 
 from harness import contract, environment, patches, paths, subjects
 from harness.errors import UsageError
+from harness.processes import guard, interrupts
 from harness.processes.parent_watch import end_with_owner
 from harness.runs import drawn
 from harness.session import report, terminal
@@ -96,6 +97,13 @@ _Exit: Any = type("peft-harness", (pytest.exit.Exception,), {})
 def pytest_configure(config: pytest.Config) -> None:
     # Workers of xdist, and ranks, end with this process.
     end_with_owner()
+    if not guard.is_guarded():
+        # pytest itself answers Ctrl-C, with a summary.
+        at_the_end = contextlib.ExitStack()
+        at_the_end.enter_context(guard.guarded())
+        at_the_end.enter_context(interrupts.ending_at(*interrupts.BUT_CTRL_C))
+        config.add_cleanup(at_the_end.close)
+        config.pluginmanager.register(_AtCtrlC())
     if config.getoption("--unpatched"):
         # Until the session ends: it may be one within another session's process.
         unpatched = contextlib.ExitStack()
@@ -119,6 +127,14 @@ def pytest_configure(config: pytest.Config) -> None:
         raise _Exit(str(error), returncode=2) from None
     config.stash[STATE] = state
     config.pluginmanager.register(_Collector(state), "peft-harness-collector")
+
+
+class _AtCtrlC:
+    """Ends all workers and ranks at Ctrl-C. xdist would wait ten seconds for workers to come to the end of their tests."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self) -> None:
+        guard.end_the_others()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
