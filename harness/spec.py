@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.reading import read_json
 
 SCHEMA_VERSION = 1
 
@@ -329,18 +330,6 @@ def changes(spec: Mapping[str, Any]) -> list[str]:
         return [] if value == plain else [f"{path}={value!r}"]
 
     return walk(spec, RunSpec().to_json(), "")
-
-
-def read_json(path: str | Path) -> Any:
-    """Return the JSON value in a file. Raises UsageError if there is none."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not JSON ({error})") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _with_new_names(value: Any) -> Any:

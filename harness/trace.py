@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
-from harness.spec import RunSpec, read_json
+from harness.reading import read_json
+from harness.spec import RunSpec
+from harness.user_code import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -227,6 +229,33 @@ class Trace:
             read[name] = [kind(**item) for item in read[name]]
         read["ranks"] = [cls._read(item) for item in read.get("ranks", [])]
         return cls(**read)
+
+
+#: What each field that holds a list or a dict holds in it, if that is not JSON.
+_ITEMS: dict[str, type] = {"steps": Step, "evaluations": Evaluation, "checkpoints": Checkpoint, "groups": Group}
+
+
+def wrong_fields(trace: Trace) -> str:
+    """Return which field of a trace that somebody else made is of the wrong kind, in words; "" if none is.
+
+    Only the fields themselves are looked at, and the entries of lists. What the entries hold is left to the laws.
+    """
+    import torch
+
+    kinds: dict[str, Any] = {"list": list, "dict": dict, "Tensors": dict, "str": str, "float": (int, float), "int": int}
+    for one in dataclasses.fields(trace):
+        value, declared = getattr(trace, one.name), str(one.type)
+        if one.name == "spec" or (value is None and declared.endswith("| None")):
+            continue
+        kind = kinds[declared.partition("[")[0].partition(" ")[0]]
+        if not isinstance(value, kind):
+            return f"{one.name} is {quoted(value)}; expected {declared}"
+        item = _ITEMS.get(one.name)
+        if item is not None and not all(isinstance(entry, item) for entry in value):
+            return f"{one.name} hold something else than {item.__name__}s"
+        if declared == "Tensors" and not all(isinstance(entry, torch.Tensor) for entry in value.values()):
+            return f"{one.name} holds something else than tensors"
+    return "" if isinstance(trace.spec, RunSpec) else f"spec is {quoted(trace.spec)}; expected a RunSpec"
 
 
 _TENSOR = "$tensor"

@@ -81,7 +81,7 @@ def test_the_message_about_a_wrong_spec_is_one_sentence(body, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "words"), [(None, "no such file"), ("{", "not JSON"), (b"\xff", "not JSON")])
+@pytest.mark.parametrize(("text", "words"), [(None, "no such file"), ("{", "not JSON"), (b"\xff", "not UTF-8")])
 def test_the_message_about_an_unreadable_spec_file_is_one_sentence(tmp_path, text, words):
     path = tmp_path / "spec.json"
     if text is not None:
