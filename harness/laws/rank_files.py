@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from harness.laws.equal import differences, has_moved
+from harness.laws.equal import differences, has_moved, is_finite
 from harness.laws.several import incomplete_ranks
 from harness.subjects.observer import inspect_checkpoint
 from harness.tensors import names
 from harness.trace import Trace
-from harness.verdict import Verdict, verdict
+from harness.verdict import Unjudged, Verdict, verdict
 
 
 def exactly(trace: Trace, expected: Sequence[str]) -> Verdict:
@@ -125,6 +125,9 @@ def adapter_restored(resumed: Trace, whole: Trace) -> Verdict:
         if name not in resumed.adapter_resumed
         or not has_moved(whole.adapter_before[name], resumed.adapter_resumed[name])
     ]
+    if broken := [name for name, tensor in resumed.adapter_resumed.items() if not is_finite(tensor)]:
+        findings.append(Unjudged(f"{broken[0]} is NaN or infinite, as are {len(broken)} tensors of the adapter"))
+        fresh = [name for name in fresh if name not in broken]
     total = len(resumed.trainable)
     if fresh or not total:
         findings.append(f"{total - len(fresh)} of {total} adapter tensors are restored; {fresh[:1]} is as at the start")
