@@ -100,6 +100,13 @@ def test_a_process_that_dies_is_told_with_the_case_that_it_was_in(own):
         ("MUTANTS = [Mutant('Bad Name', '', nothing, ('LOSS-01',))]", "needs a name in kebab-case"),
         ("MUTANTS = [Mutant('good', '', nothing, ('XYZ-01',))]", "cell 'XYZ-01' of mutant good names no clause"),
         ("MUTANTS = [Mutant('good', '', nothing, ())]", "mutant good names no cells"),
+        ("MUTANTS = [Mutant(3, '', nothing, ('LOSS-01',))]", "name of a mutant is 3; expected a text"),
+        ("MUTANTS = [Mutant('good', '', nothing, 'LOSS-01')]", "cells of mutant good are 'LOSS-01'"),
+        ("MUTANTS = [Mutant('good', '', 1, ('LOSS-01',))]", "mutant good needs a function `put`"),
+        ("MUTANTS = 2 * [Mutant('good', '', nothing, ('LOSS-01',))]", "two mutants are named good"),
+        ("MUTANTS = 3", "needs a list MUTANTS of harness.mutants.Mutant"),
+        ("import sys; sys.exit(0)", "mine.py: cannot be imported (it calls sys.exit(0), at "),
+        ("import os; os._exit(0)", "mine.py: cannot be imported (it calls os._exit(0), at "),
     ],
 )
 def test_a_module_that_is_wrong_is_told_in_a_sentence(text, words, tmp_path):

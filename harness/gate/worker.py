@@ -72,7 +72,7 @@ def train(directory: Path, spec: dict[str, Any], into: str, subject: str, checkp
     Returns {"unsupported": reason} if the subject does not train such a spec, else {}.
     """
     judged, run_spec = subjects.load(subject), RunSpec.from_json(spec)
-    if reason := judged.unsupported(run_spec):
+    if reason := subjects.unsupported(judged, run_spec):
         return {"unsupported": reason}
     target = directory / into
     shutil.rmtree(target, ignore_errors=True)
@@ -80,7 +80,7 @@ def train(directory: Path, spec: dict[str, Any], into: str, subject: str, checkp
     if run_spec.resume is not None and checkpoints is not None:
         name = f"checkpoint-{run_spec.resume.checkpoint}"
         shutil.copytree(Path(checkpoints) / name, target / "run" / name)
-    judged.train(run_spec, target / "run").save(target / "trace")
+    subjects.trained(judged, run_spec, target / "run").save(target / "trace")
     return {}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from harness import contract
 from harness.errors import UsageError
 from harness.mutants.patch import Patch, in_this_process
+from harness.user_code import guarded, quoted
 
 #: Files of this package that hold mutants, each named after a chapter of the contract. GEN has no file: its cells are
 #: run on every mutant (COMMON).
@@ -85,21 +86,29 @@ def load(file: Path) -> dict[str, Mutant]:
     module = importlib.util.module_from_spec(spec)
     # Ranks find its functions by the module's name.
     sys.modules.setdefault(file.stem, module)
-    try:
+    with guarded(f"--module {file}: cannot be imported"):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(f"--module {file}: cannot be imported ({type(error).__name__}: {error})") from None
-    found = list(getattr(module, "MUTANTS", ()))
+    found = getattr(module, "MUTANTS", ())
+    found = list(found) if isinstance(found, (list, tuple)) else []
     if not found or not all(isinstance(mutant, Mutant) for mutant in found):
         raise UsageError(f"--module {file}: needs a list MUTANTS of harness.mutants.Mutant")
     for mutant in found:
         _check(mutant, file)
+        if [other.name for other in found].count(mutant.name) > 1:
+            raise UsageError(f"--module {file}: two mutants are named {mutant.name}")
     return {mutant.name: mutant for mutant in found}
 
 
 def _check(mutant: Mutant, file: Path) -> None:
     """Raise UsageError if a user's mutant has no proper name, no cells, or a cell that names no clause."""
     clauses = contract.clauses()
+    for name, value in (("name", mutant.name), ("says", mutant.says), ("thread", mutant.thread)):
+        if not isinstance(value, str):
+            raise UsageError(f"--module {file}: {name} of a mutant is {quoted(value)}; expected a text")
+    if not (isinstance(mutant.cells, (list, tuple)) and all(isinstance(cell, str) for cell in mutant.cells)):
+        raise UsageError(f"--module {file}: cells of mutant {mutant.name} are {quoted(mutant.cells)}; expected texts")
+    if not callable(mutant.put) or mutant.device not in ("cpu", "cuda"):
+        raise UsageError(f"--module {file}: mutant {mutant.name} needs a function `put`, and the device cpu or cuda")
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", mutant.name):
         raise UsageError(f"--module {file}: mutant {mutant.name!r} needs a name in kebab-case")
     for glob in mutant.cells:

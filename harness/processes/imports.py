@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 
 from harness import patches
-from harness.errors import UsageError
 from harness.paths import search_user_modules
+from harness.user_code import guarded, imported
 
 #: Environment variables that are set before upstream is imported, unless the user has set them.
 ENVIRONMENT = {
@@ -28,12 +27,8 @@ _imported = False
 
 def preload(modules: list[str]) -> None:
     """Import modules before upstream is used, for users who patch upstream. UsageError names one that fails."""
-    search_user_modules()
     for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UsageError(f"--preload {module}: cannot be imported ({error})") from None
+        imported(module, f"--preload {module}:")
 
 
 def import_upstream(preloads: list[str] | None = None, threads: int = 1, patched: bool = True) -> None:
@@ -41,9 +36,11 @@ def import_upstream(preloads: list[str] | None = None, threads: int = 1, patched
 
     Upstream is imported once in a process; preloads and threads are done at each call.
 
-    - preloads: modules to import before upstream is used. UsageError names one that fails.
+    - preloads: modules to import before upstream is used.
     - threads: torch's intra-op threads; 0 leaves them as they are. At hidden size 64 more than one thread is slower.
     - patched: False turns `harness.patches` off for the life of the process.
+
+    Raises UsageError if one of them, or upstream itself, cannot be imported.
     """
     global _imported
     if not patched:
@@ -51,13 +48,21 @@ def import_upstream(preloads: list[str] | None = None, threads: int = 1, patched
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     search_user_modules()
-    import torch
+    with guarded("torch cannot be imported"):
+        import torch
 
     if threads:
         torch.set_num_threads(threads)
     preload(preloads or [])
     if _imported:
         return
+    with guarded("upstream cannot be imported"):
+        _import_the_rest()
+    patches.apply()
+    _imported = True
+
+
+def _import_the_rest() -> None:
     # bitsandbytes warns at its import of an optional kernel that is not needed here.
     bitsandbytes = logging.getLogger("bitsandbytes")
     level = bitsandbytes.level
@@ -70,5 +75,3 @@ def import_upstream(preloads: list[str] | None = None, threads: int = 1, patched
     bitsandbytes.setLevel(level)
     # transformers imports these when they are first named.
     _ = transformers.Trainer, transformers.TrainingArguments, transformers.LlamaForCausalLM
-    patches.apply()
-    _imported = True

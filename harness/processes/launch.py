@@ -18,7 +18,7 @@ from harness.errors import UsageError
 from harness.processes import gpu_locks, ranks
 from harness.processes.group import LIMIT, Group, RanksFailed
 from harness.spec import LaunchSpec, RunSpec
-from harness.subjects import Subject
+from harness.subjects import Subject, trained
 from harness.subjects.observer import Observer
 from harness.trace import Trace
 
@@ -49,7 +49,7 @@ def train(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
     Raises UsageError if the subject cannot be pickled, or if a rank raises one.
     """
     if not spec.launch.several:
-        return subject.train(spec, directory)
+        return trained(subject, spec, directory)
     call = functools.partial(_rank, subject, spec, directory)
     try:
         pickle.dumps(call)
@@ -124,7 +124,7 @@ def settle(launch: LaunchSpec) -> None:
 
 def _rank(subject: Subject, spec: RunSpec, directory: Path) -> None:
     settle(spec.launch)
-    trace = subject.train(spec, directory)
+    trace = trained(subject, spec, directory)
     trace.distributed["rank"] = int(os.environ["RANK"])
     trace.save(_trace_directory(directory, int(os.environ["RANK"])))
     if trace.error is not None:

@@ -23,6 +23,7 @@ from harness.runs import strategies
 from harness.runs.cache import Runs
 from harness.runs.lifecycle import Life
 from harness.spec import RunSpec
+from harness.subjects import unsupported
 from harness.subjects.hf_trainer import HFTrainer
 from harness.verdict import NOT_COMPARABLE, Case, Verdict, verdict
 
@@ -148,7 +149,7 @@ class Draw:
         with tempfile.TemporaryDirectory() as directory:
             runs = Runs(self._runs.subject, Path(directory), self._runs.device)
             try:
-                if runs.subject.unsupported(runs.on_device(spec)) is None:
+                if unsupported(runs.subject, runs.on_device(spec)) is None:
                     self.begin(spec)
                     for clause, judged in laws(runs.train, spec).items():
                         self.record(clause, spec, judged)

@@ -43,7 +43,7 @@ def train(request: pytest.FixtureRequest, runs: Runs) -> Callable[..., Trace]:
 
     def train_or_skip(spec: RunSpec, again: bool = False, subject: subjects.Subject | None = None) -> Trace:
         for leg in (spec, spec.first_leg()) if spec.resume else (spec,):
-            skip_if((subject or runs.subject).unsupported(runs.on_device(leg)))
+            skip_if(subjects.unsupported(subject or runs.subject, runs.on_device(leg)))
         for case in request.node.stash[CASES]:
             case.specs.append(spec.to_json())
         return runs.train(spec, subject, again)

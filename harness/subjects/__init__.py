@@ -8,13 +8,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from harness.errors import UsageError
 from harness.spec import RunSpec
-from harness.trace import Trace
+from harness.trace import Trace, wrong_fields
+from harness.user_code import cause, guarded, quoted
 
 NAMES = ("hf-trainer", "reference")
+
+#: Characters of a subject's name.
+MOST = 100
 
 
 @runtime_checkable
@@ -57,10 +61,56 @@ def load(name: str) -> Subject:
         raise UsageError(f"unknown subject {name!r}; known are {', '.join(NAMES)}, or name your own as module:factory")
     from harness.fixtures.models import load_object
 
-    subject = load_object(name)()
+    factory = load_object(name)
+    if not callable(factory):
+        raise UsageError(
+            f"subject {name!r} is a {type(factory).__name__}; name a function or class that makes a subject"
+        )
+    with guarded(f"subject {name!r} cannot be made"):
+        subject = factory()
+        return _checked(subject, name)
+
+
+def _checked(subject: Any, name: str) -> Subject:
     if not isinstance(subject, Subject):
         raise UsageError(
             f"subject {name!r} returned {type(subject).__name__}, which lacks name, unsupported(spec) or "
             "train(spec, directory); see harness/subjects/__init__.py"
         )
+    shown: Any = subject.name
+    # Reports and directories of runs have it.
+    if not (isinstance(shown, str) and 0 < len(shown) <= MOST and shown.isprintable() and not set("/\\") & set(shown)):
+        raise UsageError(
+            f"subject {name!r} has the name {quoted(shown)}; expected a printable text of 1 to {MOST} characters "
+            "without slashes"
+        )
+    if isinstance(subject, type) or not (callable(subject.unsupported) and callable(subject.train)):
+        raise UsageError(f"subject {name!r} returned {quoted(subject)}, whose unsupported or train cannot be called")
     return subject
+
+
+def unsupported(subject: Subject, spec: RunSpec) -> str | None:
+    """Return why a subject cannot train a spec, None if it can. Raises UsageError if the subject's answer is neither."""
+    try:
+        reason: Any = subject.unsupported(spec)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"subject {subject.name!r}: unsupported(spec) raised an error ({cause(error)})") from None
+    if not (reason is None or (isinstance(reason, str) and reason)):
+        raise UsageError(
+            f"subject {subject.name!r}: unsupported(spec) returned {quoted(reason)}; expected a reason, or None"
+        )
+    return reason
+
+
+def trained(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
+    """Have a subject train a spec in this process. Raises UsageError if it returns something else than a Trace."""
+    trace: Any = subject.train(spec, directory)
+    if not isinstance(trace, Trace):
+        raise UsageError(
+            f"subject {subject.name!r}: train(spec, directory) returned {quoted(trace)}; expected a harness.trace.Trace"
+        )
+    if wrong := wrong_fields(trace):
+        raise UsageError(f"subject {subject.name!r}: train(spec, directory) returned a Trace whose {wrong}")
+    return trace
