@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,9 @@ def run_pytest(
     arguments = Scope(subject, device, tuple(clauses), tuple(preloads)).options()
     if json is not None:
         arguments += ["--json", str(json)]
-    cache = Path.cwd() / ".pytest_cache"
+    ours = Path.cwd() / ".peft-harness"
+    # Failures that hypothesis has found, to be tried first the next time.
+    environment = {"HYPOTHESIS_STORAGE_DIRECTORY": str(ours / "hypothesis"), **os.environ}
     command = [
         sys.executable,
         *SAFE_PATH,
@@ -34,9 +37,9 @@ def run_pytest(
         *tests,
         *arguments,
         "-o",
-        f"cache_dir={cache}",
+        f"cache_dir={ours / 'pytest_cache'}",
         *rest,
     ]
-    code = subprocess.run(command, check=False, preexec_fn=ignore_ctrl_c).returncode
+    code = subprocess.run(command, env=environment, check=False, preexec_fn=ignore_ctrl_c).returncode
     # pytest returns 4 for wrong usage and 5 for no tests.
     return 2 if code in (4, 5) else code

@@ -17,6 +17,9 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+import sys
+import tempfile
+from collections.abc import Generator
 
 import pytest
 
@@ -100,7 +103,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if not guard.is_guarded():
         # pytest itself answers Ctrl-C, with a summary.
         at_the_end = contextlib.ExitStack()
-        at_the_end.enter_context(guard.guarded())
+        try:
+            at_the_end.enter_context(guard.guarded())
+        except OSError as error:
+            raise _Exit(f"temporary files: {error}", returncode=2) from None
         at_the_end.enter_context(interrupts.ending_at(*interrupts.BUT_CTRL_C))
         config.add_cleanup(at_the_end.close)
         config.pluginmanager.register(_AtCtrlC())
@@ -130,6 +136,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _AtCtrlC:
+    _keep_benchmarks_out_of_here(config)
     """Ends all workers and ranks at Ctrl-C. xdist would wait ten seconds for workers to come to the end of their tests."""
 
     @pytest.hookimpl(tryfirst=True)
@@ -155,6 +162,14 @@ def _prepare_training(state: State) -> None:
     ranks.settings.torchrun = state.torchrun
     if state.device == "cpu":
         # Nothing has been trained in this process yet, so its ranks can be forked from a copy of it.
+def _keep_benchmarks_out_of_here(config: pytest.Config) -> None:
+    """Have pytest-benchmark make its folder among the temporary files, unless the user saves benchmarks or names a folder."""
+    option = config.option
+    saves = getattr(option, "benchmark_save", None) or getattr(option, "benchmark_autosave", False)
+    if getattr(option, "benchmark_storage", None) == "file://./.benchmarks" and not saves:
+        option.benchmark_storage = f"file://{tempfile.gettempdir()}/benchmarks"
+
+
         ranks.prepare(pristine=True)
     else:
         # This process has started CUDA. The first group of ranks starts a process that has not.
