@@ -30,8 +30,8 @@ LINE_LIMIT = 8 * 2**20
 #: Levels of lists and objects in JSON. A report has eight; Python's own limit depends on the caller's depth.
 DEPTH = 64
 
-#: Digits of an integer in JSON: those of 128 bits. Python needs quadratic time for a long one.
-DIGITS = 39
+#: Digits of an integer in JSON: any such one is also a float. Python needs quadratic time for a long one.
+DIGITS = 300
 
 _BOM = b"\xef\xbb\xbf"
 _KINDS = (
@@ -45,7 +45,7 @@ _KINDS = (
 
 def shown(value: Any, limit: int = 80) -> str:
     """Return a value as messages quote it: its repr in one printable line, shortened in the middle of a long list."""
-    if isinstance(value, int) and abs(value) >= 10**DIGITS:
+    if isinstance(value, int) and abs(value) >= 10**40:
         return f"an integer of {value.bit_length()} bits"
     if isinstance(value, str):
         text = repr(value if len(value) <= limit else f"{value[: limit - 3]}...")
@@ -56,12 +56,12 @@ def shown(value: Any, limit: int = 80) -> str:
             text = repr(value)
         except (RecursionError, ValueError):
             return f"a {type(value).__name__}"
-    text = text if text.isprintable() else ascii(text)[1:-1]
+    text = shown_path(text)
     return text if len(text) <= 2 * limit else f"{text[: 2 * limit - 3]}..."
 
 
 def shown_path(path: str | Path) -> str:
-    """Return a path as messages have it: as it is, or with escapes if it has characters that cannot be printed."""
+    """Return a path or a name as messages have it: as it is, or with escapes for what cannot be printed."""
     text = str(path)
     return text if text.isprintable() else ascii(text)[1:-1]
 
@@ -115,7 +115,7 @@ def parse_json(text: str, where: str, nan: bool = False, lines: bool = True) -> 
     if not text.strip():
         raise UsageError(f"{where}: not JSON (it is empty)")
     if (deep := _too_deep(text)) is not None:
-        raise UsageError(f"{where}: JSON of more than {DEPTH} levels ({_place(text, deep, lines)})")
+        raise UsageError(f"{where}: JSON nested too deep, in more than {DEPTH} levels ({_place(text, deep, lines)})")
 
     def constant(word: str) -> float:
         if nan:
@@ -152,7 +152,7 @@ def parse_json(text: str, where: str, nan: bool = False, lines: bool = True) -> 
     except json.JSONDecodeError as error:
         raise UsageError(f"{where}: not JSON ({error.msg}, {_place(text, error.pos, lines)})") from None
     except RecursionError:
-        raise UsageError(f"{where}: JSON of too many levels") from None
+        raise UsageError(f"{where}: JSON nested too deep") from None
     if surrogate := _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()

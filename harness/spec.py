@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness import spec_fields
 from harness.errors import UsageError
-from harness.reading import read_json
+from harness.reading import read_json, shown, shown_path
 
 SCHEMA_VERSION = 1
 
@@ -276,38 +277,33 @@ class RunSpec:
 
         - where: what messages call the source, such as a file name.
 
-        Raises UsageError for a newer schema, an unknown field or a wrong type.
+        Raises UsageError for a newer schema, an unknown field, a wrong type, or a value that `harness.spec_fields` refuses.
         """
         if not isinstance(value, Mapping):
             raise UsageError(
                 f"{where}: a run spec is a JSON object, this is {type(value).__name__}; harness/spec.py has its fields"
             )
         body: dict[str, Any] = _with_new_names(value)
-        version = body.pop("schema_version", SCHEMA_VERSION)
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
-            raise UsageError(
-                f"{where}: schema_version {version!r} is newer than {SCHEMA_VERSION}, the newest that this release of "
-                "peft-harness reads; upgrade peft-harness"
-            )
-        parts = {"model": ModelSpec, "adapter": AdapterSpec, "data": DataSpec, "launch": LaunchSpec}
+        check_version(body.pop("schema_version", SCHEMA_VERSION), SCHEMA_VERSION, where)
         read: dict[str, Any] = {}
         for name, part in body.items():
-            if name in parts:
-                read[name] = _read(parts[name], part, f"{where}, {name}")
+            if name in _PARTS:
+                read[name] = spec_fields.read(_PARTS[name], part, f"{where}, {name}", name)
             elif name == "resume":
-                read[name] = None if part is None else _read(ResumeSpec, part, f"{where}, resume")
+                read[name] = None if part is None else spec_fields.read(ResumeSpec, part, f"{where}, resume", name)
             else:
                 read[name] = part
-        spec: RunSpec = _read(cls, read, where)
+        spec: RunSpec = spec_fields.read(cls, read, where)
+        _check(spec, where)
         return spec
 
     @classmethod
     def load(cls, path: str | Path) -> RunSpec:
         """Return the spec in a JSON file: a bare spec, or the case file of a failure ({"spec": ..., ...})."""
-        value = read_json(path)
+        value = read_json(path, nan=True)  # so that the message names the field
         if isinstance(value, dict) and "spec" in value:
             value = value["spec"]
-        return cls.from_json(value, where=str(path))
+        return cls.from_json(value, where=shown_path(path))
 
     @property
     def hash(self) -> str:
@@ -316,6 +312,56 @@ class RunSpec:
 
     def __hash__(self) -> int:
         return int(self.hash, 16)
+
+
+_PARTS: dict[str, Any] = {"model": ModelSpec, "adapter": AdapterSpec, "data": DataSpec, "launch": LaunchSpec}
+
+
+def check_version(version: Any, newest: int, where: str) -> None:
+    """Check the schema_version of a file. Raises UsageError if it is none, or newer than `newest`."""
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise UsageError(f"{where}: schema_version {shown(version)} is none; expected 1 to {newest}")
+    if version > newest:
+        raise UsageError(
+            f"{where}: schema_version {version} is newer than {newest}, the newest that this release of peft-harness "
+            "reads; upgrade peft-harness"
+        )
+
+
+def _check(spec: RunSpec, where: str) -> None:
+    """Check what `spec_fields.read` does not: objects with fields of upstream's, and fields that belong together."""
+    spec_fields.check(spec_fields.ARGUMENTS, spec.arguments, f"{where}, arguments")
+    spec_fields.check({}, spec.trainer, f"{where}, trainer")
+    spec_fields.check(spec_fields.MODEL_CONFIG, spec.model.config, f"{where}, model, config")
+    configs = {
+        "config": spec.adapter.config,
+        **{f"others, {name}": other for name, other in spec.adapter.others.items()},
+    }
+    for name, config in configs.items():
+        if not isinstance(config, Mapping):
+            raise UsageError(f"{where}, adapter, {shown_path(name)}: expected a JSON object, found {shown(config)}")
+        spec_fields.check(spec_fields.ADAPTER_CONFIG, config, f"{where}, adapter, {shown_path(name)}")
+    spec_fields.check_data(spec.data, f"{where}, data")
+    if spec.resume is not None:
+        _check_first_leg(spec, spec.resume.first_leg, f"{where}, resume, first_leg")
+
+
+def _check_first_leg(spec: RunSpec, changes: Mapping[str, Any], where: str) -> None:
+    """Check that `changes` are arguments of `RunSpec.but`, and that they make a spec."""
+    leg = dataclasses.replace(spec, resume=None).to_json()
+    for name, value in changes.items():
+        if name in (*_PARTS, "trainer", "lora"):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{where}, {name}: expected a JSON object, found {shown(value)}")
+            part = leg["adapter"]["config"] if name == "lora" else leg[name]
+            part.update(value)
+        elif name == "resume" or (isinstance(value, Mapping) and name not in spec_fields.OBJECTS):
+            raise spec_fields.unknown(where, name, [*_PARTS, "trainer", "lora"])
+        elif value is None:
+            leg["arguments"].pop(name, None)
+        else:
+            leg["arguments"][name] = value
+    RunSpec.from_json(leg, where)
 
 
 def changes(spec: Mapping[str, Any]) -> list[str]:
@@ -359,41 +405,3 @@ def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 def _replace(part: Any, changes: Mapping[str, Any] | None) -> Any:
     return dataclasses.replace(part, **changes) if changes else part
-
-
-def _read(kind: type, value: Any, where: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise UsageError(f"{where}: expected a JSON object, found {value!r}")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - set(fields))
-    if unknown:
-        raise UsageError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(fields)}")
-    read = {}
-    for name, item in value.items():
-        if str(fields[name].type).startswith("tuple") and isinstance(item, list):
-            item = tuple(item)
-        _check(item, str(fields[name].type), f"{where}, {name}")
-        read[name] = item
-    return kind(**read)
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "None": (type(None),),
-    "tuple[str, ...]": (tuple,),
-    "tuple[int, ...]": (tuple,),
-}
-
-
-def _check(value: Any, annotation: str, where: str) -> None:
-    if annotation.startswith("Mapping"):
-        allowed: tuple[type, ...] = (Mapping,)
-    elif all(part.strip() in _TYPES for part in annotation.split("|")):
-        allowed = tuple(kind for part in annotation.split("|") for kind in _TYPES[part.strip()])
-    else:
-        return
-    if not isinstance(value, allowed):
-        raise UsageError(f"{where}: expected {annotation}, found {value!r}")

@@ -64,7 +64,7 @@ def test_the_first_leg_of_a_resumed_run_is_the_run_that_wrote_the_checkpoint():
     [
         ([], "a run spec is a JSON object, this is list"),
         ({"schema_version": 2}, "schema_version 2 is newer than 1"),
-        ({"schema_version": "1"}, "schema_version '1' is newer"),
+        ({"schema_version": "1"}, "schema_version '1' is none; expected 1 to 1"),
         ({"modle": {}}, "unknown field 'modle'; known are model, adapter"),
         ({"model": {"famly": "llama"}}, "model: unknown field 'famly'"),
         ({"model": []}, "model: expected a JSON object, found []"),
