@@ -1,6 +1,7 @@
 """Locks between processes: who may go on, who waits, and what frees a lock."""
 
 import functools
+import os
 import select
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from harness import environment
+from harness.errors import UsageError
 from harness.processes import gpu_locks
 from harness.runs.scenarios import TOGETHER, spread
 
@@ -102,3 +104,13 @@ def test_a_lock_file_that_torch_left_over_is_removed(holder, tmp_path):
         lock.touch()
         with gpu_locks.extensions():
             assert not lock.exists()
+
+
+def test_a_lock_directory_that_somebody_else_made_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_locks.guard, "common_directory", lambda: tmp_path)
+    monkeypatch.setenv(environment.GPUS, "0")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / f"peft-harness-{os.getuid()}-gpus-0").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UsageError, match="is not a directory of this user's"), gpu_locks.gpus(ON_GPUS):
+        pass
+    assert not list((tmp_path / "theirs").iterdir())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from harness import environment
+from harness.errors import UsageError
 from harness.processes import guard
 
 if TYPE_CHECKING:
@@ -52,10 +54,16 @@ def _directory() -> Path:
     """Return the directory of this user's lock files for the GPUs that are visible.
 
     Its name has the GPUs in it, so that runs in another container, which sees other GPUs, do not wait for these.
+
+    Raises UsageError if it belongs to somebody else, who may have made it first in a shared directory.
     """
     names = _file_name("-".join(environment.gpus()))
     directory = guard.common_directory() / f"peft-harness-{os.getuid()}-gpus-{names}"
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    found = directory.lstat()
+    # In a directory of somebody else's, a lock's name may be a link to a file of this user's, which locking would empty.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UsageError(f"{directory}: is not a directory of this user's; remove it, or set TMPDIR to one that is")
     return directory
 
 
