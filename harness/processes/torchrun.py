@@ -81,7 +81,7 @@ def _rank(file: Path) -> None:
     from harness.processes.imports import import_upstream
 
     die_with_parent(os.getppid())
-    group, preloads = pickle.loads(file.read_bytes())
+    group, preloads = pickle.loads(file.read_bytes())  # noqa: S301 - `start` wrote it
     rank = int(os.environ["RANK"])
     (group.directory / f"rank-{rank}.pid").write_text(str(os.getpid()))
     # OpenMP reads its variables once, when upstream is imported, so they are set before.
