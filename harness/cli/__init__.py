@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 import harness
-from harness.cli import cache_command, compare_commands, judge_commands, look_commands, measure_commands
+from harness.cli import cache_command, compare_commands, ending, judge_commands, look_commands, measure_commands
 from harness.cli.outputs import Command
-from harness.errors import UsageError
 from harness.processes import guard, interrupts
 
 app = typer.Typer(
@@ -70,6 +69,9 @@ for _command, _passes_arguments in _COMMANDS:
 
 def main() -> None:
     """Run a command. An error of the user is one sentence on stderr and exit code 2, never a traceback."""
+    lost = ending.open_streams()
+    if lost:
+        sys.exit(ending.say(lost))
     with interrupts.ending_at(*interrupts.ALL):
         code = _run()
     sys.exit(code)
@@ -77,19 +79,15 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        code: int = app(standalone_mode=False)
-    except UsageError as error:
-        code = _fail(str(error), 2)
-    except KeyboardInterrupt:
-        code = 130
-    except Exception as error:
-        if not isinstance(error, _CLICK_ERROR):
-            raise
-        code = _wrong_usage(error)
-    # typer returns 130 for a KeyboardInterrupt, and None for a command that returns nothing.
-    if code == 130:
-        _fail("interrupted; if it was a gate, the same command continues it", code)
-    return code
+        # typer returns 130 for a KeyboardInterrupt, and None for a command that returns nothing.
+        code = app(standalone_mode=False)
+        return ending.ended_by(KeyboardInterrupt()) if code == ending.INTERRUPTED else ending.ended(code)
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            return ending.ended_by(error)
+        raise  # a shell asked for completion
+    except BaseException as error:
+        return _wrong_usage(error) if isinstance(error, _CLICK_ERROR) else ending.ended_by(error)
 
 
 #: The base class of the parser's errors. Some releases of typer come with a click of their own.
@@ -100,13 +98,8 @@ def _wrong_usage(error: Any) -> int:
     """Print how the command is used and what is wrong. Return the exit code."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
-        return 2
+        return ending.COULD_NOT_RUN
     context = getattr(error, "ctx", None)
     if context is not None:
         print(f"{context.get_usage()}\nTry '{context.command_path} -h' for help.\n", file=sys.stderr)
-    return _fail(error.format_message(), error.exit_code)
-
-
-def _fail(sentence: str, code: int) -> int:
-    print(f"peft-harness: {sentence}", file=sys.stderr)
-    return code
+    return ending.say(error.format_message())

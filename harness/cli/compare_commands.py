@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import REQUIREMENTS, Clauses, Device, Json, Preload, Subject, Unpatched, clause_ids, scope
+from harness.cli.options import (
+    REQUIREMENTS,
+    Build,
+    Clauses,
+    Device,
+    Env,
+    Json,
+    Preload,
+    Subject,
+    Unpatched,
+    clause_ids,
+    scope,
+)
 from harness.cli.outputs import file_option
 
 
@@ -31,6 +43,8 @@ def gate(
     quick: Annotated[
         bool, typer.Option("--quick", help="Judge on the baseline only the cases that fail on the candidate.")
     ] = False,
+    env: Env = None,
+    build: Build = None,
 ) -> None:
     """Compare two stacks: is the upgrade safe?
 
@@ -41,7 +55,7 @@ def gate(
     from harness.gate import command
 
     contract.select(clause or [])
-    judged = scope(subject, device, clause, preload)
+    judged = scope(subject, device, clause, preload, env, build)
     raise typer.Exit(
         command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick)
     )
@@ -56,6 +70,8 @@ def bisect(
     preload: Preload = None,
     unpatched: Unpatched = False,
     json: Json = None,
+    env: Env = None,
+    build: Build = None,
 ) -> None:
     """Find the release that broke a clause.
 
@@ -63,13 +79,14 @@ def bisect(
     """
     from harness.gate import command
 
-    raise typer.Exit(command.bisect(clause, good, bad, scope(subject, device, None, preload), json))
+    raise typer.Exit(command.bisect(clause, good, bad, scope(subject, device, None, preload, env, build), json))
 
 
 def history(
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="ID", help="Faults such as H3; all of them if none is given.")
     ] = None,
+    env: Env = None,
 ) -> None:
     """Check that the clauses catch faults of past releases.
 
@@ -78,4 +95,4 @@ def history(
     """
     from harness.gate import command
 
-    raise typer.Exit(command.history(ids or [], scope()))
+    raise typer.Exit(command.history(ids or [], scope(env=env)))

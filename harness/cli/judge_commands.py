@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import Clauses, Device, Json, Preload, Subject, Unpatched, devices, scope, subject_names
+from harness.cli.options import (
+    Build,
+    Clauses,
+    Device,
+    Env,
+    Json,
+    Preload,
+    Subject,
+    TrustCode,
+    Unpatched,
+    devices,
+    scope,
+    subject_names,
+)
 from harness.cli.outputs import file_option
 from harness.cli.pytest_process import run_pytest
 from harness.errors import UsageError
@@ -30,6 +43,8 @@ def check(
         ),
     ] = None,
     json: Json = None,
+    env: Env = None,
+    build: Build = None,
 ) -> None:
     """Judge the installed stack, or one --with other releases.
 
@@ -38,7 +53,9 @@ def check(
     from harness.gate import command
     from harness.paths import SUITES
 
-    judged = scope(subject, device, clause, preload)
+    judged = scope(subject, device, clause, preload, env, build)
+    if not with_ and (env or build):
+        raise UsageError("--env and --build are for stacks that are installed; name one --with")
     if with_:
         raise typer.Exit(command.check(with_, judged, json, context.args))
     rest = [*command.workers(judged, context.args), *context.args]
@@ -77,23 +94,21 @@ def repro(
         str | None,
         typer.Option(metavar="cpu|cuda", help="Another device than the file names.", autocompletion=devices),
     ] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Repeat one failed case, or train one RunSpec and judge it.
 
-    A RunSpec is judged by every law that applies to any run.
+    A RunSpec is judged by every law that applies to any run. Exit codes: 0 all that apply hold, 1 one fails, 2 it cannot
+    be trained, 3 one could not be judged.
     """
-    from harness.spec import read_json
+    from harness import trust
+    from harness.session import case_file
 
-    body = read_json(file)
-    if isinstance(body, dict) and "test" in body:
-        from harness.paths import SUITES
+    case = case_file.load(file)
+    if case.test is None:
+        from harness.session.repro import judge_spec
 
-        test = SUITES / str(body["test"])
-        # The case file may be somebody else's, and pytest runs any file: only those of the suites are taken.
-        if str(body["test"]).partition("::")[0] not in {path.name for path in SUITES.glob("test_*.py")}:
-            raise UsageError(f"{file}: names the test {body['test']!r}, which this release does not have")
-        chosen = (subject or body["subject"], device or body["device"])
-        raise typer.Exit(run_pytest([str(test)], *chosen, [], body["preload"], None, []))
-    from harness.session.repro import judge_spec
-
-    raise typer.Exit(judge_spec(file, subject or "hf-trainer", device))
+        raise typer.Exit(judge_spec(case, subject, device, trust_code))
+    trust.check_case(case.subject if subject is None else None, case.preload, case.where, trust_code)
+    chosen = (subject or case.subject or "", device or case.device or "")
+    raise typer.Exit(run_pytest([case_file.path_of(case)], *chosen, [], list(case.preload), None, []))

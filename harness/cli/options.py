@@ -66,6 +66,27 @@ Unpatched = Annotated[
         help="Run upstream as it is, without the changes that the harness makes to it for speed.",
     ),
 ]
+Env = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Give the judged stacks this environment variable, too: NAME or NAME=VALUE. They get a few only. Repeatable.",
+    ),
+]
+Build = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PACKAGE",
+        help="Build this package from source, which runs its code. Others are installed from wheels only. Repeatable.",
+    ),
+]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Run code that the file names, such as a model's factory. Read the file first if somebody sent it.",
+    ),
+]
 Json = Annotated[Path | None, file_option("Write the report as JSON.")]
 Plot = Annotated[Path | None, file_option("Write a plot as PNG or SVG.", "plot")]
 
@@ -74,9 +95,16 @@ REQUIREMENTS = "a requirements or lock file, 'current', or releases such as 'tra
 
 
 def scope(
-    subject: str = "hf-trainer", device: str = "cpu", clause: list[str] | None = None, preload: list[str] | None = None
+    subject: str = "hf-trainer",
+    device: str = "cpu",
+    clause: list[str] | None = None,
+    preload: list[str] | None = None,
+    env: list[str] | None = None,
+    build: list[str] | None = None,
 ) -> Scope:
     """Return what these options choose to judge."""
+    from harness.gate import variables
     from harness.gate.scope import Scope
 
-    return Scope(subject, device, tuple(clause or ()), tuple(preload or ()))
+    added = variables.named(env or ())
+    return Scope(subject, device, tuple(clause or ()), tuple(preload or ()), added, tuple(build or ()))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +38,8 @@ class Command(typer.core.TyperCommand):
     """A command that checks its outputs before it works."""
 
     def invoke(self, ctx: Context) -> Any:
-        """Check the outputs, and call the command."""
+        """Check the outputs, and call the command. Raises UsageError if something in it ends the process."""
+        _require_directory()
         kinds = {name: kind for name, kind in ctx.meta.get(_OUTPUTS, {}).items() if ctx.params.get(name) is not None}
         options = {param.name: param.opts[0] for param in self.params}
         for name, kind in kinds.items():
@@ -49,7 +52,21 @@ class Command(typer.core.TyperCommand):
         ]
         for name in kinds:
             _require_its_own(options[name], ctx.params[name], [other for other in others if other[0] != options[name]])
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except SystemExit as error:
+            if isinstance(error.__context__, BrokenPipeError):
+                raise error.__context__ from None
+            *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+            where = f"{frame.f_code.co_filename}, line {line}"
+            raise UsageError(f"{where}: ended the command by sys.exit({error.code!r}), so nothing is judged") from error
+
+
+def _require_directory() -> None:
+    try:
+        os.getcwd()
+    except OSError:
+        raise UsageError("the current directory does not exist any more; change to another one") from None
 
 
 def _checked(option: str, path: Path, kind: str) -> Path:
