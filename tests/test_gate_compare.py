@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import torch
 
-from harness.gate import cell_findings, cells, checkpoints, clauses, interface, numbers, show
+from harness.gate import cell_findings, cells, checkpoints, clauses, interface, locks, numbers, show
 from harness.gate.compare import Outcome
 from harness.gate.environments import Environment
 from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, Finding, exit_code, in_order, verdict
@@ -244,7 +244,7 @@ def test_the_report_has_both_sides_and_their_locks_beside_it(sides, outcome, tmp
     jsonschema.validate(body, json.loads((PACKAGE / "gate" / "report_schema.json").read_text()))
     assert body["verdict"] == "unsafe"
     assert body["candidate"]["report"]["clauses"][0]["verdict"] == "fail"
-    assert (tmp_path / "out" / body["baseline"]["lock"]).read_text() == "peft==1\n"
+    assert (tmp_path / "out" / body["baseline"]["lock"]).read_text() == f"{locks.MARK}\npeft==1\n"
     assert [finding["where"] for finding in body["findings"]] == ["ACC-01", "FRZ-01", "plain", "LoraConfig.r"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -17,13 +18,13 @@ from rich.table import Table
 from harness import contract
 from harness.errors import UsageError
 from harness.files import write_whole
-from harness.gate import baseline_cache, compare, environments, show
+from harness.gate import baseline_cache, compare, environments, locks, show
 from harness.gate import bisect as bisection
 from harness.gate import history as past
 from harness.gate.environments import Environment
 from harness.gate.findings import exit_code
 from harness.gate.probe import Prober, StackResult
-from harness.gate.requirements import CURRENT, LEFT_OUT, names
+from harness.gate.requirements import CURRENT, LEFT_OUT, names, read
 from harness.gate.scope import Scope
 from harness.gate.side import Side
 from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
@@ -38,10 +39,15 @@ MOST_WORKERS = {"cpu": 4, "cuda": 8}
 
 def check(requirements: list[str], judged: Scope, json: Path | None, rest: list[str]) -> int:
     """Judge the stack that the requirements make. Returns the exit code of the suites. rest: further words for pytest."""
-    (environment,) = made([" ".join(requirements)])
+    asked = " ".join(requirements)
+    check_inputs([asked], json)
+    (environment,) = made([asked], judged)
     options = judged.options() + (["--json", str(json.absolute())] if json is not None else [])
     if json is not None:
-        write_whole(json.with_suffix(".lock"), environment.lock)
+        beside = json.with_suffix(".lock")
+        file = locks.write_beside(beside, environment.lock, json)
+        if file != beside:
+            print(f"peft-harness: {beside} is there, so the lock of this stack is in {file}", file=sys.stderr)
     words = [
         *SAFE_PATH, "-m", "pytest", *OUR_SETTINGS, str(SUITES), "-p", "no:cacheprovider",
         "--hypothesis-profile", "sample", *options, *workers(judged, rest), *rest,
@@ -77,14 +83,12 @@ def gate(
     Raises UsageError if the gate could not run.
     """
     changed = dataclasses.replace(judged, preloads=(*judged.preloads, *candidate_preloads))
-    for path in (json, markdown):
-        if path is not None and path.is_dir():
-            raise UsageError(f"{path}: is a directory; name a file")
+    check_inputs([baseline, candidate], json, markdown)
     notes = screen(sys.stderr)
     for asked in (baseline, candidate):
         if asked != CURRENT and LEFT_OUT in names(asked):
             notes.print(f"{asked}: {LEFT_OUT} is left out, and its chapter is skipped")
-    before, after = made([baseline, candidate])
+    before, after = made([baseline, candidate], judged)
     results = (
         Path(".peft-harness") / "gate" / baseline_cache.identity(before.key, after.key, judged, changed, anew, quick)
     )
@@ -120,7 +124,8 @@ def bisect(clause: str, good: str, bad: str, judged: Scope, json: Path | None) -
     if len(selected) != 1:
         raise UsageError(f"--clause {clause}: names {counted(len(selected), 'clause')}; name exactly one")
     (clause,) = selected
-    ends = made([good, bad])
+    check_inputs([good, bad], json)
+    ends = made([good, bad], judged)
     differ = [name for name in ends[0].stack if ends[0].stack[name] != ends[1].stack.get(name)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in (*differ, clause, "seconds", "seen"):
@@ -168,23 +173,39 @@ def history(ids: list[str], judged: Scope) -> int:
     return 0 if all_caught else 1
 
 
-def made(requirements: list[str]) -> list[Environment]:
+def made(requirements: list[str], judged: Scope) -> list[Environment]:
     """Make the environments, all at the same time. Raises UsageError if one cannot be made."""
     with Progress(len(requirements), "making environments") as progress, ThreadPoolExecutor() as pool:
 
         def make(asked: str) -> Environment:
-            environment = environments.make(asked)
+            environment = environments.make(asked, build=judged.build, added=judged.added)
             progress.advance(1, asked)
             return environment
 
         return list(pool.map(make, requirements))
 
 
+def check_inputs(asked: list[str], *outputs: Path | None) -> None:
+    """Raise UsageError if a file that is written is one of the files that the requirements are read from."""
+    files = {file for stack in asked if stack.strip() != CURRENT for file, _ in read(stack).files}
+    for path in outputs:
+        if path is not None and Path(os.path.realpath(path)) in files:
+            raise UsageError(f"{path}: is one of the requirements files, which would be overwritten; name another file")
+
+
 @contextmanager
 def _locked(directory: Path) -> Iterator[Path]:
     """Hold a gate's directory for this process alone. If the process dies, the kernel frees the lock."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory.parent.parent / ".gitignore").write_text("*\n")
+    # A link would lead the results to a place that the user did not name.
+    for place in (directory.parent.parent, directory.parent, directory):
+        if place.is_symlink():
+            raise UsageError(f"{place}: is a link, and the gate's results would go elsewhere; remove it")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError), (directory.parent.parent / ".gitignore").open("x") as file:
+            file.write("*\n")
+    except OSError as error:
+        raise UsageError(f"{directory}: the gate's results cannot be written there ({error.strerror})") from None
     try:
         lock = FileLock(directory / "lock").acquire(timeout=0)
     except Timeout:

@@ -1,11 +1,11 @@
-"""Environments: stacks that uv installs from requirements, in a cache keyed by the resolved versions.
+"""Environments: stacks that uv installs from requirements, in a cache keyed by what they resolve to.
 
 The pipeline of `make`:
 
-1. `requirements.lines` reads what the user asked for.
+1. `requirements.read` reads what the user asked for.
 2. `resolve` adds what the suites need and lets uv choose versions. Packages that the user did not name keep the running
    environment's versions, as far as the requirements allow it.
-3. `install` makes the environment in the cache, unless an equal one is there.
+3. `install` makes the environment in the cache, unless an equal one is there and whole (`installed.damage`).
 
 The harness is not installed into an environment. `Environment.variables` puts it on the path, so that both sides of a gate
 run the same code.
@@ -14,19 +14,19 @@ run the same code.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,10 @@ from packaging.utils import canonicalize_name
 
 from harness.environment import STACK
 from harness.errors import UsageError
-from harness.gate import requirements, uv
+from harness.gate import installed, locks, requirements, uv, variables
 from harness.gate.requirements import CURRENT, LEFT_OUT, name_of
+from harness.gate.sources import Source
+from harness.gate.variables import Named
 from harness.paths import PACKAGE, USER_MODULES, cache_directory, keeping_bytecode
 from harness.processes.parent_watch import OWNER
 
@@ -72,6 +74,7 @@ class Environment:
     - pins: distribution -> version, for all that is installed.
     - lock: a requirements file that makes it again, with hashes if it was resolved here.
     - key: equal for environments with the same distributions.
+    - added: the variables of --env, for its processes.
     """
 
     asked: str
@@ -79,6 +82,7 @@ class Environment:
     pins: dict[str, str]
     lock: str
     key: str
+    added: Named = ()
 
     @property
     def stack(self) -> dict[str, str]:
@@ -86,18 +90,19 @@ class Environment:
         return {name: self.pins[name] for name in STACK if name in self.pins}
 
     def variables(self) -> dict[str, str]:
-        """Return the environment variables for its processes: the caller's own, with this harness on PYTHONPATH.
+        """Return the environment variables for its processes: a few of the caller's own (`harness.gate.variables`).
 
-        Processes in it look for the user's own subjects and --preload modules in the current directory of this one.
+        This harness is on PYTHONPATH. Processes look for the user's own subjects and --preload modules in the current
+        directory of this one.
         """
         path = [str(_link_to_harness())]
-        left_out = ["PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"]
+        inherited = variables.for_stack(self.key, self.added, user_site=self.asked == CURRENT)
         # An environment that was made here has its bytecode inside.
         if self.asked != CURRENT:
-            left_out += ["PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE"]
+            for name in ("PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE"):
+                inherited.pop(name, None)
         if self.asked == CURRENT and os.environ.get("PYTHONPATH"):
             path.append(os.environ["PYTHONPATH"])
-        inherited = {name: value for name, value in os.environ.items() if name not in left_out}
         users = os.environ.get(USER_MODULES) or os.getcwd()
         return keeping_bytecode(inherited) | {"PYTHONPATH": os.pathsep.join(path), USER_MODULES: users}
 
@@ -110,26 +115,28 @@ class Environment:
 
         Suites that it runs end when this process ends.
         """
-        variables = self.variables() | {OWNER: str(os.getpid())}
-        return subprocess.Popen([self.python, *arguments], env=variables, text=True, **options)
+        with_owner = self.variables() | {OWNER: str(os.getpid())}
+        return subprocess.Popen([self.python, *arguments], env=with_owner, text=True, **options)
 
 
 class Unresolvable(UsageError):
     """No environment can meet the requirements. The message has the resolver's own reason."""
 
 
-def make(asked: str, home: Path | None = None) -> Environment:
+def make(asked: str, home: Path | None = None, build: Iterable[str] = (), added: Named = ()) -> Environment:
     """Return the environment for requirements, and make it if it is not there yet.
 
     - asked: "current", a requirements or lock file, or words such as "transformers==5.1.0 peft==0.18.1".
     - home: the directory that holds environments; the cache by default.
+    - build: packages that may be built from source. For others only wheels are installed.
+    - added: the variables of --env, for the environment's processes and for builds.
 
     Raises Unresolvable if nothing meets the requirements, and UsageError if they cannot be read.
     """
     asked = asked.strip()
     if asked == CURRENT:
-        return running()
-    return install(asked, resolve(asked), home)
+        return dataclasses.replace(running(), added=added)
+    return install(asked, resolve(asked, build, added), home, added)
 
 
 @functools.cache
@@ -141,89 +148,146 @@ def running() -> Environment:
             # If two releases are on the path, Python imports the first.
             pins.setdefault(str(canonicalize_name(found.metadata["Name"])), found.version)
     lock = "".join(f"{name}=={version}\n" for name, version in sorted(pins.items()) if name != "peft-harness")
-    return Environment(CURRENT, sys.executable, pins, lock, _key(lock))
+    return Environment(CURRENT, sys.executable, pins, lock, locks.key(lock))
 
 
 # ---- resolving ----
 
 
-def resolve(asked: str) -> str:
-    """Return the lock for requirements: every distribution with its version and hashes.
+def resolve(asked: str, build: Iterable[str] = (), added: Named = ()) -> str:
+    """Return the lock for requirements: every distribution with its version and hashes, or where it comes from.
 
-    Raises Unresolvable if no versions meet them.
+    Parameters as for `make`. Raises Unresolvable if no versions meet them.
     """
-    given = [line for line in requirements.lines(asked) if name_of(line) != LEFT_OUT]
-    named = {name for line in given if (name := name_of(line))}
-    needed = [line for line in _NEEDED if name_of(line) not in named]
+    given = requirements.read(asked)
+    releases = [line for line in given.releases if name_of(line) != LEFT_OUT]
+    sources = [source for source in given.sources if source.name != LEFT_OUT]
+    build = sorted({*(str(canonicalize_name(name)) for name in build), *given.build} - {LEFT_OUT})
+    needed = [line for line in _NEEDED if name_of(line) not in given.names]
+    # A version that is named or limited by the user is not the running one.
+    free = {*(name_of(line) for line in given.constraints), *given.names}
     torch = running().pins.get("torch")
-    if "torch" not in named and torch:
+    if "torch" not in free and torch:
         needed = [f"torch=={torch.partition('+')[0]}" if line == "torch" else line for line in needed]
     with tempfile.TemporaryDirectory() as folder:
-        source, lock = Path(folder, "requirements.in"), Path(folder, "lock.txt")
-        source.write_text("\n".join([*given, *needed]) + "\n")
+        source, lock, constraints = (Path(folder, name) for name in ("requirements.in", "lock.txt", "constraints.txt"))
+        source.write_text("\n".join([*given.options, *releases, *map(str, sources), *needed]) + "\n", encoding="utf-8")
+        constraints.write_text("\n".join(given.constraints) + "\n", encoding="utf-8")
         # uv prefers the versions that it finds in its output file.
-        preferred = {name: version for name, version in running().pins.items() if name not in named}
+        preferred = {name: version for name, version in running().pins.items() if name not in free}
         lock.write_text("".join(f"{name}=={version}\n" for name, version in preferred.items()))
         options = ["--generate-hashes", "--no-header", "--no-annotate", "--python", sys.executable]
-        done = uv.run("pip", "compile", str(source), "--output-file", str(lock), *options)
+        options += ["--constraints", str(constraints), *_building(build, sources)]
+        referred = [(name, os.environ[name]) for name in sorted(given.variables) if name in os.environ]
+        builds = bool(build) or any(made.builds for made in sources)
+        done = uv.run(
+            "pip", "compile", str(source), "--output-file", str(lock), *options,
+            builds=builds, added=[*added, *referred],
+        )  # fmt: skip
         if done.returncode != 0:
-            raise Unresolvable(f"{asked!r}: {uv.reason(done.stderr, str(source))}")
-        return lock.read_text()
+            reason = uv.reason(done.stderr.replace(str(constraints), "the constraints"), str(source))
+            raise Unresolvable(f"{asked!r}: {reason}")
+        return locks.completed(lock.read_text(encoding="utf-8"), sources, given.hashes, build)
+
+
+def _building(build: Iterable[str], sources: Iterable[Source]) -> list[str]:
+    """Return uv's options: wheels only, but for what the user wants built. A folder is built anew, since it may change."""
+    named = [*build, *(source.name for source in sources if source.builds)]
+    fresh = [word for source in sources if source.folder for word in ("--refresh-package", source.name)]
+    return [*uv.only_wheels(named), *fresh]
 
 
 # ---- installing ----
 
+_locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
-def install(asked: str, lock: str, home: Path | None = None) -> Environment:
-    """Return the environment that a lock describes, and make it if it is not there yet.
+
+def install(asked: str, lock: str, home: Path | None = None, added: Named = ()) -> Environment:
+    """Return the environment that a lock describes, and make it if it is not there yet or damaged.
 
     It is made in a temporary directory and then renamed, so that nobody sees half of it.
     """
-    pins = {
-        str(canonicalize_name(match[1])): match[2]
-        for match in re.finditer(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", lock, re.MULTILINE)
-    }
-    key = _key("".join(f"{name}=={version}\n" for name, version in sorted(pins.items())))
+    key = locks.key(lock)
     home = home or cache_directory() / "environments"
     directory = home / key
-    python = directory / "bin" / "python"
-    if not python.is_file():
-        home.mkdir(parents=True, exist_ok=True)
+    pins = {entry.name: entry.version for entry in locks.entries(lock) if entry.version}
+    # Both sides of a gate may ask for the same stack at the same time.
+    with _locks[str(directory)]:
         _remove_leftovers(home)
-        with _partial(home, key) as partial:
-            _install(asked, lock, partial)
-            _link_bytecode(partial, home)
-            # If another process was faster, its environment is equal to this one.
-            with contextlib.suppress(OSError):
-                partial.rename(directory)
+        wrong = installed.damage(directory, pins) if os.path.lexists(directory) else "is not there"
+        if wrong:
+            if wrong != "is not there":
+                print(f"peft-harness: environment {key} is damaged and is made again: {wrong}", file=sys.stderr)
+            _make_whole(asked, lock, directory, added)
     # `peft-harness cache` shows by it when an environment was last used.
     with contextlib.suppress(OSError):
         os.utime(directory)
-    return Environment(asked, str(python), pins, lock, key)
+    pins = pins if all(entry.version for entry in locks.entries(lock)) else installed.versions(directory)
+    return Environment(asked, str(directory / "bin" / "python"), pins, lock, key, tuple(added))
 
 
-def _install(asked: str, lock: str, directory: Path) -> None:
+def _make_whole(asked: str, lock: str, directory: Path, added: Named) -> None:
+    """Make an environment beside its place, check it, and put it there."""
+    home = directory.parent
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with _partial(home, directory.name) as partial:
+            _install(asked, lock, partial, added)
+            if changed := installed.record(partial):
+                # uv's own cache has changed files, and gave them out again. It fetches these packages anew.
+                uv.run("cache", "clean", *changed)
+                _remove(partial)
+                _install(asked, lock, partial, added)
+                installed.record(partial)
+            _link_bytecode(partial, home)
+            _put(partial, directory)
+    except OSError as error:
+        raise UsageError(f"{home}: no environment can be made there ({error.strerror or error})") from None
+
+
+def _put(partial: Path, directory: Path) -> None:
+    """Move a new environment to its place. A process that uses the damaged one finds the new one there."""
+    aside = directory.with_name(f".{directory.name}-{os.getpid()}-{time.monotonic_ns()}")
+    with contextlib.suppress(FileNotFoundError):
+        directory.rename(aside)
+    try:
+        # If another process was faster, its environment is equal to this one.
+        with contextlib.suppress(OSError):
+            partial.rename(directory)
+    finally:
+        _remove(aside)
+    if not os.path.lexists(directory / "bin" / "python"):
+        raise UsageError(f"{directory}: the environment cannot be put there; remove what is in its place")
+
+
+def _install(asked: str, lock: str, directory: Path, added: Named) -> None:
     # To check the hash of a local wheel, uv unpacks it again, which takes 13 s for torch. The lock was made from that
     # very wheel, so local wheels are installed without the check.
-    entries = re.findall(r"^\S+==\S+(?:.*\\\n)*.*\n", lock, re.MULTILINE)
-    local = [entry for entry in entries if uv.is_local_wheel(*entry.split()[0].split("=="))]
-    others = [entry for entry in entries if entry not in local]
-    rest, python = directory.with_suffix(".lock"), str(directory / "bin" / "python")
-    rest.write_text("".join(others))
-    checked = ["--require-hashes"] if all("--hash" in entry for entry in others) else []
-    commands = [
-        ["venv", "--relocatable", "--python", sys.executable, str(directory)],
-        ["pip", "sync", *checked, "--python", python, str(rest)],
+    entries, build = locks.entries(lock), locks.built(lock)
+    sources = [
+        source for entry in entries if entry.url for source in requirements.read(f"{entry.name} @ {entry.url}").sources
     ]
-    if local:
-        commands.append(["pip", "install", "--no-deps", "--python", python, *(entry.split()[0] for entry in local)])
-    try:
-        for words in commands:
-            done = uv.run(*words)
+    local = [entry for entry in entries if entry.version and uv.is_local_wheel(entry.name, entry.version)]
+    others = [entry for entry in entries if entry.version and entry not in local]
+    python = str(directory / "bin" / "python")
+    options = ["--python", python, *_building(build, sources)]
+    with tempfile.TemporaryDirectory() as folder:
+        checked, unchecked = Path(folder, "checked.txt"), Path(folder, "unchecked.txt")
+        checked.write_text("".join(entry.text for entry in others), encoding="utf-8")
+        lines = [entry.text if entry.url else f"{entry.identity}\n" for entry in entries if entry not in others]
+        unchecked.write_text("".join(lines), encoding="utf-8")
+        hashes = ["--require-hashes"] if all(entry.hashes for entry in others) else []
+        commands = [(["venv", "--relocatable", "--python", sys.executable, str(directory)], False)]
+        if others:
+            commands.append((["pip", "sync", *hashes, *options, str(checked)], bool(build)))
+        if lines:
+            builds = bool(build) or any(source.builds for source in sources)
+            commands.append((["pip", "install", "--no-deps", *options, "-r", str(unchecked)], builds))
+        for words, builds in commands:
+            done = uv.run(*words, builds=builds, added=added)
             if done.returncode != 0:
-                raise Unresolvable(f"{asked!r}: resolved, but cannot be installed: {uv.reason(done.stderr, str(rest))}")
-    finally:
-        rest.unlink()
+                reason = uv.reason(done.stderr.replace(str(unchecked), "the requirements"), str(checked))
+                raise Unresolvable(f"{asked!r}: resolved, but cannot be installed: {reason}")
 
 
 def _link_bytecode(directory: Path, home: Path) -> None:
@@ -236,11 +300,11 @@ def _link_bytecode(directory: Path, home: Path) -> None:
     lenders = [
         other for other in home.glob("[!.]*/lib/python*/site-packages") if other.parent.name == packages.parent.name
     ]
-    for installed in packages.glob("*.dist-info"):
-        lender = next((other for other in lenders if (other / installed.name).is_dir()), None)
+    for metadata in packages.glob("*.dist-info"):
+        lender = next((other for other in lenders if (other / metadata.name).is_dir()), None)
         if lender is None:
             continue
-        for top in {line.split("/")[0] for line in (installed / "RECORD").read_text().splitlines() if ".py," in line}:
+        for top in {line.split("/")[0] for line in (metadata / "RECORD").read_text().splitlines() if ".py," in line}:
             for compiled in (lender / top).rglob("__pycache__"):
                 target = packages / compiled.relative_to(lender)
                 target.mkdir(exist_ok=True)
@@ -255,7 +319,7 @@ def _partial(home: Path, key: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
 
 
 def _remove_leftovers(home: Path) -> None:
@@ -264,12 +328,14 @@ def _remove_leftovers(home: Path) -> None:
         with contextlib.suppress(OSError, ValueError):
             process = int(left.name.split("-")[1])
             if process != os.getpid() and not Path(f"/proc/{process}").exists():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                _remove(left)
 
 
-def _key(pins: str) -> str:
-    machine = f"{platform.python_version()} {platform.machine()} {sys.platform}\n"
-    return hashlib.sha256((machine + pins).encode()).hexdigest()[:16]
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _link_to_harness() -> Path:

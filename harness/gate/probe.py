@@ -85,7 +85,7 @@ class Prober:
         started = time.monotonic()
         self.report(stack, "making the environment")
         try:
-            environment = environments.make(stack)
+            environment = environments.make(stack, build=self.judged.build, added=self.judged.added)
         except environments.Unresolvable as error:
             return StackResult(stack, reason=str(error), seconds=time.monotonic() - started)
         file = self._cache_file(environment)

@@ -13,12 +13,16 @@ class Scope:
     - device: "cpu" or "cuda".
     - clauses: globs; empty for all clauses.
     - preloads: modules that are imported before upstream is used.
+    - added: environment variables for the judged stacks, as (name, value) (--env).
+    - build: packages that may be built from source (--build).
     """
 
     subject: str = "hf-trainer"
     device: str = "cpu"
     clauses: tuple[str, ...] = ()
     preloads: tuple[str, ...] = ()
+    added: tuple[tuple[str, str], ...] = ()
+    build: tuple[str, ...] = ()
 
     def options(self) -> list[str]:
         """Return these as options of `pytest suites/`."""

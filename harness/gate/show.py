@@ -13,6 +13,7 @@ from rich.text import Text
 
 from harness.environment import STACK
 from harness.files import write_whole
+from harness.gate import locks
 from harness.gate.compare import Outcome
 from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, SAFE, Finding
 from harness.gate.side import Side
@@ -91,7 +92,7 @@ def _reasons(outcome: Outcome) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def to_report(sides: list[Side], outcome: Outcome, locks: dict[str, str]) -> dict[str, Any]:
+def to_report(sides: list[Side], outcome: Outcome, lock_names: dict[str, str]) -> dict[str, Any]:
     """Return the report (report_schema.json): verdict, both stacks with their reports by clause, findings, numbers."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -100,7 +101,7 @@ def to_report(sides: list[Side], outcome: Outcome, locks: dict[str, str]) -> dic
             side.name: {
                 "requirements": side.environment.asked,
                 "versions": side.environment.pins,
-                "lock": locks.get(side.name),
+                "lock": lock_names.get(side.name),
                 "known_since": side.cached_since or None,
                 "report": to_json(outcome.cases[side.name], _environment(side)),
             }
@@ -126,7 +127,8 @@ def markdown(sides: list[Side], outcome: Outcome) -> str:
 
 def write_report(path: Path, sides: list[Side], outcome: Outcome) -> None:
     """Write the JSON report, and beside it a lock of each side, from which its environment can be made again."""
-    locks = {side.name: path.with_suffix(f".{side.name}.lock").name for side in sides}
+    names = {}
     for side in sides:
-        write_whole(path.with_name(locks[side.name]), side.environment.lock)
-    write_whole(path, json.dumps(to_report(sides, outcome, locks), indent=1) + "\n")
+        beside = path.with_suffix(f".{side.name}.lock")
+        names[side.name] = locks.write_beside(beside, side.environment.lock, path).name
+    write_whole(path, json.dumps(to_report(sides, outcome, names), indent=1) + "\n")
