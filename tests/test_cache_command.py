@@ -1,6 +1,7 @@
 """`peft-harness cache` on a made-up cache directory: what it lists, what it removes, and what it leaves alone."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -8,14 +9,15 @@ import time
 import pytest
 
 from harness.cli import cache_entries
+from harness.paths import mark_cache
+from tests import command_line
 
 KEY = "0123456789abcdef"
 DAY = 24 * 60 * 60
 
 
 def cache(*words):
-    done = subprocess.run([sys.executable, "-m", "harness.cli", "cache", *words], capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
+    return command_line.run("cache", *words)
 
 
 def put(path, size=4096):
@@ -29,11 +31,14 @@ def directory(tmp_path, monkeypatch):
     """A cache with one entry of each kind, and two files that the harness did not put there."""
     monkeypatch.setenv("PEFT_HARNESS_CACHE", str(tmp_path / "cache"))
     directory = tmp_path / "cache"
+    mark_cache(directory)
     packages = directory / "environments" / KEY / "lib" / "python3.11" / "site-packages"
     put(packages / "peft-0.20.0.dist-info" / "RECORD")
     put(packages / "torch-2.13.0+cpu.dist-info" / "RECORD")
     put(directory / "judged" / f"{KEY}.jsonl")
     put(directory / "verdicts" / f"{KEY}-{KEY}-0123456789ab.json")
+    (directory / "homes" / KEY / ".cache").mkdir(parents=True)
+    (directory / "homes" / KEY / ".cache" / "hub").symlink_to(tmp_path / "harness")
     (directory / "path" / "0123456789ab").mkdir(parents=True)
     (directory / "path" / "0123456789ab" / "harness").symlink_to(tmp_path / "harness")
     put(tmp_path / "harness" / "precious.py")
@@ -68,7 +73,7 @@ def test_the_list_says_what_is_not_its_own(directory):
     assert code == 0
     for name in ("thesis.tex", "environments/mine"):
         assert f"not the harness's, never removed: {directory / name}" in output
-    assert "7 entries" in output
+    assert "8 entries" in output
     assert cache("list")[1] == output
     assert cache("size")[1] in output
 
@@ -88,7 +93,7 @@ def test_removing_all_leaves_what_is_not_the_harness(directory, nobody_else, tmp
     for entry in cache_entries.entries(directory):
         cache_entries.remove(entry)
     left = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
-    assert left == {"thesis.tex", "environments/mine/notes.txt", "bytecode/notes.txt"}
+    assert left == {"CACHEDIR.TAG", "thesis.tex", "environments/mine/notes.txt", "bytecode/notes.txt"}
     assert (tmp_path / "harness" / "precious.py").is_file()
 
 
@@ -98,7 +103,7 @@ def test_clean_takes_kinds_and_an_age(directory, nobody_else):
     code, output, _ = cache("clean", "--older-than", "7", "--dry-run")
     assert code == 0 and f"would remove: {directory / 'judged'}" in output
     assert "1 entry would be removed" in output
-    assert len(kinds(directory)) == 7
+    assert len(kinds(directory)) == 8
     assert "1 entry removed" in cache("clean", "--older-than", "7")[1]
     assert "judged" not in kinds(directory)
     assert "1 entry removed" in cache("clean", "unfinished")[1]
@@ -131,7 +136,7 @@ def test_nothing_is_removed_while_a_gate_runs(directory):
         output = cache("clean")[1]
         gate.kill()
     assert "0 entries removed" in output
-    assert len(kinds(directory)) == 7
+    assert len(kinds(directory)) == 8
 
 
 def test_what_another_process_is_writing_stays(directory, nobody_else):
@@ -151,3 +156,106 @@ def test_an_unknown_kind_is_wrong_usage(directory):
     code, output, error = cache("clean", "everything")
     assert (code, output) == (2, "")
     assert error.startswith("peft-harness: cache clean everything: no such kind; there are environments, judged")
+
+
+# ---- odd things in a cache ----
+
+
+def test_nothing_is_removed_from_a_directory_that_is_no_cache(directory, nobody_else):
+    """PEFT_HARNESS_CACHE may name a home directory, in which a folder has one of the harness's names."""
+    (directory / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# somebody else's\n")
+    before = sorted(directory.rglob("*"))
+    code, output, error = cache("clean")
+    assert (code, output) == (2, "")
+    assert error == (
+        f"peft-harness: {directory}: not marked as the harness's cache, so nothing in it is removed; "
+        "remove what you do not need by other means\n"
+    )
+    assert sorted(directory.rglob("*")) == before
+
+
+def test_the_usual_place_needs_no_mark(tmp_path, monkeypatch, nobody_else):
+    """Earlier releases did not mark it."""
+    monkeypatch.delenv("PEFT_HARNESS_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put(tmp_path / ".cache" / "peft-harness" / "judged" / f"{KEY}.jsonl")
+    assert "1 entry removed" in cache("clean")[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["bytecode", f"environments/{KEY}", f"judged/{KEY}.jsonl", f"homes/{KEY}", "smollm2-x"]
+)
+def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path, monkeypatch, nobody_else, name):
+    monkeypatch.setenv("PEFT_HARNESS_CACHE", str(tmp_path / "cache"))
+    mark_cache(tmp_path / "cache")
+    kept = put(tmp_path / "mine" / "kept.pyc")
+    link = tmp_path / "cache" / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(kept.parent)
+    assert "1 entry removed" in cache("clean")[1]
+    assert kept.is_file() and not link.is_symlink()
+
+
+def test_a_folder_that_is_a_link_has_no_entries(tmp_path, monkeypatch, nobody_else):
+    monkeypatch.setenv("PEFT_HARNESS_CACHE", str(tmp_path / "cache"))
+    mark_cache(tmp_path / "cache")
+    kept = put(tmp_path / "mine" / KEY / "kept")
+    (tmp_path / "cache" / "environments").symlink_to(tmp_path / "mine")
+    assert "0 entries removed" in cache("clean")[1]
+    assert kept.is_file()
+
+
+def test_what_cannot_be_removed_is_said_and_the_rest_is_removed(directory, nobody_else, monkeypatch):
+    remove = cache_entries.remove
+
+    def refuse(entry):
+        if entry.kind == "environments":
+            raise PermissionError(13, "Permission denied")
+        remove(entry)
+
+    monkeypatch.setattr("harness.cli.cache_command.remove", refuse)
+    code, output, error = cache("clean")
+    assert (code, error) == (
+        2,
+        f"peft-harness: {directory / 'environments' / KEY}: cannot be removed (permission denied)\n",
+    )
+    assert "7 entries removed" in output and kinds(directory) == ["environments"]
+
+
+def test_a_name_of_two_lines_is_listed_as_one(directory, nobody_else):
+    put(directory / "one\ntwo")
+    assert f"not the harness's, never removed: {directory}/one\\ntwo\n" in cache("list")[1]
+
+
+@pytest.mark.parametrize("words", [(), ("list",), ("size",), ("clean",)])
+def test_a_cache_that_is_a_file_is_wrong_usage(tmp_path, monkeypatch, words):
+    monkeypatch.setenv("PEFT_HARNESS_CACHE", str(put(tmp_path / "file")))
+    assert cache(*words) == (
+        2,
+        "",
+        f"peft-harness: {tmp_path / 'file'}: the cache cannot be read (not a directory); set PEFT_HARNESS_CACHE\n",
+    )
+
+
+@pytest.mark.parametrize("age", ["nan", "inf", "1e300", "-1", "week"])
+def test_an_age_is_a_number_of_days(directory, age):
+    code, output, error = cache("clean", "--older-than", age)
+    assert (code, output) == (2, "") and "--older-than" in error.splitlines()[-1]
+    assert len(kinds(directory)) == 8
+
+
+def test_an_entry_that_vanishes_meanwhile_is_no_error(directory, nobody_else, monkeypatch):
+    listed = cache_entries._listed
+
+    def with_one_that_is_gone(folder):
+        return [*listed(folder), folder / ("f" * 16)]
+
+    monkeypatch.setattr(cache_entries, "_listed", with_one_that_is_gone)
+    assert cache("list")[0] == 0
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[1]", "[" * 5000, "\x00\xff", '[{"clause": 1' + "0" * 5000 + "}]"])
+def test_a_verdict_that_cannot_be_read_is_listed_without_its_clause(directory, nobody_else, text):
+    (directory / "verdicts" / f"{KEY}-{KEY}-0123456789ab.json").write_text(text)
+    (entry,) = [entry for entry in cache_entries.entries(directory) if entry.kind == "verdicts"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", entry.text)

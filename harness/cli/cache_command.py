@@ -10,8 +10,11 @@ from typing import Annotated
 import typer
 
 from harness.cli.cache_entries import KINDS, Entry, entries, remove, strangers
+from harness.cli.options import finite
 from harness.errors import UsageError
-from harness.paths import cache_directory
+from harness.files import reason
+from harness.paths import cache_directory, is_cache
+from harness.reading import shown_path
 from harness.words import counted
 
 DAY = 24 * 60 * 60
@@ -39,7 +42,7 @@ def list_() -> None:
 
     from harness.progress import screen
 
-    directory, console = cache_directory(), screen()
+    directory, console = _directory(), screen()
     found = entries(directory)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("kind", no_wrap=True)
@@ -48,7 +51,7 @@ def list_() -> None:
     table.add_column("what it is", overflow="fold")
     for entry in found:
         text = f"{entry.text} ({entry.user})" if entry.user else entry.text
-        table.add_row(entry.kind, _size(entry.size), _age(entry), Text(text or entry.path.name))
+        table.add_row(entry.kind, _size(entry.size), _age(entry), Text(shown_path(text or entry.path.name)))
     if found:
         console.print(table)
         console.print()
@@ -60,14 +63,14 @@ def list_() -> None:
                 f"{kind.name}: {counted(len(of_kind), 'entry', 'entries')}, {total}: {kind.what}", markup=False
             )
     for path in strangers(directory):
-        console.print(f"not the harness's, never removed: {path}", markup=False)
+        console.print(f"not the harness's, never removed: {shown_path(path)}", markup=False)
     console.print(_summary(directory, found), markup=False)
 
 
 @app.command("size")
 def size() -> None:
     """Print the total size alone."""
-    directory = cache_directory()
+    directory = _directory()
     print(_summary(directory, entries(directory)))
 
 
@@ -80,7 +83,14 @@ def clean(
         ),
     ] = None,
     older_than: Annotated[
-        float | None, typer.Option(metavar="DAYS", min=0, help="Remove only what was not used for this many days.")
+        float | None,
+        typer.Option(
+            metavar="DAYS",
+            min=0,
+            max=36500,
+            callback=finite,
+            help="Remove only what was not used for this many days.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")
@@ -90,28 +100,45 @@ def clean(
     unknown = [kind for kind in kinds or () if kind not in _NAMES]
     if unknown:
         raise UsageError(f"cache clean {unknown[0]}: no such kind; there are {', '.join(_NAMES)}")
-    directory = cache_directory()
+    directory = _directory()
     chosen = [
         entry
         for entry in entries(directory)
         if (not kinds or entry.kind in kinds)
         and (older_than is None or time.time() - entry.used_at >= older_than * DAY)
     ]
+    if chosen and not is_cache(directory):
+        raise UsageError(
+            f"{shown_path(directory)}: not marked as the harness's cache, so nothing in it is removed; "
+            "remove what you do not need by other means"
+        )
     for entry in (entry for entry in chosen if entry.user):
-        print(f"left: {entry.path} ({entry.user})")
-    unused = [entry for entry in chosen if not entry.user]
+        print(f"left: {shown_path(entry.path)} ({entry.user})")
+    unused, left = [entry for entry in chosen if not entry.user], []
     for entry in unused:
-        print(f"{'would remove' if dry_run else 'removing'}: {entry.path} ({_size(entry.size)})")
-        if not dry_run:
-            _remove(entry)
-    _say(unused, dry_run)
+        print(f"{'would remove' if dry_run else 'removing'}: {shown_path(entry.path)} ({_size(entry.size)})")
+        try:
+            if not dry_run:
+                remove(entry)
+        except OSError as error:
+            left.append((entry, reason(error)))
+    _say([entry for entry in unused if entry not in [one for one, _ in left]], dry_run)
+    if left:
+        raise UsageError("; ".join(f"{shown_path(entry.path)}: cannot be removed ({why})" for entry, why in left))
 
 
-def _remove(entry: Entry) -> None:
+def _directory() -> Path:
+    """Return the cache directory, which may be missing. Raises UsageError if it is none, or cannot be read."""
+    directory = cache_directory()
     try:
-        remove(entry)
+        next(directory.iterdir(), None)
+    except FileNotFoundError:
+        pass
     except OSError as error:
-        raise UsageError(f"{entry.path}: cannot be removed ({error.strerror})") from None
+        raise UsageError(
+            f"{shown_path(directory)}: the cache cannot be read ({reason(error)}); set PEFT_HARNESS_CACHE"
+        ) from None
+    return directory
 
 
 def _say(unused: list[Entry], dry_run: bool) -> None:
@@ -123,7 +150,7 @@ def _summary(directory: Path, found: Iterable[Entry]) -> str:
     found = list(found)
     total, freed = sum(entry.size for entry in found), sum(entry.freed for entry in found)
     shared = f"; {_size(total - freed)} of it is shared with other files, such as uv's cache" if freed < total else ""
-    return f"{directory}: {counted(len(found), 'entry', 'entries')}, {_size(total)}{shared}"
+    return f"{shown_path(directory)}: {counted(len(found), 'entry', 'entries')}, {_size(total)}{shared}"
 
 
 def _size(number: int) -> str:

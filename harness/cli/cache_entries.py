@@ -6,7 +6,6 @@ things, these are neither counted nor removed.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -14,6 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from harness.errors import UsageError
+from harness.paths import CACHE, TAG
+from harness.reading import read_json
 
 #: Commands of the harness that read the whole cache while they run, or start processes that do.
 _READERS = ("gate", "bisect", "history", "check", "train", "map", "propose", "bounds", "ask")
@@ -40,15 +43,20 @@ KINDS = (
     Kind("environments", "stacks that check --with, gate, bisect and history installed", r"environments/[0-9a-f]{16}"),
     Kind("judged", "results of whole stacks, for later gates with the same baseline", r"judged/[0-9a-f]{16}\.jsonl"),
     Kind("verdicts", "results of single clauses, for later bisections", r"verdicts/[0-9a-f]{16}-[\w-]+\.json"),
+    Kind("homes", "home directories of the stacks' processes", r"homes/([0-9a-f]{16}|builds)"),
     Kind("path", "links through which other stacks import this harness", r"path/[0-9a-f]{12}"),
     Kind("bytecode", "compiled Python of upstream", r"bytecode"),
     Kind("model", "SmolLM2-135M-Instruct in float32, for train", r"smollm2-[\w.-]+"),
     Kind(
         "unfinished",
         "left by processes that were interrupted",
-        r"environments/\.[0-9a-f]{16}-\d+-\d+(\.lock)?|(judged|verdicts)/\.[\w.-]+\.\d+|\.smollm2-[\w.-]+",
+        r"environments/\.[0-9a-f]{16}-\d+-\d+(\.lock)?|(judged|verdicts)/\.[\w.-]+\.\d+(-\d+)?|\.smollm2-[\w.-]+",
     ),
 )
+
+
+#: The folders of the cache directory that hold entries.
+_FOLDERS = ("environments", "judged", "verdicts", "homes", "path")
 
 
 @dataclass(frozen=True)
@@ -86,12 +94,11 @@ def entries(directory: Path) -> list[Entry]:
 
 def strangers(directory: Path) -> list[Path]:
     """Return what else lies in the directory. The harness did not put it there, and leaves it alone."""
-    folders = {kind.pattern.partition("/")[0] for kind in KINDS if "/" in kind.pattern}
     patterns = [kind.pattern for kind in KINDS]
     return [
         path
         for path in _candidates(directory)
-        if path.name not in folders
+        if path not in {directory / name for name in (*_FOLDERS, TAG)}
         and not any(re.fullmatch(pattern, path.relative_to(directory).as_posix()) for pattern in patterns)
     ]
 
@@ -102,10 +109,10 @@ def remove(entry: Entry) -> None:
     A directory is renamed first, so that no process finds half of it. If this process is killed meanwhile, the rest is
     an "unfinished" entry.
     """
-    if entry.kind == "bytecode":
-        _remove_bytecode(entry.path)
-    elif entry.path.is_symlink() or entry.path.is_file():
+    if entry.path.is_symlink() or not entry.path.is_dir():
         entry.path.unlink(missing_ok=True)
+    elif entry.kind == "bytecode":
+        _remove_bytecode(entry.path)
     elif entry.kind == "environments":
         aside = entry.path.with_name(f".{entry.path.name}-{os.getpid()}-{time.monotonic_ns()}")
         entry.path.rename(aside)
@@ -116,10 +123,10 @@ def remove(entry: Entry) -> None:
 
 def _candidates(directory: Path) -> Iterator[Path]:
     """Yield what may be an entry: what lies in the cache directory, and in those folders of it that hold entries."""
-    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+    for path in sorted(_listed(directory)):
         yield path
-        if path.name in ("environments", "judged", "verdicts", "path") and path.is_dir() and not path.is_symlink():
-            yield from sorted(path.iterdir())
+        if path.name in _FOLDERS and path.is_dir() and not path.is_symlink():
+            yield from sorted(_listed(path))
 
 
 def _entry(kind: Kind, path: Path, running: Sequence[tuple[int, str, bool]]) -> Entry:
@@ -136,10 +143,17 @@ def _entry(kind: Kind, path: Path, running: Sequence[tuple[int, str, bool]]) -> 
         stats[key] = found
     sizes = {key: found.st_blocks * 512 for key, found in stats.items()}
     freed = sum(size for key, size in sizes.items() if links[key] >= stats[key].st_nlink)
-    used_at = path.lstat().st_mtime if path.exists() or path.is_symlink() else 0.0
+    used_at = _used_at(path)
     return Entry(
         kind.name, path, _text(kind, path, used_at), sum(sizes.values()), freed, used_at, _user(kind, path, running)
     )
+
+
+def _used_at(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except OSError:  # removed meanwhile
+        return 0.0
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -163,8 +177,8 @@ def _text(kind: Kind, path: Path, used_at: float) -> str:
 def _clause(verdicts: Path) -> str:
     """Return the clause that a file of verdicts is about, "" if it cannot be read."""
     try:
-        return str(json.loads(verdicts.read_text(encoding="utf-8"))[0]["clause"])
-    except (OSError, ValueError, LookupError, TypeError):
+        return str(read_json(verdicts)[0]["clause"])
+    except (UsageError, LookupError, TypeError):
         return ""
 
 
@@ -206,8 +220,11 @@ def _is_reader(words: Sequence[str]) -> bool:
 
 def _shares(variables: dict[str, str], cache: Path) -> bool:
     """Return whether a process with these environment variables uses this cache. One that cannot be read may."""
-    chosen = variables.get("PEFT_HARNESS_CACHE") or f"{variables.get('HOME', '')}/.cache/peft-harness"
-    return "HOME" not in variables or Path(chosen).resolve() == cache.resolve()
+    chosen = variables.get(CACHE) or f"{variables.get('HOME', '')}/.cache/peft-harness"
+    try:
+        return "HOME" not in variables or Path(chosen).resolve() == cache.resolve()
+    except (OSError, RuntimeError):  # a loop of links
+        return True
 
 
 def _read(file: Path) -> str:
@@ -235,12 +252,12 @@ def _user(kind: Kind, path: Path, running: Sequence[tuple[int, str, bool]]) -> s
     """Return what uses an entry, in words; "" if nothing does."""
     if kind.name == "unfinished":
         # Named by `harness.gate.environments` and by `harness.files.write_whole`.
-        owner = re.fullmatch(r"\.[0-9a-f]{16}-(?P<pid>\d+)-.*|\.smollm2.*|\..*\.(?P<last>\d+)", path.name)
+        owner = re.fullmatch(r"\.[0-9a-f]{16}-(?P<pid>\d+)-.*|\.smollm2.*|\..*\.(?P<last>\d+)(-\d+)?", path.name)
         pid = owner and (owner["pid"] or owner["last"])
         if pid and Path("/proc", pid).exists():
             return f"process {pid} writes it"
         # The model's unfinished directory has no process id in its name (fixtures/smollm2.py).
-        if not pid and time.time() - path.lstat().st_mtime < _UNFINISHED:
+        if not pid and time.time() - _used_at(path) < _UNFINISHED:
             return "written less than an hour ago"
     for pid, text, reads_all in running:
         if reads_all or re.search(re.escape(str(path)) + r"(?![\w.-])", text):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.cache_use import use_cache
 from harness.cli.options import (
     REQUIREMENTS,
     Build,
@@ -54,6 +55,7 @@ def gate(
     from harness import contract
     from harness.gate import command
 
+    use_cache()
     contract.select(clause or [])
     judged = scope(subject, device, clause, preload, env, build)
     raise typer.Exit(
@@ -79,6 +81,7 @@ def bisect(
     """
     from harness.gate import command
 
+    use_cache()
     raise typer.Exit(command.bisect(clause, good, bad, scope(subject, device, None, preload, env, build), json))
 
 
@@ -95,4 +98,5 @@ def history(
     """
     from harness.gate import command
 
+    use_cache()
     raise typer.Exit(command.history(ids or [], scope(env=env)))

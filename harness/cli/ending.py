@@ -5,7 +5,9 @@ Exit code 1 means that a clause fails. It is Python's own code for an exception,
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import re
 import sys
@@ -13,6 +15,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from harness.errors import UsageError
 from harness.files import out_of_space, reason
@@ -68,7 +71,7 @@ def say(sentence: str, code: int = COULD_NOT_RUN) -> int:
     try:
         print(f"peft-harness: {words}", file=sys.stderr, flush=True)
     except (OSError, ValueError):  # nobody reads it
-        _discard(2)
+        _discard(sys.stderr)
     return code
 
 
@@ -77,7 +80,7 @@ def ended(code: object) -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _discard(1)
+        _discard(sys.stdout)
         return NOBODY_READS
     except OSError as error:
         return _unprinted(error)
@@ -94,7 +97,7 @@ def ended_by(error: BaseException, places: Sequence[Path] = ()) -> int:
     """
     if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
         # The libraries that parse the command line and that print tables end with 1.
-        _discard(1)
+        _discard(sys.stdout)
         return NOBODY_READS
     if isinstance(error, OSError) and error.filename is None and _stdout_is_broken():
         return _unprinted(error)
@@ -128,7 +131,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _unprinted(error: OSError) -> int:
-    _discard(1)
+    _discard(sys.stdout)
     return say(f"stdout: the results cannot be printed ({reason(error)})")
 
 
@@ -136,16 +139,19 @@ def _stdout_is_broken() -> bool:
     """Return whether stdout takes no more. After a write that failed, a flush alone does not show it."""
     try:
         os.write(sys.stdout.fileno(), b"\n")
+    except io.UnsupportedOperation:  # no file: a test's
+        return False
     except (OSError, ValueError):
         return True
     return False
 
 
-def _discard(number: int) -> None:
+def _discard(stream: TextIO) -> None:
     """Send a stream nowhere, since Python writes what is left in it when it ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, number)
-    os.close(nowhere)
+    with contextlib.suppress(OSError, ValueError):
+        number, nowhere = stream.fileno(), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 def _log(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.cache_use import use_cache
 from harness.cli.options import (
     Build,
     Clauses,
@@ -57,6 +58,7 @@ def check(
     if not with_ and (env or build):
         raise UsageError("--env and --build are for stacks that are installed; name one --with")
     if with_:
+        use_cache()
         raise typer.Exit(command.check(with_, judged, json, context.args))
     rest = [*command.workers(judged, context.args), *context.args]
     raise typer.Exit(run_pytest([str(SUITES)], subject, device, clause or [], preload or [], json, rest))

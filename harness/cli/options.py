@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +31,13 @@ def subject_names(incomplete: str) -> list[str]:
 def devices(incomplete: str) -> list[str]:
     """Return the devices that begin with what was typed."""
     return [name for name in ("cpu", "cuda") if name.startswith(incomplete)]
+
+
+def finite(value: float | None) -> float | None:
+    """Return a number. Raises BadParameter for NaN, which is neither too small nor too large."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter("expected a finite number")
+    return value
 
 
 def _turn_patches_off(unpatched: bool) -> None:
