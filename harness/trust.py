@@ -264,9 +264,12 @@ def check(spec: RunSpec, where: str, trusted: bool = False) -> None:
         check(first, f"{where}, resume.first_leg", trusted)
 
 
-def check_case(subject: str, preloads: Sequence[str], where: str, trusted: bool = False) -> None:
-    """Raise UsageError if a case file names a subject or a preload of its own. Parameters as for `check`."""
-    named = [("subject", subject)] if ":" in subject and subject not in SUBJECTS else []
+def check_case(subject: str | None, preloads: Sequence[str], where: str, trusted: bool = False) -> None:
+    """Raise UsageError if a case file names a subject or a preload of its own. Other parameters as for `check`.
+
+    - subject: None if the subject is another than the file's.
+    """
+    named = [("subject", subject)] if subject and ":" in subject and subject not in SUBJECTS else []
     named += [("preload", module) for module in preloads]
     if named and not trusted:
         field, value = named[0]
@@ -276,12 +279,12 @@ def check_case(subject: str, preloads: Sequence[str], where: str, trusted: bool 
         )
 
 
-def needed(spec: RunSpec | None, subject: str, preloads: Sequence[str]) -> bool:
-    """Return whether a case file needs --trust-code. spec: None if the file's spec is not read."""
+def needed(spec: Mapping[str, Any] | None, subject: str | None, preloads: Sequence[str]) -> bool:
+    """Return whether a case file needs --trust-code. spec: as JSON; None if the file's spec is not read."""
     try:
         check_case(subject, preloads, "case")
         if spec is not None:
-            check(spec, "case")
+            check(RunSpec.from_json(spec), "case")
     except UsageError:
         return True
     return False

@@ -190,8 +190,15 @@ LAWS_OF_SEVERAL_RUNS: dict[str, Callable[[Train, RunSpec], Verdict]] = {
 
 def laws_for(trace: Trace) -> dict[str, Callable[[Trace], Verdict]]:
     """Return clause id -> law, for the laws of one run that apply to this trace."""
-    excluded = {clause for clauses, applies in _APPLIES.items() if not applies(trace) for clause in clauses}
+    excluded = left_out(trace)
     return {clause: law for clause, law in LAWS_OF_ONE_RUN.items() if clause not in excluded}
+
+
+def left_out(trace: Trace) -> dict[str, str]:
+    """Return clause id -> reason, for the laws of one run that do not apply to this trace."""
+    return {
+        clause: reason for clauses, (applies, reason) in _APPLIES.items() if not applies(trace) for clause in clauses
+    }
 
 
 def _saves(trace: Trace) -> bool:
@@ -215,14 +222,14 @@ def _model_computes_loss(trace: Trace) -> bool:
     return not trace.spec.arguments.get("label_smoothing_factor")
 
 
-#: Laws that need something which not every run has -> whether a trace has it.
-_APPLIES: dict[tuple[str, ...], Callable[[Trace], bool]] = {
-    ("CKPT-04", "CKPT-12", "CKPT-21", "CKPT-25", "CKPT-27"): _saves,
-    ("CKPT-07",): _has_moments,
+#: Laws that need something which not every run has -> whether a trace has it, and the reason if it does not.
+_APPLIES: dict[tuple[str, ...], tuple[Callable[[Trace], bool], str]] = {
+    ("CKPT-04", "CKPT-12", "CKPT-21", "CKPT-25", "CKPT-27"): (_saves, "nothing is saved"),
+    ("CKPT-07",): (_has_moments, "no AdamW of torch's is saved"),
     # ACC-08 is about models that return the mean of their micro-batch.
-    ("LOSS-01",): _tokens_normalise,
-    ("LOOP-06",): _logs,
-    ("LOOP-09",): _model_computes_loss,
+    ("LOSS-01",): (_tokens_normalise, "the model returns the mean of each micro-batch (ACC-08)"),
+    ("LOOP-06",): (_logs, "nothing is logged"),
+    ("LOOP-09",): (_model_computes_loss, "the Trainer computes the loss, with label_smoothing_factor"),
 }
 
 

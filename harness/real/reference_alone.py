@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from harness import trust
 from harness.errors import UsageError
 from harness.spec import RunSpec
 
@@ -53,6 +54,7 @@ def main(given: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m harness.reference", description="Train a LoRA adapter with the reference.")
     parser.add_argument("--spec", type=Path, help="a run spec as JSON; default: ten steps of the smallest run")
+    parser.add_argument("--trust-code", action="store_true", help="run code that the spec names; read it first")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the spec's")
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="of the base model")
     parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="a checkpoint directory, Trainer's or ours")
@@ -65,6 +67,7 @@ def _spec(chosen: argparse.Namespace) -> RunSpec:
     spec = RunSpec.load(chosen.spec) if chosen.spec else RunSpec()
     if spec.resume is not None:
         raise UsageError(f"{chosen.spec}: resume is not read here; name the checkpoint with --resume")
+    trust.check(spec, str(chosen.spec), chosen.trust_code)
     return spec.but(
         model={"dtype": chosen.dtype} if chosen.dtype else None,
         launch={"device": chosen.device} if chosen.device else None,

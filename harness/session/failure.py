@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
 
-from harness import contract
+from harness import contract, trust
 from harness.runs.lifecycle import describe
 from harness.session import report
 from harness.session.state import State
@@ -39,8 +39,15 @@ def block(state: State, case: Case, verdict: Verdict) -> list[str]:
     if case.drawn is not None and case.specs:
         lines.append(f"  run       {', '.join(changes(case.specs[0])) or 'the default run'}")
     lines += _labelled("life", [describe(act) for act in case.life or []])
-    lines.append(f"  repeat    peft-harness repro {_write_case(state, case)}")
+    lines.append(f"  repeat    peft-harness repro {_write_case(state, case)}{_trust(state, case)}")
     return lines
+
+
+def _trust(state: State, case: Case) -> str:
+    """Return the option that the case file needs, if it names code of the user's."""
+    # A test of the suites has its own specs.
+    spec = case.specs[0] if case.drawn and case.specs else None
+    return " --trust-code" if trust.needed(spec, case.subject, state.preload) else ""
 
 
 def _labelled(label: str, sentences: Sequence[str]) -> list[str]:
