@@ -8,6 +8,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+
+# By this name also while a user's module is imported, which may not call os._exit (`harness.user_code`).
+from os import _exit
 from types import FrameType
 from typing import Any
 
@@ -47,7 +50,7 @@ def ending_at(*signals: signal.Signals) -> Iterator[None]:
         sentence = f"interrupted by {name}; if it was a gate, the same command continues it"
         with contextlib.suppress(OSError):
             os.write(stderr, f"{shown}peft-harness: {sentence}\n".encode())
-        os._exit(_BY_SIGNAL + number)
+        _exit(_BY_SIGNAL + number)
 
     for each in signals:
         if signal.getsignal(each) in (signal.SIG_DFL, signal.default_int_handler):
