@@ -14,12 +14,10 @@ import contextlib
 import importlib
 import json
 import os
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-import sys
-import tempfile
-from collections.abc import Generator
 
 import pytest
 
@@ -115,6 +113,7 @@ def pytest_configure(config: pytest.Config) -> None:
         unpatched = contextlib.ExitStack()
         unpatched.enter_context(patches.off())
         config.add_cleanup(unpatched.close)
+    _keep_benchmarks_out_of_here(config)
     config.addinivalue_line("markers", "clause(id): the clause of the contract that a test judges")
     drawn.register_profiles(config.getoption("--hypothesis-profile", None))
     # Deprecations are for upstream's own tests. Clauses about warnings read them from Trace.warnings.
@@ -135,8 +134,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_Collector(state), "peft-harness-collector")
 
 
+def _keep_benchmarks_out_of_here(config: pytest.Config) -> None:
+    """Have pytest-benchmark make its folder among the temporary files, unless the user saves benchmarks or names a folder."""
+    option = config.option
+    saves = getattr(option, "benchmark_save", None) or getattr(option, "benchmark_autosave", False)
+    if getattr(option, "benchmark_storage", None) == "file://./.benchmarks" and not saves:
+        option.benchmark_storage = f"file://{tempfile.gettempdir()}/benchmarks"
+
+
 class _AtCtrlC:
-    _keep_benchmarks_out_of_here(config)
     """Ends all workers and ranks at Ctrl-C. xdist would wait ten seconds for workers to come to the end of their tests."""
 
     @pytest.hookimpl(tryfirst=True)
@@ -162,14 +168,6 @@ def _prepare_training(state: State) -> None:
     ranks.settings.torchrun = state.torchrun
     if state.device == "cpu":
         # Nothing has been trained in this process yet, so its ranks can be forked from a copy of it.
-def _keep_benchmarks_out_of_here(config: pytest.Config) -> None:
-    """Have pytest-benchmark make its folder among the temporary files, unless the user saves benchmarks or names a folder."""
-    option = config.option
-    saves = getattr(option, "benchmark_save", None) or getattr(option, "benchmark_autosave", False)
-    if getattr(option, "benchmark_storage", None) == "file://./.benchmarks" and not saves:
-        option.benchmark_storage = f"file://{tempfile.gettempdir()}/benchmarks"
-
-
         ranks.prepare(pristine=True)
     else:
         # This process has started CUDA. The first group of ranks starts a process that has not.
