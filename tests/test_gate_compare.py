@@ -222,6 +222,14 @@ def test_the_screen_is_short_and_names_the_gravest_first(sides, outcome, capsys)
     assert compared + "runs trained on both sides: 1 bit-equal; 12 s" in lines
 
 
+def test_a_sentence_of_a_stack_is_no_command_to_the_terminal(sides, outcome, capsys):
+    from rich.console import Console
+
+    outcome.findings[:] = [Finding("clause", "ACC-01", BROKEN, "a\x1b]0;title\x07\x1b[2J\u202eb\nunsafe: none")]
+    show.screen(Console(width=160), sides, outcome)
+    assert "  clause ACC-01: a ]0;title [2J b unsafe: none\n" in capsys.readouterr().out
+
+
 def test_the_summary_is_markdown_with_what_broke_first(sides, outcome):
     text = show.markdown(sides, outcome)
     lines = text.splitlines()

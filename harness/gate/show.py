@@ -17,7 +17,7 @@ from harness.gate import locks
 from harness.gate.compare import Outcome
 from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, SAFE, Finding
 from harness.gate.side import Side
-from harness.gate.summary import TITLES
+from harness.gate.summary import TITLES, one_line
 from harness.gate.summary import markdown as summary
 from harness.session.report import to_json
 from harness.words import counted
@@ -44,7 +44,7 @@ def screen(console: Console, sides: list[Side], outcome: Outcome) -> None:
             continue
         console.print(Text(f"{title} ({len(found)})", _STYLES[means]))
         for finding in _varied(found)[: _LINES[means]]:
-            line = Text(f"  {finding.about} {finding.where}: {finding.sentence}")
+            line = Text("  " + one_line(f"{finding.about} {finding.where}: {finding.sentence}"))
             console.print(line, overflow="ellipsis", no_wrap=True)
         if len(found) > _LINES[means]:
             console.print(Text(f"  and {len(found) - _LINES[means]} more in the report"))

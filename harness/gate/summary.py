@@ -105,10 +105,14 @@ def _version(version: Any) -> str:
     return version if isinstance(version, str) and _VERSION.fullmatch(version) else "?"
 
 
+def one_line(text: str) -> str:
+    """Return a text in one line. What cannot be printed, such as commands to a terminal, is replaced by spaces."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
 def _code(text: str) -> str:
-    """Return a text as a code span of one line. Backticks, which would end it, and what cannot be printed are replaced."""
-    plain = "".join(character if character.isprintable() else " " for character in text.replace("`", "'"))
-    plain = " ".join(plain.split())
+    """Return a text as a code span of one line. Backticks, which would end it, are replaced."""
+    plain = one_line(text.replace("`", "'"))
     return f"`{plain if len(plain) <= _QUOTED else plain[: _QUOTED - 3] + '...'}`" if plain else "-"
 
 
