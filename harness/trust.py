@@ -16,13 +16,10 @@ What is written, deleted or sent elsewhere is refused with --trust-code, too: a 
 from __future__ import annotations
 
 import re
-import signal
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
+from harness.alarm import TimeIsUp, limited
 from harness.environment import satisfies
 from harness.errors import UsageError
 from harness.reading import shown
@@ -384,15 +381,11 @@ def _is_one_part(name: Any) -> bool:
 # ---- patterns ----
 
 
-class _Slow(Exception):
-    """The time for matching patterns is over."""
-
-
 def _match(patterns: Sequence[_Pattern], where: str) -> None:
     """Match patterns with the names of usual modules. UsageError if one is no pattern, or if it takes too long."""
     path, pattern = "", ""
     try:
-        with _limited(MATCHING):
+        with limited(MATCHING):
             for path, pattern, is_pattern in patterns:
                 try:
                     compiled = re.compile(pattern)
@@ -404,32 +397,8 @@ def _match(patterns: Sequence[_Pattern], where: str) -> None:
                     continue
                 for module in _MODULES:
                     compiled.fullmatch(module)
-    except _Slow:
+    except TimeIsUp:
         raise UsageError(
             f"{where}: {path} = {shown(pattern)} takes too long to match the names of modules; repeat no group that "
             "repeats a part of itself"
         ) from None
-
-
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Raise `_Slow` after some seconds. A signal interrupts a search, and another thread does not.
-
-    An alarm that somebody else has set goes on afterwards. Only the main thread gets signals; there is no limit in others.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def over(number: int, frame: Any) -> None:
-        raise _Slow
-
-    began, handler = time.monotonic(), signal.signal(signal.SIGALRM, over)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        if left:
-            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 1e-3), interval)
