@@ -199,6 +199,7 @@ def _building(build: Iterable[str], sources: Iterable[Source]) -> list[str]:
 
 # ---- installing ----
 
+_MISSING = "is not there"
 _locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
@@ -214,11 +215,11 @@ def install(asked: str, lock: str, home: Path | None = None, added: Named = ()) 
     # Both sides of a gate may ask for the same stack at the same time.
     with _locks[str(directory)]:
         _remove_leftovers(home)
-        wrong = installed.damage(directory, pins) if os.path.lexists(directory) else "is not there"
+        wrong = installed.damage(directory, pins) if os.path.lexists(directory) else _MISSING
         if wrong:
-            if wrong != "is not there":
+            if wrong != _MISSING:
                 print(f"peft-harness: environment {key} is damaged and is made again: {wrong}", file=sys.stderr)
-            _make_whole(asked, lock, directory, added)
+            _make_whole(asked, lock, directory, added, wrong != _MISSING)
     # `peft-harness cache` shows by it when an environment was last used.
     with contextlib.suppress(OSError):
         os.utime(directory)
@@ -226,14 +227,14 @@ def install(asked: str, lock: str, home: Path | None = None, added: Named = ()) 
     return Environment(asked, str(directory / "bin" / "python"), pins, lock, key, tuple(added))
 
 
-def _make_whole(asked: str, lock: str, directory: Path, added: Named) -> None:
-    """Make an environment beside its place, check it, and put it there."""
+def _make_whole(asked: str, lock: str, directory: Path, added: Named, thorough: bool) -> None:
+    """Make an environment beside its place, check it, and put it there. thorough: see `installed.record`."""
     home = directory.parent
     try:
         home.mkdir(parents=True, exist_ok=True)
         with _partial(home, directory.name) as partial:
             _install(asked, lock, partial, added)
-            if changed := installed.record(partial):
+            if changed := installed.record(partial, thorough):
                 # uv's own cache has changed files, and gave them out again. It fetches these packages anew.
                 uv.run("cache", "clean", *changed)
                 _remove(partial)

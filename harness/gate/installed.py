@@ -34,8 +34,9 @@ _SCHEMA = 1
 #: Bytes of a manifest. One of 25,000 files has 3 MB.
 _LIMIT = 64 * 2**20
 
-#: Seconds after its package was unpacked from which a file counts as changed. To unpack torch takes 15 s.
-_UNPACKING = 120
+#: A file that is newer than its package's metadata by more than these seconds is compared with its hash, in case that it was
+#: edited in uv's cache. To unpack torch takes 15 s.
+_UNPACKING = 10
 
 #: Run by the environment's interpreter. It prints its version, and then the bytecode files that it cannot read.
 _INTERPRETER = """
@@ -52,8 +53,11 @@ print("end")
 """
 
 
-def record(directory: Path) -> list[str]:
-    """Write the manifest of an environment. Returns the packages whose files are not those of their RECORD."""
+def record(directory: Path, thorough: bool = False) -> list[str]:
+    """Write the manifest of an environment. Returns the packages whose files are not those of their RECORD.
+
+    - thorough: compare every file with its hash, which takes 10 s for torch; else new ones only.
+    """
     files, links, _ = _walk(directory)
     if odd := [name for name, (size, _) in files.items() if size < 0]:
         raise UsageError(f"{odd[0]}: is no regular file")
@@ -64,7 +68,7 @@ def record(directory: Path) -> list[str]:
         for name, (digest, size) in entries.items():
             found = files.get(name)
             whole = found is not None and (size is None or found[0] == size)
-            if whole and digest and found is not None and found[1] > (unpacked + _UNPACKING) * 1e9:
+            if whole and digest and found is not None and (thorough or found[1] > (unpacked + _UNPACKING) * 1e9):
                 whole = file_hash(directory / name, found[1], found[0]) == digest
             if not whole and "__pycache__" not in name:
                 damaged.append(package)

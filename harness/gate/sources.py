@@ -71,8 +71,9 @@ class Source:
 
 def is_source(word: str) -> bool:
     """Return whether a word names a package by an address, an archive or a folder, rather than by its name."""
-    is_path = "/" in word and not word.startswith("-") and "@" not in word.partition("/")[0]
-    return bool(re.match(r"(git\+)?[a-z][a-z0-9+.-]+://", word)) or word.lower().endswith(ARCHIVES) or is_path
+    if word.startswith("-") or re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[^\]]*\])?\s*@", word):
+        return False
+    return "://" in word or "/" in word.partition(";")[0] or word.lower().endswith(ARCHIVES)
 
 
 def read(name: str, url: str, base: Path, where: str) -> Source:
@@ -147,7 +148,7 @@ def _folder(name: str, path: Path, where: str) -> Source:
         except (tomllib.TOMLDecodeError, RecursionError, AttributeError) as error:
             raise UsageError(f"{path / 'pyproject.toml'}: not TOML ({error})") from None
     elif not (path / "setup.py").is_file():
-        raise UsageError(f"{where}: {path}: has no pyproject.toml and no setup.py, so it is no package")
+        raise UsageError(f"{where}: {path}: is a directory without pyproject.toml and setup.py; name a package")
     found = project.get("name") if isinstance(project, dict) else None
     if not name and not isinstance(found, str):
         raise UsageError(f"{where}: {path} does not say its name; write 'NAME @ {path.as_uri()}'")

@@ -108,8 +108,6 @@ def for_uv(builds: bool, added: Named = ()) -> dict[str, str]:
     - added: the variables of --env.
     """
     variables = _inherited(STACK, UV) | dict(added)
-    for name in [name for name in variables if name.startswith(("PEFT_HARNESS_", "PYTEST_"))]:
-        del variables[name]
     if not builds:
         return variables | _inherited(UV_ALONE)
     caches = _cache_home()
