@@ -6,6 +6,7 @@ import pytest
 
 from harness import subjects
 from harness.mutants.patch import forget_prototypes
+from harness.processes.guard import RUN
 from harness.processes.imports import import_upstream
 from harness.runs.cache import Runs
 from harness.runs.scenarios import PLAIN
@@ -50,7 +51,11 @@ def imported(tmp_path_factory):
 
 
 @pytest.fixture
-def pytester(imported, pytester):
+def pytester(imported, pytester, monkeypatch):
     """Return pytest's pytester after upstream was imported. It unloads modules that its session imports, and torch's
-    cannot be imported twice."""
+    cannot be imported twice.
+
+    Its sessions count as part of a command that is guarded already. Otherwise each would start a watcher (0.1 s).
+    """
+    monkeypatch.setenv(RUN, str(pytester.path))
     return pytester
