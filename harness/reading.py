@@ -47,6 +47,8 @@ def shown(value: Any, limit: int = 80) -> str:
     """Return a value as messages quote it: its repr in one printable line, shortened in the middle of a long list."""
     if isinstance(value, int) and abs(value) >= 10**40:
         return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)  # as it stands in a file
     if isinstance(value, str):
         text = repr(value if len(value) <= limit else f"{value[: limit - 3]}...")
     elif isinstance(value, (list, tuple, dict)) and len(value) > limit:

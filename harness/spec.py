@@ -340,7 +340,7 @@ def _check(spec: RunSpec, where: str) -> None:
     for name, config in configs.items():
         if not isinstance(config, Mapping):
             raise UsageError(f"{where}, adapter, {shown_path(name)}: expected a JSON object, found {shown(config)}")
-        spec_fields.check(spec_fields.ADAPTER_CONFIG, config, f"{where}, adapter, {shown_path(name)}")
+        spec_fields.check_adapter(spec.adapter.peft_type, config, f"{where}, adapter, {shown_path(name)}")
     spec_fields.check_data(spec.data, f"{where}, data")
     if spec.resume is not None:
         _check_first_leg(spec, spec.resume.first_leg, f"{where}, resume, first_leg")

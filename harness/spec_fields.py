@@ -93,7 +93,22 @@ class Each:
         return self.rule.allows(value) or (self.null and value is None)
 
 
-Rule = Number | Choice | Flag | Each
+@dataclass(frozen=True)
+class Text:
+    """A string that is not empty. null: whether None is taken."""
+
+    null: bool = False
+
+    def __str__(self) -> str:
+        return "a text that is not empty" + (", or null" if self.null else "")
+
+    def allows(self, value: Any) -> bool:
+        if not isinstance(value, str):
+            return self.null and value is None
+        return bool(value.strip()) and "\x00" not in value
+
+
+Rule = Number | Choice | Flag | Each | Text
 
 # ---- bounds ----
 
@@ -111,6 +126,8 @@ _REAL = Number(0, _FLOAT, whole=False)
 #: Part of a spec -> field -> what it may hold, beside the kind that its annotation names.
 FIELDS: dict[str, dict[str, Rule]] = {
     "model": {
+        "family": Text(),
+        "path": Text(null=True),
         "dtype": Choice(
             ("float32", "float16", "bfloat16", "float64", "float", "half", "double", "float8_e4m3fn", "float8_e5m2")
         ),
@@ -119,7 +136,12 @@ FIELDS: dict[str, dict[str, Rule]] = {
         # bitsandbytes packs into any dtype of a whole number of bytes.
         "quant_storage": Choice((None, "uint8", "int8", "float16", "bfloat16", "float32", "float64")),
     },
-    "adapter": {"route": Choice(("get_peft_model", "add_adapter")), "seed": _SEED},
+    "adapter": {
+        "route": Choice(("get_peft_model", "add_adapter")),
+        "peft_type": Text(),
+        "name": Text(),
+        "seed": _SEED,
+    },
     "data": {
         # A row is some hundred bytes at least, so ten million rows are gigabytes. `_check_data` limits the tokens.
         "rows": Number(1, 10**7),
@@ -131,6 +153,7 @@ FIELDS: dict[str, dict[str, Rule]] = {
         # Token 0 is the padding, so that there must be another. The largest vocabularies have a million.
         "vocab_size": Number(2, 2**24),
         "seed": _SEED,
+        "path": Text(null=True),
         "task": Choice(("causal", "classification", "seq2seq")),
     },
     "launch": {
@@ -144,7 +167,7 @@ FIELDS: dict[str, dict[str, Rule]] = {
         # Seconds: four months.
         "limit": Number(0, 10**7, whole=False),
     },
-    "resume": {"checkpoint": Number(0, _STEPS)},
+    "resume": {"checkpoint": Number(0, _STEPS), "writer": Text(null=True)},
 }
 
 
@@ -241,6 +264,7 @@ MODEL_CONFIG: dict[str, Rule] = {
     **_flags("tie_word_embeddings use_cache attention_bias mlp_bias is_encoder_decoder"),
 }
 
+#: OFT has a rank of zero where its block size is given.
 _RANK = Number(0, 2**16)
 _ANY = Number(-_FLOAT, _FLOAT, whole=False)
 
@@ -281,7 +305,7 @@ def check(rules: Mapping[str, Rule], values: Mapping[str, Any], where: str) -> N
     """
     for name, value in values.items():
         rule = rules.get(name)
-        if rule is None and rules is not ARGUMENTS and name.endswith(_DROPOUT) and not isinstance(value, bool):
+        if rule is None and rules is not ARGUMENTS and name.endswith(_DROPOUT):
             rule = Number(0, 1, whole=False, null=True)
         if rule is not None and not rule.allows(value):
             raise UsageError(f"{where}, {shown_path(name)}: expected {rule}; found {shown(value)}")
@@ -303,7 +327,7 @@ def _check_any(value: Any, where: str) -> None:
             raise UsageError(f"{where}: {shown(value)} has a NUL character")
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise UsageError(f"{where}: expected a finite number; found {value}")
+            raise UsageError(f"{where}: expected a finite number; found {shown(value)}")
     elif isinstance(value, int):
         if not -_LARGEST <= value <= 2**64 - 1:
             raise UsageError(f"{where}: expected a number of 64 bits; found {shown(value)}")
@@ -374,6 +398,13 @@ def read(kind: type, value: Any, where: str, part: str = "") -> Any:
 
 # ---- fields that belong together ----
 
+
+def check_adapter(peft_type: str, config: Mapping[str, Any], where: str) -> None:
+    """Check the fields of a peft config class. peft_type: such as "LORA", of which the rank is at least one."""
+    rank = {"r": Number(1, 2**16)} if peft_type in ("LORA", "ADALORA") else {}
+    check({**ADAPTER_CONFIG, **rank}, config, where)
+
+
 #: Tokens of rows that are made: a microsecond each.
 _MADE_TOKENS = 2**24
 
@@ -389,8 +420,6 @@ def check_data(data: Any, where: str) -> None:
             f"{where}, rows: {rows:,} rows of {data.length:,} tokens are too many to make; {_MADE_TOKENS:,} tokens are "
             "allowed, and more in a file that `path` names"
         )
-    if data.path == "":
-        raise UsageError(f"{where}, path: is empty; name a JSONL file, or null for rows that are made")
     # Token 0 is the padding. Rows differ, so there are not more of them than sequences.
     if data.path is None and data.length < 64 and rows > data.length * (data.vocab_size - 1) ** data.length:
         raise UsageError(f"{where}, rows: there are no {rows:,} rows of {data.length} tokens below {data.vocab_size}")

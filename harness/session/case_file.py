@@ -18,7 +18,7 @@ from harness.spec import RunSpec
 SCHEMA_VERSION = 1
 
 _MODULE = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
-_SUBJECT = re.compile(rf"[\w-]+|{_MODULE}:{_MODULE}")
+_SUBJECT = re.compile(rf"[a-z][\w-]*|{_MODULE}:{_MODULE}")
 
 #: A test of the suites as pytest names it, such as "test_acc.py::test_windows[plain/ACC-02]".
 _TEST = re.compile(r"test_\w+\.py::(\w+::)?test_\w+(\[.*\])?")
@@ -52,7 +52,7 @@ def load(path: str | Path) -> CaseFile:
 
     What it names is not checked here: see `harness.trust`.
     """
-    body, where = read_json(path), shown_path(path)
+    body, where = read_json(path, nan=True), shown_path(path)  # so that a message about NaN names the field
     if not isinstance(body, Mapping) or not {"spec", "test", "life"} & set(body):
         return CaseFile(where, RunSpec.from_json(body, where))
     version = body.get("schema_version", SCHEMA_VERSION)
@@ -113,10 +113,10 @@ def _preload(value: Any, where: str) -> tuple[str, ...]:
 def _life(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     """Return the actions of a life. Their arguments are numbers."""
     acts = value if isinstance(value, list) else [value]
-    if not acts or not all(isinstance(act, Mapping) and act.get("do") in VERBS for act in acts):
+    if not acts or not all(isinstance(act, Mapping) and act.get("do") in [*VERBS] for act in acts):
         raise UsageError(f'{where}, life: expected a list of objects with "do", one of {", ".join(VERBS)}')
     for act in acts:
         for name, argument in act.items():
-            if name != "do" and not (isinstance(argument, int) and 0 <= argument <= 1000):
+            if name != "do" and not (type(argument) is int and 0 <= argument <= 1000):
                 raise UsageError(f"{where}, life: {act['do']} has {name} = {shown(argument)}; expected 0 to 1000")
     return tuple(acts)
