@@ -33,7 +33,7 @@ def test_a_users_model_and_data(tiny, tmp_path, capsys):
     code, result = run_tiny(tiny, target)
     assert code == 0, capsys.readouterr().out
     assert {check["verdict"] for check in result["checks"]} == {"pass"}
-    assert len(result["checks"]) == 8
+    assert len(result["checks"]) == 10
     assert result["schema_version"] == 1
     assert result["bit_equal"] is True
     assert result["subjects"] == ["hf-trainer", "reference"]
@@ -83,7 +83,7 @@ def test_a_trainer_that_differs_fails(tiny, tmp_path, capsys, monkeypatch):
     assert verdicts.pop("bit-equal") == "fail"
     assert set(verdicts.values()) == {"pass"}
     assert result["bit_equal"] is False
-    assert "7 of 8 checks hold, 1 fail" in capsys.readouterr().out
+    assert "9 of 10 checks hold, 1 fail" in capsys.readouterr().out
 
 
 def test_a_run_that_raises_fails(tiny, tmp_path, capsys, monkeypatch):

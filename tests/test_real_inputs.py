@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.fixtures import docstrings, smollm2
+from harness.fixtures import docstrings, models, smollm2
 from harness.paths import ROOT
 from harness.real import inputs, instructions
 from harness.real.command import train
+from harness.spec import ModelSpec
 from tests.tiny import byte_tokenizer, jsonl, save_model
 
 
@@ -120,14 +122,15 @@ def test_a_model_path_that_holds_no_model_is_named(tiny, tmp_path):
     with pytest.raises(UsageError, match="no tokenizer in it"):
         train(model=tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UsageError, match="no weights in it"):
+        train(model=tmp_path)
+    shutil.copy(tiny / "model.safetensors", tmp_path)
     with pytest.raises(UsageError, match="transformers cannot load its tokenizer"):
         train(model=tmp_path, output=tmp_path / "out")
 
 
 def test_a_model_without_the_adapted_layers_is_refused(tiny, tmp_path):
-    from transformers import GPT2Config
-
-    GPT2Config(n_embd=8, n_head=2, n_layer=1).save_pretrained(tmp_path)
+    models.build(ModelSpec(family="gpt2")).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="no layer of this model is named q_proj or v_proj"):
         inputs.require_layers(tmp_path, ["q_proj", "v_proj"])
 

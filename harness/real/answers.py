@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.real.instructions import Example
-from harness.spec import ModelSpec
 
 #: The most tokens of an answer: enough to see its style.
 TOKENS = 40
@@ -42,31 +42,34 @@ def questions(examples: Sequence[Example], held_out: Sequence[Example]) -> list[
     ]
 
 
-def answer(spec: ModelSpec, adapter: Path | None, tokenizer: Any, asked: Sequence[Question]) -> list[str]:
+def answer(model: Any, adapter: Path | None, tokenizer: Any, asked: Sequence[Question]) -> list[str | None]:
     """Return the model's greedy continuation of each prompt, on the CPU and at most `TOKENS` tokens long.
 
+    - model: the base model
     - adapter: a directory with adapter_config.json, which peft puts on the base; None: the base alone
 
-    Raises what peft raises if the directory holds no adapter.
+    The answer is None if the model has no positions left for one. Raises what peft raises if the directory holds no adapter.
     """
     import torch
 
-    from harness.fixtures import models
-
-    model: Any = models.build(spec)
+    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
     if adapter is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, adapter)
     model.eval()
-    answers = []
+    answers: list[str | None] = []
     for question in asked:
         prompt = tokenizer(question.prompt, add_special_tokens=question.special, return_tensors="pt")
+        room = min(TOKENS, positions - prompt["input_ids"].shape[1])
+        if room < 1 or prompt["input_ids"].shape[1] == 0:
+            answers.append(None)
+            continue
         with torch.no_grad():
             output = model.generate(
                 input_ids=prompt["input_ids"],
                 attention_mask=prompt["attention_mask"],
-                max_new_tokens=TOKENS,
+                max_new_tokens=int(room),
                 do_sample=False,
                 pad_token_id=tokenizer.eos_token_id,
             )

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import progress
+from harness import compat, progress
 from harness.environment import check_device
 from harness.errors import UsageError
+from harness.reading import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +42,10 @@ QLORA: dict[str, Any] = {
 
 #: Ten times the usual rate of a long run, so that the loss falls within twenty steps.
 LEARNING_RATE = 1e-3
+
+#: Limits of options: a mistyped number would fill the memory, or never end. The longest of known models have ten million
+#: positions. More threads than cores are slower.
+_MOST_STEPS, _MOST_ROWS, _MOST_TOKENS, _MOST_THREADS = 10_000, 65_536, 2**24, 4
 
 #: The most built-in rows that are used. They repeat after a few steps, so that the loss is seen to fall.
 _BUILT_IN_ROWS = 40
@@ -74,7 +79,8 @@ def train(
     - seed: of the training run and of the adapter
     - qlora: pack the base to NF4, with r=64 and activation checkpointing
 
-    Returns 0 if every check holds, 1 if one fails. Raises UsageError for wrong input, before anything is trained.
+    Returns 0 if every check was judged and holds, 1 if one fails, 3 if one was not judged: see harness/real/README.md for
+    the one that need not be. Raises UsageError for wrong input, before anything is trained or written.
     """
     from harness.processes.imports import import_upstream
 
@@ -86,8 +92,8 @@ def train(
     console = progress.screen(sys.stdout, markup=False)
     from harness.real import inputs
 
-    if data is not None and not Path(data).expanduser().is_file():
-        raise UsageError(f"--data {data}: no such file")
+    if data is not None:
+        inputs.data_file(data)
     target = inputs.output_directory(output)
     directory = None if model is None else inputs.model_directory(model)
 
@@ -97,6 +103,8 @@ def train(
     from harness import subjects
     from harness.spec import LaunchSpec
 
+    if qlora and (lack := compat.missing_quantization()) is not None:
+        raise UsageError(f"--qlora: {lack}")
     judged = [subjects.load(name) for name in names]
     directory = directory or _smollm2(console)
     tokenizer = inputs.tokenizer_of(directory)
@@ -108,7 +116,11 @@ def train(
     _check_supported(judged, spec)
     from harness.real.comparison import Comparison
 
-    return Comparison(console, spec, rows, tokenizer, judged, target).run()
+    base = _base(spec)
+    inputs.require_room(base, rows.encoded, str(directory))
+    comparison = Comparison(console, spec, rows, tokenizer, base, judged, target)
+    del base  # so that it can be freed while the runs build their own
+    return comparison.run()
 
 
 def _subject_names(given: Sequence[str]) -> list[str]:
@@ -123,11 +135,14 @@ def _subject_names(given: Sequence[str]) -> list[str]:
 
 def _check_numbers(steps: int, batch_size: int, length: int, threads: int, seed: int) -> None:
     """Raise UsageError for a number out of range."""
-    _require(steps >= 2, f"--steps {steps}: at least 2, to resume from the middle")
-    _require(batch_size >= 1, f"--batch-size {batch_size}: at least 1")
-    _require(length >= 8, f"--length {length}: at least 8 tokens")
-    _require(threads >= 0, f"--threads {threads}: 0 (one for each core) or more")
-    _require(0 <= seed < 2**32, f"--seed {seed}: from 0 to 4294967295")
+    most = _MOST_THREADS * _cores()
+    _require(steps >= 2, f"--steps {shown(steps)}: at least 2, to resume from the middle")
+    _require(steps <= _MOST_STEPS, f"--steps {shown(steps)}: at most {_MOST_STEPS}, whose gradients are kept in memory")
+    _require(1 <= batch_size <= _MOST_ROWS, f"--batch-size {shown(batch_size)}: from 1 to {_MOST_ROWS}")
+    _require(length >= 8, f"--length {shown(length)}: at least 8 tokens")
+    _require(length <= _MOST_TOKENS, f"--length {shown(length)}: at most {_MOST_TOKENS} tokens")
+    _require(0 <= threads <= most, f"--threads {shown(threads)}: from 0 (one for each core) to {most}")
+    _require(0 <= seed < 2**32, f"--seed {shown(seed)}: from 0 to 4294967295")
 
 
 def _row_count(steps: int, batch_size: int, built_in: bool) -> int:
@@ -154,6 +169,15 @@ def _check_supported(judged: Sequence[Subject], spec: RunSpec) -> None:
     for subject in judged:
         reason = subject.unsupported(spec)
         _require(reason is None, f"subject {subject.name!r} does not train this: {reason}")
+
+
+def _base(spec: RunSpec) -> Any:
+    """Return the base model of a spec. UsageError if it cannot be loaded, or its weights are no numbers."""
+    from harness.fixtures import models
+    from harness.real.progress import output_redirected
+
+    with progress.Progress(None, "loading the model"), output_redirected(None):
+        return models.build(spec.model)
 
 
 def _require(holds: bool, sentence: str) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
+from harness.errors import UsageError
+from harness.files import out_of_space, reason
+from harness.fixtures import models
 from harness.progress import Progress
 from harness.real import answers, checks, show
 from harness.real.answers import Question
@@ -30,17 +33,26 @@ class Comparison:
     - rows: the content of `spec.data.path`
     - tokenizer: the model's
     - subjects: two; the first is judged, the second is what it is compared with
+    - model: the base model of the spec, which is asked before training
     - target: a new or empty directory. It gets rows.jsonl, spec.json, result.json, loss-curves.png, train.log (what the
       trainers print) and runs/ (checkpoints)
     """
 
     def __init__(
-        self, console: Console, spec: RunSpec, rows: Rows, tokenizer: Any, subjects: list[Subject], target: Path
+        self,
+        console: Console,
+        spec: RunSpec,
+        rows: Rows,
+        tokenizer: Any,
+        model: Any,
+        subjects: list[Subject],
+        target: Path,
     ):
         self.console = console
         self.spec = spec
         self.rows = rows
         self.tokenizer = tokenizer
+        self.model = model
         self.subjects = subjects
         self.target = target
         self.started = time.perf_counter()
@@ -50,7 +62,18 @@ class Comparison:
         self._log = target / "train.log"
 
     def run(self) -> int:
-        """Train, judge, show and write everything. Return 0 if every check holds, 1 if one fails."""
+        """Train, judge, show and write everything. Return the exit code (`checks.exit_code`).
+
+        Raises UsageError if the disk is full. What is written until then stays, without a result.json.
+        """
+        try:
+            return self._run()
+        except OSError as error:
+            raise UsageError(
+                out_of_space(error, [self.target]) or f"{self.target}: cannot be written ({reason(error)})"
+            ) from None
+
+    def _run(self) -> int:
         self.target.mkdir(parents=True, exist_ok=True)
         write_rows(self.rows.encoded, self.target / "rows.jsonl")
         show.write_json(self.spec.to_json(), self.target / "spec.json")
@@ -58,8 +81,12 @@ class Comparison:
 
         asked = answers.questions(self.rows.examples, self.rows.held_out)
         with Progress(None, "asking the model, before training"), output_redirected(self._log):
-            before = answers.answer(self.spec.model, None, self.tokenizer, asked)
+            before = answers.answer(self.model, None, self.tokenizer, asked)
+        self.model = None  # a second copy in memory would be of no use
         runs, resumed = self._train()
+        for trace in (*runs.values(), resumed):
+            if trace is not None and trace.error and (full := out_of_space(RuntimeError(trace.error), [self.target])):
+                raise UsageError(full)
         judged = checks.judge(runs, resumed)
         with Progress(None, "asking the model, after training"), output_redirected(self._log):
             after = self._answers_after(runs[self.labels[0]], asked)
@@ -79,7 +106,7 @@ class Comparison:
         show.write_json(self._result(runs, resumed, steps, judged, answered), self.target / "result.json")
         self._plot(steps, bit_equal)
         self._print_totals(runs, judged)
-        return 1 if any(check.fails for check in judged) else 0
+        return checks.exit_code(judged)
 
     def _print_inputs(self) -> None:
         rows, spec = self.rows, self.spec
@@ -89,6 +116,11 @@ class Comparison:
             f"rows    {len(rows.encoded)} from {rows.source}, {rows.answer_tokens} answer tokens{left_out}"
         )
         steps, batch = spec.arguments["max_steps"], spec.arguments["per_device_train_batch_size"]
+        if batch > len(rows.encoded):
+            self.console.print(
+                f"rows    a step has {len(rows.encoded)} rows: there are no more, and --batch-size is {batch}"
+            )
+            batch = len(rows.encoded)
         base = "NF4 computing in float32" if spec.model.quantization else "float32"
         self.console.print(
             f"run     {steps} steps of {batch} rows of up to {spec.data.length} tokens, {base}, {spec.launch.device}, "
@@ -120,7 +152,8 @@ class Comparison:
         if trace.error is not None or not trace.checkpoints:
             return [None] * len(asked)
         try:
-            return [*answers.answer(self.spec.model, Path(trace.checkpoints[-1].path), self.tokenizer, asked)]
+            adapter = Path(trace.checkpoints[-1].path)
+            return answers.answer(models.build(self.spec.model), adapter, self.tokenizer, asked)
         except Exception as error:  # another trainer's checkpoint may be in a format that peft does not read
             self.console.print(f"peft does not load the adapter of {trace.subject}: {error}", style="red")
             return [None] * len(asked)
@@ -170,12 +203,15 @@ class Comparison:
     def _print_totals(self, runs: dict[str, Trace], judged: list[Check]) -> None:
         failed = sum(check.fails for check in judged)
         held = sum(check.verdict.holds for check in judged)
-        not_judged = len(judged) - held - failed
+        by_design = sum(check.by_design for check in judged)
+        not_judged = len(judged) - held - failed - by_design
         counts = [f"{held} of {len(judged)} checks hold"]
         if failed:
             counts.append(f"{failed} fail")
         if not_judged:
             counts.append(f"{not_judged} not judged")
+        if by_design:
+            counts.append(f"{by_design} not judged by design")
         self.console.print(", ".join(counts))
         times = ", ".join(f"{label} {trace.seconds:.0f} s" for label, trace in runs.items())
         seconds = time.perf_counter() - self.started

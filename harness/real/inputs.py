@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.files import check_writable_directory
+from harness.fixtures import pretrained
 from harness.fixtures.data import IGNORED
+from harness.reading import shown_path
 from harness.real import instructions
 from harness.real.instructions import Encoded, Example
 from harness.spec import ARGUMENTS, AdapterSpec, DataSpec, LaunchSpec, ModelSpec, RunSpec
@@ -18,6 +21,9 @@ DEFAULT_OUTPUT = "peft-harness-train"
 
 #: A question that no built-in row asks, because the first paragraph of os.path.join's docstring is a long one.
 HELD_OUT = ("What does os.path.join do?", "Join two or more pathname components, inserting '/' as needed.")
+
+#: Endings of files that hold rows in another form.
+_OTHER_FORMATS = (".csv", ".tsv", ".parquet", ".arrow", ".xlsx", ".gz", ".zst", ".zip")
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -45,16 +51,44 @@ class Rows:
         return sum(label != IGNORED for _, labels in self.encoded for label in labels[1:])
 
 
+def named(option: str, path: str | Path) -> Path:
+    """Return the absolute path that an option names, without ~ and links. UsageError if it can be none."""
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a user that is unknown, a loop of links, a NUL
+        raise UsageError(f"{option} {shown_path(path)}: no path ({pretrained.first_line(error)})") from None
+
+
 def model_directory(path: str | Path) -> Path:
-    """Return a user's model directory. UsageError if it is missing, or lacks config.json or a tokenizer."""
-    directory = Path(path).expanduser().resolve()
+    """Return a user's model directory, after `harness.fixtures.pretrained.check`. UsageError if it lacks a tokenizer, too."""
+    directory = named("--model", path)
     if not directory.is_dir():
-        raise UsageError(f"--model {path}: no such directory; name one that save_pretrained wrote")
-    if not (directory / "config.json").is_file():
-        raise UsageError(f"--model {path}: no config.json in it; name a directory that save_pretrained wrote")
-    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
-        raise UsageError(f"--model {path}: no tokenizer in it; write one there with tokenizer.save_pretrained")
+        kind = "is no directory" if directory.exists() else "no such directory"
+        raise UsageError(f"--model {shown_path(path)}: {kind}; name one that save_pretrained wrote")
+    try:
+        if not (directory / pretrained.CONFIG).exists() and not any(directory.glob("*.gguf")):
+            raise UsageError(
+                f"--model {shown_path(path)}: no config.json in it; name a directory that save_pretrained wrote"
+            )
+        if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+            raise UsageError(
+                f"--model {shown_path(path)}: no tokenizer in it; write one there with tokenizer.save_pretrained"
+            )
+        pretrained.check(directory)
+    except OSError as error:
+        raise UsageError(f"--model {shown_path(path)}: cannot be read ({pretrained.first_line(error)})") from None
     return directory
+
+
+def data_file(path: str | Path) -> Path:
+    """Return the path of a JSONL file, after a look at its first row. UsageError if it is none."""
+    file = named("--data", path)
+    if not file.exists():
+        raise UsageError(f"--data {shown_path(path)}: no such file")
+    if file.suffix.lower() in _OTHER_FORMATS:
+        raise UsageError(f"--data {shown_path(path)}: expected JSONL, one object a line; write the rows in that form")
+    instructions.raw(file, 1)
+    return file
 
 
 def tokenizer_of(directory: Path) -> Any:
@@ -62,23 +96,18 @@ def tokenizer_of(directory: Path) -> Any:
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # transformers and tokenizers raise errors of many types
-        raise UsageError(f"{directory}: transformers cannot load its tokenizer ({_first_line(error)})") from None
+        return transformers.AutoTokenizer.from_pretrained(directory, **pretrained.NO_CODE)
+    except BaseException as error:  # transformers and tokenizers raise errors of many types
+        # A panic of tokenizers' Rust code is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        why = pretrained.first_line(error)
+        raise UsageError(f"{directory}: transformers cannot load its tokenizer ({why})") from None
 
 
 def require_layers(directory: Path, names: Sequence[str]) -> None:
     """Raise UsageError if transformers makes no causal model of a directory's config, or if a name is no layer of it."""
-    import torch
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-        with torch.device("meta"):
-            skeleton = transformers.AutoModelForCausalLM.from_config(config)
-    except Exception as error:
-        raise UsageError(f"{directory}: transformers cannot make a causal model of it ({_first_line(error)})") from None
-    present = {name.rpartition(".")[2] for name, _ in skeleton.named_modules()}
+    present = {name.rpartition(".")[2] for name, _ in pretrained.skeleton(directory).named_modules()}
     missing = [name for name in names if name not in present]
     if missing:
         raise UsageError(
@@ -104,8 +133,8 @@ def rows(data: str | Path | None, tokenizer: Any, length: int, at_most: int) -> 
         # There are more docstrings than are needed, so those that would have to be cut are left out.
         read = [example for example in read if not instructions.is_cut(example, tokenizer, length)][:at_most]
     else:
-        source, held_out = str(data), []
-        read = instructions.read(Path(data).expanduser(), tokenizer, at_most)
+        source, held_out = shown_path(data), []
+        read = instructions.read(named("--data", data), tokenizer, at_most)
     pairs = [(example, instructions.encode(example, tokenizer, length)) for example in read]
     fitting = [(example, encoded) for example, encoded in pairs if encoded is not None]
     if not fitting:
@@ -117,6 +146,24 @@ def rows(data: str | Path | None, tokenizer: Any, length: int, at_most: int) -> 
         left_out=len(read) - len(fitting),
         source=source,
     )
+
+
+def require_room(model: Any, encoded: Sequence[Encoded], where: str) -> None:
+    """Raise UsageError if a row has a token that the model does not know, or more tokens than it has positions.
+
+    - where: the model's directory, for messages
+    """
+    known = model.get_input_embeddings().weight.shape[0]
+    largest = max(max(tokens) for tokens, _ in encoded)
+    if largest >= known:
+        raise UsageError(
+            f"{where}: its tokenizer makes token {largest}, but the model knows {known}, from 0 on; the two do not belong "
+            "together"
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    longest = max(len(tokens) for tokens, _ in encoded)
+    if isinstance(positions, int) and longest > positions:
+        raise UsageError(f"--length: a row has {longest} tokens, and the model has {positions} positions; give less")
 
 
 def write_rows(encoded: Sequence[Encoded], path: Path) -> None:
@@ -158,18 +205,16 @@ def output_directory(output: str | Path | None) -> Path:
         while not _is_free(path):
             number += 1
             path = Path(f"{DEFAULT_OUTPUT}-{number}")
+        check_writable_directory("--output", path)
         return path.resolve()
-    path = Path(output).expanduser()
+    path = named("--output", output)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output {output}: there is a file of that name; name a new or an empty directory")
+    check_writable_directory("--output", path)
     if not _is_free(path):
         raise UsageError(f"--output {output}: the directory holds something already; name a new or an empty one")
-    return path.resolve()
+    return path
 
 
 def _is_free(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.alarm import TimeIsUp, limited
 from harness.errors import UsageError
-from harness.fixtures.data import IGNORED, read_jsonl
+from harness.fixtures.data import IGNORED
+from harness.fixtures.pretrained import first_line
+from harness.reading import read_json_lines, shown, shown_path
 
 #: The keys that a row of a user's file may have. Values are strings; messages is a list of {"role", "content"}.
 FORMATS = (("question", "answer"), ("prompt", "completion"), ("messages",), ("text",))
@@ -35,7 +39,20 @@ class Example:
 
 def read(path: Path, tokenizer: Any, at_most: int) -> list[Example]:
     """Return the first `at_most` rows of a JSONL file. UsageError names a line that has none of `FORMATS`."""
-    return [_example(row, tokenizer, f"{path}, line {line}") for line, row in read_jsonl(path)[:at_most]]
+    name = shown_path(path)
+    return [_example(row, tokenizer, f"{name}, line {line}") for line, row in raw(path, at_most)]
+
+
+def raw(path: Path, at_most: int) -> list[tuple[int, dict[str, Any]]]:
+    """Return line number and object of the first `at_most` rows. UsageError if there is none, or a line is no object."""
+    found = list(itertools.islice(read_json_lines(path), at_most))
+    name = shown_path(path)
+    if not found:
+        raise UsageError(f"{name}: no rows; expected one JSON object a line")
+    for line, row in found:
+        if not isinstance(row, dict):
+            raise UsageError(f"{name}, line {line}: expected a JSON object, found {type(row).__name__}")
+    return found
 
 
 def from_pairs(pairs: Sequence[tuple[str, str]], tokenizer: Any) -> list[Example]:
@@ -68,12 +85,14 @@ def _example(row: dict[str, Any], tokenizer: Any, where: str) -> Example:
     keys = next((keys for keys in FORMATS if all(key in row for key in keys)), None)
     if keys is None:
         formats = ", ".join("+".join(keys) for keys in FORMATS)
-        raise UsageError(f"{where}: expected the keys {formats}; found {', '.join(map(repr, row)) or 'none'}")
+        raise UsageError(
+            f"{where}: expected the keys {formats}; found {', '.join(map(shown, list(row)[:8])) or 'none'}"
+        )
     if keys == ("messages",):
         return _conversation(row["messages"], tokenizer, where)
     for key in keys:
         if not isinstance(row[key], str) or not row[key].strip():
-            raise UsageError(f"{where}: {key!r} must be text that is not empty, found {_short(row[key])}")
+            raise UsageError(f"{where}: {key!r} must be text that is not empty, found {shown(row[key])}")
     end = tokenizer.eos_token or ""
     if keys == ("question", "answer"):
         return _question(row["question"], row["answer"], tokenizer, where)
@@ -97,7 +116,7 @@ def _conversation(messages: Any, tokenizer: Any, where: str) -> Example:
     if not well_formed or len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise UsageError(
             f"{where}: 'messages' must be a list of two or more {{'role', 'content'}}, the last one of the assistant; "
-            f"found {_short(messages)}"
+            f"found {shown(messages)}"
         )
     if tokenizer.chat_template is None:
         raise UsageError(
@@ -107,22 +126,26 @@ def _conversation(messages: Any, tokenizer: Any, where: str) -> Example:
 
 
 def _templated(turns: list[dict[str, str]], tokenizer: Any, where: str) -> Example:
-    from jinja2 import TemplateError
-
     try:
-        prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError as error:
-        raise UsageError(f"{where}: the model's chat template refuses this conversation ({error})") from None
+        with limited(_TEMPLATE_SECONDS):
+            prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
+            whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TimeIsUp:
+        raise UsageError(
+            f"{where}: the model's chat template has not ended after {_TEMPLATE_SECONDS:g} s; use prompt+completion"
+        ) from None
+    except Exception as error:  # a template is a program
+        raise UsageError(
+            f"{where}: the model's chat template refuses this conversation ({first_line(error)})"
+        ) from None
     # A template may write a finished turn of the assistant in another way than it opens one, such as with a "thinking" block.
     answer = whole[len(prompt) :] if whole.startswith(prompt) else turns[-1]["content"] + (tokenizer.eos_token or "")
     return Example(turns[-2]["content"], prompt, answer)
 
 
+#: Seconds that a chat template may take for one row. The longest of known models take a thousandth of that.
+_TEMPLATE_SECONDS = 5.0
+
+
 def _beginning(text: str, words: int = 8) -> str:
     return " ".join(text.split()[:words])
-
-
-def _short(value: Any, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

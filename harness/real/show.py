@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.files import write_whole
 from harness.real.checks import Check, shorten
-from harness.verdict import FAIL, PASS
+from harness.verdict import FAIL, PASS, spelled
 
 if TYPE_CHECKING:
     from harness.trace import Trace
@@ -115,18 +115,8 @@ def plot(rows: list[dict[str, Any]], labels: Sequence[str], title: str, path: Pa
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Write a value as indented JSON. NaN and infinity, which JSON does not have, become text."""
-    path.write_text(json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    return value
+    """Write a value as indented JSON. NaN and infinity, which JSON does not have, become text. It is there whole or not."""
+    write_whole(path, json.dumps(spelled(value), indent=1, ensure_ascii=False) + "\n")
 
 
 def _number(value: float | None) -> str:
