@@ -161,12 +161,13 @@ def screen(stream: TextIO | None = None, **options: Any) -> Console:
     """The console for results, on stdout unless another stream is given.
 
     If the stream is no terminal, lines are as long as what they say, so that `grep` finds whole names, and they do not
-    end in the spaces with which a table fills its cells. options: of rich.console.Console.
+    end in the spaces with which a table fills its cells. Brackets and colons in a text are no markup, since paths and
+    failures have them. options: of rich.console.Console.
     """
     from rich.console import Console
 
     stream = stream or sys.stdout
-    options = {"highlight": False, **options}
+    options = {"highlight": False, "markup": False, "emoji": False, **options}
     if stream.isatty():
         return Console(file=stream, **options)
     trimmed: Any = _Trimmed(stream)

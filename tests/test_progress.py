@@ -85,6 +85,17 @@ def test_a_console_in_a_pipe_wraps_nothing_and_fills_no_lines():
     assert "\x1b" not in stream.getvalue()
 
 
+def test_brackets_and_colons_of_a_failure_are_printed_as_they_are():
+    stream = io.StringIO()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column("seen")
+    table.add_row("KeyError: [/red] [bold]model[0] :warning:")
+    console = progress.screen(stream)
+    console.print(table)
+    console.print("/home/me/[/work]/a")
+    assert stream.getvalue().splitlines() == ["KeyError: [/red] [bold]model[0] :warning:", "/home/me/[/work]/a"]
+
+
 @pytest.mark.parametrize(("number", "words"), [(0, "0 cases"), (1, "1 case"), (2, "2 cases"), (4058, "4,058 cases")])
 def test_counted(number, words):
     assert counted(number, "case") == words

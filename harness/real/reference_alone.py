@@ -93,7 +93,7 @@ def _train(spec: RunSpec, output: Path, resume: Path | None, save_adapter: bool)
         raise UsageError("--device cuda: torch finds no CUDA device here")
     if spec.launch.threads:
         torch.set_num_threads(spec.launch.threads)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     table = Table(*COLUMNS)
     status = console.status("training")
 
