@@ -75,10 +75,33 @@ def test_failed_cases_are_not_cached(tmp_path):
     file = tmp_path / "cache" / "judged" / "x.jsonl"
     assert baseline_cache.cached_since(file) == ""
     baseline_cache.store(written(tmp_path / "journal.jsonl", ENDED), file)
-    run, cases = read(file)
+    assert baseline_cache.copy(file, tmp_path / "again.jsonl")
+    run, cases = read(tmp_path / "again.jsonl")
     assert run == ["a run"]
     assert [case.nodeid for case in cases] == ["held", "skipped", "known"]
     assert len(baseline_cache.cached_since(file)) == len("2026-01-01")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"skipped"', '"pass"'),
+        lambda text: text.replace("1:", "2:", 1),
+        lambda text: "\udcff\x00" * 9,
+        lambda text: "",
+        lambda text: json.dumps({"run": ["a run"]}) + "\n" + json.dumps(dataclasses.asdict(case("held", "pass"))),
+    ],
+    ids=["cut-off", "edited", "newer-schema", "binary", "empty", "without-a-checksum"],
+)
+def test_a_cached_result_that_is_damaged_is_not_believed(tmp_path, capsys, damage):
+    file = tmp_path / "cached.jsonl"
+    baseline_cache.store(written(tmp_path / "journal.jsonl", ENDED), file)
+    assert baseline_cache.cached_since(file)
+    file.write_bytes(damage(file.read_text()).encode(errors="surrogateescape"))
+    assert baseline_cache.cached_since(file) == ""
+    assert capsys.readouterr().err.count("cached.jsonl is not used") == 1
+    assert not baseline_cache.copy(file, tmp_path / "again.jsonl") and not (tmp_path / "again.jsonl").exists()
 
 
 #: Suites in a few lines: they add one case to the journal. Its name says how many cases were there before.
@@ -106,12 +129,13 @@ def fake_suites(monkeypatch):
 @pytest.mark.parametrize(("since", "began_with"), [("", 0), ("2026-11-27", 2)], ids=["not-cached", "cached"])
 def test_a_cached_side_begins_with_the_cached_cases(tmp_path, fake_suites, since, began_with):
     file = tmp_path / "cached.jsonl"
-    before = written(file, ENDED[:2]).read_text()
+    baseline_cache.store(written(tmp_path / "journal.jsonl", ENDED[:2]), file)
+    before = file.read_text()
     side = Side("baseline", RELEASES, tmp_path / "side", Scope(), file, since)
     assert [case.nodeid for case in side.suites(1, lambda *_: None)][began_with:] == [f"after-{began_with}"]
     # A cache file that is reused is not written again, so that its date stays.
     assert (file.read_text() == before) == bool(since)
-    assert len(read(file)[1]) == (2 if since else 1)
+    assert len(baseline_cache.load(file)) == 1 + (2 if since else 1)
 
 
 def test_a_part_of_the_suites_is_not_cached(tmp_path, fake_suites):

@@ -10,19 +10,27 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
+import sys
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from harness import environment, patches
+from harness.errors import UsageError
 from harness.files import write_whole
+from harness.gate import stored
 from harness.gate.environments import Environment
 from harness.gate.requirements import CURRENT
 from harness.gate.scope import Scope
 from harness.paths import FIXTURES, PACKAGE, SUITES, cache_directory
+from harness.reading import read_text
 from harness.session import journal
 from harness.verdict import KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED
+
+#: Bytes of a cached result. One of the whole suites has 2 MB.
+_LIMIT = 64 * 2**20
 
 _CACHED_VERDICTS = (PASS, SKIPPED, KNOWN_DEFECT, NOT_COMPARABLE)
 
@@ -48,15 +56,37 @@ def store(cases: Path, file: Path) -> None:
     run, ended = journal.read(cases)
     again = {case.nodeid for case in ended if case.verdict not in _CACHED_VERDICTS}
     lines = [{"run": run}, *(asdict(case) for case in ended if case.nodeid not in again)]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, "".join(json.dumps(line) + "\n" for line in lines))
+    write_whole(file, stored.line(lines))
 
 
 def cached_since(file: Path) -> str:
-    """Return the date of a cache file, as YYYY-MM-DD. Empty if there is no such file."""
-    if not file.is_file():
+    """Return the date of a cache file, as YYYY-MM-DD. Empty if there is no such file, or one that is damaged."""
+    if not os.path.lexists(file):
+        return ""
+    if load(file) is None:
         return ""
     return datetime.fromtimestamp(file.stat().st_mtime).date().isoformat()
+
+
+def copy(file: Path, journal: Path) -> bool:
+    """Write the cases of a cache file to a new journal. Returns False if the file was damaged meanwhile."""
+    lines = load(file)
+    if lines is not None:
+        write_whole(journal, "".join(json.dumps(line) + "\n" for line in lines))
+    return lines is not None
+
+
+def load(file: Path) -> list[Any] | None:
+    """Return the values in a cached result. None, and a sentence on stderr, if it was cut off or edited."""
+    try:
+        lines = stored.read(read_text(file, _LIMIT).rstrip("\n"))
+        if isinstance(lines, list):
+            return lines
+        reason = "damaged, or of another release"
+    except UsageError as error:
+        reason = str(error)
+    print(f"peft-harness: cached result {file.name} is not used ({reason}); it is judged again", file=sys.stderr)
+    return None
 
 
 def identity(*parts: Any) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from harness.gate import checkpoints, interface, numbers
+from harness.errors import UsageError
+from harness.gate import checkpoints, interface, numbers, results
 from harness.gate.cells import resumed_step
 from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, Finding
 from harness.gate.numbers import CHANGED, EQUAL, UNJUDGED, Parting
@@ -114,8 +115,14 @@ def inferred(baseline: Side, candidate: Side, specs: Specs) -> Iterator[Finding]
             if loaded["error"]:
                 seen: tuple[str, ...] = (loaded["error"],)
             else:
-                judged = checkpoints.computes(reader.directory / "loaded" / name, writer.directory / "own" / name)
-                seen, means = judged.seen, _meaning(judged)
+                try:
+                    there, here = (results.logits(side.directory, task) for side, task in (
+                        (reader, f"loaded/{name}"), (writer, f"own/{name}"),
+                    ))  # fmt: skip
+                    judged = checkpoints.computes(there, here)
+                    seen, means = judged.seen, _meaning(judged)
+                except UsageError as error:
+                    seen = (str(error),)
             if seen:
                 says = f"the {writer.name}'s adapter, loaded by the {reader.name} ({way}): {seen[0]}"
                 yield Finding("inference", name, means, says, {"way": way, "seen": list(seen)})
@@ -124,6 +131,10 @@ def inferred(baseline: Side, candidate: Side, specs: Specs) -> Iterator[Finding]
 def interfaces(baseline: Side, candidate: Side) -> Iterator[Finding]:
     """Yield a finding for each signature or default that differs."""
     before, after = (side.done.get("inventory", {}).get("data") for side in (baseline, candidate))
+    if bool(before) != bool(after):
+        side = candidate if before else baseline
+        reason = side.done.get("inventory", {}).get("error") or "was not asked"
+        yield Finding("interface", "all", LOST if before else NOTE, f"not compared: the {side.name} {reason}")
     if before and after:
         for change in interface.changes(before["interface"], after["interface"]):
             yield Finding("interface", change.where, NOTE, str(change), dataclasses.asdict(change))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.errors import UsageError
 from harness.gate.findings import NOTE, Finding
 from harness.gate.numbers import EQUAL, WITHIN
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences, equal_runs
 from harness.laws.resume import continues
+from harness.reading import read_json
 from harness.tolerance import MERGED, STACKS
 from harness.trace import Checkpoint, Trace
 from harness.verdict import Verdict, verdict
@@ -99,8 +100,11 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     file = next(iter(sorted(Path(checkpoint.path).rglob("adapter_config.json"))), None)
     if file is None:
         return {}
+    try:
+        fields = read_json(file, nan=True)
+    except UsageError as error:
+        return {"all fields": str(error)}
+    if not isinstance(fields, dict):
+        return {"all fields": "no JSON object"}
     # peft writes a set in arbitrary order.
-    return {
-        name: sorted(value) if isinstance(value, list) else value
-        for name, value in json.loads(file.read_text()).items()
-    }
+    return {name: sorted(value, key=str) if isinstance(value, list) else value for name, value in fields.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.files import write_whole
-from harness.gate import environments
-from harness.gate.baseline_cache import identity
+from harness.gate import environments, stored
+from harness.gate.baseline_cache import identity, load
 from harness.gate.clauses import FAILED, HELD, state
 from harness.gate.environments import Environment
 from harness.gate.scope import Scope
@@ -90,7 +90,9 @@ class Prober:
             return StackResult(stack, reason=str(error), seconds=time.monotonic() - started)
         file = self._cache_file(environment)
         try:
-            cases = self._read(file) if file.is_file() else self._judge(environment, file)
+            cases = self._read(file)
+            if cases is None:
+                cases = self._judge(environment, file)
         except UsageError as error:
             return StackResult(stack, {}, str(error), environment.pins, time.monotonic() - started)
         return StackResult(
@@ -102,8 +104,13 @@ class Prober:
         name = f"{environment.key}-{identity(self.clause, self.judged)}-{tests}.json"
         return cache_directory() / "verdicts" / name
 
-    def _read(self, file: Path) -> list[Case]:
-        return [Case(**case) for case in json.loads(file.read_text(encoding="utf-8"))]
+    def _read(self, file: Path) -> list[Case] | None:
+        """Return the cached cases. None if there are none, or if they are damaged."""
+        found = load(file) if os.path.lexists(file) else None
+        try:
+            return None if found is None else [Case(**case) for case in found]
+        except TypeError:  # cases of another release
+            return None
 
     def _judge(self, environment: Environment, file: Path) -> list[Case]:
         try:
@@ -111,7 +118,7 @@ class Prober:
         except UsageError:
             # A case may have killed the process. In a worker process of its own that is a failed case.
             cases = self._suites(environment, 1)
-        write_whole(file, json.dumps([asdict(case) for case in cases]))
+        write_whole(file, stored.line([asdict(case) for case in cases]))
         return cases
 
     def _suites(self, environment: Environment, workers: int) -> list[Case]:

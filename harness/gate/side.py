@@ -6,9 +6,11 @@ load (`harness.gate.worker`); `Side.suites` runs the suites.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
+import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,23 +19,34 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
-from harness.gate import baseline_cache
+from harness.gate import baseline_cache, results, stored
 from harness.gate.environments import Environment
 from harness.gate.scope import Scope
 from harness.gate.worker import LIMIT
 from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
 from harness.processes import interrupts
+from harness.processes.answers import Answers, BadAnswer, end
+from harness.reading import read_text, shown
 from harness.session import journal
 from harness.throughput import pairs
 from harness.throughput.pairs import Runner
 from harness.trace import Trace
 from harness.verdict import Case
 
-#: Seconds after which a case of the suites is ended as hung. The slowest takes 10 s on two busy cores.
-CASE_LIMIT = 240
+#: Seconds after which a case of the suites is ended as hung. None: those of `harness.session.supervisor`.
+CASE_LIMIT: float | None = None
 
 #: At most this many starts of the suites: a case that ends their process makes another one necessary.
 _ATTEMPTS = 5
+
+#: Seconds that a worker may take longer than its task's limit, at which it ends itself.
+_GRACE = 20.0
+
+#: Seconds until upstream is imported. Without bytecode on two busy cores it takes 60 s.
+_IMPORTS = 600.0
+
+#: Bytes of the stored answers. Those of all cells have 1 MB.
+_ANSWERS_LIMIT = 256 * 2**20
 
 #: report(done, total): called as cases end. total is None until the cases are collected.
 Report = Callable[[int, "int | None"], None]
@@ -63,18 +76,35 @@ class Side:
     runners: dict[str, list[Runner]] = field(default_factory=dict)
     untimed: dict[str, str] = field(default_factory=dict)
     _worker: subprocess.Popen[str] | None = None
+    _answers: Answers | None = None
     _suites: subprocess.Popen[str] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ended: bool = False
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        if self._answers_file.is_file():
-            for line in self._answers_file.read_text(encoding="utf-8").splitlines():
-                try:
-                    self.done |= json.loads(line)
-                except ValueError:  # the gate was interrupted while it wrote this line
-                    continue
+        self.done |= self._stored_answers()
+
+    def _stored_answers(self) -> dict[str, dict[str, Any]]:
+        """Return the answers of a gate that was interrupted. A line that was cut off or edited is asked again."""
+        found: dict[str, dict[str, Any]] = {}
+        file = self._answers_file
+        if not os.path.lexists(file):
+            return found
+        try:
+            lines = read_text(file, _ANSWERS_LIMIT).splitlines()
+            read = [stored.read(line) for line in lines]
+        except UsageError as error:
+            print(f"peft-harness: {error}; its tasks are done again", file=sys.stderr)
+            file.unlink()
+            return found
+        for body in read:
+            if isinstance(body, dict):
+                found |= {name: answer for name, answer in body.items() if isinstance(answer, dict)}
+        # The last line may have been cut off when the gate was interrupted.
+        if any(body is None for body in read[:-1]):
+            print(f"peft-harness: {file}: lines are damaged; their tasks are done again", file=sys.stderr)
+        return found
 
     @property
     def _answers_file(self) -> Path:
@@ -92,37 +122,54 @@ class Side:
         """
         if name not in self.done:
             answer = self._ask_worker({"do": do, **arguments})
+            if not answer["error"] and (wrong := results.wrong(do, answer["data"], self.directory, arguments)):
+                answer = {"error": wrong, "data": None}
             self.done[name] = answer
             with self._answers_file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({name: answer}) + "\n")
+                stream.write(stored.line({name: answer}))
         return self.done[name]
 
     def _ask_worker(self, task: dict[str, Any]) -> dict[str, Any]:
         worker = self._running_worker()
-        assert worker.stdin is not None and worker.stdout is not None
-        began = time.monotonic()
+        assert worker.stdin is not None and self._answers is not None
+        began, limit = time.monotonic(), task.get("limit", LIMIT)
         try:
             worker.stdin.write(json.dumps(task) + "\n")
             worker.stdin.flush()
-            line = worker.stdout.readline()
+            # A worker ends itself at the limit, and prints its stack.
+            answer = self._answers.read(limit + _GRACE)
         except OSError:
-            line = ""
-        if line:
-            answer: dict[str, Any] = json.loads(line)
-            return answer
-        status = worker.wait()
+            answer = None
+        except BadAnswer as error:
+            self._end_worker()
+            if self._ended:
+                raise KeyboardInterrupt from None
+            return {"error": str(error), "data": None}
+        if answer is not None:
+            error = answer.get("error")
+            if error is not None and not isinstance(error, str):
+                error = f"answered {shown(error)}"
+            return {"error": error, "data": answer.get("data")}
+        status = end(worker)
         self._worker = None
         if self._ended or -status in interrupts.ALL:  # such an end is no verdict on the stack, and must not be stored
             raise KeyboardInterrupt
-        if time.monotonic() - began >= task.get("limit", LIMIT):
-            return {"error": f"had not ended after {task.get('limit', LIMIT)} s"}
-        return {"error": f"ended its process with status {status}: {self._last_error_line()}"}
+        if time.monotonic() - began >= limit:
+            return {"error": f"had not ended after {limit} s", "data": None}
+        return {"error": f"ended its process with status {status}: {self._last_error_line()}", "data": None}
+
+    def _end_worker(self) -> None:
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker.wait()
+            self._worker = None
 
     def dismiss(self) -> None:
         """End the worker, which holds half a GiB, until it is asked again."""
         if self._worker is not None and self._worker.stdin is not None:
-            self._worker.stdin.close()
-            self._worker.wait()
+            with contextlib.suppress(OSError):
+                self._worker.stdin.close()
+            end(self._worker)
             self._worker = None
 
     def _running_worker(self) -> subprocess.Popen[str]:
@@ -132,18 +179,22 @@ class Side:
                     *SAFE_PATH, "-m", "harness.gate.worker", str(self.directory), *self.judged.preloads,
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                 )  # fmt: skip
-            assert self._worker.stdout is not None
-            line = self._worker.stdout.readline()
-            if line:
-                greeting = json.loads(line)
-            else:
-                status = self._worker.wait()
-                if self._ended:
-                    raise KeyboardInterrupt
+            self._answers = Answers(self._worker)
+            try:
+                greeting = self._answers.read(_IMPORTS)
+            except BadAnswer as error:
+                self._worker.kill()
+                greeting = {"refused": str(error)}
+            if greeting is None:
+                status = end(self._worker)
                 greeting = {"refused": f"ends with status {status} when it imports upstream: {self._last_error_line()}"}
-            if "refused" in greeting:
+            if self._ended:
+                raise KeyboardInterrupt
+            if "refused" in greeting or not greeting.get("ready"):
+                end(self._worker)
                 self._worker = None
-                raise UsageError(f"{self.name}, {self.environment.asked!r}: {greeting['refused']}")
+                refused = greeting.get("refused", f"answered {shown(greeting)}")
+                raise UsageError(f"{self.name}, {self.environment.asked!r}: {refused}")
         return self._worker
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -155,13 +206,18 @@ class Side:
             return self.environment.start(*arguments, start_new_session=True, **options)
 
     def _last_error_line(self) -> str:
-        lines = (self.directory / "worker.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = results.tail(self.directory / "worker.txt").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "it printed no error")
 
     def trace(self, name: str) -> Trace | None:
-        """Return the trace that a task stored, None if it stored none."""
-        directory = self.directory / name / "trace"
-        return Trace.load(directory) if (directory / "trace.json").is_file() else None
+        """Return the trace that a task stored. None if it stored none, or one that cannot be read: `done` says why."""
+        if not os.path.lexists(self.directory / name / "trace" / "trace.json"):
+            return None
+        try:
+            return results.trace(self.directory, name)
+        except UsageError as error:
+            self.done[name] = {"error": str(error), "data": None}
+            return None
 
     # ---- the suites ----
 
@@ -172,20 +228,25 @@ class Side:
         - report: called as cases end.
         - tests: node ids of the tests to run; all tests if empty.
 
-        A case that ends its process, or takes longer than CASE_LIMIT, is a failed case. Raises UsageError if the suites
+        A case that ends its process, or takes longer than the limit, is a failed case. Raises UsageError if the suites
         cannot run.
         """
         file = self.directory / "journal.jsonl"
+        try:
+            results.cases(file)
+        except UsageError as error:
+            print(f"peft-harness: {error}; its cases are judged again", file=sys.stderr)
+            file.unlink()
         if self.cached_since and self.cache_file is not None and not file.is_file():
-            shutil.copyfile(self.cache_file, file)
+            if not baseline_cache.copy(self.cache_file, file):
+                self.cached_since = ""
         for attempt in range(_ATTEMPTS):
-            before = len(journal.read(file)[1]) if file.is_file() else 0
-            # With one worker the first attempt does without xdist, which takes a tenth of the time. If a case ends that
-            # process, the next attempt uses xdist, which reports the case in which a worker died.
+            before = len(results.cases(file))
+            # With one worker the first attempt does without xdist, which takes a tenth of the time.
             alone = workers == 1 and attempt == 0
             code = self._run_suites(file, 0 if alone else workers, report, tests)
-            cases = journal.read(file)[1] if file.is_file() else []
-            if code in (0, 1, 3) and not (alone and journal.unfinished(file)):
+            cases = results.cases(file)
+            if code in (0, 1, 3) and not journal.unfinished(file):
                 if self.cache_file is not None and not self.cached_since and not tests:
                     baseline_cache.store(file, self.cache_file)
                 return cases
@@ -206,14 +267,14 @@ class Side:
         return error.removeprefix("peft-harness: ") or (lines[0] if lines else "it printed no error")
 
     def _suites_output(self) -> str:
-        return (self.directory / "suites.txt").read_text(encoding="utf-8", errors="replace")
+        return results.tail(self.directory / "suites.txt")
 
     def _run_suites(self, file: Path, workers: int, report: Report, tests: Sequence[str]) -> int:
         """Run pytest once, and return its exit status. workers: 0 for no xdist."""
-        limits = ["-o", f"faulthandler_timeout={CASE_LIMIT}", "-o", "faulthandler_exit_on_timeout=true"]
+        limit = ["--case-limit", str(CASE_LIMIT)] if CASE_LIMIT is not None else []
         chosen = [str(SUITES.parent / test) for test in tests] or [str(SUITES)]
         quiet = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile", "sample"]
-        words = [*chosen, *quiet, *limits, "-n", str(workers), "--journal", str(file)]
+        words = [*chosen, *quiet, *limit, "-n", str(workers), "--journal", str(file)]
         with (self.directory / "suites.txt").open("w") as output:
             self._suites = self.start(
                 *SAFE_PATH, "-m", "pytest", *OUR_SETTINGS, *words, *self.judged.options(),
