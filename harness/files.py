@@ -35,7 +35,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
-        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        _write_new(partial, content.encode("utf-8") if isinstance(content, str) else content)
         partial.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -50,6 +50,37 @@ def write_figure(path: Path, figure: Any) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=150)
     write_whole(path, buffer.getvalue())
+
+
+class Attempts:
+    """Writes of a file that a long command writes again and again. One that fails does not end the command.
+
+    Usage:
+
+        written = Attempts()
+        for result in results:
+            with written.attempt():
+                write_whole(file, report)
+        print(...)
+        written.require_last()
+    """
+
+    def __init__(self) -> None:
+        self._failed: OSError | None = None
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Catch the OSError of a write, until it is written again."""
+        try:
+            yield
+            self._failed = None
+        except OSError as error:
+            self._failed = error
+
+    def require_last(self) -> None:
+        """Raise the OSError of the last write, if it failed."""
+        if self._failed is not None:
+            raise self._failed
 
 
 def check_writable(option: str, path: str | Path) -> Path:
@@ -175,11 +206,18 @@ def _directories(directory: Path) -> Iterator[None]:
                 each.rmdir()
 
 
+def _write_new(file: Path, content: bytes) -> None:
+    """Make a file. Its name can be guessed, so a link of that name, which somebody else made, is not followed."""
+    file.unlink(missing_ok=True)
+    with file.open("xb") as stream:
+        stream.write(content)
+
+
 def _try(file: Path) -> None:
     """Write and remove a file beside it. Raises OSError."""
     partial = _partial(file)
     try:
-        partial.write_bytes(bytes(_TRIAL))
+        _write_new(partial, bytes(_TRIAL))
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
