@@ -52,10 +52,32 @@ def test_the_newest_is_the_one_of_the_highest_step(checkpoints):
     assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-9"]
 
 
-@pytest.mark.parametrize("wrong", ["torn under README.md", "torn after model.bin", "newest", "newest torn after"])
+WRONG = [
+    *("torn under README.md", "torn after model.bin", "newest", "newest torn after", "", "  ", "delete", "Delete x"),
+    *("truncate optimizer.pt -1", "truncate optimizer.pt 1e3", "truncate optimizer.pt \u00b2", "truncate optimizer.pt"),
+    *("truncate optimizer.pt " + "9" * 5000, "newest newest remove", "remove everything", "delete a b"),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_unknown_damage_is_refused(checkpoints, wrong):
     with pytest.raises(UsageError, match="unknown damage"):
         damage.apply(wrong, checkpoints)
+    assert left(checkpoints, 10) == dict.fromkeys(damage.WRITTEN, 4)
+
+
+@pytest.mark.parametrize("name", ["gone.pt", "x" * 5000, "nul\x00", "checkpoint\x1b[2J"])
+def test_damage_to_a_file_that_is_not_there_is_refused(checkpoints, name):
+    with pytest.raises(UsageError, match="has no file") as caught:
+        damage.apply(f"delete {name}", checkpoints)
+    assert str(caught.value).isprintable()
+
+
+def test_unknown_damage_is_refused_before_the_first_leg_is_trained(tmp_path):
+    runs = Runs(subjects.load("hf-trainer"), tmp_path)
+    with pytest.raises(UsageError, match="unknown damage"):
+        runs.train(PLAIN.resumed(2, damage=("burn everything",)))
+    assert runs.made == 0
 
 
 @pytest.mark.parametrize("words", ["delete {}", "truncate {} 0", "newest delete {}"])

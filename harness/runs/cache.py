@@ -11,7 +11,7 @@ from typing import Any
 
 from harness import compat, patches, subjects
 from harness.processes import launch
-from harness.runs.damage import apply
+from harness.runs.damage import apply, check
 from harness.spec import RunSpec
 from harness.subjects import Subject
 from harness.trace import Trace
@@ -99,6 +99,8 @@ class Runs:
         If `resume.checkpoint` is a step, its checkpoint is copied; if it is True or False, all of them are.
         """
         assert spec.resume is not None
+        for damage in spec.resume.damage:
+            check(damage)  # before minutes are spent on the first leg
         writer = subjects.load(spec.resume.writer) if spec.resume.writer else subject
         first = self.train(spec.first_leg(), writer)
         resume_from = spec.resume.checkpoint

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.files import inside
+from harness.reading import shown, shown_path
 from harness.subjects.observer import checkpoint_step
 
 #: The files of an adapter checkpoint, in the order in which the Trainer writes them
@@ -25,6 +26,25 @@ WRITTEN = (
 _FORMS = "delete PATH, truncate PATH BYTES, empty, remove, torn after PATH, torn in PATH, or newest before any of them"
 
 
+#: Bytes that "truncate" may leave: more than any file has.
+_LARGEST = 10**15
+
+
+def check(damage: str) -> list[str]:
+    """Return the words of a damage. Raises UsageError if it is none of those that `apply` describes."""
+    words = damage.split()
+    match words[words[:1] == ["newest"] :]:
+        case ["delete", _] | ["empty"] | ["remove"]:
+            pass
+        case ["truncate", _, size] if size.isascii() and size.isdigit() and len(size) < 16 and int(size) <= _LARGEST:
+            pass
+        case ["torn", "after" | "in", name] if name in WRITTEN:
+            pass
+        case _:
+            raise UsageError(f"unknown damage {shown(damage)}; expected {_FORMS}")
+    return words
+
+
 def apply(damage: str, directory: Path) -> None:
     """Damage every checkpoint-* below `directory`. If `damage` begins with "newest ", only that of the highest step.
 
@@ -39,29 +59,27 @@ def apply(damage: str, directory: Path) -> None:
     Raises UsageError for anything else, if there is no file PATH, and if PATH is or leads outside of the checkpoint: the
     spec may be somebody else's.
     """
+    words = check(damage)
     checkpoints = sorted(directory.glob("checkpoint-*"), key=checkpoint_step)
-    words = damage.split()
-    if words[:1] == ["newest"]:
+    if words[0] == "newest":
         checkpoints, words = checkpoints[-1:], words[1:]
     for checkpoint in checkpoints:
         match words:
             case ["delete", name]:
                 _existing(checkpoint, name, damage).unlink()
-            case ["truncate", name, size] if size.isdigit():
+            case ["truncate", name, size]:
                 _cut(_existing(checkpoint, name, damage), int(size))
             case ["empty"]:
                 shutil.rmtree(checkpoint)
                 checkpoint.mkdir()
             case ["remove"]:
                 shutil.rmtree(checkpoint)
-            case ["torn", "after" | "in" as moment, name] if name in WRITTEN:
+            case ["torn", moment, name]:
                 target = _existing(checkpoint, name, damage)
                 for later in WRITTEN[WRITTEN.index(name) + 1 :]:
                     (checkpoint / later).unlink(missing_ok=True)
                 if moment == "in":
                     _cut(target, target.stat().st_size // 2)
-            case _:
-                raise UsageError(f"unknown damage {damage!r}; expected {_FORMS}")
 
 
 def _cut(target: Path, size: int) -> None:
@@ -69,7 +87,11 @@ def _cut(target: Path, size: int) -> None:
 
 
 def _existing(checkpoint: Path, name: str, damage: str) -> Path:
-    target = inside(checkpoint, name, f"damage {damage!r}")
-    if not target.is_file():
-        raise UsageError(f"damage {damage!r}: {checkpoint.name} has no file {name}")
+    try:
+        target = inside(checkpoint, name, f"damage {shown(damage)}")
+        found = target.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        found = False
+    if not found:
+        raise UsageError(f"damage {shown(damage)}: {checkpoint.name} has no file {shown_path(name)}")
     return target

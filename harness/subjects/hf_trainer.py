@@ -224,6 +224,7 @@ class HFTrainer:
         train_rows, eval_rows = data.rows(spec.data)
         if model is None:
             model = inject(_base(spec, directory), spec.adapter)
+        data.check_vocabulary(spec.data, [*train_rows, *eval_rows], model)
         if observer is not None:
             observer.watch_model(model)
         keywords = {name: value for name, value in spec.trainer.items() if name != "callbacks"}

@@ -157,8 +157,10 @@ def build(
 
     if reason := refusal(spec):
         raise UsageError(reason)
-    rows, eval_rows = (data.dataset(part, spec.data) for part in data.rows(spec.data))
+    made = data.rows(spec.data)
+    rows, eval_rows = (data.dataset(part, spec.data) for part in made)
     base = models.build(dataclasses.replace(spec.model, prepare_for_kbit=False))
+    data.check_vocabulary(spec.data, [*made[0], *made[1]], base)
     if spec.model.prepare_for_kbit:
         prepare_packed(base)
     torch.manual_seed(spec.adapter.seed)
