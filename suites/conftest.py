@@ -12,4 +12,22 @@ One RunSpec goes this way, here for suites/test_acc.py:
 6. harness/session/report.py writes the report; harness/session/terminal.py prints the summary.
 """
 
+from collections.abc import Generator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from harness.processes import interrupts
+
 pytest_plugins = ["harness.session.plugin"]
+
+# To import the plugin takes seconds. Until pytest answers signals itself, they would end it in a traceback.
+_starting = ExitStack()
+_starting.enter_context(interrupts.ending_at(*interrupts.ALL))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_cmdline_main() -> Generator[None, Any, Any]:
+    _starting.close()
+    return (yield)
