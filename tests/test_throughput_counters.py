@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import subprocess
+import warnings
 
 import pytest
 
@@ -136,6 +137,14 @@ def test_products_with_packed_weights_are_counted_like_others(runs, tmp_path, qu
 # ---- baselines ----
 
 
+def counted(calls):
+    return {"values": {"operations": [calls, calls]}, "by_operation": {"aten.add": calls}}
+
+
+def ratio(value):
+    return {"ratio": value, "low": value - 0.01, "high": value + 0.01}
+
+
 @pytest.fixture
 def here(monkeypatch):
     at = {"torch": "2.13.0", "transformers": "5.23.0", "device": "cpu"}
@@ -149,14 +158,14 @@ def written(directory, file="a.json", **changes):
         "kind": "baseline",
         "components": {"torch": "2.13.0", "transformers": "5.23.0", "device": "cpu"},
     }
-    (directory / file).write_text(json.dumps({**body, "commit": "c", "counters": {"plain": 1}, **changes}))
+    (directory / file).write_text(json.dumps({**body, "commit": "c", "counters": {"plain": counted(1)}, **changes}))
 
 
 def test_the_baseline_of_this_environment_is_found(here, tmp_path):
     written(tmp_path)
     (tmp_path / "speed.json").write_text('{"schema_version": 1, "kind": "speed"}')
     found, _ = baselines.matching("cpu", tmp_path)
-    assert found.counters == {"plain": 1}
+    assert found.counters == {"plain": counted(1)}
 
 
 def test_a_baseline_of_another_environment_is_not_comparable_and_the_reason_is_given(here, tmp_path):
@@ -174,7 +183,7 @@ def test_the_cpus_kernels_matter_only_for_bfloat16(here, tmp_path):
     recorded = {"torch": "2.13.0", "transformers": "5.23.0", "device": "cpu", baselines.BFLOAT16: "avx2"}
     written(tmp_path, components=recorded)
     here[baselines.BFLOAT16] = "amx_bf16"
-    assert baselines.matching("cpu", tmp_path, bf16=False)[0].counters == {"plain": 1}
+    assert baselines.matching("cpu", tmp_path, bf16=False)[0].counters == {"plain": counted(1)}
     assert baselines.matching("cpu", tmp_path, bf16=True) == (
         None,
         "not comparable with what is recorded: bfloat16 by amx_bf16, not avx2",
@@ -184,28 +193,58 @@ def test_the_cpus_kernels_matter_only_for_bfloat16(here, tmp_path):
 def test_of_several_matching_baselines_the_one_with_the_figure_is_taken(here, tmp_path):
     components = {"torch": "2.13.0", "transformers": "5.23.0", "device": "cpu"}
     written(tmp_path, "a.json", components=components | {baselines.BFLOAT16: "amx_bf16"})
-    ratios = {"plain": {"ratio": 1.2}}
+    ratios = {"plain": ratio(1.2)}
     written(tmp_path, "b.json", components=components | {baselines.BFLOAT16: "avx2"}, ratios=ratios, unpatched=True)
     here[baselines.BFLOAT16] = "avx512_bf16"
     found, _ = baselines.matching("cpu", tmp_path, bf16=False, kind="ratios", name="plain")
-    assert found.ratios == {"plain": {"ratio": 1.2}}
+    assert found.ratios == {"plain": ratio(1.2)}
     assert baselines.matching("cpu", tmp_path, kind="ratios", name="plain")[0] is None
 
 
 def test_ratios_that_were_timed_with_a_patch_are_not_comparable(here, tmp_path):
     """A patch made a step of the Trainer 2.6 % shorter. A ratio from that time would fail an equal Trainer."""
-    written(tmp_path, "a.json", ratios={"plain": {"ratio": 1.2}})
+    written(tmp_path, "a.json", ratios={"plain": ratio(1.2)})
     found, reason = baselines.matching("cpu", tmp_path, kind="ratios", name="plain")
     assert found is None and "timed with a patch of upstream" in reason
-    assert baselines.matching("cpu", tmp_path)[0].counters == {"plain": 1}
-    written(tmp_path, "b.json", ratios={"plain": {"ratio": 1.23}}, unpatched=True)
-    assert baselines.matching("cpu", tmp_path, kind="ratios", name="plain")[0].ratios == {"plain": {"ratio": 1.23}}
+    assert baselines.matching("cpu", tmp_path)[0].counters == {"plain": counted(1)}
+    written(tmp_path, "b.json", ratios={"plain": ratio(1.23)}, unpatched=True)
+    assert baselines.matching("cpu", tmp_path, kind="ratios", name="plain")[0].ratios == {"plain": ratio(1.23)}
 
 
-def test_a_file_that_cannot_be_read_is_named(here, tmp_path):
-    (tmp_path / "a.json").write_text("{")
-    with pytest.raises(UsageError, match=r"a\.json: no baseline .* --record"):
-        baselines.load(tmp_path)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not JSON"),
+        ("", "it is empty"),
+        ("[1]", "no object"),
+        ("[" * 5000, "nested too deep"),
+        (b"\x00\xff", "UTF-8"),
+        ({"schema_version": 2, "kind": "baseline"}, "schema_version 2, expected 1"),
+        ({"schema_version": 1, "kind": "baseline"}, "components"),
+        ({"components": []}, "components, counters or ratios"),
+        ({"components": {"torch": 2}}, "components, counters or ratios"),
+        ({"counters": {"plain": 1}}, "components, counters or ratios"),
+        ({"counters": {"plain": {"values": {"operations": []}, "by_operation": {}}}}, "components, counters or ratios"),
+        ({"counters": {"plain": {"values": {"operations": ["1"]}, "by_operation": {}}}}, "components, counters"),
+        ({"ratios": {"plain": {"ratio": 1.2}}}, "components, counters or ratios"),
+        ({"ratios": {"plain": {"ratio": 0, "low": 0, "high": 0}}}, "components, counters or ratios"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_damaged_file_is_not_used_and_that_is_said_once(here, tmp_path, text, words):
+    written(tmp_path, "good.json")
+    bad = tmp_path / "bad.json"
+    if isinstance(text, dict) and "kind" not in text:
+        written(tmp_path, "bad.json", **text)
+    else:
+        body = json.dumps(text) if isinstance(text, dict) else text
+        bad.write_bytes(body if isinstance(body, bytes) else body.encode())
+    with pytest.warns(UserWarning, match=f"bad.json.*{words}.*is not used"):
+        found, _ = baselines.matching("cpu", tmp_path)
+    assert found.counters == {"plain": counted(1)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        baselines.matching("cpu", tmp_path)
 
 
 def test_nothing_is_recorded_in_a_tree_with_changes(tmp_path):
@@ -226,19 +265,23 @@ def test_nothing_is_recorded_in_a_tree_with_changes(tmp_path):
 def test_figures_recorded_one_by_one_are_in_one_file(here, tmp_path):
     # The first figure is a change of the tree by the time that the second is recorded.
     here |= {**dict.fromkeys(baselines.PACKAGES, "1.0"), "python": "3.12"}
-    for counted, ratios in (({"plain": 1}, {}), ({"nf4": 2}, {}), ({"plain": 3}, {"plain": {"ratio": 1.2}})):
-        baselines.record("cpu", "0123", counted, ratios, tmp_path)
+    for figures, ratios in (
+        ({"plain": counted(1)}, {}),
+        ({"nf4": counted(2)}, {}),
+        ({"plain": counted(3)}, {"plain": ratio(1.2)}),
+    ):
+        baselines.record("cpu", "0123", figures, ratios, tmp_path)
     (found,) = baselines.load(tmp_path)
-    assert (found.counters, found.ratios) == ({"plain": 3, "nf4": 2}, {"plain": {"ratio": 1.2}})
+    assert (found.counters, found.ratios) == ({"plain": counted(3), "nf4": counted(2)}, {"plain": ratio(1.2)})
     assert found.commit == "0123" and found.unpatched
 
 
 def test_a_recorded_ratio_replaces_those_that_were_timed_with_a_patch(here, tmp_path):
     here |= {**dict.fromkeys(baselines.PACKAGES, "1.0"), "python": "3.12"}
-    written(tmp_path, "1.0_1.0_1.0_1.0_3.12_cpu.json", components=dict(here), ratios={"old": {"ratio": 1.2}})
-    baselines.record("cpu", "0123", {"nf4": 2}, {}, tmp_path)
+    written(tmp_path, "1.0_1.0_1.0_1.0_3.12_cpu.json", components=dict(here), ratios={"old": ratio(1.2)})
+    baselines.record("cpu", "0123", {"nf4": counted(2)}, {}, tmp_path)
     (found,) = baselines.load(tmp_path)
-    assert found.ratios == {"old": {"ratio": 1.2}} and not found.unpatched
-    baselines.record("cpu", "0123", {}, {"plain": {"ratio": 1.23}}, tmp_path)
+    assert found.ratios == {"old": ratio(1.2)} and not found.unpatched
+    baselines.record("cpu", "0123", {}, {"plain": ratio(1.23)}, tmp_path)
     (found,) = baselines.load(tmp_path)
-    assert found.ratios == {"plain": {"ratio": 1.23}} and found.unpatched
+    assert found.ratios == {"plain": ratio(1.23)} and found.unpatched

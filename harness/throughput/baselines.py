@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import platform
 import subprocess
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from harness import environment
 from harness.errors import UsageError
 from harness.files import write_whole
 from harness.paths import FIXTURES, ROOT
+from harness.reading import read_json, shown
 
 SCHEMA_VERSION = 1
 
@@ -77,18 +81,63 @@ class Baseline:
 
 
 def load(directory: Path = DIRECTORY) -> list[Baseline]:
-    """Return the baselines in a directory. UsageError names a file that cannot be read."""
+    """Return the baselines in a directory. A file that cannot be read, or was edited badly, is not used, with a warning."""
     found = []
     for file in sorted(directory.glob("*.json")):
         try:
-            body = json.loads(file.read_text(encoding="utf-8"))
-            if body.pop("schema_version") == SCHEMA_VERSION and body.pop("kind") == "baseline":
-                found.append(Baseline(**body))
-        except KeyError:
-            continue  # a file with figures of another kind
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"{file}: no baseline ({error}); record it again with pytest suites/ --record") from None
+            baseline = _baseline(read_json(file))
+        except UsageError as error:
+            _say_once(str(error))
+        except (LookupError, TypeError, ValueError) as error:
+            _say_once(f"{file}: {error}")
+        else:
+            found += [baseline] if baseline is not None else []
     return found
+
+
+@functools.cache
+def _say_once(what: str) -> None:
+    warnings.warn(f"{what}; this file of baselines is not used, record it again with --record", stacklevel=2)
+
+
+def _baseline(body: Any) -> Baseline | None:
+    """Return the baseline in a file's JSON; None for figures of another kind or schema. Raises if it is damaged."""
+    if not isinstance(body, dict):
+        raise TypeError("no object")
+    if "kind" not in body and "components" not in body:
+        return None
+    if body.get("kind", "baseline") != "baseline":
+        return None
+    if body.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"schema_version {shown(body.get('schema_version'))}, expected {SCHEMA_VERSION}")
+    made = Baseline(**{name: value for name, value in body.items() if name not in ("schema_version", "kind")})
+    sound = [isinstance(made.commit, str), isinstance(made.unpatched, bool), _is_table(made.components, str)]
+    sound += [isinstance(made.counters, dict) and all(map(_is_count, made.counters.values()))]
+    sound += [isinstance(made.ratios, dict) and all(map(_is_ratio, made.ratios.values()))]
+    if not all(sound):
+        raise ValueError("components, counters or ratios are none")
+    return made
+
+
+def _is_table(value: Any, kind: type) -> bool:
+    return isinstance(value, dict) and all(type(item) is kind for item in value.values())
+
+
+def _is_count(figure: Any) -> bool:
+    """Return whether a figure is that of `harness.throughput.counters.Counters`."""
+    values = figure.get("values") if isinstance(figure, dict) else None
+    return (
+        _is_table(values, list)
+        and all(steps and all(type(step) is int for step in steps) for steps in values.values())
+        and _is_table(figure.get("by_operation"), int)
+    )
+
+
+def _is_ratio(figure: Any) -> bool:
+    names = ("ratio", "low", "high")
+    return isinstance(figure, dict) and all(
+        isinstance(figure.get(name), (int, float)) and 0 < figure[name] < math.inf for name in names
+    )
 
 
 def matching(
