@@ -181,11 +181,6 @@ def test_a_stale_reason_fails_too(measured, capsys):
     assert "gone.py * * *: every branch that it names is reached or gone; delete the entry" in capsys.readouterr().out
 
 
-def test_files_that_cannot_be_written_are_refused_before_anything_runs(tmp_path):
-    with pytest.raises(UsageError, match="name a file in a directory that exists"):
-        command.coverage(lambda arguments: pytest.fail("ran"), True, tmp_path / "no" / "x.json", None)
-
-
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_what_the_suites_reach_is_recorded_in_one_process_and_in_workers(workers, tmp_path):
     out = tmp_path / "coverage.json"

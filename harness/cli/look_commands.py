@@ -50,9 +50,11 @@ def train(
     output: Annotated[
         Path | None, file_option("A new directory for checkpoints, adapters and logs.", "directory", "DIR")
     ] = None,
-    steps: Annotated[int, typer.Option(metavar="N", min=2, help="Optimizer steps.")] = 16,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Rows in each step.")] = 4,
-    length: Annotated[int, typer.Option(metavar="N", min=8, help="Tokens in each row; longer rows are cut.")] = 80,
+    steps: Annotated[int, typer.Option(metavar="N", min=2, max=1_000_000, help="Optimizer steps.")] = 16,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, max=65_536, help="Rows in each step.")] = 4,
+    length: Annotated[
+        int, typer.Option(metavar="N", min=8, max=1_048_576, help="Tokens in each row; longer rows are cut.")
+    ] = 80,
     subject: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,17 +65,18 @@ def train(
     ] = None,
     device: Device = "cpu",
     threads: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Threads of torch within one operation; 0 means one for each core.")
+        int,
+        typer.Option(metavar="N", min=0, max=1024, help="Threads of torch within one operation; 0: one for each core."),
     ] = 0,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Random seed of the run.")] = 42,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Random seed of the run.")] = 42,
     qlora: Annotated[bool, typer.Option("--qlora", help="Train rank 64 on a base in NF4 (bitsandbytes).")] = False,
 ) -> None:
     """Train LoRA on a real model and real text, side by side.
 
     The Trainer and the reference train the same rows, and the results are compared.
 
-    Exit code 0 only if every check was judged and holds; 3 if one was not, such as losses that are all NaN. On a GPU, equality
-    bit for bit is measured and not judged, which is no 3.
+    Exit code 0 only if every check was judged and holds; 3 if one was not, such as losses that are all NaN. On a GPU,
+    equality bit for bit is measured and not judged, which is no 3.
     """
     from harness.real import command
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import Clauses, Device, Plot, Subject
+from harness.cli.options import DAY, Clauses, Device, Plot, Subject, finite
 from harness.cli.outputs import file_option
 from harness.cli.pytest_process import run_pytest
 from harness.errors import UsageError
@@ -20,7 +20,8 @@ def speed(
         list[str] | None, typer.Option(metavar="NAME", help="Measure this shape of model and batch. Repeatable.")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(metavar="S", min=1, help="Time each pair for this many seconds.")
+        float | None,
+        typer.Option(metavar="S", min=1, max=DAY, callback=finite, help="Time each pair for this many seconds."),
     ] = None,
     rates: Annotated[
         bool, typer.Option("--rates", help="Measure the detection rate and the false-alarm rate of the timing instead.")
@@ -41,12 +42,27 @@ def speed(
     """
     from harness.throughput import command
 
+    _require_that_each_option_counts(
+        [
+            ("--strategy", strategy, "one process; name --ranks N, too", ranks is None),
+            ("--seconds", seconds, "--ranks", ranks is not None),
+            ("--rates", rates, "--ranks", ranks is not None),
+            ("--rates", rates, "a second --shape", len(shape or ()) > 1),
+            ("--rates", rates, "--subject", subject != "hf-trainer"),
+        ]
+    )
     if ranks is not None:
         raise typer.Exit(command.scaling(subject, device, shape or [], ranks, tuple(strategy or ()), json, plot))
-
     if rates:
         raise typer.Exit(command.rates(device, shape or ["tiny"], seconds, json, plot))
     raise typer.Exit(command.speed(subject, device, shape or [], seconds, json, plot))
+
+
+def _require_that_each_option_counts(rules: list[tuple[str, object, str, bool]]) -> None:
+    """Raise UsageError if an option would have no effect. rules: option, its value, the other, whether both are there."""
+    for option, value, other, is_wrong in rules:
+        if value and is_wrong:
+            raise UsageError(f"{option}: does not go with {other}")
 
 
 def coverage(

@@ -33,6 +33,10 @@ def devices(incomplete: str) -> list[str]:
     return [name for name in ("cpu", "cuda") if name.startswith(incomplete)]
 
 
+#: Seconds: the most that an option takes.
+DAY = 24 * 60 * 60
+
+
 def finite(value: float | None) -> float | None:
     """Return a number. Raises BadParameter for NaN, which is neither too small nor too large."""
     if value is not None and not math.isfinite(value):

@@ -16,7 +16,7 @@ from rich.text import Text
 from harness.coverage import record
 from harness.coverage.measure import Measured, read
 from harness.coverage.table import TIERS, load_reasons
-from harness.errors import UsageError
+from harness.files import write_figure, write_whole
 
 
 def coverage(run: Callable[[list[str]], int], whole: bool, out: Path | None, plot: Path | None) -> int:
@@ -24,14 +24,11 @@ def coverage(run: Callable[[list[str]], int], whole: bool, out: Path | None, plo
 
     - run: runs the suites with further arguments for pytest, and returns their exit code.
     - whole: whether all clauses are judged.
-    - out, plot: files to write; None writes none. UsageError if a file cannot be written.
+    - out, plot: files to write; None writes none.
 
     The exit code is 2 if the suites could not run. It is 1 if a whole run on the pinned stack contradicts reasons.toml:
     more branches without a reason than it allows, or a stale reason. Otherwise it is 0.
     """
-    for file in (out, plot):
-        if file is not None and (file.is_dir() or not file.resolve().parent.is_dir()):
-            raise UsageError(f"{file}: name a file in a directory that exists")
     table = load_reasons()
     strict = whole and table.pinned
     started = time.perf_counter()
@@ -45,7 +42,7 @@ def coverage(run: Callable[[list[str]], int], whole: bool, out: Path | None, plo
     show(console, measured)
     console.print(f"the suites took {time.perf_counter() - started:.0f} s under coverage and ended with {code}")
     if out is not None:
-        out.write_text(json.dumps(measured.to_json(), indent=1) + "\n", encoding="utf-8")
+        write_whole(out, json.dumps(measured.to_json(), indent=1) + "\n")
     if plot is not None:
         draw(measured, plot)
     if not strict:
@@ -102,5 +99,5 @@ def draw(measured: Measured, file: Path) -> None:
     axes.legend(loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(file, dpi=150)
+    write_figure(file, figure)
     pyplot.close(figure)

@@ -106,11 +106,12 @@ def gate(
         with _stages() as report:
             count = min(MOST_WORKERS[judged.device], max(1, (os.cpu_count() or 2) // 2))
             outcome = compare.gate(sides[0], sides[1], count, report, quick and not cached_since)
+        # If a file cannot be written after all, the result was printed.
+        show.screen(screen(), sides, outcome)
         if json is not None:
             show.write_report(json, sides, outcome)
         if markdown is not None:
             write_whole(markdown, show.markdown(sides, outcome))
-        show.screen(screen(), sides, outcome)
     shutil.rmtree(results, ignore_errors=True)
     return exit_code(outcome.verdict)
 
@@ -143,11 +144,11 @@ def bisect(clause: str, good: str, bad: str, judged: Scope, json: Path | None) -
             progress.update(table.row_count, text=f"{words}: {verdict}")
 
         answer = bisection.bisect(clause, ends[0], ends[1], Prober(clause, judged, report=doing), report)
-    if json is not None:
-        bisection.write_json(json, answer, ends[0], ends[1])
     console = screen()
     console.print(table)
     console.print(str(answer), style="bold", soft_wrap=True)
+    if json is not None:
+        bisection.write_json(json, answer, ends[0], ends[1])
     return 0 if answer.exact else 3
 
 

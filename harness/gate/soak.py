@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
-from harness.files import write_whole
+from harness.files import Attempts, write_whole
 from harness.gate.command import workers
 from harness.gate.scope import Scope
 from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
@@ -44,7 +44,7 @@ def soak(times: int, judged: Scope, rest: Sequence[str] = (), file: Path | None 
         raise UsageError(
             "pytest-random-order, which shuffles the cases, is not installed; pip install pytest-random-order"
         )
-    console = screen(markup=False, soft_wrap=True)
+    console, written = screen(markup=False, soft_wrap=True), Attempts()
     runs: list[dict[str, Any]] = []
     first: Verdicts | None = None
     with tempfile.TemporaryDirectory() as directory:
@@ -69,9 +69,11 @@ def soak(times: int, judged: Scope, rest: Sequence[str] = (), file: Path | None 
             cases = counted(len(found), "case")
             console.print(f"run {seed:3d} of {times}  {seconds:6.1f} s  exit {code}  {cases}  {result}".rstrip())
             if file is not None:
-                write_whole(file, json.dumps({"schema_version": 1, "runs": runs}, indent=1) + "\n")
+                with written.attempt():
+                    write_whole(file, json.dumps({"schema_version": 1, "runs": runs}, indent=1) + "\n")
     unlike = sum(bool(run["differs"]) for run in runs)
     console.print(f"{times} runs: {times - unlike} judged alike, {unlike} differently or hung")
+    written.require_last()
     return 1 if unlike else 0
 
 

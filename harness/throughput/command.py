@@ -12,7 +12,7 @@ from typing import Any
 from harness import subjects
 from harness.environment import check_device, describe, gpus
 from harness.errors import UsageError
-from harness.files import write_whole
+from harness.files import Attempts, write_whole
 from harness.progress import Progress, screen
 from harness.subjects.launch_arguments import STRATEGIES
 from harness.throughput import rates as error_rates
@@ -20,6 +20,9 @@ from harness.throughput import scaling as spreading
 from harness.throughput import show
 from harness.throughput import speed as measuring
 from harness.throughput.shapes import chosen
+
+#: The most ranks that --ranks starts on one machine. Each takes about a GiB of memory.
+MOST_RANKS = 64
 
 #: Seconds of timing for each slowdown of --rates.
 SECONDS = 90.0
@@ -37,7 +40,7 @@ def speed(
     Returns 0, or 1 if the first losses show that a yardstick does not compute what the Trainer computes. Raises UsageError if
     the subject cannot be timed.
     """
-    _check(device, json, plot)
+    check_device(device)
     subjects.load(subject)
     shapes_to_time = chosen(shapes, device)
     with _progress("speed") as progress:
@@ -46,7 +49,7 @@ def speed(
             for shape in shapes_to_time
             for measured in measuring.measure(shape, device, subject, seconds, progress)
         )
-        measured = _collect(each, json, lambda so_far: measuring.to_report(so_far, device, subject))
+        measured, written = _collect(each, json, lambda so_far: measuring.to_report(so_far, device, subject))
     console = screen()
     show.table(console, measured)
     differing = [sentence for shape in measured for sentence in measuring.differing_losses(shape)]
@@ -54,6 +57,7 @@ def speed(
         console.print(sentence, style="bold red")
     if plot is not None:
         show.bars(measured, plot)
+    written.require_last()
     return 1 if differing else 0
 
 
@@ -71,16 +75,16 @@ def scaling(
     - count: the number of ranks.
     - strategies: how the ranks share the work; empty for DDP and FSDP2.
 
-    Returns 0, or 2 if a launch could not be timed. Raises UsageError for fewer than two ranks, an unknown strategy, or fewer
-    GPUs than ranks.
+    Returns 0, or 2 if a launch could not be timed. Raises UsageError for a wrong number of ranks, an unknown strategy, or
+    fewer GPUs than ranks.
     """
-    if count < 2:
-        raise UsageError(f"--ranks {count}: expected 2 or more; one process is timed in any case")
+    if not 2 <= count <= MOST_RANKS:
+        raise UsageError(f"--ranks {count}: expected 2 or more, up to {MOST_RANKS}; one process is timed in any case")
     for name in strategies:
         if name not in STRATEGIES or name == "single":
             known = ", ".join(strategy for strategy in STRATEGIES if strategy != "single")
             raise UsageError(f"--strategy {name}: known are {known}")
-    _check(device, json, plot)
+    check_device(device)
     if device == "cuda" and len(gpus()) < count:
         raise UsageError(f"--ranks {count}: there are {len(gpus())} GPUs")
     subjects.load(subject)
@@ -91,10 +95,11 @@ def scaling(
             for shape in shapes_to_time
             for scaled in spreading.measure(shape, device, subject, count, strategies or spreading.STRATEGIES, progress)
         )
-        measured = _collect(each, json, lambda so_far: spreading.to_report(so_far, device, subject))
+        measured, written = _collect(each, json, lambda so_far: spreading.to_report(so_far, device, subject))
     show.scaling(screen(), measured)
     if plot is not None:
         show.scaled_bars(measured, plot)
+    written.require_last()
     return 2 if any(spread.refused for shape in measured for spread in shape.spreads) else 0
 
 
@@ -104,7 +109,7 @@ def rates(device: str, shapes: list[str], seconds: float | None, json: Path | No
         raise UsageError(
             "speed --rates: scipy is not installed, and its Mann-Whitney test is compared with; pip install scipy"
         )
-    _check(device, json, plot)
+    check_device(device)
     (shape,) = chosen(shapes[:1], device)
     seconds = seconds or SECONDS
     margin, budget = error_rates.GOAL[device], error_rates.trial_seconds(seconds)
@@ -118,33 +123,31 @@ def rates(device: str, shapes: list[str], seconds: float | None, json: Path | No
     }
     with _progress("speed --rates") as progress:
         each = error_rates.measure(shape, device, seconds, progress)
-        measured = _collect(each, json, lambda so_far: body | {"rates": [rate.to_json() for rate in so_far]})
+        measured, written = _collect(each, json, lambda so_far: body | {"rates": [rate.to_json() for rate in so_far]})
     show.rates(screen(), measured, margin, budget)
     if plot is not None:
         show.curves(measured, margin, plot)
+    written.require_last()
     return 0
 
 
-def _collect(each: Iterable[Any], json: Path | None, report: Callable[[list[Any]], dict[str, Any]]) -> list[Any]:
+def _collect(
+    each: Iterable[Any], json: Path | None, report: Callable[[list[Any]], dict[str, Any]]
+) -> tuple[list[Any], Attempts]:
     """Return all objects that are yielded. An object that is yielded again, with more in it, is in the list once.
 
     The report is written after each, so that an interrupted command leaves what it has measured: compiling alone takes
-    minutes.
+    minutes. The second value says whether it could be written.
     """
     measured: list[Any] = []
+    written = Attempts()
     for one in each:
         if not measured or measured[-1] is not one:
             measured.append(one)
         if json is not None:
-            write_whole(json, encoding.dumps(report(measured), indent=1) + "\n")
-    return measured
-
-
-def _check(device: str, *files: Path | None) -> None:
-    check_device(device)
-    for file in files:
-        if file is not None and file.is_dir():
-            raise UsageError(f"{file}: is a directory; name a file")
+            with written.attempt():
+                write_whole(json, encoding.dumps(report(measured), indent=1) + "\n")
+    return measured, written
 
 
 @contextmanager

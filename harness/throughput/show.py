@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness.errors import UsageError
+from harness.files import write_figure
 from harness.throughput.judgement import percent
 from harness.throughput.rates import Rates
 from harness.throughput.scaling import Scaled, Spread
@@ -131,7 +131,7 @@ def bars(measured: list[Measured], path: Path) -> None:
     axes.set_xticks([x + 0.4 - width / 2 for x in range(len(measured))], [one.shape.name for one in measured])
     axes.set_ylabel("tokens a second")
     axes.legend(fontsize=8)
-    _save(figure, path)
+    write_figure(path, figure)
 
 
 def scaled_bars(measured: list[Scaled], path: Path) -> None:
@@ -159,7 +159,7 @@ def scaled_bars(measured: list[Scaled], path: Path) -> None:
         axes.set_ylabel(what)
         axes.margins(y=0.15)
     figure.legend(fontsize=8, loc="outside upper center", ncols=len(names))
-    _save(figure, path)
+    write_figure(path, figure)
 
 
 def curves(measured: list[Rates], margin: float, path: Path) -> None:
@@ -175,23 +175,13 @@ def curves(measured: list[Rates], margin: float, path: Path) -> None:
     axes.set_xlabel("slower by, percent")
     axes.set_ylabel('trials that say "slower", percent')
     axes.legend(fontsize=8)
-    _save(figure, path)
+    write_figure(path, figure)
 
 
 def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise UsageError("--plot: matplotlib is not installed; pip install matplotlib") from None
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     return plt
-
-
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise UsageError(f"--plot {path}: {error}") from None
