@@ -12,6 +12,7 @@ One RunSpec goes this way, here for suites/test_acc.py:
 6. harness/session/report.py writes the report; harness/session/terminal.py prints the summary.
 """
 
+import atexit
 from collections.abc import Generator
 from contextlib import ExitStack
 from typing import Any
@@ -25,6 +26,7 @@ pytest_plugins = ["harness.session.plugin"]
 # To import the plugin takes seconds. Until pytest answers signals itself, they would end it in a traceback.
 _starting = ExitStack()
 _starting.enter_context(interrupts.ending_at(*interrupts.ALL))
+atexit.register(_starting.close)  # for a session that ends before it begins
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
