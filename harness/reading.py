@@ -6,6 +6,8 @@ that is too large.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import math
 import os
@@ -18,8 +20,8 @@ from typing import Any, BinaryIO
 
 from harness.errors import UsageError
 
-#: Bytes of a file that is read whole. A spec has 2 kB. It takes up to a second to parse so much JSON.
-LIMIT = 4 * 2**20
+#: Bytes of a file that is read whole. A report of the whole suites has 6 MB, and so has the index of the largest model.
+LIMIT = 16 * 2**20
 
 #: Bytes of a file that is read line by line. Data sets of instructions have up to some 100 MB, and rows stay in memory.
 LINES_LIMIT = 2**30
@@ -68,9 +70,34 @@ def shown_path(path: str | Path) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
+def opened(path: str | Path, limit: int) -> BinaryIO:
+    """Return a regular file, opened for reading. limit: how many bytes it may have. UsageError for what is none."""
+    name = shown_path(path)
+    try:
+        # A device is not even opened: opening some has an effect. O_NONBLOCK: what is a pipe by now does not block.
+        _check_kind(name, os.stat(path))
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except FileNotFoundError:
+        raise UsageError(f"{name}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{name}: cannot be read ({error.strerror})") from None
+    except ValueError:  # a NUL, or half of a surrogate pair
+        raise UsageError(f"{name}: not a file name") from None
+    file = os.fdopen(descriptor, "rb")
+    try:
+        found = os.fstat(descriptor)
+        _check_kind(name, found)
+        if found.st_size > limit:
+            raise UsageError(_too_large(path, limit, found.st_size))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
 def read_bytes(path: str | Path, limit: int = LIMIT) -> bytes:
     """Return what a regular file holds. `limit`: how many bytes it may have."""
-    with _opened(path, limit) as file:
+    with opened(path, limit) as file:
         return _read(path, file, limit)
 
 
@@ -90,7 +117,7 @@ def read_json_lines(path: str | Path, limit: int = LINES_LIMIT, nan: bool = Fals
     The file is read as it is iterated: an error in a line is raised after the lines before it were yielded.
     """
     name, left, first = shown_path(path), limit, True
-    with _opened(path, limit) as file:
+    with opened(path, limit) as file:
         number = 0
         while line := _line(path, file):
             number, left = number + 1, left - len(line)
@@ -127,7 +154,8 @@ def parse_json(text: str, where: str, nan: bool = False, lines: bool = True) -> 
     def integer(digits: str) -> int:
         if len(digits.lstrip("-")) > DIGITS:
             place = _place_of(text, digits, lines)
-            raise UsageError(f"{where}: an integer of {len(digits)} digits ({place}); {DIGITS} are allowed")
+            length = len(digits.lstrip("-"))
+            raise UsageError(f"{where}: an integer of {length} digits ({place}); {DIGITS} are allowed")
         return int(digits)
 
     def number(digits: str) -> float:
@@ -150,7 +178,8 @@ def parse_json(text: str, where: str, nan: bool = False, lines: bool = True) -> 
     if _OVERFLOW.search(text):
         hooks["parse_float"] = number
     try:
-        value = json.loads(text, parse_constant=constant, object_pairs_hook=object_of, **hooks)
+        with _no_collection() if len(text) > _LARGE else contextlib.nullcontext():
+            value = json.loads(text, parse_constant=constant, object_pairs_hook=object_of, **hooks)
     except json.JSONDecodeError as error:
         raise UsageError(f"{where}: not JSON ({error.msg}, {_place(text, error.pos, lines)})") from None
     except RecursionError:
@@ -170,6 +199,22 @@ _OVERFLOW = re.compile(r"[eE]\+?[0-9]{3}|[0-9]{300}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 _NO_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[^\[\]{}"]+', re.DOTALL)
+
+
+#: Characters of JSON of which the garbage collector is kept away.
+_LARGE = 10**5
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Stop the garbage collector: a million new lists start it often, and it looks at all objects of torch each time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _too_deep(text: str) -> int | None:
@@ -206,30 +251,6 @@ def _place_of(text: str, word: str, lines: bool) -> str:
 def _place(text: str, position: int, lines: bool) -> str:
     column = position - text.rfind("\n", 0, position)
     return f"line {text.count(chr(10), 0, position) + 1}, column {column}" if lines else f"column {column}"
-
-
-def _opened(path: str | Path, limit: int) -> BinaryIO:
-    name = shown_path(path)
-    try:
-        # A device is not even opened: opening some has an effect. O_NONBLOCK: what is a pipe by now does not block.
-        _check_kind(name, os.stat(path))
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    except FileNotFoundError:
-        raise UsageError(f"{name}: no such file") from None
-    except OSError as error:
-        raise UsageError(f"{name}: cannot be read ({error.strerror})") from None
-    except ValueError:  # a NUL, or half of a surrogate pair
-        raise UsageError(f"{name}: not a file name") from None
-    file = os.fdopen(descriptor, "rb")
-    try:
-        found = os.fstat(descriptor)
-        _check_kind(name, found)
-        if found.st_size > limit:
-            raise UsageError(_too_large(path, limit, found.st_size))
-    except BaseException:
-        file.close()
-        raise
-    return file
 
 
 def _check_kind(name: str, found: os.stat_result) -> None:

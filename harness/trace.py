@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
-from harness.reading import read_json
-from harness.spec import RunSpec
+from harness.reading import opened, read_json, shown, shown_path
+from harness.spec import RunSpec, check_version
 from harness.user_code import quoted
 
 if TYPE_CHECKING:
@@ -207,28 +207,76 @@ class Trace:
 
     @classmethod
     def load(cls, directory: str | Path) -> Trace:
-        """Read what `save` of this or an earlier release wrote. UsageError if it is from a newer release or missing."""
+        """Read what `save` of this or an earlier release wrote.
+
+        Raises UsageError if it is from a newer release, missing, cut short, or no trace.
+        """
         from safetensors.torch import load_file
 
-        directory = Path(directory)
-        body = read_json(directory / "trace.json")
-        version = body.pop("schema_version", 0)
-        if version > SCHEMA_VERSION:
-            raise UsageError(
-                f"{directory}: trace schema_version {version} is newer than {SCHEMA_VERSION}; upgrade peft-harness"
-            )
-        return cls._read(_unpack(body, load_file(directory / "trace.safetensors")))
+        path, where = Path(directory, "trace.json"), shown_path(directory)
+        body = read_json(path, _LIMIT, nan=True)
+        if not isinstance(body, dict):
+            raise UsageError(f"{shown_path(path)}: expected a JSON object, found {shown(body)}")
+        check_version(body.pop("schema_version", SCHEMA_VERSION), SCHEMA_VERSION, f"{where}, trace")
+        stored = Path(directory, "trace.safetensors")
+        opened(stored, _TENSORS_LIMIT).close()
+        try:
+            tensors = load_file(stored)
+        except Exception as error:  # safetensors raises errors of many types for a damaged file
+            raise UsageError(f"{shown_path(stored)}: no whole safetensors file ({error})") from None
+        trace: Trace = _typed(_unpack(body, tensors, where), cls.__name__, where)
+        return trace
 
-    @classmethod
-    def _read(cls, read: dict[str, Any]) -> Trace:
-        read["spec"] = RunSpec.from_json(read["spec"])
-        read["steps"] = [
-            Step(**{**step, "batches": [MicroBatch(**batch) for batch in step["batches"]]}) for step in read["steps"]
-        ]
-        for name, kind in (("evaluations", Evaluation), ("groups", Group), ("checkpoints", Checkpoint)):
-            read[name] = [kind(**item) for item in read[name]]
-        read["ranks"] = [cls._read(item) for item in read.get("ranks", [])]
-        return cls(**read)
+
+#: Bytes of trace.json. A thousand steps take a megabyte.
+_LIMIT = 64 * 2**20
+#: Bytes of trace.safetensors: the gradients of every step. No machine loads more.
+_TENSORS_LIMIT = 2**42
+
+#: What the names in annotations stand for.
+_CLASSES: dict[str, type] = {kind.__name__: kind for kind in (MicroBatch, Step, Group, Checkpoint, Evaluation, Trace)}
+_SCALARS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int), "None": (type(None),)}
+
+
+def _typed(value: Any, annotation: str, where: str) -> Any:
+    """Return a value as its field's annotation has it: objects become dataclasses. UsageError for another kind."""
+    if annotation == "Any":
+        return value
+    if annotation == "RunSpec":
+        return RunSpec.from_json(value, f"{where}, spec", within_bounds=False)
+    if annotation in _CLASSES:
+        return _object(_CLASSES[annotation], value, where)
+    if annotation.startswith("list[") and isinstance(value, list):
+        inner = annotation[len("list[") : -1]
+        return [_typed(item, inner, where) for item in value]
+    if annotation.startswith("dict[str, ") and isinstance(value, dict):
+        inner = annotation[len("dict[str, ") : -1]
+        return {name: _typed(item, inner, where) for name, item in value.items()}
+    if annotation == "Tensors" and isinstance(value, dict) and all(map(_is_tensor, value.values())):
+        return value
+    kinds = [kind for part in annotation.split(" | ") for kind in _SCALARS.get(part, ())]
+    if not isinstance(value, tuple(kinds)) or isinstance(value, bool):
+        raise UsageError(f"{where}: expected {annotation}, found {shown(value)}")
+    return value
+
+
+def _object(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise UsageError(f"{where}: expected a JSON object, found {shown(value)}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in value:
+        if name not in fields:
+            raise UsageError(f"{where}: {kind.__name__} has no field {shown(name)} in this release")
+    for name, f in fields.items():
+        if name not in value and f.default is f.default_factory is dataclasses.MISSING:
+            raise UsageError(f"{where}: {kind.__name__} lacks its field {name!r}; the trace is not whole")
+    return kind(**{name: _typed(item, str(fields[name].type), f"{where}, {name}") for name, item in value.items()})
+
+
+def _is_tensor(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
 
 
 #: What each field that holds a list or a dict holds in it, if that is not JSON.
@@ -282,13 +330,18 @@ def _pack(value: Any, name: str, tensors: Tensors) -> Any:
     return value
 
 
-def _unpack(value: Any, tensors: Tensors) -> Any:
+def _unpack(value: Any, tensors: Tensors, where: str) -> Any:
     if isinstance(value, dict):
         if set(value) == {_TENSOR}:
-            return tensors[value[_TENSOR]]
+            name = value[_TENSOR]
+            if not isinstance(name, str) or name not in tensors:
+                raise UsageError(f"{where}: trace.safetensors lacks {shown(name)}; the trace is not whole")
+            return tensors[name]
         if set(value) == {_NUMBER}:
+            if value[_NUMBER] not in ("nan", "inf", "-inf"):
+                raise UsageError(f"{where}: {shown(value[_NUMBER])} is no number of a trace")
             return float(value[_NUMBER])
-        return {key: _unpack(item, tensors) for key, item in value.items()}
+        return {key: _unpack(item, tensors, where) for key, item in value.items()}
     if isinstance(value, list):
-        return [_unpack(item, tensors) for item in value]
+        return [_unpack(item, tensors, where) for item in value]
     return value

@@ -1,5 +1,6 @@
 """Traces survive storage, observation changes nothing, and one tensor has one name."""
 
+import json
 import math
 
 import pytest
@@ -52,7 +53,7 @@ def test_a_trace_of_a_newer_schema_is_refused_in_one_sentence(tmp_path):
     made_up().save(tmp_path)
     body = (tmp_path / "trace.json").read_text().replace('"schema_version": 1\n}', '"schema_version": 2\n}')
     (tmp_path / "trace.json").write_text(body)
-    with pytest.raises(UsageError, match="trace schema_version 2 is newer than 1"):
+    with pytest.raises(UsageError, match="trace: schema_version 2 is newer than 1"):
         Trace.load(tmp_path)
 
 
@@ -64,6 +65,49 @@ def test_observation_changes_nothing(runs, tmp_path):
     alone = {canonical(n): p for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert set(alone) == set(watched.adapter)
     assert all(torch.equal(alone[name], watched.adapter[name]) for name in alone)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda body: [], "expected a JSON object, found"),
+        (lambda body: {**body, "schema_version": True}, "schema_version True is none"),
+        (lambda body: {**body, "losses": []}, "Trace has no field 'losses'"),
+        (lambda body: {k: v for k, v in body.items() if k != "subject"}, "Trace lacks its field 'subject'"),
+        (lambda body: {**body, "steps": {}}, "steps: expected list[Step], found {}"),
+        (lambda body: {**body, "steps": [3]}, "steps: expected a JSON object, found 3"),
+        (lambda body: {**body, "steps": [{**body["steps"][0], "number": "1"}]}, "number: expected int, found '1'"),
+        (lambda body: {**body, "steps": [{**body["steps"][0], "batches": [{}]}]}, "MicroBatch lacks its field 'rows'"),
+        (lambda body: {**body, "seconds": True}, "seconds: expected float, found True"),
+        (lambda body: {**body, "adapter": {"a": 1}}, "adapter: expected Tensors, found {'a': 1}"),
+        (lambda body: {**body, "adapter": {"a": {"$tensor": "gone"}}}, "trace.safetensors lacks 'gone'"),
+        (lambda body: {**body, "adapter": {"a": {"$tensor": []}}}, "trace.safetensors lacks []"),
+        (lambda body: {**body, "seconds": {"$number": "many"}}, "'many' is no number of a trace"),
+        (lambda body: {**body, "spec": None}, "spec: a run spec is a JSON object"),
+        (lambda body: {**body, "ranks": [{}]}, "ranks: Trace lacks its field 'spec'"),
+    ],
+)
+def test_the_message_about_a_wrong_trace_is_one_sentence(tmp_path, change, words):
+    made_up().save(tmp_path)
+    file = tmp_path / "trace.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(UsageError) as caught:
+        Trace.load(tmp_path)
+    assert words in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_trace_whose_tensors_are_cut_short_is_refused(tmp_path, keep):
+    made_up().save(tmp_path)
+    file = tmp_path / "trace.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(UsageError, match=r"trace\.safetensors: no whole safetensors file"):
+        Trace.load(tmp_path)
+    file.unlink()
+    with pytest.raises(UsageError, match=r"trace\.safetensors: no such file"):
+        Trace.load(tmp_path)
 
 
 def test_the_parts_of_a_trace_agree(runs):

@@ -12,7 +12,7 @@ from harness.errors import UsageError
 from harness.paths import SUITES
 from harness.reading import read_json, shown, shown_path
 from harness.runs.lifecycle import VERBS
-from harness.spec import RunSpec
+from harness.spec import LIMIT, RunSpec
 
 #: The newest schema that this release reads (`harness.session.report.SCHEMA_VERSION`).
 SCHEMA_VERSION = 1
@@ -52,7 +52,7 @@ def load(path: str | Path) -> CaseFile:
 
     What it names is not checked here: see `harness.trust`.
     """
-    body, where = read_json(path, nan=True), shown_path(path)  # so that a message about NaN names the field
+    body, where = read_json(path, LIMIT, nan=True), shown_path(path)  # so that a message about NaN names the field
     if not isinstance(body, Mapping) or not {"spec", "test", "life"} & set(body):
         return CaseFile(where, RunSpec.from_json(body, where))
     version = body.get("schema_version", SCHEMA_VERSION)
