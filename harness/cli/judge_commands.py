@@ -51,12 +51,12 @@ def check(
 
     Runs the tests of suites/. Arguments after -- go to pytest.
     """
+    if not with_ and (env or build):
+        raise UsageError("--env and --build are for stacks that are installed; name one --with")
     from harness.gate import command
     from harness.paths import SUITES
 
     judged = scope(subject, device, clause, preload, env, build)
-    if not with_ and (env or build):
-        raise UsageError("--env and --build are for stacks that are installed; name one --with")
     if with_:
         use_cache()
         raise typer.Exit(command.check(with_, judged, json, context.args))

@@ -20,6 +20,7 @@ from typing import Any
 from harness.environment import STACK
 from harness.errors import UsageError
 from harness.files import write_whole
+from harness.gate import locks
 from harness.gate.environments import Environment
 from harness.gate.index import between
 from harness.gate.probe import BREAKS, HOLDS, PARALLEL, Prober, StackResult, targets
@@ -147,11 +148,21 @@ def bisect(
 
     Raises UsageError if no case holds on `good` and fails on `bad`.
     """
+    elsewhere = [
+        {entry.name: entry for entry in locks.entries(environment.lock) if entry.url} for environment in (good, bad)
+    ]
+    for name in sorted({**elsewhere[0], **elsewhere[1]}):
+        one, other = (found[name].identity if name in found else None for found in elsewhere)
+        if one != other:
+            raise UsageError(f"bisect: {name} is no release, so there are none to search between; name releases of it")
+    same = [f"{name} @ {entry.url}" for name, entry in elsewhere[0].items()]
     packages = [
-        name for name in dict.fromkeys([*STACK, *_named(good), *_named(bad)]) if name in good.pins and name in bad.pins
+        name
+        for name in dict.fromkeys([*STACK, *_named(good), *_named(bad)])
+        if name in good.pins and name in bad.pins and name not in elsewhere[0]
     ]
     ends = [{name: environment.pins[name] for name in packages} for environment in (good, bad)]
-    results = prober.ask([_requirements(stack) for stack in ends])
+    results = prober.ask([_requirements(stack, same) for stack in ends])
     cases = targets(*results)
     for stack, result in zip(ends, results, strict=True):
         report(stack, result, result.verdict(cases or result.cases), cases or list(result.cases))
@@ -167,7 +178,7 @@ def bisect(
     narrow = dataclasses.replace(prober, tests=tuple(results[1].cases[name].nodeid for name in cases))
 
     def ask(stacks: Sequence[Stack]) -> list[str]:
-        results = narrow.ask([_requirements(stack) for stack in stacks])
+        results = narrow.ask([_requirements(stack, same) for stack in stacks])
         verdicts = [result.verdict(cases) for result in results]
         for stack, result, verdict in zip(stacks, results, verdicts, strict=True):
             report(stack, result, verdict, cases)
@@ -180,9 +191,12 @@ def _named(environment: Environment) -> list[str]:
     return [] if environment.asked == CURRENT else names(environment.asked)
 
 
-def _requirements(stack: Stack) -> str:
-    """Return a stack as requirements, without the label of a build (+cpu), which the resolver chooses."""
-    return " ".join(f"{name}=={version.partition('+')[0]}" for name, version in stack.items())
+def _requirements(stack: Stack, same: Sequence[str] = ()) -> str:
+    """Return a stack as requirements, without the label of a build (+cpu), which the resolver chooses.
+
+    - same: what both ends have from a file, a folder or a repository.
+    """
+    return " ".join([*(f"{name}=={version.partition('+')[0]}" for name, version in stack.items()), *same])
 
 
 def write_json(path: Path, answer: Answer, good: Environment, bad: Environment) -> None:

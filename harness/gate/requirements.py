@@ -111,10 +111,19 @@ def read(asked: str) -> Asked:
         return found
     # "name @ URL" is one requirement.
     words = re.sub(r"\s+@\s+", "@", asked).split()
+    before = ""
     for word in (word.rstrip(",") for word in words):
-        if word not in ("-e", "--editable"):
+        if before in ("-e", "--editable"):
+            _add_requirement(_as_path(word), Path.cwd(), f"requirements {shown(asked)}", found)
+        elif word not in ("-e", "--editable"):
             _read_word(word, asked, found)
+        before = word
     return found
+
+
+def _as_path(word: str) -> str:
+    """Return the value of --editable as a requirement: it may be the bare name of a folder."""
+    return word if sources.is_source(word) or "@" in word else f"./{word}"
 
 
 def _is_file(word: str) -> bool:
@@ -201,13 +210,15 @@ def _read_line(line: str, file: Path, number: int, found: Asked, within: tuple[P
         if "://" in value:
             raise UsageError(f"{where}: {option} {value}: only files are read; download it, and name the file")
         if not value:
-            raise UsageError(f"{where}: {option} without a file")
+            raise UsageError(f"{where}: {option} without a file name")
         included = file.parent / os.path.expandvars(value)
         if not os.path.exists(included):
             raise UsageError(f"{where}: {shown_path(included)}: no such requirements file")
         _read_file(included, found, within, constraints or option == "--constraint")
     elif option == "--editable":
-        _add_requirement(value, file.parent, where, found)
+        if not value:
+            raise UsageError(f"{where}: {option} without a folder")
+        _add_requirement(_as_path(value), file.parent, where, found)
     elif option == "--no-binary":
         found.build += [str(canonicalize_name(name)) for name in re.split(r"[,\s]+", value) if name]
     elif option in _OPTIONS:

@@ -237,9 +237,9 @@ class Side:
         except UsageError as error:
             print(f"peft-harness: {error}; its cases are judged again", file=sys.stderr)
             file.unlink()
-        if self.cached_since and self.cache_file is not None and not file.is_file():
-            if not baseline_cache.copy(self.cache_file, file):
-                self.cached_since = ""
+        reused = self.cache_file if self.cached_since and not file.is_file() else None
+        if reused is not None and not baseline_cache.copy(reused, file):
+            self.cached_since = ""
         for attempt in range(_ATTEMPTS):
             before = len(results.cases(file))
             # With one worker the first attempt does without xdist, which takes a tenth of the time.

@@ -102,7 +102,7 @@ def read(name: str, url: str, base: Path, where: str) -> Source:
         return Source(_same(name, found, where, file), url, builds=not file.lower().endswith(".whl"))
     if scheme not in ("", "file"):
         raise UsageError(f"{where}: {shown(url)}: expected https://, file:// or git+https://")
-    path = Path(os.path.normpath(base / _path(address, scheme, where)))
+    path = Path(os.path.abspath(base / _path(address, scheme, where)))
     if path.is_dir():
         return _folder(name, path, where)
     if not path.exists():

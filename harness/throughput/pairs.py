@@ -24,6 +24,8 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.paths import SAFE_PATH, keeping_bytecode
+from harness.processes.answers import Answers, BadAnswer
+from harness.processes.answers import end as end_process
 from harness.spec import RunSpec
 from harness.throughput.clock import watched
 from harness.throughput.judgement import SPREAD, Judgement, judge, spread
@@ -43,6 +45,9 @@ FEWEST_STEPS = {"cpu": 1, "cuda": 3}
 
 #: If the host's work is less than this share of a step, and the host does not wait at each step, it is ahead of the device.
 AHEAD = 0.9
+
+#: Seconds that a process may take to answer. Before the first answer it builds the model, which takes minutes at 7B.
+_PATIENCE = 1800.0
 
 #: Processes of each side. There are several because the place of its memory makes one process faster than an equal one.
 PROCESSES = 4
@@ -119,6 +124,7 @@ class Runner:
             *SAFE_PATH, "-m", "harness.throughput.worker", entrant.subject, *entrant.preloads,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
         )  # fmt: skip
+        self._answers = Answers(self.process)
         self._ask({"spec": entrant.spec.to_json(), "cost": entrant.cost})
 
     def ready(self) -> None:
@@ -127,13 +133,18 @@ class Runner:
         Processes of one thread all run on the same core from then on, so that no side has the better core.
         """
         self.first = self._read_answer()
+        self._require(isinstance(self.first.get("huge_pages"), bool) and _is_time(self.first.get("host")))
         if self.entrant.spec.launch.threads == 1 and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(self.process.pid, {max(os.sched_getaffinity(0))})
 
     def block(self, steps: int) -> dict[str, Any]:
         """Train some steps. Returns the seconds of each by metric, and "peak_bytes"."""
         self._ask({"steps": steps} | ({} if self.slower is None else {"slower": self.slower}))
-        return self._read_answer()
+        answer = self._read_answer()
+        times = [answer.get(metric) for metric in METRICS[self.entrant.spec.launch.device]]
+        self._require(all(isinstance(list_, list) and list_ and all(map(_is_time, list_)) for list_ in times))
+        self._require(type(answer.get("peak_bytes")) is int)
+        return answer
 
     def dismiss(self) -> None:
         """Tell the process to end."""
@@ -145,11 +156,7 @@ class Runner:
     def end(self) -> None:
         """End the process."""
         self.dismiss()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end_process(self.process)
         self.errors.close()
 
     def _ask(self, body: dict[str, Any]) -> None:
@@ -161,19 +168,32 @@ class Runner:
             pass  # the process has ended; reading its answer says why
 
     def _read_answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if line:
-            answer: dict[str, Any] = json.loads(line)
+        try:
+            answer = self._answers.read(_PATIENCE)
+        except BadAnswer as error:
+            self.over = True
+            self.process.kill()
+            raise UsageError(f"{self.entrant.name}: {error}") from None
+        if answer is not None:
             if "refused" in answer:
                 self.over = True
                 raise UsageError(f"{self.entrant.name}: {answer['refused']}")
             return answer
         self.over = True
-        self.process.wait()
+        end_process(self.process)
         self.errors.seek(0)
         lines = [text.strip() for text in self.errors.read().splitlines() if text.strip()]
         raise UsageError(f"{self.entrant.name}: ended while it was timed ({lines[-1] if lines else 'no message'})")
+
+    def _require(self, holds: bool) -> None:
+        """Raise UsageError if an answer is not as the worker writes it: its code may have been changed."""
+        if not holds:
+            self.over = True
+            raise UsageError(f"{self.entrant.name}: answered something else than times")
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
 
 
 def compare(
