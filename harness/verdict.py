@@ -135,6 +135,7 @@ class Case:
     - drawn: how many drawn runs the case judged; None for a case whose run was not drawn.
     - life: the actions of a drawn life (`harness.runs.lifecycle`).
     - unsupported: whether it was skipped because the subject cannot run it on this machine and stack.
+    - misused: whether it was not judged because the user's subject is wrong.
     """
 
     clause: str
@@ -151,3 +152,4 @@ class Case:
     drawn: int | None = None
     life: list[dict[str, Any]] | None = None
     unsupported: bool = False
+    misused: bool = False

@@ -18,7 +18,7 @@ from harness.errors import UsageError
 from harness.processes import gpu_locks, ranks
 from harness.processes.group import LIMIT, Group, RanksFailed
 from harness.spec import LaunchSpec, RunSpec
-from harness.subjects import Subject, trained
+from harness.subjects import Subject, WrongSubject, trained
 from harness.subjects.observer import Observer
 from harness.trace import Trace
 
@@ -46,7 +46,7 @@ def train(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
     In a run of several ranks, each rank calls `subject.train`, so the subject is pickled. If the group fails, `Trace.error`
     says which rank failed and why, and the trace is that of the lowest rank that wrote one.
 
-    Raises UsageError if the subject cannot be pickled, or if a rank raises one.
+    Raises WrongSubject if the subject cannot be pickled, and UsageError if a rank raises one.
     """
     if not spec.launch.several:
         return trained(subject, spec, directory)
@@ -54,7 +54,7 @@ def train(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
     try:
         pickle.dumps(call)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise UsageError(
+        raise WrongSubject(
             f"subject {subject.name!r} cannot be handed to ranks ({error}): its trainer class and functions must be "
             "found by name in a module"
         ) from None
@@ -63,6 +63,9 @@ def train(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
         run(call, launch, directory / "ranks")
     except RanksFailed as failed:
         failure = str(failed)
+    except UsageError as error:
+        # A rank sends words only.
+        raise WrongSubject(str(error)) if str(error).startswith(f"subject {subject.name!r}:") else error from None
     directories = [_trace_directory(directory, rank) for rank in range(launch.ranks)]
     traces = [Trace.load(each) for each in directories if (each / "trace.json").is_file()]
     if not traces:

@@ -10,6 +10,7 @@ import pytest
 from harness.contract.expectations import Expectation
 from harness.session import failure, report
 from harness.session.state import VERDICTS, DrawnFailure, NotComparable, State, Unsupported
+from harness.subjects import WrongSubject
 from harness.verdict import FAIL, KNOWN_DEFECT, NOT_COMPARABLE, SKIPPED, UNEXPECTED_PASS, Case, Verdict, both
 
 #: What is expected of a case that ends with an exception. `harness.mutants.judge` looks for these words.
@@ -28,6 +29,13 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
     if isinstance(raised, pytest.skip.Exception) and not problems:
         case.verdict = NOT_COMPARABLE if isinstance(raised, NotComparable) else SKIPPED
         case.reason, case.unsupported = str(raised), isinstance(raised, Unsupported)
+        return
+    wrong = next((error for error in _all(raised) if isinstance(error, WrongSubject)), None)
+    if wrong is not None:
+        case.verdict, case.reason, case.misused = SKIPPED, str(wrong), True
+        outcome.longrepr = failure.representation(
+            item, f"{case.clause}: {wrong}", [f"{case.clause} is not judged: {wrong}"]
+        )
         return
     drawn = _drawn_failure(raised)
     if drawn is not None:
@@ -59,10 +67,13 @@ def _expectation(state: State, case: Case) -> Expectation | None:
     return next(applies, None)
 
 
-def _drawn_failure(raised: BaseException | None) -> DrawnFailure | None:
+def _all(raised: BaseException | None) -> tuple[BaseException | None, ...]:
     # hypothesis raises a group if a failure does not come again when it repeats the run.
-    within = (raised, *getattr(raised, "exceptions", ()))
-    return next((error for error in within if isinstance(error, DrawnFailure)), None)
+    return (raised, *getattr(raised, "exceptions", ()))
+
+
+def _drawn_failure(raised: BaseException | None) -> DrawnFailure | None:
+    return next((error for error in _all(raised) if isinstance(error, DrawnFailure)), None)
 
 
 def _shrunk(drawn: DrawnFailure, raised: BaseException | None) -> Verdict:

@@ -1,7 +1,9 @@
 """The pytest plugin of `suites/`: options, collection, and the report at the end.
 
 - `harness.session.pytest_fixtures` has its fixtures.
+- `harness.session.supervisor` runs the session in a process that another one watches over.
 - `harness.session.decide` sets each case's verdict from what its test recorded.
+- `harness.session.complete` counts whether all was judged that was asked for.
 - `harness.session.terminal` prints the summary.
 
 suites/conftest.py loads it. It is no pytest11 entry point: its options, such as --device, would then clash with those
@@ -13,9 +15,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
+import sys
 import tempfile
+from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,10 +29,11 @@ import pytest
 
 from harness import contract, environment, patches, paths, subjects
 from harness.errors import UsageError
+from harness.files import check_writable
 from harness.processes import guard, interrupts
 from harness.processes.parent_watch import end_with_owner
 from harness.runs import drawn
-from harness.session import report, terminal
+from harness.session import complete, report, supervisor, terminal
 from harness.session.decide import RUNS_TO_ITS_END, decide
 from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, State
 from harness.spec import RunSpec
@@ -44,7 +50,8 @@ _ERRORS = "peft_harness_errors"
 # ---- options ----
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.register(supervisor, "peft-harness-supervisor")
     group = parser.getgroup("peft-harness", "conformance of adapter fine-tuning")
     names = ", ".join(subjects.NAMES)
     group.addoption("--subject", default="hf-trainer", help=f"Who is judged: {names} or module:factory.")
@@ -96,6 +103,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 _Exit: Any = type("peft-harness", (pytest.exit.Exception,), {})
 
 
+@contextlib.contextmanager
+def _usage_errors_end_the_session() -> Generator[None]:
+    try:
+        yield
+    except UsageError as error:
+        raise _Exit(str(error), returncode=2) from None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, Any]:
+    for stream in (sys.stdout, sys.stderr):
+        # With LC_ALL=C a character that is not ASCII would end the session.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    return (yield from supervisor.run_to_the_exit_code(config))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Workers of xdist, and ranks, end with this process.
     end_with_owner()
@@ -120,18 +144,23 @@ def pytest_configure(config: pytest.Config) -> None:
     # Deprecations are for upstream's own tests. Clauses about warnings read them from Trace.warnings.
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning")
     config.addinivalue_line("filterwarnings", "ignore::FutureWarning")
-    try:
+    with _usage_errors_end_the_session():
         # This comes first: whatever asks a GPU for its name starts CUDA on it.
         worker = getattr(config, "workerinput", {}).get("workerid", "gw0")
         environment.check_device(config.getoption("--device"), turn=int(worker.removeprefix("gw")))
+        _check_outputs(config)
         state = State(config)
         _check_options(state, config)
+        # User code may change the current directory later on.
+        state.json = state.json and str(Path(state.json).absolute())
         if state.preload:
+            supervisor.tell_doing(config, f"it imported --preload {' --preload '.join(state.preload)}")
             _prepare_training(state)
+        supervisor.tell_doing(config, f"it loaded --subject {state.subject}")
         subjects.load(state.subject)
-    except UsageError as error:
-        raise _Exit(str(error), returncode=2) from None
+    supervisor.tell_doing(config, "no test ran in it")
     config.stash[STATE] = state
+    config.pluginmanager.register(state.complete, "peft-harness-complete")
     config.pluginmanager.register(_Collector(state), "peft-harness-collector")
 
 
@@ -180,12 +209,20 @@ def _prepare_training(state: State) -> None:
         ranks.end()
 
 
+def _check_outputs(config: pytest.Config) -> None:
+    """Raise UsageError if a file that is written at the end cannot be written."""
+    if hasattr(config, "workerinput"):
+        return
+    for option, destination in (("--json", "--json"), ("--junitxml", "xmlpath"), ("--journal", "--journal")):
+        file = config.getoption(destination, None)
+        if file:
+            check_writable(option, file)
+
+
 def _check_options(state: State, config: pytest.Config) -> None:
     if state.device == "cuda":
         # cuBLAS reads it once, at the first matrix product. Without it full_determinism=True would be refused later.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if state.json is not None and Path(state.json).is_dir():
-        raise UsageError(f"--json {state.json}: is a directory; name a file")
     if config.getoption("--record"):
         from harness.throughput.baselines import clean_commit
 
@@ -238,8 +275,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             name = scenario(item) + "/shimmed" * _is_shimmed(item, state.device)
             cases = [Case(id, name, item.nodeid, state.subject, state.device) for id in ids]
             item.stash[CASES] = [case for case in cases if case.clause in state.clauses]
-            to_judge = item.stash[CASES] and item.nodeid not in state.journal.ended
-            (chosen if to_judge else others).append(item)
+            (chosen if item.stash[CASES] else others).append(item)
             collected += cases
     if _is_whole(config):
         tested = {case.clause for case in collected}
@@ -260,7 +296,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         state.journal.collected([case for item in [*chosen, *others] for case in item.stash.get(CASES, [])])
     # Here and not in a fixture, so that the time of the imports is not counted for the first case.
     if any("runs" in getattr(item, "fixturenames", ()) for item in items):
-        _prepare_training(state)
+        with _usage_errors_end_the_session():
+            _prepare_training(state)
 
 
 def scenario(item: pytest.Item) -> str:
@@ -347,21 +384,28 @@ class _Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
             if name == _PROPERTY and report.when in ("setup", "call"):
+                self.state.complete.judged(report.nodeid)
                 self._ended(Case(**json.loads(str(value))))
         when: str | None = report.when
         if when == "???":  # xdist's word for a test whose worker died in it
+            self.state.complete.judged(report.nodeid)
             for case in self.state.journal.of(report.nodeid):
                 case.verdict = FAIL
                 case.evidence = {"expected": RUNS_TO_ITS_END, "seen": [_fate(report)]}
                 self._ended(case)
 
     def _ended(self, case: Case) -> None:
+        if case.nodeid in self.state.journal.ended:
+            return  # The supervisor replays what an earlier process judged and wrote into the journal.
         self.state.cases.append(case)
-        self.state.journal.keep(case)
+        if not case.misused:  # It is judged once the subject is right.
+            self.state.journal.keep(case)
 
 
 def _fate(report: pytest.TestReport) -> str:
-    return f"{str(report.longrepr).strip()} (killed, crashed, or cut by faulthandler_timeout)"
+    words = str(report.longrepr).strip()
+    # xdist knows only that the worker is gone.
+    return words if words.startswith(supervisor.ENDED) else f"{words} (killed, crashed, or ended at --case-limit)"
 
 
 @pytest.hookimpl(trylast=True)
@@ -377,10 +421,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     state.effort.measured()
     if state.json is not None:
         described = environment.describe(state.device) | {"patches": patches.names(state.device)}
-        report.write_json(Path(state.json), state.cases, described)
-    # 5 is pytest's code for no tests: the journal had all of them.
-    if exitstatus in (0, 1, 5) and state.cases:
-        session.exitstatus = max(report.exit_code(state.cases, state.named), exitstatus % 5)
+        facts = complete.facts(state.complete, exitstatus)
+        report.write_json(Path(state.json), state.cases, described, facts)
+    if exitstatus == 0 and session.config.option.collectonly:
+        exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+    session.exitstatus = complete.exit_code(state.complete, state.cases, state.named, exitstatus)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,11 @@ def by_clause(cases: list[Case]) -> dict[str, list[Case]]:
     return {clause: found[clause] for clause in sorted(found, key=order.index)}
 
 
-def to_json(cases: list[Case], environment: dict[str, Any]) -> dict[str, Any]:
-    """Return the report as harness/session/report_schema.json describes it."""
+def to_json(cases: list[Case], environment: dict[str, Any], facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the report as harness/session/report_schema.json describes it. facts: see `complete.facts`."""
     return {
         "schema_version": SCHEMA_VERSION,
+        **(facts or {}),
         "environment": environment,
         "clauses": [
             {
@@ -97,9 +99,11 @@ def to_json(cases: list[Case], environment: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, cases: list[Case], environment: dict[str, Any]) -> None:
+def write_json(
+    path: Path, cases: list[Case], environment: dict[str, Any], facts: Mapping[str, Any] | None = None
+) -> None:
     """Write the report in one step, so that readers never see half a file."""
-    write_whole(path, json.dumps(to_json(cases, environment), indent=1) + "\n")
+    write_whole(path, json.dumps(to_json(cases, environment, facts), indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -208,9 +212,9 @@ def _table(cases: list[Case], width: int) -> Table:
 
 def _row(table: Table, name: str, ids: list[str], verdicts: dict[str, str], sizes: Counter[str]) -> None:
     counts = [sum(verdicts[id] in kinds for id in ids) for _, kinds in _COLUMNS]
-    cells = [str(count) if count else "-" for count in counts]
+    cells: list[str | Text] = [str(count) if count else "-" for count in counts]
     if counts[1]:
-        cells[1] = f"[bold red]{counts[1]}[/]"
+        cells[1] = Text(str(counts[1]), "bold red")
     table.add_row(name, str(len(ids)), *cells, str(sum(sizes[id] for id in ids)))
 
 

@@ -8,6 +8,7 @@ from _pytest.outcomes import Skipped
 from harness import contract, environment, patches, paths
 from harness.contract import expectations
 from harness.session import report
+from harness.session.complete import Complete
 from harness.session.journal import Journal
 from harness.verdict import Case, Verdict
 
@@ -67,3 +68,4 @@ class State:
         run += [patches.names(self.device), environment.describe(self.device)]
         self.journal = Journal.open(chosen, run, writes=worker is None)
         self.cases: list[Case] = list(self.journal.cases)
+        self.complete = Complete(self.journal.ended)

@@ -62,6 +62,14 @@ def print_summary(reporter: Any, config: pytest.Config) -> None:
     state = config.stash[STATE]
     for error in state.errors:
         reporter.write_line(f"ERROR: {error}", red=True)
+    if state.errors:
+        return
+    for reason in dict.fromkeys(case.reason for case in state.cases if case.misused):
+        reporter.write_line(f"ERROR: {reason}", red=True)
+    if config.option.collectonly:
+        reporter.write_line("nothing was judged: --collect-only")
+    if sentence := state.complete.sentence():
+        reporter.write_line(f"ERROR: {sentence}", red=True)
     if state.cases:
         console = progress.screen(reporter._tw._file, no_color=not reporter.hasmarkup)
         report.summary(console, state.cases, state.effort, state.named)

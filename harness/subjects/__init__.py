@@ -21,6 +21,10 @@ NAMES = ("hf-trainer", "reference")
 MOST = 100
 
 
+class WrongSubject(UsageError):
+    """A subject of the user's does not do what the protocol says. A case that needs it is not judged."""
+
+
 @runtime_checkable
 class Subject(Protocol):
     """What the suites call. To judge a subclass of transformers.Trainer, use `harness.subjects.hf_trainer.HFTrainer`."""
@@ -58,12 +62,14 @@ def load(name: str) -> Subject:
 
         return Reference()
     if ":" not in name:
-        raise UsageError(f"unknown subject {name!r}; known are {', '.join(NAMES)}, or name your own as module:factory")
+        raise WrongSubject(
+            f"unknown subject {name!r}; known are {', '.join(NAMES)}, or name your own as module:factory"
+        )
     from harness.fixtures.models import load_object
 
     factory = load_object(name)
     if not callable(factory):
-        raise UsageError(
+        raise WrongSubject(
             f"subject {name!r} is a {type(factory).__name__}; name a function or class that makes a subject"
         )
     with guarded(f"subject {name!r} cannot be made"):
@@ -73,44 +79,57 @@ def load(name: str) -> Subject:
 
 def _checked(subject: Any, name: str) -> Subject:
     if not isinstance(subject, Subject):
-        raise UsageError(
+        raise WrongSubject(
             f"subject {name!r} returned {type(subject).__name__}, which lacks name, unsupported(spec) or "
             "train(spec, directory); see harness/subjects/__init__.py"
         )
     shown: Any = subject.name
     # Reports and directories of runs have it.
     if not (isinstance(shown, str) and 0 < len(shown) <= MOST and shown.isprintable() and not set("/\\") & set(shown)):
-        raise UsageError(
+        raise WrongSubject(
             f"subject {name!r} has the name {quoted(shown)}; expected a printable text of 1 to {MOST} characters "
             "without slashes"
         )
     if isinstance(subject, type) or not (callable(subject.unsupported) and callable(subject.train)):
-        raise UsageError(f"subject {name!r} returned {quoted(subject)}, whose unsupported or train cannot be called")
+        raise WrongSubject(f"subject {name!r} returned {quoted(subject)}, whose unsupported or train cannot be called")
     return subject
 
 
 def unsupported(subject: Subject, spec: RunSpec) -> str | None:
-    """Return why a subject cannot train a spec, None if it can. Raises UsageError if the subject's answer is neither."""
+    """Return why a subject cannot train a spec, None if it can. Raises WrongSubject if the answer is neither."""
     try:
         reason: Any = subject.unsupported(spec)
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"subject {subject.name!r}: unsupported(spec) raised an error ({cause(error)})") from None
+        raise WrongSubject(f"subject {subject.name!r}: unsupported(spec) raised an error ({cause(error)})") from None
     if not (reason is None or (isinstance(reason, str) and reason)):
-        raise UsageError(
+        raise WrongSubject(
             f"subject {subject.name!r}: unsupported(spec) returned {quoted(reason)}; expected a reason, or None"
         )
     return reason
 
 
 def trained(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
-    """Have a subject train a spec in this process. Raises UsageError if it returns something else than a Trace."""
-    trace: Any = subject.train(spec, directory)
+    """Have a subject train a spec in this process. What a subject of the user's raises is the error of its Trace.
+
+    Raises WrongSubject if it returns something else than a Trace.
+    """
+    try:
+        trace: Any = subject.train(spec, directory)
+    except UsageError:
+        raise
+    except Exception as error:
+        if type(subject).__module__.startswith("harness."):
+            raise
+        from harness.subjects.observer import Observer
+
+        trace = Observer(spec, subject.name, (), directory).finish()
+        trace.error = cause(error)
     if not isinstance(trace, Trace):
-        raise UsageError(
+        raise WrongSubject(
             f"subject {subject.name!r}: train(spec, directory) returned {quoted(trace)}; expected a harness.trace.Trace"
         )
     if wrong := wrong_fields(trace):
-        raise UsageError(f"subject {subject.name!r}: train(spec, directory) returned a Trace whose {wrong}")
+        raise WrongSubject(f"subject {subject.name!r}: train(spec, directory) returned a Trace whose {wrong}")
     return trace
