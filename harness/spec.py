@@ -411,4 +411,6 @@ def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _replace(part: Any, changes: Mapping[str, Any] | None) -> Any:
-    return dataclasses.replace(part, **changes) if changes else part
+    # JSON has lists where a spec has tuples.
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in (changes or {}).items()}
+    return dataclasses.replace(part, **values) if values else part
