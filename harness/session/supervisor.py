@@ -29,6 +29,7 @@ from typing import IO, Any
 
 import pytest
 
+from harness.processes.parent_watch import OWNER
 from harness.processes.rank import die_with_parent
 from harness.words import counted
 
@@ -130,6 +131,8 @@ class Supervisor:
         self.ended = 0
         self._pid = 0
         self._asked_to_end = 0
+        # The child ends with this process, and this one with its own owner (`harness.processes.parent_watch`).
+        self._owner = int(os.environ.pop(OWNER, "0"))
 
     def run(self) -> Child | int:
         """Return the exit code in the supervisor, and a Child in each child."""
@@ -195,6 +198,9 @@ class Supervisor:
             is_open = part is None  # b"" at the end, None if there is nothing to read now
             if ended:
                 return os.waitstatus_to_exitcode(status), False
+            if self._owner and os.getppid() != self._owner:
+                os.kill(self._pid, signal.SIGKILL)
+                os._exit(2)
             now = time.monotonic()
             if now - looked > _STOPPED:
                 self.told.since += now - looked
