@@ -15,6 +15,7 @@ from harness import compat
 from harness.errors import UsageError
 from harness.fixtures import data, models
 from harness.spec import ADD, RunSpec
+from harness.subjects import resumable
 from harness.subjects.hf_trainer import record_output, record_state, recorded_warnings
 from harness.subjects.observer import Observer
 from harness.trace import Trace
@@ -194,8 +195,13 @@ def all_double() -> contextlib.AbstractContextManager[Any]:
 
 
 def train(trainer: ReferenceTrainer, spec: RunSpec, checkpoint: Path | None) -> Any:
-    """Train in the spec's precision, from the start or from a checkpoint directory. Return the TrainOutput."""
+    """Train in the spec's precision, from the start or from a checkpoint directory. Return the TrainOutput.
+
+    Raises CheckpointError for a checkpoint that is not whole, or is another run's (`harness.subjects.resumable`).
+    """
     with all_double() if spec.model.dtype == "float64" else contextlib.nullcontext():
+        if checkpoint is not None:
+            resumable.check(checkpoint, trainer)
         return trainer.train(checkpoint)
 
 
