@@ -83,7 +83,11 @@ def model_directory(path: str | Path) -> Path:
 def data_file(path: str | Path) -> Path:
     """Return the path of a JSONL file, after a look at its first row. UsageError if it is none."""
     file = named("--data", path)
-    if not file.exists():
+    try:
+        found = file.exists()
+    except OSError as error:  # a name that is too long
+        raise UsageError(f"--data {shown_path(path)}: cannot be read ({error.strerror})") from None
+    if not found:
         raise UsageError(f"--data {shown_path(path)}: no such file")
     if file.suffix.lower() in _OTHER_FORMATS:
         raise UsageError(f"--data {shown_path(path)}: expected JSONL, one object a line; write the rows in that form")

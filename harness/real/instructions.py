@@ -144,7 +144,7 @@ def _templated(turns: list[dict[str, str]], tokenizer: Any, where: str) -> Examp
 
 
 #: Seconds that a chat template may take for one row. The longest of known models take a thousandth of that.
-_TEMPLATE_SECONDS = 5.0
+_TEMPLATE_SECONDS = 1.0
 
 
 def _beginning(text: str, words: int = 8) -> str:
