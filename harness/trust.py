@@ -59,7 +59,8 @@ OURS: dict[str, frozenset[str]] = {
 }
 
 # What a string in a field of upstream's may be.
-_WORD = re.compile(r"[\w .,=+|*-]*")  # neither a path nor "module:object"
+_ANY = re.compile(r".*", re.DOTALL)  # text that nothing looks up
+_WORD = re.compile(r"[\w .,=+|*()-]*")  # neither a path nor "module:object"
 _NAME = re.compile(r"[\w ./@+-]*")  # of a model on the hub, or of its directory: read for the model card only
 _PATTERN = "a regular expression, or the name of a module"
 
@@ -96,6 +97,8 @@ WORDS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(
             ("label_names", "length_column_name", "metric_for_best_model", "fsdp_transformer_layer_cls_to_wrap"), _WORD
         ),
+        # Read by reporters that are refused below.
+        "run_name": _ANY,
         # torch imports what a package's entry point names, and some backends write files. These do neither.
         "torch_compile_backend": re.compile("inductor|eager|aot_eager|cudagraphs"),
         # The other reporters send the run elsewhere, or write into the current directory.
@@ -114,7 +117,14 @@ WORDS: dict[str, dict[str, Any]] = {
     | {"ignored_modules": _PATTERN},
     "deepspeed": dict.fromkeys(
         # DeepSpeed has its own tables, or calls a class of torch.optim or of torch.optim.lr_scheduler with numbers.
-        ("type", "communication_data_type", "dtype", "warmup_type", "seq_parallel_communication_data_type"),
+        (
+            "type",
+            "communication_data_type",
+            "grad_accum_dtype",
+            "dtype",
+            "warmup_type",
+            "seq_parallel_communication_data_type",
+        ),
         _WORD,
     )
     # On "nvme" DeepSpeed empties the directory that it swaps to.
@@ -126,13 +136,13 @@ WORDS: dict[str, dict[str, Any]] = {
                 *("hidden_act", "hidden_activation", "activation_function", "feed_forward_proj", "dense_act_fn"),
                 *("rope_type", "type", "layer_types", "position_embedding_type", "problem_type", "summary_type"),
                 *("summary_activation", "model_type", "architectures", "transformers_version", "torch_dtype", "dtype"),
-                *("id2label", "label2id"),
             ),
             _WORD,
         ),
         # With a slash it names a kernel on the hub, which is code.
         **dict.fromkeys(("attn_implementation", "_attn_implementation", "experts_implementation"), _WORD),
         **dict.fromkeys(("_name_or_path", "name_or_path", "origin"), _NAME),
+        **dict.fromkeys(("id2label", "label2id"), _ANY),
     },
     "adapter.config": {
         **dict.fromkeys(
@@ -158,7 +168,7 @@ WORDS: dict[str, dict[str, Any]] = {
                     "peft_version",
                     "revision",
                 ),
-                *("prompt_tuning_init_text", "task_adapter_names", "gks_adapter_names"),
+                *("task_adapter_names", "gks_adapter_names"),
             ),
             _WORD,
         ),
@@ -171,6 +181,8 @@ WORDS: dict[str, dict[str, Any]] = {
             _PATTERN,
         ),
         "base_model_name_or_path": _NAME,
+        "revision": _NAME,
+        "prompt_tuning_init_text": _ANY,
         # peft imports the module, if megatron_config is set. This is the default, which peft saves with each adapter.
         "megatron_core": re.compile(r"megatron\.core"),
         # Anything else is the path of a model.
@@ -194,7 +206,9 @@ REFUSED: dict[str, dict[str, tuple[str, bool]]] = {
     },
     "fsdp": {},
     "deepspeed": {
-        **dict.fromkeys(("tensorboard", "csv_monitor", "output_path", "output_file", "nvme_path"), (_ELSEWHERE, False)),
+        **dict.fromkeys(
+            ("tensorboard", "csv_monitor", "output_path", "output_file", "nvme_path", "debug_log"), (_ELSEWHERE, False)
+        ),
         **dict.fromkeys(("wandb", "comet", "nebula", "datastates"), ("a run sends nothing elsewhere", False)),
         "autotuning": ("DeepSpeed starts runs of its own, which write elsewhere", False),
         "data_efficiency": ("DeepSpeed reads pickles, and writes beside its data", True),

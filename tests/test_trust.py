@@ -198,6 +198,7 @@ ELSEWHERE = {
         False,
     ),
     "device": (PLAIN.but(deepspeed={"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}), False),
+    "debug_log": (PLAIN.but(deepspeed={"compile": {"deepcompile": True, "debug_log": True}}), False),
     "output_file": (PLAIN.but(deepspeed={"flops_profiler": {"output_file": "precious/thesis.txt"}}), False),
     "lower_precision_safe_modules": (
         PLAIN.but(deepspeed={"torch_autocast": {"lower_precision_safe_modules": ["evil.factory"]}}),
@@ -256,6 +257,7 @@ HARMLESS = {
         )
     ),
     "nothing is refused by being off": PLAIN.but(push_to_hub=False, logging_dir=""),
+    "text": PLAIN.but(run_name="a/b: c", model={"config": {"id2label": {"0": "yes/no: maybe"}}}),
     "a checkpoint": TWO_STEPS.resumed(1, writer="reference"),
 }
 
