@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.environment import satisfies
 from harness.errors import UsageError
+from harness.reading import read_text, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -94,7 +95,7 @@ def _value(spec: Mapping[str, Any], path: str) -> Any:
 
 
 def load(directory: Path) -> list[Expectation]:
-    """Read all expectations of a directory. UsageError names the file and the entry that is wrong."""
+    """Read all expectations of a directory. UsageError names the file, the entry and the field that is wrong."""
     read = [
         one
         for file in sorted(directory.glob("*.toml"))
@@ -112,24 +113,37 @@ def load(directory: Path) -> list[Expectation]:
 
 
 def _entries(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    text = read_text(file)
     try:
-        body = tomllib.loads(file.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{file}: not TOML ({error})") from None
-    return list(enumerate(body.get("defect", []), start=1))
+        body = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        # tomllib's message names the line.
+        raise UsageError(f"{file}: not TOML ({str(error) or 'nested too deep'})") from None
+    unknown = sorted(set(body) - {"defect"})
+    defects = body.get("defect", [])
+    if unknown or not (isinstance(defects, list) and all(isinstance(entry, dict) for entry in defects)):
+        what = f"unknown {shown(unknown[0])}" if unknown else f"defect is {shown(defects)}"
+        raise UsageError(f"{file}: {what}; expected tables [[defect]] only")
+    return list(enumerate(defects, start=1))
 
 
 _REQUIRED = ("clause", "scenario", "versions", "match", "reason")
+_TEXTS = ("match", "reason", "link", "sometimes")
+_LISTS = ("versions", "subjects", "devices")
+#: Fields that hold a text, or a list of texts.
+_EITHER = ("clause", "scenario")
 
 
 def _read(entry: dict[str, Any], file: str, number: int) -> list[Expectation]:
     where = f"suites/expectations/{file}, defect {number}"
     missing = [name for name in _REQUIRED if not entry.get(name)]
-    unknown = sorted(set(entry) - {*_REQUIRED, "link", "subjects", "devices", "sometimes", "spec"})
+    unknown = sorted(set(entry) - {*_REQUIRED, *_TEXTS, *_LISTS, "spec"})
     if missing or unknown:
         raise UsageError(f"{where}: {'missing ' + missing[0] if missing else 'unknown field ' + unknown[0]}")
+    if wrong := _wrong(entry):
+        raise UsageError(f"{where}: {wrong}")
     values: dict[str, Any] = {**entry, "file": file}
-    for name in ("versions", "subjects", "devices"):
+    for name in _LISTS:
         if name in entry:
             values[name] = tuple(entry[name])
     several = ([value] if isinstance(value, str) else value for value in (entry["clause"], entry["scenario"]))
@@ -137,3 +151,31 @@ def _read(entry: dict[str, Any], file: str, number: int) -> list[Expectation]:
         Expectation(**{**values, "clause": clause, "scenario": scenario})
         for clause, scenario in itertools.product(*several)
     ]
+
+
+def _wrong(entry: dict[str, Any]) -> str:
+    """Return in words which field of an entry is wrong; "" if none is."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    for name, value in entry.items():
+        texts = value if isinstance(value, list) else [value]
+        if name in _TEXTS and not isinstance(value, str):
+            return f"{name} is {shown(value)}; expected a text"
+        if name in _LISTS and not (isinstance(value, list) and value and all(isinstance(one, str) for one in value)):
+            return f"{name} is {shown(value)}; expected a list of texts"
+        if name in _EITHER and not (texts and all(isinstance(one, str) and one for one in texts)):
+            return f"{name} is {shown(value)}; expected a text or a list of texts"
+    spec = entry.get("spec", {})
+    if not (isinstance(spec, dict) and all(isinstance(glob, str) for glob in spec.values())):
+        return f"spec is {shown(spec)}; expected a table of field = glob"
+    if not entry["match"].strip() or not entry["reason"].strip():
+        return "match and reason must have words"
+    for version in entry["versions"]:
+        try:
+            Requirement(version)
+        except InvalidRequirement:
+            return f'versions: {shown(version)} is no requirement such as "peft>=0.21,<0.22"'
+    unknown = next((device for device in entry.get("devices", ()) if device not in ("cpu", "cuda")), None)
+    if unknown is not None:
+        return f"devices: {shown(unknown)} is neither cpu nor cuda"
+    return ""

@@ -29,7 +29,7 @@ import pytest
 
 from harness import contract, environment, patches, paths, subjects
 from harness.errors import UsageError
-from harness.files import check_writable
+from harness.files import check_writable, reason
 from harness.processes import guard, interrupts
 from harness.processes.parent_watch import end_with_owner
 from harness.runs import drawn
@@ -419,13 +419,20 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     state.journal.close()
     state.effort.measured()
+    if exitstatus == 0 and session.config.option.collectonly:
+        exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+    code = complete.exit_code(state.complete, state.cases, state.named, exitstatus)
     if state.json is not None:
         described = environment.describe(state.device) | {"patches": patches.names(state.device)}
         facts = complete.facts(state.complete, exitstatus)
-        report.write_json(Path(state.json), state.cases, described, facts)
-    if exitstatus == 0 and session.config.option.collectonly:
-        exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
-    session.exitstatus = complete.exit_code(state.complete, state.cases, state.named, exitstatus)
+        try:
+            report.write_json(Path(state.json), state.cases, described, facts)
+        except OSError as error:
+            state.unwritten.append(f"--json {state.json}: cannot be written ({reason(error)})")
+    if state.journal.failure:
+        state.unwritten.append(state.journal.failure)
+    # What was asked for is not all there.
+    session.exitstatus = 2 if state.unwritten and code in (0, 3) else code
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -7,6 +7,7 @@ from _pytest.outcomes import Skipped
 
 from harness import contract, environment, patches, paths
 from harness.contract import expectations
+from harness.errors import UsageError
 from harness.session import report
 from harness.session.complete import Complete
 from harness.session.journal import Journal
@@ -58,7 +59,13 @@ class State:
         #: Whether the user named clauses, so that each of them must be judged.
         self.named = bool(config.getoption("--clause"))
         self.expectations = expectations.load(paths.SUITES / "expectations")
+        known = contract.clauses()
+        for one in self.expectations:
+            if one.clause not in known:
+                raise UsageError(f"suites/expectations/{one.file}: {one.clause!r} is no clause of the contract")
         self.effort = report.Effort()
+        #: What could not be written although it was asked for, in sentences.
+        self.unwritten: list[str] = []
         #: Mistakes in the suites that xdist's workers reported.
         self.errors: list[str] = []
         #: Under xdist, the controller passes its journal's path, beside which a worker writes the collected cases.

@@ -68,8 +68,9 @@ def print_summary(reporter: Any, config: pytest.Config) -> None:
         reporter.write_line(f"ERROR: {reason}", red=True)
     if config.option.collectonly:
         reporter.write_line("nothing was judged: --collect-only")
-    if sentence := state.complete.sentence():
-        reporter.write_line(f"ERROR: {sentence}", red=True)
+    for sentence in (state.complete.sentence(), *state.unwritten):
+        if sentence:
+            reporter.write_line(f"ERROR: {sentence}", red=True)
     if state.cases:
         console = progress.screen(reporter._tw._file, no_color=not reporter.hasmarkup)
         report.summary(console, state.cases, state.effort, state.named)
