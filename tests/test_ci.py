@@ -262,14 +262,25 @@ def test_without_a_token_nothing_is_posted_and_that_is_said(tmp_path):
     assert "Nothing is posted, since the environment gate-reports has no GATE_TOKEN" in said.stdout
 
 
-def tell(directory, make, token):
+@pytest.mark.parametrize(
+    ("verdict", "title"),
+    [("UNSAFE", "are not safe"), ("INCONCLUSIVE", "are not safe"), ("NO REPORT", "could not be judged")],
+)
+def test_the_issue_of_a_night_says_whether_there_was_a_verdict(tmp_path, verdict, title):
+    text = f"## Upgrade gate: {verdict}\n"
+    said, posted = tell(tmp_path, lambda path: path.write_text(text), "the-token", "schedule")
+    assert said.returncode == 0, said.stderr
+    assert posted == ["PRIVATE-TOKEN: the-token", f"title=The newest releases {title}", text.strip()]
+
+
+def tell(directory, make, token, source="merge_request_event"):
     """Run the script of the job that has the token. Returns how it ended, and what curl would have sent."""
     (directory / "bin").mkdir()
     curl = directory / "bin/curl"
     # Like curl: it follows links.
     curl.write_text(
         "#!/usr/bin/env bash\n"
-        'for word; do case "$word" in PRIVATE*) echo "$word" ;; body@*) cat "${word#body@}" ;; esac; done '
+        'for word; do case "$word" in PRIVATE* | title*) echo "$word" ;; *@*) cat "${word#*@}" ;; esac; done '
         f">>{directory}/sent\n"
     )
     curl.chmod(0o755)
@@ -279,7 +290,7 @@ def tell(directory, make, token):
     env = {
         "PATH": f"{directory}/bin:{os.environ['PATH']}",
         "GATE_TOKEN": token,
-        "CI_PIPELINE_SOURCE": "merge_request_event",
+        "CI_PIPELINE_SOURCE": source,
     }
     words = ["bash", "-e", "-c", "\n".join(gitlab("tell")["script"])]
     said = subprocess.run(words, capture_output=True, text=True, cwd=directory / "build", env=env, timeout=30)
