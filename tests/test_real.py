@@ -158,6 +158,68 @@ def test_on_a_gpu_the_distance_is_reported_and_not_judged():
     assert outcome(other_rows)[0] == FAIL
 
 
+def judged(change=lambda trace: None, device="cpu", both=True):
+    """Return the checks on two made-up runs, of which the first or both are changed."""
+    from harness.real.checks import judge
+    from tests.traces import made_up
+
+    spec = RunSpec().but(max_steps=4, per_device_train_batch_size=2, launch={"device": device})
+    first, second = made_up(spec), made_up(spec)
+    for trace in (first, second)[: 2 if both else 1]:
+        change(trace)
+    # No checkpoint was written. What is checked of those is left out here.
+    checks = judge({"mine": first, "reference": second}, None)
+    return [check for check in checks if check.name == "bit-equal" or check.name.startswith("trained")]
+
+
+def all_nan(trace):
+    from tests.test_nothing_finite import fill
+
+    for step in trace.steps:
+        fill(step.gradients, float("nan"))
+        fill(step.clipped, float("nan"))
+    for tensors in (trace.adapter, *trace.optimizer_state.values()):
+        fill(tensors, float("nan"))
+    for entry in trace.log_history:
+        entry.update(loss=float("nan"), grad_norm=float("nan"))
+
+
+def still(trace):
+    trace.adapter = {name: tensor.clone() for name, tensor in trace.adapter_before.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "both", "device", "code", "verdicts"),
+    [
+        (lambda trace: None, True, "cpu", 0, {"pass"}),
+        (all_nan, True, "cpu", 3, {"not_comparable"}),
+        (all_nan, False, "cpu", 1, {"fail", "not_comparable", "pass"}),
+        (all_nan, True, "cuda", 3, {"not_comparable"}),
+        (all_nan, False, "cuda", 1, {"fail", "not_comparable", "pass"}),
+        (still, True, "cpu", 1, {"pass", "fail"}),
+    ],
+)
+def test_the_exit_code_says_what_was_not_judged(change, both, device, code, verdicts):
+    from harness.real.checks import exit_code
+
+    checks = judged(change, device, both)
+    assert {check.verdict.outcome for check in checks} == verdicts, checks
+    assert exit_code(checks) == code
+    assert all(check.detail and check.verdict.seen for check in checks if not check.verdict.holds)
+
+
+def test_equality_on_a_gpu_is_not_judged_by_design_and_nothing_at_all_is_no_success():
+    from harness.real.checks import exit_code
+    from tests.traces import A
+
+    def rounded(trace):
+        trace.adapter[A] = trace.adapter[A] * (1 + 1e-6)
+
+    checks = judged(rounded, "cuda", both=False)
+    assert [check.by_design for check in checks] == [True, False, False]
+    assert exit_code(checks) == 0 and exit_code([]) == 3
+
+
 @pytest.mark.real
 def test_smollm2_end_to_end(tmp_path):
     """Train SmolLM2-135M-Instruct as a user would: two steps by the Trainer and by the reference, and one resumed run."""

@@ -69,6 +69,9 @@ def test_rows_are_cut_and_those_without_room_for_an_answer_are_left_out(tokenize
     [
         ('{"question": ', "line 2: not JSON"),
         ("[1]", "line 2: expected a JSON object, found list"),
+        ('{"text": "\\ud800"}', "line 2: half of a surrogate pair (column 11)"),
+        ('{"text":' + "[" * 10_000, "line 2: JSON"),
+        ('{"text": NaN}', "line 2: NaN is no JSON number"),
         (
             {"question": "q"},
             "line 2: expected the keys question+answer, prompt+completion, messages, text; found 'question'",
@@ -155,6 +158,15 @@ def test_nothing_is_overwritten(tmp_path, monkeypatch):
         ({"device": "tpu"}, "--device 'tpu' is neither cpu nor cuda"),
         ({"data": "none.jsonl"}, "--data none.jsonl: no such file"),
         ({"subject": ["hf-trainer"] * 3}, "--subject is given 3 times"),
+        ({"steps": 10**12}, "--steps 1000000000000: at most 10000"),
+        ({"batch_size": 10**12}, "--batch-size 1000000000000: from 1 to"),
+        ({"length": 10**12}, "--length 1000000000000: at most"),
+        ({"threads": 10**6}, r"--threads 1000000: from 0 \(one for each core\) to"),
+        ({"seed": 2**64}, "--seed 18446744073709551616: from 0 to 4294967295"),
+        ({"model": "~no-such-user/x"}, "--model ~no-such-user/x: no path"),
+        ({"data": "x" * 5000}, "File name too long"),
+        ({"output": "a\0b"}, "no path"),
+        ({"output": "/proc/x"}, "--output /proc/x: cannot be written"),
     ],
 )
 def test_wrong_options(options, words):
@@ -175,8 +187,15 @@ def test_an_interrupted_conversion_leaves_no_model(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         smollm2.path()
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(smollm2, "_dequantise", lambda gguf, into: (into / "config.json").write_text("{}"))
-    assert smollm2.path() == smollm2.cached() == tmp_path / "smollm2-135m-instruct"
+    monkeypatch.setattr(smollm2, "_dequantise", lambda gguf, into: save_model(into))
+    made = tmp_path / "smollm2-135m-instruct"
+    assert smollm2.path() == smollm2.cached() == made
+    # A model of which a file was torn is made anew, in its place.
+    whole = (made / "model.safetensors").read_bytes()
+    (made / "model.safetensors").write_bytes(whole[:-100])
+    assert smollm2.cached() is None
+    assert smollm2.path() == made and (made / "model.safetensors").read_bytes() == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["smollm2-135m-instruct"]
 
 
 @pytest.mark.parametrize(
@@ -187,3 +206,85 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, package, words):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else object())
     with pytest.raises(UsageError, match=words):
         smollm2.path()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("rows.csv", b"a,b", "expected JSONL"),
+        ("rows.parquet", b"PAR1", "expected JSONL"),
+        ("rows.jsonl", b"", "no rows"),
+        ("rows.jsonl", b"\n \n", "no rows"),
+        ("rows.jsonl", b'{"text": "\xe4"}', "line 1: not UTF-8"),
+        ("rows.jsonl", b"[1]", "line 1: expected a JSON object, found list"),
+    ],
+)
+def test_data_that_holds_no_rows_is_refused_before_anything_is_imported(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=words):
+        inputs.data_file(tmp_path / name)
+    with pytest.raises(UsageError, match="is a directory"):
+        inputs.data_file(tmp_path)
+
+
+def test_only_rows_that_are_used_are_read(tokenizer, tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", {"text": "one"}, {"text": "two"}, "torn")
+    assert len(instructions.read(path, tokenizer, 2)) == 2
+    with pytest.raises(UsageError, match="line 3: not JSON"):
+        instructions.read(path, tokenizer, 3)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for %}", "refuses this conversation .TemplateSyntaxError"),
+        ("{{ 1 / 0 }}", "refuses this conversation .ZeroDivisionError"),
+        ("{{ ''.__class__.__mro__ }}", "refuses this conversation .SecurityError"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "has not ended after 0.2 s"),
+    ],
+)
+def test_a_chat_template_is_a_program_that_may_go_wrong(tokenizer, monkeypatch, template, words):
+    monkeypatch.setattr(instructions, "_TEMPLATE_SECONDS", 0.2)
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    with pytest.raises(UsageError, match=words):
+        instructions.from_pairs([("Why?", "So.")], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", '{"version": "1.0"}'),
+        ("tokenizer.json", "\0"),
+        ("tokenizer_config.json", "{"),
+        ("tokenizer_config.json", '{"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.T", null]}}'),
+    ],
+)
+def test_a_broken_tokenizer_is_one_sentence(tiny, tmp_path, file, content):
+    directory = tmp_path / "model"
+    shutil.copytree(tiny, directory)
+    (directory / file).write_text(content)
+    with pytest.raises(UsageError, match="transformers cannot load its tokenizer") as raised:
+        inputs.tokenizer_of(directory)
+    assert "\n" not in str(raised.value)
+
+
+def test_rows_fit_the_model(tiny):
+    model = models.build(ModelSpec(path=str(tiny)))
+    inputs.require_room(model, [([0, 259], [0, 259])], "here")
+    with pytest.raises(UsageError, match="here: its tokenizer makes token 260, but the model knows 260, from 0 on"):
+        inputs.require_room(model, [([0, 260], [0, 260])], "here")
+    with pytest.raises(UsageError, match="--length: a row has 129 tokens, and the model has 128 positions"):
+        inputs.require_room(model, [([0] * 129, [0] * 129)], "here")
+
+
+def test_a_model_of_nan_is_refused_before_anything_is_written(tiny, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    directory = tmp_path / "model"
+    shutil.copytree(tiny, directory)
+    held = {name: tensor * float("nan") for name, tensor in load_file(directory / "model.safetensors").items()}
+    save_file(held, directory / "model.safetensors", metadata={"format": "pt"})
+    data = jsonl(tmp_path / "rows.jsonl", {"text": "good"})
+    with pytest.raises(UsageError, match=r"are NaN or infinite in torch.float32, so nothing could be compared"):
+        train(model=directory, data=data, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -16,6 +16,7 @@ from harness import compat, progress
 from harness.environment import check_device
 from harness.errors import UsageError
 from harness.reading import shown
+from harness.user_code import guarded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -167,7 +168,8 @@ def _run_spec(model: Path, target: Path, rows: Rows, launch: LaunchSpec, qlora: 
 def _check_supported(judged: Sequence[Subject], spec: RunSpec) -> None:
     """Raise UsageError if a subject cannot train the spec."""
     for subject in judged:
-        reason = subject.unsupported(spec)
+        with guarded(f"subject {subject.name!r} does not say whether it trains this"):
+            reason = subject.unsupported(spec)
         _require(reason is None, f"subject {subject.name!r} does not train this: {reason}")
 
 

@@ -54,7 +54,9 @@ class Rows:
 def named(option: str, path: str | Path) -> Path:
     """Return the absolute path that an option names, without ~ and links. UsageError if it can be none."""
     try:
-        return Path(path).expanduser().resolve()
+        found = Path(path).expanduser().resolve()
+        found.exists()  # raises OSError for a name that is too long
+        return found
     except (OSError, RuntimeError, ValueError) as error:  # a user that is unknown, a loop of links, a NUL
         raise UsageError(f"{option} {shown_path(path)}: no path ({pretrained.first_line(error)})") from None
 
@@ -83,11 +85,7 @@ def model_directory(path: str | Path) -> Path:
 def data_file(path: str | Path) -> Path:
     """Return the path of a JSONL file, after a look at its first row. UsageError if it is none."""
     file = named("--data", path)
-    try:
-        found = file.exists()
-    except OSError as error:  # a name that is too long
-        raise UsageError(f"--data {shown_path(path)}: cannot be read ({error.strerror})") from None
-    if not found:
+    if not file.exists():
         raise UsageError(f"--data {shown_path(path)}: no such file")
     if file.suffix.lower() in _OTHER_FORMATS:
         raise UsageError(f"--data {shown_path(path)}: expected JSONL, one object a line; write the rows in that form")
