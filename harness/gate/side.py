@@ -191,7 +191,8 @@ class Side:
             if self._ended:
                 raise KeyboardInterrupt
             if "refused" in greeting or not greeting.get("ready"):
-                end(self._worker)
+                self._worker.kill()
+                self._worker.wait()
                 self._worker = None
                 refused = greeting.get("refused", f"answered {shown(greeting)}")
                 raise UsageError(f"{self.name}, {self.environment.asked!r}: {refused}")
