@@ -1,5 +1,6 @@
 """What the fields of a spec may hold: every rule of the tables at its bounds, and the sentence about what is refused."""
 
+import dataclasses
 import json
 import time
 
@@ -113,8 +114,6 @@ def test_what_a_rule_allows_is_read_up_to_its_bounds(table, name):
 
 def test_every_numeric_argument_of_upstream_has_a_rule():
     """TrainingArguments that are numbers or flags: without a rule, a text would count as true."""
-    import dataclasses
-
     from transformers import TrainingArguments
 
     kinds = {"int", "float", "bool"}
@@ -253,3 +252,12 @@ def test_choices_are_those_that_the_harness_has():
     assert FIELDS["launch"]["strategy"] == spec_fields.Choice(tuple(STRATEGIES))
     assert FIELDS["data"]["task"] == spec_fields.Choice(tuple(TASK_TYPES))
     assert FIELDS["adapter"]["route"] == spec_fields.Choice((GET, ADD))
+
+
+def test_more_ranks_than_a_machine_can_take_are_refused(monkeypatch):
+    from harness.subjects.launch_arguments import unsupported
+
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    launch = RunSpec().but(launch={"strategy": "ddp", "ranks": 16}).launch
+    assert unsupported(launch) is None
+    assert unsupported(dataclasses.replace(launch, ranks=17)).startswith("17 ranks wait for each other")

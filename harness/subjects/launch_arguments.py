@@ -46,6 +46,8 @@ def unsupported(launch: LaunchSpec) -> str | None:
         return "cpu_offload of FSDP2 pins memory, which needs a GPU"
     if launch.device == "cuda" and (there := len(gpus())) < launch.ranks:
         return f"{launch.ranks} ranks need {launch.ranks} GPUs, there are {there}"
+    if launch.device == "cpu" and launch.ranks > (most := max(16, 4 * (os.cpu_count() or 1))):
+        return f"{launch.ranks} ranks wait for each other; this machine's {os.cpu_count()} cores can take {most}"
     return None
 
 
