@@ -54,6 +54,8 @@ class Command(typer.core.TyperCommand):
             _require_its_own(options[name], ctx.params[name], [other for other in others if other[0] != options[name]])
         try:
             return super().invoke(ctx)
+        except EOFError as error:  # typer would say "Aborted"
+            raise RuntimeError(f"EOFError: {error}") from error
         except SystemExit as error:
             if isinstance(error.__context__, BrokenPipeError):
                 raise error.__context__ from None

@@ -36,7 +36,10 @@ def ending_at(*signals: signal.Signals) -> Iterator[None]:
         return
     owner, before = os.getpid(), dict[signal.Signals, Any]()
     # While a run trains, stderr may be a log file.
-    stderr = os.dup(2)
+    try:
+        stderr = os.dup(2)
+    except OSError:  # it is closed
+        stderr = os.open(os.devnull, os.O_WRONLY)
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a fork, which ends as it would without this
