@@ -5,9 +5,10 @@
 3. If the command is killed, the watcher does the same.
 4. If the watcher is killed, too, as when a container stops, the next command deletes the directory.
 
-A process belongs to the command if its environment has RUN, or if it holds the pipe to the watcher. Processes that were
-started have the first; processes that were forked have the second. Both are read in /proc. Without it, processes end
-by other means (`harness.processes.parent_watch`, `harness.processes.rank.die_with_parent`), and files are still deleted.
+A process belongs to the command if its environment has RUN, or if it has the command's own words and holds the pipe to the
+watcher. Processes that were started have the first; processes that were forked have the second. Both are read in /proc.
+Without it, processes end by other means (`harness.processes.parent_watch`, `harness.processes.rank.die_with_parent`), and
+files are still deleted.
 
 This file imports nothing but the standard library, so that the watcher starts in 20 ms and takes 8 MB.
 """
@@ -24,8 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 #: The environment variable that names the command's directory. Every process of the command has it.
 RUN = "PEFT_HARNESS_RUN"
@@ -66,13 +69,14 @@ def guarded() -> Iterator[None]:
         (directory / _MARK).write_text(f"{os.getpid()}\n")
         reads, writes = os.pipe()
         with os.fdopen(writes, "wb", buffering=0) as pipe:
-            watcher = _start_watcher(reads, directory, writes)
+            fork = _Fork(_words(os.getpid()), _inode(writes))
+            watcher = _start_watcher(reads, directory, fork)
             _let_use(directory)
             try:
                 yield
             finally:
                 _set(before)
-                clean(directory, _inode(writes), {os.getpid(), watcher.pid})
+                clean(directory, fork, {os.getpid(), watcher.pid})
                 pipe.write(_FAREWELL)
         watcher.wait()
     finally:
@@ -105,8 +109,8 @@ def ignore_ctrl_c() -> None:
 # ---- the command ----
 
 
-def _start_watcher(reads: int, directory: Path, writes: int) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(reads), str(directory), str(_inode(writes))]
+def _start_watcher(reads: int, directory: Path, fork: _Fork) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-I", "-S", __file__, str(directory), *map(str, (os.getpid(), reads, *fork))]
     try:
         # In a session of its own, neither Ctrl-C nor the end of a terminal reaches it.
         return subprocess.Popen(
@@ -167,13 +171,20 @@ def _delete_left_over(common: Path) -> None:
 # ---- what the command and its watcher do at the end ----
 
 
-def clean(directory: Path, pipe: int, spared: set[int]) -> None:
+class _Fork(NamedTuple):
+    """What a process has that the command's own process forked: a checksum of its words, and the inode of the pipe."""
+
+    words: int
+    pipe: int
+
+
+def clean(directory: Path, fork: _Fork, spared: set[int]) -> None:
     """Kill the processes of a command, and delete its directory.
 
-    - pipe: the inode of the pipe to the watcher.
+    - fork: what shows processes that the command forked.
     - spared: process ids that are not killed.
     """
-    _end(lambda: [pid for pid in {*_with_variable(str(directory)), *_with_pipe(pipe)} if pid not in spared])
+    _end(lambda: [pid for pid in {*_with_variable(str(directory)), *_forks(fork)} if pid not in spared])
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -209,16 +220,23 @@ def _with_variable(directory: str) -> list[int]:
     return found
 
 
-def _with_pipe(inode: int) -> list[int]:
-    """Return the processes that hold the pipe to the watcher."""
-    wanted = f"pipe:[{inode}]"
+def _forks(fork: _Fork) -> list[int]:
+    """Return the processes that the command forked. Others may have a million open files, so the words are compared first."""
+    wanted = f"pipe:[{fork.pipe}]"
     found = []
     for pid in _pids():
         with contextlib.suppress(OSError):
             folder = f"/proc/{pid}/fd"
-            if any(_target(f"{folder}/{name}") == wanted for name in os.listdir(folder)):
+            if _words(pid) == fork.words and any(_target(f"{folder}/{name}") == wanted for name in os.listdir(folder)):
                 found.append(pid)
     return found
+
+
+def _words(pid: int) -> int:
+    """Return a checksum of the command line of a process; that of nothing if it cannot be read."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as stream:
+        return zlib.crc32(stream.read())
+    return zlib.crc32(b"")
 
 
 def _target(link: str) -> str:
@@ -235,15 +253,15 @@ def _inode(descriptor: int) -> int:
 # ---- the watcher ----
 
 
-def _watch(owner: int, pipe: int, directory: Path, inode: int) -> None:
+def _watch(directory: Path, owner: int, pipe: int, fork: _Fork) -> None:
     """Wait until the owner has said farewell or is gone. In the second case, do its work."""
     while os.getppid() == owner:
         if select.select([pipe], [], [], _INTERVAL)[0]:
             if os.read(pipe, 1) == _FAREWELL:
                 return
             break  # Nobody holds the other end.
-    clean(directory, inode, {os.getpid()})
+    clean(directory, fork, {os.getpid()})
 
 
 if __name__ == "__main__":
-    _watch(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    _watch(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), _Fork(int(sys.argv[4]), int(sys.argv[5])))
