@@ -72,7 +72,7 @@ COMMANDS = {
 }  # fmt: skip
 
 #: What a command may leave in its directory: documented folders, inputs, and outputs.
-EXPECTED = {".peft-harness", "r.json", "out", "out-2", "model", "rows.jsonl"}
+EXPECTED = {".peft-harness", "r.json", "r.baseline.lock", "r.candidate.lock", "out", "out-2", "model", "rows.jsonl"}
 
 #: How the signal is sent: to the command's process, to its group as a terminal does, or twice.
 WAYS = ("process", "group", "twice")
