@@ -13,8 +13,8 @@ from harness.gate import results, side, stored
 from harness.gate.environments import Environment
 from harness.gate.scope import Scope
 from harness.gate.side import Side
-from harness.processes import answers
-from harness.processes.answers import Answers, BadAnswer
+from harness.processes import replies
+from harness.processes.replies import Answers, BadAnswer
 from tests.traces import made_up, with_checkpoint
 
 #: A worker that says it is ready, and writes what it is told to as its answer.
@@ -66,8 +66,8 @@ def baseline(tmp_path, monkeypatch):
 )
 def test_an_answer_that_is_none_is_an_error_and_the_worker_is_replaced(baseline, monkeypatch, task, words):
     monkeypatch.setattr(side, "_GRACE", 0)
-    monkeypatch.setattr(answers, "_LIMIT", 200_000)
-    monkeypatch.setattr(side, "end", lambda process: answers.end(process, 0.2))
+    monkeypatch.setattr(replies, "_LIMIT", 200_000)
+    monkeypatch.setattr(side, "end", lambda process: replies.end(process, 0.2))
     monkeypatch.setattr(side.interrupts, "ALL", ())
     one = baseline()
     assert words in one.ask("odd", **{"do": "odd", "limit": 1, **task})["error"]

@@ -328,8 +328,18 @@ def _remove_leftovers(home: Path) -> None:
     for left in home.glob(".*-*-*"):
         with contextlib.suppress(OSError, ValueError):
             process = int(left.name.split("-")[1])
-            if process != os.getpid() and not Path(f"/proc/{process}").exists():
+            if process != os.getpid() and not _runs(process):
                 _remove(left)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's, or no process id
+        pass
+    return True
 
 
 def _remove(path: Path) -> None:

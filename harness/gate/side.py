@@ -25,7 +25,7 @@ from harness.gate.scope import Scope
 from harness.gate.worker import LIMIT
 from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
 from harness.processes import interrupts
-from harness.processes.answers import Answers, BadAnswer, end
+from harness.processes.replies import Answers, BadAnswer, end
 from harness.reading import read_text, shown
 from harness.session import journal
 from harness.throughput import pairs

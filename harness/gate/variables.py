@@ -139,7 +139,13 @@ def _cache_home() -> Path | None:
 def _home(key: str) -> Path:
     """Return the home directory for the processes of a stack, and make it. It has links to the shared caches."""
     home = cache_directory().absolute() / "homes" / key
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{home}: a judged stack has its home directory there, which cannot be made ({error.strerror}); set "
+            "PEFT_HARNESS_CACHE to a directory that you can write to"
+        ) from None
     caches = _cache_home()
     if caches is None:
         return home

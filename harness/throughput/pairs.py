@@ -24,8 +24,8 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.paths import SAFE_PATH, keeping_bytecode
-from harness.processes.answers import Answers, BadAnswer
-from harness.processes.answers import end as end_process
+from harness.processes.replies import Answers, BadAnswer
+from harness.processes.replies import end as end_process
 from harness.spec import RunSpec
 from harness.throughput.clock import watched
 from harness.throughput.judgement import SPREAD, Judgement, judge, spread
