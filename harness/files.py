@@ -109,10 +109,13 @@ def check_writable(option: str, path: str | Path) -> Path:
     return file
 
 
-def check_writable_directory(option: str, path: str | Path) -> None:
+def check_writable_directory(
+    option: str, path: str | Path, advice: str = "name a directory that you can write to"
+) -> None:
     """Find out before the work whether files can be written into a directory, which may be missing.
 
     - option: the option that names the directory, as the user typed it.
+    - advice: the end of the sentence.
 
     Raises UsageError if it is no directory, and if no file can be written in it. Nothing stays of the trial.
     """
@@ -121,9 +124,7 @@ def check_writable_directory(option: str, path: str | Path) -> None:
         with _directories(path):
             _try(path / "trial")
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{option} {path}: cannot be written ({reason(error)}); name a directory that you can write to"
-        ) from None
+        raise UsageError(f"{option} {path}: cannot be written ({reason(error)}); {advice}") from None
 
 
 def reason(error: BaseException) -> str:

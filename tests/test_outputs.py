@@ -152,7 +152,7 @@ def test_each_option_that_names_an_output_is_checked():
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("soak --times 1 --json folder", "--json folder: is a directory; name a file"),
+        ("soak --times 2 --json folder", "--json folder: is a directory; name a file"),
         ("speed --plot x.xyz", "--plot x.xyz: no format that matplotlib writes; end the name in .avif"),
         ("speed --plot x", "--plot x: no format that matplotlib writes"),
         ("coverage --plot x.pgf", "--plot x.pgf: no format that matplotlib writes"),
@@ -373,6 +373,26 @@ def test_a_poor_environment_has_results_all_the_same(module):
     assert done.stderr.startswith(b"peft-harness: cache clean ") and b"no such kind" in done.stderr
 
 
+def test_a_gate_finds_a_read_only_directory_before_it_makes_environments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".peft-harness").touch()
+    code, _, errors = command_line.run("gate", "--baseline", "current", "--candidate", "current")
+    assert (code, errors) == (
+        2,
+        f"peft-harness: the gate's results in {tmp_path}/.peft-harness: cannot be written (not a directory); "
+        "change to a directory that you can write to\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "ended"), [(0, 0), (1, 1), (2, 2), (3, 3), (4, 2), (5, 2), (143, 143), (-9, 2), (120, 2), (-11, 2)]
+)
+def test_only_codes_of_the_suites_are_theirs(place, monkeypatch, code, ended):
+    done = subprocess.CompletedProcess([], code)
+    monkeypatch.setattr("harness.cli.pytest_process.subprocess.run", lambda *words, **options: done)
+    assert command_line.run("check")[0] == ended
+
+
 # ---- the cache of a command ----
 
 
@@ -394,17 +414,21 @@ def test_a_chosen_cache_that_cannot_be_written_is_wrong_usage(tmp_path, monkeypa
 
 
 def test_without_a_home_directory_nothing_is_cached_and_that_is_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("PEFT_HARNESS_CACHE", raising=False)
+    # Set and deleted, so that they are restored.
+    for name in ("PEFT_HARNESS_CACHE", "UV_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     use_cache()
     assert os.environ["PEFT_HARNESS_CACHE"].startswith(f"{tmp_path}/peft-harness-cache-")
+    assert os.environ["UV_CACHE_DIR"] == f"{os.environ['PEFT_HARNESS_CACHE']}/uv"
     (line,) = capsys.readouterr().err.splitlines()
-    assert "file/.cache/peft-harness: cannot be written (not a directory)" in line and line.endswith(
-        "nothing is cached"
+    assert line == (
+        f"peft-harness: the cache {tmp_path}/file/.cache/peft-harness: cannot be written (not a directory); "
+        "set PEFT_HARNESS_CACHE to cache what the command makes"
     )
-    monkeypatch.delenv("PEFT_HARNESS_CACHE")
 
 
 def test_without_a_user_the_sentence_names_the_variable(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 from harness.errors import UsageError
 from harness.files import check_writable_directory, reason
@@ -16,14 +17,32 @@ def use_cache() -> None:
 
     Raises UsageError if the user has chosen one that cannot be written.
     """
-    chosen = os.environ.get(CACHE)
+    if os.environ.get(CACHE):
+        check_writable_directory(CACHE, cache_directory())
+        _make(cache_directory())
+        return
     try:
-        directory = cache_directory()
-        check_writable_directory(CACHE, directory)
-        mark_cache(directory)
-    except (OSError, UsageError) as error:
-        words = reason(error) if isinstance(error, OSError) else str(error)
-        if chosen:
-            raise UsageError(words) from None
+        check_writable_directory("the cache", cache_directory(), f"set {CACHE} to cache what the command makes")
+        _make(cache_directory())
+    except UsageError as error:
         os.environ[CACHE] = tempfile.mkdtemp(prefix="peft-harness-cache-")
-        print(f"peft-harness: {words}; nothing is cached", file=sys.stderr)
+        if "UV_CACHE_DIR" not in os.environ and not _uv_has_a_cache():
+            os.environ["UV_CACHE_DIR"] = os.path.join(os.environ[CACHE], "uv")
+        print(f"peft-harness: {error}", file=sys.stderr)
+
+
+def _make(directory: Path) -> None:
+    try:
+        mark_cache(directory)
+    except OSError as error:
+        raise UsageError(f"{directory}: the cache cannot be made ({reason(error)}); set {CACHE}") from None
+
+
+def _uv_has_a_cache() -> bool:
+    """Return whether uv can write its own cache. It ends with an error where it cannot."""
+    try:
+        usual = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        check_writable_directory("uv", Path(usual, "uv"))
+    except (UsageError, RuntimeError):
+        return False
+    return True

@@ -22,6 +22,7 @@ from harness.cli.options import (
     scope,
 )
 from harness.cli.outputs import file_option
+from harness.files import check_writable_directory
 
 
 def gate(
@@ -52,10 +53,12 @@ def gate(
     Compares clauses, numbers, checkpoints, throughput and memory. Exit codes: 0 safe, 1 unsafe, 2 could not run,
     3 inconclusive. If a gate was interrupted, the same command continues it.
     """
+    results = Path(".peft-harness").absolute()
+    check_writable_directory("the gate's results in", results, "change to a directory that you can write to")
+    use_cache()
     from harness import contract
     from harness.gate import command
 
-    use_cache()
     contract.select(clause or [])
     judged = scope(subject, device, clause, preload, env, build)
     raise typer.Exit(

@@ -66,7 +66,7 @@ def check(
 
 def soak(
     context: typer.Context,
-    times: Annotated[int, typer.Option(metavar="N", max=10_000, help="How many times to run the suites.")] = 20,
+    times: Annotated[int, typer.Option(metavar="N", min=2, max=10_000, help="How many times to run the suites.")] = 20,
     subject: Subject = "hf-trainer",
     device: Device = "cpu",
     clause: Clauses = None,

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from harness.errors import UsageError
+
 
 def run_pytest(
     tests: list[str],
@@ -41,5 +43,7 @@ def run_pytest(
         *rest,
     ]
     code = subprocess.run(command, env=environment, check=False, preexec_fn=ignore_ctrl_c).returncode
-    # pytest returns 4 for wrong usage and 5 for no tests.
-    return 2 if code in (4, 5) else code
+    # pytest returns 4 for wrong usage and 5 for no tests. More than 128 is a signal that asked for the end.
+    if 0 <= code <= 5 or code > 128:
+        return 2 if code in (4, 5) else code
+    raise UsageError(f"the suites' process ended with {code}, so not all that was asked for is judged")
