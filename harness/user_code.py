@@ -42,8 +42,13 @@ def imported(module: str, where: str) -> ModuleType:
     if module in sys.modules:
         return sys.modules[module]
     search_user_modules()
-    with guarded(f"{where} cannot be imported"):
-        return importlib.import_module(module)
+    try:
+        with guarded(f"{where} cannot be imported"):
+            return importlib.import_module(module)
+    except UsageError:
+        # It may have come to its end, and have closed stdout. A second import must not succeed.
+        sys.modules.pop(module, None)
+        raise
 
 
 @contextlib.contextmanager
