@@ -12,7 +12,7 @@ import pytest
 
 from harness import environment
 from harness.errors import UsageError
-from harness.processes import gpu_locks
+from harness.processes import gpu_locks, guard
 from harness.runs.scenarios import TOGETHER, spread
 
 ON_A_CPU = spread(TOGETHER, "ddp", device="cpu").launch
@@ -107,7 +107,7 @@ def test_a_lock_file_that_torch_left_over_is_removed(holder, tmp_path):
 
 
 def test_a_lock_directory_that_somebody_else_made_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_locks.guard, "common_directory", lambda: tmp_path)
+    monkeypatch.setattr(guard, "common_directory", lambda: tmp_path)
     monkeypatch.setenv(environment.GPUS, "0")
     (tmp_path / "theirs").mkdir()
     (tmp_path / f"peft-harness-{os.getuid()}-gpus-0").symlink_to(tmp_path / "theirs")

@@ -138,7 +138,8 @@ def of_files(directory: Path, names: list[str]) -> str:
 
 def _shortened(text: str) -> str:
     """Leave out the last lines of a text that is too long for a comment, and say so."""
-    lines, size = [], 0
+    lines: list[str] = []
+    size = 0
     for line in text.splitlines(keepends=True):
         size += len(line.encode())
         if size > _BYTES:
