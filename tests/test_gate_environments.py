@@ -1,6 +1,7 @@
 """Environments: how requirements are read, and that an environment is complete or absent."""
 
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from harness.errors import UsageError
 from harness.gate import environments, requirements
 from harness.gate.environments import Unresolvable
 from harness.paths import keeping_bytecode
+from tests.wheels import folder, wheel
 
 
 @pytest.mark.parametrize(
@@ -146,3 +148,50 @@ def test_a_stack_keeps_the_running_torch_and_can_be_made_again_from_its_lock(tmp
 def test_requirements_that_nothing_meets_are_refused_in_the_resolvers_words(tmp_path):
     with pytest.raises(Unresolvable, match=r"'peft==99': .*there is no version of peft==99"):
         environments.make("peft==99", tmp_path)
+
+
+#: A project whose build writes its environment into a file, and a file into its own folder.
+BUILDS = """
+import json, os, pathlib
+from setuptools import setup
+pathlib.Path(os.environ["MINE"], "environment.json").write_text(json.dumps(dict(os.environ)))
+pathlib.Path(__file__).with_name("made_by_the_build.py").touch()
+setup(name="builds", version="1.0", py_modules=[])
+"""
+
+
+@pytest.mark.network
+def test_a_wheel_a_folder_and_a_repository_are_installed_as_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "UV_INDEX_PRIVATE_PASSWORD"):
+        monkeypatch.setenv(name, "secret")
+    path = wheel(tmp_path, name="tiny")
+    folder(tmp_path / "repository", name="fetched")
+    git = ["git", "-C", str(tmp_path / "repository"), "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / "builds").mkdir()
+    (tmp_path / "builds" / "setup.py").write_text(BUILDS)
+    asked = f"./{path.name} builds @ ./builds fetched @ git+file://{tmp_path}/repository"
+    made = environments.make(asked, tmp_path / "home", added=[("MINE", str(tmp_path))])
+    assert {name: made.pins.get(name) for name in ("tiny", "builds", "fetched")} == dict.fromkeys(
+        ("tiny", "builds", "fetched"), "1.0"
+    )
+    assert re.search(r"^fetched @ git\+file://\S+@[0-9a-f]{40}$", made.lock, re.MULTILINE)
+    seen = json.loads((tmp_path / "environment.json").read_text())
+    assert [path.name for path in (tmp_path / "builds").iterdir()] == ["setup.py"]
+    assert "secret" not in seen.values() and seen["HOME"].endswith("/homes/builds")
+    (tmp_path / "again.txt").write_text(made.lock)
+    again = environments.make("again.txt", tmp_path / "home", added=[("MINE", str(tmp_path))])
+    assert again.key == made.key
+
+
+@pytest.mark.network
+def test_a_release_without_a_wheel_is_built_only_if_it_is_named(tmp_path):
+    # antlr4-python3-runtime 4.9.3 has a source archive only.
+    asked = "antlr4-python3-runtime==4.9.3"
+    with pytest.raises(Unresolvable, match="--build NAME lets a package's own code build it"):
+        environments.make(asked, tmp_path)
+    made = environments.make(asked, tmp_path, build=["antlr4_python3_runtime"])
+    assert made.pins["antlr4-python3-runtime"] == "4.9.3"
+    assert made.lock.startswith("--no-binary antlr4-python3-runtime\n")

@@ -57,6 +57,21 @@ def test_a_folder_is_installed_by_its_content(here, asked):
     assert read()[0].content != before.content
 
 
+def test_a_folder_is_built_in_a_copy(here):
+    project = folder(here / "project")
+    for name in (".git/HEAD", "build/x.py", "tiny/build/x.py", ".venv/x", "tiny/__pycache__/x.pyc"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).touch()
+    (source,) = requirements.read("./project").sources
+    copy = sources.copied(source, here / "copies")
+    (place,) = (here / "copies").iterdir()
+    assert (copy.name, copy.content, copy.url) == (source.name, source.content, place.as_uri())
+    found = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+    assert found == {"pyproject.toml", "tiny/__init__.py", ".git/HEAD", "tiny/build/x.py"}
+    (release,) = requirements.read(str(wheel(here))).sources
+    assert sources.copied(release, here / "copies") == release
+
+
 def test_a_repository_is_known_by_its_commit_and_needs_a_name():
     url = "git+https://github.com/huggingface/peft@v0.18.1"
     (found,) = requirements.read(f"peft[dev] @ {url} transformers").sources

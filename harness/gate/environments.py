@@ -37,7 +37,7 @@ from harness.environment import STACK
 from harness.errors import UsageError
 from harness.gate import installed, locks, requirements, uv, variables
 from harness.gate.requirements import CURRENT, LEFT_OUT, name_of
-from harness.gate.sources import Source
+from harness.gate.sources import Source, copied
 from harness.gate.variables import Named
 from harness.paths import PACKAGE, USER_MODULES, cache_directory, keeping_bytecode
 from harness.processes.parent_watch import OWNER
@@ -171,7 +171,8 @@ def resolve(asked: str, build: Iterable[str] = (), added: Named = ()) -> str:
         needed = [f"torch=={torch.partition('+')[0]}" if line == "torch" else line for line in needed]
     with tempfile.TemporaryDirectory() as folder:
         source, lock, constraints = (Path(folder, name) for name in ("requirements.in", "lock.txt", "constraints.txt"))
-        source.write_text("\n".join([*given.options, *releases, *map(str, sources), *needed]) + "\n", encoding="utf-8")
+        copies = [copied(made, Path(folder)) for made in sources]
+        source.write_text("\n".join([*given.options, *releases, *map(str, copies), *needed]) + "\n", encoding="utf-8")
         constraints.write_text("\n".join(given.constraints) + "\n", encoding="utf-8")
         # uv prefers the versions that it finds in its output file.
         preferred = {name: version for name, version in running().pins.items() if name not in free}
@@ -191,10 +192,8 @@ def resolve(asked: str, build: Iterable[str] = (), added: Named = ()) -> str:
 
 
 def _building(build: Iterable[str], sources: Iterable[Source]) -> list[str]:
-    """Return uv's options: wheels only, but for what the user wants built. A folder is built anew, since it may change."""
-    named = [*build, *(source.name for source in sources if source.builds)]
-    fresh = [word for source in sources if source.folder for word in ("--refresh-package", source.name)]
-    return [*uv.only_wheels(named), *fresh]
+    """Return uv's options: wheels only, but for what the user wants built."""
+    return uv.only_wheels([*build, *(source.name for source in sources if source.builds)])
 
 
 # ---- installing ----
@@ -275,7 +274,12 @@ def _install(asked: str, lock: str, directory: Path, added: Named) -> None:
     with tempfile.TemporaryDirectory() as folder:
         checked, unchecked = Path(folder, "checked.txt"), Path(folder, "unchecked.txt")
         checked.write_text("".join(entry.text for entry in others), encoding="utf-8")
-        lines = [entry.text if entry.url else f"{entry.identity}\n" for entry in entries if entry not in others]
+        folders = {source.name: f"{copied(source, Path(folder))}\n" for source in sources if source.folder}
+        lines = [
+            folders.get(entry.name, entry.text) if entry.url else f"{entry.identity}\n"
+            for entry in entries
+            if entry not in others
+        ]
         unchecked.write_text("".join(lines), encoding="utf-8")
         hashes = ["--require-hashes"] if all(entry.hashes for entry in others) else []
         commands = [(["venv", "--relocatable", "--python", sys.executable, str(directory)], False)]

@@ -6,10 +6,13 @@ repository. So two wheels of the same version are two stacks.
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
 import functools
 import hashlib
 import os
 import re
+import shutil
 import sys
 import zipfile
 from dataclasses import dataclass
@@ -41,6 +44,19 @@ _MOST_FILES, _MOST_BYTES = 100_000, 4 * 2**30
 #: Folders that are no part of a package: build outputs at the top, and what tools keep everywhere.
 _TOP_OUTPUTS = ("build", "dist")
 _TOOLS = (".*", "__pycache__", "*.egg-info", "node_modules", "venv")
+
+#: What is not copied for a build, either.
+_NOT_COPIED = (
+    "__pycache__",
+    "*.egg-info",
+    "node_modules",
+    "venv",
+    ".venv",
+    ".tox",
+    ".nox",
+    ".*_cache",
+    ".peft-harness",
+)
 
 #: Endings of packages in one file.
 ARCHIVES = (".whl", ".tar.gz", ".zip", ".tar.bz2", ".tar.xz", ".tgz")
@@ -189,6 +205,25 @@ def _canonical(name: str) -> str:
     return str(canonicalize_name(name))
 
 
+def copied(source: Source, into: Path) -> Source:
+    """Return a source that can be built without a trace in the user's folder: of a folder a copy, others as they are.
+
+    - into: a temporary directory.
+    """
+    if not source.folder:
+        return source
+    folder = Path(url2pathname(urlsplit(source.url).path))
+    outputs = {str(folder): set(_TOP_OUTPUTS)}
+
+    def left_out(place: str, names: list[str]) -> set[str]:
+        return {name for glob in _NOT_COPIED for name in fnmatch.filter(names, glob)} | outputs.get(place, set())
+
+    target = into / f"{source.name}-{source.content[:16]}"
+    # Tools that ask git for the version need .git.
+    shutil.copytree(folder, target, symlinks=True, ignore=left_out)
+    return dataclasses.replace(source, url=target.as_uri())
+
+
 @functools.lru_cache(64)
 def file_hash(path: Path, mtime: int, size: int) -> str:
     """Return the sha256 of a file, in hex. mtime and size: so that a changed file is read again."""
@@ -204,15 +239,13 @@ def folder_hash(folder: Path) -> str:
 
     Hidden files, bytecode and build outputs do not count. Raises UsageError if there are too many files.
     """
-    from fnmatch import fnmatch
-
     digest, count, size = hashlib.sha256(), 0, 0
     for place, folders, files in os.walk(folder):
         top = Path(place) == folder
         folders[:] = sorted(
             name
             for name in folders
-            if not any(fnmatch(name, glob) for glob in _TOOLS) and not (top and name in _TOP_OUTPUTS)
+            if not any(fnmatch.fnmatch(name, glob) for glob in _TOOLS) and not (top and name in _TOP_OUTPUTS)
         )
         for name in sorted(files):
             path = Path(place, name)
