@@ -122,6 +122,7 @@ def test_a_module_that_is_wrong_is_told_in_a_sentence(text, words, tmp_path):
     [
         (["--mutant", "rows-not-shufled"], "names no mutant; near it are rows-not-shuffled"),
         (["--module", "no-such-file.py"], "--module no-such-file.py: no such file"),
+        (["--module", "harness"], "--module harness: is a directory; name a file"),
         (["--json", "harness"], "--json harness: is a directory; name a file"),
     ],
 )

@@ -153,11 +153,10 @@ def test_each_option_that_names_an_output_is_checked():
     ("line", "words"),
     [
         ("soak --times 2 --json folder", "--json folder: is a directory; name a file"),
-        ("speed --plot x.xyz", "--plot x.xyz: no format that matplotlib writes; end the name in .avif"),
-        ("speed --plot x", "--plot x: no format that matplotlib writes"),
-        ("coverage --plot x.pgf", "--plot x.pgf: no format that matplotlib writes"),
+        ("speed --plot x.xyz", "--plot x.xyz: no format of a plot; end the name in .png, .svg, .pdf"),
+        ("speed --plot x", "--plot x: no format of a plot"),
+        ("coverage --plot x.pgf", "--plot x.pgf: no format of a plot"),
         ("speed --json x.png --plot x.png", "--json x.png: --plot names the same file; name another one"),
-        ("speed --json file --plot to-file", "no format"),
         ("mutants --module file --json file", "--json file: --module names the same file; name another one"),
         ("mutants --module file --html to-file", "--module names the same file"),
         ("gate --baseline file --candidate current --markdown ./file", "--baseline names the same file"),
@@ -171,6 +170,12 @@ def test_outputs_are_checked_before_a_command_works(place, line, words):
     assert (code, output, errors.count("\n")) == (2, "", 1)
     assert words in errors
     assert listing(place).keys() == before.keys() and (place / "file").read_text() == "mine"
+
+
+def test_matplotlib_writes_each_format():
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    assert set(declared._FORMATS) <= set(FigureCanvasBase.get_supported_filetypes())
 
 
 def test_a_missing_matplotlib_is_found_before_a_command_works(place, monkeypatch):
@@ -218,6 +223,9 @@ def test_a_number_out_of_bounds_is_refused_at_once(place, line):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        ("soak --clause ABC-*", "--clause 'ABC-*' matches no clause"),
+        ("soak --device tpu", "--device 'tpu' is neither cpu nor cuda"),
+        ("soak --subject nobody", "unknown subject 'nobody'; known are hf-trainer, reference"),
         ("speed --strategy ddp", "--strategy: does not go with one process; name --ranks N, too"),
         ("speed --ranks 2 --seconds 5", "--seconds: does not go with --ranks"),
         ("speed --ranks 2 --rates", "--rates: does not go with --ranks"),
@@ -225,8 +233,10 @@ def test_a_number_out_of_bounds_is_refused_at_once(place, line):
         ("speed --rates --subject reference", "--rates: does not go with --subject"),
     ],
 )
-def test_an_option_without_an_effect_is_refused(place, line, words):
-    assert command_line.run(*line.split(" ")) == (2, "", f"peft-harness: {words}\n")
+def test_an_option_that_chooses_nothing_is_refused_at_once(place, line, words):
+    code, output, errors = command_line.run(*line.split(" "))
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith(f"peft-harness: {words}")
 
 
 # ---- what a command ends with ----

@@ -56,11 +56,9 @@ def gate(
     results = Path(".peft-harness").absolute()
     check_writable_directory("the gate's results in", results, "change to a directory that you can write to")
     use_cache()
-    from harness import contract
+    judged = scope(subject, device, clause, preload, env, build)
     from harness.gate import command
 
-    contract.select(clause or [])
-    judged = scope(subject, device, clause, preload, env, build)
     raise typer.Exit(
         command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick)
     )

@@ -53,10 +53,10 @@ def check(
     """
     if not with_ and (env or build):
         raise UsageError("--env and --build are for stacks that are installed; name one --with")
+    judged = scope(subject, device, clause, preload, env, build)
     from harness.gate import command
     from harness.paths import SUITES
 
-    judged = scope(subject, device, clause, preload, env, build)
     if with_:
         use_cache()
         raise typer.Exit(command.check(with_, judged, json, context.args))
@@ -78,9 +78,9 @@ def soak(
 
     Each run has another hash seed and another order of cases. Arguments after -- go to pytest.
     """
+    judged = scope(subject, device, clause, preload)
     from harness.gate.soak import soak
 
-    judged = scope(subject, device, clause, preload)
     raise typer.Exit(soak(times, judged, context.args, json))
 
 

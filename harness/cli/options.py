@@ -114,9 +114,16 @@ def scope(
     env: list[str] | None = None,
     build: list[str] | None = None,
 ) -> Scope:
-    """Return what these options choose to judge."""
+    """Return what these options choose to judge. Raises UsageError at once for a name that does not exist."""
+    from harness import contract, subjects
+    from harness.errors import UsageError
     from harness.gate import variables
     from harness.gate.scope import Scope
 
+    contract.select(clause or [])
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device!r} is neither cpu nor cuda")
+    if ":" not in subject and subject not in subjects.NAMES:
+        subjects.load(subject)  # raises
     added = variables.named(env or ())
     return Scope(subject, device, tuple(clause or ()), tuple(preload or ()), added, tuple(build or ()))

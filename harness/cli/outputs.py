@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: The key of `Context.meta` under which a command's outputs lie: name of the parameter -> its kind.
 _OUTPUTS = "harness.cli.outputs"
 
+#: Extensions of files that matplotlib writes by itself. Asking it takes seconds, and makes its cache.
+_FORMATS = ("png", "svg", "pdf", "jpg", "jpeg", "webp", "tif", "tiff", "eps", "ps", "svgz")
+
 
 def file_option(help: str, kind: str = "file", metavar: str = "FILE") -> Any:
     """Return an option that names what a command writes. Its type is `Path | None`.
@@ -81,15 +84,11 @@ def _checked(option: str, path: Path, kind: str) -> Path:
 
 
 def _check_format(option: str, path: Path) -> None:
-    """Raise UsageError if matplotlib is missing or does not write files with this extension."""
+    """Raise UsageError if matplotlib is missing, or for an extension that names no format."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(f"{option}: matplotlib is not installed; pip install matplotlib")
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    # pgf files need TeX.
-    formats = sorted(set(FigureCanvasBase.get_supported_filetypes()) - {"pgf"})
-    if path.suffix.removeprefix(".").lower() not in formats:
-        raise UsageError(f"{option} {path}: no format that matplotlib writes; end the name in .{', .'.join(formats)}")
+    if path.suffix.removeprefix(".").lower() not in _FORMATS:
+        raise UsageError(f"{option} {path}: no format of a plot; end the name in .{', .'.join(_FORMATS)}")
 
 
 def _require_its_own(option: str, path: Path, others: list[tuple[str, Path]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import re
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from harness import contract
 from harness.errors import UsageError
@@ -73,14 +75,22 @@ def mutants() -> dict[str, Mutant]:
     return found
 
 
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Imports a file of the user's, and writes no bytecode beside it."""
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        pass
+
+
 def load(file: Path) -> dict[str, Mutant]:
     """Return the mutants of a user's file by name.
 
     Raises UsageError if the file cannot be imported, has no list MUTANTS, or has a mutant that is not well-formed.
     """
     if not file.is_file():
-        raise UsageError(f"--module {file}: no such file")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+        raise UsageError(f"--module {file}: {'is a directory; name a file' if file.is_dir() else 'no such file'}")
+    loader = _Loader(file.stem, str(file)) if file.suffix == ".py" else None
+    spec = importlib.util.spec_from_file_location(file.stem, file, loader=loader)
     if spec is None or spec.loader is None:
         raise UsageError(f"--module {file}: is not a Python file")
     module = importlib.util.module_from_spec(spec)
