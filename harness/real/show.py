@@ -61,14 +61,15 @@ def print_steps(console: Console, rows: list[dict[str, Any]], labels: Sequence[s
 
 
 def print_checks(console: Console, checks: list[Check]) -> None:
-    """Print a line for each check with its numbers. Below a check that fails are its first three findings."""
+    """Print a line for each check with its numbers. Below one that fails, or was not judged, are three findings."""
     table = Table(box=None, padding=(0, 2), show_header=False)
     for check in checks:
         outcome = check.verdict.outcome
         text = Text(check.detail)
-        if check.fails:
+        if check.fails or check.undecided:
+            style = _COLOURS.get(outcome, "yellow")
             for sentence in map(shorten, check.verdict.seen[:3]):
-                text.append("" if sentence == check.detail else f"\n{sentence}", style="red")
+                text.append("" if sentence in check.detail else f"\n{sentence}", style=style)
         table.add_row(Text(outcome.replace("_", " "), style=_COLOURS.get(outcome, "yellow")), Text(check.name), text)
     console.print(table)
 
