@@ -107,6 +107,15 @@ def test_a_run_that_does_not_begin_is_refused(judge, error, words):
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_a_run_that_ends_within_its_first_step_is_refused(judge):
+    begun = Trace(ONE_STEP, "hf-trainer", {}, error="RuntimeError: mixed", steps=[Step(1, [], [0.1], {}, {})])
+    begun.events = ["train_begin", "step_begin"]
+    with pytest.raises(UsageError, match="upstream refuses it: RuntimeError: mixed"):
+        judge({"FRZ-01": fails}, trace=begun)
+    begun.events.append("step_end")
+    assert judge({"FRZ-01": fails}, trace=begun)[0] == 1
+
+
 def test_a_case_that_failed_before_its_first_step_fails_again(judge):
     code, _ = judge(
         {"LOOP-04": fails}, trace=Trace(ONE_STEP, "hf-trainer", {}, error="ValueError: no"), clause="LOOP-04"

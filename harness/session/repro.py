@@ -1,7 +1,7 @@
 """`peft-harness repro FILE`: train a spec, or repeat a drawn life, and judge it by every law that applies to any run.
 
 1. `judge_spec` reads the file, and refuses what it may not name (`harness.trust`).
-2. The run is trained. If it ends before its first step, the spec cannot be trained, and nothing is judged.
+2. The run is trained. If it ends before its first step is done, the spec cannot be trained, and nothing is judged.
 3. Each law is applied. A law that raises an error has judged nothing: that is a fault of the harness, not of the run.
 4. Verdicts are printed as they come, and laws that do not apply with the reason. `Tally.code` is the exit code.
 """
@@ -143,9 +143,14 @@ def _trained(case: CaseFile, spec: RunSpec, runs: Runs, console: Console) -> Tra
         if _DIED.match(first):
             console.print(Text("\n".join(rest)))
             raise UsageError(f"{case.where}: could not be trained: {first}")
-        if not trace.steps and case.clause is None:
+        if not _made_a_step(trace) and case.clause is None:
             raise UsageError(f"{case.where}: {who} refuses it: {first}")
     return trace
+
+
+def _made_a_step(trace: Trace) -> bool:
+    """Return whether an optimizer step came to its end. A subject of the user's may record steps and no events."""
+    return "step_end" in trace.events or ("step_begin" not in trace.events and bool(trace.steps))
 
 
 def _repeat_life(case: CaseFile, spec: RunSpec, runs: Runs, console: Console) -> Iterator[Judged]:
