@@ -43,9 +43,10 @@ def test_nothing_is_cached_if_more_than_releases_decides(stack, judged):
 def test_another_stack_scope_or_machine_has_another_file(monkeypatch):
     files = [baseline_cache.file_for(RELEASES, Scope()), baseline_cache.file_for(RELEASES, Scope(clauses=("ACC-01",)))]
     files.append(baseline_cache.file_for(dataclasses.replace(RELEASES, key="other"), Scope()))
+    files.append(baseline_cache.file_for(RELEASES, Scope(added=(("OMP_NUM_THREADS", "2"),))))
     monkeypatch.setattr(environment, "cpu_flags", lambda: frozenset({"amx_bf16"}))
     files.append(baseline_cache.file_for(RELEASES, Scope()))
-    assert len(set(files)) == 4
+    assert len(set(files)) == 5
 
 
 def case(nodeid, verdict, clause="ACC-01"):

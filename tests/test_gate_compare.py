@@ -210,6 +210,15 @@ def outcome():
     return Outcome("unsafe", in_order(FINDINGS), {"plain": numbers.Parting("bit-equal")}, cases, 12.0)
 
 
+@pytest.mark.parametrize(("lacking", "means"), [("candidate", "lost"), ("baseline", "note")])
+def test_interfaces_that_cannot_be_compared_are_said(sides, lacking, means):
+    for side in sides:
+        answer = {"error": None, "data": {"environment": {}, "interface": {}}}
+        side.done["inventory"] = {"error": "odd", "data": None} if side.name == lacking else answer
+    (finding,) = cell_findings.interfaces(*sides)
+    assert (finding.means, finding.sentence) == (means, f"not compared: the {lacking} odd")
+
+
 def test_the_screen_is_short_and_names_the_gravest_first(sides, outcome, capsys):
     from rich.console import Console
 
