@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harness.gate import cell_findings, numbers
+from harness.gate import throughput as gate_throughput
 from harness.gate.findings import LOST
 from harness.laws import (
     accumulation,
@@ -277,6 +278,18 @@ def test_a_gate_is_inconclusive_about_nan():
     assert [one.means for one in cell_findings.changed(None, None, {"cell": part})] == [LOST]
     assert numbers.parting(made_up(), filled(made_up(), math.nan)).kind == numbers.CHANGED
     assert numbers.parting(made_up(), made_up()).kind == numbers.EQUAL
+
+
+def test_a_gate_that_counted_nothing_is_inconclusive():
+    def counted(values):
+        answer = {"data": Counters(values).to_json()}
+        done = {f"counters/{name}": answer for name in gate_throughput.counted_runs("cpu")}
+        return SimpleNamespace(done=done, judged=SimpleNamespace(device="cpu"), name="a side")
+
+    names = list(gate_throughput.counted_runs("cpu"))
+    found = list(gate_throughput.counters(counted({}), counted({})))
+    assert [(one.where, one.means) for one in found] == [(name, LOST) for name in names]
+    assert list(gate_throughput.counters(counted({"flops": [1]}), counted({"flops": [1]}))) == []
 
 
 def test_times_that_are_no_numbers_decide_nothing():

@@ -74,6 +74,9 @@ def counters(baseline: Side, candidate: Side, margin: float = LARGER) -> Iterato
         both = {
             counter: (before.step[counter], after.step[counter]) for counter in before.step if counter in after.step
         }
+        if not both:
+            yield Finding("throughput", name, LOST, "no counter was counted on both sides", {"counters": {}})
+            continue
         changed = {counter: pair for counter, pair in both.items() if pair[0] != pair[1]}
         if not changed:
             continue
