@@ -177,6 +177,13 @@ def test_a_journal_that_cannot_be_written_any_more_is_said(suite, monkeypatch):
     assert verdicts(report)[("XYZ-01", "one")] == "pass"
 
 
+def test_a_failure_is_judged_where_no_case_file_can_be_written(suite, pytester):
+    (pytester.path / ".peft-harness").write_text("in the way")
+    code, output, report = suite(HOLDS.format(second=2))
+    assert code == 1 and "no case file could be written in .peft-harness (" in output
+    assert verdicts(report)[("XYZ-01", "other")] == "fail"
+
+
 @pytest.mark.parametrize("option", ["--json", "--junitxml", "--journal"])
 def test_a_file_that_cannot_be_written_is_found_before_the_work(suite, option):
     # pytester itself has another exit code for a session that ends before it begins; tests/test_usage.py looks at that.

@@ -10,6 +10,7 @@ import pytest
 from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
 
 from harness import contract, trust
+from harness.files import reason
 from harness.runs.lifecycle import describe
 from harness.session import report
 from harness.session.state import State
@@ -39,7 +40,10 @@ def block(state: State, case: Case, verdict: Verdict) -> list[str]:
     if case.drawn is not None and case.specs:
         lines.append(f"  run       {', '.join(changes(case.specs[0])) or 'the default run'}")
     lines += _labelled("life", [describe(act) for act in case.life or []])
-    lines.append(f"  repeat    peft-harness repro {_write_case(state, case)}{_trust(state, case)}")
+    try:
+        lines.append(f"  repeat    peft-harness repro {_write_case(state, case)}{_trust(state, case)}")
+    except OSError as error:
+        lines.append(f"  repeat    no case file could be written in .peft-harness ({reason(error)})")
     return lines
 
 
