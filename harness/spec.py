@@ -276,7 +276,7 @@ class RunSpec:
         return {"schema_version": SCHEMA_VERSION, **_plain(self)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any], where: str = "spec", within_bounds: bool = True) -> RunSpec:
+    def from_json(cls, value: Any, where: str = "spec", within_bounds: bool = True) -> RunSpec:
         """Return the spec that `to_json` wrote, with names of 0.1.0 replaced by today's (see `MOVED`).
 
         - where: what messages call the source, such as a file name.

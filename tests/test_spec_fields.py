@@ -254,10 +254,15 @@ def test_choices_are_those_that_the_harness_has():
     assert FIELDS["adapter"]["route"] == spec_fields.Choice((GET, ADD))
 
 
-def test_more_ranks_than_a_machine_can_take_are_refused(monkeypatch):
-    from harness.subjects.launch_arguments import unsupported
+def test_more_processes_than_a_machine_can_take_are_refused(monkeypatch):
+    from harness.subjects import hf_trainer, launch_arguments
 
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     launch = RunSpec().but(launch={"strategy": "ddp", "ranks": 16}).launch
-    assert unsupported(launch) is None
-    assert unsupported(dataclasses.replace(launch, ranks=17)).startswith("17 ranks wait for each other")
+    assert launch_arguments.unsupported(launch) is None
+    more = dataclasses.replace(launch, ranks=17)
+    assert launch_arguments.unsupported(more) == "17 ranks are too many for 2 cores, which take 16"
+    spec = RunSpec().but(launch={"strategy": "ddp", "ranks": 2}, dataloader_num_workers=8)
+    assert hf_trainer.HFTrainer().unsupported(spec) is None
+    reason = hf_trainer.HFTrainer().unsupported(spec.but(launch={"ranks": 3}))
+    assert reason == "24 dataloader workers are too many for 2 cores, which take 16"

@@ -190,6 +190,9 @@ class HFTrainer:
             return f"optimizer {optimizer!r} needs bitsandbytes, which is not installed"
         if (reason := launch_arguments.unsupported(spec.launch)) is not None:
             return reason
+        workers = spec.arguments.get("dataloader_num_workers") or 0
+        if (reason := launch_arguments.too_many(workers * spec.launch.ranks, "dataloader workers")) is not None:
+            return reason
         try:
             compat.training_arguments({**launch_arguments.arguments(spec.launch), **spec.arguments})
         except LookupError as missing:

@@ -46,9 +46,14 @@ def unsupported(launch: LaunchSpec) -> str | None:
         return "cpu_offload of FSDP2 pins memory, which needs a GPU"
     if launch.device == "cuda" and (there := len(gpus())) < launch.ranks:
         return f"{launch.ranks} ranks need {launch.ranks} GPUs, there are {there}"
-    if launch.device == "cpu" and launch.ranks > (most := max(16, 4 * (os.cpu_count() or 1))):
-        return f"{launch.ranks} ranks wait for each other; this machine's {os.cpu_count()} cores can take {most}"
-    return None
+    return too_many(launch.ranks, "ranks") if launch.device == "cpu" else None
+
+
+def too_many(processes: int, what: str) -> str | None:
+    """Return why so many processes cannot run here at once, None if they can: four for each core, and 16 anywhere."""
+    cores = os.cpu_count() or 1
+    most = max(16, 4 * cores)
+    return f"{processes} {what} are too many for {cores} cores, which take {most}" if processes > most else None
 
 
 def arguments(launch: LaunchSpec) -> dict[str, Any]:
