@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.processes import guard
+from harness.errors import UsageError
+from harness.processes import guard, imports
 from harness.processes.guard import RUN, guarded
 from tests.interrupted import COMMANDS, SECONDS, interrupted, undisturbed
 from tests.processes import alive, until
@@ -117,6 +118,16 @@ def test_the_next_command_deletes_what_a_killed_watcher_left(tmp_path, monkeypat
     assert os.environ["TMPDIR"] == str(tmp_path) and RUN not in os.environ
     assert not left.exists()
     assert all((directory / "file").exists() for directory in (users, new, locked))
+
+
+@linux
+def test_without_proc_nothing_is_judged_if_deepspeed_is_installed(monkeypatch, tmp_path):
+    monkeypatch.setattr(imports, "version", lambda name: None)
+    imports.require_proc(str(tmp_path))
+    monkeypatch.setattr(imports, "version", lambda name: "0.19.0")
+    imports.require_proc()
+    with pytest.raises(UsageError, match="is not mounted, and the installed DeepSpeed reads it"):
+        imports.require_proc(str(tmp_path))
 
 
 @pytest.mark.slow

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 
 from harness import patches
+from harness.environment import version
+from harness.errors import UsageError
 from harness.paths import search_user_modules
 from harness.user_code import guarded, imported
 
@@ -56,10 +59,22 @@ def import_upstream(preloads: list[str] | None = None, threads: int = 1, patched
     preload(preloads or [])
     if _imported:
         return
+    require_proc()
     with guarded("upstream cannot be imported"):
         _import_the_rest()
     patches.apply()
     _imported = True
+
+
+def require_proc(proc: str = "/proc") -> None:
+    """Raise UsageError if DeepSpeed is installed, and /proc, which it reads at its import, is missing.
+
+    accelerate imports DeepSpeed in every run, so every run would end in an error, and every clause would seem to fail.
+    """
+    if sys.platform == "linux" and version("deepspeed") is not None and not os.path.exists(f"{proc}/self/stat"):
+        raise UsageError(
+            f"{proc} is not mounted, and the installed DeepSpeed reads it; mount it, or uninstall deepspeed"
+        )
 
 
 def _import_the_rest() -> None:
