@@ -10,13 +10,14 @@ import sys
 import pytest
 import typer
 
-from harness import files
-from harness.cli import _COMMANDS, app, ending
+from harness import ending, files
+from harness.cli import app
 from harness.cli import outputs as declared
 from harness.cli.cache_use import use_cache
 from harness.errors import UsageError
 from harness.files import Attempts, check_writable, check_writable_directory, out_of_space, write_whole
 from harness.paths import cache_directory, is_cache, keeping_bytecode, mark_cache
+from harness.real import reference_alone
 from tests import command_line
 
 # ---- files that cannot be written ----
@@ -124,8 +125,6 @@ def test_a_write_that_fails_is_tried_again_and_the_last_one_counts():
 
 
 # ---- options that name files ----
-
-WRITERS = [command for command, _ in _COMMANDS]
 
 
 def output_options():
@@ -323,6 +322,26 @@ def test_with_a_variable_the_traceback_is_printed(ends, tmp_path, monkeypatch):
 )
 def test_exit_codes_of_others_are_not_taken_for_ours(code, ended):
     assert ending.ended(code) == ended
+
+
+def test_the_reference_alone_ends_in_the_same_way(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for error, words in (
+        (SystemExit(0), "internal error: SystemExit: 0; please report it with"),
+        (OSError(errno.ENOSPC, "No space left on device", "/there/x"), "no space left on /there"),
+        (ValueError("one"), "internal error: ValueError: one; please report it with"),
+    ):
+        monkeypatch.setattr(reference_alone, "_spec", lambda chosen, error=error: (_ for _ in ()).throw(error))
+        assert reference_alone.main([]) == 2
+        assert capsys.readouterr().err.startswith(f"python -m harness.reference: {words}")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 5000, '{"ACC-01": 1}'])
+def test_a_damaged_table_of_faults_is_one_sentence(monkeypatch, tmp_path, text):
+    (tmp_path / "proofs.json").write_text(text)
+    monkeypatch.setattr("harness.register.entries.PROOFS", tmp_path / "proofs.json")
+    code, output, errors = command_line.run("clauses", "RES-05")
+    assert (code, output, errors.count("\n")) == (2, "", 1) and f"{tmp_path / 'proofs.json'}: " in errors
 
 
 class Broken(io.StringIO):

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 import harness
-from harness.cli import cache_command, compare_commands, ending, judge_commands, look_commands, measure_commands
+from harness import ending
+from harness.cli import cache_command, compare_commands, judge_commands, look_commands, measure_commands
 from harness.cli.outputs import Command
 from harness.processes import guard, interrupts
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from harness import trust
+from harness import ending, trust
 from harness.errors import UsageError
 from harness.spec import RunSpec
 
@@ -36,19 +35,24 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(given: list[str] | None = None) -> int:
-    """Train a spec and print its steps. Return 0, or 2 after one sentence on stderr if the input is wrong.
+    """Train a spec and print its steps. Return 0, or 2 after one sentence on stderr if that could not be done.
 
     - given: the command line's arguments; None: those of this process
     """
+    lost = ending.open_streams("python -m harness.reference")
+    if lost:
+        return ending.say(lost)
     try:
         chosen = _parser().parse_args(given)
+    except UsageError as error:
+        return ending.ended_by(error)
+    try:
         spec = _spec(chosen)
         with tempfile.TemporaryDirectory() as scratch:
             _train(spec, chosen.output or Path(scratch), chosen.resume, save_adapter=chosen.output is not None)
-    except UsageError as error:
-        print(f"python -m harness.reference: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return ending.ended(0)
+    except BaseException as error:
+        return ending.ended_by(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,9 @@ from harness.contract import expectations
 from harness.contract.clause import Clause
 from harness.contract.expectations import Expectation
 from harness.contract.releases import RELEASES, Release
+from harness.errors import UsageError
 from harness.paths import PACKAGE, SUITES
+from harness.reading import read_json
 
 #: The faults under which each clause's checks fail, by clause id. `harness.register.write` writes it from tests/.
 PROOFS = PACKAGE / "contract" / "proofs.json"
@@ -52,7 +53,9 @@ def entries(proofs: dict[str, list[dict[str, str]]] | None = None) -> dict[str, 
     proofs: the faults by clause id; by default those in PROOFS.
     """
     if proofs is None:
-        proofs = json.loads(PROOFS.read_text(encoding="utf-8"))
+        proofs = read_json(PROOFS)
+        if not isinstance(proofs, dict) or not all(isinstance(faults, list) for faults in proofs.values()):
+            raise UsageError(f"{PROOFS}: is no table of faults; install peft-harness again")
     tests = judged_by(SUITES)
     defects = expectations.load(SUITES / "expectations")
     return {

@@ -45,12 +45,20 @@ _SURROUNDINGS = {
 }
 
 
-def open_streams() -> str:
+#: What begins each sentence: the name of the command line.
+_program = "peft-harness"
+
+
+def open_streams(program: str = "peft-harness") -> str:
     """Give this process the three standard streams. Return one sentence if what it prints would be lost, else "".
 
     If a descriptor is closed, the next file that is opened gets its number, and what is printed goes there. Characters that
     the encoding of a stream does not have are escaped.
+
+    - program: the name of the command line, with which each sentence begins.
     """
+    global _program
+    _program = program
     was_closed = sys.stdout is None
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -69,7 +77,7 @@ def say(sentence: str, code: int = COULD_NOT_RUN) -> int:
     if len(words) > _MOST:
         words = f"{words[: _MOST // 2]} ... {words[-_MOST // 2 :]}"
     try:
-        print(f"peft-harness: {words}", file=sys.stderr, flush=True)
+        print(f"{_program}: {words}", file=sys.stderr, flush=True)
     except (OSError, ValueError):  # nobody reads it
         _discard(sys.stderr)
     return code
