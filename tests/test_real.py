@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from harness import compat
+from harness.errors import UsageError
 from harness.fixtures import smollm2
 from harness.paths import ROOT
 from harness.real.command import train
@@ -101,6 +102,23 @@ def test_a_run_that_raises_fails(tiny, tmp_path, capsys, monkeypatch):
     assert code == 1
     assert result["errors"] == {"Raising": "RuntimeError: out of luck"}
     assert "out of luck" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_one_sentence_and_no_result(tiny, tmp_path, monkeypatch):
+    (tmp_path / "full_trainer.py").write_text(
+        "import errno\n"
+        "from transformers import Trainer\n"
+        "from harness.subjects.hf_trainer import HFTrainer\n"
+        "class Full(Trainer):\n"
+        "    def _save_checkpoint(self, *args, **kwargs):\n"
+        "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "def subject():\n"
+        "    return HFTrainer(Full)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match="no space left on"):
+        run_tiny(tiny, tmp_path / "out", subject=["full_trainer:subject", "hf-trainer"])
+    assert not (tmp_path / "out" / "result.json").exists()
 
 
 def test_an_adapter_file_in_half_precision_fails_the_size(tmp_path):
