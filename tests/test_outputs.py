@@ -14,6 +14,7 @@ from harness import ending, files
 from harness.cli import app
 from harness.cli import outputs as declared
 from harness.cli.cache_use import use_cache
+from harness.cli.pytest_process import run_pytest
 from harness.errors import UsageError
 from harness.files import Attempts, check_writable, check_writable_directory, out_of_space, write_whole
 from harness.paths import cache_directory, is_cache, keeping_bytecode, mark_cache
@@ -413,13 +414,19 @@ def test_a_gate_finds_a_read_only_directory_before_it_makes_environments(tmp_pat
     )
 
 
-@pytest.mark.parametrize(
-    ("code", "ended"), [(0, 0), (1, 1), (2, 2), (3, 3), (4, 2), (5, 2), (143, 143), (-9, 2), (120, 2), (-11, 2)]
-)
-def test_only_codes_of_the_suites_are_theirs(place, monkeypatch, code, ended):
+@pytest.mark.parametrize(("code", "ended"), [(0, 0), (1, 1), (2, 2), (3, 3), (4, 2), (5, 2), (143, 143)])
+def test_codes_of_the_suites_are_those_of_a_command(monkeypatch, code, ended):
     done = subprocess.CompletedProcess([], code)
     monkeypatch.setattr("harness.cli.pytest_process.subprocess.run", lambda *words, **options: done)
-    assert command_line.run("check")[0] == ended
+    assert run_pytest([], "reference", "cpu", [], [], None, []) == ended
+
+
+@pytest.mark.parametrize("code", [-9, -11, 120])
+def test_suites_that_end_otherwise_are_one_sentence(monkeypatch, code):
+    done = subprocess.CompletedProcess([], code)
+    monkeypatch.setattr("harness.cli.pytest_process.subprocess.run", lambda *words, **options: done)
+    with pytest.raises(UsageError, match=f"the suites' process ended with {code}, so not all that was asked for is"):
+        run_pytest([], "reference", "cpu", [], [], None, [])
 
 
 # ---- the cache of a command ----
