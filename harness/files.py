@@ -14,13 +14,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UsageError
+from harness.errors import OutOfSpace, UsageError
 
 #: Bytes that `check_writable` writes. A full disk has no room for one block of the usual size.
 _TRIAL = 4096
 
+#: A disk with fewer bytes free counts as full.
+_FEW = 2**20
+
 #: What libraries say instead of OSError if a disk is full: Rust's safetensors, torch's writer, libraries in C.
-_FULL = re.compile(r"No space left on device|os error 28|Disk quota exceeded|PytorchStreamWriter failed writing")
+_FULL = re.compile(
+    r"No space left on device|os error 28|Disk quota exceeded|PytorchStreamWriter failed writing"
+    r"|inline_container\.cc.*unexpected pos"
+)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -148,6 +154,13 @@ def out_of_space(error: BaseException | None, places: Iterable[Path] = ()) -> st
     return ""
 
 
+def require_space(error: BaseException | None) -> None:
+    """Raise OutOfSpace if a full disk is the cause of an error: whatever ended by it is not judged."""
+    sentence = out_of_space(error)
+    if sentence:
+        raise OutOfSpace(sentence) from error
+
+
 def inside(directory: Path, name: str, where: str) -> Path:
     """Return the path of a file that may be written or deleted because it lies in a directory.
 
@@ -158,10 +171,14 @@ def inside(directory: Path, name: str, where: str) -> Path:
     Raises UsageError for an absolute path, for "..", and if a link leads out of the directory or the file is a link.
     """
     path = directory / name
-    is_relative = not Path(name).is_absolute() and ".." not in Path(name).parts
-    if not is_relative or path.is_symlink() or not path.resolve().is_relative_to(directory.resolve()):
+    if leads_out(name) or path.is_symlink() or not path.resolve().is_relative_to(directory.resolve()):
         raise UsageError(f"{where}: {name!r} leads out of {directory.name}; name a file in it")
     return path
+
+
+def leads_out(name: str) -> bool:
+    """Return whether a path leads out of the directory that it should be relative to, whatever that holds."""
+    return Path(name).is_absolute() or ".." in Path(name).parts
 
 
 def _partial(path: Path) -> Path:
@@ -224,8 +241,8 @@ def _try(file: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _fullest(places: Iterable[Path]) -> Path:
-    """Return the directory with the least space."""
+def _fullest(places: Iterable[Path]) -> Path | str:
+    """Return the directory without space. Since the error, the command may have deleted its temporary files."""
 
     def free(place: Path) -> int:
         while not place.exists() and place != place.parent:
@@ -233,4 +250,5 @@ def _fullest(places: Iterable[Path]) -> Path:
         found = os.statvfs(place)
         return found.f_bavail * found.f_frsize
 
-    return min((Path(tempfile.gettempdir()), Path.cwd(), *places), key=free)
+    fullest = min((Path(tempfile.gettempdir()), Path.cwd(), *places), key=free)
+    return fullest if free(fullest) < _FEW else "a disk that is written to"

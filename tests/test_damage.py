@@ -91,6 +91,6 @@ def test_nothing_outside_of_the_checkpoint_is_touched(checkpoints, tmp_path_fact
         (checkpoints / f"checkpoint-{step}" / "folder").symlink_to(outside.parent)
     up = Path(*[".."] * len(checkpoints.parts))
     name = {"absolute": str(outside), "dots": f"{up}{outside}", "link": "link", "linked-directory": "folder/mine.txt"}
-    with pytest.raises(UsageError, match="leads out of checkpoint-"):
+    with pytest.raises(UsageError, match="leads out of"):
         damage.apply(words.format(name[way]), checkpoints)
     assert outside.read_text() == "keep me"

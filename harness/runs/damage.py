@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.files import inside
+from harness.files import inside, leads_out
 from harness.reading import shown, shown_path
 from harness.subjects.observer import checkpoint_step
 
@@ -31,8 +31,10 @@ _LARGEST = 10**15
 
 
 def check(damage: str) -> list[str]:
-    """Return the words of a damage. Raises UsageError if it is none of those that `apply` describes."""
+    """Return the words of a damage. Raises UsageError if it is none of those that `apply` describes, or leads out."""
     words = damage.split()
+    if any(leads_out(word) for word in words):
+        raise UsageError(f"damage {shown(damage)} leads out of the checkpoint; name a file in it")
     match words[words[:1] == ["newest"] :]:
         case ["delete", _] | ["empty"] | ["remove"]:
             pass
