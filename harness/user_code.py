@@ -129,13 +129,13 @@ def _no_exit() -> Iterator[None]:
             raise _Ends(f"it calls os._exit({status})")
         real(status)
 
-    os._exit = end
+    os.__dict__["_exit"] = end
     try:
         yield
     finally:
         within = False
-        if os._exit is end:
-            os._exit = real
+        if os.__dict__["_exit"] is end:
+            os.__dict__["_exit"] = real
 
 
 @contextlib.contextmanager

@@ -80,6 +80,16 @@ def test_one_run_cannot_be_compared():
         soak.soak(1, Scope())
 
 
+def test_a_first_run_that_did_not_judge_all_is_nothing_to_compare_with(monkeypatch):
+    def run(seed, judged, rest, file, limit):
+        file.write_text(json.dumps(report(HELD) | {"complete": False, "not_judged": 3}))
+        return 2
+
+    monkeypatch.setattr(soak, "_run", run)
+    with pytest.raises(UsageError, match="ended before all was judged"):
+        soak.soak(2, Scope())
+
+
 def test_suites_that_depend_on_the_hash_seed_are_found(tmp_path, monkeypatch, capsys):
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["harness.session.plugin"]\n')
     (tmp_path / "test_seed.py").write_text(SUITE)

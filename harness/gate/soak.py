@@ -53,9 +53,15 @@ def soak(times: int, judged: Scope, rest: Sequence[str] = (), file: Path | None 
             began = time.monotonic()
             with Progress(None, f"run {seed} of {times}"):
                 code = _run(seed, judged, rest, report, limit)
-            found = verdicts(json.loads(report.read_text())) if report.is_file() else {}
+            body = json.loads(report.read_text()) if report.is_file() else {"clauses": []}
+            found = verdicts(body)
             if first is None and code is not None and not found:
                 raise UsageError(f"the suites judged no case (exit code {code}); the end of their output is above")
+            if first is None and code is not None and not body.get("complete", True):
+                raise UsageError(
+                    f"the suites ended before all was judged (exit code {code}), so there is nothing to compare with; the "
+                    "end of their output is above"
+                )
             first = found if first is None else first
             if code is None:
                 differs = [f"had not ended after {limit:g} s"]

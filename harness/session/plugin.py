@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ _Exit: Any = type("peft-harness", (pytest.exit.Exception,), {})
 
 
 @contextlib.contextmanager
-def _usage_errors_end_the_session() -> Generator[None]:
+def _usage_errors_end_the_session() -> Iterator[None]:
     try:
         yield
     except UsageError as error:

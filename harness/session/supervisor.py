@@ -1,6 +1,7 @@
-"""Watch over a session of the suites from a process that nothing of the user's and nothing of upstream can reach.
+"""Watch over a session of the suites from a process in which no code of the user's runs.
 
-1. Before anything but the plugin is imported, `pytest_cmdline_main` forks. The child runs the session.
+1. Before the plugin is configured, `pytest_cmdline_main` forks. Only torch is imported by then, with the laws, and nothing
+   has used it. The child runs the session.
 2. The child tells its parent, the supervisor, what it is doing, which test runs, each report, and the session's exit code
    (`Told`).
 3. If a test ends the child, or runs longer than --case-limit, the test has failed. Another child gets all reports so far,

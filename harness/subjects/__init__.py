@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from harness.errors import UsageError
+from harness.files import require_space
 from harness.spec import RunSpec
 from harness.trace import Trace, wrong_fields
 from harness.user_code import cause, guarded, quoted
@@ -103,11 +104,11 @@ def unsupported(subject: Subject, spec: RunSpec) -> str | None:
         raise
     except Exception as error:
         raise WrongSubject(f"subject {subject.name!r}: unsupported(spec) raised an error ({cause(error)})") from None
-    if not (reason is None or (isinstance(reason, str) and reason)):
-        raise WrongSubject(
-            f"subject {subject.name!r}: unsupported(spec) returned {quoted(reason)}; expected a reason, or None"
-        )
-    return reason
+    if reason is None or (isinstance(reason, str) and reason):
+        return str(reason) if reason else None
+    raise WrongSubject(
+        f"subject {subject.name!r}: unsupported(spec) returned {quoted(reason)}; expected a reason, or None"
+    )
 
 
 def trained(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
@@ -124,6 +125,7 @@ def trained(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
             raise
         from harness.subjects.observer import Observer
 
+        require_space(error)
         trace = Observer(spec, subject.name, (), directory).finish()
         trace.error = cause(error)
     if not isinstance(trace, Trace):
