@@ -140,16 +140,15 @@ class Side:
             answer = self._answers.read(limit + _GRACE)
         except OSError:
             answer = None
-        except BadAnswer as error:
+        except BadAnswer as bad:
             self._end_worker()
             if self._ended:
                 raise KeyboardInterrupt from None
-            return {"error": str(error), "data": None}
+            return {"error": str(bad), "data": None}
         if answer is not None:
             error = answer.get("error")
-            if error is not None and not isinstance(error, str):
-                error = f"answered {shown(error)}"
-            return {"error": error, "data": answer.get("data")}
+            says = error if error is None or isinstance(error, str) else f"answered {shown(error)}"
+            return {"error": says, "data": answer.get("data")}
         status = end(worker)
         self._worker = None
         if self._ended or -status in interrupts.ALL:  # such an end is no verdict on the stack, and must not be stored
@@ -247,7 +246,7 @@ class Side:
             alone = workers == 1 and attempt == 0
             code = self._run_suites(file, 0 if alone else workers, report, tests)
             cases = results.cases(file)
-            if code in (0, 1, 3) and not journal.unfinished(file):
+            if code in (0, 1, 3) and cases and not journal.unfinished(file):
                 if self.cache_file is not None and not self.cached_since and not tests:
                     baseline_cache.store(file, self.cache_file)
                 return cases
