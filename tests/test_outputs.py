@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -15,10 +16,14 @@ from harness.cli import app
 from harness.cli import outputs as declared
 from harness.cli.cache_use import use_cache
 from harness.cli.pytest_process import run_pytest
-from harness.errors import UsageError
+from harness.errors import OutOfSpace, UsageError
 from harness.files import Attempts, check_writable, check_writable_directory, out_of_space, write_whole
 from harness.paths import cache_directory, is_cache, keeping_bytecode, mark_cache
 from harness.real import reference_alone
+from harness.runs.scenarios import PLAIN
+from harness.session.decide import decide
+from harness.subjects.observer import Observer
+from harness.verdict import SKIPPED, Case
 from tests import command_line
 
 # ---- files that cannot be written ----
@@ -278,7 +283,7 @@ def named(error, name):
         (named(ModuleNotFoundError("No module named 'peft'"), "peft"), 2, "peft cannot be imported (No module named"),
         (OSError(errno.ENOSPC, "No space left on device", "/there/x"), 2, "no space left on /there; free some, or"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "/there/x"), 2, "no space left on /there; free some, or"),
-        (RuntimeError("Error: I/O error: No space left on device (os error 28)"), 2, "no space left on /"),
+        (RuntimeError("Error: I/O error: No space left on device (os error 28)"), 2, "no space left on "),
         (PermissionError(errno.EACCES, "Permission denied", "/there"), 2, "/there: permission denied"),
         (OSError(errno.EROFS, "Read-only file system", "/there"), 2, "/there: read-only file system"),
         (RecursionError("maximum recursion depth exceeded"), 2, "internal error: RecursionError: maximum recursion"),
@@ -298,9 +303,23 @@ def test_no_exception_leaves_a_command(ends, error, code, words):
 def test_a_full_disk_is_found_in_the_causes_of_an_error():
     error = ValueError("no file")
     error.__context__ = OSError(errno.ENOSPC, "No space left on device")
-    assert out_of_space(error).startswith("no space left on /")
+    assert out_of_space(error).startswith("no space left on ")
     assert out_of_space(ValueError("No space left in the shelf")) == ""
     assert out_of_space(None) == ""
+
+
+def test_a_run_that_a_full_disk_ended_is_not_judged(tmp_path, monkeypatch):
+    """Its error would fail clauses, and 1 means that upstream is wrong."""
+    with pytest.raises(OutOfSpace, match="no space left on"):
+        Observer(PLAIN, "hf-trainer", (), tmp_path).finish(OSError(errno.ENOSPC, "No space left on device"))
+    assert Observer(PLAIN, "hf-trainer", (), tmp_path).finish(ValueError("x")).error == "ValueError: x"
+    case, report = Case("RES-01", "plain", "a::b", "hf-trainer"), SimpleNamespace(outcome="failed", longrepr=None)
+    raised = RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+    call = SimpleNamespace(excinfo=SimpleNamespace(value=raised))
+    item = SimpleNamespace(stash={}, nodeid="a::b")
+    monkeypatch.setattr("harness.session.failure.representation", lambda item, sentence, lines: sentence)
+    decide(SimpleNamespace(), item, case, call, report)
+    assert (case.verdict, case.misused) == (SKIPPED, True) and case.reason.startswith("no space left on")
 
 
 def test_the_traceback_of_an_internal_error_is_in_the_file_that_is_named(ends, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 from harness import patches
 from harness.environment import version
 from harness.errors import UsageError
+from harness.files import require_space
 from harness.processes import gpu_locks, ranks
 from harness.processes.group import LIMIT, Group, RanksFailed
 from harness.spec import LaunchSpec, RunSpec
@@ -62,6 +63,7 @@ def train(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
     try:
         run(call, launch, directory / "ranks")
     except RanksFailed as failed:
+        require_space(failed)
         failure = str(failed)
     except UsageError as error:
         # A rank sends words only.

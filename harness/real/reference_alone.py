@@ -52,7 +52,7 @@ def main(given: list[str] | None = None) -> int:
             _train(spec, chosen.output or Path(scratch), chosen.resume, save_adapter=chosen.output is not None)
         return ending.ended(0)
     except BaseException as error:
-        return ending.ended_by(error)
+        return ending.ended_by(error, [chosen.output] if chosen.output else [])
 
 
 def _parser() -> argparse.ArgumentParser:

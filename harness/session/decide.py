@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness.contract.expectations import Expectation
+from harness.files import out_of_space
 from harness.session import failure, report
 from harness.session.state import VERDICTS, DrawnFailure, NotComparable, State, Unsupported
 from harness.subjects import WrongSubject
@@ -30,8 +31,8 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
         case.verdict = NOT_COMPARABLE if isinstance(raised, NotComparable) else SKIPPED
         case.reason, case.unsupported = str(raised), isinstance(raised, Unsupported)
         return
-    wrong = next((error for error in _all(raised) if isinstance(error, WrongSubject)), None)
-    if wrong is not None:
+    wrong = next((error for error in _all(raised) if isinstance(error, WrongSubject)), "") or _full(raised)
+    if wrong:
         case.verdict, case.reason, case.misused = SKIPPED, str(wrong), True
         outcome.longrepr = failure.representation(
             item, f"{case.clause}: {wrong}", [f"{case.clause} is not judged: {wrong}"]
@@ -70,6 +71,11 @@ def _expectation(state: State, case: Case) -> Expectation | None:
 def _all(raised: BaseException | None) -> tuple[BaseException | None, ...]:
     # hypothesis raises a group if a failure does not come again when it repeats the run.
     return (raised, *getattr(raised, "exceptions", ()))
+
+
+def _full(raised: BaseException | None) -> str:
+    """Return one sentence if the test ended since a disk is full, else ""."""
+    return next((sentence for error in _all(raised) if (sentence := out_of_space(error))), "")
 
 
 def _drawn_failure(raised: BaseException | None) -> DrawnFailure | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.environment import describe, peak_bytes
+from harness.files import require_space
 from harness.spec import RunSpec
 from harness.tensors import names, shards
 from harness.tensors.checksum import checksum
@@ -151,6 +152,7 @@ class Observer:
             handle.remove()
         self._handles, self._gradient_handles = [], []
         if error is not None:
+            require_space(error)
             message = str(error).strip()
             self.trace.error = f"{type(error).__name__}: {message}" if message else type(error).__name__
         # Read before the tensors are copied, which takes memory too.
