@@ -219,6 +219,8 @@ ELSEWHERE = {
     "adapter.name ": (PLAIN.but(adapter={"others": {"/elsewhere/x": {}}}), False),
     "adapter.name  ": (PLAIN.but(adapter={"name": ".."}), False),
     "adapter.name   ": (PLAIN.but(adapter={"name": "a\0"}), False),
+    "resume.damage": (TWO_STEPS.resumed(1, damage=("newest delete /some/file",)), False),
+    "resume.damage ": (TWO_STEPS.resumed(1, damage=("truncate a/../../../x 0",)), False),
     "resume.first_leg": (TWO_STEPS.resumed(1, first_leg={"adapter": {"name": "../x"}}), False),
 }
 
