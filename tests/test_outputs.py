@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import typer
@@ -136,7 +137,8 @@ def test_a_write_that_fails_is_tried_again_and_the_last_one_counts():
 def output_options():
     """Return (command, option, kind) of each option that names a file or a directory to write."""
     found = []
-    for command in typer.main.get_command(app).commands.values():
+    group: Any = typer.main.get_command(app)
+    for command in group.commands.values():
         for param in command.params:
             names = {"json", "html", "plot", "markdown", "output", "script", "issue", "sarif"}
             if param.name in names:
@@ -184,7 +186,7 @@ def test_matplotlib_writes_each_format():
 
 
 def test_a_missing_matplotlib_is_found_before_a_command_works(place, monkeypatch):
-    monkeypatch.setattr(declared.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("harness.cli.outputs.importlib.util.find_spec", lambda name: None)
     assert command_line.run("speed", "--plot", "x.png") == (
         2,
         "",

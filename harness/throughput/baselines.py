@@ -10,7 +10,7 @@ import subprocess
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from harness import environment
 from harness.errors import UsageError
@@ -119,17 +119,17 @@ def _baseline(body: Any) -> Baseline | None:
     return made
 
 
-def _is_table(value: Any, kind: type) -> bool:
+def _is_table(value: Any, kind: type) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict) and all(type(item) is kind for item in value.values())
 
 
 def _is_count(figure: Any) -> bool:
     """Return whether a figure is that of `harness.throughput.counters.Counters`."""
-    values = figure.get("values") if isinstance(figure, dict) else None
-    return (
-        _is_table(values, list)
-        and all(steps and all(type(step) is int for step in steps) for steps in values.values())
-        and _is_table(figure.get("by_operation"), int)
+    if not isinstance(figure, dict) or not _is_table(figure.get("by_operation"), int):
+        return False
+    values = figure.get("values")
+    return _is_table(values, list) and all(
+        steps and all(type(step) is int for step in steps) for steps in values.values()
     )
 
 
