@@ -98,7 +98,7 @@ def path_of(case: CaseFile) -> str:
 
 
 def _string(body: Mapping[str, Any], name: str, where: str, pattern: re.Pattern[str]) -> str | None:
-    value = body.get(name)
+    value: str | None = body.get(name)
     if value is not None and not (isinstance(value, str) and pattern.fullmatch(value)):
         raise UsageError(f"{where}, {name}: {shown(value)} is no {name}")
     return value
