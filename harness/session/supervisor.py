@@ -60,6 +60,9 @@ ENDED = "the process that ran"
 #: Signals that ask a session to end. One that ends a test's process is no failure of that test.
 _REQUESTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
+#: Seconds that a session has to end after such a signal. After Ctrl-C pytest prints its summary and writes reports.
+_GRACE, _SHORT_GRACE = {signal.SIGINT: 15.0}, 2.0
+
 #: Seconds within which a second Ctrl-C is the same one. A terminal sends it to both processes, and one passes it on.
 _SAME = 1.0
 
@@ -132,7 +135,7 @@ class Supervisor:
         self.told = Told()
         self.ended = 0
         self._pid = 0
-        self._asked_to_end = 0
+        self._asked_to_end, self._asked_at = 0, 0.0
         # The child ends with this process, and this one with its own owner (`harness.processes.parent_watch`).
         self._owner = int(os.environ.pop(OWNER, "0"))
 
@@ -168,7 +171,7 @@ class Supervisor:
     @contextlib.contextmanager
     def _passing_signals_on(self) -> Iterator[list[signal.Signals]]:
         def pass_on(number: int, frame: Any) -> None:
-            self._asked_to_end = number
+            self._asked_to_end, self._asked_at = number, time.monotonic()
             if self._pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._pid, number)
@@ -207,6 +210,10 @@ class Supervisor:
             if now - looked > _STOPPED:
                 self.told.since += now - looked
             looked = now
+            if self._asked_to_end and now - self._asked_at > _GRACE.get(self._asked_to_end, _SHORT_GRACE):
+                # A call in C never looks at signals.
+                os.kill(self._pid, signal.SIGKILL)
+                return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1]), False
             limit = _FAREWELL if self.told.code is not None else self.limit if self.told.running else 0.0
             if limit and now - self.told.since > limit:
                 return self._end_child(), self.told.code is None
