@@ -46,6 +46,7 @@ KINDS = (
     Kind("homes", "home directories of the stacks' processes", r"homes/([0-9a-f]{16}|builds)"),
     Kind("path", "links through which other stacks import this harness", r"path/[0-9a-f]{12}"),
     Kind("bytecode", "compiled Python of upstream", r"bytecode"),
+    Kind("inductor", "what torch.compile has compiled", r"inductor"),
     Kind("model", "SmolLM2-135M-Instruct in float32, for train", r"smollm2-[\w.-]+"),
     Kind(
         "unfinished",

@@ -9,7 +9,8 @@ import sys
 from harness import patches
 from harness.environment import version
 from harness.errors import UsageError
-from harness.paths import search_user_modules
+from harness.paths import cache_directory, search_user_modules
+from harness.processes.guard import is_guarded
 from harness.user_code import guarded, imported
 
 #: Environment variables that are set before upstream is imported, unless the user has set them.
@@ -50,6 +51,9 @@ def import_upstream(preloads: list[str] | None = None, threads: int = 1, patched
         patches.turn_off()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if is_guarded():
+        # Its usual place is TMPDIR, which ends with the command. Everything would be compiled anew each time.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "inductor"))
     search_user_modules()
     with guarded("torch cannot be imported"):
         import torch
