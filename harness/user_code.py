@@ -58,7 +58,8 @@ def guarded(failure: str) -> Iterator[None]:
     - failure: what failed, such as "--preload my_patches: cannot be imported".
 
     Afterwards the current directory is what it was. If the code takes longer than LIMIT, its stack is printed and the
-    process ends with status 2. A UsageError and Ctrl-C pass as they are.
+    process ends with status 2. A UsageError passes as it is. Ctrl-C ends a command before it gets here. If pytest was
+    called from Python, it is a cause like others: the session ends with 2, which is pytest's own code for it.
     """
     with _limited(failure), _same_directory(), _same_output() as closed:
         try:
@@ -67,7 +68,7 @@ def guarded(failure: str) -> Iterator[None]:
         except UsageError:
             raise
         except BaseException as error:
-            if type(error) is KeyboardInterrupt or isinstance(error, GeneratorExit):
+            if isinstance(error, GeneratorExit):
                 raise
             raise UsageError(f"{failure} ({cause(error)})") from None
     if closed:

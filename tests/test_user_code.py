@@ -65,9 +65,9 @@ def test_a_module_that_cannot_be_imported_is_named_with_its_cause_and_place(modu
     os.fstat(1)
 
 
-def test_ctrl_c_is_no_fault_of_the_module(module):
-    name, _ = module("raise KeyboardInterrupt")
-    with pytest.raises(KeyboardInterrupt):
+def test_ctrl_c_while_a_module_is_imported_is_said(module):
+    name, file = module("raise KeyboardInterrupt")
+    with pytest.raises(UsageError, match=f"KeyboardInterrupt, at {file}:1"):
         subjects.load(f"{name}:subject")
 
 
@@ -164,7 +164,7 @@ def test_an_answer_that_is_no_reason_is_a_wrong_subject(subject, words):
         ({"steps": []}, "returned {'steps': []}; expected"),
         (Trace(PLAIN, "own", {}, steps=None), "steps is None; expected list[Step]"),
         (Trace(PLAIN, "own", {}, steps=[1]), "steps hold something else than Steps"),
-        (Trace(PLAIN, "own", {}, adapter={"a": 1}), "adapter holds something else than tensors"),
+        (Trace(PLAIN, "own", {}, **{"adapter": {"a": 1}}), "adapter holds something else than tensors"),
         (Trace(PLAIN, "own", {}, seconds="long"), "seconds is 'long'; expected float"),
         (Trace(None, "own", {}), "spec is None; expected a RunSpec"),
     ],
