@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from harness.alarm import TimeIsUp, limited
 from harness.environment import satisfies
 from harness.errors import UsageError
+from harness.files import leads_out
 from harness.reading import shown
 from harness.spec import RunSpec
 
@@ -317,7 +317,7 @@ def _findings(spec: RunSpec, patterns: list[_Pattern]) -> Iterator[_Finding]:
         yield from _code("resume.writer", spec.resume.writer, ":" in spec.resume.writer)
     for act in spec.resume.damage if spec.resume is not None else ():
         # `harness.runs.damage` looks again, when the checkpoint is there: it follows no link.
-        if any(Path(word).is_absolute() or ".." in Path(word).parts for word in act.split()):
+        if any(leads_out(word) for word in act.split()):
             yield "resume.damage", act, "it names a file outside of the checkpoint", False
     for name in (spec.adapter.name, *spec.adapter.others):
         if not _is_one_part(name):

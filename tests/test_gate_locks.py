@@ -21,7 +21,7 @@ def test_the_key_of_releases_is_their_versions():
     [
         "tiny @ file:///a/tiny-1.0-py3-none-any.whl \\\n    --hash=sha256:11\n",
         "tiny @ git+https://host/tiny@0123456789012345678901234567890123456789\n",
-        f"tiny @ file:///a  # {locks.CONTENT}{'1' * 64}\n",
+        f"tiny @ file:///a  # {requirements.CONTENT}{'1' * 64}\n",
         "tiny==1.0\n",
     ],
     ids=["another-wheel", "a-commit", "a-folder", "a-release"],

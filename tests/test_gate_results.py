@@ -13,7 +13,7 @@ from harness.gate import results, side, stored
 from harness.gate.environments import Environment
 from harness.gate.scope import Scope
 from harness.gate.side import Side
-from harness.processes import replies
+from harness.processes import interrupts, replies
 from harness.processes.replies import Answers, BadAnswer
 from tests.traces import made_up, with_checkpoint
 
@@ -68,7 +68,7 @@ def test_an_answer_that_is_none_is_an_error_and_the_worker_is_replaced(baseline,
     monkeypatch.setattr(side, "_GRACE", 0)
     monkeypatch.setattr(replies, "_LIMIT", 200_000)
     monkeypatch.setattr(side, "end", lambda process: replies.end(process, 0.2))
-    monkeypatch.setattr(side.interrupts, "ALL", ())
+    monkeypatch.setattr(interrupts, "ALL", ())
     one = baseline()
     assert words in one.ask("odd", **{"do": "odd", "limit": 1, **task})["error"]
     assert one.ask("next", "go on", writes='{"data": 1}\n', limit=30) == {"error": None, "data": 1}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +271,6 @@ VERBS: dict[str, tuple[Callable[..., Iterator[Judged]], str]] = {
 }
 
 
-def describe(action: dict[str, Any]) -> str:
+def describe(action: Mapping[str, Any]) -> str:
     """Return an action of a life's log as a call: "train(steps=3, batch=2)"."""
     return f"{action['do']}({', '.join(f'{name}={value}' for name, value in action.items() if name != 'do')})"

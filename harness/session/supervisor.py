@@ -210,7 +210,9 @@ class Supervisor:
             if now - looked > _STOPPED:
                 self.told.since += now - looked
             looked = now
-            if self._asked_to_end and now - self._asked_at > _GRACE.get(self._asked_to_end, _SHORT_GRACE):
+            if self._asked_to_end and now - self._asked_at > _GRACE.get(
+                signal.Signals(self._asked_to_end), _SHORT_GRACE
+            ):
                 # A call in C never looks at signals.
                 os.kill(self._pid, signal.SIGKILL)
                 return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1]), False
