@@ -17,7 +17,7 @@ from harness import trace as traces
 from harness.contract import expectations
 from harness.errors import UsageError
 from harness.fixtures import data
-from harness.gate import requirements
+from harness.gate import requirements, stored, summary
 from harness.reading import read_json
 from harness.runs import damage
 from harness.runs.scenarios import PLAIN
@@ -62,47 +62,68 @@ def paths(value, path=()):
     return found + [inner for key, item in items for inner in paths(item, (*path, key))]
 
 
-@st.composite
-def mutated(draw, whole):
-    """Draw a JSON value with one to three places replaced, removed or given a new key."""
-    changed = copy.deepcopy(whole)
-    for _ in range(draw(st.integers(1, 3))):
-        path = draw(st.sampled_from(paths(changed)[1:] or [()]))
-        if not path:
-            return draw(values)
-        owner = changed
+#: Where a value is changed, how, and with what. Small, so that hypothesis need not print what is changed.
+changes = st.lists(
+    st.tuples(
+        st.integers(0, 9999),
+        st.sampled_from(["replace", "replace", "replace", "remove", "add"]),
+        values,
+        st.text(max_size=8),
+    ),
+    min_size=1,
+    max_size=3,
+)
+tears = st.tuples(
+    st.sampled_from(["cut", "flip", "insert", "any"]), st.floats(0, 1), st.binary(min_size=1, max_size=12)
+)
+
+
+def changed(whole, how):
+    """Return a JSON value with one to three places replaced, removed or given a new key."""
+    whole = copy.deepcopy(whole)
+    for number, act, value, name in how:
+        places = paths(whole)[1:]
+        if not places:
+            return value
+        path = places[number % len(places)]
+        owner = whole
         for key in path[:-1]:
             owner = owner[key]
-        how = draw(st.sampled_from(["replace", "replace", "replace", "remove", "add"]))
-        if how == "replace":
-            owner[path[-1]] = draw(values)
-        elif how == "remove":
+        if act == "replace":
+            owner[path[-1]] = value
+        elif act == "remove":
             del owner[path[-1]]
         elif isinstance(owner, dict):
-            owner[draw(st.text(max_size=8))] = draw(values)
-    return changed
+            owner[name] = value
+    return whole
 
 
-@st.composite
-def torn(draw, whole):
-    """Draw bytes: those of `whole` cut, with some bytes changed, or any at all."""
-    how = draw(st.sampled_from(["cut", "flip", "insert", "any"]))
-    at = draw(st.integers(0, max(0, len(whole) - 1)))
-    if how == "cut":
-        return whole[:at]
-    if how == "flip":
-        return whole[:at] + draw(st.binary(min_size=1, max_size=4)) + whole[at + 1 :]
-    if how == "insert":
-        return whole[:at] + draw(st.binary(max_size=12)) + whole[at:]
-    return draw(st.binary(max_size=200))
+def torn(content, how):
+    """Return bytes that are cut, changed in a place, longer by some, or others altogether."""
+    act, where, extra = how
+    at = int(where * len(content))
+    return {
+        "cut": content[:at],
+        "flip": content[:at] + extra + content[at + len(extra) :],
+        "insert": content[:at] + extra + content[at:],
+        "any": extra,
+    }[act]
 
 
-def answered(read, allowed=1.0):
-    """Call a reader. It must return, or raise UsageError with one sentence, in `allowed` seconds."""
+def mutated(whole):
+    return st.builds(partial(changed, whole), changes)
+
+
+def tearing(content):
+    return st.builds(partial(torn, content), tears)
+
+
+def answered(read, allowed=1.0, refusal=UsageError):
+    """Call a reader. It must return, or raise its refusal with one sentence, in `allowed` seconds."""
     began = time.process_time()
     try:
         result = read()
-    except UsageError as error:
+    except refusal as error:
         sentence = str(error)
         assert sentence.strip() and "\n" not in sentence
         sentence.encode()  # it can be printed
@@ -122,7 +143,7 @@ def watched(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "precious.txt"]
 
 
-@given(body=st.one_of(mutated(FULL), values))
+@given(body=mutated(FULL) | values)
 @example(body={"launch": {"ranks": True}})
 @fuzzed()
 def test_a_spec(body):
@@ -132,7 +153,7 @@ def test_a_spec(body):
         assert spec.hash == RunSpec.from_json(spec.to_json()).hash
 
 
-@given(text=torn(json.dumps(FULL).encode()))
+@given(text=tearing(json.dumps(FULL).encode()))
 @fuzzed()
 def test_the_file_of_a_spec(watched, text):
     (watched / "spec.json").write_bytes(text)
@@ -140,7 +161,7 @@ def test_the_file_of_a_spec(watched, text):
     assert (watched / "spec.json").read_bytes() == text
 
 
-@given(text=torn(b'{"input_ids": [1, 2, 3], "labels": [1, -100, 3]}\n' * 3))
+@given(text=tearing(b'{"input_ids": [1, 2, 3], "labels": [1, -100, 3]}\n' * 3))
 @fuzzed()
 def test_rows(watched, text):
     (watched / "rows.jsonl").write_bytes(text)
@@ -162,7 +183,7 @@ def test_a_row(watched, row):
 REQUIREMENTS = b"# pins\ntransformers==5.1.0\npeft>=0.18,<0.20 ; python_version > '3.8'\n-r more.txt\n-c limits.txt\n"
 
 
-@given(text=torn(REQUIREMENTS))
+@given(text=tearing(REQUIREMENTS))
 @fuzzed()
 def test_a_requirements_file(watched, text):
     (watched / "pins.txt").write_bytes(text)
@@ -187,7 +208,7 @@ link = "https://example.org/1"
 """
 
 
-@given(text=torn(DEFECT))
+@given(text=tearing(DEFECT))
 @fuzzed()
 def test_expectations(watched, text):
     (watched / "x.toml").write_bytes(text)
@@ -207,7 +228,7 @@ CASE = Case("RES-05", "plain", "suites/test_res.py::test_x", "hf-trainer", "cpu"
 JOURNAL = [{"run": ["hf-trainer", "cpu"]}, CASE.__dict__]
 
 
-@given(text=torn("".join(json.dumps(line) + "\n" for line in JOURNAL).encode()))
+@given(text=tearing("".join(json.dumps(line) + "\n" for line in JOURNAL).encode()))
 @fuzzed()
 def test_a_journal(watched, text):
     (watched / "run.jsonl").write_bytes(text)
@@ -236,23 +257,21 @@ def saved(tmp_path_factory):
     return {file.name: file.read_bytes() for file in (directory / "saved").iterdir()}
 
 
-@given(drawn=st.data())
+@given(which=st.integers(0, 99), how=tears)
 @fuzzed()
-def test_a_trace(watched, saved, drawn):
-    torn_one = drawn.draw(st.sampled_from(sorted(saved)))
+def test_a_trace(watched, saved, which, how):
+    torn_one = sorted(saved)[which % len(saved)]
     for name, content in saved.items():
-        if name == torn_one:
-            content = drawn.draw(torn(content))
-        (watched / name).write_bytes(content)
+        (watched / name).write_bytes(torn(content, how) if name == torn_one else content)
     answered(lambda: traces.Trace.load(watched))
 
 
-@given(drawn=st.data())
+@given(how=changes)
 @fuzzed()
-def test_the_fields_of_a_trace(watched, saved, drawn):
+def test_the_fields_of_a_trace(watched, saved, how):
     for name, content in saved.items():
         if name.endswith(".json"):
-            content = json.dumps(drawn.draw(mutated(json.loads(content)))).encode()
+            content = json.dumps(changed(json.loads(content), how)).encode()
         (watched / name).write_bytes(content)
     answered(lambda: traces.Trace.load(watched))
 
@@ -266,8 +285,69 @@ def test_damage(watched, act):
     answered(lambda: damage.apply(act, watched))
 
 
-@given(text=st.binary(max_size=300) | torn(b'{"a": [1, 2, {"b": null}]}'))
+@given(text=st.binary(max_size=300) | tearing(b'{"a": [1, 2, {"b": null}]}'))
 @fuzzed()
 def test_json(watched, text):
     (watched / "x.json").write_bytes(text)
     answered(lambda: read_json(watched / "x.json"))
+
+
+REPORT = {
+    "schema_version": 1,
+    "verdict": "unsafe",
+    "compared": "85 cases",
+    "stacks": {"baseline": {"torch": "2.13.0"}, "candidate": {"torch": "2.14.1"}},
+    "findings": [{"about": "clause", "means": "broken", "where": "ACC-01", "sentence": "is 0.25 times that"}],
+}
+
+
+@given(report=mutated(REPORT))
+@fuzzed()
+def test_the_report_of_a_gate(watched, report):
+    (watched / "report.json").write_text(json.dumps(report))
+    text = answered(lambda: summary.of_files(watched, ["report.json"]))
+    assert text.startswith("## Upgrade gate: ")
+
+
+@given(text=tearing(b'{"a": [1, 2, {"b": null}]}'), cut=st.integers(0, 60))
+@fuzzed()
+def test_a_line_of_stored_answers(text, cut):
+    """Only what was stored comes back, whatever was changed in it."""
+    line = stored.line({"a": [1]}).rstrip("\n")
+    assert stored.read(line) == {"a": [1]}
+    assert stored.read(line[:cut] + text.decode(errors="replace") + line[cut + 1 :]) in (None, {"a": [1]})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Return a function that makes a trainer of the reference, and the files of a checkpoint that it can go on from."""
+    from harness.processes.imports import import_upstream
+    from harness.subjects import reference
+
+    import_upstream()
+    spec = RunSpec().but(max_steps=2, save_strategy="steps", save_steps=1, per_device_train_batch_size=2)
+    directory = tmp_path_factory.mktemp("checkpoint")
+
+    def trainer(output):
+        return reference.build(spec, output, lambda event, trainer: None)
+
+    reference.train(trainer(directory), spec, None)
+    return trainer(directory / "other"), {
+        file.name: file.read_bytes() for file in (directory / "checkpoint-1").iterdir()
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@given(which=st.integers(0, 99), how=tears)
+@fuzzed()
+def test_a_checkpoint(watched, checkpoint, which, how):
+    from harness.reference.checkpoint import CheckpointError
+    from harness.subjects import resumable
+
+    trainer, files = checkpoint
+    directory = watched / "checkpoint-1"
+    directory.mkdir(exist_ok=True)
+    torn_one = sorted(files)[which % len(files)]
+    for name, content in files.items():
+        (directory / name).write_bytes(torn(content, how) if name == torn_one else content)
+    answered(lambda: resumable.check(directory, trainer), refusal=CheckpointError)
