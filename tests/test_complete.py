@@ -57,8 +57,9 @@ def test_what_was_not_judged_is_counted_and_named(suite):
 
 @pytest.mark.parametrize("options", [("--collect-only",), ("-k", "nothing_like_this")])
 def test_a_session_that_judges_nothing_is_no_success(suite, options):
-    code, _, report = suite(ONE, *options)
+    code, output, report = suite(ONE, *options)
     assert code == 5 and report["clauses"] == []
+    assert "nothing was judged: " in output
 
 
 def test_setups_alone_judge_nothing(suite):

@@ -68,6 +68,8 @@ def print_summary(reporter: Any, config: pytest.Config) -> None:
         reporter.write_line(f"ERROR: {reason}", red=True)
     if config.option.collectonly:
         reporter.write_line("nothing was judged: --collect-only")
+    elif not state.complete.asked and not state.cases:
+        reporter.write_line("ERROR: nothing was judged: --clause, -k and the like leave no test over", red=True)
     for sentence in (state.complete.sentence(), *state.unwritten):
         if sentence:
             reporter.write_line(f"ERROR: {sentence}", red=True)
