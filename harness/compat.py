@@ -403,6 +403,11 @@ def token_rates() -> tuple[str, ...]:
     return ("train_runtime", "train_tokens_per_second") if satisfies("transformers>=4.52") else ()
 
 
+def reports_everywhere() -> bool:
+    """Return whether a run without `report_to` reports to all that is installed: transformers before 5."""
+    return satisfies("transformers<5")
+
+
 def tensorboard_directory_from_environment() -> bool:
     """Whether TENSORBOARD_LOGGING_DIR is read: since transformers 5.0. Before, the argument logging_dir was."""
     return satisfies("transformers>=5")

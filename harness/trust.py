@@ -19,8 +19,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from harness import compat
 from harness.alarm import TimeIsUp, limited
-from harness.environment import satisfies
 from harness.errors import UsageError
 from harness.files import leads_out
 from harness.reading import shown
@@ -338,7 +338,7 @@ def _findings(spec: RunSpec, patterns: list[_Pattern]) -> Iterator[_Finding]:
             yield from _words(part, value, f"arguments.{name}", patterns)
         else:
             yield from _words("arguments", {name: value}, "arguments", patterns)
-    if "report_to" not in spec.arguments and satisfies("transformers<5"):
+    if "report_to" not in spec.arguments and compat.reports_everywhere():
         reason = 'before transformers 5 it means every reporter that is installed; write "none"'
         yield "arguments.report_to", None, reason, False
     part = "deepspeed" if spec.launch.deepspeed else "fsdp"

@@ -43,6 +43,7 @@ def directory(tmp_path, monkeypatch):
     (directory / "path" / "0123456789ab" / "harness").symlink_to(tmp_path / "harness")
     put(tmp_path / "harness" / "precious.py")
     put(directory / "bytecode" / "usr" / "torch.cpython-311.pyc")
+    put(directory / "inductor" / "ab" / "cabc.py")
     put(directory / "smollm2-135m-instruct" / "config.json")
     put(directory / "environments" / f".{KEY}-99999999-1" / "half")
     put(directory / "thesis.tex")
@@ -73,7 +74,7 @@ def test_the_list_says_what_is_not_its_own(directory):
     assert code == 0
     for name in ("thesis.tex", "environments/mine"):
         assert f"not the harness's, never removed: {directory / name}" in output
-    assert "8 entries" in output
+    assert "9 entries" in output
     assert cache("list")[1] == output
     assert cache("size")[1] in output
 
@@ -103,7 +104,7 @@ def test_clean_takes_kinds_and_an_age(directory, nobody_else):
     code, output, _ = cache("clean", "--older-than", "7", "--dry-run")
     assert code == 0 and f"would remove: {directory / 'judged'}" in output
     assert "1 entry would be removed" in output
-    assert len(kinds(directory)) == 8
+    assert len(kinds(directory)) == 9
     assert "1 entry removed" in cache("clean", "--older-than", "7")[1]
     assert "judged" not in kinds(directory)
     assert "1 entry removed" in cache("clean", "unfinished")[1]
@@ -136,7 +137,7 @@ def test_nothing_is_removed_while_a_gate_runs(directory):
         output = cache("clean")[1]
         gate.kill()
     assert "0 entries removed" in output
-    assert len(kinds(directory)) == 8
+    assert len(kinds(directory)) == 9
 
 
 def test_what_another_process_is_writing_stays(directory, nobody_else):
@@ -219,7 +220,7 @@ def test_what_cannot_be_removed_is_said_and_the_rest_is_removed(directory, nobod
         2,
         f"peft-harness: {directory / 'environments' / KEY}: cannot be removed (permission denied)\n",
     )
-    assert "7 entries removed" in output and kinds(directory) == ["environments"]
+    assert "8 entries removed" in output and kinds(directory) == ["environments"]
 
 
 def test_a_name_of_two_lines_is_listed_as_one(directory, nobody_else):
@@ -241,7 +242,7 @@ def test_a_cache_that_is_a_file_is_wrong_usage(tmp_path, monkeypatch, words):
 def test_an_age_is_a_number_of_days(directory, age):
     code, output, error = cache("clean", "--older-than", age)
     assert (code, output) == (2, "") and "--older-than" in error.splitlines()[-1]
-    assert len(kinds(directory)) == 8
+    assert len(kinds(directory)) == 9
 
 
 def test_an_entry_that_vanishes_meanwhile_is_no_error(directory, nobody_else, monkeypatch):

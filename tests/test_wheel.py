@@ -145,7 +145,7 @@ def test_clauses_explains_one_and_lists_all(peft_harness):
         (["gate", "--baseline", "no.txt", "--candidate", "current"], "no.txt: no such requirements file"),
         (["history", "H99"], "history H99: no such entry"),
         (["mutants", "--mutant", "no-such-mutant"], "'no-such-mutant' names no mutant"),
-        (["soak", "--times", "1"], "--times 1: expected 2 or more"),
+        (["soak", "--times", "1"], "'--times': Input should be greater than or equal to 2"),
         (["speed", "--shape", "no-such-shape"], "--shape no-such-shape"),
         (["train", "--model", "/no/such/model"], "/no/such/model: no such directory"),
     ],

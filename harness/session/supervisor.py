@@ -331,6 +331,7 @@ class Child:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, Any, Any]:
         """Replay the reports of earlier children, and run the tests that are left."""
+        in_collection = session.testsfailed
         self._replay(session)
         if session.shouldfail:
             raise session.Failed(session.shouldfail)
@@ -338,11 +339,12 @@ class Child:
             what = counted(sum(CRASHED in data for data in self.reports), "test")
             raise session.Interrupted(f"{what} ended their process; the tests that are left are not run")
         # pytest takes failures before its loop for errors of the collection.
-        failed, session.testsfailed = session.testsfailed, 0
+        replayed = session.testsfailed - in_collection
+        session.testsfailed = in_collection
         try:
             return (yield)
         finally:
-            session.testsfailed += failed
+            session.testsfailed += replayed
 
     def _replay(self, session: pytest.Session) -> None:
         """Pass reports to all plugins, as xdist does with those of its workers."""

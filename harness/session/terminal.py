@@ -68,7 +68,7 @@ def print_summary(reporter: Any, config: pytest.Config) -> None:
         reporter.write_line(f"ERROR: {reason}", red=True)
     if config.option.collectonly:
         reporter.write_line("nothing was judged: --collect-only")
-    elif not state.complete.asked and not state.cases:
+    elif not (state.complete.asked or state.cases or reporter.stats.get("error")):
         reporter.write_line("ERROR: nothing was judged: --clause, -k and the like leave no test over", red=True)
     for sentence in (state.complete.sentence(), *state.unwritten):
         if sentence:
