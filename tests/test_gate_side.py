@@ -169,6 +169,7 @@ def runs(monkeypatch):
     return numbers
 
 
+@pytest.mark.slow
 def test_a_case_that_does_not_end_is_a_failed_case_and_the_others_are_judged(tmp_path, monkeypatch, runs):
     (tmp_path / "hangs.py").write_text(HANGS)
     monkeypatch.chdir(tmp_path)

@@ -94,7 +94,13 @@ def test_a_session_names_its_patches(tmp_path):
         assert set(each["replaced"]) >= ALWAYS and set(each["active"]) >= set(names) - {"no-deepspeed-shared-memory"}
 
 
-@pytest.mark.parametrize("options", [("-n", "1"), ("-n", "0", "--torchrun")], ids=["xdist", "torchrun"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("-n", "1"), id="xdist"),
+        pytest.param(("-n", "0", "--torchrun"), id="torchrun", marks=pytest.mark.slow),
+    ],
+)
 def test_unpatched_leaves_upstream_as_it_is_in_every_process(tmp_path, options):
     printed, report, found = reports(tmp_path, "--unpatched", *options)
     assert "patched for speed: nothing" in printed and report["environment"]["patches"] == []

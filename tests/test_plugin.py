@@ -283,6 +283,7 @@ transformers.Trainer.train = kill
 """
 
 
+@pytest.mark.slow
 def test_a_case_that_kills_its_worker_is_a_failed_case(tmp_path, monkeypatch):
     (tmp_path / "killer.py").write_text(KILLER)
     command = [sys.executable, "-m", "pytest", str(SUITES), "--clause", "RNG-01", "--preload", "killer", "-n", "1"]

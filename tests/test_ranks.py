@@ -103,7 +103,11 @@ ranks.run(Group(functools.partial(rank_calls.note_process, sys.argv[1]), 2, Path
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGTERM))],
+    ids=lambda number: number.name,
+)
 def test_no_rank_outlives_the_process_that_asked_for_it(number, tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stderr=subprocess.DEVNULL)
     files = [tmp_path / f"{rank}.pid" for rank in range(2)]

@@ -238,6 +238,7 @@ def test_equality_on_a_gpu_is_not_judged_by_design_and_nothing_at_all_is_no_succ
     assert exit_code(checks) == 0 and exit_code([]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_smollm2_end_to_end(tmp_path):
     """Train SmolLM2-135M-Instruct as a user would: two steps by the Trainer and by the reference, and one resumed run."""

@@ -30,6 +30,7 @@ def test_each_rank_trains_batches_of_the_same_size_as_one_process():
     assert spread_over(alone, "ddp", 4).arguments["activation_checkpointing"]
 
 
+@pytest.mark.slow
 def test_two_processes_are_timed_and_what_they_exchange_is_counted(tmp_path):
     files = ["--json", str(tmp_path / "scaling.json"), "--plot", str(tmp_path / "scaling.png")]
     command = ["speed", "--shape", "tiny", "--ranks", "2", "--strategy", "ddp", "--strategy", "fsdp2", *files]

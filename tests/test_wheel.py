@@ -162,8 +162,15 @@ def test_wrong_arguments_are_answered_in_one_sentence(peft_harness, words, messa
 
 @pytest.mark.parametrize(
     "words",
-    [["pytest"], ["python", "-m", "pytest"], ["python", "-m", "pytest", "-p", "harness.session.plugin"]],
-    ids=["pytest", "python-m-pytest", "with-the-plugin-named"],
+    [
+        pytest.param(["pytest"], id="pytest"),
+        pytest.param(["python", "-m", "pytest"], id="python-m-pytest", marks=pytest.mark.slow),
+        pytest.param(
+            ["python", "-m", "pytest", "-p", "harness.session.plugin"],
+            id="with-the-plugin-named",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_pytest_runs_the_suites_by_their_name(installed, tmp_path, words):
     suites = ["--pyargs", "harness.suites.test_rng", "--clause", "RNG-01", "--subject", "hf-trainer", "-q"]
