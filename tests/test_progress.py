@@ -92,8 +92,8 @@ def test_brackets_and_colons_of_a_failure_are_printed_as_they_are():
     table.add_row("KeyError: [/red] [bold]model[0] :warning:")
     console = progress.screen(stream)
     console.print(table)
-    console.print("/home/me/[/work]/a")
-    assert stream.getvalue().splitlines() == ["KeyError: [/red] [bold]model[0] :warning:", "/home/me/[/work]/a"]
+    console.print("/home/me/[/red]/a")
+    assert stream.getvalue().splitlines() == ["KeyError: [/red] [bold]model[0] :warning:", "/home/me/[/red]/a"]
 
 
 @pytest.mark.parametrize(("number", "words"), [(0, "0 cases"), (1, "1 case"), (2, "2 cases"), (4058, "4,058 cases")])
