@@ -240,7 +240,7 @@ def test_a_spec_reaches_nothing_outside_of_its_run(field):
 
 
 def test_the_default_reporters_of_old_releases_are_refused(monkeypatch):
-    monkeypatch.setattr(trust, "satisfies", lambda requirement: requirement == "transformers<5")
+    monkeypatch.setattr(trust.compat, "reports_everywhere", lambda: True)
     with pytest.raises(UsageError, match="report_to"):
         trust.check(RunSpec(arguments={"max_steps": 1}), "spec.json")
     trust.check(RunSpec(), "spec.json")
