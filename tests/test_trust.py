@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from harness import trust
+from harness import compat, trust
 from harness.cli import main
 from harness.errors import UsageError
 from harness.fixtures.models import load_object
@@ -240,7 +240,7 @@ def test_a_spec_reaches_nothing_outside_of_its_run(field):
 
 
 def test_the_default_reporters_of_old_releases_are_refused(monkeypatch):
-    monkeypatch.setattr(trust.compat, "reports_everywhere", lambda: True)
+    monkeypatch.setattr(compat, "reports_everywhere", lambda: True)
     with pytest.raises(UsageError, match="report_to"):
         trust.check(RunSpec(arguments={"max_steps": 1}), "spec.json")
     trust.check(RunSpec(), "spec.json")
