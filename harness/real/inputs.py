@@ -11,7 +11,7 @@ from typing import Any
 from harness.errors import UsageError
 from harness.files import check_writable_directory
 from harness.fixtures import pretrained
-from harness.fixtures.data import IGNORED
+from harness.fixtures.data import IGNORED, read_jsonl
 from harness.reading import shown_path
 from harness.real import instructions
 from harness.real.instructions import Encoded, Example
@@ -89,7 +89,7 @@ def data_file(path: str | Path) -> Path:
         raise UsageError(f"--data {shown_path(path)}: no such file")
     if file.suffix.lower() in _OTHER_FORMATS:
         raise UsageError(f"--data {shown_path(path)}: expected JSONL, one object a line; write the rows in that form")
-    instructions.raw(file, 1)
+    read_jsonl(file, 1)
     return file
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 from harness.alarm import TimeIsUp, limited
 from harness.errors import UsageError
-from harness.fixtures.data import IGNORED
+from harness.fixtures.data import IGNORED, read_jsonl
 from harness.fixtures.pretrained import first_line
-from harness.reading import read_json_lines, shown, shown_path
+from harness.reading import shown, shown_path
 
 #: The keys that a row of a user's file may have. Values are strings; messages is a list of {"role", "content"}.
 FORMATS = (("question", "answer"), ("prompt", "completion"), ("messages",), ("text",))
@@ -40,19 +39,7 @@ class Example:
 def read(path: Path, tokenizer: Any, at_most: int) -> list[Example]:
     """Return the first `at_most` rows of a JSONL file. UsageError names a line that has none of `FORMATS`."""
     name = shown_path(path)
-    return [_example(row, tokenizer, f"{name}, line {line}") for line, row in raw(path, at_most)]
-
-
-def raw(path: Path, at_most: int) -> list[tuple[int, dict[str, Any]]]:
-    """Return line number and object of the first `at_most` rows. UsageError if there is none, or a line is no object."""
-    found = list(itertools.islice(read_json_lines(path), at_most))
-    name = shown_path(path)
-    if not found:
-        raise UsageError(f"{name}: no rows; expected one JSON object a line")
-    for line, row in found:
-        if not isinstance(row, dict):
-            raise UsageError(f"{name}, line {line}: expected a JSON object, found {type(row).__name__}")
-    return found
+    return [_example(row, tokenizer, f"{name}, line {line}") for line, row in read_jsonl(path, at_most)]
 
 
 def from_pairs(pairs: Sequence[tuple[str, str]], tokenizer: Any) -> list[Example]:
