@@ -130,6 +130,27 @@ def _argument_names() -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(TrainingArguments))
 
 
+def all_argument_names() -> frozenset[str]:
+    """Return the fields of TrainingArguments of all supported releases. transformers is imported for it."""
+    return _argument_names() | {*_OLDER_NAMES, *(name for names in ARGUMENTS.values() for name in names)}
+
+
+@functools.cache
+def argument_defaults() -> dict[str, Any]:
+    """Return the defaults of the installed TrainingArguments, under newest names; enums as their values."""
+    from transformers import TrainingArguments
+
+    newest = {older: name for name, older in _OLDER_NAMES.items()}
+    defaults = {}
+    for field in dataclasses.fields(TrainingArguments):
+        value = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        if value is not dataclasses.MISSING:
+            defaults[newest.get(field.name, field.name)] = getattr(value, "value", value)
+    return defaults
+
+
 def _absent(name: str, kind: str, installed: Iterable[str], elsewhere: dict[str, str], label: str) -> str:
     """Return why this release does not have a name. UsageError if no supported release has it.
 
