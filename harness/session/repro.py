@@ -33,6 +33,7 @@ from harness.runs.lifecycle import VERBS, Judged, Life, describe
 from harness.session import case_file
 from harness.session.case_file import CaseFile
 from harness.spec import RunSpec
+from harness.subjects import from_file
 from harness.subjects.hf_trainer import HFTrainer
 from harness.trace import Trace
 from harness.verdict import FAIL, NOT_COMPARABLE, PASS, Unjudged, Verdict
@@ -81,7 +82,10 @@ def judge_spec(
     if spec is None:
         raise UsageError(f"{case.where}: has no spec")
     trust.check_case(case.subject if subject_name is None else None, case.preload, case.where, trusted)
+    spec, notes = from_file.as_run(spec, case.where)
     trust.check(spec, case.where, trusted)
+    for note in notes:
+        screen().print(Text(f"{case.where}: {note}"))
     if device is not None:
         spec = spec.on_device(device)
     check_device(spec.launch.device)
