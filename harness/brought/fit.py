@@ -129,7 +129,9 @@ def _in_depth(name: str, layers: int) -> str:
     """Return a name whose layer exists: the number of the layer, modulo how many there are."""
     if layers < 1:
         return name
-    return _NUMBER.sub(lambda match: str(int(match[1]) % layers) if int(match[1]) >= layers else match[1], name, count=1)
+    return _NUMBER.sub(
+        lambda match: str(int(match[1]) % layers) if int(match[1]) >= layers else match[1], name, count=1
+    )
 
 
 def _fit_pattern(config: dict[str, Any], field: str, base: Skeleton, notes: Notes) -> None:
@@ -245,5 +247,3 @@ def _fit_tokens(config: dict[str, Any], base: Skeleton, notes: Notes) -> None:
             made = inside(config[field])
             notes.changed(field, config[field], made, f"the model has {base.vocabulary} tokens")
             config[field] = made
-
-

@@ -54,12 +54,16 @@ _PER_TOKEN = (
 #: Field -> the most that it may be. Null and smaller values stay.
 _AT_MOST: dict[str, int] = {
     # Feed-forward layers. Those of experts are narrower than those that every token passes.
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim"), 2 * WIDTH),
+    **dict.fromkeys(
+        ("intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim"), 2 * WIDTH
+    ),
     **dict.fromkeys(("ffn_hidden_size", "block_ffn_dim", "intermediate_size_mlp"), 2 * WIDTH),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 32),
     **dict.fromkeys(("moe_shared_expert_intermediate_size", "hidden_size_per_layer_input"), 32),
     **dict.fromkeys(("expert_ffn_hidden_size", "moe_ffn_hidden_size", "expert_hidden_size"), 32),
-    **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_nextn_predict_layers"), 1),
+    **dict.fromkeys(
+        ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_nextn_predict_layers"), 1
+    ),
     # Latent attention.
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim"), HEAD),
     "qk_rope_head_dim": _ROPE_HEAD,
@@ -67,11 +71,17 @@ _AT_MOST: dict[str, int] = {
     "index_head_dim": HEAD,
     "index_topk": WINDOW,
     # Windows of attention.
-    **dict.fromkeys(("sliding_window", "attention_chunk_size", "attention_window", "window_size", "local_attention"), WINDOW),
+    **dict.fromkeys(
+        ("sliding_window", "attention_chunk_size", "attention_window", "window_size", "local_attention"), WINDOW
+    ),
     # Which layers are of another kind: each second one, so that two layers have both kinds.
-    **dict.fromkeys(("sliding_window_pattern", "full_attention_interval", "attn_layer_period", "expert_layer_period"), 2),
+    **dict.fromkeys(
+        ("sliding_window_pattern", "full_attention_interval", "attn_layer_period", "expert_layer_period"), 2
+    ),
     **dict.fromkeys(("attn_layer_offset", "expert_layer_offset", "first_k_dense_replace", "max_window_layers"), 1),
-    **dict.fromkeys(("decoder_sparse_step", "moe_layer_freq", "interleave_moe_layer_step", "global_attn_every_n_layers"), 2),
+    **dict.fromkeys(
+        ("decoder_sparse_step", "moe_layer_freq", "interleave_moe_layer_step", "global_attn_every_n_layers"), 2
+    ),
     **dict.fromkeys(("moe_layer_start_index", "moe_layer_end_index", "num_kv_shared_layers"), 1),
     # State spaces and linear attention.
     **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size"), HEAD),
@@ -198,7 +208,9 @@ def _cut_layers(config: dict[str, Any]) -> None:
                 config[other] = [new for new, old in enumerate(picked) if old in config[other]]
         if isinstance(config.get("per_layer_config"), dict):
             each = {str(key): value for key, value in config["per_layer_config"].items()}
-            numbers = {int(key): _shrunk(value) for key, value in each.items() if key.isdigit() and isinstance(value, dict)}
+            numbers = {
+                int(key): _shrunk(value) for key, value in each.items() if key.isdigit() and isinstance(value, dict)
+            }
             config["per_layer_config"] = {str(new): numbers[old] for new, old in enumerate(picked) if old in numbers}
 
 
@@ -235,7 +247,9 @@ def _cut_widths(config: dict[str, Any]) -> None:
     if head is not None:
         # Models whose heads are together wider or narrower than the model stay so.
         product, whole = config[head] * was[1], was[0]
-        config[head] = size if product == whole or not was[1] else min(config[head], 2 * size if product > whole else size // 2)
+        config[head] = (
+            size if product == whole or not was[1] else min(config[head], 2 * size if product > whole else size // 2)
+        )
     if _is_number(config.get("rotary_dim")):
         config["rotary_dim"] = min(config["rotary_dim"], size // 2)
     if _is_number(config.get("query_pre_attn_scalar")):
@@ -325,8 +339,10 @@ def _original(was: int, share: float) -> int:
 def _cut_rope(rope: Mapping[str, Any], config: Mapping[str, Any], share: float) -> dict[str, Any]:
     """Return the scaling of rotary embeddings for shorter sequences and smaller heads."""
     width, heads = _first(config, _WIDTHS), _first(config, _HEADS)
-    size = config.get("qk_rope_head_dim") or config.get("head_dim") or (
-        config[width] // config[heads] if width and heads else HEAD
+    size = (
+        config.get("qk_rope_head_dim")
+        or config.get("head_dim")
+        or (config[width] // config[heads] if width and heads else HEAD)
     )
     if "qk_rope_head_dim" in config and _is_number(config["qk_rope_head_dim"]):
         size = min(config["qk_rope_head_dim"], _ROPE_HEAD)

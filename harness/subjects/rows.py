@@ -95,7 +95,7 @@ def unclear(trace: Trace) -> str | None:
     - A collator that is not the harness's changes the tokens.
     """
     spec = trace.spec
-    if (spec.data.path is not None or spec.data.max_length is not None) and _repeated(spec.data):
+    if (spec.data.path is not None or spec.data.inline or spec.data.max_length is not None) and _repeated(spec.data):
         return "rows of the data have the same tokens, so batches do not tell which of them they held"
     collator = spec_fields.named(spec.trainer.get("data_collator"))
     changed = any(-1 in batch.rows for step in trace.steps for batch in step.batches)

@@ -88,7 +88,9 @@ def _check_size(yaml: Any, node: Any, where: str) -> None:
     def size(node: Any) -> int:
         key = id(node)
         if key in open_nodes:
-            raise UsageError(f"{where}: an alias contains itself (line {node.start_mark.line + 1}); write its value out")
+            raise UsageError(
+                f"{where}: an alias contains itself (line {node.start_mark.line + 1}); write its value out"
+            )
         if key not in sizes:
             open_nodes.add(key)
             inner = _children(yaml, node)
