@@ -145,10 +145,10 @@ def _run_directory(
         if found is not None:
             notes.say(f"the adapter is that of {shown_path(found)}")
             return found, arguments
-    if arguments is None and adapter is not None and Path(adapter).is_dir() and not configured:
-        if has_arguments(Path(adapter)):
-            notes.say(f"the arguments are those of {shown_path(adapter)}")
-            return adapter, adapter
+    is_directory = adapter is not None and Path(adapter).is_dir()
+    if is_directory and arguments is None and not configured and has_arguments(Path(str(adapter))):
+        notes.say(f"the arguments are those of {shown_path(str(adapter))}")
+        return adapter, adapter
     return adapter, arguments
 
 

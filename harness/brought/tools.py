@@ -71,7 +71,6 @@ TRL = Tool(
         "dataset_text_field",
         "dataset_train_split",
         "max_seq_length",
-        "packing_strategy",
         "model_revision",
     ),
     {
@@ -119,7 +118,7 @@ def _llama_factory(values: dict[str, Any], parts: Parts, where: str, notes: Note
     method = values.pop("quantization_method", "bnb")
     if bit is not None and (bit not in (4, 8) or method not in ("bnb", "bitsandbytes")):
         notes.leave_out(
-            "quantization_bit", f"{shown(bit)} bits by {shown(method)} are not made here; the base is not quantized"
+            "quantization_bit", f"{shown(bit)} bits by {shown(method)} are not made here; the base stays as it is"
         )
     elif bit is not None:
         double, quant = values.pop("double_quantization", True), values.pop("quantization_type", "nf4")
@@ -192,7 +191,7 @@ def _axolotl(values: dict[str, Any], parts: Parts, where: str, notes: Notes) -> 
     values.pop("eval_sample_packing", None)
     if values.get("gradient_checkpointing") not in (None, True, False):
         notes.leave_out(
-            "gradient_checkpointing", f"{shown(values['gradient_checkpointing'])} is axolotl's own; torch's is used"
+            "gradient_checkpointing", f"{shown(values['gradient_checkpointing'])} is axolotl's own; it is torch's"
         )
         values["gradient_checkpointing"] = True
     if values.get("lr_scheduler") in _AXOLOTL_SCHEDULES:
