@@ -29,12 +29,12 @@ from harness.paths import SUITES
 from harness.processes import ranks
 from harness.processes.imports import import_upstream
 from harness.progress import Progress, screen
-from harness.runs import judging
+from harness.runs import cache, judging
 from harness.runs.cache import Runs
 from harness.runs.judging import Judgement, Refused
 from harness.runs.lifecycle import VERBS, Judged, Life
 from harness.runs.lifecycle import describe as act_in_words
-from harness.session import case_file
+from harness.session import apart, case_file
 from harness.session.case_file import CaseFile
 from harness.spec import RunSpec
 from harness.subjects.hf_trainer import HFTrainer
@@ -141,20 +141,25 @@ def _silent() -> contextlib.redirect_stdout[io.StringIO]:
 
 
 def _judged(spec: RunSpec, runs: Runs, where: str, clause: str | None) -> Judgement:
-    with Progress(what="laws", forks=True) as progress:
-        try:
-            return judging.judge(
-                spec,
-                runs,
-                expectations.load(SUITES / "expectations"),
-                where,
-                judged=lambda id, verdict: progress.advance(text=f"{id} {WORDS[verdict.outcome]}"),
-                always=clause,
-            )
-        except Refused as error:
-            if error.output:
-                screen(sys.stderr).print(Text(error.output))
-            raise
+    def trained(subject: str, trace: Trace) -> None:
+        apart.alive()
+
+    cache.listeners.append(trained)
+    try:
+        with Progress(what="laws", forks=True) as progress:
+
+            def decided(id: str, verdict: Verdict) -> None:
+                apart.alive()
+                progress.advance(text=f"{id} {WORDS[verdict.outcome]}")
+
+            known = expectations.load(SUITES / "expectations")
+            return judging.judge(spec, runs, known, where, judged=decided, always=clause)
+    except Refused as error:
+        if error.output:
+            screen(sys.stderr).print(Text(error.output))
+        raise
+    finally:
+        cache.listeners.remove(trained)
 
 
 # ---- what is printed ----
