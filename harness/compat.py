@@ -18,11 +18,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import importlib.util
 import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from harness.environment import satisfies, version
@@ -314,6 +315,13 @@ def missing_fsdp2() -> str | None:
     return None if "fsdp_version" in fields else "accelerate before 1.6 has FSDP version 1 only"
 
 
+def default_fsdp_version() -> int:
+    """Which FSDP a run has that does not say it: 2 since the Trainer moves the words of `fsdp` into fsdp_config, else 1."""
+    from transformers import TrainingArguments
+
+    return 2 if hasattr(TrainingArguments, "_apply_legacy_fsdp_to_config") else 1
+
+
 def missing_quantization(storage: str | None = None) -> str | None:
     """Why bitsandbytes cannot quantize a base model here.
 
@@ -331,6 +339,64 @@ def missing_quantization(storage: str | None = None) -> str | None:
         return "transformers before 4.53 loads no bitsandbytes model without a GPU"
     packed_into_floats = storage not in (None, "uint8") and not satisfies("bitsandbytes>=0.47")
     return "without a GPU, bitsandbytes before 0.47 unpacks bytes only" if packed_into_floats else None
+
+
+def missing_attention(name: str | None) -> str | None:
+    """Why an attn_implementation cannot be used here: its package is not installed, or this torch has none."""
+    packages = {
+        "flash_attention_2": ("flash_attn", "flash-attn"),
+        "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+    }
+    if name in packages and not _has(packages[name][0]):
+        return f"attn_implementation {name!r} needs {packages[name][1]}, which is not installed"
+    if name == "flex_attention" and not satisfies("torch>=2.5"):
+        return "attn_implementation 'flex_attention' needs torch 2.5"
+    return None
+
+
+#: How the names of optimizers begin -> the module that they need, and the package that has it. From
+#: transformers/trainer_optimizer.py (the Trainer.get_optimizer_cls_and_kwargs of older releases).
+_OPTIMIZER_PACKAGES: dict[tuple[str, ...], tuple[str, str]] = {
+    ("galore_",): ("galore_torch", "galore-torch"),
+    ("lomo", "adalomo"): ("lomo_optim", "lomo-optim"),
+    ("grokadamw",): ("grokadamw", "grokadamw"),
+    ("schedule_free_",): ("schedulefree", "schedulefree"),
+    ("apollo_",): ("apollo_torch", "apollo-torch"),
+    ("stable_adamw",): ("optimi", "torch-optimi"),
+    ("adamw_torch_4bit", "adamw_torch_8bit"): ("torchao", "torchao"),
+    ("adamw_anyprecision",): ("torchdistx", "torchdistx"),
+    ("adamw_apex_fused",): ("apex", "apex"),
+    ("adamw_torch_xla",): ("torch_xla", "torch-xla"),
+    ("adamw_torch_npu_fused",): ("torch_npu", "torch-npu"),
+    ("adamw_bnb", "adamw_8bit", "ademamix", "lion_", "paged_", "rmsprop_bnb"): ("bitsandbytes", "bitsandbytes"),
+}
+
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def missing_package(arguments: Mapping[str, Any]) -> str | None:
+    """Why TrainingArguments need a package that is not installed; None if they need none."""
+    optimizer = str(arguments.get("optim") or "")
+    needed = [
+        (f"optimizer {optimizer!r}", *package)
+        for names, package in _OPTIMIZER_PACKAGES.items()
+        if optimizer.startswith(names)
+    ]
+    if arguments.get("use_liger_kernel"):
+        needed.append(("use_liger_kernel", "liger_kernel", "liger-kernel"))
+    if "apex" in (arguments.get("half_precision_backend"), arguments.get("fp16_backend")):
+        needed.append(("half_precision_backend 'apex'", "apex", "apex"))
+    if arguments.get("use_ipex"):
+        needed.append(("use_ipex", "intel_extension_for_pytorch", "intel-extension-for-pytorch"))
+    report = arguments.get("report_to")
+    if "tensorboard" in (report if isinstance(report, (list, tuple)) else [report]) and not _has("tensorboardX"):
+        needed.append(("report_to 'tensorboard'", "tensorboard", "tensorboard"))
+    for what, module, package in needed:
+        if not _has(module):
+            return f"{what} needs {package}, which is not installed"
+    return None
 
 
 def missing_load_option() -> str | None:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import sys
@@ -37,6 +38,7 @@ from harness.runs.lifecycle import describe as act_in_words
 from harness.session import apart, case_file
 from harness.session.case_file import CaseFile
 from harness.spec import RunSpec
+from harness.subjects import from_file
 from harness.subjects.hf_trainer import HFTrainer
 from harness.trace import Trace
 from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, Verdict
@@ -73,15 +75,17 @@ def judge_spec(
     if case.spec is None:
         raise UsageError(f"{case.where}: has no spec")
     trust.check_case(case.subject if subject_name is None else None, case.preload, case.where, trusted)
-    trust.check(case.spec, case.where, trusted)
+    spec, said = from_file.as_run(case.spec, case.where)
+    trust.check(spec, case.where, trusted)
+    case = dataclasses.replace(case, spec=spec)
     if case.life is not None:
         if json is not None:
             raise UsageError(f"--json: {case.where} has a life, which is repeated and not reported")
-        with _prepared(case, subject_name, device) as (spec, runs):
-            return _show_life(case, spec, runs)
-    with _silent(), _prepared(case, subject_name, device) as (spec, runs):
-        judged = _judged(spec, runs, case.where, case.clause)
-    show(judged, screen())
+        with _prepared(case, subject_name, device) as (placed, runs):
+            return _show_life(case, placed, runs)
+    with _silent(), _prepared(case, subject_name, device) as (placed, runs):
+        judged = _judged(placed, runs, case.where, case.clause)
+    show(judged, screen(), said)
     if json is not None:
         write_json(json, judged)
     return judged.code
