@@ -25,6 +25,7 @@ from harness.laws import (
     schedule,
 )
 from harness.laws.equal import equal_runs
+from harness.laws.plan import plan
 from harness.laws.rotation import saved_when_due
 from harness.spec import ADD, GET, RunSpec
 from harness.trace import Trace
@@ -97,7 +98,7 @@ def splits(train: Train, spec: RunSpec) -> Verdict:
     if _rounds(spec):
         return _not_comparable("in half precision the noise is as large as a fault")
     if not models.family(spec.model).normalises:
-        planned = schedule.plan(spec)
+        planned = plan(spec)
         alike = all(len(set(planned.row_counts(step + 1))) == 1 for step in range(len(planned.windows)))
         if spec.data.min_length or spec.data.ignored or not alike:
             return _not_comparable(
@@ -116,7 +117,7 @@ def reordered(train: Train, spec: RunSpec) -> Verdict:
         return _not_comparable("in half precision the noise is as large as a fault")
     if not models.family(spec.model).normalises and spec.arguments.get("gradient_accumulation_steps", 1) > 1:
         return _not_comparable("each micro-batch's loss is a mean of its own, so it matters which rows share one")
-    planned = schedule.plan(spec)
+    planned = plan(spec)
     if spec.data.rows == 1 or max(planned.row_counts(1)) * max(planned.windows) == 1:
         return _not_comparable("a window has one row")
     plain = _plain(spec).but(max_steps=min(3, len(planned.windows)), num_train_epochs=None)
