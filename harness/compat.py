@@ -130,6 +130,34 @@ def _argument_names() -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(TrainingArguments))
 
 
+@functools.cache
+def argument_defaults() -> dict[str, Any]:
+    """Return the default of each TrainingArguments field that has one, by the newest name."""
+    from transformers import TrainingArguments
+
+    here = {_older_name(name): name for name in _OLDER_NAMES}
+    return {here.get(name, name): value for name, value in _defaults(TrainingArguments).items()}
+
+
+@functools.cache
+def adapter_defaults(peft_type: str) -> dict[str, Any]:
+    """Return the default of each field of an adapter's config that has one. Empty for an unknown type."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kinds = {str(getattr(kind, "value", kind)): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    # peft_type is set as the object is made.
+    return {k: v for k, v in _defaults(kinds[peft_type]).items() if k != "peft_type"} if peft_type in kinds else {}
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    missing = dataclasses.MISSING
+    return {
+        field.name: field.default if field.default is not missing else field.default_factory()
+        for field in dataclasses.fields(kind)
+        if field.default is not missing or field.default_factory is not missing
+    }
+
+
 def _absent(name: str, kind: str, installed: Iterable[str], elsewhere: dict[str, str], label: str) -> str:
     """Return why this release does not have a name. UsageError if no supported release has it.
 

@@ -1,12 +1,14 @@
 """The laws that apply to runs of any spec, by the clause that each judges.
 
 `LAWS_OF_ONE_RUN` are given one trace. `LAWS_OF_SEVERAL_RUNS` are given `train` and a spec: they train further runs, and
-compare. If a law does not apply to a spec, its verdict is NOT_COMPARABLE, with the reason.
+compare. If a law does not apply to a spec, its verdict is NOT_COMPARABLE, with the reason. `laws_of` gives all of them for
+a spec, of one process or of several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from harness import subjects
@@ -18,13 +20,16 @@ from harness.laws import (
     data_order,
     frozen,
     loss,
+    modelled,
     optimizer_file,
     output,
     rebuilt,
     resume,
     schedule,
+    several,
 )
 from harness.laws.equal import equal_runs
+from harness.laws.plan import plan
 from harness.laws.rotation import saved_when_due
 from harness.spec import ADD, GET, RunSpec
 from harness.trace import Trace
@@ -97,14 +102,14 @@ def splits(train: Train, spec: RunSpec) -> Verdict:
     if _rounds(spec):
         return _not_comparable("in half precision the noise is as large as a fault")
     if not models.family(spec.model).normalises:
-        planned = schedule.plan(spec)
+        planned = plan(spec)
         alike = all(len(set(planned.row_counts(step + 1))) == 1 for step in range(len(planned.windows)))
         if spec.data.min_length or spec.data.ignored or not alike:
             return _not_comparable(
                 "the model returns the mean of each micro-batch, and these have different numbers of labels"
             )
     small = _plain(spec)
-    batch = spec.arguments["per_device_train_batch_size"] * window
+    batch = int(schedule.number(spec, "per_device_train_batch_size")) * window
     return accumulation.same_split(
         train(small), train(small.but(per_device_train_batch_size=batch, gradient_accumulation_steps=1))
     )
@@ -116,7 +121,7 @@ def reordered(train: Train, spec: RunSpec) -> Verdict:
         return _not_comparable("in half precision the noise is as large as a fault")
     if not models.family(spec.model).normalises and spec.arguments.get("gradient_accumulation_steps", 1) > 1:
         return _not_comparable("each micro-batch's loss is a mean of its own, so it matters which rows share one")
-    planned = schedule.plan(spec)
+    planned = plan(spec)
     if spec.data.rows == 1 or max(planned.row_counts(1)) * max(planned.windows) == 1:
         return _not_comparable("a window has one row")
     plain = _plain(spec).but(max_steps=min(3, len(planned.windows)), num_train_epochs=None)
@@ -170,10 +175,13 @@ def repeats(train: Train, spec: RunSpec) -> Verdict:
 
 
 def as_reference(train: Train, spec: RunSpec) -> Verdict:
-    """Check that the run is the reference's, bit for bit."""
+    """Check that the run is the reference's: bit for bit, and for several ranks within `harness.tolerance.RANKS`."""
     reference = subjects.load("reference")
-    reason = reference.unsupported(spec)
-    return _not_comparable(reason) if reason else equal_runs(train(spec), train(spec, subject=reference))
+    alone = several.one_process_spec(spec) if spec.launch.several else spec
+    if reason := reference.unsupported(alone):
+        return _not_comparable(reason)
+    one = train(alone, subject=reference)
+    return equal_runs(train(spec), one) if alone is spec else several.equals_single(train(spec), one)
 
 
 #: Clause id -> the law that trains further runs of a spec and compares them.
@@ -186,6 +194,47 @@ LAWS_OF_SEVERAL_RUNS: dict[str, Callable[[Train, RunSpec], Verdict]] = {
     "ACC-10": reordered,
     "FRZ-15": bystander,
 }
+
+
+#: What a law gives for a spec: a function that decides, or the reason why the law does not apply.
+Applied = Callable[[], Verdict] | str
+
+
+def laws_of(train: Train, spec: RunSpec) -> Iterator[tuple[str, Applied]]:
+    """Yield each clause, with its law applied to a spec: a function without arguments, or why the law does not apply.
+
+    - train: trains the spec, and the runs to compare with. Traces of several ranks are put together here.
+    - spec: in one process or in several.
+    """
+    trace = train(spec)
+    whole = train
+    if spec.launch.several:
+        trace = several.whole_run(trace)
+        whole = functools.partial(_whole, train)
+    excluded = left_out(trace)
+    for clause, law in LAWS_OF_ONE_RUN.items():
+        reason = excluded.get(clause) or (why_not_judged(clause, spec) if spec.launch.several else None)
+        yield clause, reason or modelled.why_not(clause, spec) or functools.partial(law, trace)
+    for clause, compare in LAWS_OF_SEVERAL_RUNS.items():
+        ranked = clause == "GEN-01"  # it looks at each rank
+        reason = "it compares runs that resume nothing" if spec.resume else modelled.why_not(clause, spec)
+        yield clause, reason or functools.partial(compare, train if ranked else whole, spec)
+    if spec.launch.several:
+        clause = CLAUSES_OF_RANKS.get(spec.launch.strategy, "FSDP-17")
+        reason = "it compares runs that resume nothing" if spec.resume else modelled.why_not(clause, spec)
+        yield clause, reason or functools.partial(several.trains_as_one_process, train, spec)
+
+
+#: Strategy -> the clause that says that its ranks train as one process does; FSDP-17 for the others.
+CLAUSES_OF_RANKS = {"ddp": "DIST-02", "zero1": "DS-08", "zero2": "DS-08", "zero3": "DS-08"}
+
+#: Laws that compare a run with another one, so that numbers are judged that nobody wrote down.
+COMPARISONS = ("GEN-01", "GEN-02", "RES-01", "ACC-01", "ACC-10")
+
+
+def _whole(train: Train, spec: RunSpec, **options: Any) -> Trace:
+    trace = train(spec, **options)
+    return several.whole_run(trace) if spec.launch.several else trace
 
 
 def laws_for(trace: Trace) -> dict[str, Callable[[Trace], Verdict]]:
