@@ -529,3 +529,24 @@ def forget_precision() -> None:
     backends.cuda.matmul.allow_tf32 = False
     if hasattr(backends, "fp32_precision"):  # since torch 2.9
         backends.fp32_precision = backends.cuda.matmul.fp32_precision = "none"
+
+
+# ---- optimizers ----
+
+
+def adafactor() -> Any:
+    """Return transformers' class of Adafactor."""
+    from transformers.optimization import Adafactor
+
+    return Adafactor
+
+
+def packed_optimizer(name: str) -> Any:
+    """Return a class of bitsandbytes.optim, such as "AdamW". Raises UsageError if it is not there."""
+    if version("bitsandbytes") is None:
+        raise UsageError("bitsandbytes is not installed, which has the 8-bit and paged optimizers")
+    import bitsandbytes.optim
+
+    if not hasattr(bitsandbytes.optim, name):
+        raise UsageError(f"bitsandbytes {version('bitsandbytes')} has no optimizer {name}")
+    return getattr(bitsandbytes.optim, name)

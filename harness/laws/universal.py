@@ -18,17 +18,20 @@ from harness.laws import (
     accumulation,
     checkpoint,
     data_order,
+    evaluation,
     frozen,
     loss,
     modelled,
     optimizer_file,
     output,
+    rates,
     rebuilt,
     resume,
     schedule,
     several,
 )
 from harness.laws.equal import equal_runs
+from harness.laws.plan import plan
 from harness.laws.rotation import saved_when_due
 from harness.spec import ADD, GET, RunSpec
 from harness.trace import Trace
@@ -50,7 +53,7 @@ LAWS_OF_ONE_RUN: dict[str, Callable[[Trace], Verdict]] = {
     "LOSS-01": loss.window_mean,
     "ACC-02": accumulation.windows,
     "ACC-05": accumulation.events,
-    "LOOP-02": schedule.learning_rates,
+    "LOOP-02": rates.learning_rates,
     "LOOP-04": schedule.all_steps,
     "LOOP-05": schedule.clipping,
     "LOOP-06": schedule.epochs,
@@ -61,6 +64,7 @@ LAWS_OF_ONE_RUN: dict[str, Callable[[Trace], Verdict]] = {
     "CKPT-21": rebuilt.reloads,
     "CKPT-25": checkpoint.adapter_only,
     "CKPT-27": optimizer_file.size_law,
+    "EVAL-10": evaluation.evaluated_when_due,
     "RNG-02": data_order.follows_seed,
 }
 
@@ -101,7 +105,7 @@ def splits(train: Train, spec: RunSpec) -> Verdict:
     if _rounds(spec):
         return _not_comparable("in half precision the noise is as large as a fault")
     if not models.family(spec.model).normalises:
-        planned = schedule.plan(spec)
+        planned = plan(spec)
         alike = all(len(set(planned.row_counts(step + 1))) == 1 for step in range(len(planned.windows)))
         if spec.data.min_length or spec.data.ignored or not alike:
             return _not_comparable(
@@ -120,7 +124,7 @@ def reordered(train: Train, spec: RunSpec) -> Verdict:
         return _not_comparable("in half precision the noise is as large as a fault")
     if not models.family(spec.model).normalises and spec.arguments.get("gradient_accumulation_steps", 1) > 1:
         return _not_comparable("each micro-batch's loss is a mean of its own, so it matters which rows share one")
-    planned = schedule.plan(spec)
+    planned = plan(spec)
     if spec.data.rows == 1 or max(planned.row_counts(1)) * max(planned.windows) == 1:
         return _not_comparable("a window has one row")
     plain = _plain(spec).but(max_steps=min(3, len(planned.windows)), num_train_epochs=None)
