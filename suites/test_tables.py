@@ -7,7 +7,18 @@ from harness.environment import REPACKS, repacks
 from harness.fixtures import models
 from harness.fixtures.methods import METHODS, misfit
 from harness.fixtures.models import FAMILIES
-from harness.laws import checkpoint, equal, frozen, loss, optimizer_file, process, rebuilt, resume, universal
+from harness.laws import (
+    checkpoint,
+    comparisons,
+    equal,
+    frozen,
+    loss,
+    optimizer_file,
+    process,
+    rebuilt,
+    resume,
+    universal,
+)
 from harness.runs.scenarios import cases, over, saving, spec_for
 from harness.session.state import skip_if
 from harness.spec import ADD, GET, ResumeSpec
@@ -122,7 +133,7 @@ DIVIDED = table(GET, [pair for pair in PAIRS if pair[1] in ("lora", "prompt-tuni
 @pytest.mark.clause("ACC-01")
 @cases({name: spec.but(data={"min_length": 6} if normalises(spec) else None) for name, spec in DIVIDED.items()})
 def test_accumulated_micro_batches_train_as_the_large_batch(spec, train, judge):
-    judge(universal.splits(train, spec))
+    judge(comparisons.splits(train, spec))
 
 
 # ---- checkpoints ----
@@ -228,4 +239,4 @@ def test_both_routes_train_the_same_run(spec, train, judge):
 @cases({name: spec for name, spec in (GOTTEN | ADDED).items() if subjects.load("reference").unsupported(spec) is None})
 def test_a_run_is_the_references(spec, train, runs, judge):
     train(spec)
-    judge(universal.as_reference(runs.train, spec))
+    judge(comparisons.as_reference(runs.train, spec))

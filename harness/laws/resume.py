@@ -28,6 +28,20 @@ def continues(resumed: Trace, whole: Trace, after: int) -> Verdict:
     return both(equal_runs(resumed, whole, after=after), verdict("tensors that are not trained end the same", findings))
 
 
+def steps_to_resume(whole: Trace) -> list[int]:
+    """Return the checkpoints from which a run can be resumed and compared, by global step. The last one is its end.
+
+    A checkpoint inside a window of the log is left out: the first mean that a resumed run logs is over the steps that it
+    made itself (RES-09).
+    """
+    logged = whole.losses
+    return [
+        checkpoint.step
+        for checkpoint in whole.checkpoints[:-1]
+        if checkpoint.step in logged or not any(step > checkpoint.step for step in logged)
+    ]
+
+
 def _base_differences(seen: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
     return [
         f"{name}, which is not trained, is another than in the uninterrupted run"

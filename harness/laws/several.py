@@ -11,11 +11,11 @@ from typing import Any
 
 from harness.laws import evaluation
 from harness.laws.completion import incomplete
-from harness.laws.data_order import drawn, expected_places, out_of_order, resumed_from
+from harness.laws.data_order import drawn, expected_places, out_of_order
 from harness.laws.equal import differences, equal_runs, largest_gap
 from harness.laws.loading import accelerator_config
 from harness.laws.loss import logged_rounding
-from harness.laws.plan import if_planned
+from harness.laws.plan import if_planned, resumed_from
 from harness.spec import LaunchSpec, RunSpec
 from harness.tolerance import RANKS, SUMMATION, Tolerance
 from harness.trace import MicroBatch, Step, Trace
