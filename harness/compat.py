@@ -358,6 +358,13 @@ def enable_activation_checkpointing(model: Any, options: dict[str, Any]) -> None
     enable(options)
 
 
+def compute_experts_eagerly(model: Any) -> None:
+    """Make a mixture of experts compute with plain matrix products. Since transformers 5 it uses grouped_mm, which has no float64."""
+    config = getattr(model, "config", None)
+    if getattr(config, "_experts_implementation", None) is not None:
+        config._experts_implementation = "eager"
+
+
 def clipping_functions(trainer: Any) -> list[tuple[Any, str]]:
     """Return (owner, name) of each function with which a Trainer clips gradients.
 
