@@ -270,6 +270,18 @@ def missing_tensor_names(peft_type: str) -> str | None:
 # ---- features that a release lacks ----
 
 
+def missing_experts(parameters: Iterable[str]) -> str | None:
+    """Return why Qwen3-MoE cannot be trained with these target_parameters; None if it can.
+
+    transformers has the model since 4.51. Since 5.0 the experts of a layer are one parameter; before, each was a module.
+    """
+    fused = any("experts" in name for name in parameters)
+    if satisfies("transformers>=5.0") or (satisfies("transformers>=4.51") and not fused):
+        return None
+    lacks = "no parameter of all experts of a layer" if fused else "no Qwen3MoeForCausalLM"
+    return f"transformers {version('transformers')} has {lacks}"
+
+
 def missing_sharded_loading() -> str | None:
     """Why the Trainer takes no base model that from_pretrained has sharded (DistributedConfig): since transformers 5.19."""
     from transformers import PreTrainedModel
@@ -359,7 +371,7 @@ def enable_activation_checkpointing(model: Any, options: dict[str, Any]) -> None
 
 
 def compute_experts_eagerly(model: Any) -> None:
-    """Make a mixture of experts compute with plain matrix products. Since transformers 5 it uses grouped_mm, which has no float64."""
+    """Make a mixture of experts compute with plain products: grouped_mm, used since transformers 5, has no float64."""
     config = getattr(model, "config", None)
     if getattr(config, "_experts_implementation", None) is not None:
         config._experts_implementation = "eager"

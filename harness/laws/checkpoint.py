@@ -45,7 +45,8 @@ def adapter_only(trace: Trace) -> Verdict:
     for checkpoint in trace.checkpoints:
         where = f"checkpoint-{checkpoint.step}"
         findings += [f"{where}: {name} is there" for name in checkpoint.files if Path(name).name in _BASE_FILES]
-        missing = _missing(trace, checkpoint.adapter)
+        saved = under_trained_names(trace, checkpoint.adapter)
+        missing = [name for name in trace.trainable if name not in saved]
         extra = [n for n in checkpoint.adapter if n not in allowed and not n.endswith((*beside, "\0"))]
         if not base_weights.is_known(adapter) and (missing or any(map(names.is_adapter, extra))):
             why = f"adapter.peft_type = {adapter.peft_type!r} is not in the table of methods"
@@ -59,17 +60,24 @@ def adapter_only(trace: Trace) -> Verdict:
     return verdict("each checkpoint holds exactly the trained tensors", findings, checkpoints=len(trace.checkpoints))
 
 
-def _missing(trace: Trace, saved: Container[str]) -> list[str]:
-    """Return the trained tensors that a file has under none of their names. Names of one tensor end alike."""
-    shared = {names.own_part(name) for name in trace.shared if name in saved}
-    return [name for name in trace.trainable if name not in saved and names.own_part(name) not in shared]
+def under_trained_names(trace: Trace, tensors: Tensors) -> Tensors:
+    """Return the tensors of a file under the names that they have in `trace.trainable`.
+
+    A tensor that several layers share has a name in each of them. The file has one of these, which may be another. Names of
+    one tensor end alike: "vblora_vector_bank".
+    """
+    absent = {names.own_part(name): name for name in trace.trainable if name not in tensors}
+    return {
+        absent.get(names.own_part(name), name) if name in trace.shared else name: tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def nothing_twice(trace: Trace) -> Verdict:
     """Check that no adapter file holds the same tensor under two names.
 
     Only floating-point tensors with at least two different values count: two layers may have equal indices by chance
-    (SHiRA), and equal tensors of zeros.
+    (SHiRA), and equal tensors of zeros. Two trained parameters may be equal, too, if they get equal gradients (PSOFT).
     """
     findings = incomplete(trace)
     if not trace.checkpoints:
@@ -79,7 +87,7 @@ def nothing_twice(trace: Trace) -> Verdict:
         for name, tensor in sorted(checkpoint.adapter.items()):
             if tensor.is_floating_point() and bool((tensor != tensor.flatten()[:1]).any()):
                 earlier = first.setdefault(digest(tensor), name)
-                if earlier != name:
+                if earlier != name and not {earlier, name} <= set(trace.trainable):
                     findings.append(f"checkpoint-{checkpoint.step}: {name} is {earlier} once more")
     return verdict("each tensor is saved once", findings, checkpoints=len(trace.checkpoints))
 
@@ -166,7 +174,7 @@ def every_adapter_saved(trace: Trace) -> Verdict:
                 digests = dict.fromkeys(digests, "")
             expected = adapter_path(adapter, name)
             candidates = files if expected is None else {expected: files[expected]} if expected in files else {}
-            found = [_misfits(tensors, digests, beside) for tensors in candidates.values()]
+            found = [_misfits(trace, tensors, digests, beside) for tensors in candidates.values()]
             where = f"checkpoint-{checkpoint.step}: adapter {name!r}"
             if not found:
                 findings.append(f"{where} has no file {expected or ADAPTER_FILE}")
@@ -201,13 +209,13 @@ def _digests(trace: Trace, adapter: str) -> dict[str, str]:
     return {plain: trace.base[name] for name, plain in without.items() if plain != name and plain not in trace.shared}
 
 
-def _misfits(tensors: Tensors, expected: dict[str, str], beside: Container[str]) -> list[str]:
+def _misfits(trace: Trace, tensors: Tensors, expected: dict[str, str], beside: Container[str]) -> list[str]:
     """Return how a file differs from the tensors expected in it.
 
     - expected: name -> digest, "" if the value is not compared.
     - beside: names that may be in the file as well.
     """
-    saved = {names.canonical(key): tensor for key, tensor in tensors.items()}
+    saved = under_trained_names(trace, {names.canonical(key): tensor for key, tensor in tensors.items()})
     findings = [f"{name} is not in its file" for name in expected if name not in saved]
     findings += [
         f"its file holds {name}, which is not its own" for name in saved if name not in expected and name not in beside
@@ -244,7 +252,8 @@ def last_is_current(trace: Trace) -> Verdict:
     if not last:
         findings.append("no checkpoint was written at the last step")
     for checkpoint in last:
-        findings += differences(checkpoint.adapter, trace.adapter, 0.0, f"checkpoint-{checkpoint.step}:")
+        saved = under_trained_names(trace, checkpoint.adapter)
+        findings += differences(saved, trace.adapter, 0.0, f"checkpoint-{checkpoint.step}:")
     return verdict("the last checkpoint holds the adapter as it was trained", findings)
 
 

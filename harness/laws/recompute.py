@@ -54,11 +54,11 @@ _TARGETS: dict[str, Targets] = {
 }
 
 
+#: peft type whose layers draw random numbers in training, as dropout does -> what it draws.
+DRAWS = {"PVERA": "it draws the adapted output from a distribution, with random numbers that are not recorded"}
+
 #: peft type -> why the loss and the gradients of its runs cannot be recomputed.
-_OWN_LOSS = {
-    "CPT": "its loss weights the tokens of the prompt by a decay of its own",
-    "PVERA": "it draws random numbers in training that are not recorded",
-}
+_OWN_LOSS = {**DRAWS, "CPT": "its loss weights the tokens of the prompt by a decay of its own"}
 
 
 def obstacles(spec: RunSpec) -> list[str]:
@@ -66,7 +66,8 @@ def obstacles(spec: RunSpec) -> list[str]:
     found = []
     if any("drop" in name and value for name, value in (*spec.adapter.config.items(), *spec.model.config.items())):
         found.append("dropout draws random numbers that are not recorded")
-    if spec.model.quantization or spec.arguments.get("bf16") or spec.arguments.get("fp16"):
+    half = spec.model.dtype in ("bfloat16", "float16") or spec.arguments.get("bf16") or spec.arguments.get("fp16")
+    if spec.model.quantization or half:
         found.append("the base is quantized or computes in half precision")
     if spec.data.augment:
         found.append("augmented rows differ at every access")

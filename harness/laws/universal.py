@@ -22,6 +22,7 @@ from harness.laws import (
     optimizer_file,
     output,
     rebuilt,
+    recompute,
     resume,
     schedule,
 )
@@ -103,6 +104,8 @@ def refused(trace: Trace) -> str | None:
 
 def splits(train: Train, spec: RunSpec) -> Verdict:
     """Check that accumulated micro-batches train as one large batch does."""
+    if reason := recompute.DRAWS.get(spec.adapter.peft_type):
+        return _not_comparable(f"adapter.peft_type = {spec.adapter.peft_type!r}: {reason}")
     window = spec.arguments.get("gradient_accumulation_steps", 1)
     if window == 1:
         return _not_comparable("nothing is accumulated")
@@ -126,6 +129,8 @@ def splits(train: Train, spec: RunSpec) -> Verdict:
 
 def reordered(train: Train, spec: RunSpec) -> Verdict:
     """Check that a window's gradient is the same if its rows are in another order, in other micro-batches."""
+    if reason := recompute.DRAWS.get(spec.adapter.peft_type):
+        return _not_comparable(f"adapter.peft_type = {spec.adapter.peft_type!r}: {reason}")
     if _rounds(spec):
         return _not_comparable("in half precision the noise is as large as a fault")
     if not models.family(spec.model).normalises and spec.arguments.get("gradient_accumulation_steps", 1) > 1:
@@ -147,9 +152,10 @@ def bystander(train: Train, spec: RunSpec) -> Verdict:
     if reason := refused(beside):
         return _not_comparable(f"upstream takes no second adapter here: {reason}")
     # Its file is not judged if add_adapter injected it: only the active adapter is saved then (CKPT-16). Nor if a method
-    # saves tensors that all of its adapters share, such as VeRA's random matrices, or has no row that says what it saves.
+    # saves tensors that all of its adapters share, such as VeRA's random matrices, has no row that says what it saves, or
+    # names the tensors of a prompt in memory otherwise than in the file.
     rows = [method for method in METHODS.values() if method.peft_type == spec.adapter.peft_type]
-    apart = spec.adapter.route == GET and bool(rows) and not any(row.saves for row in rows)
+    apart = spec.adapter.route == GET and bool(rows) and all(row.targeted and not row.saves for row in rows)
     saved = [checkpoint.every_adapter_saved(beside)] if apart and beside.checkpoints else []
     return both(equal_runs(beside, train(spec)), frozen.base_frozen(beside), *saved)
 

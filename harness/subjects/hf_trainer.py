@@ -42,9 +42,7 @@ def inject(model: Any, spec: AdapterSpec) -> Any:
 
     _check_names(model)
     if spec.config.get("inference_mode"):
-        raise UsageError(
-            "nothing is trained: adapter.config.inference_mode is true; set it to false or leave it out"
-        )
+        raise UsageError("nothing is trained: adapter.config.inference_mode is true; set it to false or leave it out")
     config = adapter_config(spec.peft_type, dict(spec.config))
     torch.manual_seed(spec.seed)
     if spec.route == GET:
@@ -201,6 +199,10 @@ class HFTrainer:
             compat.training_arguments({**launch_arguments.arguments(spec.launch), **spec.arguments})
         except LookupError as missing:
             return str(missing)
+        if spec.model.family == "qwen3-moe":
+            reason = compat.missing_experts(spec.adapter.config.get("target_parameters") or ())
+        if reason is not None:
+            return reason
         fields = [*spec.adapter.config, *(name for other in spec.adapter.others.values() for name in other)]
         return compat.missing_adapter_field(spec.adapter.peft_type, fields)
 
