@@ -299,6 +299,18 @@ def missing_tensor_names(peft_type: str) -> str | None:
 # ---- features that a release lacks ----
 
 
+def missing_experts(parameters: Iterable[str]) -> str | None:
+    """Return why Qwen3-MoE cannot be trained with these target_parameters; None if it can.
+
+    transformers has the model since 4.51. Since 5.0 the experts of a layer are one parameter; before, each was a module.
+    """
+    fused = any("experts" in name for name in parameters)
+    if satisfies("transformers>=5.0") or (satisfies("transformers>=4.51") and not fused):
+        return None
+    lacks = "no parameter of all experts of a layer" if fused else "no Qwen3MoeForCausalLM"
+    return f"transformers {version('transformers')} has {lacks}"
+
+
 def missing_sharded_loading() -> str | None:
     """Why the Trainer takes no base model that from_pretrained has sharded (DistributedConfig): since transformers 5.19."""
     from transformers import PreTrainedModel
@@ -450,6 +462,13 @@ def enable_activation_checkpointing(model: Any, options: dict[str, Any]) -> None
         getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     )
     enable(options)
+
+
+def compute_experts_eagerly(model: Any) -> None:
+    """Make a mixture of experts compute with plain products: grouped_mm, used since transformers 5, has no float64."""
+    config = getattr(model, "config", None)
+    if getattr(config, "_experts_implementation", None) is not None:
+        config._experts_implementation = "eager"
 
 
 def clipping_functions(trainer: Any) -> list[tuple[Any, str]]:

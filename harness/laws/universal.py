@@ -15,6 +15,7 @@ from harness.fixtures import models
 from harness.fixtures.methods import METHODS
 from harness.laws import (
     accumulation,
+    base_weights,
     checkpoint,
     comparisons,
     data_order,
@@ -72,19 +73,36 @@ def both_routes(train: Train, spec: RunSpec) -> Verdict:
     if spec.model.dtype in HALF:
         return not_comparable("if the base is in half precision, only get_peft_model casts the adapter up (AMP-04)")
     other = GET if spec.adapter.route == ADD else ADD
-    return equal_runs(train(spec.but(adapter={"route": other})), train(spec))
+    added = train(spec.but(adapter={"route": other}))
+    if reason := refused(added):
+        return not_comparable(f"upstream does not inject it by {other}: {reason}")
+    return equal_runs(added, train(spec))
+
+
+def refused(trace: Trace) -> str | None:
+    """Return with which words upstream refused a run before it began to train, None if it did not.
+
+    A refusal is a ValueError or a NotImplementedError. Any other exception is a fault.
+    """
+    began = bool(trace.steps) or "train_begin" in trace.events
+    kind, _, words = (trace.error or "").partition(": ")
+    return None if began or kind not in ("ValueError", "NotImplementedError") else words.partition("\n")[0]
 
 
 def bystander(train: Train, spec: RunSpec) -> Verdict:
     """Check that a second, untrained adapter stays as it was, is saved whole, and changes nothing in the run."""
     if spec.adapter.others:
         return not_comparable("the run has other adapters already")
+    if reason := base_weights.changed_by_injection(spec.adapter):
+        return not_comparable(reason)
     beside = train(spec.but(adapter={"others": {"bystander": {}}}))
+    if reason := refused(beside):
+        return not_comparable(f"upstream takes no second adapter here: {reason}")
     # Its file is not judged if add_adapter injected it: only the active adapter is saved then (CKPT-16). Nor if a method
-    # saves tensors that all of its adapters share, such as VeRA's random matrices.
-    apart = spec.adapter.route == GET and not any(
-        m.saves for m in METHODS.values() if m.peft_type == spec.adapter.peft_type
-    )
+    # saves tensors that all of its adapters share, such as VeRA's random matrices, has no row that says what it saves, or
+    # names the tensors of a prompt in memory otherwise than in the file.
+    rows = [method for method in METHODS.values() if method.peft_type == spec.adapter.peft_type]
+    apart = spec.adapter.route == GET and bool(rows) and all(row.targeted and not row.saves for row in rows)
     saved = [checkpoint.every_adapter_saved(beside)] if apart and beside.checkpoints else []
     return both(equal_runs(beside, train(spec)), frozen.base_frozen(beside), *saved)
 
@@ -196,7 +214,7 @@ _NO_FILE = "a checkpoint of shards has no adapter file (FSDP-07)"
 
 def why_not_judged(clause: str, spec: RunSpec) -> str | None:
     """Return why the law of a clause, made for one process, does not apply to a run in several; None if it applies."""
-    if clause in ("CKPT-07", "CKPT-27") and spec.launch.strategy != "ddp":
+    if clause in ("CKPT-07", "CKPT-27") and spec.launch.several and spec.launch.strategy != "ddp":
         return _NO_OPTIMIZER if spec.arguments.get("save_only_model") else _FILES
     if clause in ("FRZ-02", "FRZ-03", "LOSS-01", "LOOP-05") and spec.launch.deepspeed:
         return _HIDDEN
