@@ -142,7 +142,8 @@ def judge(
     if began is not None:
         began(trace)
     judgement = Judgement(spec, runs.subject.name, trace)
-    for clause, verdict in _verdicts(spec, trace, runs, always):
+    for clause, applied in laws_of(spec, trace, runs, always):
+        verdict = decided(applied)
         known = explained(clause, verdict, spec, runs.subject.name, expected)
         if known is not None:
             verdict = Verdict(KNOWN_DEFECT, verdict.expected, verdict.seen, verdict.measured)
@@ -190,7 +191,13 @@ def made_a_step(trace: Trace) -> bool:
     return "step_end" in trace.events or ("step_begin" not in trace.events and bool(trace.steps))
 
 
-def _verdicts(spec: RunSpec, trace: Trace, runs: Runs, always: str | None) -> Iterator[tuple[str, Verdict]]:
+def laws_of(spec: RunSpec, trace: Trace, runs: Runs, always: str | None = None) -> Iterator[tuple[str, Applied]]:
+    """Yield each clause, with its law applied to a run that was trained, or why it does not apply (`universal.laws_of`).
+
+    - spec: without the fields at upstream's default, on its device.
+    - always: a clause of which the law is applied even if the run ended before its first step.
+    """
+
     def train(other: RunSpec, subject: Subject | None = None, again: bool = False) -> Trace:
         made = runs.train(other, subject, again)
         if made.error is not None and not made_a_step(made) and runs.on_device(other) != spec:
@@ -200,9 +207,9 @@ def _verdicts(spec: RunSpec, trace: Trace, runs: Runs, always: str | None) -> It
 
     for clause, applied in universal.laws_of(train, spec):
         if trace.error is not None and clause not in (COMPLETES, always):
-            yield clause, not_judged(f"the run ended with {next(iter(trace.error.splitlines()), 'an error')}")
+            yield clause, f"the run ended with {next(iter(trace.error.splitlines()), 'an error')}"
         else:
-            yield clause, decided(applied)
+            yield clause, applied
 
 
 def decided(applied: Applied) -> Verdict:
