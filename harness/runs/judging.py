@@ -92,7 +92,7 @@ class Judgement:
     @property
     def compared(self) -> list[str]:
         """The clauses of `COMPARISONS` that were applied."""
-        return [clause for clause in COMPARISONS if clause in self.having(PASS, FAIL, KNOWN_DEFECT)]
+        return compared(self.laws)
 
     @property
     def code(self) -> int:
@@ -104,16 +104,26 @@ class Judgement:
     @property
     def strength(self) -> str:
         """How strong the verdict is, in one sentence."""
-        oracle = self.laws.get("GEN-01")
-        others = [clause for clause in self.compared if clause != "GEN-01"]
-        with_itself = f"compared with itself only ({', '.join(others)})" if others else "compared with no other run"
-        if oracle is not None and oracle.outcome == PASS:
-            how = "within the rounding of several ranks" if self.spec.launch.several else "bit for bit"
-            return f"equal to the independent reference {how}"
-        if oracle is not None and oracle.outcome in (FAIL, KNOWN_DEFECT):
-            return "not equal to the independent reference"
-        reason = "; ".join(oracle.seen) if oracle is not None else "it was not applied"
-        return f"the reference does not model it ({reason}): {with_itself}"
+        return strength(self.laws, self.spec.launch.several)
+
+
+def compared(laws: Mapping[str, Verdict]) -> list[str]:
+    """Return the clauses of `COMPARISONS` that were applied. laws: clause -> verdict."""
+    return [clause for clause in COMPARISONS if clause in laws and laws[clause].outcome in (PASS, FAIL, KNOWN_DEFECT)]
+
+
+def strength(laws: Mapping[str, Verdict], several: bool) -> str:
+    """Return how strong these verdicts on a run are, in one sentence. several: whether it has several ranks."""
+    oracle = laws.get("GEN-01")
+    others = [clause for clause in compared(laws) if clause != "GEN-01"]
+    with_itself = f"compared with itself only ({', '.join(others)})" if others else "compared with no other run"
+    if oracle is not None and oracle.outcome == PASS:
+        how = "within the rounding of several ranks" if several else "bit for bit"
+        return f"equal to the independent reference {how}"
+    if oracle is not None and oracle.outcome in (FAIL, KNOWN_DEFECT):
+        return "not equal to the independent reference"
+    reason = "; ".join(oracle.seen) if oracle is not None else "it was not applied"
+    return f"the reference does not model it ({reason}): {with_itself}"
 
 
 def judge(

@@ -75,7 +75,8 @@ def exit_code(complete: Complete, cases: list[Case], named: bool, status: int) -
     - status: pytest's exit status. pytest.exit may have set any.
 
     A clause that fails is 1. Otherwise it is 2 if something is missing, if a case could not be judged because of the
-    subject or since its run is refused, or if pytest reports a failure that belongs to no case, such as an error in a fixture's teardown.
+    subject, if a run of --spec is refused, or if pytest reports a failure that belongs to no case, such as an error in a
+    fixture's teardown.
     """
     if status not in (0, 1, 5):
         return status

@@ -178,7 +178,13 @@ def judge_brought(
         judge(verdict)
 
     def _laws(brought: Brought, spec: RunSpec) -> dict[str, Applied]:
-        if reason := subjects.unsupported(runs.subject, spec):
+        try:
+            reason = subjects.unsupported(runs.subject, spec)
+        except WrongSubject:
+            raise
+        except UsageError as error:
+            raise UsageError(f"{brought.where}: {error}") from None
+        if reason:
             raise UsageError(f"{brought.where}: subject {runs.subject.name} does not train such a spec ({reason})")
         return dict(judging.laws_of(spec, judging.trained(spec, runs, brought.where), runs))
 

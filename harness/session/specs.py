@@ -11,7 +11,9 @@ from pathlib import Path
 from harness import trust
 from harness.laws import universal
 from harness.reading import shown_path
+from harness.runs import judging
 from harness.spec import RunSpec
+from harness.verdict import Case, Verdict
 
 #: Characters of a name. It is part of file names and of ids of tests.
 _LONGEST = 60
@@ -68,6 +70,38 @@ def load_all(files: Iterable[str | Path], trusted: bool = False) -> list[Brought
         spec = load(file, trusted)
         found.append(Brought(_name(Path(file), [one.name for one in found]), shown_path(file), spec))
     return found
+
+
+# ---- what was found about them ----
+
+
+def laws_by_run(cases: Iterable[Case]) -> dict[str, dict[str, Verdict]]:
+    """Return name -> clause -> verdict of the runs of --spec that were trained."""
+    found: dict[str, dict[str, Verdict]] = {}
+    for case in cases:
+        if case.brought and not case.refused:
+            seen = tuple(case.evidence.get("seen") or [case.reason])
+            found.setdefault(case.scenario, {})[case.clause] = Verdict(case.verdict, "", seen)
+    return found
+
+
+def uncompared(cases: Iterable[Case]) -> list[str]:
+    """Return the runs of --spec that were compared with no other run, although clauses that do so were asked for."""
+    return [
+        name
+        for name, laws in laws_by_run(cases).items()
+        if not judging.compared(laws) and any(clause in laws for clause in universal.COMPARISONS)
+    ]
+
+
+def strengths(cases: Sequence[Case]) -> dict[str, str]:
+    """Return name -> how strong the verdicts on the run are, for the runs of --spec of which GEN-01 was asked for."""
+    specs = {case.scenario: RunSpec.from_json(case.specs[0], within_bounds=False) for case in cases if case.brought}
+    return {
+        name: judging.strength(laws, specs[name].launch.several)
+        for name, laws in laws_by_run(cases).items()
+        if "GEN-01" in laws
+    }
 
 
 def _name(file: Path, taken: Sequence[str]) -> str:

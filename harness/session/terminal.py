@@ -73,6 +73,6 @@ def print_summary(reporter: Any, config: pytest.Config) -> None:
     for sentence in (state.complete.sentence(), *state.unwritten):
         if sentence:
             reporter.write_line(f"ERROR: {sentence}", red=True)
-    if state.cases:
+    if any(not case.refused for case in state.cases):
         console = progress.screen(reporter._tw._file, no_color=not reporter.hasmarkup)
         report.summary(console, state.cases, state.effort, state.named)
