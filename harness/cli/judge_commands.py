@@ -16,6 +16,7 @@ from harness.cli.options import (
     Env,
     Json,
     Preload,
+    Specs,
     Subject,
     TrustCode,
     Unpatched,
@@ -41,6 +42,8 @@ def check(
     subject: Subject = "hf-trainer",
     device: Device = "cpu",
     clause: Clauses = None,
+    spec: Specs = None,
+    trust_code: TrustCode = False,
     preload: Preload = None,
     unpatched: Unpatched = False,
     with_: Annotated[
@@ -58,18 +61,20 @@ def check(
 ) -> None:
     """Judge the installed stack, or one --with other releases.
 
-    Runs the tests of suites/. Arguments after -- go to pytest.
+    Runs the tests of suites/; with --spec only those that judge your run. Arguments after -- go to pytest.
     """
     if not with_ and (env or build):
         raise UsageError("--env and --build are for stacks that are installed; name one --with")
-    judged = scope(subject, device, clause, preload, env, build)
+    judged = scope(subject, device, clause, preload, env, build, spec, trust_code)
     from harness.gate import command
     from harness.paths import SUITES
 
+    # Their own files, not the copies that `Scope` has: messages name the files.
+    brought = ["--trust-code"] * trust_code + [word for file in spec or [] for word in ("--spec", str(file.absolute()))]
     if with_:
         use_cache()
-        raise typer.Exit(command.check(with_, judged, json, context.args))
-    rest = [*command.workers(judged, context.args), *context.args]
+        raise typer.Exit(command.check(with_, judged, json, [*brought, *context.args]))
+    rest = [*command.workers(judged, context.args), *brought, *context.args]
     raise typer.Exit(run_pytest([str(SUITES)], subject, device, clause or [], preload or [], json, rest))
 
 

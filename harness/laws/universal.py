@@ -150,6 +150,13 @@ def laws_of(train: Train, spec: RunSpec) -> Iterator[tuple[str, Applied]]:
 #: Strategy -> the clause that says that its ranks train as one process does; FSDP-17 for the others.
 CLAUSES_OF_RANKS = {"ddp": "DIST-02", "zero1": "DS-08", "zero2": "DS-08", "zero3": "DS-08"}
 
+
+def clauses_of(spec: RunSpec) -> tuple[str, ...]:
+    """Return the clauses for which `laws_of` has a law, in its order."""
+    ranks = [CLAUSES_OF_RANKS.get(spec.launch.strategy, "FSDP-17")] if spec.launch.several else []
+    return (*LAWS_OF_ONE_RUN, *LAWS_OF_SEVERAL_RUNS, *ranks)
+
+
 #: Laws that compare a run with another one, so that numbers are judged that nobody wrote down. They look at each rank.
 COMPARISONS = ("GEN-01", "GEN-02", "RES-01", "ACC-01", "ACC-10")
 
