@@ -131,9 +131,14 @@ def _argument_names() -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(TrainingArguments))
 
 
+def all_argument_names() -> frozenset[str]:
+    """Return the fields of TrainingArguments of all supported releases. transformers is imported for it."""
+    return _argument_names() | {*_OLDER_NAMES, *(name for names in ARGUMENTS.values() for name in names)}
+
+
 @functools.cache
 def argument_defaults() -> dict[str, Any]:
-    """Return the default of each TrainingArguments field that has one, by the newest name."""
+    """Return the default of each TrainingArguments field that has one, by the newest name. Of an enum, its value."""
     from transformers import TrainingArguments
 
     here = {_older_name(name): name for name in _OLDER_NAMES}
@@ -152,11 +157,12 @@ def adapter_defaults(peft_type: str) -> dict[str, Any]:
 
 def _defaults(kind: Any) -> dict[str, Any]:
     missing = dataclasses.MISSING
-    return {
+    found = {
         field.name: field.default if field.default is not missing else field.default_factory()
         for field in dataclasses.fields(kind)
         if field.default is not missing or field.default_factory is not missing
     }
+    return {name: getattr(value, "value", value) for name, value in found.items()}
 
 
 def _absent(name: str, kind: str, installed: Iterable[str], elsewhere: dict[str, str], label: str) -> str:
