@@ -56,7 +56,10 @@ _TARGETS: dict[str, Targets] = {
 def obstacles(spec: RunSpec) -> list[str]:
     """Return why the gradients of such a run cannot be recomputed. Return an empty list if they can be."""
     found = []
-    if any("drop" in name and value for name, value in (*spec.adapter.config.items(), *spec.model.config.items())):
+    if any(
+        "drop" in name and value
+        for name, value in (*spec.adapter.config.items(), *models.config_of(spec.model).items())
+    ):
         found.append("dropout draws random numbers that are not recorded")
     if spec.model.quantization or spec.arguments.get("bf16") or spec.arguments.get("fp16"):
         found.append("the base is quantized or computes in half precision")

@@ -27,6 +27,7 @@ from harness.laws import (
 from harness.laws.equal import equal_runs
 from harness.laws.rotation import saved_when_due
 from harness.spec import ADD, GET, RunSpec
+from harness.subjects.rows import unclear as rows_unclear
 from harness.trace import Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, both
 
@@ -127,6 +128,8 @@ def bystander(train: Train, spec: RunSpec) -> Verdict:
     """Check that a second, untrained adapter stays as it was, is saved whole, and changes nothing in the run."""
     if spec.adapter.others:
         return _not_comparable("the run has other adapters already")
+    if spec.adapter.config.get("bias", "none") != "none":
+        return _not_comparable("peft takes no second adapter beside one with a bias")
     beside = train(spec.but(adapter={"others": {"bystander": {}}}))
     # Its file is not judged if add_adapter injected it: only the active adapter is saved then (CKPT-16). Nor if a method
     # saves tensors that all of its adapters share, such as VeRA's random matrices.
@@ -153,8 +156,10 @@ def _plain(spec: RunSpec) -> RunSpec:
     """
     return spec.but(
         lora=_without_dropout(spec.adapter.config),
-        model={"config": {**spec.model.config, **_without_dropout(spec.model.config)}},
+        model={"config": {**spec.model.config, **_without_dropout(models.config_of(spec.model))}},
         optim="sgd",
+        trainer={"callbacks": None},  # some need evaluations
+        load_best_model_at_end=None,
         save_strategy="no",
         eval_strategy=None,
     )
@@ -196,9 +201,11 @@ def laws_for(trace: Trace) -> dict[str, Callable[[Trace], Verdict]]:
 
 def left_out(trace: Trace) -> dict[str, str]:
     """Return clause id -> reason, for the laws of one run that do not apply to this trace."""
-    return {
+    reasons = {
         clause: reason for clauses, (applies, reason) in _APPLIES.items() if not applies(trace) for clause in clauses
     }
+    rows = rows_unclear(trace)
+    return reasons if rows is None else {**dict.fromkeys(_BY_ROWS, rows), **reasons}
 
 
 def _saves(trace: Trace) -> bool:
@@ -221,6 +228,9 @@ def _tokens_normalise(trace: Trace) -> bool:
 def _model_computes_loss(trace: Trace) -> bool:
     return not trace.spec.arguments.get("label_smoothing_factor")
 
+
+#: Laws that compare which rows the batches held.
+_BY_ROWS = ("ACC-02", "LOSS-01", "RNG-02")
 
 #: Laws that need something which not every run has -> whether a trace has it, and the reason if it does not.
 _APPLIES: dict[tuple[str, ...], tuple[Callable[[Trace], bool], str]] = {
