@@ -1,7 +1,7 @@
 """Make a run small by rule: steps, batches, intervals and rows. It keeps what it has to do with each other.
 
 - Eight optimizer steps, in two epochs or more if the run has so many; at most four rows a batch, and four batches a step.
-- A checkpoint in the middle, and not only at the end. Evaluations and logs are as much closer together as the steps are fewer.
+- A checkpoint in the middle, and not only at the end. Evaluations and logs come closer together as the steps become fewer.
 - At most two workers of the data loader.
 """
 
