@@ -131,6 +131,40 @@ def _argument_names() -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(TrainingArguments))
 
 
+def all_argument_names() -> frozenset[str]:
+    """Return the fields of TrainingArguments of all supported releases. transformers is imported for it."""
+    return _argument_names() | {*_OLDER_NAMES, *(name for names in ARGUMENTS.values() for name in names)}
+
+
+@functools.cache
+def argument_defaults() -> dict[str, Any]:
+    """Return the default of each TrainingArguments field that has one, by the newest name. Of an enum, its value."""
+    from transformers import TrainingArguments
+
+    here = {_older_name(name): name for name in _OLDER_NAMES}
+    return {here.get(name, name): value for name, value in _defaults(TrainingArguments).items()}
+
+
+@functools.cache
+def adapter_defaults(peft_type: str) -> dict[str, Any]:
+    """Return the default of each field of an adapter's config that has one. Empty for an unknown type."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kinds = {str(getattr(kind, "value", kind)): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    # peft_type is set as the object is made.
+    return {k: v for k, v in _defaults(kinds[peft_type]).items() if k != "peft_type"} if peft_type in kinds else {}
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    missing = dataclasses.MISSING
+    found = {
+        field.name: field.default if field.default is not missing else field.default_factory()
+        for field in dataclasses.fields(kind)
+        if field.default is not missing or field.default_factory is not missing
+    }
+    return {name: getattr(value, "value", value) for name, value in found.items()}
+
+
 def _absent(name: str, kind: str, installed: Iterable[str], elsewhere: dict[str, str], label: str) -> str:
     """Return why this release does not have a name. UsageError if no supported release has it.
 
@@ -269,6 +303,18 @@ def missing_tensor_names(peft_type: str) -> str | None:
 
 
 # ---- features that a release lacks ----
+
+
+def missing_experts(parameters: Iterable[str]) -> str | None:
+    """Return why Qwen3-MoE cannot be trained with these target_parameters; None if it can.
+
+    transformers has the model since 4.51. Since 5.0 the experts of a layer are one parameter; before, each was a module.
+    """
+    fused = any("experts" in name for name in parameters)
+    if satisfies("transformers>=5.0") or (satisfies("transformers>=4.51") and not fused):
+        return None
+    lacks = "no parameter of all experts of a layer" if fused else "no Qwen3MoeForCausalLM"
+    return f"transformers {version('transformers')} has {lacks}"
 
 
 def missing_sharded_loading() -> str | None:
@@ -430,6 +476,13 @@ def enable_activation_checkpointing(model: Any, options: dict[str, Any]) -> None
     enable(options)
 
 
+def compute_experts_eagerly(model: Any) -> None:
+    """Make a mixture of experts compute with plain products: grouped_mm, used since transformers 5, has no float64."""
+    config = getattr(model, "config", None)
+    if getattr(config, "_experts_implementation", None) is not None:
+        config._experts_implementation = "eager"
+
+
 def clipping_functions(trainer: Any) -> list[tuple[Any, str]]:
     """Return (owner, name) of each function with which a Trainer clips gradients.
 
@@ -507,3 +560,24 @@ def forget_precision() -> None:
     backends.cuda.matmul.allow_tf32 = False
     if hasattr(backends, "fp32_precision"):  # since torch 2.9
         backends.fp32_precision = backends.cuda.matmul.fp32_precision = "none"
+
+
+# ---- optimizers ----
+
+
+def adafactor() -> Any:
+    """Return transformers' class of Adafactor."""
+    from transformers.optimization import Adafactor
+
+    return Adafactor
+
+
+def packed_optimizer(name: str) -> Any:
+    """Return a class of bitsandbytes.optim, such as "AdamW". Raises UsageError if it is not there."""
+    if version("bitsandbytes") is None:
+        raise UsageError("bitsandbytes is not installed, which has the 8-bit and paged optimizers")
+    import bitsandbytes.optim
+
+    if not hasattr(bitsandbytes.optim, name):
+        raise UsageError(f"bitsandbytes {version('bitsandbytes')} has no optimizer {name}")
+    return getattr(bitsandbytes.optim, name)

@@ -1,15 +1,21 @@
 """`peft-harness repro`: no traceback over what a user brings, 1 only if a clause fails, 0 only if something was judged."""
 
+import dataclasses
 import json
 
+import jsonschema
 import pytest
 
+from harness import defaults
+from harness.contract import expectations
+from harness.contract.expectations import Expectation
 from harness.errors import UsageError
 from harness.laws import universal
+from harness.paths import PACKAGE
 from harness.runs.cache import Runs
 from harness.runs.scenarios import PLAIN
-from harness.session import case_file, failure, repro
-from harness.session.repro import Tally, judge_spec
+from harness.session import case_file, failure
+from harness.session.repro import judge_spec
 from harness.trace import Step, Trace
 from harness.verdict import AMBIGUOUS, FAIL, NOT_COMPARABLE, PASS, Case, Unjudged, Verdict
 
@@ -24,7 +30,7 @@ def judge(tmp_path, monkeypatch, capsys):
         made = trace or Trace(spec, "hf-trainer", {}, steps=[Step(1, [], [0.1], {}, {})])
         monkeypatch.setattr(Runs, "train", train or (lambda self, spec, *more, **options: made))
         monkeypatch.setattr(universal, "LAWS_OF_ONE_RUN", laws)
-        monkeypatch.setattr(repro, "LAWS_OF_SEVERAL_RUNS", several or {})
+        monkeypatch.setattr(universal, "LAWS_OF_SEVERAL_RUNS", several or {})
         file = tmp_path / "spec.json"
         file.write_text(json.dumps({"spec": spec.to_json(), **case}))
         code = judge_spec(file)
@@ -60,36 +66,44 @@ def cannot_train(*_):
 @pytest.mark.parametrize(
     ("laws", "code", "line"),
     [
-        ({"FRZ-01": holds, "ACC-02": applies_not}, 0, "ACC-02 not judged: nothing is accumulated"),
-        ({"FRZ-01": holds, "ACC-02": fails}, 1, "    it does not"),
-        (
-            {"FRZ-01": holds, "ACC-02": raises},
-            3,
-            "ACC-02 not judged: the law failed with ZeroDivisionError: nothing to",
-        ),
-        ({"FRZ-01": fails, "ACC-02": raises}, 1, "1 could not be judged"),
-        ({"FRZ-01": holds, "ACC-02": compares_nan}, 3, "ACC-02 not judged: step 1: the loss is nan"),
-        ({"FRZ-01": holds, "ACC-02": cannot_train}, 3, "ACC-02 not judged: a run to compare with cannot be trained"),
-        ({"ACC-02": applies_not}, 3, "0 hold, 0 fail"),
-        ({}, 3, "0 hold, 0 fail"),
-        ({"FRZ-01": lambda trace: Verdict(AMBIGUOUS, "it holds"), "ACC-02": holds}, 3, "1 could not be judged"),
+        ({"FRZ-01": holds, "ACC-02": applies_not}, 0, "ACC-02 not judged nothing is accumulated"),
+        ({"FRZ-01": holds, "ACC-02": fails}, 1, "ACC-02 fails it holds it does not"),
+        ({"FRZ-01": holds, "ACC-02": raises}, 3, "ACC-02 not judged the law failed with ZeroDivisionError: nothing to"),
+        ({"FRZ-01": fails, "ACC-02": raises}, 1, "FRZ-01 fails"),
+        ({"FRZ-01": holds, "ACC-02": compares_nan}, 3, "ACC-02 not judged step 1: the loss is nan"),
+        ({"FRZ-01": holds, "ACC-02": cannot_train}, 0, "ACC-02 not judged a run to compare with cannot be trained"),
+        ({"FRZ-01": lambda *_: Verdict(AMBIGUOUS, "it holds"), "ACC-02": holds}, 3, "FRZ-01 undecided"),
     ],
 )
 @pytest.mark.parametrize("several", [False, True])
 def test_the_exit_code_says_what_was_judged(judge, laws, code, line, several):
-    done, said = judge({}, several=laws) if several else judge(laws)
+    compared = {"GEN-02": holds}
+    done, said = judge({}, several=laws | compared) if several else judge(laws, several=compared)
     assert done == code, said
-    assert line in said
+    assert line in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("several", "code"),
+    [({}, 3), ({"API-05": holds}, 3), ({"GEN-02": holds}, 0), ({"RES-01": applies_not}, 3), ({"RES-01": fails}, 1)],
+)
+def test_a_run_that_is_compared_with_no_other_is_undecided(judge, several, code):
+    done, said = judge({"FRZ-01": holds}, several=several)
+    assert done == code
+    assert ("no run could be compared with another one" in said) == (code == 3)
 
 
 def test_laws_that_do_not_apply_are_named(judge):
-    _, said = judge({"FRZ-01": holds}, several={"RES-01": raises}, spec=ONE_STEP.resumed(1))
-    assert "CKPT-04 not judged: nothing is saved" in said
-    assert "RES-01 not judged: it compares runs that resume nothing" in said
+    _, said = judge({"FRZ-01": holds, "CKPT-04": raises}, several={"RES-01": raises}, spec=ONE_STEP.resumed(1))
+    assert "CKPT-04 not judged nothing is saved" in " ".join(said.split())
+    assert "RES-01 not judged it compares runs that resume nothing" in " ".join(said.split())
 
 
-def test_a_tally_without_verdicts_is_no_success():
-    assert Tally().code == 3
+def test_what_was_not_judged_is_said_before_what_holds(judge):
+    _, said = judge({"FRZ-01": holds, "CKPT-04": raises}, several={"GEN-02": holds})
+    strength = "the reference does not model it (it was not applied): compared with itself only (GEN-02)"
+    assert said.startswith(f"holds: {strength}")
+    assert said.index("nothing is saved") < said.index("FRZ-01")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +127,60 @@ def test_a_run_that_ends_within_its_first_step_is_refused(judge):
     with pytest.raises(UsageError, match="upstream refuses it: RuntimeError: mixed"):
         judge({"FRZ-01": fails}, trace=begun)
     begun.events.append("step_end")
-    assert judge({"FRZ-01": fails}, trace=begun)[0] == 1
+    code, said = judge({"FRZ-01": fails, "LOOP-04": fails}, trace=begun)
+    assert code == 1
+    assert "1 fails, 1 not judged" in said, "the error is told once, by the clause that a run completes"
+    assert "the run ended with RuntimeError: mixed" in said
+
+
+def test_what_upstream_raises_while_a_law_merges_is_upstreams(judge):
+    def merge(*_):
+        exec(compile("def merge(): raise RuntimeError('no such layer')", "peft/layer.py", "exec"), space)
+        space["merge"]()
+
+    space = {"__name__": "peft.tuners.lora.layer"}
+    code, said = judge({"API-15": merge}, several={"GEN-02": holds})
+    assert code == 1
+    assert "peft's merge() raised RuntimeError: no such layer, at peft/layer.py:1" in said
+
+
+def test_a_known_defect_that_describes_the_run_is_no_failure(judge, monkeypatch):
+    known = Expectation(
+        "FRZ-01", "drawn", ("torch>=1",), "it does not", "a fault of upstream.", spec={"model.family": "llama"}
+    )
+    monkeypatch.setattr(expectations, "load", lambda directory: [known])
+    code, said = judge({"FRZ-01": fails}, several={"GEN-02": holds})
+    assert (code, "FRZ-01 is a known fault of upstream that this run has: a fault of upstream." in said) == (0, True)
+    other = dataclasses.replace(known, spec={"model.family": "gpt2"})
+    monkeypatch.setattr(expectations, "load", lambda directory: [other])
+    assert judge({"FRZ-01": fails}, several={"GEN-02": holds})[0] == 1
+
+
+def test_a_refused_run_to_compare_with_is_no_failure(judge):
+    """add_adapter takes no prompt tuning, for example. That is no fault of the run that is judged."""
+    made = Trace(ONE_STEP, "hf-trainer", {}, steps=[Step(1, [], [0.1], {}, {})])
+    refused = Trace(ONE_STEP, "hf-trainer", {}, error="ValueError: not with this route")
+
+    def train(self, spec, *more, **options):
+        return made if spec == defaults.plain(ONE_STEP) else refused
+
+    def compares(train, spec):
+        return fails() if train(spec.but(seed=7)).error else holds()
+
+    code, said = judge({}, several={"API-05": compares, "GEN-02": holds}, train=train)
+    assert code == 0
+    assert "a run to compare with is refused: ValueError: not with this route" in said
+
+
+def test_the_judgement_is_written_as_its_schema_says(tmp_path):
+    """A real run."""
+    file, report = tmp_path / "spec.json", tmp_path / "report.json"
+    file.write_text(json.dumps(ONE_STEP.but(lora={"use_dora": False, "modules_to_save": None}).to_json()))
+    assert judge_spec(file, json=report) == 0
+    body = json.loads(report.read_text())
+    jsonschema.validate(body, json.loads((PACKAGE / "session" / "judge_schema.json").read_text()))
+    assert body["strength"] == "equal to the independent reference bit for bit"
+    assert body["spec"] == defaults.plain(ONE_STEP).to_json()
 
 
 def test_a_case_that_failed_before_its_first_step_fails_again(judge):

@@ -54,6 +54,7 @@ def _options(
 _COMMANDS = (
     (judge_commands.check, True),
     (judge_commands.soak, True),
+    (judge_commands.judge, False),
     (judge_commands.repro, False),
     (compare_commands.gate, False),
     (compare_commands.bisect, False),

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 
 from harness.laws.completion import incomplete
-from harness.laws.schedule import number, plan
+from harness.laws.plan import plan
+from harness.laws.schedule import number
 from harness.tolerance import LOSSES, SUMMATION, scaled
 from harness.trace import Trace
 from harness.verdict import Verdict, not_finite, verdict

@@ -18,7 +18,7 @@ from hypothesis.strategies import SearchStrategy
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
 from harness.laws import several
-from harness.laws.universal import LAWS_OF_SEVERAL_RUNS, Train, laws_for
+from harness.laws.universal import CLAUSES_OF_RANKS, LAWS_OF_SEVERAL_RUNS, Train, laws_for
 from harness.runs import strategies
 from harness.runs.cache import Runs
 from harness.runs.lifecycle import Life
@@ -81,8 +81,7 @@ def universal_laws(train: Train, spec: RunSpec) -> dict[str, Callable[[], Verdic
 
 def laws_of_ranks(train: Train, spec: RunSpec) -> dict[str, Callable[[], Verdict]]:
     """Return the law that several ranks train as one process does, under the clause about the spec's strategy."""
-    clauses = {"ddp": "DIST-02", "zero2": "DS-08", "zero3": "DS-08"}
-    clause = clauses.get(spec.launch.strategy, "FSDP-17")
+    clause = CLAUSES_OF_RANKS.get(spec.launch.strategy, "FSDP-17")
     return {clause: functools.partial(several.trains_as_one_process, train, spec)}
 
 

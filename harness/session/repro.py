@@ -1,19 +1,21 @@
-"""`peft-harness repro FILE`: train a spec, or repeat a drawn life, and judge it by every law that applies to any run.
+"""`peft-harness judge` and `peft-harness repro`: train one run, or repeat a drawn life, and say what was judged.
 
-1. `judge_spec` reads the file, and refuses what it may not name (`harness.trust`).
-2. The run is trained. If it ends before its first step is done, the spec cannot be trained, and nothing is judged.
-3. Each law is applied. A law that raises an error has judged nothing: that is a fault of the harness, not of the run.
-4. Verdicts are printed as they come, and laws that do not apply with the reason. `Tally.code` is the exit code.
+1. `judge_spec` reads the file, and refuses what it may not name (`harness.trust`). `judge_run` is given a spec.
+2. The run is trained and judged (`harness.runs.judging`). A life is repeated act by act.
+3. The first lines say what came out, and how strong that is. A table has all laws, those not judged with their reason.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import inspect
-import re
+import io
+import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Sequence
+from json import dumps
 from pathlib import Path
 
 from rich.console import Console
@@ -21,140 +23,207 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import subjects, trust
-from harness.environment import check_device
+from harness.contract import expectations
+from harness.environment import check_device, describe
 from harness.errors import UsageError
-from harness.laws.several import whole_run
-from harness.laws.universal import LAWS_OF_SEVERAL_RUNS, laws_for, left_out, why_not_judged
+from harness.files import write_whole
+from harness.paths import SUITES
 from harness.processes import ranks
 from harness.processes.imports import import_upstream
-from harness.progress import screen
+from harness.progress import Progress, screen
+from harness.runs import cache, judging
 from harness.runs.cache import Runs
-from harness.runs.lifecycle import VERBS, Judged, Life, describe
-from harness.session import case_file
+from harness.runs.judging import Judgement, Refused
+from harness.runs.lifecycle import VERBS, Judged, Life
+from harness.runs.lifecycle import describe as act_in_words
+from harness.session import apart, case_file
 from harness.session.case_file import CaseFile
 from harness.spec import RunSpec
 from harness.subjects import from_file
 from harness.subjects.hf_trainer import HFTrainer
 from harness.trace import Trace
-from harness.verdict import FAIL, NOT_COMPARABLE, PASS, Unjudged, Verdict
+from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, Verdict
+from harness.words import counted
 
-#: How the error of a run begins if one of its processes, and not upstream, was at fault (`harness.processes.ranks`).
-_DIED = re.compile(r"rank \d+ of \d+ (was killed|ended with)|the \d+ ranks had not ended")
-
-
-@dataclass
-class Tally:
-    """How many laws hold and fail, and how many of those that apply to the run have judged nothing."""
-
-    hold: int = 0
-    fail: int = 0
-    undecided: int = 0
-
-    def add(self, verdict: Verdict) -> None:
-        """Count a verdict. A law that does not apply to the spec is not counted."""
-        if verdict.outcome == PASS:
-            self.hold += 1
-        elif verdict.outcome == FAIL:
-            self.fail += 1
-        elif verdict.outcome != NOT_COMPARABLE or any(isinstance(sentence, Unjudged) for sentence in verdict.seen):
-            self.undecided += 1
-
-    @property
-    def code(self) -> int:
-        """The exit code: 1 if a law fails, 3 if one that applies judged nothing, or if none judged anything; else 0."""
-        return 1 if self.fail else 3 if self.undecided or not self.hold else 0
+#: Verdict -> what the table calls it, in the order in which laws are shown.
+WORDS = {
+    FAIL: "fails",
+    AMBIGUOUS: "undecided",
+    KNOWN_DEFECT: "known defect",
+    PASS: "holds",
+    NOT_COMPARABLE: "not judged",
+}
 
 
 def judge_spec(
-    file: Path | CaseFile, subject_name: str | None = None, device: str | None = None, trusted: bool = False
+    file: Path | CaseFile,
+    subject_name: str | None = None,
+    device: str | None = None,
+    trusted: bool = False,
+    json: Path | None = None,
 ) -> int:
-    """Print the run, or the actions of the life, and each verdict. Return the exit code (`Tally.code`).
+    """Print the run, or the actions of the life, and each verdict. Return the exit code (`Judgement.code`).
 
     - file: a RunSpec as JSON, or the case file of a drawn run or life; its path, or what was read from it.
     - subject_name: who trains, as for --subject; None for the one that the file names, or else hf-trainer.
     - device: cpu or cuda; None for the one that the spec names.
     - trusted: whether code that the file names may run (--trust-code).
+    - json: where to write the judgement; None: nowhere.
 
     Raises UsageError if the file is no RunSpec, if it names what it may not name, or if such a spec cannot be trained.
     """
     case = file if isinstance(file, CaseFile) else case_file.load(file)
-    spec, name = case.spec, subject_name or case.subject or "hf-trainer"
-    if spec is None:
+    if case.spec is None:
         raise UsageError(f"{case.where}: has no spec")
     trust.check_case(case.subject if subject_name is None else None, case.preload, case.where, trusted)
-    spec, notes = from_file.as_run(spec, case.where)
+    spec, said = from_file.as_run(case.spec, case.where)
     trust.check(spec, case.where, trusted)
-    for note in notes:
-        screen().print(Text(f"{case.where}: {note}"))
-    if device is not None:
-        spec = spec.on_device(device)
+    case = dataclasses.replace(case, spec=spec)
+    if case.life is not None:
+        if json is not None:
+            raise UsageError(f"--json: {case.where} has a life, which is repeated and not reported")
+        with _prepared(case, subject_name, device) as (placed, runs):
+            return _show_life(case, placed, runs)
+    with _silent(), _prepared(case, subject_name, device) as (placed, runs):
+        judged = _judged(placed, runs, case.where, case.clause)
+    show(judged, screen(), said)
+    if json is not None:
+        write_json(json, judged)
+    return judged.code
+
+
+def judge_run(
+    spec: RunSpec,
+    where: str,
+    said: Sequence[str] = (),
+    subject_name: str = "hf-trainer",
+    preload: tuple[str, ...] = (),
+    json: Path | None = None,
+) -> int:
+    """Judge a run that somebody brought, and print what was found. Return the exit code (`Judgement.code`).
+
+    - spec: what to train; what it names is trusted.
+    - where: what messages call it.
+    - said: sentences about what was changed and what was not looked at. They are printed before the table.
+    - subject_name: who trains, as for --subject.
+    - preload: modules to import before upstream is used.
+    - json: where to write the judgement; None: nowhere.
+    """
+    case = CaseFile(where, spec, preload=preload)
+    with _silent(), _prepared(case, subject_name, None) as (placed, runs):
+        judged = _judged(placed, runs, where, None)
+    show(judged, screen(), said)
+    if json is not None:
+        write_json(json, judged)
+    return judged.code
+
+
+def write_json(path: Path, judged: Judgement) -> None:
+    """Write a judgement as session/judge_schema.json describes it."""
+    body = judging.to_json(judged, describe(judged.spec.launch.device))
+    write_whole(path, dumps(body, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _prepared(case: CaseFile, subject_name: str | None, device: str | None) -> Iterator[tuple[RunSpec, Runs]]:
+    """Yield the spec on its device, and the runs of the subject that trains it."""
+    assert case.spec is not None
+    spec = case.spec if device is None else case.spec.on_device(device)
     check_device(spec.launch.device)
     import_upstream(list(case.preload), threads=spec.launch.threads)
     ranks.settings.preloads = case.preload
-    subject = subjects.load(name)
+    subject = subjects.load(subject_name or case.subject or "hf-trainer")
     reason = subjects.unsupported(subject, spec)
     if reason is not None:
         raise UsageError(f"{case.where}: subject {subject.name} does not train such a spec ({reason})")
-    console, tally = screen(), Tally()
     with tempfile.TemporaryDirectory() as directory:
-        runs = Runs(subject, Path(directory), spec.launch.device)
-        judged = _train(case, spec, runs, console) if case.life is None else _repeat_life(case, spec, runs, console)
-        for clause, verdict in judged:
-            tally.add(verdict)
-            _print(console, clause, verdict)
-    undecided = f", {tally.undecided} could not be judged" if tally.undecided else ""
-    console.print(Text(f"{tally.hold} hold, {tally.fail} fail{undecided}"))
-    return tally.code
+        yield spec, Runs(subject, Path(directory), spec.launch.device)
 
 
-def _train(case: CaseFile, spec: RunSpec, runs: Runs, console: Console) -> Iterator[Judged]:
-    trace = _trained(case, spec, runs, console)
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep off the screen what a Trainer prints, and what upstream warns of. The first line is the answer."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _judged(spec: RunSpec, runs: Runs, where: str, clause: str | None) -> Judgement:
+    def trained(subject: str, trace: Trace) -> None:
+        apart.alive()
+
+    cache.listeners.append(trained)
+    try:
+        with Progress(what="laws", forks=True) as progress:
+
+            def decided(id: str, verdict: Verdict) -> None:
+                apart.alive()
+                progress.advance(text=f"{id} {WORDS[verdict.outcome]}")
+
+            known = expectations.load(SUITES / "expectations")
+            return judging.judge(spec, runs, known, where, judged=decided, always=clause)
+    except Refused as error:
+        if error.output:
+            screen(sys.stderr).print(Text(error.output))
+        raise
+    finally:
+        cache.listeners.remove(trained)
+
+
+# ---- what is printed ----
+
+
+def show(judged: Judgement, console: Console, said: Sequence[str] = ()) -> None:
+    """Print a judgement: the answer, what was changed and not judged, all laws, and the run's steps.
+
+    - said: sentences about the input.
+    """
+    counts = {outcome: len(judged.having(outcome)) for outcome in WORDS}
+    answer = {0: "holds", 1: "fails", 3: "undecided"}[judged.code]
+    rest = ", ".join(f"{number} {WORDS[outcome]}" for outcome, number in counts.items() if number)
+    console.print(Text(f"{answer}: {judged.strength}"))
+    console.print(Text(f"{counted(len(judged.laws), 'law')}: {rest}"))
+    if judged.code == 3 and not judged.undecided:
+        console.print(Text("no run could be compared with another one, so that little was judged"))
+    for clause, reason in judged.known.items():
+        console.print(Text(f"{clause} is a known fault of upstream that this run has: {reason}"))
+    for sentence in said:
+        console.print(Text(sentence))
+    laws = [(outcome, id, verdict) for outcome in WORDS for id, verdict in judged.having(outcome).items()]
+    if judged.code == 0:  # what was not judged is said before what holds
+        laws.sort(key=lambda law: law[0] != NOT_COMPARABLE)
+    table = Table("clause", "", "what must hold, and what was seen", box=None, pad_edge=False)
+    for outcome, id, verdict in laws:
+        lines = [verdict.expected, *verdict.seen] if outcome != NOT_COMPARABLE else list(verdict.seen)
+        table.add_row(id, WORDS[outcome], Text("\n".join(lines)))
+    console.print(table)
+    console.print(_steps(judged.trace))
+    end = judged.trace.error or "completed"
+    console.print(Text(f"spec {judged.spec.hash}, subject {judged.subject}: {end}"))
+
+
+def _steps(trace: Trace) -> Table:
     steps = Table("step", "loss", "grad_norm", "learning rate", "rows", box=None, pad_edge=False)
     for step in trace.steps:
         loss, norm = trace.losses.get(step.number), trace.grad_norms.get(step.number)
         rate = ", ".join(f"{rate:.3g}" for rate in step.learning_rates[:1])
         steps.add_row(str(step.number), f"{loss}", f"{norm}", rate, str([batch.rows for batch in step.batches]))
-    console.print(steps)
-    console.print(Text(f"spec {spec.hash}, subject {runs.subject.name}: {trace.error or 'completed'}"))
-    together = whole_run(trace) if spec.launch.several else trace
-    for clause, reason in left_out(together).items():
-        yield clause, _not_judged(reason)
-    for clause, law in laws_for(together).items():
-        reason_of_ranks = why_not_judged(clause, spec)
-        yield clause, _not_judged(reason_of_ranks) if reason_of_ranks else _judged(law, together)
-    several = "it compares runs of one process" if spec.launch.several else "it compares runs that resume nothing"
-    for clause, compare in LAWS_OF_SEVERAL_RUNS.items():
-        if spec.resume is None and not spec.launch.several:
-            yield clause, _judged(compare, runs.train, spec)
-        else:
-            yield clause, _not_judged(several)
+    return steps
 
 
-def _trained(case: CaseFile, spec: RunSpec, runs: Runs, console: Console) -> Trace:
-    """Return the run's trace. Raises UsageError if the spec cannot be trained.
-
-    The file of a case that failed (it names a clause) was trained by the suites. How its run ends is judged.
-    """
-    who = "upstream" if isinstance(runs.subject, HFTrainer) else f"subject {runs.subject.name}"
-    try:
-        trace = runs.train(spec)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{case.where}: {who} cannot train it ({_cause(error)})") from None
-    if trace.error is not None:
-        first, *rest = trace.error.splitlines() or ["an error without words"]
-        if _DIED.match(first):
-            console.print(Text("\n".join(rest)))
-            raise UsageError(f"{case.where}: could not be trained: {first}")
-        if not _made_a_step(trace) and case.clause is None:
-            raise UsageError(f"{case.where}: {who} refuses it: {first}")
-    return trace
+# ---- lives ----
 
 
-def _made_a_step(trace: Trace) -> bool:
-    """Return whether an optimizer step came to its end. A subject of the user's may record steps and no events."""
-    return "step_end" in trace.events or ("step_begin" not in trace.events and bool(trace.steps))
+def _show_life(case: CaseFile, spec: RunSpec, runs: Runs) -> int:
+    console, outcomes = screen(), []
+    for clause, verdict in _repeat_life(case, spec, runs, console):
+        outcomes.append(verdict.outcome)
+        console.print(Text(f"{clause} {WORDS[verdict.outcome]}: {verdict.expected}"))
+        for sentence in verdict.seen:
+            console.print(Text(f"    {sentence}"))
+    rest = ", ".join(f"{outcomes.count(outcome)} {WORDS[outcome]}" for outcome in WORDS if outcome in outcomes)
+    console.print(Text(rest or "nothing was judged"))
+    return 1 if FAIL in outcomes else 0 if set(outcomes) == {PASS} else 3
 
 
 def _repeat_life(case: CaseFile, spec: RunSpec, runs: Runs, console: Console) -> Iterator[Judged]:
@@ -168,56 +237,19 @@ def _repeat_life(case: CaseFile, spec: RunSpec, runs: Runs, console: Console) ->
         try:
             inspect.signature(VERBS[act["do"]][0]).bind(None, **arguments)
         except TypeError as error:
-            raise UsageError(f"{case.where}, life: {describe(act)} cannot be done ({error})") from None
+            raise UsageError(f"{case.where}, life: {act_in_words(act)} cannot be done ({error})") from None
     try:
         model = Life(subject, spec, runs.directory("life"))
     except Exception as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"{case.where}: upstream refuses it: {_cause(error)}") from None
+        raise UsageError(f"{case.where}: upstream refuses it: {judging.cause(error)}") from None
     for act in case.life or ():
-        console.print(Text(describe(act)))
+        console.print(Text(act_in_words(act)))
         try:
             yield from model.do(act["do"], **{name: value for name, value in act.items() if name != "do"})
         except Exception as error:
             if isinstance(error, UsageError):
                 raise
-            yield VERBS[act["do"]][1], _broken(error)
+            yield VERBS[act["do"]][1], judging.broken(error)
             return
-
-
-def _judged(law: Callable[..., Verdict], *arguments: object) -> Verdict:
-    """Return what a law decides. If it raises an error, it has judged nothing."""
-    try:
-        return law(*arguments)
-    except UsageError as error:
-        return _not_judged(Unjudged(f"a run to compare with cannot be trained: {error}"))
-    except Exception as error:
-        return _broken(error)
-
-
-def _broken(error: Exception) -> Verdict:
-    return _not_judged(
-        Unjudged(f"the law failed with {_cause(error)}; this is a fault of peft-harness: please report it")
-    )
-
-
-def _not_judged(reason: str) -> Verdict:
-    return Verdict(NOT_COMPARABLE, "the law applies to the run", (reason,))
-
-
-def _cause(error: BaseException) -> str:
-    """Return an exception in one line, with the place that raised it."""
-    words = next(iter(str(error).strip().splitlines()), "")
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{f': {words}' if words else ''}{place}"
-
-
-def _print(console: Console, clause: str, verdict: Verdict) -> None:
-    if verdict.outcome == NOT_COMPARABLE:
-        console.print(Text(f"{clause} not judged: {'; '.join(verdict.seen)}"))
-        return
-    console.print(Text(f"{clause} {verdict.outcome}: {verdict.expected}"))
-    for sentence in verdict.seen:
-        console.print(Text(f"    {sentence}"))
