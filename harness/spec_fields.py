@@ -489,6 +489,8 @@ def check_data(data: Any, where: str) -> None:
         )
     if data.path is None and data.inline and len(data.inline) < rows:
         raise UsageError(f"{where}, inline: {len(data.inline)} rows, but {data.rows} + {data.eval_rows} are asked for")
+    if data.max_length == 1 and data.task == "causal":
+        raise UsageError(f"{where}, max_length: one token leaves nothing to predict; expected 2 or more")
     # Token 0 is the padding. Rows differ, so there are not more of them than sequences.
     if made and data.length < 64 and rows > data.length * (data.vocab_size - 1) ** data.length:
         raise UsageError(f"{where}, rows: there are no {rows:,} rows of {data.length} tokens below {data.vocab_size}")

@@ -66,7 +66,7 @@ def read(
 ) -> Brought:
     """Return the run that files describe.
 
-    - spec_file: a RunSpec or a case file. It goes with none of the others but `trust_code`.
+    - spec_file: a RunSpec or a case file. The others replace parts of it, and what they replace is made small.
     - adapter: adapter_config.json, or a directory with one. If a run left the directory, its arguments are read, too.
     - arguments: TrainingArguments as JSON or YAML, training_args.bin, or a run's directory.
     - model: a directory with a config.json, that file, or a family of the harness.
@@ -85,11 +85,11 @@ def read(
     given["--config"] = config
     others = [name for name, value in given.items() if value is not None]
     if spec_file is not None:
-        if others:
-            raise UsageError(
-                f"{shown_path(spec_file)}: a spec is a whole run; take {', '.join(others)} out, or the spec"
-            )
-        return _read_spec(spec_file, trust_code)
+        if config is not None:
+            raise UsageError(f"{shown_path(spec_file)}: a spec and a configuration are two runs; name one of them")
+        return _changed_spec(
+            _read_spec(spec_file), adapter, arguments, model, data, launch, as_is, trust_pickle, trust_code
+        )
     if not others:
         raise UsageError("nothing to judge; name a spec, or --adapter, --arguments, --model or --config")
     notes = Notes()
@@ -108,7 +108,7 @@ def read(
     return Brought(checked, tuple(notes.sentences), notes.not_looked_at, where)
 
 
-def _read_spec(file: str | Path, trust_code: bool) -> Brought:
+def _read_spec(file: str | Path) -> Brought:
     notes, where = Notes(), shown_path(file)
     value = read_json(file, LIMIT, nan=True)  # so that the message names the field
     if isinstance(value, dict) and "spec" in value:
@@ -128,8 +128,41 @@ def _read_spec(file: str | Path, trust_code: bool) -> Brought:
     spec, sentences = from_file.as_run(RunSpec.from_json(value, where), where)
     for sentence in sentences:
         notes.say(sentence)
-    trust.check(spec, where, trust_code)
     return Brought(spec, tuple(notes.sentences), notes.not_looked_at, where)
+
+
+def _changed_spec(
+    read: Brought,
+    adapter: str | Path | None,
+    arguments: str | Path | None,
+    model: str | Path | None,
+    data: str | Path | None,
+    launch: str | None,
+    as_is: bool,
+    trust_pickle: bool,
+    trust_code: bool,
+) -> Brought:
+    """Return a spec with the parts that are named besides it. Parameters as for `read`."""
+    notes, spec = Notes(list(read.sentences), dict(read.not_looked_at)), read.spec
+    if adapter is not None:
+        spec = dataclasses.replace(spec, adapter=read_adapter(adapter, notes))
+    base = Base(spec.model) if model is None else read_model(model, notes, as_is, trust_code)
+    parts = Parts(arguments=dict(spec.arguments), trainer=dict(spec.trainer))
+    if arguments is not None:
+        parts.arguments = read_arguments(arguments, notes, trust_pickle)
+    run = _Run(parts, spec.adapter, str(arguments or read.where), notes, as_is, spec.launch.device)
+    run.cut = arguments is not None and not as_is
+    if model is not None or arguments is not None or data is not None or adapter is not None:
+        made = run.spec(base, data, launch)
+        kept = (
+            made if arguments is not None else dataclasses.replace(made, arguments=spec.arguments, launch=spec.launch)
+        )
+        spec = dataclasses.replace(kept, resume=spec.resume, data=kept.data if data is not None else spec.data)
+    if launch is not None:
+        spec = dataclasses.replace(spec, launch=launching.named(launch, spec.launch.device))
+    spec = RunSpec.from_json(spec.to_json(), read.where)
+    trust.check(spec, read.where, trust_code)
+    return Brought(spec, tuple(notes.sentences), notes.not_looked_at, read.where)
 
 
 def _run_directory(
@@ -188,6 +221,8 @@ class _Run:
         self, parts: Parts, adapter: AdapterSpec, source: str, notes: Notes, as_is: bool, device: str | None
     ) -> None:
         self.parts, self.adapter, self.source, self.notes, self.as_is = parts, adapter, source, notes, as_is
+        #: Whether steps and rows are cut.
+        self.cut = not as_is
         self.arguments = argument_names.newest(parts.arguments, source, notes)
         on_cpu = self.arguments.pop("use_cpu", False)
         self.device = device or ("cpu" if on_cpu or not gpus() else "cuda")
@@ -212,7 +247,7 @@ class _Run:
         self._without_gpu()
         self._metrics()
         arguments = argument_names.installed(self.arguments, self.notes)
-        size = self._whole(arguments) if self.as_is else small_run(arguments, placed.ranks, self.notes)
+        size = small_run(arguments, placed.ranks, self.notes) if self.cut else self._whole(arguments)
         task = self.task(base)
         model = self._model(dataclasses.replace(base.spec, task=task), base)
         bones = skeleton.skeleton(model, self.source)
@@ -277,7 +312,7 @@ class _Run:
         asked = self.parts.length if isinstance(self.parts.length, int) and self.parts.length > 1 else None
         if data is None:
             length = min(asked or _ROW, _ROW)
-            if not self.as_is:
+            if self.cut:
                 self.notes.say(f"the rows are made: {size.rows} of {min(_SHORTEST, length)} to {length} tokens")
             return DataSpec(
                 rows=size.rows,

@@ -13,6 +13,7 @@ import inspect
 import io
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from json import dumps
 from pathlib import Path
@@ -139,9 +140,12 @@ def _prepared(case: CaseFile, subject_name: str | None, device: str | None) -> I
         yield spec, Runs(subject, Path(directory), spec.launch.device)
 
 
-def _silent() -> contextlib.redirect_stdout[io.StringIO]:
-    """Keep what a Trainer prints off the screen. The log entries are in the table, and the first line is the answer."""
-    return contextlib.redirect_stdout(io.StringIO())
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep off the screen what a Trainer prints, and what upstream warns of. The first line is the answer."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _judged(spec: RunSpec, runs: Runs, where: str, clause: str | None) -> Judgement:
