@@ -232,7 +232,7 @@ class _Run:
         """Return the task of the rows: that of the adapter, else that of the model's class."""
         kind = self.adapter.config.get("task_type")
         known = {peft: task for task, peft in TASK_TYPES.items()}
-        if kind is not None and kind not in known:
+        if kind is not None and not (isinstance(kind, str) and kind in known):
             raise UsageError(f"{self.source}: task_type is {shown(kind)}; rows can be made for {', '.join(known)}")
         if kind is not None:
             return known[kind]
