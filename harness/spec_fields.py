@@ -486,6 +486,8 @@ def check_data(data: Any, where: str) -> None:
             f"{where}, rows: {rows:,} rows of {data.length:,} tokens are too many to make; {_MADE_TOKENS:,} tokens are "
             "allowed, and more in a file that `path` names"
         )
+    if data.max_length == 1 and data.task == "causal":
+        raise UsageError(f"{where}, max_length: one token leaves nothing to predict; expected 2 or more")
     # Token 0 is the padding. Rows differ, so there are not more of them than sequences.
     if data.path is None and data.length < 64 and rows > data.length * (data.vocab_size - 1) ** data.length:
         raise UsageError(f"{where}, rows: there are no {rows:,} rows of {data.length} tokens below {data.vocab_size}")

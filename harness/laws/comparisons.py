@@ -206,7 +206,10 @@ def steady(spec: RunSpec) -> RunSpec:
     """
     return spec.but(
         lora=_without_dropout(spec.adapter.config),
-        model={"config": {**spec.model.config, **_without_dropout(spec.model.config)}},
+        model={"config": {**spec.model.config, **_without_dropout(models.config_of(spec.model))}},
+        # Some callbacks need evaluations, or the best checkpoint. An optimizer that is handed over would not be SGD.
+        trainer={"callbacks": None, "optimizers": None, "optimizer_cls_and_kwargs": None},
+        load_best_model_at_end=None,
         optim="sgd",
         save_strategy="no",
         eval_strategy=None,
