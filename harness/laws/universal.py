@@ -85,6 +85,9 @@ def both_routes(train: Train, spec: RunSpec) -> Verdict:
         return _not_comparable(f"add_adapter does not take {spec.adapter.peft_type}")
     if spec.model.dtype in HALF:
         return _not_comparable("if the base is in half precision, only get_peft_model casts the adapter up (AMP-04)")
+    task = spec.adapter.config.get("task_type")
+    if task in ("SEQ_CLS", "TOKEN_CLS") and not spec.adapter.config.get("modules_to_save"):
+        return _not_comparable(f"with task_type {task} get_peft_model trains the head unasked, add_adapter does not")
     other = GET if spec.adapter.route == ADD else ADD
     added = train(spec.but(adapter={"route": other}))
     if reason := refused(added):
