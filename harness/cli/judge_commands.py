@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from harness.cli.cache_use import use_cache
 from harness.cli.options import (
+    DAY,
     Build,
     Clauses,
     Device,
@@ -20,12 +22,20 @@ from harness.cli.options import (
     TrustCode,
     Unpatched,
     devices,
+    finite,
     scope,
     subject_names,
 )
 from harness.cli.outputs import file_option
 from harness.cli.pytest_process import run_pytest
 from harness.errors import UsageError
+
+Limit = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S", min=0, max=DAY, callback=finite, help="End a run that does nothing for S seconds. 0: never. [600]"
+    ),
+]
 
 
 def check(
@@ -122,6 +132,10 @@ def judge(
     trust_code: TrustCode = False,
     subject: Subject = "hf-trainer",
     preload: Preload = None,
+    limit: Limit = None,
+    save_spec: Annotated[
+        Path | None, file_option("Write the run as a RunSpec, which check, gate and bisect take with --spec.")
+    ] = None,
     json: Json = None,
 ) -> None:
     """Judge one run: yours.
@@ -140,11 +154,21 @@ def judge(
     if spec is None and not any(value is not None for value in given.values()):
         raise UsageError("name what to judge: a SPEC, or one of --adapter, --arguments, --model, --data, --config")
     from harness import brought
+    from harness.session import apart
     from harness.session.repro import judge_run
 
     read = brought.read(spec, as_is=as_is, trust_pickle=trust_pickle, trust_code=trust_code, **given)
     said = [*read.sentences, *(f"not looked at: {name} ({why})" for name, why in read.not_looked_at.items())]
-    raise typer.Exit(judge_run(read.spec, read.where, said, subject, tuple(preload or ()), json))
+    if save_spec is not None:
+        from harness.files import write_whole
+
+        write_whole(save_spec, dumps(read.spec.to_json(), indent=1) + "\n")
+    patience = limit if limit is not None else 0.0 if as_is else apart.LIMIT
+
+    def work() -> int:
+        return judge_run(read.spec, read.where, said, subject, tuple(preload or ()), json)
+
+    raise typer.Exit(apart.judged(work, read.where, patience))
 
 
 def repro(
@@ -160,6 +184,7 @@ def repro(
         typer.Option(metavar="cpu|cuda", help="Another device than the file names.", autocompletion=devices),
     ] = None,
     trust_code: TrustCode = False,
+    limit: Limit = None,
     json: Json = None,
 ) -> None:
     """Repeat one failed case, or train one RunSpec and judge it.
@@ -168,13 +193,16 @@ def repro(
     3 one was undecided, or the run could not be compared with any other.
     """
     from harness import trust
-    from harness.session import case_file
+    from harness.session import apart, case_file
 
     case = case_file.load(file)
     if case.test is None:
         from harness.session.repro import judge_spec
 
-        raise typer.Exit(judge_spec(case, subject, device, trust_code, json))
+        def work() -> int:
+            return judge_spec(case, subject, device, trust_code, json)
+
+        raise typer.Exit(apart.judged(work, case.where, apart.LIMIT if limit is None else limit))
     trust.check_case(case.subject if subject is None else None, case.preload, case.where, trust_code)
     chosen = (subject or case.subject or "", device or case.device or "")
     raise typer.Exit(run_pytest([case_file.path_of(case)], *chosen, [], list(case.preload), json, []))
