@@ -96,7 +96,8 @@ def test_a_known_defect_excuses_the_runs_that_it_describes(session, monkeypatch)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"optim": "galore_adamw", "optim_target_modules": ["q_proj"]}, "mine.json: upstream refuses it: ImportError"),
+        ({"fp16": True, "bf16": True}, "mine.json: upstream refuses it: ValueError"),
+        ({"optim": "galore_adamw"}, "mine.json: subject hf-trainer does not train such a spec"),
         ({"learning_rat": 0.1}, "mine.json: no release of transformers has the argument 'learning_rat'; did you mean"),
     ],
 )
@@ -132,8 +133,10 @@ def test_files_of_the_same_name_are_told_apart(tmp_path):
 
 def test_paths_in_a_spec_hold_elsewhere_too_and_it_reports_to_nobody(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.json").write_text(json.dumps({"model": {"path": "model"}, "data": {"path": "rows.jsonl"}}))
-    spec = specs.load("mine.json")
+    body = {"model": {"path": "model"}, "data": {"path": "rows.jsonl"}, "arguments": {"run_name": "mine"}}
+    (tmp_path / "mine.json").write_text(json.dumps(body))
+    spec, said = specs.load("mine.json")
+    assert said == ["run_name is left out: it changes nothing that is judged"]
     assert (spec.model.path, spec.data.path) == (str(tmp_path / "model"), str(tmp_path / "rows.jsonl"))
     assert spec.arguments["report_to"] == "none"
 
@@ -142,7 +145,7 @@ def test_code_in_a_spec_has_to_be_trusted(tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps({"model": {"family": "my.models:mine"}}))
     with pytest.raises(UsageError, match="--trust-code"):
         specs.load(tmp_path / "mine.json")
-    assert trust.needed(specs.load(tmp_path / "mine.json", trusted=True).to_json(), None, ())
+    assert trust.needed(specs.load(tmp_path / "mine.json", trusted=True)[0].to_json(), None, ())
 
 
 # ---- what is concluded ----

@@ -248,7 +248,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     stack = ", ".join(f"{name} {version}" for name, version in described["versions"].items() if version)
     names = ", ".join(patches.names(state.device))
     patched = f"patched for speed: {names}; --unpatched turns them off" if names else "patched for speed: nothing"
-    return [f"judged: {state.subject} on {described['device']}", f"stack: {stack}", patched]
+    said = [f"{one.where}: {sentence}" for one in state.brought for sentence in one.said]
+    return [f"judged: {state.subject} on {described['device']}", f"stack: {stack}", patched, *said]
 
 
 # ---- collection ----

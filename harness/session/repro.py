@@ -42,7 +42,7 @@ from harness.spec import RunSpec
 from harness.subjects import from_file
 from harness.subjects.hf_trainer import HFTrainer
 from harness.trace import Trace
-from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS
+from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, Verdict
 from harness.words import counted
 
 #: Verdict -> what the table calls it, in the order in which laws are shown.
