@@ -66,7 +66,8 @@ def check(
     """
     if not with_ and (env or build):
         raise UsageError("--env and --build are for stacks that are installed; name one --with")
-    judged = scope(subject, device, clause, preload, env, build, spec, trust_code)
+    # pytest says what is changed in a --spec.
+    judged = scope(subject, device, clause, preload, env, build, spec, trust_code, silent=True)
     from harness.gate import command
     from harness.paths import SUITES
 
