@@ -260,8 +260,9 @@ def refusal(spec: RunSpec) -> str | None:
         return "the reference has neither adapter.options nor adapter.others"
     if spec.data.iterable:
         return "the reference does not train on an IterableDataset"
-    if spec.trainer:
-        return f"the reference does not implement the Trainer's {min(spec.trainer)}"
+    # model_init changes nothing: the model that it makes is the one that the Trainer is given otherwise.
+    if others := set(spec.trainer) - {"model_init"}:
+        return f"the reference does not implement the Trainer's {min(others)}"
     try:
         lora(adapter.config)
         args = arguments(spec.arguments)
