@@ -478,9 +478,8 @@ def enable_activation_checkpointing(model: Any, options: dict[str, Any]) -> None
 
 def compute_experts_eagerly(model: Any) -> None:
     """Make a mixture of experts compute with plain products: grouped_mm, used since transformers 5, has no float64."""
-    config = getattr(model, "config", None)
-    if getattr(config, "_experts_implementation", None) is not None:
-        config._experts_implementation = "eager"
+    if getattr(getattr(model, "config", None), "_experts_implementation", None) is not None:
+        model.config._experts_implementation = "eager"
 
 
 def clipping_functions(trainer: Any) -> list[tuple[Any, str]]:
