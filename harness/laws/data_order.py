@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.laws.completion import incomplete
 from harness.laws.loading import Batch, Loading, NotModelled, accelerator_config, loading, shares
-from harness.laws.plan import if_planned, plan, windows_of
+from harness.laws.plan import if_planned, plan, position, resumed_from, windows_of
 from harness.spec import RunSpec
 from harness.trace import Tensors, Trace
 from harness.verdict import NOT_COMPARABLE, Unjudged, Verdict, verdict
@@ -116,16 +116,12 @@ def expected_places(
 ) -> tuple[int, list[tuple[int, ...]]]:
     """Return the epoch (0-based) of an optimizer step, and the places in its order that each micro-batch has.
 
-    With ignore_data_skip a resumed run starts the checkpoint's epoch again (transformers/trainer.py:_run_epoch). Parameters
-    and errors are those of `expected_rows`.
+    Parameters and errors are those of `expected_rows`.
     """
     found = loading(spec)
     batches = _batches(found, rank)
     windows = windows_of(len(batches), found.window)
-    index = number - 1
-    if resumed and spec.arguments.get("ignore_data_skip"):
-        index += resumed // len(windows) * len(windows) - resumed
-    epoch, update = divmod(index, len(windows))
+    epoch, update = divmod(position(spec, number, len(windows), resumed) - 1, len(windows))
     start = sum(windows[:update])
     return epoch, list(batches[start : start + windows[update]])
 
@@ -140,16 +136,6 @@ def _batches(found: Loading, rank: int | None) -> tuple[Batch, ...]:
     if not batches:
         raise NotModelled("an epoch has no batch")
     return batches
-
-
-def resumed_from(trace: Trace) -> int:
-    """Return the step of the checkpoint that a run resumed from, 0 if it started afresh."""
-    resume = trace.spec.resume
-    if resume is None or resume.checkpoint is False:
-        return 0
-    if resume.checkpoint is not True:
-        return resume.checkpoint
-    return trace.steps[0].number - 1 if trace.steps else 0
 
 
 def epoch_order(spec: RunSpec, epoch: int) -> tuple[int, ...]:

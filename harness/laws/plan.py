@@ -10,9 +10,20 @@ from typing import Any
 
 from harness.laws.loading import NotModelled, integer, loading, shares
 from harness.spec import RunSpec
+from harness.trace import Trace
 from harness.verdict import NOT_COMPARABLE, Verdict
 
-__all__ = ["NotModelled", "Plan", "if_planned", "plan"]
+__all__ = [
+    "NotModelled",
+    "Plan",
+    "if_planned",
+    "never_ends",
+    "plan",
+    "position",
+    "positions",
+    "resumed_from",
+    "windows_of",
+]
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,35 @@ def never_ends(spec: RunSpec) -> str | None:
     if planned.leftover and max(planned.windows) < window:
         return f"a pass over the IterableDataset has {len(planned.batches)} micro-batches, and a step needs {window}"
     return None
+
+
+def position(spec: RunSpec, number: int, per_epoch: int, resumed: int) -> int:
+    """Return which step of a run that was never interrupted has the rows of a step. It is the step itself, in most runs.
+
+    With ignore_data_skip a resumed run starts the checkpoint's epoch again (transformers/trainer.py:Trainer._run_epoch).
+
+    - number: the 1-based global step.
+    - per_epoch: the steps of an epoch.
+    - resumed: the step of the checkpoint that the run resumed from; 0 if it did not.
+    """
+    skipped = resumed % per_epoch if spec.arguments.get("ignore_data_skip") else 0
+    return number - skipped
+
+
+def resumed_from(trace: Trace) -> int:
+    """Return the step of the checkpoint that a run resumed from, 0 if it started afresh."""
+    resume = trace.spec.resume
+    if resume is None or resume.checkpoint is False:
+        return 0
+    if resume.checkpoint is not True:
+        return resume.checkpoint
+    return trace.steps[0].number - 1 if trace.steps else 0
+
+
+def positions(trace: Trace) -> dict[int, int]:
+    """Return the `position` of each step that a run made itself, by global step. Raises NotModelled without a plan."""
+    per_epoch, resumed = len(plan(trace.spec).windows), resumed_from(trace)
+    return {step.number: position(trace.spec, step.number, per_epoch, resumed) for step in trace.steps}
 
 
 def windows_of(batches: int, window: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import torch
 
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences
-from harness.laws.plan import NotModelled, if_planned, plan
+from harness.laws.plan import NotModelled, if_planned, plan, positions, resumed_from
 from harness.spec import RunSpec
 from harness.tolerance import ADAMW, ORACLE, scaled
 from harness.trace import Tensors, Trace
@@ -50,6 +50,7 @@ def number(spec: RunSpec, name: str) -> float:
 def all_steps(trace: Trace) -> Verdict:
     """Check that the run makes exactly the optimizer steps, and begins exactly the epochs, that its spec asks for."""
     planned, resumed = plan(trace.spec), trace.spec.resume is not None
+    per_epoch = len(planned.windows)
     numbers = [step.number for step in trace.steps]
     first = numbers[0] if resumed and numbers else 1
     findings = incomplete(trace)
@@ -60,7 +61,9 @@ def all_steps(trace: Trace) -> Verdict:
     if trace.output.get("global_step") != planned.total:
         findings.append(f"TrainOutput.global_step is {trace.output.get('global_step')}, expected {planned.total}")
     begun = trace.events.count("epoch_begin")
-    epochs = planned.epochs - (first - 1) // len(planned.windows)
+    epochs = planned.epochs - (first - 1) // per_epoch
+    if trace.spec.arguments.get("ignore_data_skip") and resumed:
+        epochs = math.ceil((planned.total - first + 1) / per_epoch)
     # Where a pass over a dataset without a length ends is not known to a run that resumes, nor if its window is short.
     if begun != epochs and not planned.leftover and not (resumed and trace.spec.data.iterable):
         findings.append(f"began {begun} epochs, expected {epochs}")
@@ -73,12 +76,16 @@ def epochs(trace: Trace) -> Verdict:
     planned, findings = plan(trace.spec), incomplete(trace)
     if planned.leftover:
         raise NotModelled("a pass over the IterableDataset ends in a short window, which ACC-02 judges")
+    place = positions(trace)
+    if trace.spec.data.iterable and resumed_from(trace):
+        raise NotModelled("a run that resumes on an IterableDataset does not know how many passes there were (RES-01)")
     logged = {entry["step"]: entry["epoch"] for entry in trace.log_history if "loss" in entry}
     if not logged:
         findings.append("no step was logged")
     for step, epoch in logged.items():
-        if epoch != planned.epoch(step):
-            findings.append(f"step {step}: epoch {epoch!r}, expected {planned.epoch(step)!r}")
+        expected = planned.epoch(place.get(step, step))
+        if epoch != expected:
+            findings.append(f"step {step}: epoch {epoch!r}, expected {expected!r}")
     return verdict("state.epoch counts micro-batches", findings, logged=len(logged))
 
 

@@ -249,6 +249,8 @@ def refusal(spec: RunSpec) -> str | None:
         return f"the reference has no base model quantized as {model.quantization}, computing in {model.dtype}"
     if model.quantization and (reason := compat.missing_quantization(model.quant_storage)) is not None:
         return reason
+    if model.attn_implementation not in (None, "sdpa"):
+        return f"the reference attends by sdpa, not by {model.attn_implementation}"
     if model.prepare_for_kbit and not model.quantization:
         return "the reference prepares quantized base models only"
     if model.path is None and model.family not in FAMILIES:
