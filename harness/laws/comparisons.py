@@ -57,12 +57,11 @@ def resumes(train: Train, spec: RunSpec) -> Verdict:
         spec, whole = saving, train(saving)
     if not (steps := resume.steps_to_resume(whole)):
         return not_comparable("no checkpoint but the last lies between two entries of the log")
-    return both(
-        *[
-            _on_each_rank(lambda ours, theirs, step=step: resume.continues(ours, theirs, step), resumed, whole)
-            for step, resumed in ((step, train(spec.resumed(step))) for step in steps)
-        ]
-    )
+    return both(*[_on_each_rank(_continuing(step), train(spec.resumed(step)), whole) for step in steps])
+
+
+def _continuing(step: int) -> Callable[[Trace, Trace], Verdict]:
+    return lambda resumed, whole: resume.continues(resumed, whole, step)
 
 
 def _saving(spec: RunSpec) -> RunSpec | None:
