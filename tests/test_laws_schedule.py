@@ -1,33 +1,12 @@
-"""Tests of harness/laws/schedule.py: its plan on examples counted by hand, its laws on made-up traces."""
+"""Tests of harness/laws/schedule.py and rates.py on made-up traces."""
 
 import copy
 
 import pytest
 import torch
 
-from harness.laws import schedule
-from harness.runs.scenarios import PLAIN
+from harness.laws import rates, schedule
 from tests.traces import A, made_up
-
-
-@pytest.mark.parametrize(
-    ("changes", "rates"),
-    [
-        ({}, [0.01, 0.0075, 0.005, 0.0025]),
-        ({"warmup_steps": 2}, [0.0, 0.005, 0.01, 0.005]),
-        ({"lr_scheduler_type": "cosine"}, [0.01, 0.00853553, 0.005, 0.00146447]),
-        ({"lr_scheduler_type": "constant"}, [0.01] * 4),
-    ],
-)
-def test_rates_are_those_of_the_textbook(changes, rates):
-    spec = PLAIN.but(max_steps=4, **changes)
-    assert [schedule.learning_rate(spec, number) for number in (1, 2, 3, 4)] == pytest.approx(rates, abs=1e-8)
-
-
-def test_a_schedule_without_formula_is_an_error():
-    with pytest.raises(ValueError, match="no formula for lr_scheduler_type 'polynomial'"):
-        schedule.learning_rate(PLAIN.but(lr_scheduler_type="polynomial"), 1)
-
 
 # ---- laws ----
 
@@ -53,8 +32,8 @@ LAWS = {
     law.__name__: law
     for law in (
         schedule.all_steps,
-        schedule.learning_rates,
-        schedule.logged_rates,
+        rates.learning_rates,
+        rates.logged_rates,
         schedule.epochs,
         schedule.clipping,
         schedule.adamw,

@@ -15,12 +15,12 @@ from typing import Any
 
 from harness import subjects
 from harness.fixtures import models
-from harness.laws import accumulation, resume
+from harness.laws import accumulation, recompute, resume
 from harness.laws.data_order import drawn, expected_places
 from harness.laws.equal import equal_runs
 from harness.laws.loading import NotModelled, accelerator_config, loading
 from harness.laws.plan import Plan, if_planned, plan
-from harness.laws.several import equals_single, one_process_spec, ranks_agree, whole_run
+from harness.laws.several import OF_RANKS, equals_single, one_process_spec, ranks_agree, whole_run
 from harness.spec import RunSpec
 from harness.trace import Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
@@ -97,6 +97,8 @@ def _on_each_rank(compare: Callable[[Trace, Trace], Verdict], seen: Trace, expec
 @if_planned
 def splits(train: Train, spec: RunSpec) -> Verdict:
     """Check that accumulated micro-batches train as one large batch does."""
+    if reason := recompute.DRAWS.get(spec.adapter.peft_type):
+        return not_comparable(f"adapter.peft_type = {spec.adapter.peft_type!r}: {reason}")
     found = loading(spec)
     if found.window == 1:
         return not_comparable("nothing is accumulated")
@@ -122,6 +124,8 @@ def splits(train: Train, spec: RunSpec) -> Verdict:
 @if_planned
 def reordered(train: Train, spec: RunSpec) -> Verdict:
     """Check that a window's gradient is the same if its rows are in another order, in other micro-batches."""
+    if reason := recompute.DRAWS.get(spec.adapter.peft_type):
+        return not_comparable(f"adapter.peft_type = {spec.adapter.peft_type!r}: {reason}")
     if rounds(spec):
         return not_comparable(_ROUNDING)
     if spec.data.order:
@@ -170,32 +174,36 @@ def as_one_process(train: Train, spec: RunSpec) -> Verdict:
 def as_reference(train: Train, spec: RunSpec) -> Verdict:
     """Check that the run is the reference's: bit for bit, or if it has several ranks, within `harness.tolerance.RANKS`.
 
-    The reference trains in one process, and reads the rows of an IterableDataset one after the other from a list. Ranks
-    are compared with it as in `as_one_process`.
+    The reference trains in one process (`_for_reference`). Ranks are compared with it as in `as_one_process`.
     """
     reference = subjects.load("reference")
     if not spec.launch.several:
-        if reason := reference.unsupported(_listed(spec)):
+        if reason := reference.unsupported(_for_reference(spec)):
             return not_comparable(reason)
-        if not spec.data.iterable:
-            return equal_runs(train(spec), train(spec, subject=reference))
-        if not (steps := alike(spec, _listed(spec))):
-            return not_comparable("no step trains the rows of the list")
-        stream = _first(spec, steps)
-        return equal_runs(train(stream), train(_listed(stream), subject=reference))
-    if reason := _not_alone(spec) or reference.unsupported(_listed(one_process_spec(spec))):
+        if spec.data.iterable:
+            if not (steps := alike(spec, _for_reference(spec))):
+                return not_comparable("no step trains the rows of the list")
+            spec = _first(spec, steps)
+        return equal_runs(train(spec), train(_for_reference(spec), subject=reference))
+    if reason := _not_alone(spec) or reference.unsupported(_for_reference(spec)):
         return not_comparable(reason)
     ranks, single, reason = _with_one_process(spec)
     if reason:
         return not_comparable(reason)
-    return equals_single(train(ranks), train(_listed(single), subject=reference))
+    return equals_single(train(ranks), train(_for_reference(single), subject=reference))
 
 
-def _listed(spec: RunSpec) -> RunSpec:
-    """Return the spec with a dataset that has a length, whose rows are read in their order, if it had none."""
-    if not spec.data.iterable:
-        return spec
-    return spec.but(data={"iterable": False}, train_sampling_strategy="sequential", dataloader_drop_last=None)
+def _for_reference(spec: RunSpec) -> RunSpec:
+    """Return the spec in words that the reference has: one process, and a dataset with a length.
+
+    The rows of an IterableDataset are read in their order, and drop_last is not given to it.
+    """
+    config = accelerator_config(spec)
+    if spec.data.iterable:
+        spec = spec.but(data={"iterable": False}, train_sampling_strategy="sequential", dataloader_drop_last=None)
+    if any(name in config for name in OF_RANKS) or spec.launch.several:
+        spec = one_process_spec(spec)
+    return spec
 
 
 def _not_alone(spec: RunSpec) -> str | None:
@@ -236,7 +244,10 @@ def steady(spec: RunSpec) -> RunSpec:
     """
     return spec.but(
         lora=_without_dropout(spec.adapter.config),
-        model={"config": {**spec.model.config, **_without_dropout(spec.model.config)}},
+        model={"config": {**spec.model.config, **_without_dropout(models.config_of(spec.model))}},
+        # Some callbacks need evaluations, or the best checkpoint. An optimizer that is handed over would not be SGD.
+        trainer={"callbacks": None, "optimizers": None, "optimizer_cls_and_kwargs": None},
+        load_best_model_at_end=None,
         optim="sgd",
         save_strategy="no",
         eval_strategy=None,

@@ -118,7 +118,7 @@ def parameters(trace: Trace) -> int:
     for name, (dtype, shape) in trace.parameters.items():
         if name.endswith(_EMBEDDINGS):
             continue
-        packed = 2 if dtype == "uint8" and trace.spec.model.quantization == "nf4" else 1
+        packed = 2 if dtype == "uint8" and trace.spec.model.four_bit else 1
         size = packed
         for length in shape:
             size *= length

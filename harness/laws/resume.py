@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from harness.laws.checkpoint import under_trained_names
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences, equal_runs
 from harness.trace import Trace
@@ -65,7 +66,8 @@ def restored(resumed: Trace, whole: Trace, after: int, count: int) -> Verdict:
         findings.append(f"checkpoint-{saved.step} holds {len(saved.adapter)} adapter tensors, expected {count}")
     if len(resumed.adapter_resumed) != count:
         findings.append(f"{len(resumed.adapter_resumed)} adapter tensors are trained on, expected {count}")
-    wrong = differences(resumed.adapter_resumed, saved.adapter, 0.0, f"after loading checkpoint-{saved.step}:")
+    tensors = under_trained_names(whole, saved.adapter)
+    wrong = differences(resumed.adapter_resumed, tensors, 0.0, f"after loading checkpoint-{saved.step}:")
     return verdict(
         expected,
         findings + wrong,

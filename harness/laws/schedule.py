@@ -1,4 +1,4 @@
-"""How many steps a run makes, with which learning rates, and what clipping and AdamW compute.
+"""How many steps and epochs a run makes, and what clipping and AdamW compute.
 
 The expected values follow from the spec, by formulas written out here.
 """
@@ -46,26 +46,6 @@ def number(spec: RunSpec, name: str) -> float:
     return value
 
 
-def learning_rate(spec: RunSpec, step: int) -> float:
-    """Return the learning rate that an optimizer step must use. Steps are counted from 1.
-
-    The formulas are those of transformers/optimization.py. Raises ValueError for schedules other than linear, cosine,
-    constant and constant_with_warmup. Raises NotModelled if the spec has no plan.
-    """
-    planned, peak = plan(spec), number(spec, "learning_rate")
-    done, kind = step - 1, argument(spec, "lr_scheduler_type")
-    if done < planned.warmup and kind != "constant":
-        return peak * (done / max(1, planned.warmup))
-    left = max(1, planned.total - planned.warmup)
-    if kind == "linear":
-        return peak * max(0.0, (planned.total - done) / left)
-    if kind == "cosine":
-        return peak * max(0.0, 0.5 * (1 + math.cos(math.pi * ((done - planned.warmup) / left))))
-    if kind in ("constant", "constant_with_warmup"):
-        return peak
-    raise ValueError(f"no formula for lr_scheduler_type {kind!r}")
-
-
 @if_planned
 def all_steps(trace: Trace) -> Verdict:
     """Check that the run makes exactly the optimizer steps, and begins exactly the epochs, that its spec asks for."""
@@ -88,30 +68,6 @@ def all_steps(trace: Trace) -> Verdict:
     if begun != epochs and not planned.leftover and not (resumed and trace.spec.data.iterable):
         findings.append(f"began {begun} epochs, expected {epochs}")
     return verdict(f"{planned.total} optimizer steps in {planned.epochs} epochs", findings, steps=len(numbers))
-
-
-@if_planned
-def learning_rates(trace: Trace) -> Verdict:
-    """Check that each step uses the schedule's learning rate, in every parameter group."""
-    findings = incomplete(trace)
-    for step in trace.steps:
-        expected = learning_rate(trace.spec, step.number)
-        if any(rate != expected for rate in step.learning_rates):
-            findings.append(f"step {step.number}: learning rates {step.learning_rates}, expected {expected!r}")
-    return verdict("each step uses the schedule's learning rate", findings, steps=len(trace.steps))
-
-
-def logged_rates(trace: Trace) -> Verdict:
-    """Check that the learning rate logged for a step is the one that this step used, and not the next step's."""
-    findings = incomplete(trace)
-    used = {step.number: step.learning_rates[0] for step in trace.steps}
-    logged = {entry["step"]: entry["learning_rate"] for entry in trace.log_history if "learning_rate" in entry}
-    if not logged:
-        findings.append("no learning rate was logged")
-    for step, rate in logged.items():
-        if rate != used.get(step):
-            findings.append(f"step {step}: logged learning rate {rate!r}, but the step used {used.get(step)!r}")
-    return verdict("the logged learning rate is the one that the step used", findings, logged=len(logged))
 
 
 @if_planned

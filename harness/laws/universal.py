@@ -15,14 +15,17 @@ from harness.fixtures import models
 from harness.fixtures.methods import METHODS
 from harness.laws import (
     accumulation,
+    base_weights,
     checkpoint,
     comparisons,
     data_order,
+    evaluation,
     frozen,
     loss,
     modelled,
     optimizer_file,
     output,
+    rates,
     rebuilt,
     schedule,
     several,
@@ -31,6 +34,7 @@ from harness.laws.comparisons import HALF, Train, not_comparable
 from harness.laws.equal import equal_runs
 from harness.laws.rotation import saved_when_due
 from harness.spec import ADD, GET, RunSpec
+from harness.subjects.rows import unclear as rows_unclear
 from harness.trace import Trace
 from harness.verdict import Verdict, both
 
@@ -47,7 +51,7 @@ LAWS_OF_ONE_RUN: dict[str, Callable[[Trace], Verdict]] = {
     "LOSS-01": loss.window_mean,
     "ACC-02": accumulation.windows,
     "ACC-05": accumulation.events,
-    "LOOP-02": schedule.learning_rates,
+    "LOOP-02": rates.learning_rates,
     "LOOP-04": schedule.all_steps,
     "LOOP-05": schedule.clipping,
     "LOOP-06": schedule.epochs,
@@ -58,8 +62,13 @@ LAWS_OF_ONE_RUN: dict[str, Callable[[Trace], Verdict]] = {
     "CKPT-21": rebuilt.reloads,
     "CKPT-25": checkpoint.adapter_only,
     "CKPT-27": optimizer_file.size_law,
+    "EVAL-10": evaluation.evaluated_when_due,
     "RNG-02": data_order.follows_seed,
 }
+
+
+#: task_types whose head get_peft_model adds to modules_to_save (peft/peft_model.py).
+_HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 def both_routes(train: Train, spec: RunSpec) -> Verdict:
@@ -68,20 +77,41 @@ def both_routes(train: Train, spec: RunSpec) -> Verdict:
         return not_comparable(f"add_adapter does not take {spec.adapter.peft_type}")
     if spec.model.dtype in HALF:
         return not_comparable("if the base is in half precision, only get_peft_model casts the adapter up (AMP-04)")
+    if spec.adapter.config.get("task_type") in _HEADS and not spec.adapter.config.get("modules_to_save"):
+        return not_comparable(
+            "for this task_type get_peft_model trains the model's head unasked, and add_adapter does not"
+        )
     other = GET if spec.adapter.route == ADD else ADD
-    return equal_runs(train(spec.but(adapter={"route": other})), train(spec))
+    added = train(spec.but(adapter={"route": other}))
+    if reason := refused(added):
+        return not_comparable(f"upstream does not inject it by {other}: {reason}")
+    return equal_runs(added, train(spec))
+
+
+def refused(trace: Trace) -> str | None:
+    """Return with which words upstream refused a run before it began to train, None if it did not.
+
+    A refusal is a ValueError or a NotImplementedError. Any other exception is a fault.
+    """
+    began = bool(trace.steps) or "train_begin" in trace.events
+    kind, _, words = (trace.error or "").partition(": ")
+    return None if began or kind not in ("ValueError", "NotImplementedError") else words.partition("\n")[0]
 
 
 def bystander(train: Train, spec: RunSpec) -> Verdict:
     """Check that a second, untrained adapter stays as it was, is saved whole, and changes nothing in the run."""
     if spec.adapter.others:
         return not_comparable("the run has other adapters already")
+    if reason := base_weights.changed_by_injection(spec.adapter):
+        return not_comparable(reason)
     beside = train(spec.but(adapter={"others": {"bystander": {}}}))
+    if reason := refused(beside):
+        return not_comparable(f"upstream takes no second adapter here: {reason}")
     # Its file is not judged if add_adapter injected it: only the active adapter is saved then (CKPT-16). Nor if a method
-    # saves tensors that all of its adapters share, such as VeRA's random matrices.
-    apart = spec.adapter.route == GET and not any(
-        m.saves for m in METHODS.values() if m.peft_type == spec.adapter.peft_type
-    )
+    # saves tensors that all of its adapters share, such as VeRA's random matrices, has no row that says what it saves, or
+    # names the tensors of a prompt in memory otherwise than in the file.
+    rows = [method for method in METHODS.values() if method.peft_type == spec.adapter.peft_type]
+    apart = spec.adapter.route == GET and bool(rows) and all(row.targeted and not row.saves for row in rows)
     saved = [checkpoint.every_adapter_saved(beside)] if apart and beside.checkpoints else []
     return both(equal_runs(beside, train(spec)), frozen.base_frozen(beside), *saved)
 
@@ -129,6 +159,13 @@ def laws_of(train: Train, spec: RunSpec) -> Iterator[tuple[str, Applied]]:
 #: Strategy -> the clause that says that its ranks train as one process does; FSDP-17 for the others.
 CLAUSES_OF_RANKS = {"ddp": "DIST-02", "zero1": "DS-08", "zero2": "DS-08", "zero3": "DS-08"}
 
+
+def clauses_of(spec: RunSpec) -> tuple[str, ...]:
+    """Return the clauses for which `laws_of` has a law, in its order."""
+    ranks = [CLAUSES_OF_RANKS.get(spec.launch.strategy, "FSDP-17")] if spec.launch.several else []
+    return (*LAWS_OF_ONE_RUN, *LAWS_OF_SEVERAL_RUNS, *ranks)
+
+
 #: Laws that compare a run with another one, so that numbers are judged that nobody wrote down. They look at each rank.
 COMPARISONS = ("GEN-01", "GEN-02", "RES-01", "ACC-01", "ACC-10")
 
@@ -146,9 +183,11 @@ def laws_for(trace: Trace) -> dict[str, Callable[[Trace], Verdict]]:
 
 def left_out(trace: Trace) -> dict[str, str]:
     """Return clause id -> reason, for the laws of one run that do not apply to this trace."""
-    return {
+    reasons = {
         clause: reason for clauses, (applies, reason) in _APPLIES.items() if not applies(trace) for clause in clauses
     }
+    rows = rows_unclear(trace)
+    return reasons if rows is None else {**dict.fromkeys(_BY_ROWS, rows), **reasons}
 
 
 def _saves(trace: Trace) -> bool:
@@ -172,6 +211,9 @@ def _model_computes_loss(trace: Trace) -> bool:
     return not trace.spec.arguments.get("label_smoothing_factor")
 
 
+#: Laws that compare which rows the batches held.
+_BY_ROWS = ("ACC-02", "LOSS-01", "RNG-02")
+
 #: Laws that need something which not every run has -> whether a trace has it, and the reason if it does not.
 _APPLIES: dict[tuple[str, ...], tuple[Callable[[Trace], bool], str]] = {
     ("CKPT-04", "CKPT-12", "CKPT-21", "CKPT-25", "CKPT-27"): (_saves, "nothing is saved"),
@@ -193,7 +235,7 @@ _NO_FILE = "a checkpoint of shards has no adapter file (FSDP-07)"
 
 def why_not_judged(clause: str, spec: RunSpec) -> str | None:
     """Return why the law of a clause, made for one process, does not apply to a run in several; None if it applies."""
-    if clause in ("CKPT-07", "CKPT-27") and spec.launch.strategy != "ddp":
+    if clause in ("CKPT-07", "CKPT-27") and spec.launch.several and spec.launch.strategy != "ddp":
         return _NO_OPTIMIZER if spec.arguments.get("save_only_model") else _FILES
     if clause in ("FRZ-02", "FRZ-03", "LOSS-01", "LOOP-05") and spec.launch.deepspeed:
         return _HIDDEN
