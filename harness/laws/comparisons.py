@@ -21,7 +21,7 @@ from harness.laws.equal import equal_runs
 from harness.laws.loading import NotModelled, accelerator_config, loading
 from harness.laws.plan import Plan, if_planned, plan
 from harness.laws.rates import follows_metric
-from harness.laws.several import equals_single, one_process_spec, ranks_agree, whole_run
+from harness.laws.several import OF_RANKS, equals_single, one_process_spec, ranks_agree, whole_run
 from harness.spec import RunSpec
 from harness.trace import Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
@@ -58,12 +58,11 @@ def resumes(train: Train, spec: RunSpec) -> Verdict:
         spec, whole = saving, train(saving)
     if not (steps := resume.steps_to_resume(whole)):
         return not_comparable("no checkpoint but the last lies between two entries of the log")
-    return both(
-        *[
-            _on_each_rank(lambda ours, theirs, step=step: resume.continues(ours, theirs, step), resumed, whole)
-            for step, resumed in ((step, train(spec.resumed(step))) for step in steps)
-        ]
-    )
+    return both(*[_on_each_rank(_continuing(step), train(spec.resumed(step)), whole) for step in steps])
+
+
+def _continuing(step: int) -> Callable[[Trace, Trace], Verdict]:
+    return lambda resumed, whole: resume.continues(resumed, whole, step)
 
 
 def _saving(spec: RunSpec) -> RunSpec | None:
@@ -176,25 +175,23 @@ def as_one_process(train: Train, spec: RunSpec) -> Verdict:
 def as_reference(train: Train, spec: RunSpec) -> Verdict:
     """Check that the run is the reference's: bit for bit, or if it has several ranks, within `harness.tolerance.RANKS`.
 
-    The reference trains in one process, and reads the rows of an IterableDataset one after the other from a list. Ranks
-    are compared with it as in `as_one_process`.
+    The reference trains in one process (`_for_reference`). Ranks are compared with it as in `as_one_process`.
     """
     reference = subjects.load("reference")
     if not spec.launch.several:
-        if reason := reference.unsupported(_listed(spec)):
+        if reason := reference.unsupported(_for_reference(spec)):
             return not_comparable(reason)
-        if not spec.data.iterable:
-            return equal_runs(train(spec), _as_logged(train(spec, subject=reference)))
-        if not (steps := alike(spec, _listed(spec))):
-            return not_comparable("no step trains the rows of the list")
-        stream = _first(spec, steps)
-        return equal_runs(train(stream), _as_logged(train(_listed(stream), subject=reference)))
-    if reason := _not_alone(spec) or reference.unsupported(_listed(one_process_spec(spec))):
+        if spec.data.iterable:
+            if not (steps := alike(spec, _for_reference(spec))):
+                return not_comparable("no step trains the rows of the list")
+            spec = _first(spec, steps)
+        return equal_runs(train(spec), _as_logged(train(_for_reference(spec), subject=reference)))
+    if reason := _not_alone(spec) or reference.unsupported(_for_reference(spec)):
         return not_comparable(reason)
     ranks, single, reason = _with_one_process(spec)
     if reason:
         return not_comparable(reason)
-    return equals_single(train(ranks), train(_listed(single), subject=reference))
+    return equals_single(train(ranks), train(_for_reference(single), subject=reference))
 
 
 def _as_logged(trace: Trace) -> Trace:
@@ -206,11 +203,17 @@ def _as_logged(trace: Trace) -> Trace:
     return dataclasses.replace(trace, log_history=log)
 
 
-def _listed(spec: RunSpec) -> RunSpec:
-    """Return the spec with a dataset that has a length, whose rows are read in their order, if it had none."""
-    if not spec.data.iterable:
-        return spec
-    return spec.but(data={"iterable": False}, train_sampling_strategy="sequential", dataloader_drop_last=None)
+def _for_reference(spec: RunSpec) -> RunSpec:
+    """Return the spec in words that the reference has: one process, and a dataset with a length.
+
+    The rows of an IterableDataset are read in their order, and drop_last is not given to it.
+    """
+    config = accelerator_config(spec)
+    if spec.data.iterable:
+        spec = spec.but(data={"iterable": False}, train_sampling_strategy="sequential", dataloader_drop_last=None)
+    if any(name in config for name in OF_RANKS) or spec.launch.several:
+        spec = one_process_spec(spec)
+    return spec
 
 
 def _not_alone(spec: RunSpec) -> str | None:
