@@ -124,6 +124,7 @@ def judge(
     began: Callable[[Trace], None] | None = None,
     judged: Callable[[str, Verdict], None] | None = None,
     always: str | None = None,
+    only: str | None = None,
 ) -> Judgement:
     """Train a spec, and judge it by every law that applies to any run.
 
@@ -134,6 +135,7 @@ def judge(
     - began: called with the trace once the run is trained.
     - judged: called with each clause and its verdict, as they come.
     - always: a clause; the run is then judged even if it ended before its first step (the file of a case that failed).
+    - only: a clause; no other is judged.
 
     Raises Refused if the spec cannot be trained.
     """
@@ -142,7 +144,7 @@ def judge(
     if began is not None:
         began(trace)
     judgement = Judgement(spec, runs.subject.name, trace)
-    for clause, verdict in _verdicts(spec, trace, runs, always):
+    for clause, verdict in _verdicts(spec, trace, runs, always, only):
         known = explained(clause, verdict, spec, runs.subject.name, expected)
         if known is not None:
             verdict = Verdict(KNOWN_DEFECT, verdict.expected, verdict.seen, verdict.measured)
@@ -190,7 +192,9 @@ def made_a_step(trace: Trace) -> bool:
     return "step_end" in trace.events or ("step_begin" not in trace.events and bool(trace.steps))
 
 
-def _verdicts(spec: RunSpec, trace: Trace, runs: Runs, always: str | None) -> Iterator[tuple[str, Verdict]]:
+def _verdicts(
+    spec: RunSpec, trace: Trace, runs: Runs, always: str | None, only: str | None
+) -> Iterator[tuple[str, Verdict]]:
     def train(other: RunSpec, subject: Subject | None = None, again: bool = False) -> Trace:
         made = runs.train(other, subject, again)
         if made.error is not None and not made_a_step(made) and runs.on_device(other) != spec:
@@ -199,6 +203,8 @@ def _verdicts(spec: RunSpec, trace: Trace, runs: Runs, always: str | None) -> It
         return made
 
     for clause, applied in universal.laws_of(train, spec):
+        if only not in (None, clause):
+            continue
         if trace.error is not None and clause not in (COMPLETES, always):
             yield clause, not_judged(f"the run ended with {next(iter(trace.error.splitlines()), 'an error')}")
         else:

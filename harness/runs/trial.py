@@ -1,0 +1,184 @@
+"""One configuration of the sweep, tried: trained and judged as `peft-harness judge` does it, in a worker's process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import subjects
+from harness.contract.expectations import Expectation
+from harness.errors import UsageError
+from harness.runs import fewest, fields, judging
+from harness.runs.cache import Runs
+from harness.runs.judging import Refused
+from harness.runs.pairs import Row
+from harness.subjects import Subject
+from harness.verdict import AMBIGUOUS, FAIL, NOT_COMPARABLE, PASS
+
+HOLDS, FAILS, KNOWN, REFUSED = "holds", "fails", "known defect", "refused"
+UNDECIDED, ALONE, BROKEN, ENDED = "undecided", "compared with no other run", "harness fault", "did not end"
+
+#: What can become of a configuration.
+OUTCOMES = {
+    HOLDS: "every law that applies holds",
+    FAILS: "a law fails, and no known defect explains it",
+    KNOWN: "laws fail, and known defects explain all of that",
+    UNDECIDED: "a law is undecided",
+    ALONE: "no run could be compared with another one",
+    REFUSED: "upstream, or the installation, does not train it",
+    BROKEN: "a law, or the harness, raised an error",
+    ENDED: "its process hung or died",
+}
+
+
+@dataclass
+class Outcome:
+    """What became of a configuration.
+
+    - row: the configuration.
+    - kind: a key of `OUTCOMES`.
+    - findings: (clause, first finding) of each law that fails; for BROKEN and ENDED, what happened, with the clause if a law
+      did it, or "".
+    - known: clause -> the reason, for known defects.
+    - refused: why it was not trained, in one sentence.
+    - laws: verdict -> how many laws had it.
+    - equal: whether the run is the independent reference's.
+    - seconds: how long it took.
+    """
+
+    row: Row
+    kind: str
+    findings: list[tuple[str, str]] = field(default_factory=list)
+    known: dict[str, str] = field(default_factory=dict)
+    refused: str = ""
+    laws: dict[str, int] = field(default_factory=dict)
+    equal: bool = False
+    seconds: float = 0.0
+
+
+def unsupported(subject: Subject, row: Row) -> str:
+    """Return why a row cannot be trained with what is installed; "" if nothing speaks against it. Nothing is trained."""
+    try:
+        spec = fields.spec(row)
+        return subjects.unsupported(subject, spec) or ""
+    except UsageError as error:
+        return str(error)
+
+
+#: How judging says that a process was at fault, and not a refusal of upstream's.
+_NOT_TRAINED = ": could not be trained: "
+
+
+class Trial:
+    """Judges configurations of one subject.
+
+    - expected: known defects.
+    """
+
+    def __init__(self, subject: Subject, expected: list[Expectation]):
+        self._subject, self._expected = subject, expected
+
+    def judge(self, row: Row) -> Outcome:
+        """Judge a configuration by every law that applies. No exception leaves this."""
+        try:
+            with self._runs() as runs:
+                judged = judging.judge(fields.spec(row), runs, self._expected, "the run")
+        except Refused as error:
+            if _NOT_TRAINED in str(error):
+                return Outcome(row, ENDED, [("", str(error))])
+            return Outcome(row, REFUSED, refused=str(error))
+        except UsageError as error:
+            return Outcome(row, REFUSED, refused=str(error))
+        except Exception as error:
+            return Outcome(row, BROKEN, [("", judging.cause(error))])
+        laws: dict[str, int] = {}
+        for verdict in judged.laws.values():
+            laws[verdict.outcome] = laws.get(verdict.outcome, 0) + 1
+        oracle = judged.laws.get("GEN-01")
+        kind, findings = _kind(judged)
+        equal = oracle is not None and oracle.outcome == PASS
+        return Outcome(row, kind, findings, judged.known, laws=laws, equal=equal)
+
+    def refused(self, row: Row) -> str:
+        """Train a configuration. Return why it was refused, "" if it was not."""
+        try:
+            with self._runs() as runs:
+                spec = runs.on_device(fields.spec(row))
+                if reason := subjects.unsupported(self._subject, spec):
+                    return reason
+                judging.trained(spec, runs, "the run")
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    def found(self, row: Row, clause: str) -> str:
+        """Judge a configuration by one clause. Return its first finding, "" if it does not fail."""
+        if unsupported(self._subject, row):
+            return ""
+        if not clause:
+            return next((words for _, words in self.judge(row).findings), "")
+        try:
+            with self._runs() as runs:
+                judged = judging.judge(fields.spec(row), runs, self._expected, "the run", only=clause)
+        except Exception:
+            return ""
+        return next((words for found, words in _kind(judged)[1] if found == clause), "")
+
+    # ---- what workers are given ----
+
+    def fewest(self, row: Row, clause: str, words: str) -> Row:
+        """Return the fewest fields with which a clause fails in the same words (`harness.runs.fewest.cause`)."""
+        same = fewest.cause(words)
+        return fewest.fewest(fields.changed(row), lambda part: fewest.cause(self.found(part, clause)) == same)
+
+    def forbidden(self, row: Row, sentence: str, trained: bool = True) -> Row:
+        """Return the fields of a row that are refused together.
+
+        - sentence: why the row is refused.
+        - trained: whether training shows it; otherwise `unsupported` does.
+        """
+        why: Callable[[Row], str] = self.refused if trained else lambda part: unsupported(self._subject, part)
+        same = fewest.cause(sentence)
+        found = fewest.fewest(fields.changed(row), lambda part: fewest.cause(why(part)) == same)
+        return fewest.with_defaults(found, lambda part: not why(part), fields.names(), fields.GROUPS)
+
+    @contextlib.contextmanager
+    def _runs(self) -> Iterator[Runs]:
+        """Yield a cache in a directory of its own. What upstream changes in this process is undone afterwards."""
+        import torch
+
+        before = dict(os.environ)
+        try:
+            with tempfile.TemporaryDirectory() as directory:
+                yield Runs(self._subject, Path(directory))
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            torch.use_deterministic_algorithms(False)  # full_determinism turns it on
+
+
+def _kind(judged: judging.Judgement) -> tuple[str, list[tuple[str, str]]]:
+    """Return what became of a judged run, and what speaks for that."""
+
+    def firsts(laws: dict[str, Any]) -> list[tuple[str, str]]:
+        return [(clause, verdict.seen[0] if verdict.seen else verdict.expected) for clause, verdict in laws.items()]
+
+    broken = {
+        clause: verdict
+        for clause, verdict in judged.undecided.items()
+        if verdict.outcome == NOT_COMPARABLE and any("the law failed with" in sentence for sentence in verdict.seen)
+    }
+    if failing := judged.having(FAIL):
+        return FAILS, firsts(failing)
+    if broken:
+        return BROKEN, firsts(broken)
+    if undecided := judged.having(AMBIGUOUS):
+        return UNDECIDED, firsts(undecided)
+    if judged.known:
+        return KNOWN, []
+    return (HOLDS if judged.compared else ALONE), []
