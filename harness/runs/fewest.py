@@ -51,10 +51,10 @@ def with_defaults(
     - refused: what `fewest` has found.
     - accepted: whether the default run with these fields is trained.
     - fields: field -> the names of its values, the default first.
-    - groups: fields that are about the same thing. Only those that share a group with a refused field are tried.
+    - groups: fields that are about the same thing. Only those in a group with all refused fields are tried.
     """
     found = dict(refused)
-    near = dict.fromkeys(name for group in groups if any(name in group for name in refused) for name in group)
+    near = dict.fromkeys(name for group in groups if refused.keys() <= set(group) for name in group)
     for name in near:
         if name in found:
             continue

@@ -196,21 +196,26 @@ LAUNCHES: Values = {
 #: All fields -> their values.
 FIELDS: dict[str, Values] = {**MODEL, **OTHERS, **ADAPTER, **ARGUMENTS, **ACCELERATOR, "launch": LAUNCHES}
 
-#: Fields that are about the same thing: whether upstream takes a value may depend on the others.
+#: Fields that are about the same thing: whether upstream refuses some of them may depend on the others.
 GROUPS: tuple[tuple[str, ...], ...] = (
-    (*MODEL, "method", "route", "autocast_adapter_dtype", "other adapters", *ADAPTER, "bf16", "launch"),
+    ("method", "family", "route", "target_modules", "modules_to_save", "layers_to_transform", "quantization", "dtype"),
+    ("method", "r", "use_dora", "use_rslora", "bias", "lora_bias", "init_lora_weights", "lora_dropout", "fan_in_fan_out"),
+    ("launch", "method", "quantization", "dtype", "bf16", "target_modules", "modules_to_save", "activation_checkpointing"),
     (
-        *("eval_strategy", "eval_steps", "eval_delay", "eval_rows", "save_strategy", "save_steps", "save_only_model"),
-        *("load_best_model_at_end", "logging_strategy", "logging_steps", "length of the run", "batch_eval_metrics"),
-        *("compute_metrics", "prediction_loss_only", "lr_scheduler_type", "logging_first_step", "launch"),
+        *("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "save_only_model", "launch"),
+        *("load_best_model_at_end", "logging_strategy", "logging_steps", "length of the run", "lr_scheduler_type"),
     ),
+    ("batch_eval_metrics", "compute_metrics", "prediction_loss_only", "eval_strategy", "eval_on_start", "family"),
     (
-        *("iterable", "augment", "rows", "lengths", "dataloader_num_workers", "dataloader_drop_last", "data_seed"),
-        *("train_sampling_strategy", "length of the run", "per_device_train_batch_size", "launch", *ACCELERATOR),
-        *("gradient_accumulation_steps", "remove_unused_columns", "auto_find_batch_size"),
+        *("iterable", "dataloader_num_workers", "dataloader_drop_last", "train_sampling_strategy", "launch", "data_seed"),
+        *("length of the run", "per_device_train_batch_size", "gradient_accumulation_steps", *ACCELERATOR),
     ),
     ("activation_checkpointing", "use_reentrant", "family", "method", "use_cache", "label_smoothing_factor", "launch"),
 )
+
+#: Pairs of fields that are refused together so often that all their values are looked at before the first row: most
+#: methods lack most of LoRA's fields.
+SUSPECTS = tuple(("method", name) for name in ADAPTER)
 
 
 def names(fields: Mapping[str, Values] = FIELDS) -> dict[str, tuple[str, ...]]:

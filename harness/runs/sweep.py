@@ -14,6 +14,7 @@ independent reference can train, too.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from typing import Any, Protocol
 from harness.processes.workers import Died, Workers
 from harness.runs.fewest import cause
 from harness.runs.pairs import Pairs, Row
-from harness.runs.trial import BROKEN, ENDED, FAILS, REFUSED, UNDECIDED, Outcome
+from harness.runs.trial import ENDED, FAILS, REFUSED, Finding, Outcome
 
 #: One row in so many has several ranks.
 RANKED = 10
@@ -62,7 +63,7 @@ class Cause:
     """Configurations that fail in the same way.
 
     - clauses: clause -> its first finding, in the smallest configuration; "" if no law found it.
-    - kind: FAILS, BROKEN, UNDECIDED or ENDED.
+    - kind: of `trial.OUTCOMES`: what became of the law, or of the process.
     - fewest: the fewest fields with which it fails.
     - rows: how many configurations have it.
     - smallest: whether `fewest` is what was looked for, and not a whole row for which the time did not suffice.
@@ -137,6 +138,7 @@ class Sweep:
     - unsupported: why a row cannot be trained, as far as can be said without training; "" if nothing speaks against it.
     - changed: the fields of a row that are not the default run's.
     - launch: the field of the processes; "" for none. Its default is one process.
+    - suspects: fields of which all values together are looked at by `unsupported` before the first row.
     - modelled: field -> the values that the independent reference can train, for every second row once all are covered.
     - workers: how many configurations are judged at the same time.
     - seconds: how long the sweep may take.
@@ -157,6 +159,7 @@ class Sweep:
         seconds: float = 1800.0,
         rows: int | None = None,
         launch: str = "",
+        suspects: Sequence[tuple[str, ...]] = (),
         modelled: Mapping[str, Sequence[str]] | None = None,
         begin: Callable[[], Any] = lambda: None,
         progress: Callable[[Result], Any] = lambda result: None,
@@ -166,6 +169,7 @@ class Sweep:
         self._launch, self._modelled = launch, modelled or {}
         single, *several = fields.get(launch, ("", ""))
         self._single, self._several = {launch: [single]} if launch else {}, {launch: several} if launch else {}
+        self._fields, self._suspects = fields, suspects
         self._directory, self._workers, self._begin = directory, workers, begin
         self._seconds, self._most = seconds, rows
         self.result = Result()
@@ -173,8 +177,8 @@ class Sweep:
         self._again = False
         #: What workers are asked before further rows: the name of the task, and its arguments.
         self._first: deque[tuple[Any, ...]] = deque()
-        #: (clause, cause of its finding) -> outcomes that wait until the fewest fields of another one are known.
-        self._waiting: dict[tuple[str, str], list[Outcome]] = {}
+        #: (clause, cause of its finding) -> failures that wait until the fewest fields of the first one are known.
+        self._waiting: dict[tuple[str, str], list[tuple[Row, Finding]]] = {}
         self._searches: Counter[tuple[str, str]] = Counter()
         self._looked_for: set[str] = set()  # sentences of refusals whose fields are being looked for
 
@@ -182,6 +186,7 @@ class Sweep:
         """Judge until the time is over, or the rows are done. Return what was found."""
         began = time.monotonic()
         until, rows_until = began + self._seconds, began + _ROWS_UNTIL * self._seconds
+        self._suspect()
         with Workers(self._work, self._workers, self._directory, self._begin) as workers:
             while time.monotonic() < until:
                 while workers.free and (task := self._next(time.monotonic() < rows_until)) is not None:
@@ -193,9 +198,8 @@ class Sweep:
                     getattr(self, f"_{task[0]}_ended")(*task[1:], answer)
                 self._count(began)
             self.result.over = bool(workers.busy or self._first) or time.monotonic() >= rows_until
-        for outcomes in self._waiting.values():
-            for outcome in outcomes:
-                self._add(outcome)
+        for waiting in self._waiting.values():
+            self._add(*waiting[0])
         self._count(began)
         return self.result
 
@@ -249,6 +253,17 @@ class Sweep:
                 return row
             self._forbid(row, self._trial.forbidden(row, reason, False), reason)
 
+    def _suspect(self) -> None:
+        """Forbid what cannot be trained, whatever the rest of the row: single values, and the values of suspects."""
+        for names in [*((name,) for name in self._fields), *self._suspects]:
+            for values in itertools.product(*(self._fields[name] for name in names)):
+                part = dict(zip(names, values, strict=True))
+                if any(refusal.fields.items() <= part.items() for refusal in self.result.refusals):
+                    continue
+                if len(self._changed(part)) == len(part) and (reason := self._unsupported(part)):
+                    self._pairs.forbid(part)
+                    self.result.refusals.append(Refusal(part, reason))
+
     def _forbid(self, row: Row, fields: Row, sentence: str) -> None:
         self._pairs.take_back(row)
         self._pairs.forbid(fields)
@@ -259,7 +274,7 @@ class Sweep:
     def _judge_ended(self, row: Row, answer: Outcome | Died) -> None:
         if isinstance(answer, Died):
             how = answer.how + (f" ({answer.output.splitlines()[-1]})" if answer.output and not answer.hung else "")
-            answer = Outcome(row, ENDED, [("", how)])
+            answer = Outcome(row, ENDED, [(ENDED, "", how)])
         result = self.result
         result.outcomes[answer.kind] += 1
         result.laws.update(answer.laws)
@@ -276,46 +291,45 @@ class Sweep:
         self._pairs.cover(row)
         result.ranked += self._launch in row and row[self._launch] not in self._single[self._launch]
         result.known.update(answer.known.items())
-        if answer.kind in (FAILS, BROKEN, UNDECIDED, ENDED):
-            for clause, words in answer.findings:
-                self._failed(Outcome(answer.row, answer.kind, [(clause, words)]))
+        for finding in answer.findings:
+            self._failed(row, finding)
 
-    def _failed(self, outcome: Outcome) -> None:
+    def _failed(self, row: Row, finding: Finding) -> None:
         """Count a failure to the cause that it has. If no cause is known for it, look for its fewest fields."""
-        ((clause, words),) = outcome.findings
+        _, clause, words = finding
         key = (clause, cause(words))
         same = [one for one in self.result.causes if clause in one.clauses and cause(one.clauses[clause]) == key[1]]
-        found = next((one for one in same if one.fewest.items() <= outcome.row.items()), None)
+        found = next((one for one in same if one.fewest.items() <= row.items()), None)
         if found is None and self._searches[key] >= _SEARCHES and same:
             found = same[0]
         if found is not None:
             found.rows += 1
         elif key in self._waiting:
-            self._waiting[key].append(outcome)
+            self._waiting[key].append((row, finding))
         else:
-            self._waiting[key] = [outcome]
+            self._waiting[key] = [(row, finding)]
             self._searches[key] += 1
-            self._first.append(("fewest", outcome.row, clause, words))
+            self._first.append(("fewest", row, clause, words))
 
     def _fewest_ended(self, row: Row, clause: str, words: str, answer: Row | Died) -> None:
-        first, *others = self._waiting.pop((clause, cause(words)))
+        (_, finding), *others = self._waiting.pop((clause, cause(words)))
         if isinstance(answer, Died):
-            self._add(first)
+            self._add(row, finding)
         else:
-            self._add(first, answer)
+            self._add(row, finding, answer)
             self._first.append(("confirm", answer, clause, words))
-        for outcome in others:
-            self._failed(outcome)
+        for other in others:
+            self._failed(*other)
 
-    def _add(self, outcome: Outcome, fewest: Row | None = None) -> None:
+    def _add(self, row: Row, finding: Finding, fewest: Row | None = None) -> None:
         """Note a cause. One that has the same fewest fields gets another clause."""
-        ((clause, words),) = outcome.findings
-        fields = self._changed(outcome.row) if fewest is None else fewest
+        kind, clause, words = finding
+        fields = self._changed(row) if fewest is None else fewest
         for one in self.result.causes:
-            if one.kind == outcome.kind and one.fewest == fields and clause not in one.clauses:
+            if one.kind == kind and one.fewest == fields and clause not in one.clauses:
                 one.clauses[clause] = words
                 return
-        self.result.causes.append(Cause({clause: words}, outcome.kind, fields, smallest=fewest is not None))
+        self.result.causes.append(Cause({clause: words}, kind, fields, smallest=fewest is not None))
 
     def _confirm_ended(self, row: Row, clause: str, words: str, answer: bool | Died) -> None:
         for one in self.result.causes:

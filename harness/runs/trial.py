@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from harness import subjects
 from harness.contract.expectations import Expectation
@@ -36,14 +35,18 @@ OUTCOMES = {
 }
 
 
+#: What became of a law, its clause, and its first finding.
+Finding = tuple[str, str, str]
+
+
 @dataclass
 class Outcome:
     """What became of a configuration.
 
     - row: the configuration.
     - kind: a key of `OUTCOMES`.
-    - findings: (clause, first finding) of each law that fails; for BROKEN and ENDED, what happened, with the clause if a law
-      did it, or "".
+    - findings: (kind, clause, first finding) of each law that fails, is undecided or raised an error, and of a process that
+      ended. The clause is "" if no law did it.
     - known: clause -> the reason, for known defects.
     - refused: why it was not trained, in one sentence.
     - laws: verdict -> how many laws had it.
@@ -53,7 +56,7 @@ class Outcome:
 
     row: Row
     kind: str
-    findings: list[tuple[str, str]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     known: dict[str, str] = field(default_factory=dict)
     refused: str = ""
     laws: dict[str, int] = field(default_factory=dict)
@@ -90,12 +93,12 @@ class Trial:
                 judged = judging.judge(fields.spec(row), runs, self._expected, "the run")
         except Refused as error:
             if _NOT_TRAINED in str(error):
-                return Outcome(row, ENDED, [("", str(error))])
+                return Outcome(row, ENDED, [(ENDED, "", str(error))])
             return Outcome(row, REFUSED, refused=str(error))
         except UsageError as error:
             return Outcome(row, REFUSED, refused=str(error))
         except Exception as error:
-            return Outcome(row, BROKEN, [("", judging.cause(error))])
+            return Outcome(row, BROKEN, [(BROKEN, "", judging.cause(error))])
         laws: dict[str, int] = {}
         for verdict in judged.laws.values():
             laws[verdict.outcome] = laws.get(verdict.outcome, 0) + 1
@@ -121,20 +124,19 @@ class Trial:
         if unsupported(self._subject, row):
             return ""
         if not clause:
-            return next((words for _, words in self.judge(row).findings), "")
+            return next((words for _, _, words in self.judge(row).findings), "")
         try:
             with self._runs() as runs:
                 judged = judging.judge(fields.spec(row), runs, self._expected, "the run", only=clause)
         except Exception:
             return ""
-        return next((words for found, words in _kind(judged)[1] if found == clause), "")
+        return next((words for _, found, words in _kind(judged)[1] if found == clause), "")
 
     # ---- what workers are given ----
 
     def fewest(self, row: Row, clause: str, words: str) -> Row:
         """Return the fewest fields with which a clause fails in the same words (`harness.runs.fewest.cause`)."""
-        same = fewest.cause(words)
-        return fewest.fewest(fields.changed(row), lambda part: fewest.cause(self.found(part, clause)) == same)
+        return self._fewest(row, lambda part: self.found(part, clause), words)
 
     def forbidden(self, row: Row, sentence: str, trained: bool = True) -> Row:
         """Return the fields of a row that are refused together.
@@ -143,9 +145,17 @@ class Trial:
         - trained: whether training shows it; otherwise `unsupported` does.
         """
         why: Callable[[Row], str] = self.refused if trained else lambda part: unsupported(self._subject, part)
-        same = fewest.cause(sentence)
-        found = fewest.fewest(fields.changed(row), lambda part: fewest.cause(why(part)) == same)
+        found = self._fewest(row, why, sentence)
         return fewest.with_defaults(found, lambda part: not why(part), fields.names(), fields.GROUPS)
+
+    def _fewest(self, row: Row, why: Callable[[Row], str], sentence: str) -> Row:
+        same = fewest.cause(sentence)
+        changed = fields.changed(row)
+        # Several ranks take ten times as long. If one process fails in the same way, they are left out first.
+        alone = {name: value for name, value in changed.items() if name != "launch"}
+        if len(alone) < len(changed) and fewest.cause(why(alone)) == same:
+            changed = alone
+        return fewest.fewest(changed, lambda part: fewest.cause(why(part)) == same)
 
     @contextlib.contextmanager
     def _runs(self) -> Iterator[Runs]:
@@ -162,23 +172,26 @@ class Trial:
             torch.use_deterministic_algorithms(False)  # full_determinism turns it on
 
 
-def _kind(judged: judging.Judgement) -> tuple[str, list[tuple[str, str]]]:
+def _kind(judged: judging.Judgement) -> tuple[str, list[Finding]]:
     """Return what became of a judged run, and what speaks for that."""
-
-    def firsts(laws: dict[str, Any]) -> list[tuple[str, str]]:
-        return [(clause, verdict.seen[0] if verdict.seen else verdict.expected) for clause, verdict in laws.items()]
-
+    undecided = judged.undecided
     broken = {
         clause: verdict
-        for clause, verdict in judged.undecided.items()
+        for clause, verdict in undecided.items()
         if verdict.outcome == NOT_COMPARABLE and any("the law failed with" in sentence for sentence in verdict.seen)
     }
-    if failing := judged.having(FAIL):
-        return FAILS, firsts(failing)
-    if broken:
-        return BROKEN, firsts(broken)
-    if undecided := judged.having(AMBIGUOUS):
-        return UNDECIDED, firsts(undecided)
+    kinds = {
+        FAILS: judged.having(FAIL),
+        BROKEN: broken,
+        UNDECIDED: {clause: verdict for clause, verdict in undecided.items() if verdict.outcome == AMBIGUOUS},
+    }
+    findings = [
+        (kind, clause, verdict.seen[0] if verdict.seen else verdict.expected)
+        for kind, laws in kinds.items()
+        for clause, verdict in laws.items()
+    ]
+    if findings:
+        return findings[0][0], findings
     if judged.known:
         return KNOWN, []
     return (HOLDS if judged.compared else ALONE), []
