@@ -18,11 +18,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import importlib.util
 import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from harness.environment import satisfies, version
@@ -130,9 +131,14 @@ def _argument_names() -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(TrainingArguments))
 
 
+def all_argument_names() -> frozenset[str]:
+    """Return the fields of TrainingArguments of all supported releases. transformers is imported for it."""
+    return _argument_names() | {*_OLDER_NAMES, *(name for names in ARGUMENTS.values() for name in names)}
+
+
 @functools.cache
 def argument_defaults() -> dict[str, Any]:
-    """Return the default of each TrainingArguments field that has one, by the newest name."""
+    """Return the default of each TrainingArguments field that has one, by the newest name. Of an enum, its value."""
     from transformers import TrainingArguments
 
     here = {_older_name(name): name for name in _OLDER_NAMES}
@@ -151,11 +157,12 @@ def adapter_defaults(peft_type: str) -> dict[str, Any]:
 
 def _defaults(kind: Any) -> dict[str, Any]:
     missing = dataclasses.MISSING
-    return {
+    found = {
         field.name: field.default if field.default is not missing else field.default_factory()
         for field in dataclasses.fields(kind)
         if field.default is not missing or field.default_factory is not missing
     }
+    return {name: getattr(value, "value", value) for name, value in found.items()}
 
 
 def _absent(name: str, kind: str, installed: Iterable[str], elsewhere: dict[str, str], label: str) -> str:
@@ -298,6 +305,18 @@ def missing_tensor_names(peft_type: str) -> str | None:
 # ---- features that a release lacks ----
 
 
+def missing_experts(parameters: Iterable[str]) -> str | None:
+    """Return why Qwen3-MoE cannot be trained with these target_parameters; None if it can.
+
+    transformers has the model since 4.51. Since 5.0 the experts of a layer are one parameter; before, each was a module.
+    """
+    fused = any("experts" in name for name in parameters)
+    if satisfies("transformers>=5.0") or (satisfies("transformers>=4.51") and not fused):
+        return None
+    lacks = "no parameter of all experts of a layer" if fused else "no Qwen3MoeForCausalLM"
+    return f"transformers {version('transformers')} has {lacks}"
+
+
 def missing_sharded_loading() -> str | None:
     """Why the Trainer takes no base model that from_pretrained has sharded (DistributedConfig): since transformers 5.19."""
     from transformers import PreTrainedModel
@@ -312,6 +331,13 @@ def missing_fsdp2() -> str | None:
 
     fields = {field.name for field in dataclasses.fields(FullyShardedDataParallelPlugin)}
     return None if "fsdp_version" in fields else "accelerate before 1.6 has FSDP version 1 only"
+
+
+def default_fsdp_version() -> int:
+    """Which FSDP a run has that does not say it: 2 since the Trainer moves the words of `fsdp` into fsdp_config, else 1."""
+    from transformers import TrainingArguments
+
+    return 2 if hasattr(TrainingArguments, "_apply_legacy_fsdp_to_config") else 1
 
 
 def missing_quantization(storage: str | None = None) -> str | None:
@@ -331,6 +357,64 @@ def missing_quantization(storage: str | None = None) -> str | None:
         return "transformers before 4.53 loads no bitsandbytes model without a GPU"
     packed_into_floats = storage not in (None, "uint8") and not satisfies("bitsandbytes>=0.47")
     return "without a GPU, bitsandbytes before 0.47 unpacks bytes only" if packed_into_floats else None
+
+
+def missing_attention(name: str | None) -> str | None:
+    """Why an attn_implementation cannot be used here: its package is not installed, or this torch has none."""
+    packages = {
+        "flash_attention_2": ("flash_attn", "flash-attn"),
+        "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+    }
+    if name in packages and not _has(packages[name][0]):
+        return f"attn_implementation {name!r} needs {packages[name][1]}, which is not installed"
+    if name == "flex_attention" and not satisfies("torch>=2.5"):
+        return "attn_implementation 'flex_attention' needs torch 2.5"
+    return None
+
+
+#: How the names of optimizers begin -> the module that they need, and the package that has it. From
+#: transformers/trainer_optimizer.py (the Trainer.get_optimizer_cls_and_kwargs of older releases).
+_OPTIMIZER_PACKAGES: dict[tuple[str, ...], tuple[str, str]] = {
+    ("galore_",): ("galore_torch", "galore-torch"),
+    ("lomo", "adalomo"): ("lomo_optim", "lomo-optim"),
+    ("grokadamw",): ("grokadamw", "grokadamw"),
+    ("schedule_free_",): ("schedulefree", "schedulefree"),
+    ("apollo_",): ("apollo_torch", "apollo-torch"),
+    ("stable_adamw",): ("optimi", "torch-optimi"),
+    ("adamw_torch_4bit", "adamw_torch_8bit"): ("torchao", "torchao"),
+    ("adamw_anyprecision",): ("torchdistx", "torchdistx"),
+    ("adamw_apex_fused",): ("apex", "apex"),
+    ("adamw_torch_xla",): ("torch_xla", "torch-xla"),
+    ("adamw_torch_npu_fused",): ("torch_npu", "torch-npu"),
+    ("adamw_bnb", "adamw_8bit", "ademamix", "lion_", "paged_", "rmsprop_bnb"): ("bitsandbytes", "bitsandbytes"),
+}
+
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def missing_package(arguments: Mapping[str, Any]) -> str | None:
+    """Why TrainingArguments need a package that is not installed; None if they need none."""
+    optimizer = str(arguments.get("optim") or "")
+    needed = [
+        (f"optimizer {optimizer!r}", *package)
+        for names, package in _OPTIMIZER_PACKAGES.items()
+        if optimizer.startswith(names)
+    ]
+    if arguments.get("use_liger_kernel"):
+        needed.append(("use_liger_kernel", "liger_kernel", "liger-kernel"))
+    if "apex" in (arguments.get("half_precision_backend"), arguments.get("fp16_backend")):
+        needed.append(("half_precision_backend 'apex'", "apex", "apex"))
+    if arguments.get("use_ipex"):
+        needed.append(("use_ipex", "intel_extension_for_pytorch", "intel-extension-for-pytorch"))
+    report = arguments.get("report_to")
+    if "tensorboard" in (report if isinstance(report, (list, tuple)) else [report]) and not _has("tensorboardX"):
+        needed.append(("report_to 'tensorboard'", "tensorboard", "tensorboard"))
+    for what, module, package in needed:
+        if not _has(module):
+            return f"{what} needs {package}, which is not installed"
+    return None
 
 
 def missing_load_option() -> str | None:
@@ -384,6 +468,13 @@ def enable_activation_checkpointing(model: Any, options: dict[str, Any]) -> None
         getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     )
     enable(options)
+
+
+def compute_experts_eagerly(model: Any) -> None:
+    """Make a mixture of experts compute with plain products: grouped_mm, used since transformers 5, has no float64."""
+    config = getattr(model, "config", None)
+    if getattr(config, "_experts_implementation", None) is not None:
+        config._experts_implementation = "eager"
 
 
 def clipping_functions(trainer: Any) -> list[tuple[Any, str]]:
@@ -463,3 +554,24 @@ def forget_precision() -> None:
     backends.cuda.matmul.allow_tf32 = False
     if hasattr(backends, "fp32_precision"):  # since torch 2.9
         backends.fp32_precision = backends.cuda.matmul.fp32_precision = "none"
+
+
+# ---- optimizers ----
+
+
+def adafactor() -> Any:
+    """Return transformers' class of Adafactor."""
+    from transformers.optimization import Adafactor
+
+    return Adafactor
+
+
+def packed_optimizer(name: str) -> Any:
+    """Return a class of bitsandbytes.optim, such as "AdamW". Raises UsageError if it is not there."""
+    if version("bitsandbytes") is None:
+        raise UsageError("bitsandbytes is not installed, which has the 8-bit and paged optimizers")
+    import bitsandbytes.optim
+
+    if not hasattr(bitsandbytes.optim, name):
+        raise UsageError(f"bitsandbytes {version('bitsandbytes')} has no optimizer {name}")
+    return getattr(bitsandbytes.optim, name)

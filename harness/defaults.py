@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -56,7 +55,6 @@ def _without(values: Mapping[str, Any], defaults: Mapping[str, Any], kept: Itera
 
 def _same(value: Any, default: Any) -> bool:
     """Return whether a value of JSON's is a default of Python's. An empty list or object stands for None and for {}."""
-    default = default.value if isinstance(default, enum.Enum) else default
     if isinstance(default, (set, tuple)):
         default = sorted(default) if isinstance(default, set) else list(default)
     if value in (None, [], {}) and default in (None, [], {}, ""):

@@ -55,6 +55,16 @@ MOVED = {
     "fixtures.wrapped:compiled_layers": "harness.fixtures.wrapped_layers:compiled_layers",
 }
 
+#: Metadata of a field that came after version 1 of the schema: at its default it is left out of the JSON, so that the hash
+#: of an older spec stays as it was.
+_LATER: Mapping[str, Any] = {"later": True}
+
+#: Metadata of a field that follows from others, and is in no JSON.
+_DERIVED: Mapping[str, Any] = {"derived": True}
+
+#: How the name of a family begins that is a model_type of transformers, such as "config:qwen3_moe".
+CONFIG_FAMILY = "config:"
+
 #: LoRA on two projections of each layer. It has dropout, so that a lost RNG state changes the result.
 LORA: dict[str, Any] = {
     "r": 8,
@@ -69,25 +79,50 @@ LORA: dict[str, Any] = {
 class ModelSpec:
     """The base model.
 
-    - family: a row of `harness.fixtures.models.FAMILIES`; or "module:factory", a callable that takes this ModelSpec and
-      returns an nn.Module.
-    - config: config fields that replace those of the family's row.
+    - family: a row of `harness.fixtures.models.FAMILIES`; or "config:MODEL_TYPE", any architecture of the installed
+      transformers, such as "config:qwen3_moe"; or "module:factory", a callable that takes this ModelSpec and returns an
+      nn.Module.
+    - config: config fields that replace those of the family's row, or of the architecture's defaults.
     - dtype: the name of a torch dtype.
     - seed: the seed of the initial weights.
-    - quantization: None, "nf4" or "int8" (bitsandbytes).
+    - quantization: None, "nf4" or "int8" (bitsandbytes); or the fields of a quantization_config, such as
+      {"load_in_4bit": true, "bnb_4bit_quant_type": "fp4"}.
     - quant_storage: the dtype that packed NF4 weights are stored in (bnb_4bit_quant_storage). None means uint8.
     - prepare_for_kbit: whether to call peft's prepare_model_for_kbit_training.
     - path: a directory that save_pretrained wrote. It replaces `family`.
+    - attn_implementation: as for from_pretrained, such as "eager". None leaves it to upstream.
+    - task: of a "config:MODEL_TYPE" family: which of its models is built. A RunSpec sets it to its data's task.
     """
 
     family: str = "llama"
     config: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     seed: int = 0
-    quantization: str | None = None
+    quantization: str | Mapping[str, Any] | None = None
     quant_storage: str | None = None
     prepare_for_kbit: bool = False
     path: str | None = None
+    attn_implementation: str | None = field(default=None, metadata=_LATER)
+    task: str = field(default="causal", metadata=_DERIVED)
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether bitsandbytes packs the base's weights into four bits."""
+        return self.quantization == "nf4" or self._loads_in("load_in_4bit")
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether bitsandbytes packs the base's weights into eight bits."""
+        return self.quantization == "int8" or self._loads_in("load_in_8bit")
+
+    @property
+    def packed_dtype(self) -> str | None:
+        """The dtype that packed four-bit weights are stored in; None for uint8."""
+        given = self.quantization.get("bnb_4bit_quant_storage") if isinstance(self.quantization, Mapping) else None
+        return self.quant_storage or given
+
+    def _loads_in(self, field_name: str) -> bool:
+        return isinstance(self.quantization, Mapping) and bool(self.quantization.get(field_name))
 
 
 @dataclass(frozen=True)
@@ -129,6 +164,7 @@ class DataSpec:
     - order: if it is not empty, training row i is row order[i] of those that the other fields describe.
     - task: the task of the model's family. Labels are tokens for "causal", one int a row for "classification", and the
       tokens of the answer for "seq2seq".
+    - max_length: tokens that are kept of each row: longer ones are cut, as a tokenizer with truncation does. None: all.
     """
 
     rows: int = 40
@@ -143,6 +179,7 @@ class DataSpec:
     path: str | None = None
     order: tuple[int, ...] = ()
     task: str = "causal"
+    max_length: int | None = field(default=None, metadata=_LATER)
 
 
 @dataclass(frozen=True)
@@ -209,7 +246,7 @@ class RunSpec:
     """One training run.
 
     - arguments: fields of TrainingArguments.
-    - trainer: other keyword arguments of the Trainer (see `harness.subjects.hf_trainer.EXTRAS`), such as
+    - trainer: other keyword arguments of the Trainer (see `harness.subjects.trainer_keywords`), such as
       {"callbacks": ["early_stopping"]}.
     """
 
@@ -220,6 +257,10 @@ class RunSpec:
     trainer: Mapping[str, Any] = field(default_factory=dict)
     launch: LaunchSpec = field(default_factory=LaunchSpec)
     resume: ResumeSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.model.family.startswith(CONFIG_FAMILY) and self.model.task != self.data.task:
+            object.__setattr__(self, "model", dataclasses.replace(self.model, task=self.data.task))
 
     def but(
         self,
@@ -338,8 +379,10 @@ def check_version(version: Any, newest: int, where: str) -> None:
 def _check(spec: RunSpec, where: str) -> None:
     """Check what `spec_fields.read` does not: objects with fields of upstream's, and fields that belong together."""
     spec_fields.check(spec_fields.ARGUMENTS, spec.arguments, f"{where}, arguments")
-    spec_fields.check({}, spec.trainer, f"{where}, trainer")
+    spec_fields.check_trainer(spec.trainer, f"{where}, trainer")
     spec_fields.check(spec_fields.MODEL_CONFIG, spec.model.config, f"{where}, model, config")
+    if isinstance(spec.model.quantization, Mapping):
+        spec_fields.check({}, spec.model.quantization, f"{where}, model, quantization")
     configs = {
         "config": spec.adapter.config,
         **{f"others, {name}": other for name, other in spec.adapter.others.items()},
@@ -396,7 +439,12 @@ def _with_new_names(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = [f for f in dataclasses.fields(value) if "derived" not in f.metadata]
+        return {
+            f.name: _plain(getattr(value, f.name))
+            for f in fields
+            if not ("later" in f.metadata and getattr(value, f.name) == f.default)
+        }
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

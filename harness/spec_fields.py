@@ -63,6 +63,19 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class ChoiceOrObject(Choice):
+    """One of some values, or a JSON object. objects: what the object is."""
+
+    objects: str = "an object"
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, or {self.objects}"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, Mapping) or super().allows(value)
+
+
+@dataclass(frozen=True)
 class Flag:
     """True or false. null: whether None is taken."""
 
@@ -132,9 +145,13 @@ FIELDS: dict[str, dict[str, Rule]] = {
             ("float32", "float16", "bfloat16", "float64", "float", "half", "double", "float8_e4m3fn", "float8_e5m2")
         ),
         "seed": _SEED,
-        "quantization": Choice((None, "nf4", "int8")),
+        "quantization": ChoiceOrObject((None, "nf4", "int8"), "the fields of a quantization_config"),
         # bitsandbytes packs into any dtype of a whole number of bytes.
         "quant_storage": Choice((None, "uint8", "int8", "float16", "bfloat16", "float32", "float64")),
+        # transformers/utils/import_utils.py knows others, such as the name of a kernel on the hub, which is code.
+        "attn_implementation": Choice(
+            (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+        ),
     },
     "adapter": {
         "route": Choice(("get_peft_model", "add_adapter")),
@@ -155,6 +172,7 @@ FIELDS: dict[str, dict[str, Rule]] = {
         "seed": _SEED,
         "path": Text(null=True),
         "task": Choice(("causal", "classification", "seq2seq")),
+        "max_length": Number(1, 2**24, null=True),
     },
     "launch": {
         "device": Choice(("cpu", "cuda")),
@@ -342,7 +360,7 @@ _TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool,
 
 def check_kind(value: Any, annotation: str, where: str) -> None:
     """Check a value against the annotation of its field. Classes of ours are left out: their parts are read before."""
-    if annotation.startswith("Mapping"):
+    if annotation.startswith("Mapping["):
         if not (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)):
             raise UsageError(f"{where}: expected {annotation}, found {shown(value)}")
     elif annotation.startswith("tuple"):
@@ -353,11 +371,17 @@ def check_kind(value: Any, annotation: str, where: str) -> None:
             check_kind(item, inner, f"{where}, entry {index}")
     else:
         kinds = [part.strip() for part in annotation.split("|")]
-        if all(kind in _TYPES for kind in kinds) and not any(_is(value, kind) for kind in kinds):
+        if all(_known_kind(kind) for kind in kinds) and not any(_is(value, kind) for kind in kinds):
             raise UsageError(f"{where}: expected {annotation}, found {shown(value)}")
 
 
+def _known_kind(kind: str) -> bool:
+    return kind in _TYPES or kind.startswith("Mapping[")
+
+
 def _is(value: Any, kind: str) -> bool:
+    if kind.startswith("Mapping["):
+        return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
     if isinstance(value, bool):  # which is an int to Python
         return kind == "bool"
     return isinstance(value, _TYPES[kind]) or (kind == "float" and isinstance(value, int))
@@ -380,7 +404,7 @@ def read(kind: type, value: Any, where: str, part: str = "") -> Any:
     """
     if not isinstance(value, Mapping):
         raise UsageError(f"{where}: expected a JSON object, found {shown(value)}")
-    fields = {f.name: str(f.type) for f in dataclasses.fields(kind)}
+    fields = {f.name: str(f.type) for f in dataclasses.fields(kind) if "derived" not in f.metadata}
     values = {}
     for name, item in value.items():
         if name not in fields:
@@ -394,6 +418,48 @@ def read(kind: type, value: Any, where: str, part: str = "") -> Any:
         numbers = {name: item for name, item in values.items() if not isinstance(item, bool)}
         check(FIELDS[part], numbers, where)
     return kind(**values)
+
+
+# ---- keyword arguments of the Trainer ----
+
+#: Keys of RunSpec.trainer whose value is "module:object", or ["module:object", {options}] (`harness.subjects.
+#: trainer_keywords`).
+OBJECTS_OF_TRAINER = (
+    *("compute_loss_func", "compute_metrics", "data_collator", "optimizer_cls_and_kwargs"),
+    *("optimizers", "preprocess_logits_for_metrics"),
+)
+
+#: All keys of RunSpec.trainer.
+TRAINER = ("callbacks", "model_init", *OBJECTS_OF_TRAINER)
+
+
+def named(value: Any) -> tuple[str, Mapping[str, Any]] | None:
+    """Return the name and the options that a value of RunSpec.trainer has; None if it is neither form.
+
+    - value: "NAME", or ["NAME", {options}].
+    """
+    name, options = value if isinstance(value, (list, tuple)) and len(value) == 2 else (value, {})
+    well = isinstance(name, str) and isinstance(options, Mapping) and all(isinstance(key, str) for key in options)
+    return (name, options) if well else None
+
+
+def check_trainer(trainer: Mapping[str, Any], where: str) -> None:
+    """Check RunSpec.trainer: known keys, and values of the form that each takes. UsageError names the nearest key."""
+    for name, value in trainer.items():
+        if name not in TRAINER:
+            raise unknown(where, name, TRAINER)
+        if name == "model_init":
+            if not isinstance(value, bool):
+                raise UsageError(f"{where}, model_init: expected true or false; found {shown(value)}")
+        elif name == "callbacks":
+            items = value if isinstance(value, (list, tuple)) else [None]
+            if any(named(item) is None for item in items):
+                form = 'a list of "NAME" or ["NAME", {options}]'
+                raise UsageError(f"{where}, callbacks: expected {form}; found {shown(value)}")
+        elif named(value) is None:
+            form = '"module:object" or ["module:object", {options}]'
+            raise UsageError(f"{where}, {name}: expected {form}; found {shown(value)}")
+    check({}, trainer, where)
 
 
 # ---- fields that belong together ----

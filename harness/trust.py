@@ -19,12 +19,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness import compat
+from harness import compat, spec_fields
 from harness.alarm import TimeIsUp, limited
 from harness.errors import UsageError
 from harness.files import leads_out
 from harness.reading import shown
-from harness.spec import RunSpec
+from harness.spec import CONFIG_FAMILY, RunSpec
 
 #: The harness's own subjects (`harness.subjects.load`).
 SUBJECTS = frozenset(
@@ -51,11 +51,24 @@ OURS: dict[str, frozenset[str]] = {
     "trainer.callbacks": frozenset(
         {"early_stopping", "harness.fixtures.late_rank:LateRank", "harness.fixtures.metrics:draws"}
     ),
+    "trainer.optimizers": frozenset(
+        {"harness.fixtures.optimizers:loraplus", "harness.fixtures.optimizers:parameter_groups"}
+    ),
+    "trainer.preprocess_logits_for_metrics": frozenset({"harness.fixtures.metrics:predictions"}),
     "trainer.compute_loss_func": frozenset(
         {"harness.fixtures.overflow:loss", "harness.fixtures.plain_loss:window_loss"}
     ),
     "trainer.compute_metrics": frozenset({"harness.fixtures.metrics:counts"}),
-    "trainer.data_collator": frozenset({"harness.fixtures.plain_loss:shifted_collator"}),
+    "trainer.data_collator": frozenset(
+        {
+            "harness.fixtures.collators:for_language_modeling",
+            "harness.fixtures.collators:for_seq2seq",
+            "harness.fixtures.collators:packed",
+            "harness.fixtures.collators:padding_free",
+            "harness.fixtures.collators:with_padding",
+            "harness.fixtures.plain_loss:shifted_collator",
+        }
+    ),
     "resume.writer": SUBJECTS,
 }
 
@@ -145,6 +158,17 @@ WORDS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("_name_or_path", "name_or_path", "origin"), _NAME),
         **dict.fromkeys(("id2label", "label2id"), _ANY),
     },
+    # transformers looks these words up in tables, or in torch. The others are refused: a data set, a tokenizer.
+    "model.quantization": {
+        **dict.fromkeys(
+            ("quant_method", "bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"), _WORD
+        ),
+        **dict.fromkeys(
+            ("quant_type", "weights", "activations", "fmt", "format", "version", "activation_scheme"), _WORD
+        ),
+        **dict.fromkeys(("llm_int8_skip_modules", "modules_to_not_convert"), _PATTERN),
+    },
+    "trainer": {"": _WORD},
     "adapter.config": {
         **dict.fromkeys(
             # peft compares each word with those that it knows.
@@ -311,7 +335,8 @@ _Pattern = tuple[str, str, bool]
 
 def _findings(spec: RunSpec, patterns: list[_Pattern]) -> Iterator[_Finding]:
     """Find what a spec may not name. Its patterns are added to `patterns`."""
-    yield from _code("model.family", spec.model.family, ":" in spec.model.family)
+    if not spec.model.family.startswith(CONFIG_FAMILY):  # which is looked up in a table of transformers
+        yield from _code("model.family", spec.model.family, ":" in spec.model.family)
     yield from _trainer(spec.trainer)
     if spec.resume is not None and spec.resume.writer is not None:
         yield from _code("resume.writer", spec.resume.writer, ":" in spec.resume.writer)
@@ -328,6 +353,8 @@ def _findings(spec: RunSpec, patterns: list[_Pattern]) -> Iterator[_Finding]:
                 False,
             )
     yield from _words("model.config", spec.model.config, "model.config", patterns)
+    if isinstance(spec.model.quantization, Mapping):
+        yield from _words("model.quantization", spec.model.quantization, "model.quantization", patterns)
     yield from _words("adapter.config", spec.adapter.config, "adapter.config", patterns)
     for name, config in spec.adapter.others.items():
         yield from _words("adapter.config", config, f"adapter.others.{name}", patterns)
@@ -352,17 +379,15 @@ def _code(field: str, name: str, loads: bool = True) -> Iterator[_Finding]:
 
 
 def _trainer(trainer: Mapping[str, Any]) -> Iterator[_Finding]:
+    spec_fields.check_trainer(trainer, "trainer")
     for name, value in trainer.items():
         field = f"trainer.{name}"
-        if name != "callbacks":
-            if isinstance(value, str):
-                yield from _code(field, value)
-            continue
-        for item in value if isinstance(value, (list, tuple)) else [None]:
-            callback, options = item if isinstance(item, (list, tuple)) and len(item) == 2 else (item, {})
-            if not isinstance(callback, str) or not isinstance(options, Mapping):
-                raise UsageError(f'{field} = {shown(value)}: expected a list of "NAME" or ["NAME", {{options}}]')
-            yield from _code(field, callback)
+        for item in value if name == "callbacks" else [value]:
+            if (found := spec_fields.named(item)) is not None:
+                path, options = found
+                yield from _code(field, path)
+                # What the harness's own objects take: numbers, and words that upstream compares with its own.
+                yield from _words("trainer", options, f"{field}, {shown(path)}", [])
 
 
 def _words(part: str, value: Any, path: str, patterns: list[_Pattern], field: str = "") -> Iterator[_Finding]:

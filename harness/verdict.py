@@ -136,6 +136,8 @@ class Case:
     - life: the actions of a drawn life (`harness.runs.lifecycle`).
     - unsupported: whether it was skipped because the subject cannot run it on this machine and stack.
     - misused: whether it was not judged because the user's subject is wrong.
+    - brought: whether its run is one that the user brought (--spec).
+    - refused: whether it was not judged because that run cannot be trained.
     """
 
     clause: str
@@ -153,3 +155,5 @@ class Case:
     life: list[dict[str, Any]] | None = None
     unsupported: bool = False
     misused: bool = False
+    brought: bool = False
+    refused: bool = False

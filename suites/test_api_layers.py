@@ -156,6 +156,14 @@ MERGED = by_route(
         "gpt2": SHORT.but(model={"family": "gpt2"}, lora={"target_modules": ["c_attn"], "fan_in_fan_out": True}),
         "tied-embeddings": SAVING["tied-embeddings"],
         "embeddings": SHORT.but(lora={"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+        **{
+            f"tied-adapted/{name}": SHORT.but(model={"family": "llama-tied"}, lora={"target_modules": ["q_proj", name]})
+            for name in ("embed_tokens", "lm_head")
+        },
+        "tied-adapted/ensure-weight-tying": SHORT.but(
+            model={"family": "llama-tied"},
+            lora={"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+        ),
     }
 )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from harness.laws import checkpoint, rank_files, resume, schedule, several
+from harness.laws import checkpoint, rank_files, rates, resume, several
 from harness.runs.scenarios import LAUNCHES, TOGETHER, TOGETHER_SGD, cases, continued, over, spec_for, spread
 from harness.suites.test_fsdp import save_model
 from harness.verdict import both, verdict
@@ -36,7 +36,7 @@ def test_save_model_leaves_a_whole_adapter(spec, afterwards, judge):
 @pytest.mark.clause("DS-04")
 @over(ZERO)
 def test_loss_and_learning_rate_are_logged_as_of_all_ranks(trace, judge):
-    judge(both(several.logged_mean(trace), schedule.logged_rates(several.whole_run(trace))))
+    judge(both(several.logged_mean(trace), rates.logged_rates(several.whole_run(trace))))
 
 
 BEST: dict[str, Any] = {

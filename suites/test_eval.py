@@ -33,6 +33,28 @@ CHECKPOINTING: dict[str, Any] = {
 }
 #: Two steps an epoch.
 EACH_EPOCH: dict[str, Any] = {"data": {"rows": 8}, "eval_strategy": "epoch", "eval_steps": None}
+#: Three steps an epoch, and a third epoch that is cut short.
+EPOCHS: dict[str, Any] = {"eval_strategy": "epoch", "eval_steps": None, "max_steps": 8}
+
+
+#: When evaluations are due: a delay that is no multiple of eval_steps, and one that cuts off the first epoch.
+DUE = {
+    "steps": RAGGED,
+    "delayed-steps": RAGGED.but(eval_steps=1, eval_delay=3),
+    "delayed-past-the-start": RAGGED.but(eval_delay=1.5, eval_on_start=True),
+    "delayed-past-the-end": RAGGED.but(eval_delay=9),
+    "delayed-epochs": RAGGED.but(data={"rows": 10}, **EPOCHS, eval_delay=2),
+    "epochs": RAGGED.but(data={"rows": 10}, **EPOCHS),
+}
+
+
+# ---- when ----
+
+
+@pytest.mark.clause("EVAL-10")
+@over(by_route({"plain": RAGGED}) | DUE)
+def test_evaluations_happen_when_they_are_due(trace, judge):
+    judge(evaluation.evaluated_when_due(trace))
 
 
 # ---- eval_loss ----

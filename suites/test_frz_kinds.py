@@ -190,7 +190,22 @@ def test_a_bystander_stays_as_it_is_and_changes_nothing(spec, train, judge):
 
 
 @pytest.mark.clause("FRZ-15")
-@cases({method: saving(spec_for("llama", method)) for method in ("ia3", "prompt-tuning", "prefix-tuning")})
+@cases(
+    {method: saving(spec_for("llama", method)) for method in ("ia3", "prompt-tuning", "prefix-tuning")}
+    | {
+        "embedding": saving(SHORT.but(lora={"target_modules": ["q_proj", "embed_tokens"]})),
+        "tied-rows-lora": saving(SHORT.but(model={"family": "llama-tied"}, lora={"trainable_token_indices": [3, 5]})),
+        "tied-rows": saving(
+            SHORT.but(
+                model={"family": "llama-tied"},
+                adapter={
+                    "peft_type": "TRAINABLE_TOKENS",
+                    "config": {"token_indices": [3, 5], "task_type": "CAUSAL_LM"},
+                },
+            )
+        ),
+    }
+)
 def test_a_bystander_of_the_same_method_changes_nothing(spec, train, judge):
     judge(universal.bystander(train, spec))
 

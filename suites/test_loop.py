@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from harness import compat
-from harness.laws import accumulation, output, schedule
+from harness.laws import accumulation, output, rates, schedule
 from harness.laws.equal import equal_runs
+from harness.runs.configured import SCHEDULES
 from harness.runs.scenarios import PLAIN, SCENARIOS, by_route, cases, over
 from harness.verdict import both, raises, same
 
@@ -49,21 +50,21 @@ def test_the_default_optimizer_is_torch_adamw_wrapped_by_accelerate(upstream, tm
 
 
 @pytest.mark.clause("LOOP-02")
-@over(SCENARIOS)
+@over(SCENARIOS | {name: spec for name, spec in SCHEDULES.items() if name != "greedy"})
 def test_each_update_uses_the_rate_of_the_schedule(trace, judge):
-    judge(schedule.learning_rates(trace))
+    judge(rates.learning_rates(trace))
 
 
 @pytest.mark.clause("LOOP-02")
 @over(SCENARIOS)
 def test_the_logged_rate_is_the_one_just_used(trace, judge):
-    judge(schedule.logged_rates(trace))
+    judge(rates.logged_rates(trace))
 
 
 @pytest.mark.clause("LOOP-03")
 @over({f"warmup_steps={value}": PLAIN.but(warmup_steps=value) for value in (1, 3, 0.25, 0.3)})
 def test_warmup_is_a_number_of_steps_or_a_share_of_all(trace, judge):
-    judge(schedule.learning_rates(trace))
+    judge(rates.learning_rates(trace))
 
 
 @pytest.mark.clause("LOOP-04")
@@ -111,7 +112,7 @@ def test_a_second_train_goes_on_with_weights_and_optimizer_but_not_with_the_sche
             same("global_step of both", (first.global_step, second.global_step), (4, 4)),
             same("global_step at the second's start", start.step, 0),
             same("adapter tensors that the second did not start from", changed(start.adapter, after_first), []),
-            same("learning rates of the second", start.rates, [schedule.learning_rate(spec, n) for n in (1, 2, 3, 4)]),
+            same("learning rates of the second", start.rates, [rates.learning_rate(spec, n) for n in (1, 2, 3, 4)]),
         )
     )
 

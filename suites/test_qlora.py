@@ -12,7 +12,7 @@ import torch
 from harness.compat import dtype_argument
 from harness.fixtures import models, tensor_shapes
 from harness.fixtures.methods import METHODS
-from harness.laws import embeddings, frozen, model_card, quantized, resume, universal
+from harness.laws import comparisons, embeddings, frozen, model_card, quantized, resume
 from harness.laws import nf4 as nf4_by_hand
 from harness.laws.equal import equal_runs
 from harness.runs.scenarios import PLAIN, by_route, cases, continued, over
@@ -155,7 +155,7 @@ def test_both_routes_are_one_run(train, judge):
 )
 def test_a_run_on_nf4_is_the_references(spec, train, runs, judge):
     train(spec)
-    judge(universal.as_reference(runs.train, spec))
+    judge(comparisons.as_reference(runs.train, spec))
 
 
 @pytest.mark.clause("QLORA-06")

@@ -7,7 +7,18 @@ from harness.environment import REPACKS, repacks
 from harness.fixtures import models
 from harness.fixtures.methods import METHODS, misfit
 from harness.fixtures.models import FAMILIES
-from harness.laws import checkpoint, equal, frozen, loss, optimizer_file, process, rebuilt, resume, universal
+from harness.laws import (
+    checkpoint,
+    comparisons,
+    equal,
+    frozen,
+    loss,
+    optimizer_file,
+    process,
+    rebuilt,
+    resume,
+    universal,
+)
 from harness.runs.scenarios import cases, over, saving, spec_for
 from harness.session.state import skip_if
 from harness.spec import ADD, GET, ResumeSpec
@@ -52,6 +63,13 @@ def table(route, pairs=(*PAIRS, *PACKED)):
     }
 
 
+def experts(route):
+    """Return a LoRA of the weights of all experts of a layer: two parameters of one module, one wrapper in the other."""
+    (spec,) = table(route, [("qwen3-moe", "lora")]).values()
+    adapted = spec.but(lora={"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]})
+    return {"qwen3-moe/lora/experts" + (f"/{route}" if route == ADD else ""): adapted}
+
+
 def method_of(name):
     return METHODS[name.split("/")[1]]
 
@@ -60,9 +78,11 @@ def normalises(spec):
     return models.family(spec.model).normalises
 
 
-GOTTEN = table(GET)
+GOTTEN = table(GET) | experts(GET)
 #: API-05 says that these runs equal those of GOTTEN bit for bit. So laws about their numbers judge GOTTEN only.
-ADDED = table(ADD)
+ADDED = table(ADD) | experts(ADD)
+#: If the base is in bfloat16, AdaLoRA's count of ranks is one more trained tensor.
+COUNTED = {"llama-bf16/adalora": GOTTEN["llama/adalora"].but(model={"dtype": "bfloat16"})}
 
 
 def redrawn(spec):
@@ -116,13 +136,13 @@ def test_a_step_is_the_mean_over_the_labels_of_its_window(trace, judge):
 
 
 #: The base model decides how its loss is divided. What virtual tokens do to the labels depends on the method.
-DIVIDED = table(GET, [pair for pair in PAIRS if pair[1] in ("lora", "prompt-tuning")])
+DIVIDED = table(GET, [pair for pair in PAIRS if pair[1] in ("lora", "prompt-tuning", "adalora")])
 
 
 @pytest.mark.clause("ACC-01")
 @cases({name: spec.but(data={"min_length": 6} if normalises(spec) else None) for name, spec in DIVIDED.items()})
 def test_accumulated_micro_batches_train_as_the_large_batch(spec, train, judge):
-    judge(universal.splits(train, spec))
+    judge(comparisons.splits(train, spec))
 
 
 # ---- checkpoints ----
@@ -147,7 +167,7 @@ def test_an_adapter_that_is_loaded_is_the_trained_one(trace, judge):
 
 
 @pytest.mark.clause("CKPT-25")
-@over(GOTTEN | ADDED)
+@over(GOTTEN | ADDED | COUNTED)
 def test_a_checkpoint_holds_exactly_the_trained_tensors(trace, judge):
     judge(checkpoint.adapter_only(trace))
 
@@ -162,6 +182,23 @@ def test_an_adapter_file_holds_each_tensor_once(trace, judge):
 @cases(GOTTEN)
 def test_a_resumed_run_is_the_run_that_was_interrupted(spec, train, judge):
     judge(resume.continues(train(redrawn(spec)), train(spec), after=1))
+
+
+#: AdaLoRA that cuts ranks at each step.
+ALLOCATING = saving(
+    spec_for("llama", "adalora").but(
+        lora={"target_r": 2, "tinit": 1, "tfinal": 2, "total_step": 8},
+        trainer={"callbacks": ["harness.fixtures.rank_allocation:AllocateRanks"]},
+        max_steps=8,
+    ),
+    every=4,
+)
+
+
+@pytest.mark.clause("RES-01")
+@cases({"adalora-allocating": ALLOCATING})
+def test_a_resumed_run_goes_on_allocating_ranks(spec, train, judge):
+    judge(universal.resumes(train, spec))
 
 
 @pytest.mark.clause("RES-21")
@@ -218,8 +255,21 @@ def test_injection_leaves_the_process_as_it_was(spec, upstream, uncompiled, judg
         judge(process.left_alone(before, process.settings()))
 
 
+def of_type(family, peft_type, **config):
+    """Return a run of a method that has no row of METHODS."""
+    adapter = {"peft_type": peft_type, "config": {"task_type": "CAUSAL_LM", **config}}
+    return saving(spec_for(family).but(adapter=adapter, max_steps=2), every=1)
+
+
+#: Methods whose layers share a trained tensor.
+SHARING = {
+    "llama-tied/trainable-tokens": of_type("llama-tied", "TRAINABLE_TOKENS", token_indices=[3, 5]),
+    "llama/lily": of_type("llama", "LILY", r=4, target_modules=["q_proj"]),
+}
+
+
 @pytest.mark.clause("API-05")
-@cases({name: spec for name, spec in GOTTEN.items() if method_of(name).add_adapter})
+@cases({name: spec for name, spec in GOTTEN.items() if method_of(name).add_adapter} | SHARING)
 def test_both_routes_train_the_same_run(spec, train, judge):
     judge(universal.both_routes(train, spec))
 
@@ -228,4 +278,4 @@ def test_both_routes_train_the_same_run(spec, train, judge):
 @cases({name: spec for name, spec in (GOTTEN | ADDED).items() if subjects.load("reference").unsupported(spec) is None})
 def test_a_run_is_the_references(spec, train, runs, judge):
     train(spec)
-    judge(universal.as_reference(runs.train, spec))
+    judge(comparisons.as_reference(runs.train, spec))

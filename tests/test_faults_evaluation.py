@@ -163,6 +163,18 @@ FAULTS = {
         mutant("no-eval-loss"),
         "evaluation at step 2: no eval_loss among no metrics",
     ),
+    "EVAL-10/steps": (
+        evaluation.test_evaluations_happen_when_they_are_due,
+        {"trace": evaluation.DUE["delayed-steps"]},
+        mutant("eval-delay-ignored"),
+        "an evaluation at step 1, unexpected",
+    ),
+    "EVAL-10/epochs": (
+        evaluation.test_evaluations_happen_when_they_are_due,
+        {"trace": evaluation.DUE["delayed-epochs"]},
+        mutant("eval-delay-ignored"),
+        "an evaluation at step 3, unexpected",
+    ),
     "EVAL-09/label_ids": (
         evaluation.test_a_config_without_task_type_is_evaluated_as_any_other,
         {"trace": evaluation.NO_TASK_TYPE},

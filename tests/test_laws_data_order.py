@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from harness.laws import data_order
+from harness.laws.loading import NotModelled
 from harness.runs.scenarios import PLAIN, continued
 from harness.verdict import NOT_COMPARABLE
 from tests.traces import A, made_up
@@ -39,7 +40,7 @@ def test_an_epoch_is_a_permutation_seeded_with_seed_plus_epoch():
     ],
 )
 def test_an_order_that_the_spec_does_not_give_is_not_guessed(changes, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(NotModelled, match=words):
         data_order.epoch_order(SPEC.but(**changes), 0)
     verdict = data_order.follows_seed(made_up(SPEC.but(**changes)))
     assert verdict.outcome == NOT_COMPARABLE
@@ -117,12 +118,17 @@ def test_leaving_the_order_is_seen_and_named(change, words):
     assert words in "\n".join(verdict.seen)
 
 
-def test_a_shifted_run_is_in_order_only_when_shifted():
-    trace = in_order(steps=4, first=1)
-    for step in trace.steps:
-        step.number += 2
-    assert data_order.follows_seed(trace, shift=-2).holds
-    assert not data_order.follows_seed(trace).holds
+@pytest.mark.parametrize(("checkpoint", "first"), [(2, 1), (5, 5)])
+def test_with_ignore_data_skip_the_epoch_of_the_checkpoint_starts_again(checkpoint, first):
+    plain = in_order(steps=6)
+    trace = made_up(continued(SPEC.but(ignore_data_skip=True), checkpoint), steps=6)
+    trace.steps = trace.steps[checkpoint:]
+    for index, step in enumerate(trace.steps):
+        rows = data_order.expected_rows(SPEC, first + index)
+        step.batches = [type(batch)(one, tokens=30) for batch, one in zip(step.batches, rows, strict=True)]
+    assert data_order.follows_seed(trace).holds
+    trace.steps[0].batches = plain.steps[checkpoint].batches
+    assert data_order.follows_seed(trace).holds == (plain.rows[checkpoint] == plain.rows[first - 1])
 
 
 def test_other_draws_wants_other_dropout_on_the_same_rows():

@@ -1,65 +1,12 @@
-"""Tests of harness/laws/schedule.py: its plan on examples counted by hand, its laws on made-up traces."""
+"""Tests of harness/laws/schedule.py and rates.py on made-up traces."""
 
 import copy
 
 import pytest
 import torch
 
-from harness.laws import schedule
-from harness.runs.scenarios import PLAIN
+from harness.laws import rates, schedule
 from tests.traces import A, made_up
-
-
-@pytest.mark.parametrize(
-    ("changes", "rows", "expected"),
-    [
-        ({}, 40, (10, 1, 0)),
-        ({"max_steps": 25}, 40, (25, 3, 0)),
-        ({"max_steps": None, "num_train_epochs": 1.5}, 40, (15, 2, 0)),
-        ({"max_steps": None, "num_train_epochs": 1.5}, 37, (15, 2, 0)),
-        ({"max_steps": None, "num_train_epochs": 1, "dataloader_drop_last": True}, 37, (9, 1, 0)),
-        ({"max_steps": None, "gradient_accumulation_steps": 4}, 37, (9, 3, 0)),
-        ({"max_steps": 4, "gradient_accumulation_steps": 4}, 7, (4, 4, 0)),
-        ({"warmup_steps": 3}, 40, (10, 1, 3)),
-        ({"warmup_steps": 0.25}, 40, (10, 1, 3)),
-        ({"warmup_steps": 1}, 40, (10, 1, 1)),
-    ],
-)
-def test_the_plan_is_what_a_person_counts(changes, rows, expected):
-    planned = schedule.plan(PLAIN.but(data={"rows": rows}, **changes))
-    assert (planned.total, planned.epochs, planned.warmup) == expected
-
-
-def test_the_last_window_and_the_last_batch_of_an_epoch_are_short():
-    planned = schedule.plan(PLAIN.but(data={"rows": 37}, gradient_accumulation_steps=4))
-    assert planned.windows == (4, 4, 2)
-    assert [planned.row_counts(number) for number in (1, 3, 4)] == [[4] * 4, [4, 1], [4] * 4]
-    assert [planned.epoch(number) for number in (1, 3, 4)] == [0.4, 1.0, 1.4]
-
-
-def test_an_iterable_dataset_has_no_plan():
-    with pytest.raises(ValueError, match="no known length"):
-        schedule.plan(PLAIN.but(data={"iterable": True}))
-
-
-@pytest.mark.parametrize(
-    ("changes", "rates"),
-    [
-        ({}, [0.01, 0.0075, 0.005, 0.0025]),
-        ({"warmup_steps": 2}, [0.0, 0.005, 0.01, 0.005]),
-        ({"lr_scheduler_type": "cosine"}, [0.01, 0.00853553, 0.005, 0.00146447]),
-        ({"lr_scheduler_type": "constant"}, [0.01] * 4),
-    ],
-)
-def test_rates_are_those_of_the_textbook(changes, rates):
-    spec = PLAIN.but(max_steps=4, **changes)
-    assert [schedule.learning_rate(spec, number) for number in (1, 2, 3, 4)] == pytest.approx(rates, abs=1e-8)
-
-
-def test_a_schedule_without_formula_is_an_error():
-    with pytest.raises(ValueError, match="no formula for lr_scheduler_type 'polynomial'"):
-        schedule.learning_rate(PLAIN.but(lr_scheduler_type="polynomial"), 1)
-
 
 # ---- laws ----
 
@@ -85,8 +32,8 @@ LAWS = {
     law.__name__: law
     for law in (
         schedule.all_steps,
-        schedule.learning_rates,
-        schedule.logged_rates,
+        rates.learning_rates,
+        rates.logged_rates,
         schedule.epochs,
         schedule.clipping,
         schedule.adamw,

@@ -21,8 +21,7 @@ def test_ranks_are_put_together_in_their_order():
     assert [step.batches[0].rows for step in merged.steps] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert [step.batches[0].tokens for step in merged.steps] == [60, 60]
     assert merged.steps[0].batches[0].loss == pytest.approx(5.1)
-    assert merged.spec.arguments["per_device_train_batch_size"] == 4
-    assert not merged.spec.launch.several and not merged.ranks
+    assert merged.spec == two_ranks().spec and not merged.ranks
 
 
 @pytest.mark.parametrize("items", [None, 30.0], ids=["no-count", "own-count"])

@@ -9,7 +9,7 @@ from harness.errors import UsageError
 from harness.fixtures import data, models
 from harness.fixtures.methods import METHODS, misfit
 from harness.fixtures.models import FAMILIES
-from harness.laws import frozen, loss, universal
+from harness.laws import comparisons, frozen, loss, universal
 from harness.laws.recompute import Recomputed, obstacles
 from harness.processes.imports import import_upstream
 from harness.runs.scenarios import PLAIN, saving, spec_for
@@ -140,8 +140,8 @@ def test_a_law_that_does_not_fit_says_so_and_trains_nothing():
     # Drawn: batches of three and of one row, whose own means are not the mean over four.
     uneven = ragged.but(data={"min_length": None, "rows": 4}, per_device_train_batch_size=3)
     for law, spec in (
-        (universal.splits, ragged),
-        (universal.splits, uneven),
+        (comparisons.splits, ragged),
+        (comparisons.splits, uneven),
         (universal.both_routes, spec_for("llama", "prompt-tuning")),
     ):
         verdict = law(None, spec)

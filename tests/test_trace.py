@@ -147,6 +147,11 @@ def test_traces_of_both_routes_have_the_same_names(runs):
         ),
         ("module.base_model.model.a._orig_mod.b.weight", "default", "a.b.weight"),
         ("model.default.weight", "default", "model.default.weight"),
+        # Two parameters of one module are adapted: the inner wrapper is the outer one's base layer.
+        ("base_model.model.m.experts.lora_A.default.weight", "default", "m.experts.lora_A.weight"),
+        ("m.experts.base_layer.lora_A.default.weight", "default", "m.experts.base_layer.lora_A.weight"),
+        ("base_model.model.m.experts.base_layer.lora_A.weight", "default", "m.experts.base_layer.lora_A.weight"),
+        ("m.experts.base_layer.base_layer.down_proj", "default", "m.experts.down_proj"),
     ],
 )
 def test_one_tensor_has_one_name(raw, adapter, name):

@@ -179,13 +179,16 @@ def test_a_case_file_runs_nothing_but_tests_of_the_suites(tmp_path, test):
         ({"model": {"path": "/no/such/model"}}, "/no/such/model: no such directory"),
         ({"model": {"family": "martian"}}, "unknown model family 'martian'"),
         ({"model": {"dtype": "float31"}}, "model, dtype: expected one of float32, "),
-        ({"model": {"quantization": "nf3"}}, "model, quantization: expected one of None, nf4, int8; found 'nf3'"),
+        (
+            {"model": {"quantization": "nf3"}},
+            "model, quantization: expected one of None, nf4, int8, or the fields of a quantization_config; found 'nf3'",
+        ),
         (
             {"adapter": {"route": "by_hand"}},
             "adapter, route: expected one of get_peft_model, add_adapter; found 'by_hand'",
         ),
         ({"adapter": {"peft_type": "LORE"}}, "no release of peft has the adapter type 'LORE'"),
-        ({"trainer": {"surprise": 1}}, "spec.trainer: unknown 'surprise'"),
+        ({"trainer": {"surprise": 1}}, "trainer: unknown field 'surprise'; known are callbacks, model_init, "),
         ({"data": {"path": "rows.jsonl"}}, "rows.jsonl, line 2: not JSON"),
         ({"data": {"path": "gone.jsonl"}}, "gone.jsonl: no such file"),
         ({"data": {"path": "few.jsonl"}}, "few.jsonl: 1 rows, but 40 + 0 are asked for"),

@@ -16,12 +16,15 @@ from harness.cli.options import (
     Env,
     Json,
     Preload,
+    Specs,
     Subject,
+    TrustCode,
     Unpatched,
     clause_ids,
     scope,
 )
 from harness.cli.outputs import file_option
+from harness.errors import UsageError
 from harness.files import check_writable_directory
 
 
@@ -31,6 +34,8 @@ def gate(
     subject: Subject = "hf-trainer",
     device: Device = "cpu",
     clause: Clauses = None,
+    spec: Specs = None,
+    trust_code: TrustCode = False,
     preload: Preload = None,
     unpatched: Unpatched = False,
     candidate_preload: Annotated[
@@ -50,13 +55,14 @@ def gate(
 ) -> None:
     """Compare two stacks: is the upgrade safe?
 
-    Compares clauses, numbers, checkpoints, throughput and memory. Exit codes: 0 safe, 1 unsafe, 2 could not run,
+    Compares clauses, numbers, checkpoints, throughput and memory; with --spec the clauses, numbers and checkpoints of your
+    run. Exit codes: 0 safe, 1 unsafe, 2 could not run,
     3 inconclusive. If a gate was interrupted, the same command continues it.
     """
     results = Path(".peft-harness").absolute()
     check_writable_directory("the gate's results in", results, "change to a directory that you can write to")
     use_cache()
-    judged = scope(subject, device, clause, preload, env, build)
+    judged = scope(subject, device, clause, preload, env, build, spec, trust_code)
     from harness.gate import command
 
     raise typer.Exit(
@@ -65,9 +71,13 @@ def gate(
 
 
 def bisect(
-    clause: Annotated[str, typer.Option(metavar="ID", help="The clause that broke.", autocompletion=clause_ids)],
     good: Annotated[str, typer.Option(metavar="REQS", help=f"A stack on which it holds: {REQUIREMENTS}")],
     bad: Annotated[str, typer.Option(metavar="REQS", help="A stack on which it fails, given in the same way.")],
+    clause: Annotated[
+        str | None, typer.Option(metavar="ID", help="The clause that broke.", autocompletion=clause_ids)
+    ] = None,
+    spec: Specs = None,
+    trust_code: TrustCode = False,
     subject: Subject = "hf-trainer",
     device: Device = "cpu",
     preload: Preload = None,
@@ -76,14 +86,17 @@ def bisect(
     env: Env = None,
     build: Build = None,
 ) -> None:
-    """Find the release that broke a clause.
+    """Find the release that broke a clause, or your run (--spec).
 
     Exit codes: 0 found, 2 could not run, 3 only a range of releases was found.
     """
+    if clause is None and not spec:
+        raise UsageError("name what broke: --clause ID, or --spec FILE")
     from harness.gate import command
 
     use_cache()
-    raise typer.Exit(command.bisect(clause, good, bad, scope(subject, device, None, preload, env, build), json))
+    judged = scope(subject, device, None, preload, env, build, spec, trust_code)
+    raise typer.Exit(command.bisect(clause, good, bad, judged, json))
 
 
 def history(

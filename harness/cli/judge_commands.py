@@ -9,16 +9,19 @@ import typer
 
 from harness.cli.cache_use import use_cache
 from harness.cli.options import (
+    DAY,
     Build,
     Clauses,
     Device,
     Env,
     Json,
     Preload,
+    Specs,
     Subject,
     TrustCode,
     Unpatched,
     devices,
+    finite,
     scope,
     subject_names,
 )
@@ -26,12 +29,21 @@ from harness.cli.outputs import file_option
 from harness.cli.pytest_process import run_pytest
 from harness.errors import UsageError
 
+Limit = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S", min=0, max=DAY, callback=finite, help="End a run that does nothing for S seconds. 0: never. [600]"
+    ),
+]
+
 
 def check(
     context: typer.Context,
     subject: Subject = "hf-trainer",
     device: Device = "cpu",
     clause: Clauses = None,
+    spec: Specs = None,
+    trust_code: TrustCode = False,
     preload: Preload = None,
     unpatched: Unpatched = False,
     with_: Annotated[
@@ -49,18 +61,20 @@ def check(
 ) -> None:
     """Judge the installed stack, or one --with other releases.
 
-    Runs the tests of suites/. Arguments after -- go to pytest.
+    Runs the tests of suites/; with --spec only those that judge your run. Arguments after -- go to pytest.
     """
     if not with_ and (env or build):
         raise UsageError("--env and --build are for stacks that are installed; name one --with")
-    judged = scope(subject, device, clause, preload, env, build)
+    judged = scope(subject, device, clause, preload, env, build, spec, trust_code)
     from harness.gate import command
     from harness.paths import SUITES
 
+    # Their own files, not the copies that `Scope` has: messages name the files.
+    brought = ["--trust-code"] * trust_code + [word for file in spec or [] for word in ("--spec", str(file.absolute()))]
     if with_:
         use_cache()
-        raise typer.Exit(command.check(with_, judged, json, context.args))
-    rest = [*command.workers(judged, context.args), *context.args]
+        raise typer.Exit(command.check(with_, judged, json, [*brought, *context.args]))
+    rest = [*command.workers(judged, context.args), *brought, *context.args]
     raise typer.Exit(run_pytest([str(SUITES)], subject, device, clause or [], preload or [], json, rest))
 
 
@@ -117,6 +131,7 @@ def judge(
     trust_code: TrustCode = False,
     subject: Subject = "hf-trainer",
     preload: Preload = None,
+    limit: Limit = None,
     json: Json = None,
 ) -> None:
     """Judge one run: yours.
@@ -135,11 +150,17 @@ def judge(
     if spec is None and not any(value is not None for value in given.values()):
         raise UsageError("name what to judge: a SPEC, or one of --adapter, --arguments, --model, --data, --config")
     from harness import brought
+    from harness.session import apart
     from harness.session.repro import judge_run
 
     read = brought.read(spec, as_is=as_is, trust_pickle=trust_pickle, trust_code=trust_code, **given)
     said = [*read.sentences, *(f"not looked at: {name} ({why})" for name, why in read.not_looked_at.items())]
-    raise typer.Exit(judge_run(read.spec, read.where, said, subject, tuple(preload or ()), json))
+    patience = limit if limit is not None else 0.0 if as_is else apart.LIMIT
+
+    def work() -> int:
+        return judge_run(read.spec, read.where, said, subject, tuple(preload or ()), json)
+
+    raise typer.Exit(apart.judged(work, read.where, patience))
 
 
 def repro(
@@ -155,6 +176,7 @@ def repro(
         typer.Option(metavar="cpu|cuda", help="Another device than the file names.", autocompletion=devices),
     ] = None,
     trust_code: TrustCode = False,
+    limit: Limit = None,
     json: Json = None,
 ) -> None:
     """Repeat one failed case, or train one RunSpec and judge it.
@@ -163,13 +185,16 @@ def repro(
     3 one was undecided, or the run could not be compared with any other.
     """
     from harness import trust
-    from harness.session import case_file
+    from harness.session import apart, case_file
 
     case = case_file.load(file)
     if case.test is None:
         from harness.session.repro import judge_spec
 
-        raise typer.Exit(judge_spec(case, subject, device, trust_code, json))
+        def work() -> int:
+            return judge_spec(case, subject, device, trust_code, json)
+
+        raise typer.Exit(apart.judged(work, case.where, apart.LIMIT if limit is None else limit))
     trust.check_case(case.subject if subject is None else None, case.preload, case.where, trust_code)
     chosen = (subject or case.subject or "", device or case.device or "")
     raise typer.Exit(run_pytest([case_file.path_of(case)], *chosen, [], list(case.preload), json, []))

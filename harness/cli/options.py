@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -99,6 +100,14 @@ TrustCode = Annotated[
         help="Run code that the file names, such as a model's factory. Read the file first if somebody sent it.",
     ),
 ]
+Specs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--spec",
+        metavar="FILE",
+        help="Judge the run of this RunSpec, and nothing else, by each clause that applies to any run. Repeatable.",
+    ),
+]
 Json = Annotated[Path | None, file_option("Write the report as JSON.")]
 Plot = Annotated[Path | None, file_option("Write a plot as PNG or SVG.", "plot")]
 
@@ -113,8 +122,13 @@ def scope(
     preload: list[str] | None = None,
     env: list[str] | None = None,
     build: list[str] | None = None,
+    spec: list[Path] | None = None,
+    trust_code: bool = False,
 ) -> Scope:
-    """Return what these options choose to judge. Raises UsageError at once for a name that does not exist."""
+    """Return what these options choose to judge.
+
+    Raises UsageError at once for a name that does not exist, or for a --spec that cannot be read or is not trusted.
+    """
     from harness import contract, subjects
     from harness.errors import UsageError
     from harness.gate import variables
@@ -126,4 +140,9 @@ def scope(
     if ":" not in subject and subject not in subjects.NAMES:
         subjects.load(subject)  # raises
     added = variables.named(env or ())
-    return Scope(subject, device, tuple(clause or ()), tuple(preload or ()), added, tuple(build or ()))
+    specs: tuple[tuple[str, str], ...] = ()
+    if spec:
+        from harness.session.specs import load_all
+
+        specs = tuple((one.name, json.dumps(one.spec.to_json(), indent=1)) for one in load_all(spec, trust_code))
+    return Scope(subject, device, tuple(clause or ()), tuple(preload or ()), added, tuple(build or ()), specs)

@@ -62,5 +62,12 @@ CHAPTER = Chapter(
             "eval_loss, and compute_metrics is given the labels.",
             source="transformers/trainer.py:533-536 (Trainer.__init__), 3213 (Trainer.prediction_step)",
         ),
+        Clause(
+            "EVAL-10",
+            'eval_strategy "steps" MUST evaluate every eval_steps and at the last step, "epoch" at the end of each '
+            'epoch, and "no" never. Neither MUST evaluate before eval_delay steps or epochs are done. Each MUST '
+            "evaluate once where it is due.",
+            source="transformers/trainer_callback.py:568-621 (DefaultFlowCallback)",
+        ),
     ),
 )

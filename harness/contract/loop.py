@@ -17,9 +17,10 @@ CHAPTER = Chapter(
             "With the linear schedule, let k (from 0) be the update, T all updates and w the warm-up. During "
             "warm-up, the update MUST use learning_rate * k / max(1, w). After it, it MUST use learning_rate * (T - "
             "k) / max(1, T - w). This MUST hold in every parameter group. The logged learning_rate MUST be the one "
-            "just used.",
-            source="transformers/optimization.py:101-104 (linear schedule), transformers/trainer.py:1938-1944 "
-            "(Trainer._run_epoch)",
+            "just used. Each other lr_scheduler_type MUST use its own formula with lr_scheduler_kwargs as its "
+            "options. reduce_lr_on_plateau MUST lower the rate after evaluations that are no better, and only then.",
+            source="transformers/optimization.py:101-578 (schedules), 960-1050 (get_scheduler); "
+            "transformers/trainer.py:1938-1944 (Trainer._run_epoch), 3314-3323 (Trainer._evaluate)",
         ),
         Clause(
             "LOOP-03",

@@ -54,7 +54,7 @@ def store(cases: Path, file: Path) -> None:
     A test with several cases is stored only if all of them qualify, because it is run as a whole.
     """
     run, ended = journal.read(cases)
-    again = {case.nodeid for case in ended if case.verdict not in _CACHED_VERDICTS}
+    again = {case.nodeid for case in ended if case.verdict not in _CACHED_VERDICTS or case.refused}
     lines = [{"run": run}, *(asdict(case) for case in ended if case.nodeid not in again)]
     write_whole(file, stored.line(lines))
 

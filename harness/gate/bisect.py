@@ -1,4 +1,4 @@
-"""Find the release of the package that broke a clause.
+"""Find the release of the package that broke a clause, or a run of --spec.
 
 The pipeline of `bisect`:
 
@@ -144,6 +144,7 @@ def bisect(
 ) -> Answer:
     """Search the releases between two environments for what broke a clause.
 
+    - clause: the clause, or the names of the runs.
     - report(stack, result, verdict, cases): called for each stack that was judged, with the names of the compared cases.
 
     Raises UsageError if no case holds on `good` and fails on `bad`.
@@ -174,6 +175,9 @@ def bisect(
         raise UsageError(
             f"{clause}: no case holds under --good and fails under --bad, so there is nothing to find ({'; '.join(reasons)})"
         )
+    if prober.judged.specs:
+        broken = dict.fromkeys(results[1].cases[name].clause for name in cases)
+        clause = f"{clause} ({', '.join(broken)})"
     del cases[CASES:]
     narrow = dataclasses.replace(prober, tests=tuple(results[1].cases[name].nodeid for name in cases))
 

@@ -12,6 +12,7 @@ from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, Finding
 from harness.gate.numbers import CHANGED, EQUAL, UNJUDGED, Parting
 from harness.gate.side import Side
 from harness.laws.equal import equal_runs
+from harness.runs.judging import made_a_step
 from harness.spec import RunSpec
 from harness.tolerance import STACKS
 from harness.trace import Trace
@@ -51,14 +52,23 @@ def saved_step(side: Side, cell: str) -> int | None:
 
 
 def trained(baseline: Side, candidate: Side, specs: Specs) -> Iterator[Finding]:
-    """Yield a finding for each cell that only one side trains."""
+    """Yield a finding for each cell that only one side trains, and for each run of --spec that cannot be compared."""
+    brought = bool(baseline.judged.specs)
     for name in specs:
         was, now = (_failure(side, f"cells/{name}") for side in (baseline, candidate))
         if now and not was:
-            means = LOST if "not supported" in now else BROKEN
+            means = LOST if "not supported" in now and not brought else BROKEN
             yield Finding("cell", name, means, f"trained before; now it {now}")
         elif was and not now:
             yield Finding("cell", name, FIXED, f"trains now; before, it {was}")
+        if was and brought:
+            yield Finding("cell", name, LOST, f"cannot be compared: on the baseline, it {was}")
+
+
+def refused(side: Side, cell: str) -> str:
+    """Return why a cell's run did not come to the end of its first step. Empty if it did."""
+    trace = side.trace(f"cells/{cell}")
+    return _failure(side, f"cells/{cell}") if trace is None or not made_a_step(trace) else ""
 
 
 def changed(baseline: Side, candidate: Side, partings: dict[str, Parting]) -> Iterator[Finding]:
@@ -81,13 +91,15 @@ def resumed(baseline: Side, candidate: Side, specs: Specs, partings: dict[str, P
     for writer, reader, way in _ways(baseline, candidate):
         for name in specs:
             whole, step = writer.trace(f"cells/{name}"), saved_step(writer, name)
-            if whole is None or step is None or whole.error:
-                continue
             # If the reader cannot train the cell, or the writer cannot resume it, a clause or `trained` reports that.
             own = writer.trace(f"resumed/{name}")
-            if _failure(reader, f"cells/{name}") or own is None:
+            if whole is None or whole.error or _failure(reader, f"cells/{name}"):
                 continue
-            if not checkpoints.goes_on(own, whole, step, EQUAL).holds:
+            if step is None or own is None or not checkpoints.goes_on(own, whole, step, EQUAL).holds:
+                if writer.judged.specs:
+                    reason = "saved none before its last steps" if step is None else "does not go on from it as it did"
+                    says = f"not judged ({way}): the {writer.name}'s own run {reason}"
+                    yield Finding("resume", name, NOTE, says, {"way": way, "step": step})
                 continue
             kind = partings[name].kind if name in partings else CHANGED
             across = reader.trace(f"across/{name}")
@@ -109,7 +121,10 @@ def inferred(baseline: Side, candidate: Side, specs: Specs) -> Iterator[Finding]
             own, loaded = writer.done.get(f"own/{name}"), reader.done.get(f"loaded/{name}")
             if _failure(reader, f"cells/{name}") or own is None or loaded is None:
                 continue
-            if own["error"] or (own["data"] or {}).get("unsupported"):
+            if reason := own["error"] or (own["data"] or {}).get("unsupported"):
+                if writer.judged.specs:
+                    says = f"not judged ({way}): the {writer.name}'s own adapter could not be loaded ({reason})"
+                    yield Finding("inference", name, NOTE, says, {"way": way})
                 continue
             means = BROKEN
             if loaded["error"]:

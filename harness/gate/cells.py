@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+
 from harness.fixtures.methods import METHODS
 from harness.runs.scenarios import PLAIN, SAVING, SCENARIOS, by_route, saving, spec_for
 from harness.spec import RunSpec
+
+#: The share of a run's steps after which no checkpoint is resumed.
+FIRST_PART = 0.7
 
 
 def cells() -> dict[str, RunSpec]:
@@ -18,6 +24,31 @@ def cells() -> dict[str, RunSpec]:
     }
 
 
+def brought(specs: Iterable[tuple[str, str]]) -> dict[str, RunSpec]:
+    """Return name -> spec of the runs of --spec, each as one that leaves a checkpoint to be crossed (`crossed`).
+
+    - specs: name and JSON text of each.
+    """
+    return {name: crossed(RunSpec.from_json(json.loads(text), name)) for name, text in specs}
+
+
+def crossed(spec: RunSpec) -> RunSpec:
+    """Return a run as one from which a checkpoint can be resumed: it saves one at half of its steps, if it saves none there.
+
+    A run that resumes is replaced by its first leg. Saving changes no number of a run.
+    """
+    spec = spec.first_leg() if spec.resume is not None else spec
+    every, steps = spec.arguments.get("save_steps", 500), spec.arguments.get("max_steps", -1)
+    early = every <= FIRST_PART * (1 if every < 1 else steps)
+    strategy = str(spec.arguments.get("save_strategy", "steps"))
+    if strategy == "steps" and early and not spec.arguments.get("save_only_model"):
+        return spec
+    # The best model's checkpoints have to be those of its evaluations. Without it, the last adapter is the trained one.
+    return spec.but(
+        save_strategy="steps", save_steps=0.5, save_total_limit=None, save_only_model=None, load_best_model_at_end=None
+    )
+
+
 def resumed_step(steps: list[int]) -> int | None:
     """Return the step of the checkpoint from which a run is resumed: the last one in the first 70 % of the run."""
-    return max((step for step in steps[:-1] if step <= 0.7 * steps[-1]), default=None)
+    return max((step for step in steps[:-1] if step <= FIRST_PART * steps[-1]), default=None)

@@ -23,7 +23,12 @@ _STATE = {
 
 
 def state(case: Case | None) -> str:
-    """Return what a case says of its stack. A known defect counts as a failure: a stack without it is better."""
+    """Return what a case says of its stack.
+
+    A known defect counts as a failure: a stack without it is better. So does a run of --spec that the stack refuses.
+    """
+    if case is not None and case.refused:
+        return FAILED
     return UNTESTED if case is None else _STATE[case.verdict]
 
 
@@ -41,12 +46,18 @@ def of_tests(cases: Iterable[Case], tests: Iterable[str]) -> list[Case]:
 def compared(before: Iterable[Case], after: Iterable[Case]) -> list[Finding]:
     """Return the findings: one for each clause and each way in which its cases changed."""
     old, new = _by_name(before), _by_name(after)
+    # `cell_findings.trained` reports a run of --spec that a side refuses.
+    refused = {case.scenario for case in [*old.values(), *new.values()] if case.refused}
     changed: dict[tuple[str, str, str], list[tuple[Case | None, Case | None]]] = defaultdict(list)
     for name in dict.fromkeys([*old, *new]):
         pair = old.get(name), new.get(name)
         states = state(pair[0]), state(pair[1])
         # Such a case compares with figures that were recorded on another stack. A gate counts and times both sides itself.
-        if any(case is not None and case.verdict == NOT_COMPARABLE and case.reason for case in pair):
+        # A run of --spec is compared with others of the same stack.
+        cases = [case for case in pair if case is not None]
+        if any(case.verdict == NOT_COMPARABLE and case.reason and not case.brought for case in cases):
+            continue
+        if name[1] in refused:
             continue
         if states[0] != states[1]:
             changed[(name[0], *states)].append(pair)
@@ -56,6 +67,28 @@ def compared(before: Iterable[Case], after: Iterable[Case]) -> list[Finding]:
         for (clause, was, now), pairs in sorted(changed.items(), key=lambda item: order.index(item[0][0]))
         if (finding := _finding(clause, was, now, pairs)) is not None
     ]
+
+
+def unchanged(before: Iterable[Case], after: Iterable[Case]) -> list[Finding]:
+    """Return what is as before, but no success: runs of --spec that fail on both sides, and clauses that neither judged."""
+    old = _by_name(before)
+    found: list[Finding] = []
+    unjudged: dict[str, list[str]] = defaultdict(list)
+    for case in after:
+        states = {state(old.get((case.clause, case.scenario))), state(case)}
+        if case.refused or not case.brought:
+            continue
+        if states == {FAILED}:
+            found.append(
+                Finding("clause", case.clause, NOTE, f"fails on both sides ({case.scenario}): {headline(case)}")
+            )
+        elif not states & {HELD, FAILED}:
+            unjudged[case.scenario].append(f"{case.clause} ({headline(case)})")
+    found += [
+        Finding("cell", name, NOTE, f"not judged on either side: {'; '.join(clauses)}", {"clauses": clauses})
+        for name, clauses in unjudged.items()
+    ]
+    return found
 
 
 def _by_name(cases: Iterable[Case]) -> dict[tuple[str, str], Case]:

@@ -57,8 +57,11 @@ def check(requirements: list[str], judged: Scope, json: Path | None, rest: list[
 
 
 def workers(judged: Scope, rest: list[str]) -> list[str]:
-    """Return pytest's words for one worker a core. None on a GPU, or if the user's own words say how many."""
-    if judged.device != "cpu" or any(word.startswith("-n") for word in rest):
+    """Return pytest's words for one worker a core.
+
+    None on a GPU, for runs of --spec, which each worker would train again, or if the user's own words say how many.
+    """
+    if judged.device != "cpu" or judged.specs or any(word.startswith("-n") for word in rest):
         return []
     return ["-n", "auto", "--maxprocesses", "4"]
 
@@ -104,7 +107,8 @@ def gate(
         if any(side.done for side in sides):
             notes.print(f"continues an interrupted gate ({results})")
         with _stages() as report:
-            count = min(MOST_WORKERS[judged.device], max(1, (os.cpu_count() or 2) // 2))
+            # Each worker would train the runs of --spec again.
+            count = 1 if judged.specs else min(MOST_WORKERS[judged.device], max(1, (os.cpu_count() or 2) // 2))
             outcome = compare.gate(sides[0], sides[1], count, report, quick and not cached_since)
         # If a file cannot be written after all, the result was printed.
         show.screen(screen(), sides, outcome)
@@ -116,22 +120,27 @@ def gate(
     return exit_code(outcome.verdict)
 
 
-def bisect(clause: str, good: str, bad: str, judged: Scope, json: Path | None) -> int:
-    """Find the release that broke a clause. Returns 0 if it is found, 3 if only a range of releases is.
+def bisect(clause: str | None, good: str, bad: str, judged: Scope, json: Path | None) -> int:
+    """Find the release that broke a clause, or the run of --spec. Returns 0 if it is found, 3 if only a range of releases is.
 
-    Raises UsageError if `clause` does not name one clause, or if it does not hold on `good` and fail on `bad`.
+    - clause: the clause; None for all clauses that hold for the runs of `judged.specs` on `good` and fail on `bad`.
+
+    Raises UsageError if `clause` does not name one clause, or if nothing holds on `good` and fails on `bad`.
     """
-    selected = contract.select([clause])
-    if len(selected) != 1:
-        raise UsageError(f"--clause {clause}: names {counted(len(selected), 'clause')}; name exactly one")
-    (clause,) = selected
+    if clause is not None:
+        selected = contract.select([clause])
+        if len(selected) != 1:
+            raise UsageError(f"--clause {clause}: names {counted(len(selected), 'clause')}; name exactly one")
+        (clause,) = selected
+        judged = dataclasses.replace(judged, clauses=(clause,))
+    name = clause or ", ".join(one for one, _ in judged.specs)
     check_inputs([good, bad], json)
     ends = made([good, bad], judged)
     differ = [name for name in ends[0].stack if ends[0].stack[name] != ends[1].stack.get(name)]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in (*differ, clause, "seconds", "seen"):
+    for column in (*differ, name, "seconds", "seen"):
         table.add_column(column, overflow="ellipsis", no_wrap=True)
-    with Progress(None, f"bisect {clause}") as progress:
+    with Progress(None, f"bisect {name}") as progress:
 
         def doing(stack: str, what: str) -> None:
             words = [word for word in stack.split() if word.partition("==")[0] in differ]
@@ -143,7 +152,7 @@ def bisect(clause: str, good: str, bad: str, judged: Scope, json: Path | None) -
             words = " ".join(f"{name}=={version}" for name, version in zip(differ, changing, strict=True))
             progress.update(table.row_count, text=f"{words}: {verdict}")
 
-        answer = bisection.bisect(clause, ends[0], ends[1], Prober(clause, judged, report=doing), report)
+        answer = bisection.bisect(name, ends[0], ends[1], Prober(judged, report=doing), report)
     console = screen()
     console.print(table)
     console.print(str(answer), style="bold", soft_wrap=True)
@@ -165,7 +174,8 @@ def history(ids: list[str], judged: Scope) -> int:
             def doing(stack: str, what: str, id: str = f"{release.id} {release.clause}") -> None:
                 progress.update(text=f"{id}, {stack}: {what}")
 
-            result = past.judge(release, judged, Prober(release.clause, judged, report=doing).ask)
+            chosen = dataclasses.replace(judged, clauses=(release.clause,))
+            result = past.judge(release, judged, Prober(chosen, report=doing).ask)
             all_caught &= result.caught > 0
             caught_by = counted(result.caught, "case") if result.caught else "no case"
             table.add_row(release.id, release.clause, caught_by, release.bad, result.seen)

@@ -11,6 +11,8 @@ The pipeline of `gate`, in which steps 1 to 3 run on both sides at the same time
 5. When nothing else runs, both sides are timed in turn (`time_steps`).
 
 If the user chose clauses, there are no cells: steps 1, 2 and 5 do nothing but read the interfaces.
+
+If the user brought runs (--spec), these are the cells, the suites judge nothing else, and no step is counted or timed.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from harness.errors import UsageError
-from harness.gate import cell_findings, clauses, numbers, throughput
+from harness.gate import cell_findings, cells, clauses, numbers, throughput
 from harness.gate.cell_findings import Specs, saved_step
-from harness.gate.cells import cells
 from harness.gate.findings import LOST, UNSAFE, Finding, in_order, verdict
 from harness.gate.numbers import CHANGED, Parting
+from harness.gate.scope import Scope
 from harness.gate.side import Side
 from harness.spec import RunSpec
 from harness.verdict import Case
@@ -68,11 +70,13 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
     Raises UsageError if a side cannot be judged at all.
     """
     started = time.monotonic()
-    specs = {} if baseline.judged.clauses else _cells_on(baseline.judged.device)
+    brought = bool(baseline.judged.specs)
+    specs = _cells(baseline.judged)
 
     def read_and_judge(side: Side, other: Side) -> list[Case]:
         if specs:
             read_other_side(side, other, specs, report)
+        if specs and not brought:
             report(side.name, "counting a step's costs", 0, None)
             throughput.count(side)
             report(side.name, "counting a step's costs", 1, 1)
@@ -83,6 +87,8 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
 
     try:
         _on_both_sides(baseline, candidate, lambda side, other: train_cells(side, specs, report))
+        if brought:
+            require_trained(baseline, candidate, specs)
         before, after = _on_both_sides(baseline, candidate, read_and_judge)
         compared = after
         if quick:
@@ -94,9 +100,10 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
         findings = [
             *clauses.compared(before, compared),
             *cell_findings.findings(baseline, candidate, specs, partings),
+            *(clauses.unchanged(before, compared) if brought else ()),
         ]
         report("both", "comparing", 1, 1)
-        if specs:
+        if specs and not brought:
             findings += time_steps(baseline, candidate, report, verdict(findings) == UNSAFE)
     finally:
         baseline.end()
@@ -105,8 +112,18 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
     return Outcome(verdict(findings), in_order(findings), partings, cases, time.monotonic() - started, quick)
 
 
-def _cells_on(device: str) -> Specs:
-    return {name: spec.on_device(device) for name, spec in cells().items()}
+def _cells(judged: Scope) -> Specs:
+    chosen = cells.brought(judged.specs) if judged.specs else {} if judged.clauses else cells.cells()
+    return {name: spec.on_device(judged.device) for name, spec in chosen.items()}
+
+
+def require_trained(baseline: Side, candidate: Side, specs: Specs) -> None:
+    """Raise UsageError if neither side can train a run of --spec: there is nothing to compare."""
+    for name in specs:
+        refused = [cell_findings.refused(side, name) for side in (baseline, candidate)]
+        if all(refused):
+            both = refused[0] if refused[0] == refused[1] else f"{refused[0]}; the candidate: {refused[1]}"
+            raise UsageError(f"{name}: no stack can train it; the baseline: {both}")
 
 
 def _on_both_sides(baseline: Side, candidate: Side, stage: Callable[[Side, Side], T]) -> tuple[T, T]:

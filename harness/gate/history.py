@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.contract.releases import RELEASES, Release
 from harness.errors import UsageError
@@ -38,7 +38,7 @@ def chosen(ids: Iterable[str]) -> list[Release]:
 
 def judge(release: Release, judged: Scope, ask: Callable[[list[str]], list[StackResult]] | None = None) -> Result:
     """Judge an entry's clause on its bad stack and on its good ones. `ask` replaces `Prober.ask`."""
-    ask = ask or Prober(release.clause, judged).ask
+    ask = ask or Prober(replace(judged, clauses=(release.clause,))).ask
     bad, *good = ask([release.bad, *release.good])
     caught = set(bad.cases)
     for result in good:

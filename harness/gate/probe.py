@@ -1,4 +1,7 @@
-"""Judge one clause on several stacks. A stack's cases are cached, by what its requirements resolve to."""
+"""Judge one clause, or the runs of --spec, on several stacks.
+
+A stack's cases are cached, by what its requirements resolve to.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from harness.errors import UsageError
@@ -31,10 +34,10 @@ HOLDS, BREAKS, UNTESTABLE = "holds", "breaks", "cannot be judged"
 
 @dataclass(frozen=True)
 class StackResult:
-    """What a clause's cases said of a stack.
+    """What the cases said of a stack.
 
     - stack: its requirements.
-    - cases: scenario -> case.
+    - cases: name -> case. The name is the scenario; if several clauses were judged, their ids stand before it.
     - reason: why there are no cases; empty if there are.
     - versions: distribution -> version.
     - seconds: how long it took.
@@ -65,13 +68,13 @@ class StackResult:
 
 @dataclass
 class Prober:
-    """Judges stacks by one clause.
+    """Judges stacks by one clause, or by the runs of --spec.
 
-    - tests: node ids of the suites; if empty, all tests of the clause.
+    - judged: has the clause, or the runs.
+    - tests: node ids of the suites; if empty, all tests that `judged` chooses.
     - report(stack, doing): called with what is being done, for progress lines.
     """
 
-    clause: str
     judged: Scope
     tests: tuple[str, ...] = ()
     report: Callable[[str, str], None] = lambda stack, doing: None
@@ -95,13 +98,13 @@ class Prober:
                 cases = self._judge(environment, file)
         except UsageError as error:
             return StackResult(stack, {}, str(error), environment.pins, time.monotonic() - started)
-        return StackResult(
-            stack, {case.scenario: case for case in cases}, "", environment.pins, time.monotonic() - started
-        )
+        alone = len(self.judged.clauses) == 1
+        named = {case.scenario if alone else f"{case.clause} {case.scenario}": case for case in cases}
+        return StackResult(stack, named, "", environment.pins, time.monotonic() - started)
 
     def _cache_file(self, environment: Environment) -> Path:
         tests = hashlib.sha256(repr(sorted(self.tests)).encode()).hexdigest()[:12]
-        name = f"{environment.key}-{identity(self.clause, self.judged)}-{tests}.json"
+        name = f"{environment.key}-{identity(self.judged)}-{tests}.json"
         return cache_directory() / "verdicts" / name
 
     def _read(self, file: Path) -> list[Case] | None:
@@ -127,8 +130,7 @@ class Prober:
 
         report(0, None)
         with tempfile.TemporaryDirectory() as directory:
-            judged = replace(self.judged, clauses=(self.clause,))
-            side = Side(environment.asked, environment, Path(directory), judged)
+            side = Side(environment.asked, environment, Path(directory), self.judged)
             try:
                 return side.suites(workers, report, tests=self.tests)
             finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class Scope:
     - preloads: modules that are imported before upstream is used.
     - added: environment variables for the judged stacks, as (name, value) (--env).
     - build: packages that may be built from source (--build).
+    - specs: the runs of --spec, as (name, RunSpec as JSON text); only these are judged, if there are any. It is not their
+      files, which may change while the stacks are judged. What they name was checked (`harness.session.specs.load`).
     """
 
     subject: str = "hf-trainer"
@@ -23,11 +26,22 @@ class Scope:
     preloads: tuple[str, ...] = ()
     added: tuple[tuple[str, str], ...] = ()
     build: tuple[str, ...] = ()
+    specs: tuple[tuple[str, str], ...] = ()
 
     def options(self) -> list[str]:
-        """Return these as options of `pytest suites/`."""
+        """Return these as options of `pytest suites/`, but for the runs of --spec (`spec_options`)."""
         words = ["--subject", self.subject, "--device", self.device]
         for name, values in (("--clause", self.clauses), ("--preload", self.preloads)):
             for value in values:
                 words += [name, value]
+        return words
+
+    def spec_options(self, directory: Path) -> list[str]:
+        """Write the runs of --spec into a directory, and return them as options of `pytest suites/`."""
+        words = ["--trust-code"] if self.specs else []
+        for name, text in self.specs:
+            directory.mkdir(parents=True, exist_ok=True)
+            file = directory / f"{name}.json"
+            file.write_text(text, encoding="utf-8")
+            words += ["--spec", str(file)]
         return words

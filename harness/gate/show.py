@@ -74,6 +74,16 @@ def judged(sides: list[Side], outcome: Outcome) -> str:
     else:
         cached = [f"{side.name}: results cached on {side.cached_since}" for side in sides if side.cached_since]
         note = f" ({'; '.join(cached)})" if cached else ""
+    if sides[0].judged.specs:
+        crossed = [
+            f"{name} ({side.name})"
+            for name, _ in sides[0].judged.specs
+            for side in sides
+            if side.done.get(f"across/{name}", {}).get("data") is not None
+        ]
+        note += (
+            f"; checkpoints resumed by the other stack: {', '.join(crossed) or 'none'}; speed and memory: not compared"
+        )
     return (
         f"compared: {counted(before, 'case')} of the baseline and {counted(after, 'case')} of the candidate, "
         f"{counted(clauses, 'clause')}{note}; runs trained on both sides: {numbers}; {outcome.seconds:.0f} s"

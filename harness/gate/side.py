@@ -246,7 +246,9 @@ class Side:
             alone = workers == 1 and attempt == 0
             code = self._run_suites(file, 0 if alone else workers, report, tests)
             cases = results.cases(file)
-            if code in (0, 1, 3) and cases and not journal.unfinished(file):
+            # 2 if the stack refuses a run of --spec: that is a result.
+            judged = code in (0, 1, 3) or (code == 2 and any(case.refused for case in cases))
+            if judged and cases and not journal.unfinished(file):
                 if self.cache_file is not None and not self.cached_since and not tests:
                     baseline_cache.store(file, self.cache_file)
                 return cases
@@ -275,6 +277,7 @@ class Side:
         chosen = [str(SUITES.parent / test) for test in tests] or [str(SUITES)]
         quiet = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile", "sample"]
         words = [*chosen, *quiet, *limit, "-n", str(workers), "--journal", str(file)]
+        words += self.judged.spec_options(self.directory / "specs")
         with (self.directory / "suites.txt").open("w") as output:
             self._suites = self.start(
                 *SAFE_PATH, "-m", "pytest", *OUR_SETTINGS, *words, *self.judged.options(),

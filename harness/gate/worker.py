@@ -18,9 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import subjects
+from harness import defaults, subjects
 from harness.environment import describe
 from harness.errors import UsageError
+from harness.processes import launch
 from harness.processes.imports import import_upstream
 from harness.spec import RunSpec
 from harness.trace import Trace
@@ -72,6 +73,8 @@ def train(directory: Path, spec: dict[str, Any], into: str, subject: str, checkp
     Returns {"unsupported": reason} if the subject does not train such a spec, else {}.
     """
     judged, run_spec = subjects.load(subject), RunSpec.from_json(spec)
+    if subject == "reference":
+        run_spec = defaults.plain(run_spec)
     if reason := subjects.unsupported(judged, run_spec):
         return {"unsupported": reason}
     target = directory / into
@@ -80,7 +83,7 @@ def train(directory: Path, spec: dict[str, Any], into: str, subject: str, checkp
     if run_spec.resume is not None and checkpoints is not None:
         name = f"checkpoint-{run_spec.resume.checkpoint}"
         shutil.copytree(Path(checkpoints) / name, target / "run" / name)
-    subjects.trained(judged, run_spec, target / "run").save(target / "trace")
+    launch.train(judged, run_spec, target / "run").save(target / "trace")
     return {}
 
 

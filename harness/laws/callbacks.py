@@ -9,7 +9,7 @@ from typing import Any
 from harness.laws.best import greater_is_better, metric_name
 from harness.laws.completion import incomplete
 from harness.laws.evaluation import batches
-from harness.laws.schedule import plan
+from harness.laws.plan import plan
 from harness.spec import RunSpec
 from harness.trace import Checkpoint, Trace
 from harness.verdict import Verdict, not_finite, verdict

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Container
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from harness.fixtures.methods import METHODS
+from harness.laws import base_weights
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences, is_finite
 from harness.spec import GET, AdapterSpec
@@ -26,30 +28,56 @@ _BASE_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.inde
 def adapter_only(trace: Trace) -> Verdict:
     """Check that each checkpoint holds all of the adapter's tensors, none empty, and no tensor or file of the base.
 
-    Some methods also save tensors that are not trained, such as VeRA's random matrices. They are accepted if the method's
-    row of METHODS names them (`saves`).
+    Accepted beside them are:
+
+    - frozen tensors of the method, such as VeRA's random matrices, that its row of METHODS names (`saves`);
+    - weights of the base that peft saves as well (`base_weights.saved_beside`, `base_weights.resized`);
+    - a tensor that several layers share, under any of its names.
+
+    A method without a row of METHODS may save what it likes of its own tensors: that is not judged, and said.
     """
     findings = incomplete(trace)
-    beside = {end for m in METHODS.values() if m.peft_type == trace.spec.adapter.peft_type for end in m.saves}
+    adapter = trace.spec.adapter
+    beside = {end for m in METHODS.values() if m.peft_type == adapter.peft_type for end in m.saves}
+    allowed = base_weights.saved_beside(trace) | set(trace.trainable) | set(trace.shared)
     if not trace.checkpoints:
         findings.append("no checkpoint was written")
     for checkpoint in trace.checkpoints:
         where = f"checkpoint-{checkpoint.step}"
         findings += [f"{where}: {name} is there" for name in checkpoint.files if Path(name).name in _BASE_FILES]
-        findings += [f"{where}: no tensor for {name}" for name in trace.trainable if name not in checkpoint.adapter]
-        for name, tensor in checkpoint.adapter.items():
-            if name not in trace.trainable and not name.endswith((*beside, "\0")):
-                findings.append(f"{where}: {name} is saved, but was not trained")
-            if tensor.numel() == 0:
-                findings.append(f"{where}: {name} is empty")
+        saved = under_trained_names(trace, checkpoint.adapter)
+        missing = [name for name in trace.trainable if name not in saved]
+        extra = [n for n in checkpoint.adapter if n not in allowed and not n.endswith((*beside, "\0"))]
+        if not base_weights.is_known(adapter) and (missing or any(map(names.is_adapter, extra))):
+            why = f"adapter.peft_type = {adapter.peft_type!r} is not in the table of methods"
+            findings.append(Unjudged(f"{where}: which tensors it saves of its own was not judged: {why}"))
+            missing, extra = [], [name for name in extra if not names.is_adapter(name)]
+        if extra and set(extra) <= base_weights.resized(trace.spec):
+            extra = []
+        findings += [f"{where}: no tensor for {name}" for name in missing]
+        findings += [f"{where}: {name} is saved, but was not trained" for name in extra]
+        findings += [f"{where}: {name} is empty" for name, tensor in checkpoint.adapter.items() if not tensor.numel()]
     return verdict("each checkpoint holds exactly the trained tensors", findings, checkpoints=len(trace.checkpoints))
+
+
+def under_trained_names(trace: Trace, tensors: Tensors) -> Tensors:
+    """Return the tensors of a file under the names that they have in `trace.trainable`.
+
+    A tensor that several layers share has a name in each of them. The file has one of these, which may be another. Names of
+    one tensor end alike: "vblora_vector_bank".
+    """
+    absent = {names.own_part(name): name for name in trace.trainable if name not in tensors}
+    return {
+        absent.get(names.own_part(name), name) if name in trace.shared else name: tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def nothing_twice(trace: Trace) -> Verdict:
     """Check that no adapter file holds the same tensor under two names.
 
     Only floating-point tensors with at least two different values count: two layers may have equal indices by chance
-    (SHiRA), and equal tensors of zeros.
+    (SHiRA), and equal tensors of zeros. Two trained parameters may be equal, too, if they get equal gradients (PSOFT).
     """
     findings = incomplete(trace)
     if not trace.checkpoints:
@@ -59,7 +87,7 @@ def nothing_twice(trace: Trace) -> Verdict:
         for name, tensor in sorted(checkpoint.adapter.items()):
             if tensor.is_floating_point() and bool((tensor != tensor.flatten()[:1]).any()):
                 earlier = first.setdefault(digest(tensor), name)
-                if earlier != name:
+                if earlier != name and not {earlier, name} <= set(trace.trainable):
                     findings.append(f"checkpoint-{checkpoint.step}: {name} is {earlier} once more")
     return verdict("each tensor is saved once", findings, checkpoints=len(trace.checkpoints))
 
@@ -123,6 +151,8 @@ def dtype_on_disk(trace: Trace) -> Verdict:
 def every_adapter_saved(trace: Trace) -> Verdict:
     """Check that each adapter of the spec is saved in a file of its own, bit for bit, with no tensor of another adapter.
 
+    Weights of the base may be in it as well (`base_weights.saved_beside`).
+
     - Values: the other adapters are frozen, so their values are checked in every checkpoint. The active adapter's are
       checked in the last step's checkpoint alone, since only its values at the end are in the trace.
     - Files: with get_peft_model "default" is at the top of the checkpoint and "foo" is in foo/. With add_adapter it is
@@ -130,6 +160,7 @@ def every_adapter_saved(trace: Trace) -> Verdict:
     """
     findings = incomplete(trace)
     adapter = trace.spec.adapter
+    beside = base_weights.saved_beside(trace) | set(trace.shared)
     if not trace.checkpoints:
         findings.append("no checkpoint was written")
     if trace.adapter and not any(map(is_finite, trace.adapter.values())):
@@ -143,7 +174,7 @@ def every_adapter_saved(trace: Trace) -> Verdict:
                 digests = dict.fromkeys(digests, "")
             expected = adapter_path(adapter, name)
             candidates = files if expected is None else {expected: files[expected]} if expected in files else {}
-            found = [_misfits(tensors, digests) for tensors in candidates.values()]
+            found = [_misfits(trace, tensors, digests, beside) for tensors in candidates.values()]
             where = f"checkpoint-{checkpoint.step}: adapter {name!r}"
             if not found:
                 findings.append(f"{where} has no file {expected or ADAPTER_FILE}")
@@ -174,14 +205,21 @@ def _digests(trace: Trace, adapter: str) -> dict[str, str]:
         return {name: digest(tensor) for name, tensor in trace.adapter.items()}
     # In the trace, names of a second adapter's tensors still contain the adapter's name. canonical() removes it.
     without = {name: names.canonical(name, adapter) for name in trace.base}
-    return {plain: trace.base[name] for name, plain in without.items() if plain != name}
+    # A tensor that several layers share has several names in memory, and one in the file.
+    return {plain: trace.base[name] for name, plain in without.items() if plain != name and plain not in trace.shared}
 
 
-def _misfits(tensors: Tensors, expected: dict[str, str]) -> list[str]:
-    """Return how a file differs from the tensors expected in it: name -> digest, "" if the value is not compared."""
-    saved = {names.canonical(key): tensor for key, tensor in tensors.items()}
+def _misfits(trace: Trace, tensors: Tensors, expected: dict[str, str], beside: Container[str]) -> list[str]:
+    """Return how a file differs from the tensors expected in it.
+
+    - expected: name -> digest, "" if the value is not compared.
+    - beside: names that may be in the file as well.
+    """
+    saved = under_trained_names(trace, {names.canonical(key): tensor for key, tensor in tensors.items()})
     findings = [f"{name} is not in its file" for name in expected if name not in saved]
-    findings += [f"its file holds {name}, which is not its own" for name in saved if name not in expected]
+    findings += [
+        f"its file holds {name}, which is not its own" for name in saved if name not in expected and name not in beside
+    ]
     return findings + [
         f"{name} is not saved as it is in memory"
         for name, value in expected.items()
@@ -214,7 +252,8 @@ def last_is_current(trace: Trace) -> Verdict:
     if not last:
         findings.append("no checkpoint was written at the last step")
     for checkpoint in last:
-        findings += differences(checkpoint.adapter, trace.adapter, 0.0, f"checkpoint-{checkpoint.step}:")
+        saved = under_trained_names(trace, checkpoint.adapter)
+        findings += differences(saved, trace.adapter, 0.0, f"checkpoint-{checkpoint.step}:")
     return verdict("the last checkpoint holds the adapter as it was trained", findings)
 
 

@@ -1,12 +1,16 @@
-"""Which rows each optimizer step trains, computed from the spec alone, and which random numbers are drawn for that."""
+"""Which rows each optimizer step trains, computed from the spec alone, and which random numbers are drawn for that.
+
+`harness.laws.loading` says which places of an epoch's order each rank trains, this module which rows these are.
+"""
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import TYPE_CHECKING
 
 from harness.laws.completion import incomplete
+from harness.laws.loading import Batch, Loading, NotModelled, accelerator_config, loading, shares
+from harness.laws.plan import if_planned, plan, position, resumed_from, windows_of
 from harness.spec import RunSpec
 from harness.trace import Tensors, Trace
 from harness.verdict import NOT_COMPARABLE, Unjudged, Verdict, verdict
@@ -15,27 +19,50 @@ if TYPE_CHECKING:
     import torch
 
 
-def follows_seed(trace: Trace, shift: int = 0) -> Verdict:
+@if_planned
+def follows_seed(trace: Trace) -> Verdict:
     """Check that each optimizer step trains the rows that follow from the spec's seed: none missing, repeated or moved.
+
+    - trace: a run in one process, or `harness.laws.several.whole_run` of one in several.
 
     If the run was resumed, only the steps that it made itself are judged. If the order is drawn from torch's global
     generator, the verdict is NOT_COMPARABLE.
-
-    - shift: step n is expected to train the rows of step n + shift.
     """
     statement = "each step trains the rows that the seed gives"
-    if reason := _drawn(trace.spec):
+    if reason := drawn(trace.spec):
         return Verdict(NOT_COMPARABLE, statement, (reason,))
     findings = incomplete(trace)
     if not trace.steps:
         findings.append("the run made no optimizer step")
+    return verdict(statement, findings + out_of_order(trace), steps=len(trace.steps))
+
+
+def out_of_order(trace: Trace, rank: int | None = None) -> list[str]:
+    """Return the first step that trained other rows than those that follow from the spec, as a sentence.
+
+    - rank: whose trace this is; None for `harness.laws.several.whole_run`, or the only process.
+
+    If a dataset without a length leaves a short window at the end of a pass, only the order of the batches is judged,
+    not which step has which: that is ACC-02's. Raises NotModelled if the rows do not follow from the spec.
+    """
+    spec, resumed = trace.spec, resumed_from(trace)
+    found = loading(spec)
+    batches, order = _batches(found, rank), epoch_order(spec, 0)
+    in_turn = found.iterable and len(batches) % found.window != 0
+    if in_turn and resumed:
+        raise NotModelled("a pass over the IterableDataset ends in a short window, so steps do not count batches")
+    done = 0
     for step in trace.steps:
         seen = [batch.rows for batch in step.batches]
-        expected = expected_rows(trace.spec, step.number + shift)
+        if in_turn:
+            turns = [(done + index) % len(batches) for index in range(len(seen))]
+            expected = [[order[place] for place in batches[turn]] for turn in turns]
+        else:
+            expected = expected_rows(spec, step.number, rank, resumed)
         if seen != expected:
-            findings.append(f"step {step.number}: trained rows {seen}, expected {expected}")
-            break
-    return verdict(statement, findings, steps=len(trace.steps))
+            return [f"step {step.number}: trained rows {seen}, expected {expected}"]
+        done += len(seen)
+    return []
 
 
 def other_draws(one: Trace, other: Trace) -> Verdict:
@@ -70,27 +97,55 @@ def one_draw_each(state: torch.Tensor, seed: int, passes: int) -> Verdict:
     return verdict("one draw for each pass over a dataloader, and no other", findings, passes=passes)
 
 
-def expected_rows(spec: RunSpec, number: int) -> list[list[int]]:
-    """Return the rows of each micro-batch of an optimizer step, on one device.
+def expected_rows(spec: RunSpec, number: int, rank: int | None = None, resumed: int = 0) -> list[list[int]]:
+    """Return the rows of each micro-batch of an optimizer step.
 
     - number: the 1-based global step.
+    - rank: whose rows; None for those of all ranks together, rank 0's first.
+    - resumed: the step of the checkpoint that the run resumed from; 0 if it did not.
+
+    Raises NotModelled if they do not follow from the spec.
     """
-    size, accumulation = _batch_size(spec), int(spec.arguments.get("gradient_accumulation_steps", 1))
-    epoch, update = divmod(number - 1, steps_per_epoch(spec))
+    epoch, places = expected_places(spec, number, rank, resumed)
     order = epoch_order(spec, epoch)
-    first = update * accumulation
-    last = min(first + accumulation, _batches(spec))
-    return [list(order[batch * size : (batch + 1) * size]) for batch in range(first, last)]
+    return [[order[place] for place in batch] for batch in places]
+
+
+def expected_places(
+    spec: RunSpec, number: int, rank: int | None = None, resumed: int = 0
+) -> tuple[int, list[tuple[int, ...]]]:
+    """Return the epoch (0-based) of an optimizer step, and the places in its order that each micro-batch has.
+
+    Parameters and errors are those of `expected_rows`.
+    """
+    found = loading(spec)
+    batches = _batches(found, rank)
+    windows = windows_of(len(batches), found.window)
+    epoch, update = divmod(position(spec, number, len(windows), resumed) - 1, len(windows))
+    start = sum(windows[:update])
+    return epoch, list(batches[start : start + windows[update]])
+
+
+def _batches(found: Loading, rank: int | None) -> tuple[Batch, ...]:
+    """Return the places of each micro-batch of an epoch, of one rank or of all together. Raises NotModelled for none."""
+    of_ranks = shares(found)
+    if rank is None and len({len(batches) for batches in of_ranks}) > 1:
+        raise NotModelled("even_batches=False leaves the ranks with different numbers of batches")
+    together = (sum(column, ()) for column in zip(*of_ranks, strict=False))
+    batches = tuple(together) if rank is None else of_ranks[rank]
+    if not batches:
+        raise NotModelled("an epoch has no batch")
+    return batches
 
 
 def epoch_order(spec: RunSpec, epoch: int) -> tuple[int, ...]:
     """Return the order in which an epoch (0-based) goes through the rows.
 
     accelerate/data_loader.py:SeedableRandomSampler draws it from a generator of its own, which is seeded with data_seed +
-    epoch, or seed + epoch without a data_seed. Raises ValueError if the order does not follow from the spec.
+    epoch, or seed + epoch without a data_seed. Raises NotModelled if the order does not follow from the spec.
     """
-    if reason := _drawn(spec):
-        raise ValueError(reason)
+    if reason := drawn(spec):
+        raise NotModelled(reason)
     if _is_sequential(spec):
         return tuple(range(spec.data.rows))
     seed = spec.arguments.get("data_seed")
@@ -101,28 +156,23 @@ def _is_sequential(spec: RunSpec) -> bool:
     return spec.data.iterable or spec.arguments.get("train_sampling_strategy") == "sequential"
 
 
-def _drawn(spec: RunSpec) -> str | None:
+def drawn(spec: RunSpec) -> str | None:
     """Return why the order does not follow from the spec: it is drawn from the global generator. None if it follows."""
-    strategy = spec.arguments.get("train_sampling_strategy", "random")
-    if strategy not in ("random", "sequential"):
+    if _is_sequential(spec):
+        return None
+    strategy = spec.arguments.get("train_sampling_strategy") or "random"
+    if spec.arguments.get("group_by_length"):
+        strategy = "group_by_length"
+    if strategy != "random":
         return f"train_sampling_strategy {strategy!r} draws the order from the global generator"
-    if spec.arguments.get("accelerator_config", {}).get("use_seedable_sampler") is False and not _is_sequential(spec):
+    if accelerator_config(spec).get("use_seedable_sampler") is False:
         return "use_seedable_sampler=False draws the order from the global generator"
     return None
 
 
 def steps_per_epoch(spec: RunSpec) -> int:
     """Return the optimizer steps in one epoch. The last one may accumulate fewer micro-batches."""
-    return max(1, math.ceil(_batches(spec) / int(spec.arguments.get("gradient_accumulation_steps", 1))))
-
-
-def _batches(spec: RunSpec) -> int:
-    whole, rest = divmod(spec.data.rows, _batch_size(spec))
-    return whole + bool(rest and not spec.arguments.get("dataloader_drop_last", False))
-
-
-def _batch_size(spec: RunSpec) -> int:
-    return int(spec.arguments.get("per_device_train_batch_size", 8))
+    return len(plan(spec).windows)
 
 
 def _differ(one: Tensors, other: Tensors) -> bool:

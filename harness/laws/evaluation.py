@@ -10,8 +10,10 @@ import torch
 from harness.fixtures import data
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences, equal_runs
+from harness.laws.plan import NotModelled, if_planned, plan
 from harness.laws.recompute import Recomputed, obstacles
 from harness.laws.resume import continues
+from harness.laws.rotation import epoch_ends
 from harness.spec import RunSpec
 from harness.tolerance import ORACLE
 from harness.trace import Evaluation, MicroBatch, Tensors, Trace
@@ -71,6 +73,51 @@ def losses(trace: Trace) -> Verdict:
         # How far the mean over all tokens is from the expected mean. If it is 0, this run cannot tell the two apart.
         largest_distance_of_the_token_mean=max(others, default=0.0),
     )
+
+
+@if_planned
+def evaluated_when_due(trace: Trace) -> Verdict:
+    """Check that a run evaluates at exactly the steps that its arguments ask for, once at each."""
+    expected = due(trace)
+    seen = [evaluation.step for evaluation in trace.evaluations]
+    findings = incomplete(trace)
+    findings += [f"no evaluation at step {step}" for step in expected if step not in seen]
+    findings += [f"an evaluation at step {step}, unexpected" for step in seen if step not in expected]
+    findings += [
+        f"two evaluations at step {step}" for step in sorted(set(seen)) if seen.count(step) > expected.count(step) > 0
+    ]
+    strategy = trace.spec.arguments.get("eval_strategy", "no")
+    return verdict(f"eval_strategy {strategy!r} evaluates at steps {expected}", findings, evaluated=seen)
+
+
+def due(trace: Trace) -> list[int]:
+    """Return the steps at which a run must evaluate, from its arguments and the ends of its epochs.
+
+    By eval_strategy:
+    - "steps": each multiple of eval_steps (logging_steps, if it is not given), and the last step. Below 1 it is a share of
+      all steps, rounded up. None before step eval_delay.
+    - "epoch": the last step of each epoch, the last epoch included if it is cut short. None before eval_delay epochs are
+      done.
+    - "no": none.
+
+    With eval_on_start there is one more, before the first step. Raises NotModelled if epochs must be known and are not.
+    """
+    arguments, total = trace.spec.arguments, trace.output.get("global_step", 0)
+    first = total - trace.events.count("step_end")  # the step that a resumed run starts from
+    strategy, delay = arguments.get("eval_strategy", "no"), arguments.get("eval_delay") or 0
+    steps: list[int] = []
+    if strategy == "steps":
+        every = arguments.get("eval_steps") or arguments.get("logging_steps", 500)
+        every = math.ceil(total * every) if every < 1 else int(every)
+        steps = [step for step in range(first + 1, total + 1) if step >= delay and (step % every == 0 or step == total)]
+    elif strategy == "epoch":
+        steps = epoch_ends(trace)
+        if delay > 0:
+            planned = plan(trace.spec)
+            if planned.leftover:
+                raise NotModelled("a pass over the IterableDataset ends in a short window, so its epochs are not known")
+            steps = [step for step in steps if planned.epoch(step) >= delay]
+    return [first] * bool(arguments.get("eval_on_start")) + steps
 
 
 class _RecomputedLosses:

@@ -13,7 +13,7 @@ from typing import Any
 from harness.fixtures import data
 from harness.laws.callbacks import due, strategy
 from harness.laws.completion import incomplete
-from harness.laws.schedule import plan
+from harness.laws.plan import plan
 from harness.spec import RunSpec
 from harness.tolerance import SUMMATION
 from harness.trace import Trace

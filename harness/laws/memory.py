@@ -8,7 +8,8 @@ from typing import Any
 from weakref import ReferenceType
 
 from harness.fixtures.models import FAMILIES
-from harness.laws.schedule import number, plan
+from harness.laws.plan import plan
+from harness.laws.schedule import number
 from harness.spec import RunSpec
 from harness.throughput.memory_probe import Memory
 from harness.verdict import Verdict, verdict

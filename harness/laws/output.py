@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 
 from harness.laws.completion import incomplete
-from harness.laws.schedule import number, plan
+from harness.laws.plan import plan
+from harness.laws.schedule import number
 from harness.tolerance import LOSSES, SUMMATION, scaled
 from harness.trace import Trace
 from harness.verdict import Verdict, not_finite, verdict
@@ -117,7 +118,7 @@ def parameters(trace: Trace) -> int:
     for name, (dtype, shape) in trace.parameters.items():
         if name.endswith(_EMBEDDINGS):
             continue
-        packed = 2 if dtype == "uint8" and trace.spec.model.quantization == "nf4" else 1
+        packed = 2 if dtype == "uint8" and trace.spec.model.four_bit else 1
         size = packed
         for length in shape:
             size *= length

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from harness.fixtures import data, models
+from harness.laws import base_weights
 from harness.laws.checkpoint import ADAPTER_FILE, adapter_files
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences, same_adapter
@@ -57,10 +58,13 @@ def _of_base(spec: RunSpec) -> Tensors:
 def switched_off(trace: Trace) -> Verdict:
     """Check that the trained model with its adapter disabled computes what the base computes, bit for bit.
 
-    If biases of the base are trained, the verdict is NOT_COMPARABLE: peft documents that disabling leaves them trained.
+    The verdict is NOT_COMPARABLE if biases of the base are trained, since peft documents that disabling leaves them trained,
+    and if injection changed the base.
     """
     expected = "with its adapter disabled the trained model is the base, bit for bit"
     spec = trace.spec
+    if reason := base_weights.changed_by_injection(spec.adapter):
+        return Verdict(NOT_COMPARABLE, expected, (reason,))
     if spec.adapter.config.get("bias", "none") != "none":
         return Verdict(NOT_COMPARABLE, expected, ("biases of the base are trained, and disabling leaves them trained",))
     if findings := incomplete(trace):
@@ -89,8 +93,11 @@ def off_and_on(model: Any, spec: RunSpec) -> Verdict:
 def merged(trace: Trace) -> Verdict:
     """Check that the merged adapter computes what it did unmerged, and that unmerging restores the base's weights.
 
-    The verdict is NOT_COMPARABLE if the method adapts no layer, so that there is nothing to merge, and if the base is in half
-    precision or quantized, where rounding is as large as an adapter.
+    The verdict is NOT_COMPARABLE in these cases:
+
+    - The method adapts no layer, so that there is nothing to merge.
+    - peft says that it does not merge, or not unmerge, such an adapter.
+    - The base is in half precision or quantized, where rounding is as large as an adapter.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -98,6 +105,8 @@ def merged(trace: Trace) -> Verdict:
     spec = trace.spec
     if spec.model.dtype != "float32" or spec.model.quantization:
         return Verdict(NOT_COMPARABLE, expected, (f"a base in {spec.model.quantization or spec.model.dtype} rounds",))
+    if reason := _unmergeable(spec):
+        return Verdict(NOT_COMPARABLE, expected, (reason,))
     if findings := incomplete(trace):
         return verdict(expected, findings)
     model = trained_model(trace)
@@ -105,8 +114,11 @@ def merged(trace: Trace) -> Verdict:
     if not layers:
         return Verdict(NOT_COMPARABLE, expected, (f"{spec.adapter.peft_type} adapts no layer, so none is merged",))
     unmerged, base = logits(model, spec), _weights(layers)
-    for layer in layers:
-        layer.merge()
+    try:
+        for layer in layers:
+            layer.merge()
+    except NotImplementedError as error:
+        return Verdict(NOT_COMPARABLE, expected, (f"peft does not merge {spec.adapter.peft_type} here: {error}",))
     findings = differences(logits(model, spec), unmerged, MERGED.loss, "merged:")
     if not _weights_differ(_weights(layers), base) and differences(unmerged, _of_base(spec), MERGED.loss, ""):
         findings.append("merging left every weight of the base as it was")
@@ -115,6 +127,21 @@ def merged(trace: Trace) -> Verdict:
     findings += differences(_weights(layers), base, MERGED.adapter, "unmerged:")
     findings += differences(logits(model, spec), unmerged, MERGED.loss, "unmerged:")
     return verdict(expected, findings)
+
+
+def _unmergeable(spec: RunSpec) -> str | None:
+    """Return why peft says that it does not merge or unmerge an adapter, None if it says nothing."""
+    adapter = spec.adapter
+    if adapter.config.get("layer_replication"):
+        # peft/tuners/lora/model.py:LoraModel._check_merge_allowed
+        return "peft does not merge adapters of replicated layers (layer_replication), which share their weights"
+    if adapter.config.get("lora_bias"):
+        # peft/tuners/lora/layer.py:Linear.merge
+        return "peft merges lora_bias only into layers that have a bias"
+    if adapter.peft_type == "OSF":
+        # peft/tuners/osf/layer.py:OSFLayer.unmerge
+        return "peft does not unmerge OSF"
+    return None
 
 
 def _weights(layers: list[Any]) -> Tensors:
@@ -154,9 +181,13 @@ def reloads(trace: Trace, through: str = "from_pretrained", base: Any = None) ->
 
     - through, base: see `loaded`. If a base is given, its logits are not compared.
 
-    A prompt encoder is not saved itself: its output is (CKPT-25). For such methods only the logits are compared.
+    A prompt encoder is not saved itself: its output is (CKPT-25). AdaLoRA saves only the ranks that it has allocated. In both
+    cases only the logits are compared. If injection
+    draws random numbers to change the base, the verdict is NOT_COMPARABLE.
     """
     expected = "a loaded adapter is the trained one"
+    if reason := base_weights.redrawn_by_loading(trace.spec.adapter):
+        return Verdict(NOT_COMPARABLE, expected, (f"{reason}, so the adapter alone is not the trained model",))
     if not trace.checkpoints:
         return verdict(expected, incomplete(trace) or ["no checkpoint was written"])
     model = loaded(trace, through, base)
@@ -164,10 +195,19 @@ def reloads(trace: Trace, through: str = "from_pretrained", base: Any = None) ->
     same = same_adapter(tensors, trace.adapter)
     if base is not None:
         return same
-    bound = EXACT if trace.spec.launch.device == "cpu" else REBUILT
-    apart = differences(logits(model, trace.spec), logits(trained_model(trace), trace.spec), bound.loss, "loaded:")
+    cut = trace.spec.adapter.peft_type == "ADALORA" and any(
+        name in trace.adapter and tensor.shape != trace.adapter[name].shape for name, tensor in tensors.items()
+    )
+    bound = EXACT if trace.spec.launch.device == "cpu" and not cut else REBUILT
+    trained = logits(trained_model(trace), trace.spec)
+    try:
+        here = logits(model, trace.spec)
+    except Exception as error:
+        apart = [f"loaded: the model raises {type(error).__name__}: {error}"]
+    else:
+        apart = differences(here, trained, bound.loss, "loaded:")
     computes = verdict(f"it computes what the trained one does ({bound.name})", apart)
-    return computes if _encodes_prompt(trace.spec) else both(same, computes)
+    return computes if cut or _encodes_prompt(trace.spec) else both(same, computes)
 
 
 def _encodes_prompt(spec: RunSpec) -> bool:

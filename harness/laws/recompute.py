@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from harness import compat
 from harness.fixtures import data, models
-from harness.spec import RunSpec
+from harness.spec import GET, AdapterSpec, RunSpec
 from harness.tensors import names
 from harness.trace import MicroBatch, Tensors
 
@@ -53,16 +54,40 @@ _TARGETS: dict[str, Targets] = {
 }
 
 
+#: peft type whose layers draw random numbers in training, as dropout does -> what it draws.
+DRAWS = {"PVERA": "it draws the adapted output from a distribution, with random numbers that are not recorded"}
+
+#: peft type -> why the loss and the gradients of its runs cannot be recomputed.
+_OWN_LOSS = {**DRAWS, "CPT": "its loss weights the tokens of the prompt by a decay of its own"}
+
+
 def obstacles(spec: RunSpec) -> list[str]:
     """Return why the gradients of such a run cannot be recomputed. Return an empty list if they can be."""
     found = []
     if any("drop" in name and value for name, value in (*spec.adapter.config.items(), *spec.model.config.items())):
         found.append("dropout draws random numbers that are not recorded")
-    if spec.model.quantization or spec.arguments.get("bf16") or spec.arguments.get("fp16"):
+    half = spec.model.dtype in ("bfloat16", "float16") or spec.arguments.get("bf16") or spec.arguments.get("fp16")
+    if spec.model.quantization or half:
         found.append("the base is quantized or computes in half precision")
     if spec.data.augment:
         found.append("augmented rows differ at every access")
+    adapter = spec.adapter
+    if reason := _OWN_LOSS.get(adapter.peft_type):
+        found.append(f"adapter.peft_type = {adapter.peft_type!r}: {reason}")
+    if adapter.peft_type == "ADALORA" and spec.arguments.get("label_smoothing_factor"):
+        found.append("AdaLoRA's regularizer is not modelled together with label_smoothing_factor")
     return found
+
+
+def _regularizer(adapter: AdapterSpec) -> float:
+    """Return the weight of the regularizer that a method adds to the window's loss, once, 0.0 if it adds none.
+
+    AdaLoRA's is added by peft's wrapper of the model (peft/tuners/adalora/model.py:AdaLoraModel.forward), which add_adapter
+    does not make.
+    """
+    if adapter.peft_type != "ADALORA" or adapter.route != GET:
+        return 0.0
+    return float(adapter.config.get("orth_reg_weight", 0.5))
 
 
 class Recomputed:
@@ -74,8 +99,11 @@ class Recomputed:
     def __init__(self, spec: RunSpec, adapter: Tensors):
         from harness.subjects.hf_trainer import inject
 
-        base = models.build(dataclasses.replace(spec.model, dtype="float64"))
-        self.model = inject(base, spec.adapter).double().eval()
+        # Some methods decompose the base's weights when they are injected, and do so in float32 only (PiSSA, PSOFT).
+        precise = spec.model if spec.model.dtype == "float32" else dataclasses.replace(spec.model, dtype="float64")
+        self.model = inject(models.build(precise), spec.adapter).double().eval()
+        compat.compute_experts_eagerly(self.model)
+        self.regularizer = _regularizer(spec.adapter)
         self.rows = data.rows(spec.data)[0]
         self.task = spec.data.task
         # Prefix tuning has no virtual tokens in this sense: its prefixes are keys and values, which have no logits.
@@ -113,8 +141,22 @@ class Recomputed:
             elif mean == GIVEN and batch.num_items is not None:
                 count = batch.num_items
             loss = loss + self._sum(batch.rows, smoothing, targets) / count
+        if self.regularizer:
+            loss = loss + self.regularizer * self._apart_from_orthogonal()
         loss.backward()
         return float(loss.detach()), {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
+
+    def _apart_from_orthogonal(self) -> torch.Tensor:
+        """Return AdaLoRA's regularizer (arXiv:2303.10512, equation 4): how far P and Q are from orthogonal.
+
+        It is the mean over all lora_A and lora_B of the Frobenius norm of A A^T - I or B^T B - I.
+        """
+        norms = []
+        for name, parameter in self.parameters.items():
+            if "lora_A" in name or "lora_B" in name:
+                gram = parameter @ parameter.T if "lora_A" in name else parameter.T @ parameter
+                norms.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), dtype=gram.dtype)))
+        return torch.stack(norms).mean()
 
     def tokens(self, batches: Sequence[MicroBatch], targets: Targets | None = None) -> int:
         """Return how many targets the rows of these micro-batches have."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from harness.laws.checkpoint import under_trained_names
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences, equal_runs
 from harness.trace import Trace
@@ -26,6 +27,20 @@ def continues(resumed: Trace, whole: Trace, after: int) -> Verdict:
         return _not_comparable("the two runs are equal", whole)
     findings = [] if resumed.error else _base_differences(resumed.base, whole.base)
     return both(equal_runs(resumed, whole, after=after), verdict("tensors that are not trained end the same", findings))
+
+
+def steps_to_resume(whole: Trace) -> list[int]:
+    """Return the checkpoints from which a run can be resumed and compared, by global step. The last one is its end.
+
+    A checkpoint inside a window of the log is left out: the first mean that a resumed run logs is over the steps that it
+    made itself (RES-09).
+    """
+    logged = whole.losses
+    return [
+        checkpoint.step
+        for checkpoint in whole.checkpoints[:-1]
+        if checkpoint.step in logged or not any(step > checkpoint.step for step in logged)
+    ]
 
 
 def _base_differences(seen: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
@@ -51,7 +66,8 @@ def restored(resumed: Trace, whole: Trace, after: int, count: int) -> Verdict:
         findings.append(f"checkpoint-{saved.step} holds {len(saved.adapter)} adapter tensors, expected {count}")
     if len(resumed.adapter_resumed) != count:
         findings.append(f"{len(resumed.adapter_resumed)} adapter tensors are trained on, expected {count}")
-    wrong = differences(resumed.adapter_resumed, saved.adapter, 0.0, f"after loading checkpoint-{saved.step}:")
+    tensors = under_trained_names(whole, saved.adapter)
+    wrong = differences(resumed.adapter_resumed, tensors, 0.0, f"after loading checkpoint-{saved.step}:")
     return verdict(
         expected,
         findings + wrong,

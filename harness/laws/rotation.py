@@ -40,7 +40,7 @@ def due(trace: Trace) -> list[int]:
     if strategy == "no" or not total:
         return []
     if strategy == "epoch":
-        return _epoch_ends(trace)
+        return epoch_ends(trace)
     every = arguments.get("save_steps", 500)
     every = math.ceil(total * every) if every < 1 else int(every)
     return sorted({*range(every, total + 1, every), total})
@@ -78,7 +78,7 @@ def left_at_the_end(trace: Trace) -> list[int]:
     return sorted(int(path.name[11:]) for path in Path(trace.directory).glob("checkpoint-*") if path.is_dir())
 
 
-def _epoch_ends(trace: Trace) -> list[int]:
+def epoch_ends(trace: Trace) -> list[int]:
     """Return the global step at the end of each epoch, from the run's events."""
     step = trace.output.get("global_step", 0) - trace.events.count("step_end")
     ends = []

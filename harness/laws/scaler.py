@@ -10,7 +10,8 @@ import torch
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences
 from harness.laws.optimizer_file import load_state
-from harness.laws.schedule import learning_rate, number
+from harness.laws.rates import learning_rate
+from harness.laws.schedule import number
 from harness.tolerance import HALF, LOSSES, scaled
 from harness.trace import Step, Tensors, Trace
 from harness.verdict import Unjudged, Verdict, not_finite, verdict

@@ -5,28 +5,41 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from harness.laws import evaluation
 from harness.laws.completion import incomplete
-from harness.laws.data_order import epoch_order
+from harness.laws.data_order import drawn, expected_places, out_of_order
 from harness.laws.equal import differences, equal_runs, largest_gap
+from harness.laws.loading import accelerator_config
 from harness.laws.loss import logged_rounding
-from harness.laws.schedule import number
+from harness.laws.plan import if_planned, resumed_from
 from harness.spec import LaunchSpec, RunSpec
 from harness.tolerance import RANKS, SUMMATION, Tolerance
 from harness.trace import MicroBatch, Step, Trace
 from harness.verdict import Verdict, both, not_finite, verdict
 
+#: Fields of accelerator_config that say how ranks share batches.
+OF_RANKS = ("split_batches", "dispatch_batches", "even_batches")
+
 
 def one_process_spec(spec: RunSpec) -> RunSpec:
-    """Return the spec of the same run in one process. Its batches are as large as those of all ranks together."""
-    sizes = {
-        name: spec.launch.ranks * int(spec.arguments[name])
+    """Return the spec of the same run in one process. Its batches are as large as those of all ranks together.
+
+    With split_batches the batch size is that of all ranks already. What one process has no use for is left out.
+    """
+    config = dict(accelerator_config(spec))
+    ranks = 1 if config.get("split_batches") else spec.launch.ranks
+    sizes: dict[str, Any] = {
+        name: ranks * int(spec.arguments[name])
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size")
         if name in spec.arguments
     }
+    if config:
+        kept = {name: value for name, value in config.items() if name not in OF_RANKS}
+        sizes["accelerator_config"] = kept
     return dataclasses.replace(
         spec,
         # The Trainer refuses a communication backend if there is only one process.
@@ -37,6 +50,8 @@ def one_process_spec(spec: RunSpec) -> RunSpec:
 
 def whole_run(trace: Trace) -> Trace:
     """Return the trace that one process would have had. The laws on one process can then judge several.
+
+    It keeps the spec of the ranks, from which `harness.laws.plan` knows what all of them train together.
 
     Each micro-batch gets the rows of all ranks, rank 0's first. Its loss is put together in one of two ways:
     - If num_items_in_batch counts the labels of all ranks, each rank's loss is a share of the window's: they are added.
@@ -58,7 +73,7 @@ def whole_run(trace: Trace) -> Trace:
         rows = [rank.evaluations[index].rows for rank in traces if index < len(rank.evaluations)]
         joined = [[row for part in column for row in part] for column in zip(*rows, strict=False)]
         evaluations.append(dataclasses.replace(pass_, rows=joined))
-    return dataclasses.replace(trace, spec=one_process_spec(trace.spec), steps=steps, evaluations=evaluations, ranks=[])
+    return dataclasses.replace(trace, steps=steps, evaluations=evaluations, ranks=[])
 
 
 def _joined(column: Sequence[MicroBatch], shares: bool) -> MicroBatch:
@@ -169,30 +184,43 @@ def _without_gradients(trace: Trace) -> Trace:
     return dataclasses.replace(trace, steps=steps)
 
 
+@if_planned
 def trains_its_share(trace: Trace) -> Verdict:
-    """Check that rank r of W trains the batches r, r + W, r + 2W, ... of the epoch's order.
+    """Check that each rank trains the places of each epoch's order that are its own (`harness.laws.loading.shares`).
 
-    Batches that the epoch's end leaves incomplete are filled with rows from the epoch's start, as
-    accelerate/data_loader.py:BatchSamplerShard does.
+    If the order is drawn from torch's global generator, it is read off what the ranks trained: they must agree on it,
+    and no row may have two places.
     """
     findings, spec = incomplete_ranks(trace), trace.spec
-    size, ranks = int(number(spec, "per_device_train_batch_size")), spec.launch.ranks
-    window = int(number(spec, "gradient_accumulation_steps"))
-    rounds = math.ceil(spec.data.rows / (size * ranks))
-    per_epoch = math.ceil(rounds / window)
-    for rank, one in enumerate([trace, *trace.ranks]):
+    traces = [trace, *trace.ranks][: spec.launch.ranks]
+    if drawn(spec):
+        findings += _no_order(traces)
+    else:
+        for rank, one in enumerate(traces):
+            findings += [f"rank {rank}, {sentence}" for sentence in out_of_order(one, rank)]
+    return verdict("each rank trains its share of every epoch", findings, ranks=spec.launch.ranks)
+
+
+def _no_order(traces: Sequence[Trace]) -> list[str]:
+    """Return why there is no order of an epoch's rows of which each rank has trained its share."""
+    spec, resumed = traces[0].spec, resumed_from(traces[0])
+    orders: dict[int, dict[int, int]] = {}
+    for rank, one in enumerate(traces):
         for step in one.steps:
-            epoch, update = divmod(step.number - 1, per_epoch)
-            order = epoch_order(spec, epoch)
-            starts = [
-                (turn * ranks + rank) * size for turn in range(update * window, min((update + 1) * window, rounds))
-            ]
-            expected = [[order[at % len(order)] for at in range(start, start + size)] for start in starts]
-            seen = [batch.rows for batch in step.batches]
-            if seen != expected:
-                findings.append(f"rank {rank}, step {step.number}: trained rows {seen}, expected {expected}")
-                break
-    return verdict("each rank trains its share of every epoch", findings, ranks=ranks)
+            epoch, places = expected_places(spec, step.number, rank, resumed)
+            sizes, expected = [len(batch.rows) for batch in step.batches], [len(batch) for batch in places]
+            if sizes != expected:
+                return [f"rank {rank}, step {step.number}: micro-batches of {sizes} rows, expected {expected}"]
+            order = orders.setdefault(epoch, {})
+            for place, row in zip(sum(places, ()), _flat(step), strict=True):
+                if order.setdefault(place, row) != row:
+                    where = f"rank {rank}, step {step.number}: trained row {row}"
+                    return [f"{where}, expected {order[place]}, as another rank has the order of epoch {epoch}"]
+    for epoch, order in sorted(orders.items()):
+        twice = sorted(row for row, count in Counter(order.values()).items() if count > 1)
+        if twice:
+            return [f"epoch {epoch}: rows {twice} have several places in the order that the ranks trained"]
+    return []
 
 
 def logged_mean(trace: Trace) -> Verdict:
@@ -266,7 +294,8 @@ def evaluated_loss(trace: Trace) -> Verdict:
     """
     merged = whole_run(trace)
     verdicts = []
-    for spec in (merged.spec, dataclasses.replace(trace.spec, launch=merged.spec.launch)):
+    single = one_process_spec(trace.spec)
+    for spec in (single, dataclasses.replace(trace.spec, launch=single.launch)):
         passes = [dataclasses.replace(one, rows=evaluation.batches(spec)) for one in merged.evaluations]
         verdicts.append(evaluation.losses(dataclasses.replace(merged, spec=spec, evaluations=passes)))
     fed = [sorted({row for batch in one.rows for row in batch}) for one in merged.evaluations]

@@ -8,37 +8,37 @@ a spec, of one process or of several.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from harness import subjects
 from harness.fixtures import models
 from harness.fixtures.methods import METHODS
 from harness.laws import (
     accumulation,
+    base_weights,
     checkpoint,
+    comparisons,
     data_order,
+    evaluation,
     frozen,
     loss,
     modelled,
     optimizer_file,
     output,
+    rates,
     rebuilt,
-    resume,
     schedule,
     several,
 )
+from harness.laws.comparisons import HALF, Train, not_comparable
 from harness.laws.equal import equal_runs
 from harness.laws.rotation import saved_when_due
 from harness.spec import ADD, GET, RunSpec
 from harness.trace import Trace
-from harness.verdict import NOT_COMPARABLE, Verdict, both
+from harness.verdict import Verdict, both
 
 #: peft types that transformers/integrations/peft.py:PeftAdapterMixin.add_adapter refuses.
 GET_ONLY = {method.peft_type for method in METHODS.values() if not method.add_adapter}
-
-#: train(spec, subject=None, again=False) -> Trace, as `harness.runs.cache.Runs.train`.
-Train = Callable[..., Trace]
 
 #: Clause id -> the law that judges one trace.
 LAWS_OF_ONE_RUN: dict[str, Callable[[Trace], Verdict]] = {
@@ -50,7 +50,7 @@ LAWS_OF_ONE_RUN: dict[str, Callable[[Trace], Verdict]] = {
     "LOSS-01": loss.window_mean,
     "ACC-02": accumulation.windows,
     "ACC-05": accumulation.events,
-    "LOOP-02": schedule.learning_rates,
+    "LOOP-02": rates.learning_rates,
     "LOOP-04": schedule.all_steps,
     "LOOP-05": schedule.clipping,
     "LOOP-06": schedule.epochs,
@@ -61,136 +61,60 @@ LAWS_OF_ONE_RUN: dict[str, Callable[[Trace], Verdict]] = {
     "CKPT-21": rebuilt.reloads,
     "CKPT-25": checkpoint.adapter_only,
     "CKPT-27": optimizer_file.size_law,
+    "EVAL-10": evaluation.evaluated_when_due,
     "RNG-02": data_order.follows_seed,
 }
-
-
-def resumes(train: Train, spec: RunSpec) -> Verdict:
-    """Check that the run, resumed from each of its checkpoints but the last, continues as if it had never stopped."""
-    whole = train(spec)
-    steps = [c.step for c in whole.checkpoints[:-1] if not _cuts_a_log_window(whole, c.step)]
-    return (
-        both(*[resume.continues(train(spec.resumed(step)), whole, step) for step in steps])
-        if steps
-        else _not_comparable("no checkpoint but the last lies between two entries of the log")
-    )
-
-
-def _cuts_a_log_window(trace: Trace, step: int) -> bool:
-    """Return whether a logged mean covers steps before and after this one. A resumed run's mean has fewer (RES-09)."""
-    return step not in trace.losses and any(logged > step for logged in trace.losses)
 
 
 def both_routes(train: Train, spec: RunSpec) -> Verdict:
     """Check that get_peft_model and add_adapter train the same run."""
     if spec.adapter.peft_type in GET_ONLY:
-        return _not_comparable(f"add_adapter does not take {spec.adapter.peft_type}")
+        return not_comparable(f"add_adapter does not take {spec.adapter.peft_type}")
     if spec.model.dtype in HALF:
-        return _not_comparable("if the base is in half precision, only get_peft_model casts the adapter up (AMP-04)")
+        return not_comparable("if the base is in half precision, only get_peft_model casts the adapter up (AMP-04)")
     other = GET if spec.adapter.route == ADD else ADD
-    return equal_runs(train(spec.but(adapter={"route": other})), train(spec))
+    added = train(spec.but(adapter={"route": other}))
+    if reason := refused(added):
+        return not_comparable(f"upstream does not inject it by {other}: {reason}")
+    return equal_runs(added, train(spec))
 
 
-def splits(train: Train, spec: RunSpec) -> Verdict:
-    """Check that accumulated micro-batches train as one large batch does."""
-    window = spec.arguments.get("gradient_accumulation_steps", 1)
-    if window == 1:
-        return _not_comparable("nothing is accumulated")
-    if spec.arguments.get("dataloader_drop_last"):
-        return _not_comparable("dataloader_drop_last drops different rows if the batch is larger")
-    if _rounds(spec):
-        return _not_comparable("in half precision the noise is as large as a fault")
-    if not models.family(spec.model).normalises:
-        planned = schedule.plan(spec)
-        alike = all(len(set(planned.row_counts(step + 1))) == 1 for step in range(len(planned.windows)))
-        if spec.data.min_length or spec.data.ignored or not alike:
-            return _not_comparable(
-                "the model returns the mean of each micro-batch, and these have different numbers of labels"
-            )
-    small = _plain(spec)
-    batch = int(schedule.number(spec, "per_device_train_batch_size")) * window
-    return accumulation.same_split(
-        train(small), train(small.but(per_device_train_batch_size=batch, gradient_accumulation_steps=1))
-    )
+def refused(trace: Trace) -> str | None:
+    """Return with which words upstream refused a run before it began to train, None if it did not.
 
-
-def reordered(train: Train, spec: RunSpec) -> Verdict:
-    """Check that a window's gradient is the same if its rows are in another order, in other micro-batches."""
-    if _rounds(spec):
-        return _not_comparable("in half precision the noise is as large as a fault")
-    if not models.family(spec.model).normalises and spec.arguments.get("gradient_accumulation_steps", 1) > 1:
-        return _not_comparable("each micro-batch's loss is a mean of its own, so it matters which rows share one")
-    planned = schedule.plan(spec)
-    if spec.data.rows == 1 or max(planned.row_counts(1)) * max(planned.windows) == 1:
-        return _not_comparable("a window has one row")
-    plain = _plain(spec).but(max_steps=min(3, len(planned.windows)), num_train_epochs=None)
-    return accumulation.same_windows(train(accumulation.rows_reversed(plain)), train(plain))
+    A refusal is a ValueError or a NotImplementedError. Any other exception is a fault.
+    """
+    began = bool(trace.steps) or "train_begin" in trace.events
+    kind, _, words = (trace.error or "").partition(": ")
+    return None if began or kind not in ("ValueError", "NotImplementedError") else words.partition("\n")[0]
 
 
 def bystander(train: Train, spec: RunSpec) -> Verdict:
     """Check that a second, untrained adapter stays as it was, is saved whole, and changes nothing in the run."""
     if spec.adapter.others:
-        return _not_comparable("the run has other adapters already")
+        return not_comparable("the run has other adapters already")
+    if reason := base_weights.changed_by_injection(spec.adapter):
+        return not_comparable(reason)
     beside = train(spec.but(adapter={"others": {"bystander": {}}}))
+    if reason := refused(beside):
+        return not_comparable(f"upstream takes no second adapter here: {reason}")
     # Its file is not judged if add_adapter injected it: only the active adapter is saved then (CKPT-16). Nor if a method
-    # saves tensors that all of its adapters share, such as VeRA's random matrices.
-    apart = spec.adapter.route == GET and not any(
-        m.saves for m in METHODS.values() if m.peft_type == spec.adapter.peft_type
-    )
+    # saves tensors that all of its adapters share, such as VeRA's random matrices, has no row that says what it saves, or
+    # names the tensors of a prompt in memory otherwise than in the file.
+    rows = [method for method in METHODS.values() if method.peft_type == spec.adapter.peft_type]
+    apart = spec.adapter.route == GET and bool(rows) and all(row.targeted and not row.saves for row in rows)
     saved = [checkpoint.every_adapter_saved(beside)] if apart and beside.checkpoints else []
     return both(equal_runs(beside, train(spec)), frozen.base_frozen(beside), *saved)
 
 
-#: dtypes of a base in which rounding is as large as the faults that the laws look for.
-HALF = ("bfloat16", "float16")
-
-
-def _rounds(spec: RunSpec) -> bool:
-    return bool(spec.arguments.get("bf16")) or spec.model.dtype in HALF
-
-
-def _plain(spec: RunSpec) -> RunSpec:
-    """Return the spec as a run that can be compared with one of other micro-batches. It saves and evaluates nothing.
-
-    It has no dropout, since each micro-batch draws a mask of its own. Its optimizer is SGD: AdamW divides by the second
-    moment, and if that is tiny, rounding noise grows without a bound.
-    """
-    return spec.but(
-        lora=_without_dropout(spec.adapter.config),
-        model={"config": {**spec.model.config, **_without_dropout(spec.model.config)}},
-        optim="sgd",
-        save_strategy="no",
-        eval_strategy=None,
-    )
-
-
-def _without_dropout(config: Mapping[str, Any]) -> dict[str, float]:
-    return {name: 0.0 for name in config if "drop" in name}
-
-
-def repeats(train: Train, spec: RunSpec) -> Verdict:
-    """Check that training the same spec twice gives the same run, bit for bit."""
-    return equal_runs(train(spec, again=True), train(spec))
-
-
-def as_reference(train: Train, spec: RunSpec) -> Verdict:
-    """Check that the run is the reference's: bit for bit, and for several ranks within `harness.tolerance.RANKS`."""
-    reference = subjects.load("reference")
-    alone = several.one_process_spec(spec) if spec.launch.several else spec
-    if reason := reference.unsupported(alone):
-        return _not_comparable(reason)
-    one = train(alone, subject=reference)
-    return equal_runs(train(spec), one) if alone is spec else several.equals_single(train(spec), one)
-
-
 #: Clause id -> the law that trains further runs of a spec and compares them.
 LAWS_OF_SEVERAL_RUNS: dict[str, Callable[[Train, RunSpec], Verdict]] = {
-    "GEN-01": as_reference,
-    "GEN-02": repeats,
-    "RES-01": resumes,
+    "GEN-01": comparisons.as_reference,
+    "GEN-02": comparisons.repeats,
+    "RES-01": comparisons.resumes,
     "API-05": both_routes,
-    "ACC-01": splits,
-    "ACC-10": reordered,
+    "ACC-01": comparisons.splits,
+    "ACC-10": comparisons.reordered,
     "FRZ-15": bystander,
 }
 
@@ -215,19 +139,25 @@ def laws_of(train: Train, spec: RunSpec) -> Iterator[tuple[str, Applied]]:
         reason = excluded.get(clause) or (why_not_judged(clause, spec) if spec.launch.several else None)
         yield clause, reason or modelled.why_not(clause, spec) or functools.partial(law, trace)
     for clause, compare in LAWS_OF_SEVERAL_RUNS.items():
-        ranked = clause == "GEN-01"  # it looks at each rank
         reason = "it compares runs that resume nothing" if spec.resume else modelled.why_not(clause, spec)
-        yield clause, reason or functools.partial(compare, train if ranked else whole, spec)
+        yield clause, reason or functools.partial(compare, train if clause in COMPARISONS else whole, spec)
     if spec.launch.several:
         clause = CLAUSES_OF_RANKS.get(spec.launch.strategy, "FSDP-17")
         reason = "it compares runs that resume nothing" if spec.resume else modelled.why_not(clause, spec)
-        yield clause, reason or functools.partial(several.trains_as_one_process, train, spec)
+        yield clause, reason or functools.partial(comparisons.as_one_process, train, spec)
 
 
 #: Strategy -> the clause that says that its ranks train as one process does; FSDP-17 for the others.
 CLAUSES_OF_RANKS = {"ddp": "DIST-02", "zero1": "DS-08", "zero2": "DS-08", "zero3": "DS-08"}
 
-#: Laws that compare a run with another one, so that numbers are judged that nobody wrote down.
+
+def clauses_of(spec: RunSpec) -> tuple[str, ...]:
+    """Return the clauses for which `laws_of` has a law, in its order."""
+    ranks = [CLAUSES_OF_RANKS.get(spec.launch.strategy, "FSDP-17")] if spec.launch.several else []
+    return (*LAWS_OF_ONE_RUN, *LAWS_OF_SEVERAL_RUNS, *ranks)
+
+
+#: Laws that compare a run with another one, so that numbers are judged that nobody wrote down. They look at each rank.
 COMPARISONS = ("GEN-01", "GEN-02", "RES-01", "ACC-01", "ACC-10")
 
 
@@ -281,10 +211,6 @@ _APPLIES: dict[tuple[str, ...], tuple[Callable[[Trace], bool], str]] = {
 }
 
 
-def _not_comparable(reason: str) -> Verdict:
-    return Verdict(NOT_COMPARABLE, "the law applies to the spec", (reason,))
-
-
 # ---- runs in several processes ----
 
 _FILES = "the optimizer's state is saved in a form of FSDP's or DeepSpeed's own (FSDP-06, FSDP-07, DS-07)"
@@ -295,7 +221,7 @@ _NO_FILE = "a checkpoint of shards has no adapter file (FSDP-07)"
 
 def why_not_judged(clause: str, spec: RunSpec) -> str | None:
     """Return why the law of a clause, made for one process, does not apply to a run in several; None if it applies."""
-    if clause in ("CKPT-07", "CKPT-27") and spec.launch.strategy != "ddp":
+    if clause in ("CKPT-07", "CKPT-27") and spec.launch.several and spec.launch.strategy != "ddp":
         return _NO_OPTIMIZER if spec.arguments.get("save_only_model") else _FILES
     if clause in ("FRZ-02", "FRZ-03", "LOSS-01", "LOOP-05") and spec.launch.deepspeed:
         return _HIDDEN

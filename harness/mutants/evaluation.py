@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from harness.mutants.catalogue import Mutant
-from harness.mutants.patch import TRAINER, replace
+from harness.mutants.patch import ARGUMENTS, TRAINER, replace
 
 STEP, LOOP = (TRAINER, "prediction_step"), (TRAINER, "evaluation_loop")
 
@@ -65,6 +65,11 @@ def no_labels(original, model_class):
 
 def always_the_default_prefix(original, trainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
     return original(trainer, eval_dataset, ignore_keys, "eval")
+
+
+def no_delay(original, arguments):
+    original(arguments)
+    arguments.eval_delay = 0
 
 
 MUTANTS = (
@@ -135,5 +140,11 @@ MUTANTS = (
         "The metrics of several evaluation sets have one prefix and overwrite each other.",
         replace(TRAINER, "evaluate", always_the_default_prefix),
         cells=("EVAL-06/each_of*",),
+    ),
+    Mutant(
+        "eval-delay-ignored",
+        "Evaluations begin at once, whatever eval_delay is.",
+        replace(ARGUMENTS, "__post_init__", no_delay),
+        cells=("EVAL-10/delayed-steps", "EVAL-10/delayed-epochs"),
     ),
 )

@@ -28,6 +28,17 @@ def no_warmup(original, arguments, *args, **options):
     return 0
 
 
+def without_options(original, *args, scheduler_specific_kwargs=None, **options):
+    return original(*args, **options)
+
+
+def moved_on_each_step(original, trainer):
+    """Let a schedule that follows a metric go on at each step, with a metric that is never better."""
+    if type(trainer.lr_scheduler).__name__ == "ReduceLROnPlateau":
+        trainer.lr_scheduler.step(float("inf"))
+    return original(trainer)
+
+
 def clipped_before_measuring(original, parameters, max_norm, *args, **options):
     original(parameters := list(parameters), max_norm, *args, **options)
     return original(parameters, float("inf"))
@@ -114,6 +125,19 @@ MUTANTS = (
         "warmup_steps is ignored.",
         replace(ARGUMENTS, "get_warmup_steps", no_warmup),
         cells=("LOOP-03/warmup_steps=3", "LOOP-03/warmup_steps=0.25", "LOOP-02/warmup-decay-clip"),
+    ),
+    Mutant(
+        "schedule-options-dropped",
+        "lr_scheduler_kwargs are ignored.",
+        replace("transformers.trainer", "get_scheduler", without_options),
+        cells=("LOOP-02/restarts", "LOOP-02/polynomial", "LOOP-02/inverse-sqrt"),
+        thread="https://github.com/huggingface/transformers/issues/44908",
+    ),
+    Mutant(
+        "plateau-at-each-step",
+        "reduce_lr_on_plateau lowers the rate after steps, too.",
+        replace(TRAINER, "_get_learning_rate", moved_on_each_step),
+        cells=("LOOP-02/plateau",),
     ),
     Mutant(
         "norm-logged-after-clipping",

@@ -1,6 +1,7 @@
 """Which rows go into which batch, and which of these steps draw from torch's global random state."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -8,10 +9,12 @@ import torch
 Batch = dict[str, torch.Tensor]
 
 
-def batches(order: Sequence[int], size: int, drop_last: bool) -> list[Sequence[int]]:
-    """Cut `order` into slices of `size` rows. A short last slice is left out if `drop_last`."""
-    slices = [order[start : start + size] for start in range(0, len(order), size)]
-    return [rows for rows in slices if len(rows) == size or not drop_last]
+def batches(order: Iterable[int], size: int, drop_last: bool) -> Iterator[list[int]]:
+    """Yield slices of `size` rows. A short last slice is left out if `drop_last`."""
+    rows = iter(order)
+    while batch := list(islice(rows, size)):
+        if len(batch) == size or not drop_last:
+            yield batch
 
 
 def shuffled(rows: int, seed: int) -> list[int]:
@@ -22,7 +25,7 @@ def shuffled(rows: int, seed: int) -> list[int]:
     return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def load(dataset: Any, indices: list[Sequence[int]], device: str) -> Iterator[Batch]:
+def load(dataset: Any, indices: Iterable[list[int]], device: str) -> Iterator[Batch]:
     """Yield the batches on `device`. Each column is int64 of shape (rows, length)."""
     # torch's DataLoader draws one number when its iteration starts, to seed workers, even if it has none
     # (torch/utils/data/dataloader.py:_BaseDataLoaderIter). Dropout masks after an evaluation differ for that reason.

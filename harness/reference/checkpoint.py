@@ -47,7 +47,7 @@ def save_adapter(directory: Path, model: AdapterModel) -> None:
 def save(directory: Path, model: AdapterModel, parts: dict[str, Any], state: dict[str, Any], limit: int | None) -> None:
     """Write a checkpoint. Then delete the oldest ones beside it.
 
-    - parts: file name -> object of which the state_dict() goes into that file
+    - parts: file name -> object of which the state_dict() goes into that file; none: the random state is left out, too
     - state: the content of trainer_state.json
     - limit: how many checkpoints may remain; None: all
     """
@@ -57,7 +57,8 @@ def save(directory: Path, model: AdapterModel, parts: dict[str, Any], state: dic
     generators = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         generators["cuda"] = torch.cuda.get_rng_state()
-    torch.save(generators, directory / RANDOM)
+    if parts:
+        torch.save(generators, directory / RANDOM)
     (directory / STATE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if limit:
         for path in find(directory.parent)[:-limit]:

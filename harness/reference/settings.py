@@ -19,16 +19,21 @@ class Arguments:
     max_steps: int = -1
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "linear"
+    lr_scheduler_kwargs: Mapping[str, Any] | None = None
     warmup_steps: float = 0
     optim: str = "adamw_torch_fused"
+    optim_args: str | None = None
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     label_smoothing_factor: float = 0.0
+    neftune_noise_alpha: float | None = None
     seed: int = 42
     data_seed: int | None = None
+    train_sampling_strategy: str = "random"
+    ignore_data_skip: bool = False
     dataloader_drop_last: bool = False
     bf16: bool = False
     activation_checkpointing: bool = False
@@ -37,11 +42,17 @@ class Arguments:
     logging_steps: float = 500
     logging_first_step: bool = False
     logging_nan_inf_filter: bool = True
+    include_num_input_tokens_seen: str | bool = "no"
     eval_strategy: str = "no"
     eval_steps: float | None = None
+    eval_delay: float = 0  # steps or epochs, as eval_strategy says
+    eval_on_start: bool = False
+    metric_for_best_model: str | None = None
+    greater_is_better: bool | None = None
     save_strategy: str = "steps"
     save_steps: float = 500
     save_total_limit: int | None = None
+    save_only_model: bool = False
 
 
 @dataclass(frozen=True)

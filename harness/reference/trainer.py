@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +18,12 @@ import numpy as np
 import torch
 
 from harness import compat
-from harness.reference import batches, checkpoint
+from harness.reference import batches, best, checkpoint, sampling, tokens
 from harness.reference.lora import AdapterModel
 from harness.reference.loss import count_tokens, smoothed_loss
-from harness.reference.optimizer import make_optimizer, make_schedule
+from harness.reference.noise import add_noise
+from harness.reference.optimizer import make_optimizer
+from harness.reference.schedules import BY_METRIC, make_schedule
 from harness.reference.settings import Arguments
 
 #: Where the run is: the content of trainer_state.json. transformers/trainer_callback.py:TrainerState.
@@ -69,14 +71,15 @@ class ReferenceTrainer:
         # How long the run is; max_steps wins over num_train_epochs. trainer.py:set_initial_training_values
         by_steps = args.max_steps > 0
         indices = batches.batches(range(len(rows)), args.per_device_train_batch_size, args.dataloader_drop_last)
-        self.batches_per_epoch = len(indices)  # micro-batches
-        self.steps_per_epoch = max(1, math.ceil(len(indices) / args.gradient_accumulation_steps))
+        self.batches_per_epoch = len(list(indices))  # micro-batches
+        self.steps_per_epoch = max(1, math.ceil(self.batches_per_epoch / args.gradient_accumulation_steps))
         self.total_steps = args.max_steps if by_steps else math.ceil(args.num_train_epochs * self.steps_per_epoch)
         self.total_epochs = math.ceil(self.total_steps / self.steps_per_epoch if by_steps else args.num_train_epochs)
 
         # What changes. Trainer makes the first two in train(), which is no difference: neither draws.
         self.optimizer = make_optimizer(self.model, args)
         self.schedule = make_schedule(self.optimizer, args, self.total_steps)
+        self.follows_metric = args.lr_scheduler_type in BY_METRIC  # it moves on after evaluations, not after steps
         self.parts = {"optimizer.pt": self.optimizer, "scheduler.pt": self.schedule}  # files of a checkpoint
         self.state = SimpleNamespace(**STATE, log_history=[], train_batch_size=args.per_device_train_batch_size)
         self.control = SimpleNamespace(**CONTROL)
@@ -100,6 +103,7 @@ class ReferenceTrainer:
         if args.activation_checkpointing:
             options = dict(args.activation_checkpointing_kwargs or {"use_reentrant": False})
             compat.enable_activation_checkpointing(self.model.base, options)
+        add_noise(self.model.base, args.neftune_noise_alpha)
 
         # Intervals. Below 1 they are a share of all steps. trainer_callback.py:TrainerState.compute_steps
         eval_steps = args.eval_steps or (args.logging_steps if args.eval_strategy == "steps" else 500)
@@ -117,7 +121,9 @@ class ReferenceTrainer:
         # Epochs. If the run resumes in the middle of one, the steps of it that were done are skipped, so each row is still
         # seen once an epoch. trainer.py:_inner_training_loop
         self.callback("train_begin", self)
-        skipped = first % self.steps_per_epoch
+        if args.eval_on_start:
+            self.evaluate()
+        skipped = 0 if args.ignore_data_skip else first % self.steps_per_epoch
         for epoch in range(first // self.steps_per_epoch, self.total_epochs):
             self.callback("epoch_begin", self)
             self.run_epoch(epoch, skipped, resume)
@@ -137,21 +143,20 @@ class ReferenceTrainer:
 
     def run_epoch(self, epoch: int, skipped: int, resume: Path | None) -> None:
         """Pass over the rows once, without the first `skipped` steps. resume: the checkpoint, if the run resumes here."""
-        # Order. It depends on the seed and the epoch's number only, so a resumed run can repeat it.
         args, control = self.args, self.control
-        order = batches.shuffled(len(self.rows), epoch + (args.seed if args.data_seed is None else args.data_seed))
+        order = sampling.training(args, self.rows, epoch)
         indices = batches.batches(order, args.per_device_train_batch_size, args.dataloader_drop_last)
         done = skipped * args.gradient_accumulation_steps
         # Windows. Tokens are counted over a whole window before its first forward pass, since each of its losses is
         # divided by their number. trainer.py:_run_epoch, get_batch_samples
-        for window in self.windows(indices[done:], skipped, resume):
-            tokens = count_tokens(window)
+        for window in self.windows(itertools.islice(indices, done, None), skipped, resume):
+            labels = count_tokens(window)
             control.should_log = control.should_evaluate = control.should_save = False
             self.callback("step_begin", self)
             for batch in window[:-1]:
-                self.accumulate(batch, tokens)
+                self.accumulate(batch, labels)
                 self.callback("substep_end", self)
-            self.accumulate(window[-1], tokens)
+            self.accumulate(window[-1], labels)
             done += len(window)
             self.update(epoch + done / self.batches_per_epoch)
             if control.should_training_stop:
@@ -159,12 +164,12 @@ class ReferenceTrainer:
 
         # What is due once an epoch. trainer_callback.py:DefaultFlowCallback.on_epoch_end
         control.should_log |= args.logging_strategy == "epoch"
-        control.should_evaluate |= args.eval_strategy == "epoch"
+        control.should_evaluate |= args.eval_strategy == "epoch" and args.eval_delay <= self.state.epoch
         control.should_save |= args.save_strategy == "epoch"
         self.callback("epoch_end", self)
         self.log_evaluate_save()
 
-    def windows(self, indices: list[Any], skipped: int, resume: Path | None) -> Iterator[list[batches.Batch]]:
+    def windows(self, indices: Iterable[list[int]], skipped: int, resume: Path | None) -> Iterator[list[batches.Batch]]:
         """Yield the micro-batches of each optimizer step. If the run resumes here, restore the random state as well.
 
         Creating the loader's iterator and reading rows consume random numbers. A checkpoint taken between epochs was
@@ -180,10 +185,10 @@ class ReferenceTrainer:
             yield window
             window = list(itertools.islice(loader, self.args.gradient_accumulation_steps))
 
-    def accumulate(self, batch: batches.Batch, tokens: torch.Tensor) -> None:
+    def accumulate(self, batch: batches.Batch, labels: torch.Tensor) -> None:
         """Add the gradient and the loss of a micro-batch to those of its window. trainer.py:training_step."""
         self.model.train()  # an evaluation may have come before
-        loss = self.loss(batch, tokens)
+        loss = self.loss(batch, labels)
         loss.backward()
         # A loss that is not finite would spoil the log: the mean since the last entry takes its place (in the log only).
         if self.args.logging_nan_inf_filter and not torch.isfinite(loss):
@@ -191,15 +196,16 @@ class ReferenceTrainer:
         self.loss_sum += loss.detach()
         # Per parameter and token: 2 operations forward, 4 backward. trainer.py:floating_point_ops
         self.state.total_flos += 6.0 * batch["input_ids"].numel() * self.size
+        self.state.num_input_tokens_seen += tokens.seen(batch, self.args.include_num_input_tokens_seen)
 
-    def loss(self, batch: batches.Batch, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the 0-d loss of a batch, divided by `tokens`. With label smoothing the model does not see the labels."""
+    def loss(self, batch: batches.Batch, labels: torch.Tensor) -> torch.Tensor:
+        """Return the 0-d loss of a batch, divided by `labels`. With label smoothing the model does not see the labels."""
         if not self.args.label_smoothing_factor:
-            loss: torch.Tensor = self.model(**batch, num_items_in_batch=tokens)["loss"]
+            loss: torch.Tensor = self.model(**batch, num_items_in_batch=labels)["loss"]
             return loss
         inputs = {name: column for name, column in batch.items() if name != "labels"}
-        logits = self.model(**inputs, num_items_in_batch=tokens)["logits"]
-        return smoothed_loss(logits, batch["labels"], tokens, self.args.label_smoothing_factor)
+        logits = self.model(**inputs, num_items_in_batch=labels)["logits"]
+        return smoothed_loss(logits, batch["labels"], labels, self.args.label_smoothing_factor)
 
     def update(self, epoch: float) -> None:
         """Do one optimizer step, which brings the run to `epoch`, and what is due after it. trainer.py:_run_epoch."""
@@ -212,8 +218,9 @@ class ReferenceTrainer:
         # Step. The rate is read before the schedule moves on, so the log shows the one that this step used.
         self.optimizer.step()
         self.callback("optimizer_step", self)
-        self.learning_rate = float(self.schedule.get_last_lr()[0])
-        self.schedule.step()
+        self.learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        if not self.follows_metric:
+            self.schedule.step()
         self.model.zero_grad()
         state.global_step, state.epoch = state.global_step + 1, epoch
 
@@ -222,7 +229,8 @@ class ReferenceTrainer:
         first = args.logging_first_step and step == 1
         control.should_training_stop = last
         control.should_log = first or (args.logging_strategy == "steps" and step % state.logging_steps == 0)
-        control.should_evaluate = args.eval_strategy == "steps" and (last or step % state.eval_steps == 0)
+        due = args.eval_strategy == "steps" and args.eval_delay <= step
+        control.should_evaluate = due and (last or step % state.eval_steps == 0)
         control.should_save = args.save_strategy == "steps" and (last or step % state.save_steps == 0)
         self.callback("step_end", self)
         self.log_evaluate_save()
@@ -239,16 +247,19 @@ class ReferenceTrainer:
             self.log({"loss": loss / steps, "grad_norm": self.grad_norm.item(), "learning_rate": self.learning_rate})
         if control.should_evaluate:
             self.evaluate()
+            best.note(self.args, state, self.metrics, self.schedule)
         if control.should_save:
             self.saved = self.output / f"checkpoint-{state.global_step}"
+            best.remember_checkpoint(state, self.saved)
             state.stateful_callbacks = {"TrainerControl": {"args": dict(vars(control)), "attributes": {}}}
-            checkpoint.save(self.saved, self.model, self.parts, vars(state), self.args.save_total_limit)
+            parts = {} if self.args.save_only_model else self.parts
+            checkpoint.save(self.saved, self.model, parts, vars(state), self.args.save_total_limit)
             control.should_save = False
             self.callback("save", self)
 
     def log(self, values: dict[str, Any]) -> None:
         """Add an entry to the log. `values` gets the epoch as well. trainer.py:log."""
-        values["epoch"] = self.state.epoch
+        values |= {"epoch": self.state.epoch, **tokens.entry(self.state, self.args.include_num_input_tokens_seen)}
         self.state.log_history.append({**values, "step": self.state.global_step})
         self.control.should_log = False
         self.callback("log", self)
@@ -258,7 +269,7 @@ class ReferenceTrainer:
         """Set `metrics`. eval_loss: the mean over each batch's tokens, weighted by its rows. trainer.py:evaluation_loop."""
         rows, size, started, losses = self.eval_rows, self.args.per_device_eval_batch_size, time.time(), []
         self.model.eval()
-        indices = batches.batches(range(len(rows)), size, self.args.dataloader_drop_last)
+        indices = batches.batches(sampling.evaluation(self.args, rows), size, self.args.dataloader_drop_last)
         for batch in batches.load(rows, indices, self.device):
             losses.append(self.loss(batch, count_tokens([batch])).repeat(len(batch["labels"])).cpu().numpy())
             self.callback("prediction_step", self)

@@ -92,7 +92,7 @@ class Judgement:
     @property
     def compared(self) -> list[str]:
         """The clauses of `COMPARISONS` that were applied."""
-        return [clause for clause in COMPARISONS if clause in self.having(PASS, FAIL, KNOWN_DEFECT)]
+        return compared(self.laws)
 
     @property
     def code(self) -> int:
@@ -104,16 +104,26 @@ class Judgement:
     @property
     def strength(self) -> str:
         """How strong the verdict is, in one sentence."""
-        oracle = self.laws.get("GEN-01")
-        others = [clause for clause in self.compared if clause != "GEN-01"]
-        with_itself = f"compared with itself only ({', '.join(others)})" if others else "compared with no other run"
-        if oracle is not None and oracle.outcome == PASS:
-            how = "within the rounding of several ranks" if self.spec.launch.several else "bit for bit"
-            return f"equal to the independent reference {how}"
-        if oracle is not None and oracle.outcome in (FAIL, KNOWN_DEFECT):
-            return "not equal to the independent reference"
-        reason = "; ".join(oracle.seen) if oracle is not None else "it was not applied"
-        return f"the reference does not model it ({reason}): {with_itself}"
+        return strength(self.laws, self.spec.launch.several)
+
+
+def compared(laws: Mapping[str, Verdict]) -> list[str]:
+    """Return the clauses of `COMPARISONS` that were applied. laws: clause -> verdict."""
+    return [clause for clause in COMPARISONS if clause in laws and laws[clause].outcome in (PASS, FAIL, KNOWN_DEFECT)]
+
+
+def strength(laws: Mapping[str, Verdict], several: bool) -> str:
+    """Return how strong these verdicts on a run are, in one sentence. several: whether it has several ranks."""
+    oracle = laws.get("GEN-01")
+    others = [clause for clause in compared(laws) if clause != "GEN-01"]
+    with_itself = f"compared with itself only ({', '.join(others)})" if others else "compared with no other run"
+    if oracle is not None and oracle.outcome == PASS:
+        how = "within the rounding of several ranks" if several else "bit for bit"
+        return f"equal to the independent reference {how}"
+    if oracle is not None and oracle.outcome in (FAIL, KNOWN_DEFECT):
+        return "not equal to the independent reference"
+    reason = "; ".join(oracle.seen) if oracle is not None else "it was not applied"
+    return f"the reference does not model it ({reason}): {with_itself}"
 
 
 def judge(
@@ -124,7 +134,6 @@ def judge(
     began: Callable[[Trace], None] | None = None,
     judged: Callable[[str, Verdict], None] | None = None,
     always: str | None = None,
-    only: str | None = None,
 ) -> Judgement:
     """Train a spec, and judge it by every law that applies to any run.
 
@@ -135,7 +144,6 @@ def judge(
     - began: called with the trace once the run is trained.
     - judged: called with each clause and its verdict, as they come.
     - always: a clause; the run is then judged even if it ended before its first step (the file of a case that failed).
-    - only: a clause; no other is judged.
 
     Raises Refused if the spec cannot be trained.
     """
@@ -144,7 +152,8 @@ def judge(
     if began is not None:
         began(trace)
     judgement = Judgement(spec, runs.subject.name, trace)
-    for clause, verdict in _verdicts(spec, trace, runs, always, only):
+    for clause, applied in laws_of(spec, trace, runs, always):
+        verdict = decided(applied)
         known = explained(clause, verdict, spec, runs.subject.name, expected)
         if known is not None:
             verdict = Verdict(KNOWN_DEFECT, verdict.expected, verdict.seen, verdict.measured)
@@ -192,9 +201,13 @@ def made_a_step(trace: Trace) -> bool:
     return "step_end" in trace.events or ("step_begin" not in trace.events and bool(trace.steps))
 
 
-def _verdicts(
-    spec: RunSpec, trace: Trace, runs: Runs, always: str | None, only: str | None
-) -> Iterator[tuple[str, Verdict]]:
+def laws_of(spec: RunSpec, trace: Trace, runs: Runs, always: str | None = None) -> Iterator[tuple[str, Applied]]:
+    """Yield each clause, with its law applied to a run that was trained, or why it does not apply (`universal.laws_of`).
+
+    - spec: without the fields at upstream's default, on its device.
+    - always: a clause of which the law is applied even if the run ended before its first step.
+    """
+
     def train(other: RunSpec, subject: Subject | None = None, again: bool = False) -> Trace:
         made = runs.train(other, subject, again)
         if made.error is not None and not made_a_step(made) and runs.on_device(other) != spec:
@@ -203,12 +216,10 @@ def _verdicts(
         return made
 
     for clause, applied in universal.laws_of(train, spec):
-        if only not in (None, clause):
-            continue
         if trace.error is not None and clause not in (COMPLETES, always):
-            yield clause, not_judged(f"the run ended with {next(iter(trace.error.splitlines()), 'an error')}")
+            yield clause, f"the run ended with {next(iter(trace.error.splitlines()), 'an error')}"
         else:
-            yield clause, decided(applied)
+            yield clause, applied
 
 
 def decided(applied: Applied) -> Verdict:

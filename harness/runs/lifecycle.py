@@ -17,7 +17,7 @@ from harness.errors import UsageError
 from harness.fixtures import models
 from harness.laws import frozen, injection, rebuilt
 from harness.laws.equal import differences, same_adapter
-from harness.laws.schedule import plan
+from harness.laws.plan import plan
 from harness.runs.live_model import NAMES, Adapters, LiveModel, Stop
 from harness.spec import GET, RunSpec
 from harness.subjects.hf_trainer import HFTrainer, adapter_config, recorded_warnings

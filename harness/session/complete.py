@@ -75,7 +75,8 @@ def exit_code(complete: Complete, cases: list[Case], named: bool, status: int) -
     - status: pytest's exit status. pytest.exit may have set any.
 
     A clause that fails is 1. Otherwise it is 2 if something is missing, if a case could not be judged because of the
-    subject, or if pytest reports a failure that belongs to no case, such as an error in a fixture's teardown.
+    subject, if a run of --spec is refused, or if pytest reports a failure that belongs to no case, such as an error in a
+    fixture's teardown.
     """
     if status not in (0, 1, 5):
         return status
@@ -84,7 +85,7 @@ def exit_code(complete: Complete, cases: list[Case], named: bool, status: int) -
     code = report.exit_code(cases, named)
     if code == 1:
         return 1
-    if complete.missing or any(case.misused for case in cases):
+    if complete.missing or any(case.misused or case.refused for case in cases):
         return 2
     # pytest counts an undecided case as failed, too, and has 5 if the journal had all cases.
     return 2 if status == 1 and code == 0 else code

@@ -9,10 +9,12 @@ import pytest
 
 from harness.contract.expectations import Expectation
 from harness.files import out_of_space
+from harness.runs import judging
 from harness.session import failure, report
-from harness.session.state import VERDICTS, DrawnFailure, NotComparable, State, Unsupported
+from harness.session.state import VERDICTS, DrawnFailure, NotComparable, NotTrained, State, Unsupported
+from harness.spec import RunSpec
 from harness.subjects import WrongSubject
-from harness.verdict import FAIL, KNOWN_DEFECT, NOT_COMPARABLE, SKIPPED, UNEXPECTED_PASS, Case, Verdict, both
+from harness.verdict import FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS, Case, Verdict, both
 
 #: What is expected of a case that ends with an exception. `harness.mutants.judge` looks for these words.
 RUNS_TO_ITS_END = "the case runs to its end"
@@ -30,6 +32,7 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
     if isinstance(raised, pytest.skip.Exception) and not problems:
         case.verdict = NOT_COMPARABLE if isinstance(raised, NotComparable) else SKIPPED
         case.reason, case.unsupported = str(raised), isinstance(raised, Unsupported)
+        case.refused = isinstance(raised, NotTrained)
         return
     wrong = next((error for error in _all(raised) if isinstance(error, WrongSubject)), "") or _full(raised)
     if wrong:
@@ -45,7 +48,7 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
         problems.append(Verdict(FAIL, RUNS_TO_ITS_END, (f"{type(raised).__name__}: {raised}",)))
     elif not item.stash.get(VERDICTS, []) and case.drawn is None:
         problems.append(Verdict(FAIL, "the test judges its clause", ("the test ended without a verdict",)))
-    expected = _expectation(state, case)
+    expected = _expectation(state, case, problems)
     if problems:
         _fails(state, item, case, problems, expected, outcome)
     elif case.drawn == 0:
@@ -60,8 +63,12 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
         outcome.longrepr = failure.representation(item, sentence, [sentence])
 
 
-def _expectation(state: State, case: Case) -> Expectation | None:
+def _expectation(state: State, case: Case, problems: Sequence[Verdict]) -> Expectation | None:
     """Return the known defect that says how the case fails, if there is one."""
+    if case.brought:
+        spec = RunSpec.from_json(case.specs[0], within_bounds=False)
+        one = both(*problems) if problems else Verdict(PASS, "")
+        return judging.explained(case.clause, one, spec, case.subject, state.expectations)
     if case.drawn is not None:
         return None  # A drawn run is excused run by run, in `harness.runs.drawn` (Expectation.excuses).
     applies = (e for e in state.expectations if e.applies(case.clause, case.scenario, case.subject, case.device))

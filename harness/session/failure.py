@@ -37,7 +37,7 @@ def block(state: State, case: Case, verdict: Verdict) -> list[str]:
     ]
     if len(verdict.seen) > _FINDINGS:
         lines.append(f"            and {len(verdict.seen) - _FINDINGS} more")
-    if case.drawn is not None and case.specs:
+    if (case.drawn is not None or case.brought) and case.specs:
         lines.append(f"  run       {', '.join(changes(case.specs[0])) or 'the default run'}")
     lines += _labelled("life", [describe(act) for act in case.life or []])
     try:
@@ -50,7 +50,7 @@ def block(state: State, case: Case, verdict: Verdict) -> list[str]:
 def _trust(state: State, case: Case) -> str:
     """Return the option that the case file needs, if it names code of the user's."""
     # A test of the suites has its own specs.
-    spec = case.specs[0] if case.drawn and case.specs else None
+    spec = case.specs[0] if (case.drawn or case.brought) and case.specs else None
     return " --trust-code" if trust.needed(spec, case.subject, state.preload) else ""
 
 
@@ -96,8 +96,9 @@ def _write_case(state: State, case: Case) -> Path:
         "schema_version": report.SCHEMA_VERSION,
         "clause": case.clause,
         "scenario": case.scenario,
-        # A drawn run is repeated from its spec: the test would draw other runs.
-        **({} if case.drawn else {"test": case.nodeid.rpartition("suites/")[2]}),
+        # A drawn run is repeated from its spec: the test would draw other runs. So is a run of --spec: without it there
+        # is no test.
+        **({} if case.drawn or case.brought else {"test": case.nodeid.rpartition("suites/")[2]}),
         "subject": case.subject,
         "device": case.device,
         "preload": state.preload,

@@ -159,6 +159,8 @@ _KINDS: dict[str, Any] = {
     "life": (list, type(None)),
     "unsupported": bool,
     "misused": bool,
+    "brought": bool,
+    "refused": bool,
 }
 _NEEDED = ("clause", "scenario", "nodeid", "subject")
 

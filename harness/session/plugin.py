@@ -35,6 +35,7 @@ from harness.processes.parent_watch import end_with_owner
 from harness.runs import drawn
 from harness.session import complete, report, supervisor, terminal
 from harness.session.decide import RUNS_TO_ITS_END, decide
+from harness.session.specs import Brought
 from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, State
 from harness.spec import RunSpec
 from harness.verdict import FAIL, Case
@@ -45,6 +46,8 @@ pytest_plugins = ["harness.session.pytest_fixtures"]
 #: The property of a test's report that holds a case as JSON. xdist's controller and JUnit files read it.
 _PROPERTY = "peft_harness_case"
 _ERRORS = "peft_harness_errors"
+#: The file of suites/ that judges the runs of --spec.
+_BROUGHT = "test_specs.py"
 
 
 # ---- options ----
@@ -63,6 +66,14 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         metavar="GLOB",
         help="Judge these clauses only, such as 'RES-*'. Repeatable.",
     )
+    group.addoption(
+        "--spec",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Judge the run of this RunSpec only, by each clause whose law applies to any run. Repeatable.",
+    )
+    group.addoption("--trust-code", action="store_true", help="Run code that the file of a --spec names.")
     group.addoption(
         "--preload",
         action="append",
@@ -256,6 +267,13 @@ def pytest_pycollect_makemodule(module_path: Path, parent: Any) -> pytest.Module
     return _SuiteModule.from_parent(parent, path=module_path) if ours else None
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Collect test_specs.py if runs were brought with --spec, and the other files of suites/ if none was."""
+    if not collection_path.name.startswith("test_") or collection_path.resolve().parent != paths.SUITES.resolve():
+        return None
+    return True if (collection_path.name == _BROUGHT) != bool(config.stash[STATE].brought) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give each test its cases, keep the tests of the chosen clauses, and check that suites and contract agree."""
     state = config.stash[STATE]
@@ -272,8 +290,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         elif unknown:
             errors.append(f"{item.nodeid} names clause {unknown[0]!r}, which harness/contract/ does not have")
         else:
-            name = scenario(item) + "/shimmed" * _is_shimmed(item, state.device)
-            cases = [Case(id, name, item.nodeid, state.subject, state.device) for id in ids]
+            cases = [_case(item, id, state) for id in ids]
             item.stash[CASES] = [case for case in cases if case.clause in state.clauses]
             (chosen if item.stash[CASES] else others).append(item)
             collected += cases
@@ -300,8 +317,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             _prepare_training(state)
 
 
+def _case(item: pytest.Item, clause: str, state: State) -> Case:
+    name = scenario(item) + "/shimmed" * _is_shimmed(item, state.device)
+    case = Case(clause, name, item.nodeid, state.subject, state.device)
+    if (brought := _brought(item)) is not None:
+        case.brought, case.specs = True, [brought.spec.to_json()]
+    return case
+
+
+def _brought(item: pytest.Item) -> Brought | None:
+    """Return the run of --spec that a test judges; None if it judges one of the suites' own."""
+    callspec = getattr(item, "callspec", None)
+    found = callspec.params.get("brought") if callspec else None
+    return found if isinstance(found, Brought) else None
+
+
 def scenario(item: pytest.Item) -> str:
-    """Return the scenario's name: the id of the test's parameters, or the test's name if it has none."""
+    """Return the scenario's name: of the run of --spec; else the id of the test's parameters, or the test's name."""
+    if (brought := _brought(item)) is not None:
+        return brought.name
     callspec = getattr(item, "callspec", None)
     return callspec.id if callspec is not None else item.name.removeprefix("test_")
 
@@ -319,7 +353,8 @@ def judged(config: pytest.Config) -> list[Case]:
 def _is_shimmed(item: pytest.Item, device: str) -> bool:
     """Return whether a case trains with the harness's own stand-in for a device (`harness.processes.shims`)."""
     callspec = getattr(item, "callspec", None)
-    specs = [value for value in callspec.params.values() if isinstance(value, RunSpec)] if callspec else []
+    values = [getattr(value, "spec", value) for value in callspec.params.values()] if callspec else []
+    specs = [value for value in values if isinstance(value, RunSpec)]
     return any(spec.on_device(device).launch.shimmed for spec in specs)
 
 
@@ -329,6 +364,8 @@ def _is_whole(config: pytest.Config) -> bool:
     marked = config.getoption("markexpr") not in ("", "not network and not slow")
     filtered = any(config.getoption(option) for option in ("keyword", "deselect", "ignore", "ignore_glob"))
     args = [Path(str(arg)) for arg in config.args]
+    if config.stash[STATE].brought:
+        return False
     return not (filtered or marked) and any(path.resolve() == paths.SUITES for path in args)
 
 

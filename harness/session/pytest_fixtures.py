@@ -10,14 +10,27 @@ from typing import Any
 
 import pytest
 
-from harness import subjects
+from harness import defaults, subjects
+from harness.errors import UsageError
+from harness.laws.universal import Applied
 from harness.processes import gpu_locks
-from harness.runs import drawn
+from harness.runs import drawn, judging
 from harness.runs.cache import Runs
-from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, NotComparable, Unsupported, skip_if
+from harness.session.specs import Brought
+from harness.session.state import (
+    CASES,
+    STATE,
+    VERDICTS,
+    DrawnFailure,
+    NotComparable,
+    NotTrained,
+    Unsupported,
+    skip_if,
+)
 from harness.spec import RunSpec
+from harness.subjects import WrongSubject
 from harness.trace import Trace
-from harness.verdict import Verdict
+from harness.verdict import NOT_COMPARABLE, Unjudged, Verdict
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +146,49 @@ def judge(request: pytest.FixtureRequest) -> Callable[[Verdict], None]:
         request.node.stash[VERDICTS].append(verdict)
 
     return record
+
+
+@pytest.fixture
+def judge_brought(
+    request: pytest.FixtureRequest, runs: Runs, judge: Callable[[Verdict], None]
+) -> Callable[[Brought, str], None]:
+    """judge_brought(brought, clause): judge a run of --spec by a clause's law. The run is trained once for all clauses.
+
+    The case is skipped if the run cannot be trained (NotTrained), or if the law does not apply to it (NotComparable).
+    """
+
+    def judge_one(brought: Brought, clause: str) -> None:
+        (case,) = request.node.stash[CASES]
+        try:
+            spec = runs.on_device(defaults.plain(brought.spec))
+            case.specs[:] = [spec.to_json()]
+            if brought not in runs.measured:
+                runs.measured[brought] = _laws(brought, spec)
+            laws = runs.measured[brought]
+        except WrongSubject:
+            raise
+        except UsageError as error:
+            runs.measured[brought] = error
+            laws = error
+        if isinstance(laws, UsageError):
+            raise NotTrained(str(laws))
+        verdict = judging.decided(laws[clause])
+        if verdict.outcome == NOT_COMPARABLE and not any(isinstance(sentence, Unjudged) for sentence in verdict.seen):
+            raise NotComparable("; ".join(verdict.seen))
+        judge(verdict)
+
+    def _laws(brought: Brought, spec: RunSpec) -> dict[str, Applied]:
+        try:
+            reason = subjects.unsupported(runs.subject, spec)
+        except WrongSubject:
+            raise
+        except UsageError as error:
+            raise UsageError(f"{brought.where}: {error}") from None
+        if reason:
+            raise UsageError(f"{brought.where}: subject {runs.subject.name} does not train such a spec ({reason})")
+        return dict(judging.laws_of(spec, judging.trained(spec, runs, brought.where), runs))
+
+    return judge_one
 
 
 @pytest.fixture

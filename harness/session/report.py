@@ -16,6 +16,7 @@ from rich.text import Text
 from harness import contract
 from harness.environment import peak_bytes
 from harness.files import write_whole
+from harness.session import specs
 from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, ORDER, PASS, SKIPPED, UNEXPECTED_PASS, Case
 from harness.words import counted
 
@@ -146,13 +147,15 @@ def decisive(cases: list[Case], named: bool) -> list[Unjudged]:
 def exit_code(cases: list[Case], named: bool = False) -> int:
     """Return 0 if all hold, known defects included; 1 if a clause fails or passes unexpectedly; 3 if undecided.
 
-    Undecided includes that a clause was not judged (`decisive`). named: whether the user named the clauses.
+    Undecided includes that a clause was not judged (`decisive`), and that a run of --spec was compared with no other
+    (`specs.uncompared`). named: whether the user named the clauses.
     """
     # A missing baseline, which has a reason, is the rule on other stacks than the recorded one.
     found = {case.verdict for case in cases if not (case.verdict == NOT_COMPARABLE and case.reason)}
     if found & {FAIL, UNEXPECTED_PASS}:
         return 1
-    return 3 if found & {AMBIGUOUS, NOT_COMPARABLE} or decisive(cases, named) else 0
+    undecided = found & {AMBIGUOUS, NOT_COMPARABLE} or specs.uncompared(cases) or decisive(cases, named)
+    return 3 if undecided else 0
 
 
 def summary(console: Console, cases: list[Case], effort: Effort, named: bool = False) -> None:
@@ -167,7 +170,11 @@ def summary(console: Console, cases: list[Case], effort: Effort, named: bool = F
         console.print(
             Text(f"{counted(shimmed, 'case')} /shimmed: FSDP on a CPU, which needs harness/processes/shims.py")
         )
-    skipped = Counter(case.reason for case in cases if case.verdict in (SKIPPED, NOT_COMPARABLE))
+    for name, strength in specs.strengths(cases).items():
+        console.print(Text(f"{name}: {strength}"))
+    # The first lines say why a run of --spec was refused.
+    cases = [case for case in cases if not case.refused]
+    skipped = Counter(case.reason for case in cases if case.reason and case.verdict in (SKIPPED, NOT_COMPARABLE))
     for reason, count in skipped.most_common():
         console.print(Text(f"skipped {counted(count, 'case')}: {reason}"))
     _unjudged(console, cases, named)
@@ -229,6 +236,9 @@ def _unjudged(console: Console, cases: list[Case], named: bool) -> None:
     if undecided := decisive(cases, named):
         ids = ", ".join(one.clause for one in undecided)
         console.print(Text(f"undecided: no case was judged of {ids}, which this run was asked for", style="yellow"))
+
+    for name in specs.uncompared(cases):
+        console.print(Text(f"undecided: {name} could not be compared with any other run", style="yellow"))
 
 
 def _known_defects(console: Console, cases: list[Case]) -> None:

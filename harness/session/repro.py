@@ -8,10 +8,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from json import dumps
 from pathlib import Path
@@ -29,14 +31,15 @@ from harness.paths import SUITES
 from harness.processes import ranks
 from harness.processes.imports import import_upstream
 from harness.progress import Progress, screen
-from harness.runs import judging
+from harness.runs import cache, judging
 from harness.runs.cache import Runs
 from harness.runs.judging import Judgement, Refused
 from harness.runs.lifecycle import VERBS, Judged, Life
 from harness.runs.lifecycle import describe as act_in_words
-from harness.session import case_file
+from harness.session import apart, case_file
 from harness.session.case_file import CaseFile
 from harness.spec import RunSpec
+from harness.subjects import from_file
 from harness.subjects.hf_trainer import HFTrainer
 from harness.trace import Trace
 from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, Verdict
@@ -73,15 +76,17 @@ def judge_spec(
     if case.spec is None:
         raise UsageError(f"{case.where}: has no spec")
     trust.check_case(case.subject if subject_name is None else None, case.preload, case.where, trusted)
-    trust.check(case.spec, case.where, trusted)
+    spec, said = from_file.as_run(case.spec, case.where)
+    trust.check(spec, case.where, trusted)
+    case = dataclasses.replace(case, spec=spec)
     if case.life is not None:
         if json is not None:
             raise UsageError(f"--json: {case.where} has a life, which is repeated and not reported")
-        with _prepared(case, subject_name, device) as (spec, runs):
-            return _show_life(case, spec, runs)
-    with _silent(), _prepared(case, subject_name, device) as (spec, runs):
-        judged = _judged(spec, runs, case.where, case.clause)
-    show(judged, screen())
+        with _prepared(case, subject_name, device) as (placed, runs):
+            return _show_life(case, placed, runs)
+    with _silent(), _prepared(case, subject_name, device) as (placed, runs):
+        judged = _judged(placed, runs, case.where, case.clause)
+    show(judged, screen(), said)
     if json is not None:
         write_json(json, judged)
     return judged.code
@@ -135,26 +140,34 @@ def _prepared(case: CaseFile, subject_name: str | None, device: str | None) -> I
         yield spec, Runs(subject, Path(directory), spec.launch.device)
 
 
-def _silent() -> contextlib.redirect_stdout[io.StringIO]:
-    """Keep what a Trainer prints off the screen. The log entries are in the table, and the first line is the answer."""
-    return contextlib.redirect_stdout(io.StringIO())
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep off the screen what a Trainer prints, and what upstream warns of. The first line is the answer."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _judged(spec: RunSpec, runs: Runs, where: str, clause: str | None) -> Judgement:
-    with Progress(what="laws", forks=True) as progress:
-        try:
-            return judging.judge(
-                spec,
-                runs,
-                expectations.load(SUITES / "expectations"),
-                where,
-                judged=lambda id, verdict: progress.advance(text=f"{id} {WORDS[verdict.outcome]}"),
-                always=clause,
-            )
-        except Refused as error:
-            if error.output:
-                screen(sys.stderr).print(Text(error.output))
-            raise
+    def trained(subject: str, trace: Trace) -> None:
+        apart.alive()
+
+    cache.listeners.append(trained)
+    try:
+        with Progress(what="laws", forks=True) as progress:
+
+            def decided(id: str, verdict: Verdict) -> None:
+                apart.alive()
+                progress.advance(text=f"{id} {WORDS[verdict.outcome]}")
+
+            known = expectations.load(SUITES / "expectations")
+            return judging.judge(spec, runs, known, where, judged=decided, always=clause)
+    except Refused as error:
+        if error.output:
+            screen(sys.stderr).print(Text(error.output))
+        raise
+    finally:
+        cache.listeners.remove(trained)
 
 
 # ---- what is printed ----

@@ -8,7 +8,7 @@ from _pytest.outcomes import Skipped
 from harness import contract, environment, patches, paths
 from harness.contract import expectations
 from harness.errors import UsageError
-from harness.session import report
+from harness.session import report, specs
 from harness.session.complete import Complete
 from harness.session.journal import Journal
 from harness.verdict import Case, Verdict
@@ -32,6 +32,10 @@ class DrawnFailure(AssertionError):
 
 class NotComparable(Skipped):
     """Skips a case for which nothing was recorded in this environment; the message says why."""
+
+
+class NotTrained(Skipped):
+    """Skips a case whose run, which the user brought, cannot be trained; the message says why."""
 
 
 class Unsupported(Skipped):
@@ -58,6 +62,8 @@ class State:
         self.clauses = contract.select(config.getoption("--clause"))
         #: Whether the user named clauses, so that each of them must be judged.
         self.named = bool(config.getoption("--clause"))
+        #: The runs of --spec. Only these are judged, if there are any.
+        self.brought = specs.load_all(config.getoption("--spec"), config.getoption("--trust-code"))
         self.expectations = expectations.load(paths.SUITES / "expectations")
         known = contract.clauses()
         for one in self.expectations:
@@ -73,6 +79,7 @@ class State:
         chosen = worker["peft_harness_journal"] if worker else config.getoption("--journal")
         run = [self.subject, self.device, *sorted(self.clauses), *self.preload]
         run += [patches.names(self.device), environment.describe(self.device)]
+        run += [[one.name, one.spec.hash] for one in self.brought]
         self.journal = Journal.open(chosen, run, writes=worker is None)
         self.cases: list[Case] = list(self.journal.cases)
         self.complete = Complete(self.journal.ended)

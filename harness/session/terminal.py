@@ -64,15 +64,15 @@ def print_summary(reporter: Any, config: pytest.Config) -> None:
         reporter.write_line(f"ERROR: {error}", red=True)
     if state.errors:
         return
-    for reason in dict.fromkeys(case.reason for case in state.cases if case.misused):
+    for reason in dict.fromkeys(case.reason for case in state.cases if case.misused or case.refused):
         reporter.write_line(f"ERROR: {reason}", red=True)
     if config.option.collectonly:
         reporter.write_line("nothing was judged: --collect-only")
     elif not (state.complete.asked or state.cases or reporter.stats.get("error")):
-        reporter.write_line("ERROR: nothing was judged: --clause, -k and the like leave no test over", red=True)
+        reporter.write_line("ERROR: nothing was judged: --spec, --clause, -k and the like leave no test over", red=True)
     for sentence in (state.complete.sentence(), *state.unwritten):
         if sentence:
             reporter.write_line(f"ERROR: {sentence}", red=True)
-    if state.cases:
+    if any(not case.refused for case in state.cases):
         console = progress.screen(reporter._tw._file, no_color=not reporter.hasmarkup)
         report.summary(console, state.cases, state.effort, state.named)

@@ -9,16 +9,16 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import compat
 from harness.environment import version
 from harness.errors import UsageError
-from harness.fixtures import data, loaded, models
-from harness.spec import ADD, GET, AdapterSpec, RunSpec
-from harness.subjects import launch_arguments
+from harness.fixtures import data, loaded, models, quantized
+from harness.spec import ADD, GET, AdapterSpec, ModelSpec, RunSpec
+from harness.subjects import launch_arguments, trainer_keywords
 from harness.subjects.observer import Observer
 from harness.tensors.names import is_adapter
 from harness.trace import Trace
@@ -34,13 +34,15 @@ def inject(model: Any, spec: AdapterSpec) -> Any:
     """Inject the spec's adapters by its route, after seeding torch with `spec.seed`. Return the model to train.
 
     get_peft_model returns a PeftModel around `model`. add_adapter changes `model` itself, which is returned. Raises
-    UsageError for another route, for an adapter type that peft does not have, and if a parameter of the base model has a
-    name like an adapter's.
+    UsageError for another route, for an adapter type that peft does not have, for one that is not to be trained
+    (inference_mode), and if a parameter of the base model has a name like an adapter's.
     """
     import peft
     import torch
 
     _check_names(model)
+    if spec.config.get("inference_mode"):
+        raise UsageError("nothing is trained: adapter.config.inference_mode is true; set it to false or leave it out")
     config = adapter_config(spec.peft_type, dict(spec.config))
     torch.manual_seed(spec.seed)
     if spec.route == GET:
@@ -87,19 +89,6 @@ def adapter_config(peft_type: str, values: dict[str, Any]) -> Any:
     return config
 
 
-def _early_stopping(**options: Any) -> Any:
-    from transformers import EarlyStoppingCallback
-
-    return EarlyStoppingCallback(**options)
-
-
-#: Names allowed in RunSpec.trainer["callbacks"], as "name" or ["name", {options}], beside "module:object".
-CALLBACKS: dict[str, Callable[..., Any]] = {"early_stopping": _early_stopping}
-
-#: Keys allowed in RunSpec.trainer. All but "callbacks" are keyword arguments of the Trainer, given as "module:object".
-EXTRAS = ("callbacks", "compute_loss_func", "compute_metrics", "data_collator", "optimizer_cls_and_kwargs")
-
-
 class HFTrainer:
     """transformers.Trainer as a subject, or your own subclass of it.
 
@@ -116,11 +105,12 @@ class HFTrainer:
 
     For each run your class is called once, with keyword arguments only:
 
-    - model: the base with its adapters injected already (a hyperparameter search passes model_init instead)
+    - model: the base with its adapters injected already (a hyperparameter search passes model_init instead, and so does a
+      spec that asks for it)
     - args: TrainingArguments
     - train_dataset, eval_dataset: datasets of tokenized rows; eval_dataset is None if the spec has no evaluation rows
     - callbacks: those of the spec, then the one that observes; pass them on to Trainer
-    - those of `EXTRAS` that the spec asks for, such as compute_metrics
+    - those of `harness.subjects.trainer_keywords` that the spec asks for, such as compute_metrics
 
     If your class needs more arguments, give it defaults for them, or make a subclass that sets them. It must be found by
     name in a module, since runs of several ranks pickle it.
@@ -183,11 +173,9 @@ class HFTrainer:
 
     def unsupported(self, spec: RunSpec) -> str | None:
         """Return what this installation lacks for a spec, None if nothing. See `Subject.unsupported`."""
-        if spec.model.quantization and (reason := compat.missing_quantization(spec.model.quant_storage)) is not None:
+        if (reason := _missing_for_model(spec.model)) is not None:
             return reason
-        optimizer = str(spec.arguments.get("optim", ""))
-        if optimizer.endswith(("_8bit", "_32bit")) and "torch" not in optimizer and version("bitsandbytes") is None:
-            return f"optimizer {optimizer!r} needs bitsandbytes, which is not installed"
+        trainer_keywords.check(spec.trainer)
         if (reason := launch_arguments.unsupported(spec.launch)) is not None:
             return reason
         workers = spec.arguments.get("dataloader_num_workers") or 0
@@ -197,6 +185,12 @@ class HFTrainer:
             compat.training_arguments({**launch_arguments.arguments(spec.launch), **spec.arguments})
         except LookupError as missing:
             return str(missing)
+        if (reason := compat.missing_package(spec.arguments)) is not None:
+            return reason
+        if spec.model.family == "qwen3-moe":
+            reason = compat.missing_experts(spec.adapter.config.get("target_parameters") or ())
+        if reason is not None:
+            return reason
         fields = [*spec.adapter.config, *(name for other in spec.adapter.others.values() for name in other)]
         return compat.missing_adapter_field(spec.adapter.peft_type, fields)
 
@@ -225,27 +219,37 @@ class HFTrainer:
         if self.device is not None:
             spec = spec.on_device(self.device)
         train_rows, eval_rows = data.rows(spec.data)
-        if model is None:
-            model = inject(_base(spec, directory), spec.adapter)
-        data.check_vocabulary(spec.data, [*train_rows, *eval_rows], model)
-        if observer is not None:
-            observer.watch_model(model)
-        keywords = {name: value for name, value in spec.trainer.items() if name != "callbacks"}
-        unknown = sorted(set(spec.trainer) - set(EXTRAS))
-        if unknown:
-            raise UsageError(f"spec.trainer: unknown {unknown[0]!r}; possible are {', '.join(EXTRAS)}")
-        callbacks = [_callback(item) for item in spec.trainer.get("callbacks", [])]
+        trainer_keywords.check(spec.trainer)
+
+        def watched(made: Any) -> Any:
+            data.check_vocabulary(spec.data, [*train_rows, *eval_rows], made)
+            if observer is not None:
+                observer.watch_model(made)
+            return made
+
+        def model_init() -> Any:
+            # The fixture seeds torch. What a run draws later does not depend on it.
+            with torch_random_state():
+                return watched(inject(_base(spec, directory), spec.adapter))
+
+        keywords: dict[str, Any] = {}
+        if model is None and spec.trainer.get("model_init"):
+            keywords["model_init"] = model_init
+        else:
+            keywords["model"] = watched(inject(_base(spec, directory), spec.adapter) if model is None else model)
+        # After the model: under DeepSpeed's ZeRO-3, a model that is made later is spread at once.
+        arguments = self.arguments(spec, directory)
+        keywords |= trainer_keywords.optimizers(spec.trainer, keywords.get("model"), arguments)
         # The reporter comes last, so that it sees the control flow as the other callbacks left it.
         reporter = None if observer is None else _reporter(observer)
+        callbacks = trainer_keywords.callbacks(spec.trainer)
         trainer = self.trainer_class(
-            model=model,
-            args=self.arguments(spec, directory),
+            args=arguments,
             train_dataset=data.dataset(train_rows, spec.data),
             eval_dataset=data.dataset(eval_rows, spec.data) if eval_rows else None,
             callbacks=[*callbacks, reporter] if reporter else callbacks,
-            **{
-                name: models.load_object(value) if isinstance(value, str) else value for name, value in keywords.items()
-            },
+            **trainer_keywords.objects(spec.trainer),
+            **keywords,
         )
         if reporter is not None:
             reporter.trainer = trainer
@@ -294,6 +298,24 @@ def _reporter(observer: Observer) -> Reporter:
     from harness.subjects.reporter import Reporter
 
     return Reporter(observer)
+
+
+def _missing_for_model(model: ModelSpec) -> str | None:
+    """Return what this installation lacks for a base model, None if nothing."""
+    if isinstance(model.quantization, Mapping):
+        quantized.configuration(model.quantization)  # UsageError for an unknown field
+    if (model.four_bit or model.eight_bit) and (reason := compat.missing_quantization(model.packed_dtype)) is not None:
+        return reason
+    if isinstance(model.quantization, Mapping) and (reason := quantized.missing(model.quantization)) is not None:
+        return reason
+    return compat.missing_attention(model.attn_implementation)
+
+
+def torch_random_state() -> contextlib.AbstractContextManager[Any]:
+    """Return a context that leaves torch's random state as it was."""
+    import torch
+
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
 
 
 def _base(spec: RunSpec, directory: Path) -> torch.nn.Module:
@@ -347,13 +369,6 @@ def _checkpoint_argument(spec: RunSpec, directory: Path) -> str | bool:
     assert spec.resume is not None
     step = spec.resume.checkpoint
     return step if isinstance(step, bool) else str(directory / f"checkpoint-{step}")
-
-
-def _callback(item: Any) -> Any:
-    name, options = (item, {}) if isinstance(item, str) else item
-    if name in CALLBACKS:
-        return CALLBACKS[name](**options)
-    return models.load_object(name)(**options)
 
 
 @contextlib.contextmanager

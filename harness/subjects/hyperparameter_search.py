@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.fixtures import data, models
 from harness.spec import RunSpec
+from harness.subjects import trainer_keywords
 from harness.subjects.hf_trainer import HFTrainer, inject, record_state, recorded_warnings
 from harness.subjects.observer import Observer
 from harness.trace import Trace
@@ -120,7 +121,7 @@ class _Watch:
             train_dataset=data.dataset(self.rows, spec.data),
             eval_dataset=data.dataset(self.eval_rows, spec.data) if self.eval_rows else None,
             callbacks=[self.reporter],
-            **{name: models.load_object(value) for name, value in spec.trainer.items()},
+            **trainer_keywords.objects(spec.trainer),
         )
         self.reporter.trainer = trainer
         return trainer

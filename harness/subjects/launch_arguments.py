@@ -66,9 +66,11 @@ def arguments(launch: LaunchSpec) -> dict[str, Any]:
             config["activation_checkpointing"] = True
         if launch.cpu_offload:
             config["cpu_offload"] = True
+        config |= launch.options
         if launch.shimmed and launch.strategy == "fsdp1":
-            config["sync_module_states"] = False  # accelerate would look for a GPU to sync them on
-        return {"fsdp": True, "fsdp_config": {**config, **launch.options}}
+            # accelerate would look for a GPU to sync them on. Without that each rank needs the weights.
+            config["sync_module_states"] = config["cpu_ram_efficient_loading"] = False
+        return {"fsdp": True, "fsdp_config": config}
     if launch.deepspeed:
         return {"deepspeed": _deepspeed(launch)}
     return {}
@@ -85,7 +87,6 @@ def _deepspeed(launch: LaunchSpec) -> dict[str, Any]:
         # By default parameters of fewer than 100,000 elements are not partitioned, which is all of a small adapter.
         zero["stage3_param_persistence_threshold"] = 0
     return {
-        "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
@@ -93,4 +94,5 @@ def _deepspeed(launch: LaunchSpec) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         **launch.options,
+        "zero_optimization": zero | launch.options.get("zero_optimization", {}),
     }

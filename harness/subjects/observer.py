@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.environment import describe, peak_bytes
 from harness.files import require_space
 from harness.spec import RunSpec
+from harness.subjects.rows import Rows
 from harness.tensors import names, shards
 from harness.tensors.checksum import checksum
 from harness.trace import Checkpoint, Evaluation, Group, MicroBatch, Step, Tensors, Trace
@@ -42,9 +43,7 @@ class Observer:
 
     def __init__(self, spec: RunSpec, subject: str, rows: Iterable[dict[str, Any]], directory: str | Path):
         self.trace = Trace(spec, subject, describe(spec.launch.device), directory=str(directory))
-        # The last token of an augmented row changes at every access, so the row is recognised by the others.
-        self._fixed_tokens = slice(None, -1) if spec.data.augment else slice(None)
-        self._rows = {self._key(row["input_ids"]): index for index, row in enumerate(rows)}
+        self._rows = Rows(rows, spec.data.augment)
         self._batches: list[MicroBatch] = []
         self._evaluated: list[list[int]] = []
         self._unclipped: Tensors = {}
@@ -67,6 +66,10 @@ class Observer:
 
         - model: the object that the trainer gets, adapters injected
         """
+        # With model_init the Trainer makes a model at first, and the one that it trains later.
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
         self._model = model
         self._watch_gradients(model)
         self.trace.trainable = [self._names[id(p)] for p in model.parameters() if p.requires_grad]
@@ -183,12 +186,9 @@ class Observer:
             p.register_post_accumulate_grad_hook(self._accumulated) for p in model.parameters() if p.requires_grad
         ]
 
-    def _key(self, tokens: list[int]) -> tuple[int, ...]:
-        return tuple(tokens[self._fixed_tokens])
-
     def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = kwargs.get("input_ids", args[0] if args else None)
-        rows = [] if tokens is None else [self._rows.get(self._key(row), -1) for row in tokens.tolist()]
+        rows = [] if tokens is None else self._rows.of(tokens, kwargs.get("attention_mask"), kwargs.get("position_ids"))
         if not module.training:
             self._evaluated.append(rows)
             return

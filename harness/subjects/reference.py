@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
@@ -26,14 +27,78 @@ if TYPE_CHECKING:
 
 #: TrainingArguments that change nothing in the reference -> the values for which that holds (None: any value).
 WITHOUT_EFFECT: dict[str, tuple[Any, ...] | None] = {
+    "accelerator_config": (None, {}),
+    "auto_find_batch_size": None,  # it acts if memory does not suffice
     "average_tokens_across_devices": None,  # one process
-    "dataloader_num_workers": (0,),
+    "batch_eval_metrics": None,  # no metrics are computed but the loss
+    "bf16_full_eval": (False,),
+    "dataloader_num_workers": None,  # workers read the same rows; `refusal` knows the exception
+    "dataloader_persistent_workers": (False,),
     "dataloader_pin_memory": None,
+    "dataloader_prefetch_factor": None,
+    "ddp_backend": None,
+    "ddp_broadcast_buffers": None,
+    "ddp_bucket_cap_mb": None,
+    "ddp_find_unused_parameters": None,
+    "ddp_static_graph": None,
+    "ddp_timeout": None,
+    "debug": ("", []),
+    "deepspeed": (None,),
     "disable_tqdm": None,
+    "do_eval": None,  # the Trainer looks at eval_strategy
+    "do_predict": None,
+    "do_train": None,
+    "enable_jit_checkpoint": (False,),
+    "eval_accumulation_steps": None,  # of predictions, of which there are none
+    "eval_do_concat_batches": None,
+    "eval_use_gather_object": None,
     "fp16": (False,),
+    "fp16_full_eval": (False,),
+    "fsdp": (None, "", []),
+    "fsdp_config": None,  # without fsdp
+    "full_determinism": None,  # on a CPU each kernel is deterministic
+    "hub_always_push": None,
+    "hub_model_id": None,
+    "hub_private_repo": None,
+    "hub_revision": None,
+    "hub_strategy": None,
+    "hub_token": None,
+    "include_for_metrics": None,
+    "include_inputs_for_metrics": None,
+    "label_names": (["labels"],),
+    "length_column_name": None,  # rows have no column of lengths
+    "liger_kernel_config": None,
     "load_best_model_at_end": (False,),
+    "local_rank": None,
+    "log_level": None,
+    "log_level_replica": None,
+    "log_on_each_node": None,
+    "logging_dir": None,
+    "overwrite_output_dir": None,
+    "optim_target_modules": (None,),
+    "parallelism_config": (None,),
+    "prediction_loss_only": None,
+    "project": None,
+    "push_to_hub": (False,),
     "remove_unused_columns": None,  # rows hold the model's columns only
     "report_to": ("none", ["none"], []),
+    "restore_callback_states_from_checkpoint": (False,),
+    "run_name": None,
+    "save_on_each_node": None,
+    "save_safetensors": (True,),
+    "skip_memory_metrics": None,  # metrics of memory are not compared
+    "tf32": (None, False),
+    "torch_compile": (False,),
+    "torch_compile_backend": (None,),
+    "torch_compile_mode": (None,),
+    "torch_empty_cache_steps": None,
+    "trackio_bucket_id": None,
+    "trackio_space_id": None,
+    "trackio_static_space_id": None,
+    "use_cache": (False,),
+    "use_cpu": None,  # launch.device says it
+    "use_liger_kernel": (False,),
+    "use_mps_device": (False,),
 }
 
 #: Fields of TrainingArguments and LoraConfig of which the reference implements only some values -> those values.
@@ -41,9 +106,28 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "eval_strategy": ("no", "steps", "epoch"),
     "logging_strategy": ("no", "steps", "epoch"),
     "save_strategy": ("no", "steps", "epoch"),
-    "lr_scheduler_type": ("linear", "cosine", "constant", "constant_with_warmup"),
-    "optim": ("adamw_torch", "adamw_torch_fused", "sgd"),
+    "lr_scheduler_type": (
+        *("linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt", "cosine_with_min_lr"),
+        *("cosine_warmup_with_min_lr", "warmup_stable_decay", "constant", "constant_with_warmup"),
+        *("reduce_lr_on_plateau", "greedy"),
+    ),
+    "optim": (
+        *("adamw_torch_fused", "adamw_torch", "sgd", "adafactor", "adagrad", "rmsprop"),
+        *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"),
+        *("lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit"),
+        *("ademamix", "ademamix_8bit", "paged_ademamix_8bit", "paged_ademamix_32bit"),
+        *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+    ),
+    "train_sampling_strategy": ("random", "sequential", "group_by_length"),
+    "include_num_input_tokens_seen": (False, True, "no", "all", "non_padding"),
+    "metric_for_best_model": (None, "loss", "eval_loss"),  # no other metric is computed
     "task_type": (None, "CAUSAL_LM"),
+}
+
+#: Older names of TrainingArguments -> the newest ones.
+OLDER_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 
 #: Fields of LoraConfig that the reference accepts with their default only.
@@ -58,7 +142,7 @@ def arguments(given: Mapping[str, Any]) -> Arguments:
     """Return TrainingArguments for the reference. Raises UsageError for a name or a value that it does not implement."""
     from harness.reference.settings import Arguments
 
-    values = dict(given)
+    values = {OLDER_NAMES.get(name, name): value for name, value in given.items()}
     for name, allowed in WITHOUT_EFFECT.items():
         if name not in values:
             continue
@@ -71,7 +155,53 @@ def arguments(given: Mapping[str, Any]) -> Arguments:
             raise UsageError(f"TrainingArguments.{name} = {value!r}: expected more than 0")
     if unknown := set(values.get("activation_checkpointing_kwargs") or {}) - {"use_reentrant"}:
         raise UsageError(f"the reference does not implement activation_checkpointing_kwargs[{min(unknown)!r}]")
-    return Arguments(**values)
+    made = Arguments(**values)
+    _check_schedule(made)
+    _check_optimizer(made)
+    return made
+
+
+def _check_schedule(args: Arguments) -> None:
+    """Check the arguments on the learning rate. Raises UsageError for options that the schedule does not have."""
+    import torch
+
+    from harness.reference.schedules import BY_METRIC, CONSTANT, SHAPES, make_schedule
+
+    kind, options = args.lr_scheduler_type, args.lr_scheduler_kwargs or {}
+    # The names of the options come after optimizer, or after step, warmup, total and peak.
+    parameters = [*inspect.signature(BY_METRIC.get(kind) or SHAPES.get(kind) or SHAPES["linear"]).parameters]
+    unknown = set(options) - set(parameters[1 if kind in BY_METRIC else 4 :])
+    if unknown and kind not in CONSTANT:
+        raise UsageError(f"lr_scheduler_kwargs[{min(unknown, key=str)!r}]: the schedule {kind!r} has no such option")
+    if kind in BY_METRIC and args.eval_strategy == "no":
+        raise UsageError(f"lr_scheduler_type {kind!r} needs evaluations, hence an eval_strategy")
+    try:  # a run of ten steps, without a model
+        schedule = make_schedule(torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate), args, 10)
+        for _ in range(10):
+            schedule.optimizer.step()
+            schedule.step(*([0.0] if kind in BY_METRIC else []))
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UsageError(f"lr_scheduler_type {kind!r} with lr_scheduler_kwargs {dict(options)}: {error}") from error
+    if args.save_total_limit and (args.metric_for_best_model or kind in BY_METRIC):
+        raise UsageError("the reference does not implement save_total_limit with a metric, which spares the best one")
+
+
+def _check_optimizer(args: Arguments) -> None:
+    """Check optim and optim_args. Raises UsageError if bitsandbytes is missing, or if optim_args cannot be read."""
+    import torch
+
+    from harness.reference import optimizers
+
+    packed = args.optim not in ("adamw_torch", "adamw_torch_fused", "adafactor", *optimizers.PLAIN)
+    if packed and args.optim_args and "ademamix" not in args.optim:
+        raise UsageError(f"the reference does not implement optim_args of {args.optim!r}")
+    try:
+        if args.optim.startswith("adamw_torch"):
+            optimizers.read_options(args.optim_args)
+        else:
+            optimizers.make([{"params": [torch.nn.Parameter(torch.zeros(1))]}], args)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"optim {args.optim!r} with optim_args {args.optim_args!r}: {error}") from error
 
 
 def lora(given: Mapping[str, Any]) -> LoraConfig:
@@ -118,6 +248,8 @@ def refusal(spec: RunSpec) -> str | None:
         return f"the reference has no base model quantized as {model.quantization}, computing in {model.dtype}"
     if model.quantization and (reason := compat.missing_quantization(model.quant_storage)) is not None:
         return reason
+    if model.attn_implementation not in (None, "sdpa"):
+        return f"the reference attends by sdpa, not by {model.attn_implementation}"
     if model.prepare_for_kbit and not model.quantization:
         return "the reference prepares quantized base models only"
     if model.path is None and model.family not in FAMILIES:
@@ -132,8 +264,15 @@ def refusal(spec: RunSpec) -> str | None:
         return f"the reference does not implement the Trainer's {min(spec.trainer)}"
     try:
         lora(adapter.config)
-        if arguments(spec.arguments).eval_strategy != "no" and not spec.data.eval_rows:
-            return "eval_strategy needs evaluation rows (data.eval_rows)"
+        args = arguments(spec.arguments)
+        if (args.eval_strategy != "no" or args.eval_on_start) and not spec.data.eval_rows:
+            return "evaluations need evaluation rows (data.eval_rows)"
+        if spec.data.augment and args.train_sampling_strategy == "group_by_length":
+            return (
+                "the Trainer reads each row once more for group_by_length, and reading an augmented row draws a number"
+            )
+        if spec.data.augment and spec.arguments.get("dataloader_num_workers"):
+            return "the reference reads rows in the process that trains, and reading an augmented row draws a number"
     except UsageError as refused:
         # If no release has the name, that is a mistake in the spec, and no limit of the reference.
         compat.check_arguments(spec.arguments)

@@ -46,7 +46,7 @@ def check(directory: Path, trainer: ReferenceTrainer) -> None:
     if problem := _problem_of_optimizer(trainer, state["global_step"]):
         refuse("optimizer.pt", problem)
     done = attempt("scheduler.pt", lambda: trainer.schedule.last_epoch)
-    if done != state["global_step"]:
+    if not trainer.follows_metric and done != state["global_step"]:
         refuse("scheduler.pt", f"is of step {shown(done)}, and {checkpoint.STATE} of step {state['global_step']}")
     with _same_generators():
         attempt(checkpoint.RANDOM, lambda: checkpoint.restore_random_state(directory))
@@ -84,15 +84,36 @@ def _problem_of_optimizer(trainer: ReferenceTrainer, step: int) -> str | None:
                 return f"{name} is {shown(value)}, expected a finite number"
         for parameter in group["params"]:
             for name, value in trainer.optimizer.state.get(parameter, {}).items():
-                if not isinstance(value, torch.Tensor):
-                    continue
                 if name == "step" and float(value) != step:
                     return f"is of step {float(value):g}, and trainer_state.json of step {step}"
-                if value.numel() > 1 and value.shape != parameter.shape:
+                if not isinstance(value, torch.Tensor):
+                    continue
+                if value.numel() > 1 and tuple(value.shape) not in _shapes(name, tuple(parameter.shape)):
                     return f"{name} has the shape {tuple(value.shape)}, and its parameter {tuple(parameter.shape)}"
                 if _not_finite({name: value}):
                     return f"{name} holds numbers that are NaN or infinite"
     return None
+
+
+#: How many numbers bitsandbytes scales together, and how many an 8-bit state can have.
+_BLOCK, _CODES = 256, 256
+
+
+def _shapes(name: str, parameter: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes that a tensor of an optimizer's state can have.
+
+    - name: the tensor's name in the state.
+    - parameter: the shape of the tensor that is trained.
+    """
+    if name == "exp_avg_sq_row":
+        return (parameter[:-1],)
+    if name == "exp_avg_sq_col":
+        return (parameter[:-2] + parameter[-1:],)
+    if name.startswith("qmap"):
+        return ((_CODES,),)
+    # AdEMAMix has a fast and a slow mean in one tensor.
+    own = (math.ceil(math.prod(parameter) / _BLOCK),) if name.startswith("absmax") else parameter
+    return own, (2, *own)
 
 
 def _not_finite(tensors: dict[str, Any]) -> str | None:

@@ -141,9 +141,8 @@ _TRUST = [
     *(
         _trust(f"argument {name}", {"arguments": {"max_steps": 1, "report_to": "none", name: value}}, name)
         for name, value in {
-            "output_dir": "../precious", "logging_dir": "../precious", "push_to_hub": True, "hub_model_id": "a/b",
-            "resume_from_checkpoint": "../precious", "deepspeed": "../precious/thesis.txt", "report_to": "wandb",
-            "torch_compile_backend": "no_such_backend", "optim": "no_such_optimizer", "fsdp_config": "../precious/x.json",
+            "resume_from_checkpoint": "../precious", "deepspeed": "../precious/thesis.txt",
+            "torch_compile_backend": "no_such_backend", "optim": "no_such_optimizer", "fsdp": "full_shart",
             "accelerator_config": "../precious/thesis.txt",
         }.items()
     ),

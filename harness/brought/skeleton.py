@@ -1,0 +1,105 @@
+"""The modules of a base model, without its weights: what the names in an adapter's config are compared with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import UsageError
+from harness.fixtures.models import CAUSAL, CLASSIFICATION, FAMILIES, SEQ2SEQ
+from harness.fixtures.pretrained import first_line
+from harness.spec import ModelSpec
+
+#: Task -> the class of transformers that makes a model for it from any config.
+_AUTO = {
+    CAUSAL: "AutoModelForCausalLM",
+    CLASSIFICATION: "AutoModelForSequenceClassification",
+    SEQ2SEQ: "AutoModelForSeq2SeqLM",
+}
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What a base model is made of.
+
+    - modules: the name of each module.
+    - linears: name -> (outputs, inputs) of each layer that LoRA adapts: linear layers and embeddings.
+    - parameters: the name of each parameter.
+    - layers: how many layers it has.
+    - width: its hidden size.
+    - vocabulary: how many tokens it has.
+    - numbers: how many numbers its weights have.
+    """
+
+    modules: tuple[str, ...]
+    linears: Mapping[str, tuple[int, int]]
+    parameters: tuple[str, ...]
+    layers: int
+    width: int
+    vocabulary: int
+    numbers: int
+
+
+def skeleton(spec: ModelSpec, task: str, where: str) -> Skeleton | None:
+    """Return what a base model is made of; None for a factory, whose code is not run for it.
+
+    Raises UsageError if transformers cannot make the model. where: what messages call its source.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model = _model(spec, task)
+    except UsageError:
+        raise
+    except Exception as error:
+        small = "" if spec.family in FAMILIES else "; name another model, or a family of the harness"
+        raise UsageError(
+            f"{where}: transformers cannot make the model for {task}: {first_line(error)}{small}"
+        ) from None
+    return None if model is None else _described(model)
+
+
+def _model(spec: ModelSpec, task: str) -> Any:
+    import transformers
+
+    if spec.family in FAMILIES:
+        row = FAMILIES[spec.family]
+        config = getattr(transformers, row.config_class)(**{**row.config, **spec.config})
+        return getattr(transformers, row.model_class)(config)
+    kind = spec.family.removeprefix("config:")
+    if kind == spec.family:
+        return None
+    config = transformers.AutoConfig.for_model(kind, **dict(spec.config))
+    return getattr(transformers, _AUTO[task]).from_config(config)
+
+
+def _described(model: Any) -> Skeleton:
+    linears = {}
+    for name, module in model.named_modules():
+        kind, shape = type(module).__name__, getattr(getattr(module, "weight", None), "shape", ())
+        if len(shape) == 2 and ("Linear" in kind or "Embedding" in kind):
+            linears[name] = (int(shape[0]), int(shape[1]))
+        elif len(shape) == 2 and kind == "Conv1D":
+            linears[name] = (int(shape[1]), int(shape[0]))
+    parameters = dict(model.named_parameters())
+    text = model.config.get_text_config()
+    return Skeleton(
+        modules=tuple(name for name, _ in model.named_modules() if name),
+        linears=linears,
+        parameters=tuple(parameters),
+        layers=int(getattr(text, "num_hidden_layers", 0) or 0),
+        width=int(getattr(text, "hidden_size", 0) or 0),
+        vocabulary=int(getattr(text, "vocab_size", 0) or 0),
+        numbers=sum(parameter.numel() for parameter in parameters.values()),
+    )
+
+
+@functools.cache
+def of_family(family: str) -> Skeleton:
+    """Return what a row of `FAMILIES` is made of."""
+    found = skeleton(ModelSpec(family=family), FAMILIES[family].task, family)
+    assert found is not None
+    return found

@@ -1,0 +1,110 @@
+"""The runs that somebody brings with --spec. Each becomes cases of the suites (suites/test_specs.py), one for each clause."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import trust
+from harness.laws import universal
+from harness.reading import shown_path
+from harness.runs import judging
+from harness.spec import RunSpec
+from harness.verdict import Case, Verdict
+
+#: Characters of a name. It is part of file names and of ids of tests.
+_LONGEST = 60
+
+#: Arguments that may name a file.
+_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A run that somebody brought.
+
+    - name: the name of its file without the ending. No two runs of a session have the same.
+    - where: what messages call the file.
+    """
+
+    name: str
+    where: str
+    spec: RunSpec
+
+    @property
+    def clauses(self) -> tuple[str, ...]:
+        """The clauses whose laws are applied to the run."""
+        return universal.clauses_of(self.spec)
+
+
+def load(path: str | Path, trusted: bool = False) -> RunSpec:
+    """Return the run that a file describes: a RunSpec as JSON, or the case file of a failure.
+
+    Paths in it become absolute, since other processes train it. Without `report_to` the run reports to nobody.
+
+    - trusted: whether code that the file names may run (--trust-code).
+
+    Raises UsageError for a file that is neither, or that names what it may not name (`harness.trust`).
+    """
+    spec = RunSpec.load(path)
+    arguments = {"report_to": "none", **spec.arguments}
+    spec = dataclasses.replace(spec, arguments=arguments)
+    trust.check(spec, shown_path(path), trusted)
+    for name in _FILES:
+        if isinstance(arguments.get(name), str):
+            arguments[name] = str(Path(arguments[name]).absolute())
+    model, data = (
+        dataclasses.replace(part, path=str(Path(part.path).absolute())) if part.path else part
+        for part in (spec.model, spec.data)
+    )
+    return dataclasses.replace(spec, model=model, data=data)
+
+
+def load_all(files: Iterable[str | Path], trusted: bool = False) -> list[Brought]:
+    """Return the runs of several files. Parameters and errors as for `load`."""
+    found: list[Brought] = []
+    for file in files:
+        spec = load(file, trusted)
+        found.append(Brought(_name(Path(file), [one.name for one in found]), shown_path(file), spec))
+    return found
+
+
+# ---- what was found about them ----
+
+
+def laws_by_run(cases: Iterable[Case]) -> dict[str, dict[str, Verdict]]:
+    """Return name -> clause -> verdict of the runs of --spec that were trained."""
+    found: dict[str, dict[str, Verdict]] = {}
+    for case in cases:
+        if case.brought and not case.refused:
+            seen = tuple(case.evidence.get("seen") or [case.reason])
+            found.setdefault(case.scenario, {})[case.clause] = Verdict(case.verdict, "", seen)
+    return found
+
+
+def uncompared(cases: Iterable[Case]) -> list[str]:
+    """Return the runs of --spec that were compared with no other run, although clauses that do so were asked for."""
+    return [
+        name
+        for name, laws in laws_by_run(cases).items()
+        if not judging.compared(laws) and any(clause in laws for clause in universal.COMPARISONS)
+    ]
+
+
+def strengths(cases: Sequence[Case]) -> dict[str, str]:
+    """Return name -> how strong the verdicts on the run are, for the runs of --spec of which GEN-01 was asked for."""
+    specs = {case.scenario: RunSpec.from_json(case.specs[0], within_bounds=False) for case in cases if case.brought}
+    return {
+        name: judging.strength(laws, specs[name].launch.several)
+        for name, laws in laws_by_run(cases).items()
+        if "GEN-01" in laws
+    }
+
+
+def _name(file: Path, taken: Sequence[str]) -> str:
+    plain = re.sub(r"[^A-Za-z0-9_.]+", "-", file.stem)[:_LONGEST].strip("-.") or "spec"
+    names = [plain, *(f"{plain}-{number}" for number in range(2, len(taken) + 2))]
+    return next(name for name in names if name not in taken)
