@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import select
 import signal
@@ -16,13 +17,32 @@ import socket
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from harness.environment import version
+from harness.processes import fork_server
 from harness.processes.group import receive, send
+from harness.processes.launch import environment
 from harness.processes.rank import die_with_parent
+from harness.spec import LaunchSpec
+
+
+def prepare() -> None:
+    """Import and prepare once what every fork would otherwise prepare at first use. Nothing here trains."""
+    if version("deepspeed") is not None:
+        # accelerate imports it in every process that trains, which takes seconds.
+        os.environ |= environment(LaunchSpec(strategy="zero2", threads=0))
+        with contextlib.suppress(ImportError):
+            import deepspeed  # noqa: F401
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fork_server.prepare()
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)
@@ -165,8 +185,8 @@ class Workers:
             for other in others:
                 other.close()
             _redirect(output)
-            faulthandler.enable(all_threads=True)
-            faulthandler.register(signal.SIGUSR1, all_threads=True)
+            faulthandler.enable(sys.stderr)
+            faulthandler.register(signal.SIGUSR1, sys.stderr)
             self._begin()
             while True:
                 task = receive(channel)
@@ -208,12 +228,19 @@ def _redirect(file: Path) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     for here, there in ((null, 0), (target, 1), (target, 2)):
         os.dup2(here, there)
+    # The owner may have replaced them, as pytest does.
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
 
 
-def _last(file: Path, lines: int = 12) -> str:
-    """Return the last lines of a worker's output."""
+def _last(file: Path) -> str:
+    """Return the last lines that a worker printed, and the top of its stack, if it has written one."""
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         return ""
-    return "\n".join(text.strip().splitlines()[-lines:])
+    stack = next((n for n, line in enumerate(lines) if line.startswith(_STACK)), len(lines))
+    return "\n".join([*lines[max(0, stack - 5) : stack], *lines[stack : stack + 12]])
+
+
+#: How the lines begin with which faulthandler begins.
+_STACK = ("Fatal Python error", "Current thread 0x", "Thread 0x")

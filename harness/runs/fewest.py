@@ -12,24 +12,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from harness.runs.pairs import Row
 
 
-def fewest(changed: Mapping[str, str], same: Callable[[Row], bool]) -> Row:
+def fewest(changed: Mapping[str, str], same: Callable[[Row], bool], groups: Iterable[Sequence[str]] = ()) -> Row:
     """Return a smallest part of some fields for which `same` still holds: without any one of them it does not.
 
     - changed: the fields that differ from the default run. `same` holds for all of them together.
     - same: whether the default run with these fields fails in the same way.
+    - groups: fields that are about the same thing. Most causes lie in one of them, so each is tried first.
     """
-    left = list(changed.items())
     if same({}):
         return {}
+    parts_of = ({name: value for name, value in changed.items() if name in group} for group in groups)
+    smaller = next((part for part in parts_of if 0 < len(part) < len(changed) and same(part)), changed)
+    left = list(smaller.items())
     parts = 2
     while len(left) > 1:
         size = -(-len(left) // parts)
         chunks = [left[start : start + size] for start in range(0, len(left), size)]
         rests = [[item for item in left if item not in chunk] for chunk in chunks] if len(chunks) > 2 else []
-        smaller = next((part for part in [*chunks, *rests] if same(dict(part))), None)
-        if smaller is not None:
-            parts = 2 if smaller in chunks else max(len(chunks) - 1, 2)
-            left = smaller
+        kept = next((part for part in [*chunks, *rests] if same(dict(part))), None)
+        if kept is not None:
+            parts = 2 if kept in chunks else max(len(chunks) - 1, 2)
+            left = kept
         elif size == 1:
             break
         else:
@@ -65,7 +68,7 @@ def with_defaults(
 
 
 #: Values of a field that `with_defaults` tries. Each costs a training run, or a refusal.
-_TRIED = 4
+_TRIED = 3
 
 #: What differs between two sentences about the same cause.
 _PATH = re.compile(r"(/[\w.@+-]+)+/")

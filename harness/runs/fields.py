@@ -66,7 +66,7 @@ ARGUMENTS: dict[str, Values] = {
     "adam_beta1": _plain(0.9, 0.5),
     "adam_beta2": _plain(0.999, 0.9),
     "adam_epsilon": _plain(1e-8, 1e-4),
-    "max_grad_norm": _plain(1.0, 0.0, 0.1, None),
+    "max_grad_norm": {"1.0": OMITTED, "0.0": 0.0, "0.1": 0.1, "null": None},
     "gradient_accumulation_steps": _plain(1, 2, 3),
     "per_device_train_batch_size": _plain(2, 1, 3),
     "length of the run": {
@@ -199,23 +199,54 @@ FIELDS: dict[str, Values] = {**MODEL, **OTHERS, **ADAPTER, **ARGUMENTS, **ACCELE
 #: Fields that are about the same thing: whether upstream refuses some of them may depend on the others.
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("method", "family", "route", "target_modules", "modules_to_save", "layers_to_transform", "quantization", "dtype"),
-    ("method", "r", "use_dora", "use_rslora", "bias", "lora_bias", "init_lora_weights", "lora_dropout", "fan_in_fan_out"),
-    ("launch", "method", "quantization", "dtype", "bf16", "target_modules", "modules_to_save", "activation_checkpointing"),
+    (
+        "method",
+        "r",
+        "use_dora",
+        "use_rslora",
+        "bias",
+        "lora_bias",
+        "init_lora_weights",
+        "lora_dropout",
+        "fan_in_fan_out",
+    ),
+    (
+        "launch",
+        "method",
+        "quantization",
+        "dtype",
+        "bf16",
+        "target_modules",
+        "modules_to_save",
+        "activation_checkpointing",
+    ),
     (
         *("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "save_only_model", "launch"),
         *("load_best_model_at_end", "logging_strategy", "logging_steps", "length of the run", "lr_scheduler_type"),
     ),
     ("batch_eval_metrics", "compute_metrics", "prediction_loss_only", "eval_strategy", "eval_on_start", "family"),
     (
-        *("iterable", "dataloader_num_workers", "dataloader_drop_last", "train_sampling_strategy", "launch", "data_seed"),
+        *(
+            "iterable",
+            "dataloader_num_workers",
+            "dataloader_drop_last",
+            "train_sampling_strategy",
+            "launch",
+            "data_seed",
+        ),
         *("length of the run", "per_device_train_batch_size", "gradient_accumulation_steps", *ACCELERATOR),
     ),
     ("activation_checkpointing", "use_reentrant", "family", "method", "use_cache", "label_smoothing_factor", "launch"),
 )
 
-#: Pairs of fields that are refused together so often that all their values are looked at before the first row: most
-#: methods lack most of LoRA's fields.
-SUSPECTS = tuple(("method", name) for name in ADAPTER)
+#: Pairs of fields whose values are often refused together. All of them are tried before the first row.
+SUSPECTS: tuple[tuple[str, str], ...] = (
+    *(("method", name) for name in ADAPTER),  # most methods lack most of LoRA's fields
+    *(("method", name) for name in ("family", "route", "quantization")),
+    *(("family", name) for name in ("target_modules", "modules_to_save", "trainable_token_indices", "quantization")),
+    *(("family", name) for name in ("label_smoothing_factor", "activation_checkpointing", "fan_in_fan_out", "route")),
+    *(("route", name) for name in ("modules_to_save", "trainable_token_indices", "autocast_adapter_dtype")),
+)
 
 
 def names(fields: Mapping[str, Values] = FIELDS) -> dict[str, tuple[str, ...]]:
@@ -237,7 +268,9 @@ def spec(row: Mapping[str, str]) -> RunSpec:
     """Return the spec of a row. A field that the row leaves out has its default."""
     chosen = {name: FIELDS[name][value] for name, value in changed(row).items()}
     family = FAMILIES[row.get("family", next(iter(FAMILIES)))]
-    values = {name: value(family) if callable(value) else value for name, value in chosen.items() if value is not OMITTED}
+    values = {
+        name: value(family) if callable(value) else value for name, value in chosen.items() if value is not OMITTED
+    }
     method = METHODS[values.get("method", "lora")]
     config = {**method.fields(family), **{name: values[name] for name in ADAPTER if name in values}}
     return dataclasses.replace(

@@ -1,12 +1,13 @@
 """The sweep: configurations of a covering array, each judged, in worker processes, until the time is over.
 
-1. `harness.runs.pairs` makes a row; `harness.runs.fields` says what its values are. A tenth of the rows has several ranks.
-2. A worker judges it (`harness.runs.trial`).
-3. If it is refused, the fewest fields that are refused together are found, and no further row has them. Its other pairs are
+1. The default run is judged, and each value by itself. Values that are often refused together are trained once.
+2. `harness.runs.pairs` makes a row; `harness.runs.fields` says what its values are. A tenth of the rows has several ranks.
+3. A worker judges it (`harness.runs.trial`).
+4. If it is refused, the fewest fields that are refused together are found, and no further row has them. Its other pairs are
    owed again.
-4. If it fails, the fewest fields that fail in the same way are found. That is a cause. A later row that has these fields and
+5. If it fails, the fewest fields that fail in the same way are found. That is a cause. A later row that has these fields and
    fails in the same way belongs to it.
-5. A cause is judged once more, in a process that has trained nothing before.
+6. A cause is judged once more, in a process that has trained nothing before.
 
 Once all pairs are covered, the array begins anew with other rows. Every second one is then a LoRA on a Llama, which the
 independent reference can train, too.
@@ -42,6 +43,9 @@ _ROWS_UNTIL = 0.9
 #: How often the fewest fields are looked for, for failures of a clause in the same words. Others count as the first cause.
 _SEARCHES = 4
 
+#: How many values that are suspected are trained in one task.
+_BATCH = 12
+
 #: The share of the pairs that must be covered.
 ENOUGH = 0.95
 
@@ -56,6 +60,8 @@ class Trial(Protocol):
     def fewest(self, row: Row, clause: str, words: str) -> Row: ...
 
     def forbidden(self, row: Row, sentence: str, trained: bool = True) -> Row: ...
+
+    def refusals(self, rows: list[Row]) -> list[str]: ...
 
 
 @dataclass
@@ -138,11 +144,11 @@ class Sweep:
     - unsupported: why a row cannot be trained, as far as can be said without training; "" if nothing speaks against it.
     - changed: the fields of a row that are not the default run's.
     - launch: the field of the processes; "" for none. Its default is one process.
-    - suspects: fields of which all values together are looked at by `unsupported` before the first row.
+    - suspects: pairs of fields whose values are often refused together.
     - modelled: field -> the values that the independent reference can train, for every second row once all are covered.
     - workers: how many configurations are judged at the same time.
     - seconds: how long the sweep may take.
-    - rows: how many configurations are judged at most; None: as many as the time allows.
+    - rows: how many rows of the array are judged at most; None: as many as the time allows.
     - progress: called with the result so far.
     """
 
@@ -177,6 +183,9 @@ class Sweep:
         self._again = False
         #: What workers are asked before further rows: the name of the task, and its arguments.
         self._first: deque[tuple[Any, ...]] = deque()
+        #: What is judged, and what is trained once, before the first row.
+        self._begin_with: deque[Row] = deque()
+        self._probes: deque[list[Row]] = deque()
         #: (clause, cause of its finding) -> failures that wait until the fewest fields of the first one are known.
         self._waiting: dict[tuple[str, str], list[tuple[Row, Finding]]] = {}
         self._searches: Counter[tuple[str, str]] = Counter()
@@ -222,6 +231,11 @@ class Sweep:
     def _next(self, rows: bool) -> tuple[Any, ...] | None:
         if self._first:
             return self._first.popleft()
+        if rows and self._begin_with:
+            return "judge", self._begin_with.popleft()
+        while rows and self._probes:
+            if left := [row for row in self._probes.popleft() if not self._is_refused(row)]:
+                return "refusals", left
         if not rows or (self._most is not None and self._begun >= self._most):
             return None
         row = self._row()
@@ -232,40 +246,56 @@ class Sweep:
 
     def _row(self) -> Row | None:
         """Return the next row that nothing speaks against. None if there is none."""
-        ranked = bool(self._several) and self._ranked * RANKED <= self._begun and self._begun > 0
-        while True:
-            fixed: Mapping[str, Sequence[str]] = self._several if ranked else self._single
-            if self._again and self._begun % 2:
-                fixed = {**self._modelled, **fixed}
-            row = self._pairs.next(fixed)
-            if row is None:
-                if ranked:
-                    ranked = False  # all pairs of several ranks are covered, or none can be
-                    continue
-                if self._again and fixed is self._single:
-                    return None
+        ranked = bool(self._several) and self._ranked * RANKED <= self._begun
+        for again in (False, True):
+            if again:
                 self._again = True
                 self._pairs.again()
-                continue
+            modelled = self._modelled if self._again and self._begun % 2 else {}
+            # If no pair of such a row is left, any other row is taken.
+            for several, fixed in ((ranked, modelled), (ranked, {}), (False, modelled), (False, {})):
+                row = self._next_row({**fixed, **(self._several if several else self._single)})
+                if row is not None:
+                    self._ranked += several
+                    return row
+        return None
+
+    def _next_row(self, fixed: Mapping[str, Sequence[str]]) -> Row | None:
+        while (row := self._pairs.next(fixed)) is not None:
             reason = self._unsupported(row)
             if not reason:
-                self._ranked += ranked
                 return row
-            self._forbid(row, self._trial.forbidden(row, reason, False), reason)
+            self._pairs.take_back(row)
+            self._forbid(self._trial.forbidden(row, reason, False), reason)
+        return None
 
     def _suspect(self) -> None:
-        """Forbid what cannot be trained, whatever the rest of the row: single values, and the values of suspects."""
-        for names in [*((name,) for name in self._fields), *self._suspects]:
+        """Note what is judged and trained before the first row, and forbid what cannot be trained at all."""
+        trained = []
+        for names in [(), *((name,) for name in self._fields), *self._suspects]:
             for values in itertools.product(*(self._fields[name] for name in names)):
                 part = dict(zip(names, values, strict=True))
-                if any(refusal.fields.items() <= part.items() for refusal in self.result.refusals):
+                if len(self._changed(part)) < len(part) or self._is_refused(part):
                     continue
-                if len(self._changed(part)) == len(part) and (reason := self._unsupported(part)):
+                if reason := self._unsupported(part):
                     self._pairs.forbid(part)
                     self.result.refusals.append(Refusal(part, reason))
+                elif len(part) < 2:
+                    self._begin_with.append({**{name: values[0] for name, values in self._fields.items()}, **part})
+                else:
+                    trained.append(part)
+        self._probes.extend(trained[at : at + _BATCH] for at in range(0, len(trained), _BATCH))
 
-    def _forbid(self, row: Row, fields: Row, sentence: str) -> None:
-        self._pairs.take_back(row)
+    def _is_refused(self, row: Row) -> bool:
+        return any(refusal.fields.items() <= row.items() for refusal in self.result.refusals)
+
+    def _refusals_ended(self, rows: list[Row], answer: list[str] | Died) -> None:
+        # If a probe has ended its process, a row will, too.
+        for row, reason in zip(rows, [] if isinstance(answer, Died) else answer, strict=False):
+            if reason and not self._is_refused(row):
+                self._first.append(("forbidden", row, reason))
+
+    def _forbid(self, fields: Row, sentence: str) -> None:
         self._pairs.forbid(fields)
         self.result.refusals.append(Refusal(fields, sentence))
 
@@ -282,7 +312,7 @@ class Sweep:
         if answer.kind == REFUSED:
             self._pairs.take_back(row)
             key = cause(answer.refused)
-            if any(refusal.fields.items() <= row.items() for refusal in result.refusals):
+            if self._is_refused(row):
                 return  # it was begun before that was known
             if key not in self._looked_for:
                 self._looked_for.add(key)
@@ -339,4 +369,4 @@ class Sweep:
     def _forbidden_ended(self, row: Row, sentence: str, answer: Row | Died) -> None:
         self._looked_for.discard(cause(sentence))
         fields = self._changed(row) if isinstance(answer, Died) else answer
-        self._forbid(row, fields, sentence)
+        self._forbid(fields, sentence)

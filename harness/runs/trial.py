@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import subjects
+from harness import defaults, subjects
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
 from harness.runs import fewest, fields, judging
@@ -120,19 +120,30 @@ class Trial:
         return ""
 
     def found(self, row: Row, clause: str) -> str:
-        """Judge a configuration by one clause. Return its first finding, "" if it does not fail."""
+        """Judge a configuration by one clause. Return its first finding, "" if it does not fail.
+
+        - clause: "" for what no law has found: the process hung or died, or the harness raised an error.
+        """
         if unsupported(self._subject, row):
             return ""
         if not clause:
             return next((words for _, _, words in self.judge(row).findings), "")
-        try:
-            with self._runs() as runs:
-                judged = judging.judge(fields.spec(row), runs, self._expected, "the run", only=clause)
-        except Exception:
-            return ""
-        return next((words for _, found, words in _kind(judged)[1] if found == clause), "")
+        with contextlib.suppress(Exception), self._runs() as runs:
+            spec = runs.on_device(defaults.plain(fields.spec(row)))
+            trace = judging.trained(spec, runs, "the run")
+            for id, applied in judging.laws_of(spec, trace, runs):
+                if id == clause:
+                    verdict = judging.decided(applied)
+                    if judging.explained(id, verdict, spec, self._subject.name, self._expected) is None:
+                        judged = judging.Judgement(spec, self._subject.name, trace, {id: verdict})
+                        return next((words for _, _, words in _kind(judged)[1]), "")
+        return ""
 
     # ---- what workers are given ----
+
+    def refusals(self, rows: list[Row]) -> list[str]:
+        """Train each row. Return why it was refused, "" for one that was not."""
+        return [self.refused(row) for row in rows]
 
     def fewest(self, row: Row, clause: str, words: str) -> Row:
         """Return the fewest fields with which a clause fails in the same words (`harness.runs.fewest.cause`)."""
@@ -155,7 +166,7 @@ class Trial:
         alone = {name: value for name, value in changed.items() if name != "launch"}
         if len(alone) < len(changed) and fewest.cause(why(alone)) == same:
             changed = alone
-        return fewest.fewest(changed, lambda part: fewest.cause(why(part)) == same)
+        return fewest.fewest(changed, lambda part: fewest.cause(why(part)) == same, fields.GROUPS)
 
     @contextlib.contextmanager
     def _runs(self) -> Iterator[Runs]:

@@ -6,10 +6,7 @@ the command that repeats it; then known defects, and what is refused.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,18 +18,18 @@ from rich.text import Text
 
 from harness import subjects
 from harness.contract import clauses, expectations
-from harness.environment import describe, version
+from harness.environment import describe
 from harness.files import write_whole
 from harness.paths import SUITES
-from harness.processes import fork_server, launch, ranks
+from harness.processes import ranks
 from harness.processes.cuda_free_fork import cuda_untouched
 from harness.processes.imports import import_upstream
+from harness.processes.workers import prepare
 from harness.progress import Progress, screen
 from harness.runs import fields
 from harness.runs.fewest import cause
 from harness.runs.sweep import ENOUGH, Cause, Refusal, Result, Sweep
 from harness.runs.trial import BROKEN, ENDED, FAILS, OUTCOMES, UNDECIDED, Trial, unsupported
-from harness.spec import LaunchSpec
 from harness.words import counted
 
 SCHEMA_VERSION = 1
@@ -57,7 +54,9 @@ def sweep(
     - subject_name: who trains, as for --subject.
     """
     seconds, began = minutes * 60, time.monotonic()
-    prepare()
+    import_upstream()
+    with cuda_untouched():
+        prepare()
     subject = subjects.load(subject_name)
     # This process forks, so no thread may print.
     with tempfile.TemporaryDirectory() as root, Progress(what="sweep", forks=True) as progress:
@@ -81,19 +80,6 @@ def sweep(
     if file is not None:
         write_whole(file, dumps(result, files, seed, minutes) + "\n")
     return result.code
-
-
-def prepare() -> None:
-    """Import upstream, and do once what each worker and each rank would do at first use. Nothing is trained."""
-    import_upstream()
-    with cuda_untouched():
-        fork_server.prepare()
-        if version("deepspeed") is not None:
-            # accelerate imports it in every process. It takes seconds.
-            os.environ |= launch.environment(LaunchSpec(strategy="zero2", ranks=2))
-            for name in ("deepspeed", "harness.processes.deepspeed_ranks"):
-                with contextlib.suppress(ImportError):
-                    importlib.import_module(name)
 
 
 def _so_far(result: Result) -> str:
@@ -122,7 +108,9 @@ def lines(result: Result, files: list[Path]) -> Iterator[str]:
     )
     for kind, number in result.outcomes.most_common():
         yield f"{number:6,} {kind}: {OUTCOMES[kind]}"
-    ordered = sorted(zip(result.causes, files, strict=True), key=lambda pair: (_ORDER.index(pair[0].kind), -pair[0].rows))
+    ordered = sorted(
+        zip(result.causes, files, strict=True), key=lambda pair: (_ORDER.index(pair[0].kind), -pair[0].rows)
+    )
     for number, (one, file) in enumerate(ordered, start=1):
         yield ""
         yield from _cause_lines(number, one, file)
