@@ -359,16 +359,22 @@ def missing_quantization(storage: str | None = None) -> str | None:
     return "without a GPU, bitsandbytes before 0.47 unpacks bytes only" if packed_into_floats else None
 
 
-def missing_attention(name: str | None) -> str | None:
-    """Why an attn_implementation cannot be used here: its package is not installed, or this torch has none."""
+def missing_packed_masks() -> str | None:
+    """Why rows of one sequence attend to each other: position_ids alone keep them apart since transformers 4.53."""
+    found = _has("transformers.masking_utils")
+    return None if found else "before transformers 4.53, rows that are packed into one sequence attend to each other"
+
+
+def missing_attention(name: str | None, device: str) -> str | None:
+    """Why an attn_implementation cannot be used on a device: its package is not installed, or torch does not train it."""
     packages = {
         "flash_attention_2": ("flash_attn", "flash-attn"),
         "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
     }
     if name in packages and not _has(packages[name][0]):
         return f"attn_implementation {name!r} needs {packages[name][1]}, which is not installed"
-    if name == "flex_attention" and not satisfies("torch>=2.5"):
-        return "attn_implementation 'flex_attention' needs torch 2.5"
+    if name == "flex_attention" and device == "cpu":
+        return "attn_implementation 'flex_attention' has no backward pass on a CPU"
     return None
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.brought import small_config
-from harness.brought.files import read_object
 from harness.brought.notes import Notes
+from harness.brought.settings_files import read_object
 from harness.errors import UsageError
 from harness.fixtures.models import FAMILIES
 from harness.fixtures.pretrained import first_line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +67,8 @@ def check(
     """
     if not with_ and (env or build):
         raise UsageError("--env and --build are for stacks that are installed; name one --with")
-    judged = scope(subject, device, clause, preload, env, build, spec, trust_code)
+    # pytest says what is changed in a --spec.
+    judged = scope(subject, device, clause, preload, env, build, spec, trust_code, silent=True)
     from harness.gate import command
     from harness.paths import SUITES
 
@@ -133,6 +135,9 @@ def judge(
     subject: Subject = "hf-trainer",
     preload: Preload = None,
     limit: Limit = None,
+    save_spec: Annotated[
+        Path | None, file_option("Write the run as a RunSpec, which check, gate and bisect take with --spec.")
+    ] = None,
     json: Json = None,
 ) -> None:
     """Judge one run: yours.
@@ -156,6 +161,10 @@ def judge(
 
     read = brought.read(spec, as_is=as_is, trust_pickle=trust_pickle, trust_code=trust_code, **given)
     said = [*read.sentences, *(f"not looked at: {name} ({why})" for name, why in read.not_looked_at.items())]
+    if save_spec is not None:
+        from harness.files import write_whole
+
+        write_whole(save_spec, dumps(read.spec.to_json(), indent=1) + "\n")
     patience = limit if limit is not None else 0.0 if as_is else apart.LIMIT
 
     def work() -> int:

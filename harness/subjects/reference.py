@@ -212,7 +212,8 @@ def lora(given: Mapping[str, Any]) -> LoraConfig:
     values = {name: value for name, value in given.items() if LORA_DEFAULTS.get(name, ()) != value}
     _check(values, LoraConfig, "LoraConfig")
     targets = values.get("target_modules")
-    if targets != "all-linear" and not (isinstance(targets, list) and targets):
+    names = isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)
+    if targets != "all-linear" and not names:
         raise UsageError(f"LoraConfig.target_modules = {targets!r}: the reference needs names of layers, or all-linear")
     embeddings = {name for name in targets if name.rpartition(".")[2] in ("embed_tokens", "lm_head")}
     if embeddings:

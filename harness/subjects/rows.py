@@ -6,14 +6,12 @@ therefore known by its tokens without padding.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import spec_fields
 from harness.fixtures import data
-from harness.spec import DataSpec
 from harness.trace import Trace
 
 if TYPE_CHECKING:
@@ -95,20 +93,14 @@ def unclear(trace: Trace) -> str | None:
     - A collator that is not the harness's changes the tokens.
     """
     spec = trace.spec
-    if (spec.data.path is not None or spec.data.max_length is not None) and _repeated(spec.data):
+    made = [row for part in data.rows(spec.data) for row in part]
+    if len(Rows(made, spec.data.augment)) < len(made):
         return "rows of the data have the same tokens, so batches do not tell which of them they held"
     collator = spec_fields.named(spec.trainer.get("data_collator"))
     changed = any(-1 in batch.rows for step in trace.steps for batch in step.batches)
     if changed and collator is not None and not collator[0].startswith("harness.fixtures."):
         return f"data_collator {collator[0]!r} changes tokens, so batches do not tell which rows they held"
     return None
-
-
-@functools.lru_cache(maxsize=64)
-def _repeated(data_spec: DataSpec) -> bool:
-    made = [row for part in data.rows(data_spec) for row in part]
-    rows = Rows(made, data_spec.augment)
-    return len(rows) < len(made)
 
 
 def _alike(tensor: torch.Tensor | None, tokens: torch.Tensor) -> bool:

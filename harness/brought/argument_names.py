@@ -75,10 +75,11 @@ def newest(given: Mapping[str, Any], where: str, notes: Notes) -> dict[str, Any]
     - given: fields of TrainingArguments of any supported release.
     - where: what messages call their source.
 
-    Raises UsageError for a name that no release has, with the nearest one that a release has.
+    Raises UsageError for a name that no release has, with the nearest one that a release has, and for a wrong value.
     """
     values = {str(name): value for name, value in given.items()}
     _strategies(values)
+    _accelerator(values)
     for old, translate in _TRANSLATED.items():
         if old in values:
             value = values.pop(old)
@@ -96,6 +97,7 @@ def newest(given: Mapping[str, Any], where: str, notes: Notes) -> dict[str, Any]
         if not unused(values.pop(name)):
             notes.leave_out(name, _OF_SUBCLASSES[name])
     _check_known(values, where, notes)
+    spec_fields.check(spec_fields.ARGUMENTS, values, where)
     return values
 
 
@@ -152,6 +154,27 @@ def _strategies(values: dict[str, Any]) -> None:
     for name in ("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy"):
         if values.get(name) is False:
             values[name] = "no"
+
+
+#: Defaults of accelerate's AcceleratorConfig, which to_dict writes down.
+_ACCELERATOR = {
+    "split_batches": False,
+    "dispatch_batches": None,
+    "even_batches": True,
+    "use_seedable_sampler": True,
+    "non_blocking": False,
+    "gradient_accumulation_kwargs": None,
+    "use_configured_state": False,
+}
+
+
+def _accelerator(values: dict[str, Any]) -> None:
+    """Leave defaults out of accelerator_config."""
+    config = values.get("accelerator_config")
+    if isinstance(config, Mapping):
+        values["accelerator_config"] = {
+            name: value for name, value in config.items() if name not in _ACCELERATOR or value != _ACCELERATOR[name]
+        }
 
 
 # ---- one function for each name that changed ----
