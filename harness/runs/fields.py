@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.fixtures.methods import METHODS
 from harness.fixtures.models import FAMILIES, Family
-from harness.runs.pairs import Row
+from harness.runs.pairs import Pairs, Row
 from harness.spec import ADD, GET, RunSpec
 
 #: Values, by field name: the name of a value -> what upstream's field holds. OMITTED leaves the field out.
@@ -247,6 +247,56 @@ SUSPECTS: tuple[tuple[str, str], ...] = (
     *(("family", name) for name in ("label_smoothing_factor", "activation_checkpointing", "fan_in_fan_out", "route")),
     *(("route", name) for name in ("modules_to_save", "trainable_token_indices", "autocast_adapter_dtype")),
 )
+
+
+#: What the small array of the suites leaves out: values that need a GPU's time or another test, and fields of which upstream
+#: refuses most of what they meet.
+_NOT_IN_THE_SMALL_ARRAY: dict[str, tuple[str, ...]] = {
+    "method": tuple(name for name in OTHERS["method"] if name != "lora"),
+    "launch": tuple(name for name in LAUNCHES if name != SINGLE),
+    "quantization": ("int8",),
+    "init_lora_weights": ("pissa", "olora", "orthogonal"),
+    "fan_in_fan_out": ("True",),
+    "dataloader_num_workers": ("1",),
+    "save_strategy": ("no", "best"),
+    "batch_eval_metrics": ("True",),
+    "optim": ("adamw_bnb_8bit", "lion_8bit"),
+    "include_tokens_per_second": ("True",),
+    "max_grad_norm": ("null",),
+    "lora_bias": ("True",),
+    "trainable_token_indices": ("two",),
+    "autocast_adapter_dtype": ("False",),
+    "layers_to_transform": ("the first",),
+    "exclude_modules": ("the first target",),
+}
+
+#: Values that upstream refuses together, and that the small array must not have.
+_REFUSED_TOGETHER: tuple[Row, ...] = (
+    {"load_best_model_at_end": "True", "eval_strategy": "no"},
+    {"load_best_model_at_end": "True", "eval_strategy": "epoch", "save_strategy": "steps"},
+    {"load_best_model_at_end": "True", "eval_strategy": "steps", "save_strategy": "epoch"},
+    {"load_best_model_at_end": "True", "eval_steps": "2", "save_steps": "1"},
+    {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "no"},
+    {"iterable": "True", "length of the run": "1 epoch"},
+    {"iterable": "True", "length of the run": "1.5 epochs"},
+    {"iterable": "True", "train_sampling_strategy": "group_by_length"},
+    {"iterable": "True", "augment": "True"},
+    {"other adapters": "one", "bias": "all"},
+    {"other adapters": "one", "bias": "lora_only"},
+)
+
+
+def small_array(rows: int = 14, seed: int = 0) -> list[Row]:
+    """Return the rows that the suites judge. Each value of the fields of a LoRA run is in one of them at least."""
+    left = {
+        name: [value for value in values if value not in _NOT_IN_THE_SMALL_ARRAY.get(name, ())]
+        for name, values in FIELDS.items()
+    }
+    pairs = Pairs(left, seed)
+    for together in _REFUSED_TOGETHER:
+        pairs.forbid(together)
+    made = (pairs.next() for _ in range(rows))
+    return [row for row in made if row is not None]
 
 
 def names(fields: Mapping[str, Values] = FIELDS) -> dict[str, tuple[str, ...]]:
