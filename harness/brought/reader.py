@@ -170,10 +170,11 @@ def _run_directory(
     adapter: str | Path | None, arguments: str | Path | None, configured: bool, notes: Notes
 ) -> tuple[str | Path | None, str | Path | None]:
     """Return adapter and arguments. If one of them is a run's directory, it stands for the other, too."""
-    if adapter is None and arguments is not None and Path(arguments).is_dir() and not configured:
-        if (Path(arguments) / ADAPTER_FILE).exists() or newest_below(Path(arguments), ADAPTER_FILE):
-            notes.say(f"the adapter is that of {shown_path(arguments)}")
-            return arguments, arguments
+    directory = Path(arguments) if arguments is not None else Path("-")
+    has_adapter = (directory / ADAPTER_FILE).exists() or newest_below(directory, ADAPTER_FILE) is not None
+    if adapter is None and arguments is not None and has_adapter and not configured:
+        notes.say(f"the adapter is that of {shown_path(arguments)}")
+        return arguments, arguments
     is_directory = adapter is not None and Path(adapter).is_dir()
     if is_directory and arguments is None and not configured and has_arguments(Path(str(adapter))):
         notes.say(f"the arguments are those of {shown_path(str(adapter))}")

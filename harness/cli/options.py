@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,8 +125,9 @@ def scope(
     build: list[str] | None = None,
     spec: list[Path] | None = None,
     trust_code: bool = False,
+    silent: bool = False,
 ) -> Scope:
-    """Return what these options choose to judge.
+    """Return what these options choose to judge. What is changed in a --spec is said on stderr, unless `silent`.
 
     Raises UsageError at once for a name that does not exist, or for a --spec that cannot be read or is not trusted.
     """
@@ -144,5 +146,8 @@ def scope(
     if spec:
         from harness.session.specs import load_all
 
-        specs = tuple((one.name, json.dumps(one.spec.to_json(), indent=1)) for one in load_all(spec, trust_code))
+        brought = load_all(spec, trust_code)
+        specs = tuple((one.name, json.dumps(one.spec.to_json(), indent=1)) for one in brought)
+        for sentence in [f"{one.where}: {sentence}" for one in brought for sentence in one.said if not silent]:
+            print(sentence, file=sys.stderr)
     return Scope(subject, device, tuple(clause or ()), tuple(preload or ()), added, tuple(build or ()), specs)

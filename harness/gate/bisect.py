@@ -25,6 +25,7 @@ from harness.gate.environments import Environment
 from harness.gate.index import between
 from harness.gate.probe import BREAKS, HOLDS, PARALLEL, Prober, StackResult, targets
 from harness.gate.requirements import CURRENT, names
+from harness.runs.judging import COMPLETES
 
 #: Package -> version.
 Stack = dict[str, str]
@@ -175,10 +176,13 @@ def bisect(
         raise UsageError(
             f"{clause}: no case holds under --good and fails under --bad, so there is nothing to find ({'; '.join(reasons)})"
         )
-    if prober.judged.specs:
-        broken = dict.fromkeys(results[1].cases[name].clause for name in cases)
-        clause = f"{clause} ({', '.join(broken)})"
+    if any(results[1].cases[name].refused for name in cases):
+        # The question is then which release trains the run no more, and one clause says that.
+        cases = [name for name in cases if results[1].cases[name].clause == COMPLETES] or cases[:1]
     del cases[CASES:]
+    if prober.judged.specs:
+        broken = list(dict.fromkeys(results[1].cases[name].clause for name in cases))
+        clause = f"{clause} ({'the first of ' * (len(broken) > 1)}{', '.join(broken)})"
     narrow = dataclasses.replace(prober, tests=tuple(results[1].cases[name].nodeid for name in cases))
 
     def ask(stacks: Sequence[Stack]) -> list[str]:

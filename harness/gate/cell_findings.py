@@ -95,12 +95,12 @@ def resumed(baseline: Side, candidate: Side, specs: Specs, partings: dict[str, P
             own = writer.trace(f"resumed/{name}")
             if whole is None or whole.error or _failure(reader, f"cells/{name}"):
                 continue
-            if step is None or own is None or not checkpoints.goes_on(own, whole, step, EQUAL).holds:
+            if reason := _not_resumed(own, whole, step):
                 if writer.judged.specs:
-                    reason = "saved none before its last steps" if step is None else "does not go on from it as it did"
                     says = f"not judged ({way}): the {writer.name}'s own run {reason}"
                     yield Finding("resume", name, NOTE, says, {"way": way, "step": step})
                 continue
+            assert step is not None
             kind = partings[name].kind if name in partings else CHANGED
             across = reader.trace(f"across/{name}")
             means = BROKEN
@@ -112,6 +112,16 @@ def resumed(baseline: Side, candidate: Side, specs: Specs, partings: dict[str, P
             if seen:
                 says = f"checkpoint-{step} of the {writer.name}, resumed by the {reader.name} ({way}): {seen[0]}"
                 yield Finding("resume", name, means, says, {"way": way, "step": step, "seen": list(seen)})
+
+
+def _not_resumed(own: Trace | None, whole: Trace, step: int | None) -> str:
+    """Return why a run is not to be resumed on the other side: it does not even go on where it was written. Else ""."""
+    if step is None:
+        return "saved no checkpoint before its last steps"
+    if own is None:
+        return f"could not be resumed from checkpoint-{step}"
+    judged = checkpoints.goes_on(own, whole, step, EQUAL)
+    return "" if judged.holds else f"does not go on from checkpoint-{step} as it did ({judged.seen[0]})"
 
 
 def inferred(baseline: Side, candidate: Side, specs: Specs) -> Iterator[Finding]:

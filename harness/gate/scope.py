@@ -37,11 +37,9 @@ class Scope:
         return words
 
     def spec_options(self, directory: Path) -> list[str]:
-        """Write the runs of --spec into a directory, and return them as options of `pytest suites/`."""
+        """Write the runs of --spec into a directory, and return them as options of a `pytest suites/` that runs there."""
         words = ["--trust-code"] if self.specs else []
         for name, text in self.specs:
-            directory.mkdir(parents=True, exist_ok=True)
-            file = directory / f"{name}.json"
-            file.write_text(text, encoding="utf-8")
-            words += ["--spec", str(file)]
+            (directory / f"{name}.json").write_text(text, encoding="utf-8")
+            words += ["--spec", f"{name}.json"]
         return words

@@ -37,7 +37,7 @@ def block(state: State, case: Case, verdict: Verdict) -> list[str]:
     ]
     if len(verdict.seen) > _FINDINGS:
         lines.append(f"            and {len(verdict.seen) - _FINDINGS} more")
-    if (case.drawn is not None or case.brought) and case.specs:
+    if case.drawn is not None and case.specs:
         lines.append(f"  run       {', '.join(changes(case.specs[0])) or 'the default run'}")
     lines += _labelled("life", [describe(act) for act in case.life or []])
     try:

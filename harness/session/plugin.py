@@ -248,7 +248,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     stack = ", ".join(f"{name} {version}" for name, version in described["versions"].items() if version)
     names = ", ".join(patches.names(state.device))
     patched = f"patched for speed: {names}; --unpatched turns them off" if names else "patched for speed: nothing"
-    return [f"judged: {state.subject} on {described['device']}", f"stack: {stack}", patched]
+    said = [f"{one.where}: {sentence}" for one in state.brought for sentence in one.said]
+    return [f"judged: {state.subject} on {described['device']}", f"stack: {stack}", patched, *said]
 
 
 # ---- collection ----
@@ -283,6 +284,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     collected: list[Case] = []
     errors: list[str] = []
     for item in items:
+        if _judges_brought(item) and not state.brought:
+            continue  # pytest makes one test for no runs, if its file was named
         ids = [id for mark in item.iter_markers("clause") for id in mark.args]
         unknown = [id for id in ids if id not in clauses]
         if len(ids) != 1 and not (ids and "draw" in getattr(item, "fixturenames", ())):
@@ -292,7 +295,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         else:
             cases = [_case(item, id, state) for id in ids]
             item.stash[CASES] = [case for case in cases if case.clause in state.clauses]
-            (chosen if item.stash[CASES] else others).append(item)
+            wanted = _judges_brought(item) == bool(state.brought)
+            (chosen if item.stash[CASES] and wanted else others).append(item)
             collected += cases
     if _is_whole(config):
         tested = {case.clause for case in collected}
@@ -306,7 +310,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     if errors:
         raise pytest.UsageError("\n".join(errors))
-    if others:
+    if len(chosen) < len(items):
         config.hook.pytest_deselected(items=others)
         items[:] = chosen
     if getattr(config, "workerinput", {}).get("workerid", "gw0") == "gw0":
@@ -323,6 +327,10 @@ def _case(item: pytest.Item, clause: str, state: State) -> Case:
     if (brought := _brought(item)) is not None:
         case.brought, case.specs = True, [brought.spec.to_json()]
     return case
+
+
+def _judges_brought(item: pytest.Item) -> bool:
+    return "judge_brought" in getattr(item, "fixturenames", ())
 
 
 def _brought(item: pytest.Item) -> Brought | None:

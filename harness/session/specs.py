@@ -13,13 +13,11 @@ from harness.laws import universal
 from harness.reading import shown_path
 from harness.runs import judging
 from harness.spec import RunSpec
+from harness.subjects import from_file
 from harness.verdict import Case, Verdict
 
 #: Characters of a name. It is part of file names and of ids of tests.
 _LONGEST = 60
-
-#: Arguments that may name a file.
-_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,13 @@ class Brought:
 
     - name: the name of its file without the ending. No two runs of a session have the same.
     - where: what messages call the file.
+    - said: a sentence for each thing that was changed, since the run could not be judged as it is written.
     """
 
     name: str
     where: str
     spec: RunSpec
+    said: tuple[str, ...] = ()
 
     @property
     def clauses(self) -> tuple[str, ...]:
@@ -40,35 +40,34 @@ class Brought:
         return universal.clauses_of(self.spec)
 
 
-def load(path: str | Path, trusted: bool = False) -> RunSpec:
-    """Return the run that a file describes: a RunSpec as JSON, or the case file of a failure.
+def load(path: str | Path, trusted: bool = False) -> tuple[RunSpec, list[str]]:
+    """Return the run that a file describes, and what was changed in it (`harness.subjects.from_file`).
 
-    Paths in it become absolute, since other processes train it. Without `report_to` the run reports to nobody.
+    The file is a RunSpec as JSON, or the case file of a failure. Paths in it become absolute, since other processes train
+    it. Without `report_to` the run reports to nobody, on any stack.
 
     - trusted: whether code that the file names may run (--trust-code).
 
     Raises UsageError for a file that is neither, or that names what it may not name (`harness.trust`).
     """
-    spec = RunSpec.load(path)
+    spec, said = from_file.as_run(RunSpec.load(path), shown_path(path))
     arguments = {"report_to": "none", **spec.arguments}
     spec = dataclasses.replace(spec, arguments=arguments)
     trust.check(spec, shown_path(path), trusted)
-    for name in _FILES:
-        if isinstance(arguments.get(name), str):
-            arguments[name] = str(Path(arguments[name]).absolute())
     model, data = (
         dataclasses.replace(part, path=str(Path(part.path).absolute())) if part.path else part
         for part in (spec.model, spec.data)
     )
-    return dataclasses.replace(spec, model=model, data=data)
+    return dataclasses.replace(spec, model=model, data=data), said
 
 
 def load_all(files: Iterable[str | Path], trusted: bool = False) -> list[Brought]:
     """Return the runs of several files. Parameters and errors as for `load`."""
     found: list[Brought] = []
     for file in files:
-        spec = load(file, trusted)
-        found.append(Brought(_name(Path(file), [one.name for one in found]), shown_path(file), spec))
+        spec, said = load(file, trusted)
+        name = _name(Path(file), [one.name for one in found])
+        found.append(Brought(name, shown_path(file), spec, tuple(said)))
     return found
 
 

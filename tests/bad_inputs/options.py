@@ -88,6 +88,7 @@ _UNKNOWN = [
     words("bisect --clause ACC-01 --good current", "bad"),
     words("bisect --clause ACC-01 --good current --bad current --device tpu", "tpu"),
     words("bisect --clause ACC-01 --good current --bad current --subject nobody", "nobody"),
+    words("bisect --spec gone.json --good current --bad current", "gone.json"),
     words("history H99", "H99"),
     words("history ", "history", "history of an empty name"),
     words("history h", "h", "history h"),
@@ -135,6 +136,24 @@ _UNKNOWN = [
           variables={"PEFT_HARNESS_CACHE": "../precious"}, code=0),
 ]  # fmt: skip
 
+_GATE = "gate --baseline current --candidate current --spec"
+
+#: What a --spec cannot be. `check`, `gate` and `bisect` read it in the same way.
+_SPECS = [
+    words("check --spec gone.json", "gone.json"),
+    words(f"{_GATE} gone.json", "gone.json"),
+    words("check --spec {}", "directory", "--spec with a directory"),
+    words(f"{_GATE} mine.json", "mine.json", "--spec that is no JSON", files={"mine.json": "max_steps: 4\n"}),
+    words("check --spec mine.json", "did you mean 'data'", "--spec with an unknown field", files={"mine.json": {"dta": {}}}),
+    words("check --spec mine.json", "learning_rate", "--spec with a bad value",
+          files={"mine.json": {"arguments": {"learning_rate": "fast"}}}),
+    words(f"{_GATE} mine.json", "--trust-code", "--spec with code",
+          files={"mine.json": {"model": {"family": "mine:model"}}, "mine.py": "1 / 0\n"}),
+    words("check --spec good.json --spec gone.json", "gone.json", files={"good.json": {}}),
+    words("check -- --spec gone.json", "gone.json", "--spec for pytest"),
+    words("check --spec mine.json --json mine.json", "mine.json", "--json on the --spec", files={"mine.json": {}}),
+]  # fmt: skip
+
 _WRITERS = {
     "check": ("check --clause RNG-01", ("--json",)),
     "soak": ("soak --times 2 --clause RNG-01", ("--json",)),
@@ -176,4 +195,4 @@ _PLOTS = [
     ),
 ]
 
-ROWS = [*_UNKNOWN, *_OUTPUTS, *_PLOTS]
+ROWS = [*_UNKNOWN, *_SPECS, *_OUTPUTS, *_PLOTS]
