@@ -13,13 +13,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness import subjects
+from harness import compat, subjects
 from harness.fixtures import models
 from harness.laws import accumulation, recompute, resume
 from harness.laws.data_order import drawn, expected_places
 from harness.laws.equal import equal_runs
 from harness.laws.loading import NotModelled, accelerator_config, loading
 from harness.laws.plan import Plan, if_planned, plan
+from harness.laws.rates import follows_metric
 from harness.laws.several import OF_RANKS, equals_single, one_process_spec, ranks_agree, whole_run
 from harness.spec import RunSpec
 from harness.trace import Trace
@@ -184,14 +185,24 @@ def as_reference(train: Train, spec: RunSpec) -> Verdict:
             if not (steps := alike(spec, _for_reference(spec))):
                 return not_comparable("no step trains the rows of the list")
             asked, spec = spec, _first(spec, steps)
-            return _over(equal_runs(train(spec), train(_for_reference(spec), subject=reference)), asked, spec)
-        return equal_runs(train(spec), train(_for_reference(spec), subject=reference))
+            one = _as_logged(train(_for_reference(spec), subject=reference))
+            return _over(equal_runs(train(spec), one), asked, spec)
+        return equal_runs(train(spec), _as_logged(train(_for_reference(spec), subject=reference)))
     if reason := _not_alone(spec) or reference.unsupported(_for_reference(spec)):
         return not_comparable(reason)
     ranks, single, reason = _with_one_process(spec)
     if reason:
         return not_comparable(reason)
     return _over(equals_single(train(ranks), train(_for_reference(single), subject=reference)), spec, ranks)
+
+
+def _as_logged(trace: Trace) -> Trace:
+    """Return the reference's trace with its logged losses rounded as the installed Trainer rounds them, if it does."""
+    digits = compat.logged_digits()
+    if digits is None:
+        return trace
+    log = [{**entry, "loss": round(entry["loss"], digits)} if "loss" in entry else entry for entry in trace.log_history]
+    return dataclasses.replace(trace, log_history=log)
 
 
 def _for_reference(spec: RunSpec) -> RunSpec:
@@ -250,8 +261,11 @@ def steady(spec: RunSpec) -> RunSpec:
         trainer={"callbacks": None, "optimizers": None, "optimizer_cls_and_kwargs": None},
         load_best_model_at_end=None,
         optim="sgd",
+        optim_args=None,
         save_strategy="no",
         eval_strategy=None,
+        # A schedule that follows a metric needs evaluations.
+        **({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": None} if follows_metric(spec) else {}),
     )
 
 
