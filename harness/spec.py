@@ -161,6 +161,7 @@ class DataSpec:
     - iterable: whether the training set is an IterableDataset.
     - augment: whether each access draws tokens from torch's global RNG.
     - path: a JSONL file with "input_ids" and "labels" in each line.
+    - inline: the rows themselves, each with "input_ids" and "labels". They replace rows that are made.
     - order: if it is not empty, training row i is row order[i] of those that the other fields describe.
     - task: the task of the model's family. Labels are tokens for "causal", one int a row for "classification", and the
       tokens of the answer for "seq2seq".
@@ -180,6 +181,7 @@ class DataSpec:
     order: tuple[int, ...] = ()
     task: str = "causal"
     max_length: int | None = field(default=None, metadata=_LATER)
+    inline: tuple[Mapping[str, Any], ...] = field(default=(), metadata=_LATER)
 
 
 @dataclass(frozen=True)

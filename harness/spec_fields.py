@@ -481,13 +481,18 @@ def check_data(data: Any, where: str) -> None:
     if shortest > data.length:
         raise UsageError(f"{where}, min_length: {shortest} is above length, {data.length}")
     rows = data.rows + data.eval_rows
-    if data.path is None and rows * data.length > _MADE_TOKENS:
+    made = data.path is None and not data.inline
+    if made and rows * data.length > _MADE_TOKENS:
         raise UsageError(
             f"{where}, rows: {rows:,} rows of {data.length:,} tokens are too many to make; {_MADE_TOKENS:,} tokens are "
             "allowed, and more in a file that `path` names"
         )
+    if data.path is None and data.inline and len(data.inline) < rows:
+        raise UsageError(f"{where}, inline: {len(data.inline)} rows, but {data.rows} + {data.eval_rows} are asked for")
+    if data.max_length == 1 and data.task == "causal":
+        raise UsageError(f"{where}, max_length: one token leaves nothing to predict; expected 2 or more")
     # Token 0 is the padding. Rows differ, so there are not more of them than sequences.
-    if data.path is None and data.length < 64 and rows > data.length * (data.vocab_size - 1) ** data.length:
+    if made and data.length < 64 and rows > data.length * (data.vocab_size - 1) ** data.length:
         raise UsageError(f"{where}, rows: there are no {rows:,} rows of {data.length} tokens below {data.vocab_size}")
     if data.order and (len(data.order) != data.rows or set(data.order) != set(range(data.rows))):
         raise UsageError(f"{where}, order: expected each of 0 to {data.rows - 1} once; found {shown(data.order)}")

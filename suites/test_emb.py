@@ -8,7 +8,7 @@ import torch
 
 from harness.fixtures import data, hub, models, tensor_shapes
 from harness.fixtures.resized_embeddings import FAMILY
-from harness.laws import embeddings, rebuilt
+from harness.laws import checkpoint, embeddings, rebuilt
 from harness.laws.equal import same_adapter
 from harness.runs.scenarios import PLAIN, by_route, cases, continued, over
 from harness.spec import ADD, GET
@@ -178,6 +178,20 @@ def test_an_adapted_embedding_is_saved_with_its_base_weight(spec, layers, train,
             embeddings.moved(trace, trained=own, frozen=whole),
         )
     )
+
+
+@pytest.mark.clause("CKPT-25")
+@over(
+    {
+        f"embeddings/{name}": spec
+        for name, spec in {
+            **by_route({name: SAVED.but(lora={"target_modules": targets}) for name, (targets, _) in TARGETS.items()}),
+            **by_route({"resized": DIRECTORY}),
+        }.items()
+    }
+)
+def test_a_checkpoint_holds_no_weights_but_those_of_adapted_and_resized_layers(trace, judge):
+    judge(checkpoint.adapter_only(trace))
 
 
 # ---- tied embeddings ----

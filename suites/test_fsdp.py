@@ -351,6 +351,26 @@ def test_a_sharded_run_resumes(spec, train, judge):
     judge(resume.continues(train(spec), train(spec.first_leg()), after=3))
 
 
+#: 8192 elements a tensor, 4096 on each rank. From there on, bitsandbytes keeps optimizer state in 8 bits.
+BITSANDBYTES: dict[str, Any] = {
+    f"{strategy}-2/{optim}": continued(
+        spread(PLAIN.but(lora={"r": 128}, optim=optim, max_steps=3), strategy), 2, every=2
+    )
+    for strategy, optim in (
+        ("fsdp1", "adamw_bnb_8bit"),
+        ("fsdp2", "adamw_bnb_8bit"),
+        ("fsdp2", "paged_adamw_32bit"),
+    )
+}
+
+
+@pytest.mark.clause("FSDP-18")
+@cases(BITSANDBYTES)
+def test_a_sharded_run_with_an_optimizer_of_bitsandbytes_resumes(spec, train, judge):
+    whole = train(spec.first_leg())
+    judge(several.completes(whole) if whole.error else resume.continues(train(spec), whole, after=2))
+
+
 def resharded(ranks, before):
     """Return a run on `after` ranks that resumes a run on `before` ranks, with the same rows in each step."""
     spec = spread(TOGETHER, "fsdp2", ranks)

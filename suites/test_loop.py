@@ -8,7 +8,7 @@ import torch
 from harness import compat
 from harness.laws import accumulation, output, rates, schedule
 from harness.laws.equal import equal_runs
-from harness.runs.configured import SCHEDULES
+from harness.runs.configured import MIXED
 from harness.runs.scenarios import PLAIN, SCENARIOS, by_route, cases, over
 from harness.verdict import both, raises, same
 
@@ -17,6 +17,13 @@ EPOCHS = {
     "short-windows": PLAIN.but(max_steps=None, num_train_epochs=2, data={"rows": 37}, gradient_accumulation_steps=4),
     "max-steps-over-epochs": PLAIN.but(max_steps=25, num_train_epochs=1),
 }
+#: Runs whose warm-up lasts to the end.
+ALL_WARMUP = {
+    f"{kind}-all-warmup": PLAIN.but(max_steps=3, warmup_steps=3, lr_scheduler_type=kind)
+    for kind in ("linear", "cosine", "polynomial")
+}
+#: Every schedule that has a formula.
+RATES = {name: spec for name, spec in MIXED.items() if not name.startswith("greedy")}
 QLORA = PLAIN.but(model={"quantization": "nf4"}, max_steps=2)
 
 
@@ -50,7 +57,7 @@ def test_the_default_optimizer_is_torch_adamw_wrapped_by_accelerate(upstream, tm
 
 
 @pytest.mark.clause("LOOP-02")
-@over(SCENARIOS | {name: spec for name, spec in SCHEDULES.items() if name != "greedy"})
+@over(SCENARIOS | RATES)
 def test_each_update_uses_the_rate_of_the_schedule(trace, judge):
     judge(rates.learning_rates(trace))
 
@@ -68,7 +75,7 @@ def test_warmup_is_a_number_of_steps_or_a_share_of_all(trace, judge):
 
 
 @pytest.mark.clause("LOOP-04")
-@over(SCENARIOS | EPOCHS)
+@over(SCENARIOS | EPOCHS | ALL_WARMUP)
 def test_a_run_makes_the_steps_and_epochs_it_was_asked_for(trace, judge):
     judge(schedule.all_steps(trace))
 

@@ -25,6 +25,13 @@ CLASSIFIER = PLAIN.but(
     label_smoothing_factor=0.1,
 )
 
+#: Collators that put several rows into one sequence, or pad each batch to its own longest row.
+COLLATORS: dict[str, Any] = {
+    "packed": ["harness.fixtures.collators:packed", {"length": 40}],
+    "padding-free": "harness.fixtures.collators:padding_free",
+    "padded-by-batch": "harness.fixtures.collators:for_seq2seq",
+}
+
 #: After one step, the adapter is so large that the forward pass overflows.
 OVERFLOW = PLAIN.but(learning_rate=1e36, lora={"lora_alpha": 10**6})
 
@@ -40,6 +47,8 @@ OVERFLOW = PLAIN.but(learning_rate=1e36, lora={"lora_alpha": 10**6})
         }
     )
     | {"prompt-tuning": PLAIN.but(adapter=PROMPT)}
+    | {name: STILL_RAGGED.but(trainer={"data_collator": collator}) for name, collator in COLLATORS.items()}
+    | {"eager": STILL_RAGGED.but(model={"attn_implementation": "eager"})}
 )
 def test_a_step_is_the_mean_over_the_tokens_of_its_window(trace, judge):
     judge(loss.window_mean(trace))

@@ -60,6 +60,10 @@ CONFIGURATIONS = {
     "unseedable-sampler": SHORT.but(accelerator_config={"use_seedable_sampler": False}),
     "group-by-length": SHORT.but(data=RAGGED, train_sampling_strategy="group_by_length"),
     "iterable": SHORT.but(data={"rows": 16, "iterable": True}),
+    "lora-plus": SHORT.but(trainer={"optimizers": ["harness.fixtures.optimizers:loraplus", {"loraplus_lr_ratio": 4}]}),
+    "parameter-groups": SHORT.but(trainer={"optimizers": "harness.fixtures.optimizers:parameter_groups"}),
+    "model-init": SHORT.but(trainer={"model_init": True}),
+    "packed": SHORT.but(data=RAGGED, trainer={"data_collator": "harness.fixtures.collators:packed"}),
 }
 #: Runs in which the order of rows, or the random numbers, differ between the first epoch and later ones.
 BY_POSITION = ("unseedable-sampler", "group-by-length", "iterable")

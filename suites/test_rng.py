@@ -48,6 +48,12 @@ def test_numbers_drawn_between_trainer_and_train_shift_its_dropout(upstream, tra
 
 
 @pytest.mark.clause("RNG-01")
+@cases({"model-init": SHORT.but(trainer={"model_init": True})})
+def test_a_model_that_the_trainer_makes_trains_like_one_that_it_is_given(spec, train, judge):
+    judge(equal_runs(train(spec), train(SHORT)))
+
+
+@pytest.mark.clause("RNG-01")
 def test_train_seeds_again_where_it_builds_the_model(upstream, tmp_path, judge):
     import torch
     from transformers import Trainer

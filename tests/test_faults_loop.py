@@ -149,6 +149,35 @@ def test_a_fault_of_upstream_is_seen(row, runs, tmp_path, monkeypatch):
     assert_seen(row, runs, tmp_path, monkeypatch)
 
 
+SCHEDULE_FAULTS = {
+    "options-dropped": (
+        loop.test_each_update_uses_the_rate_of_the_schedule,
+        {"trace": SHORT.but(lr_scheduler_type="polynomial", lr_scheduler_kwargs={"power": 2.0})},
+        mutant("schedule-options-dropped"),
+        "step 2: learning rates",
+    ),
+    "plateau-at-each-step": (
+        loop.test_each_update_uses_the_rate_of_the_schedule,
+        {
+            "trace": SHORT.but(
+                data={"eval_rows": 4},
+                eval_strategy="steps",
+                eval_steps=2,
+                lr_scheduler_type="reduce_lr_on_plateau",
+                lr_scheduler_kwargs={"patience": 0},
+            )
+        },
+        mutant("plateau-at-each-step"),
+        "step 2: learning rates [0.001, 0.001], expected 0.01",
+    ),
+}
+
+
+@each(SCHEDULE_FAULTS)
+def test_a_faulty_schedule_is_seen(name, runs, tmp_path, monkeypatch):
+    assert_seen(SCHEDULE_FAULTS[name], runs, tmp_path, monkeypatch)
+
+
 # ---- logs and output ----
 
 NOT_LOGGED = replace(TRAINER, "log", norm_not_logged)

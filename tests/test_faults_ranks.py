@@ -20,6 +20,7 @@ from harness.suites import test_dist as dist
 from harness.suites import test_ds as ds
 from harness.suites import test_fsdp as fsdp
 from harness.suites import test_loaded as loaded
+from harness.suites import test_loaders as loaders
 from harness.tolerance import RANKS
 from harness.verdict import Case
 from tests.faults import assert_fails, assert_seen, each, in_this_process, mutant, replace, verdict_of
@@ -96,6 +97,24 @@ FAULTS = {
         {"trace": BRIEF.but(lora={"inference_mode": True})},
         mutant("inference-mode-trained"),
         "no error: it trained steps 1 to 2",
+    ),
+    "DIST-13": (
+        loaders.test_each_process_trains_its_rows,
+        {"trace": loaders.named("")["dispatch-2/random/25-rows"].but(max_steps=2)},
+        mutant("dispatched-to-rank-0-only"),
+        "rank 1, step 1: trained rows",
+    ),
+    "DIST-13-shared": (
+        loaders.test_each_process_trains_its_rows,
+        {"trace": loaders.named("")["stream-split-2/sequential"].but(max_steps=2)},
+        mutant("same-rows-on-all-ranks"),
+        "rank 1, step 1: trained rows",
+    ),
+    "DIST-14": (
+        loaders.test_all_ranks_are_in_the_same_epoch,
+        {"trace": loaders.named("")["dealt-2/random/25-rows"].but(max_steps=2)},
+        mutant("ranks-in-other-epochs"),
+        "rank 1, step 1: epoch",
     ),
     "FSDP-01": (
         fsdp.test_defaults_are_version_2_and_full,

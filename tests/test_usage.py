@@ -68,7 +68,8 @@ def test_wrong_arguments_of_the_command_line(words, answer):
 
 
 COMMANDS = [
-    *("check", "soak", "repro", "gate", "bisect", "history", "speed", "coverage", "mutants", "clauses", "train"),
+    *("check", "soak", "judge", "repro", "sweep", "gate", "bisect", "history", "speed", "coverage", "mutants", "clauses"),
+    "train",
     *("cache", "cache list", "cache size", "cache clean"),
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
 from collections.abc import Mapping
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from harness import compat
-from harness.brought.files import read_object
-from harness.brought.names import unused
+from harness.brought.argument_names import unused
 from harness.brought.notes import Notes
+from harness.brought.settings_files import read_object
 from harness.errors import UsageError
 from harness.reading import shown, shown_path
 from harness.spec import AdapterSpec
@@ -93,7 +92,7 @@ def _say_what_peft_wrote(given: Mapping[str, Any], notes: Notes) -> None:
 
 
 def _fields(peft_type: str, given: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
-    defaults = _defaults(peft_type)
+    defaults = compat.adapter_defaults(peft_type)
     kept = {}
     for name, value in given.items():
         if name in _ABOUT_THE_FILE:
@@ -105,7 +104,7 @@ def _fields(peft_type: str, given: Mapping[str, Any], notes: Notes) -> dict[str,
         if name not in defaults:
             _leave_out(peft_type, name, value, defaults, notes)
             continue
-        if name not in _ALWAYS and (value == defaults[name] or (unused(value) and unused(defaults[name]))):
+        if name not in _ALWAYS and (value == defaults.get(name) or (unused(value) and unused(defaults.get(name)))):
             continue
         if value is not None:
             kept[name] = value
@@ -122,16 +121,3 @@ def _leave_out(peft_type: str, name: str, value: Any, known: Mapping[str, Any], 
         notes.leave_out(name, f"{why}; it is at a default-like value")
     else:
         notes.leave_out(name, f"{why}; its value {shown(value)} is not judged")
-
-
-def _defaults(peft_type: str) -> dict[str, Any]:
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    mapping = {str(getattr(kind, "value", kind)): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(mapping[peft_type]):
-        if field.default_factory is not dataclasses.MISSING:
-            found[field.name] = field.default_factory()
-        else:
-            found[field.name] = None if field.default is dataclasses.MISSING else field.default
-    return found

@@ -9,8 +9,8 @@ from typing import Any
 
 from harness import compat
 from harness.brought.adapter import newest_below
-from harness.brought.files import read_object
 from harness.brought.notes import Notes
+from harness.brought.settings_files import read_object
 from harness.errors import UsageError
 from harness.reading import opened, shown, shown_path
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.brought import small_config
-from harness.brought.files import read_object
 from harness.brought.notes import Notes
+from harness.brought.settings_files import read_object
 from harness.errors import UsageError
 from harness.fixtures.models import FAMILIES
 from harness.fixtures.pretrained import first_line
@@ -112,6 +112,7 @@ def _from_config(config: dict[str, Any], where: str, notes: Notes, as_is: bool) 
     if as_is:
         notes.say(f"{where}: the model is taken whole, with weights drawn from a seed")
     else:
+        small_config.check(kept, where)
         made = _made(kind, kept, where)
         kept = small_config.small(small_config.filled(kept, made.to_dict(), made.attribute_map or {}), notes, where)
         kept.update(_special_tokens(_made(kind, kept, where)))

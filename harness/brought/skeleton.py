@@ -8,16 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import UsageError
-from harness.fixtures.models import CAUSAL, CLASSIFICATION, FAMILIES, SEQ2SEQ
-from harness.fixtures.pretrained import first_line
-from harness.spec import ModelSpec
-
-#: Task -> the class of transformers that makes a model for it from any config.
-_AUTO = {
-    CAUSAL: "AutoModelForCausalLM",
-    CLASSIFICATION: "AutoModelForSequenceClassification",
-    SEQ2SEQ: "AutoModelForSeq2SeqLM",
-}
+from harness.fixtures import architectures
+from harness.fixtures.models import FAMILIES
+from harness.spec import CONFIG_FAMILY, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -42,38 +35,27 @@ class Skeleton:
     numbers: int
 
 
-def skeleton(spec: ModelSpec, task: str, where: str) -> Skeleton | None:
+def skeleton(spec: ModelSpec, where: str) -> Skeleton | None:
     """Return what a base model is made of; None for a factory, whose code is not run for it.
 
     Raises UsageError if transformers cannot make the model. where: what messages call its source.
     """
-    import torch
-
     try:
-        with torch.device("meta"):
-            model = _model(spec, task)
-    except UsageError:
-        raise
-    except Exception as error:
-        small = "" if spec.family in FAMILIES else "; name another model, or a family of the harness"
-        raise UsageError(
-            f"{where}: transformers cannot make the model for {task}: {first_line(error)}{small}"
-        ) from None
-    return None if model is None else _described(model)
+        if spec.family.startswith(CONFIG_FAMILY):
+            return _described(architectures.skeleton(spec))
+        return _described(_of_row(spec)) if spec.family in FAMILIES else None
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
 
 
-def _model(spec: ModelSpec, task: str) -> Any:
+def _of_row(spec: ModelSpec) -> Any:
+    import torch
     import transformers
 
-    if spec.family in FAMILIES:
-        row = FAMILIES[spec.family]
+    row = FAMILIES[spec.family]
+    with torch.device("meta"):
         config = getattr(transformers, row.config_class)(**{**row.config, **spec.config})
         return getattr(transformers, row.model_class)(config)
-    kind = spec.family.removeprefix("config:")
-    if kind == spec.family:
-        return None
-    config = transformers.AutoConfig.for_model(kind, **dict(spec.config))
-    return getattr(transformers, _AUTO[task]).from_config(config)
 
 
 def _described(model: Any) -> Skeleton:
@@ -100,6 +82,6 @@ def _described(model: Any) -> Skeleton:
 @functools.cache
 def of_family(family: str) -> Skeleton:
     """Return what a row of `FAMILIES` is made of."""
-    found = skeleton(ModelSpec(family=family), FAMILIES[family].task, family)
+    found = skeleton(ModelSpec(family=family), family)
     assert found is not None
     return found

@@ -1,7 +1,7 @@
 """Make a run small by rule: steps, batches, intervals and rows. It keeps what it has to do with each other.
 
 - Eight optimizer steps, in two epochs or more if the run has so many; at most four rows a batch, and four batches a step.
-- A checkpoint in the middle, and not only at the end. Evaluations and logs come closer together as the steps become fewer.
+- A checkpoint in the middle, and not only at the end. Evaluations and logs come closer together, too.
 - At most two workers of the data loader.
 """
 
@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from harness import spec_fields
 from harness.brought.notes import Notes
 from harness.reading import shown
 
@@ -40,14 +39,12 @@ class Size:
     eval_rows: int
 
 
-def small_run(arguments: dict[str, Any], ranks: int, notes: Notes, where: str) -> Size:
+def small_run(arguments: dict[str, Any], ranks: int, notes: Notes) -> Size:
     """Cut the arguments in place, and return the size of the run.
 
-    - arguments: TrainingArguments in newest names. Values are checked first.
-
-    Raises UsageError for a value that is none for its field.
+    - arguments: TrainingArguments in newest names, whose values were checked (`harness.brought.argument_names`).
+    - ranks: how many processes train.
     """
-    spec_fields.check(spec_fields.ARGUMENTS, arguments, where)
     planned = arguments.get("max_steps", -1)
     epochs = arguments.get("num_train_epochs", _DEFAULTS["num_train_epochs"])
     cut = _Cut(arguments, notes)

@@ -56,6 +56,7 @@ _COMMANDS = (
     (judge_commands.soak, True),
     (judge_commands.judge, False),
     (judge_commands.repro, False),
+    (judge_commands.sweep, False),
     (compare_commands.gate, False),
     (compare_commands.bisect, False),
     (compare_commands.history, False),

@@ -1,7 +1,8 @@
-"""Commands that judge one stack or one run: check, soak, judge, repro."""
+"""Commands that judge one stack, one run or many: check, soak, judge, repro, sweep."""
 
 from __future__ import annotations
 
+import os
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -207,3 +208,31 @@ def repro(
     trust.check_case(case.subject if subject is None else None, case.preload, case.where, trust_code)
     chosen = (subject or case.subject or "", device or case.device or "")
     raise typer.Exit(run_pytest([case_file.path_of(case)], *chosen, [], list(case.preload), json, []))
+
+
+def sweep(
+    minutes: Annotated[
+        float, typer.Option(metavar="N", min=0.1, max=DAY / 60, callback=finite, help="How long it may take.")
+    ] = 30.0,
+    seed: Annotated[
+        int, typer.Option(metavar="S", min=0, max=2**32 - 1, help="Another seed, other configurations.")
+    ] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=256, help="Configurations judged at a time; as many as there are cores."),
+    ] = None,
+    directory: Annotated[
+        Path, file_option("Write the spec of each cause into this directory.", "directory", "DIR")
+    ] = Path(".peft-harness/sweep"),
+    subject: Subject = "hf-trainer",
+    json: Json = None,
+) -> None:
+    """Judge many configurations: each pair of values of training arguments, adapter, model, data and launch.
+
+    What fails is shrunk to the fewest fields, and printed by cause. Exit codes: 0 all laws hold, 1 one fails that no known
+    defect explains, 3 a law could not decide, or the time was over before 95 % of the pairs were covered.
+    """
+    scope(subject)
+    from harness.session.sweep import sweep
+
+    raise typer.Exit(sweep(minutes, seed, workers or len(os.sched_getaffinity(0)), directory, json, subject))

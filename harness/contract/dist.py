@@ -86,5 +86,22 @@ CHAPTER = Chapter(
             source="torch/nn/parallel/distributed.py (DistributedDataParallel.__init__)",
             tier="mp",
         ),
+        Clause(
+            "DIST-13",
+            "All ranks MUST train the same order of an epoch's rows. Rank r of W MUST have the batches r, r + W, ...; "
+            "with split_batches the slice r of every batch; with dispatch_batches, and on an IterableDataset, the slice "
+            "r of each W batches. Rows that fill no batch of all ranks MUST be filled from the epoch's start, left out "
+            "(dataloader_drop_last), or left to some ranks (even_batches=False).",
+            source="accelerate/data_loader.py:113-297 (BatchSamplerShard), 299-394 (IterableDatasetShard), 726-936 "
+            "(DataLoaderDispatcher)",
+            tier="mp",
+        ),
+        Clause(
+            "DIST-14",
+            "At each step all ranks MUST be in the same epoch.",
+            source="accelerate/data_loader.py:169-184 (BatchSamplerShard.__len__); transformers/trainer.py:2487-2555 "
+            "(Trainer.set_initial_training_values)",
+            tier="mp",
+        ),
     ),
 )

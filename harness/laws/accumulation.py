@@ -8,6 +8,7 @@ import math
 from harness.laws.completion import incomplete
 from harness.laws.data_order import epoch_order
 from harness.laws.equal import differences, equal_runs, is_finite
+from harness.laws.loading import loading
 from harness.laws.loss import logged_rounding, scale
 from harness.laws.plan import NotModelled, if_planned, plan, positions, resumed_from
 from harness.spec import RunSpec
@@ -119,6 +120,16 @@ def windows(trace: Trace) -> Verdict:
         findings,
         steps=len(trace.steps),
     )
+
+
+def whole_batches(trace: Trace) -> Verdict:
+    """Check that each micro-batch has as many rows as the batch size says, so that short ones are left out."""
+    size, findings = loading(trace.spec).size, incomplete(trace)
+    for step in trace.steps:
+        seen = [len(batch.rows) for batch in step.batches]
+        if set(seen) - {size}:
+            findings.append(f"step {step.number}: micro-batches of {seen} rows, expected {size}")
+    return verdict(f"each micro-batch has {size} rows", findings[:3], steps=len(trace.steps))
 
 
 #: The events of a window, in order. substep_end comes once for each micro-batch but the last.

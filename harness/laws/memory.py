@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import ReferenceType
 
-from harness.fixtures.models import FAMILIES
+from harness.fixtures import models
 from harness.laws.plan import plan
 from harness.laws.schedule import number
 from harness.spec import RunSpec
@@ -110,7 +110,7 @@ def batches(spec: RunSpec) -> int:
 
 
 def _config(spec: RunSpec) -> dict[str, Any]:
-    return {**FAMILIES[spec.model.family].config, **spec.model.config}
+    return models.config_of(spec.model)
 
 
 def _keys(config: Mapping[str, Any]) -> int:

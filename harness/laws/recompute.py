@@ -64,7 +64,10 @@ _OWN_LOSS = {**DRAWS, "CPT": "its loss weights the tokens of the prompt by a dec
 def obstacles(spec: RunSpec) -> list[str]:
     """Return why the gradients of such a run cannot be recomputed. Return an empty list if they can be."""
     found = []
-    if any("drop" in name and value for name, value in (*spec.adapter.config.items(), *spec.model.config.items())):
+    if any(
+        "drop" in name and value
+        for name, value in (*spec.adapter.config.items(), *models.config_of(spec.model).items())
+    ):
         found.append("dropout draws random numbers that are not recorded")
     half = spec.model.dtype in ("bfloat16", "float16") or spec.arguments.get("bf16") or spec.arguments.get("fp16")
     if spec.model.quantization or half:

@@ -21,8 +21,8 @@ from harness.tolerance import RANKS, SUMMATION, Tolerance
 from harness.trace import MicroBatch, Step, Trace
 from harness.verdict import Verdict, both, not_finite, verdict
 
-#: Fields of accelerator_config that say how ranks share batches.
-OF_RANKS = ("split_batches", "dispatch_batches", "even_batches")
+#: Fields of accelerator_config that say how ranks share batches, and how a batch is moved. One process ignores them.
+OF_RANKS = ("split_batches", "dispatch_batches", "even_batches", "non_blocking")
 
 
 def one_process_spec(spec: RunSpec) -> RunSpec:
@@ -37,13 +37,15 @@ def one_process_spec(spec: RunSpec) -> RunSpec:
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size")
         if name in spec.arguments
     }
-    if config:
-        kept = {name: value for name, value in config.items() if name not in OF_RANKS}
-        sizes["accelerator_config"] = kept
+    sizes["accelerator_config"] = {name: value for name, value in config.items() if name not in OF_RANKS}
     return dataclasses.replace(
         spec,
         # The Trainer refuses a communication backend if there is only one process.
-        arguments={name: value for name, value in {**spec.arguments, **sizes}.items() if name != "ddp_backend"},
+        arguments={
+            name: value
+            for name, value in {**spec.arguments, **sizes}.items()
+            if name != "ddp_backend" and (name, value) != ("accelerator_config", {})
+        },
         launch=LaunchSpec(device=spec.launch.device, threads=spec.launch.threads),
     )
 
@@ -95,6 +97,11 @@ def incomplete_ranks(trace: Trace) -> list[str]:
     if count != trace.spec.launch.ranks:
         findings.append(f"{count} ranks left a trace, expected {trace.spec.launch.ranks}")
     return findings
+
+
+def completes(trace: Trace) -> Verdict:
+    """Check that the run ends without an error, on every rank."""
+    return verdict("every rank trains to the end", incomplete_ranks(trace))
 
 
 def ranks_agree(trace: Trace) -> Verdict:
@@ -221,6 +228,48 @@ def _no_order(traces: Sequence[Trace]) -> list[str]:
         if twice:
             return [f"epoch {epoch}: rows {twice} have several places in the order that the ranks trained"]
     return []
+
+
+def same_rows(resumed: Trace, whole: Trace, after: int) -> Verdict:
+    """Check that after step `after` each rank of a resumed run trains what it trained in the uninterrupted run.
+
+    - resumed: the resumed run.
+    - whole: the run that was not interrupted.
+    - after: the checkpoint's global step.
+    """
+    findings = incomplete_ranks(resumed) + [f"(the uninterrupted run) {reason}" for reason in incomplete_ranks(whole)]
+    for rank, pair in enumerate(zip([resumed, *resumed.ranks], [whole, *whole.ranks], strict=False)):
+        seen, expected = (
+            {step.number: [batch.rows for batch in step.batches] for step in one.steps if step.number > after}
+            for one in pair
+        )
+        numbers = sorted({*seen, *expected})
+        differ = [number for number in numbers if seen.get(number) != expected.get(number)]
+        if differ and not findings:
+            step = differ[0]
+            findings.append(
+                f"rank {rank}, step {step}: trained rows {seen.get(step)}, but {expected.get(step)} in the run that was "
+                "not interrupted"
+            )
+    return verdict("each rank goes on where it was", findings, ranks=1 + len(resumed.ranks))
+
+
+def same_epochs(trace: Trace) -> Verdict:
+    """Check that at each logged step all ranks are at the same place of the same epoch (state.epoch)."""
+    findings = incomplete_ranks(trace)
+    first = _epochs(trace)
+    for rank, one in enumerate(trace.ranks, start=1):
+        apart = [step for step, epoch in _epochs(one).items() if epoch != first.get(step)]
+        if apart:
+            step = apart[0]
+            findings.append(f"rank {rank}, step {step}: epoch {_epochs(one)[step]:.4g}, expected {first.get(step)}")
+    if not first:
+        findings.append("no step was logged")
+    return verdict("all ranks are in the same epoch at each step", findings, ranks=1 + len(trace.ranks))
+
+
+def _epochs(trace: Trace) -> dict[int, float]:
+    return {entry["step"]: entry["epoch"] for entry in trace.log_history if "loss" in entry}
 
 
 def logged_mean(trace: Trace) -> Verdict:

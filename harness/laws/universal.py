@@ -34,6 +34,7 @@ from harness.laws.comparisons import HALF, Train, not_comparable
 from harness.laws.equal import equal_runs
 from harness.laws.rotation import saved_when_due
 from harness.spec import ADD, GET, RunSpec
+from harness.subjects.rows import unclear as rows_unclear
 from harness.trace import Trace
 from harness.verdict import Verdict, both
 
@@ -66,12 +67,20 @@ LAWS_OF_ONE_RUN: dict[str, Callable[[Trace], Verdict]] = {
 }
 
 
+#: task_types whose head get_peft_model adds to modules_to_save (peft/peft_model.py).
+_HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+
+
 def both_routes(train: Train, spec: RunSpec) -> Verdict:
     """Check that get_peft_model and add_adapter train the same run."""
     if spec.adapter.peft_type in GET_ONLY:
         return not_comparable(f"add_adapter does not take {spec.adapter.peft_type}")
     if spec.model.dtype in HALF:
         return not_comparable("if the base is in half precision, only get_peft_model casts the adapter up (AMP-04)")
+    if spec.adapter.config.get("task_type") in _HEADS and not spec.adapter.config.get("modules_to_save"):
+        return not_comparable(
+            "for this task_type get_peft_model trains the model's head unasked, and add_adapter does not"
+        )
     other = GET if spec.adapter.route == ADD else ADD
     added = train(spec.but(adapter={"route": other}))
     if reason := refused(added):
@@ -174,9 +183,11 @@ def laws_for(trace: Trace) -> dict[str, Callable[[Trace], Verdict]]:
 
 def left_out(trace: Trace) -> dict[str, str]:
     """Return clause id -> reason, for the laws of one run that do not apply to this trace."""
-    return {
+    reasons = {
         clause: reason for clauses, (applies, reason) in _APPLIES.items() if not applies(trace) for clause in clauses
     }
+    rows = rows_unclear(trace)
+    return reasons if rows is None else {**dict.fromkeys(_BY_ROWS, rows), **reasons}
 
 
 def _saves(trace: Trace) -> bool:
@@ -199,6 +210,9 @@ def _tokens_normalise(trace: Trace) -> bool:
 def _model_computes_loss(trace: Trace) -> bool:
     return not trace.spec.arguments.get("label_smoothing_factor")
 
+
+#: Laws that compare which rows the batches held.
+_BY_ROWS = ("ACC-02", "LOSS-01", "RNG-02")
 
 #: Laws that need something which not every run has -> whether a trace has it, and the reason if it does not.
 _APPLIES: dict[tuple[str, ...], tuple[Callable[[Trace], bool], str]] = {

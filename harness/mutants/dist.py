@@ -61,6 +61,16 @@ def unused_parameters_ignored(original, wrapped, *args, **options):
     original(wrapped, *args, **{**options, "find_unused_parameters": False})
 
 
+def slice_of_rank_0(original, data, tensor_slice, *args, **options):
+    return original(data, slice(0, tensor_slice.stop - tensor_slice.start), *args, **options)
+
+
+def half_an_epoch_ahead(original, trainer, logs, *args, **options):
+    if rank() == 1:
+        trainer.state.epoch += 0.5
+    return original(trainer, logs, *args, **options)
+
+
 MUTANTS = (
     Mutant(
         "gradients-not-synchronised",
@@ -84,13 +94,25 @@ MUTANTS = (
         "same-rows-on-all-ranks",
         "Every rank trains the rows of rank 0.",
         replace("accelerate.accelerator", "prepare_data_loader", rows_of_rank_0),
-        cells=("DIST-07/n40", "DIST-02/ddp-2"),
+        cells=("DIST-07/n40", "DIST-02/ddp-2", "DIST-13/dealt-2/*"),
     ),
     Mutant(
         "order-of-each-rank",
         "Each rank shuffles on its own, so some rows are trained twice and others never.",
         replace("accelerate.data_loader:SeedableRandomSampler", "__iter__", own_order),
         cells=("DIST-07/n40", "DIST-02/ddp-2"),
+    ),
+    Mutant(
+        "dispatched-to-rank-0-only",
+        "If batches are dispatched, every rank gets the slice of rank 0.",
+        replace("accelerate.data_loader", "slice_tensors", slice_of_rank_0),
+        cells=("DIST-13/dispatch-2/random/25-rows", "DIST-13/stream-2/*", "DIST-02/dispatch-2*"),
+    ),
+    Mutant(
+        "ranks-in-other-epochs",
+        "Rank 1 counts its epochs otherwise than rank 0.",
+        replace(TRAINER, "log", half_an_epoch_ahead),
+        cells=("DIST-14/dealt-2/random/25-rows",),
     ),
     Mutant(
         "adapters-of-their-own",

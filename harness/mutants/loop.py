@@ -130,14 +130,14 @@ MUTANTS = (
         "schedule-options-dropped",
         "lr_scheduler_kwargs are ignored.",
         replace("transformers.trainer", "get_scheduler", without_options),
-        cells=("LOOP-02/restarts", "LOOP-02/polynomial", "LOOP-02/inverse-sqrt"),
+        cells=("LOOP-02/restarts/*", "LOOP-02/polynomial/*", "GEN-01/wsd/*"),
         thread="https://github.com/huggingface/transformers/issues/44908",
     ),
     Mutant(
         "plateau-at-each-step",
         "reduce_lr_on_plateau lowers the rate after steps, too.",
         replace(TRAINER, "_get_learning_rate", moved_on_each_step),
-        cells=("LOOP-02/plateau",),
+        cells=("LOOP-02/plateau/*",),
     ),
     Mutant(
         "norm-logged-after-clipping",

@@ -5,13 +5,10 @@ One process collects the suites, once, and imports what a run needs. Then it for
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from harness.mutants.child import Record, Trained, Writer
 from harness.mutants.judge import HELD, Outcome, judge
 from harness.mutants.pool import Pool
 from harness.paths import SUITES
+from harness.processes.workers import prepare
 from harness.progress import Progress
 from harness.verdict import FAIL, UNEXPECTED_PASS, Case
 
@@ -108,7 +106,7 @@ class _Session:
         chosen = _choose(self.mutants, items)
         needed = {item for tests in chosen.values() for item in tests}
         workers = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        _warm()
+        prepare()
         with tempfile.TemporaryDirectory(prefix="peft-harness-mutants-") as root:
             pool = Pool(Path(root), workers, self.limit, self.progress.tick)
             baseline = self._baseline(pool, [item for item in items if item in needed])
@@ -188,24 +186,6 @@ def _choose(mutants: Sequence[Mutant], items: list[pytest.Item]) -> dict[str, li
             found.update(named)
         chosen[mutant.name] = [items[index] for index in sorted(found)]
     return chosen
-
-
-def _warm() -> None:
-    """Import and prepare once what every child would otherwise prepare at first use. Nothing here trains."""
-    from harness.environment import version
-    from harness.processes import fork_server
-    from harness.processes.launch import environment
-    from harness.spec import LaunchSpec
-
-    if version("deepspeed") is not None:
-        os.environ |= environment(LaunchSpec(strategy="zero2", threads=0))
-        with suppress(ImportError):
-            import deepspeed  # noqa: F401
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fork_server.prepare()
-    gc.collect()
-    gc.freeze()
 
 
 def _parts(items: list[pytest.Item], count: int) -> list[list[pytest.Item]]:

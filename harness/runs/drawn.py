@@ -6,7 +6,7 @@ import functools
 import random
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from hypothesis.strategies import SearchStrategy
 
+from harness import defaults
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
-from harness.laws import several
+from harness.laws import several, universal
 from harness.laws.universal import CLAUSES_OF_RANKS, LAWS_OF_SEVERAL_RUNS, Train, laws_for
-from harness.runs import strategies
+from harness.runs import judging, strategies
 from harness.runs.cache import Runs
 from harness.runs.lifecycle import Life
 from harness.spec import RunSpec
@@ -79,6 +80,14 @@ def universal_laws(train: Train, spec: RunSpec) -> dict[str, Callable[[], Verdic
     }
 
 
+def laws_that_apply(train: Train, spec: RunSpec) -> dict[str, Callable[[], Verdict]]:
+    """Train a spec, and return the laws that apply to it and model what it sets, as `peft-harness judge` finds them."""
+    plain = defaults.plain(spec)
+    if not judging.made_a_step(train(plain)):
+        return {}  # this release refuses it
+    return {clause: law for clause, law in universal.laws_of(train, plain) if not isinstance(law, str)}
+
+
 def laws_of_ranks(train: Train, spec: RunSpec) -> dict[str, Callable[[], Verdict]]:
     """Return the law that several ranks train as one process does, under the clause about the spec's strategy."""
     clause = CLAUSES_OF_RANKS.get(spec.launch.strategy, "FSDP-17")
@@ -131,6 +140,11 @@ class Draw:
             self._judge(spec, laws)
 
         every_law_holds()
+
+    def judge_each(self, specs: Iterable[RunSpec], laws: Laws = laws_that_apply) -> None:
+        """Train each of these specs, and judge it by these laws. What the installed releases do not train is left out."""
+        for spec in specs:
+            self._judge(spec, laws)
 
     def live(self, route: str) -> None:
         """Draw lives (`harness.runs.lifecycle`) of a model with adapters, and judge every action in them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import inspect
 import logging
 import os
 import traceback
@@ -18,6 +19,7 @@ from harness.environment import version
 from harness.errors import UsageError
 from harness.fixtures import data, loaded, models, quantized
 from harness.spec import ADD, GET, AdapterSpec, ModelSpec, RunSpec
+from harness.spec_fields import unknown
 from harness.subjects import launch_arguments, trainer_keywords
 from harness.subjects.observer import Observer
 from harness.tensors.names import is_adapter
@@ -61,6 +63,19 @@ def inject(model: Any, spec: AdapterSpec) -> Any:
     if spec.others and spec.route == ADD:
         wrapped.set_adapter(spec.name)
     return wrapped
+
+
+def _check_options(spec: AdapterSpec) -> None:
+    """Check that the spec's route takes its options. UsageError names the nearest option that it takes."""
+    import peft
+    from transformers import PreTrainedModel
+
+    call = peft.get_peft_model if spec.route == GET else PreTrainedModel.add_adapter
+    given = ("self", "model", "peft_config", "adapter_config", "adapter_name")
+    known = [name for name in inspect.signature(call).parameters if name not in given]
+    for name in spec.options:
+        if name not in known:
+            raise unknown(f"adapter, options of {spec.route}", name, known)
 
 
 def _check_names(model: Any) -> None:
@@ -173,7 +188,7 @@ class HFTrainer:
 
     def unsupported(self, spec: RunSpec) -> str | None:
         """Return what this installation lacks for a spec, None if nothing. See `Subject.unsupported`."""
-        if (reason := _missing_for_model(spec.model)) is not None:
+        if (reason := _missing_for_model(spec.model, spec.launch.device)) is not None:
             return reason
         trainer_keywords.check(spec.trainer)
         if (reason := launch_arguments.unsupported(spec.launch)) is not None:
@@ -185,12 +200,14 @@ class HFTrainer:
             compat.training_arguments({**launch_arguments.arguments(spec.launch), **spec.arguments})
         except LookupError as missing:
             return str(missing)
-        if (reason := compat.missing_package(spec.arguments)) is not None:
+        reason = compat.missing_package(spec.arguments) or trainer_keywords.missing(spec)
+        if reason is not None:
             return reason
         if spec.model.family == "qwen3-moe":
             reason = compat.missing_experts(spec.adapter.config.get("target_parameters") or ())
         if reason is not None:
             return reason
+        _check_options(spec.adapter)
         fields = [*spec.adapter.config, *(name for other in spec.adapter.others.values() for name in other)]
         return compat.missing_adapter_field(spec.adapter.peft_type, fields)
 
@@ -300,15 +317,14 @@ def _reporter(observer: Observer) -> Reporter:
     return Reporter(observer)
 
 
-def _missing_for_model(model: ModelSpec) -> str | None:
-    """Return what this installation lacks for a base model, None if nothing."""
-    if isinstance(model.quantization, Mapping):
-        quantized.configuration(model.quantization)  # UsageError for an unknown field
-    if (model.four_bit or model.eight_bit) and (reason := compat.missing_quantization(model.packed_dtype)) is not None:
-        return reason
-    if isinstance(model.quantization, Mapping) and (reason := quantized.missing(model.quantization)) is not None:
-        return reason
-    return compat.missing_attention(model.attn_implementation)
+def _missing_for_model(model: ModelSpec, device: str) -> str | None:
+    """Return what this installation lacks for a base model on a device, None if nothing."""
+    reason = None
+    if model.four_bit or model.eight_bit:
+        reason = compat.missing_quantization(model.packed_dtype)
+    if reason is None and isinstance(model.quantization, Mapping):
+        reason = quantized.missing(model.quantization)
+    return reason or compat.missing_attention(model.attn_implementation, device)
 
 
 def torch_random_state() -> contextlib.AbstractContextManager[Any]:

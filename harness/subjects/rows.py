@@ -6,14 +6,12 @@ therefore known by its tokens without padding.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import spec_fields
 from harness.fixtures import data
-from harness.spec import DataSpec
 from harness.trace import Trace
 
 if TYPE_CHECKING:
@@ -45,10 +43,7 @@ class Rows:
         - attention_mask: of the same shape, 0 at padding; None or another shape if nothing says where padding is.
         - position_ids: of the same shape if rows are packed: each row begins where they begin anew.
         """
-        masks = attention_mask.tolist() if _alike(attention_mask, tokens) else [None] * len(tokens)
-        positions: list[Any] = [None] * len(tokens)
-        if position_ids is not None and _alike(position_ids, tokens):
-            positions = position_ids.tolist()
+        masks, positions = _listed(attention_mask, tokens), _listed(position_ids, tokens)
         found: list[int] = []
         for row, mask, places in zip(tokens.tolist(), masks, positions, strict=True):
             index = self._index.get(self._key(row, mask))
@@ -95,7 +90,8 @@ def unclear(trace: Trace) -> str | None:
     - A collator that is not the harness's changes the tokens.
     """
     spec = trace.spec
-    if (spec.data.path is not None or spec.data.max_length is not None) and _repeated(spec.data):
+    made = [row for part in data.rows(spec.data) for row in part]
+    if len(Rows(made, spec.data.augment)) < len(made):
         return "rows of the data have the same tokens, so batches do not tell which of them they held"
     collator = spec_fields.named(spec.trainer.get("data_collator"))
     changed = any(-1 in batch.rows for step in trace.steps for batch in step.batches)
@@ -104,15 +100,12 @@ def unclear(trace: Trace) -> str | None:
     return None
 
 
-@functools.lru_cache(maxsize=64)
-def _repeated(data_spec: DataSpec) -> bool:
-    made = [row for part in data.rows(data_spec) for row in part]
-    rows = Rows(made, data_spec.augment)
-    return len(rows) < len(made)
-
-
-def _alike(tensor: torch.Tensor | None, tokens: torch.Tensor) -> bool:
-    return tensor is not None and tensor.shape == tokens.shape
+def _listed(tensor: torch.Tensor | None, tokens: torch.Tensor) -> list[Any]:
+    """Return a tensor as a list for each sequence; None for each if there is none of the tokens' shape."""
+    if tensor is None or tensor.shape != tokens.shape:
+        return [None] * len(tokens)
+    listed: list[Any] = tensor.tolist()
+    return listed
 
 
 def _stripped(tokens: Sequence[int]) -> tuple[int, ...]:

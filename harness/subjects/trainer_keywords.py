@@ -14,10 +14,11 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness import spec_fields
+from harness import compat, spec_fields
 from harness.errors import UsageError
 from harness.fixtures import models
 from harness.reading import shown
+from harness.spec import RunSpec
 
 
 def _early_stopping(**options: Any) -> Any:
@@ -30,9 +31,23 @@ def _early_stopping(**options: Any) -> Any:
 CALLBACKS: dict[str, Callable[..., Any]] = {"early_stopping": _early_stopping}
 
 
+#: Collators that put several rows into one sequence.
+PACKING = ("harness.fixtures.collators:packed", "harness.fixtures.collators:padding_free")
+
+
 def check(trainer: Mapping[str, Any]) -> None:
     """Check RunSpec.trainer. Raises UsageError for an unknown key, with the nearest one, and for a value of another form."""
     spec_fields.check_trainer(trainer, "spec.trainer")
+
+
+def missing(spec: RunSpec) -> str | None:
+    """Return what this installation lacks for RunSpec.trainer, None if nothing."""
+    collator = spec_fields.named(spec.trainer.get("data_collator"))
+    if collator is None or collator[0] not in PACKING:
+        return None
+    # Flash attention is told where rows begin by position_ids, in every release.
+    flash = str(spec.model.attn_implementation).startswith("flash")
+    return None if flash else compat.missing_packed_masks()
 
 
 def callbacks(trainer: Mapping[str, Any]) -> list[Any]:

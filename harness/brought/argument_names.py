@@ -39,6 +39,12 @@ NO_MEANING = frozenset(
     ]
 )
 
+#: Defaults of such fields, and what to_dict writes for a token. Nobody chose them.
+_NOT_SAID = (
+    *(True, -1, 1800, "passive", "warning", "every_save", "huggingface", "trackio", "last", "O1"),
+    *("<HUB_TOKEN>", "<PUSH_TO_HUB_TOKEN>"),
+)
+
 #: Fields of subclasses of TrainingArguments: transformers' own for seq2seq, and TRL's SFTConfig. Those that concern the
 #: run are read by `harness.brought.trl`.
 _OF_SUBCLASSES = {
@@ -75,10 +81,11 @@ def newest(given: Mapping[str, Any], where: str, notes: Notes) -> dict[str, Any]
     - given: fields of TrainingArguments of any supported release.
     - where: what messages call their source.
 
-    Raises UsageError for a name that no release has, with the nearest one that a release has.
+    Raises UsageError for a name that no release has, with the nearest one that a release has, and for a wrong value.
     """
     values = {str(name): value for name, value in given.items()}
     _strategies(values)
+    _accelerator(values)
     for old, translate in _TRANSLATED.items():
         if old in values:
             value = values.pop(old)
@@ -87,7 +94,7 @@ def newest(given: Mapping[str, Any], where: str, notes: Notes) -> dict[str, Any]
                 if sentence:
                     notes.say(f"{old}={shown(value)}: {sentence}")
     dropped = [name for name in values if name in NO_MEANING]
-    told = [name for name in dropped if not unused(values[name]) and values[name] is not True]
+    told = [name for name in dropped if not unused(values[name]) and values[name] not in _NOT_SAID]
     for name in dropped:
         del values[name]
     if told:
@@ -96,6 +103,7 @@ def newest(given: Mapping[str, Any], where: str, notes: Notes) -> dict[str, Any]
         if not unused(values.pop(name)):
             notes.leave_out(name, _OF_SUBCLASSES[name])
     _check_known(values, where, notes)
+    spec_fields.check(spec_fields.ARGUMENTS, values, where)
     return values
 
 
@@ -152,6 +160,27 @@ def _strategies(values: dict[str, Any]) -> None:
     for name in ("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy"):
         if values.get(name) is False:
             values[name] = "no"
+
+
+#: Defaults of accelerate's AcceleratorConfig, which to_dict writes down.
+_ACCELERATOR = {
+    "split_batches": False,
+    "dispatch_batches": None,
+    "even_batches": True,
+    "use_seedable_sampler": True,
+    "non_blocking": False,
+    "gradient_accumulation_kwargs": None,
+    "use_configured_state": False,
+}
+
+
+def _accelerator(values: dict[str, Any]) -> None:
+    """Leave defaults out of accelerator_config."""
+    config = values.get("accelerator_config")
+    if isinstance(config, Mapping):
+        values["accelerator_config"] = {
+            name: value for name, value in config.items() if name not in _ACCELERATOR or value != _ACCELERATOR[name]
+        }
 
 
 # ---- one function for each name that changed ----

@@ -1,0 +1,372 @@
+"""The sweep: configurations of a covering array, each judged, in worker processes, until the time is over.
+
+1. The default run is judged, and each value by itself. Values that are often refused together are trained once.
+2. `harness.runs.pairs` makes a row; `harness.runs.fields` says what its values are. A tenth of the rows has several ranks.
+3. A worker judges it (`harness.runs.trial`).
+4. If it is refused, the fewest fields that are refused together are found, and no further row has them. Its other pairs are
+   owed again.
+5. If it fails, the fewest fields that fail in the same way are found. That is a cause. A later row that has these fields and
+   fails in the same way belongs to it.
+6. A cause is judged once more, in a process that has trained nothing before.
+
+Once all pairs are covered, the array begins anew with other rows. Every second one is then a LoRA on a Llama, which the
+independent reference can train, too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.processes.workers import Died, Workers
+from harness.runs.fewest import cause
+from harness.runs.pairs import Pairs, Row
+from harness.runs.trial import ENDED, FAILS, REFUSED, Finding, Outcome
+
+#: One row in so many has several ranks.
+RANKED = 10
+
+#: Seconds that a worker may take to judge a configuration. Eleven runs of two ranks take 30 s on a busy machine.
+LIMIT = 180.0
+
+#: Seconds that it may take to find the fewest fields: some twenty runs.
+LONG_LIMIT = 300.0
+
+#: The share of the time after which no new configuration is begun. The rest is for finding the fewest fields.
+_ROWS_UNTIL = 0.9
+
+#: How often the fewest fields are looked for, for failures of a clause in the same words. Others count as the first cause.
+_SEARCHES = 4
+
+#: How many values that are suspected are trained in one task.
+_BATCH = 12
+
+#: The share of the pairs that must be covered.
+ENOUGH = 0.95
+
+
+class Trial(Protocol):
+    """What the sweep asks about a configuration (`harness.runs.trial.Trial`)."""
+
+    def judge(self, row: Row) -> Outcome: ...
+
+    def found(self, row: Row, clause: str) -> str: ...
+
+    def fewest(self, row: Row, clause: str, words: str) -> Row: ...
+
+    def forbidden(self, row: Row, sentence: str, trained: bool = True) -> Row: ...
+
+    def refusals(self, rows: list[Row]) -> list[str]: ...
+
+
+@dataclass
+class Cause:
+    """Configurations that fail in the same way.
+
+    - clauses: clause -> its first finding, in the smallest configuration; "" if no law found it.
+    - kind: of `trial.OUTCOMES`: what became of the law, or of the process.
+    - fewest: the fewest fields with which it fails.
+    - rows: how many configurations have it.
+    - smallest: whether `fewest` is what was looked for, and not a whole row for which the time did not suffice.
+    - alone: whether it also fails in a process that has trained nothing before; None if that was not tried.
+    """
+
+    clauses: dict[str, str]
+    kind: str
+    fewest: Row
+    rows: int = 1
+    smallest: bool = False
+    alone: bool | None = None
+
+
+@dataclass
+class Refusal:
+    """Values that upstream, or the installation, refuses together. sentence: its words."""
+
+    fields: Row
+    sentence: str
+
+
+@dataclass
+class Result:
+    """What a sweep has found.
+
+    - outcomes: key of `trial.OUTCOMES` -> how many configurations.
+    - ranked: how many of those that were trained had several ranks.
+    - equal: how many were equal to the independent reference.
+    - laws: verdict -> how often a law had it.
+    - known: (clause, reason) -> how many configurations have that known defect.
+    - covered, allowed, pairs: pairs that are covered, that are not refused, and that there are.
+    - seconds: how long it took.
+    - over: whether it ended because its time was over.
+    """
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    ranked: int = 0
+    equal: int = 0
+    laws: Counter[str] = field(default_factory=Counter)
+    known: Counter[tuple[str, str]] = field(default_factory=Counter)
+    causes: list[Cause] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    covered: int = 0
+    allowed: int = 0
+    pairs: int = 0
+    seconds: float = 0.0
+    over: bool = False
+
+    @property
+    def judged(self) -> int:
+        """How many configurations were trained."""
+        return sum(number for kind, number in self.outcomes.items() if kind != REFUSED)
+
+    @property
+    def share(self) -> float:
+        return self.covered / self.allowed if self.allowed else 1.0
+
+    @property
+    def code(self) -> int:
+        """The exit code: 1 if a clause fails, 3 if something is undecided or too few pairs are covered, else 0."""
+        if any(cause.kind in (FAILS, ENDED) and cause.alone is not False for cause in self.causes):
+            return 1
+        return 3 if self.causes or self.share < ENOUGH else 0
+
+
+class Sweep:
+    """Judges rows until the time is over.
+
+    - trial: judges a configuration; used in workers, and `forbidden` also here.
+    - fields: field -> the names of its values, the default first.
+    - unsupported: why a row cannot be trained, as far as can be said without training; "" if nothing speaks against it.
+    - changed: the fields of a row that are not the default run's.
+    - launch: the field of the processes; "" for none. Its default is one process.
+    - suspects: pairs of fields whose values are often refused together.
+    - modelled: field -> the values that the independent reference can train, for every second row once all are covered.
+    - workers: how many configurations are judged at the same time.
+    - seconds: how long the sweep may take.
+    - rows: how many rows of the array are judged at most; None: as many as the time allows.
+    - progress: called with the result so far.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        fields: Mapping[str, Sequence[str]],
+        unsupported: Callable[[Row], str],
+        changed: Callable[[Row], Row],
+        *,
+        directory: Path,
+        seed: int = 0,
+        workers: int = 2,
+        seconds: float = 1800.0,
+        rows: int | None = None,
+        launch: str = "",
+        suspects: Sequence[tuple[str, ...]] = (),
+        modelled: Mapping[str, Sequence[str]] | None = None,
+        begin: Callable[[], Any] = lambda: None,
+        progress: Callable[[Result], Any] = lambda result: None,
+    ):
+        self._trial, self._unsupported, self._changed, self._progress = trial, unsupported, changed, progress
+        self._pairs = Pairs(fields, seed)
+        self._launch, self._modelled = launch, modelled or {}
+        single, *several = fields.get(launch, ("", ""))
+        self._single, self._several = {launch: [single]} if launch else {}, {launch: several} if launch else {}
+        self._fields, self._suspects = fields, suspects
+        self._directory, self._workers, self._begin = directory, workers, begin
+        self._seconds, self._most = seconds, rows
+        self.result = Result()
+        self._begun = self._ranked = 0
+        self._again = False
+        #: What workers are asked before further rows: the name of the task, and its arguments.
+        self._first: deque[tuple[Any, ...]] = deque()
+        #: What is judged, and what is trained once, before the first row.
+        self._begin_with: deque[Row] = deque()
+        self._probes: deque[list[Row]] = deque()
+        #: (clause, cause of its finding) -> failures that wait until the fewest fields of the first one are known.
+        self._waiting: dict[tuple[str, str], list[tuple[Row, Finding]]] = {}
+        self._searches: Counter[tuple[str, str]] = Counter()
+        self._looked_for: set[str] = set()  # sentences of refusals whose fields are being looked for
+
+    def run(self) -> Result:
+        """Judge until the time is over, or the rows are done. Return what was found."""
+        began = time.monotonic()
+        until, rows_until = began + self._seconds, began + _ROWS_UNTIL * self._seconds
+        self._suspect()
+        with Workers(self._work, self._workers, self._directory, self._begin) as workers:
+            while time.monotonic() < until:
+                while workers.free and (task := self._next(time.monotonic() < rows_until)) is not None:
+                    name = task[0]
+                    workers.give(task, LIMIT if name == "judge" else LONG_LIMIT, fresh=name == "confirm")
+                if not workers.busy:
+                    break
+                for task, answer in workers.ended(min(0.5, max(0.0, until - time.monotonic()))):
+                    getattr(self, f"_{task[0]}_ended")(*task[1:], answer)
+                self._count(began)
+            self.result.over = bool(workers.busy or self._first) or time.monotonic() >= rows_until
+        for waiting in self._waiting.values():
+            self._add(*waiting[0])
+        self._count(began)
+        return self.result
+
+    def _count(self, began: float) -> None:
+        result = self.result
+        result.covered, result.allowed, result.pairs = self._pairs.counts()
+        result.seconds = time.monotonic() - began
+        self._progress(result)
+
+    def _work(self, task: tuple[Any, ...]) -> Any:
+        """Do a task, in a worker."""
+        name, *arguments = task
+        if name == "confirm":
+            row, clause, words = arguments
+            return cause(self._trial.found(row, clause)) == cause(words)
+        return getattr(self._trial, name)(*arguments)
+
+    # ---- what is done next ----
+
+    def _next(self, rows: bool) -> tuple[Any, ...] | None:
+        if self._first:
+            return self._first.popleft()
+        if rows and self._begin_with:
+            return "judge", self._begin_with.popleft()
+        while rows and self._probes:
+            if left := [row for row in self._probes.popleft() if not self._is_refused(row)]:
+                return "refusals", left
+        if not rows or (self._most is not None and self._begun >= self._most):
+            return None
+        row = self._row()
+        if row is None:
+            return None
+        self._begun += 1
+        return "judge", row
+
+    def _row(self) -> Row | None:
+        """Return the next row that nothing speaks against. None if there is none."""
+        ranked = bool(self._several) and self._ranked * RANKED <= self._begun
+        for again in (False, True):
+            if again:
+                self._again = True
+                self._pairs.again()
+            modelled = self._modelled if self._again and self._begun % 2 else {}
+            # If no pair of such a row is left, any other row is taken.
+            for several, fixed in ((ranked, modelled), (ranked, {}), (False, modelled), (False, {})):
+                row = self._next_row({**fixed, **(self._several if several else self._single)})
+                if row is not None:
+                    self._ranked += several
+                    return row
+        return None
+
+    def _next_row(self, fixed: Mapping[str, Sequence[str]]) -> Row | None:
+        while (row := self._pairs.next(fixed)) is not None:
+            reason = self._unsupported(row)
+            if not reason:
+                return row
+            self._pairs.take_back(row)
+            self._forbid(self._trial.forbidden(row, reason, False), reason)
+        return None
+
+    def _suspect(self) -> None:
+        """Note what is judged and trained before the first row, and forbid what cannot be trained at all."""
+        trained = []
+        for names in [(), *((name,) for name in self._fields), *self._suspects]:
+            for values in itertools.product(*(self._fields[name] for name in names)):
+                part = dict(zip(names, values, strict=True))
+                if len(self._changed(part)) < len(part) or self._is_refused(part):
+                    continue
+                if reason := self._unsupported(part):
+                    self._pairs.forbid(part)
+                    self.result.refusals.append(Refusal(part, reason))
+                elif len(part) < 2:
+                    self._begin_with.append({**{name: values[0] for name, values in self._fields.items()}, **part})
+                else:
+                    trained.append(part)
+        self._probes.extend(trained[at : at + _BATCH] for at in range(0, len(trained), _BATCH))
+
+    def _is_refused(self, row: Row) -> bool:
+        return any(refusal.fields.items() <= row.items() for refusal in self.result.refusals)
+
+    def _refusals_ended(self, rows: list[Row], answer: list[str] | Died) -> None:
+        # If a probe has ended its process, a row will, too.
+        for row, reason in zip(rows, [] if isinstance(answer, Died) else answer, strict=False):
+            if reason and not self._is_refused(row):
+                self._first.append(("forbidden", row, reason))
+
+    def _forbid(self, fields: Row, sentence: str) -> None:
+        self._pairs.forbid(fields)
+        self.result.refusals.append(Refusal(fields, sentence))
+
+    # ---- what has ended ----
+
+    def _judge_ended(self, row: Row, answer: Outcome | Died) -> None:
+        if isinstance(answer, Died):
+            how = answer.how + (f" ({answer.output.splitlines()[-1]})" if answer.output and not answer.hung else "")
+            answer = Outcome(row, ENDED, [(ENDED, "", how)])
+        result = self.result
+        result.outcomes[answer.kind] += 1
+        result.laws.update(answer.laws)
+        result.equal += answer.equal
+        if answer.kind == REFUSED:
+            self._pairs.take_back(row)
+            key = cause(answer.refused)
+            if self._is_refused(row):
+                return  # it was begun before that was known
+            if key not in self._looked_for:
+                self._looked_for.add(key)
+                self._first.append(("forbidden", row, answer.refused))
+            return
+        self._pairs.cover(row)
+        result.ranked += self._launch in row and row[self._launch] not in self._single[self._launch]
+        result.known.update(answer.known.items())
+        for finding in answer.findings:
+            self._failed(row, finding)
+
+    def _failed(self, row: Row, finding: Finding) -> None:
+        """Count a failure to the cause that it has. If no cause is known for it, look for its fewest fields."""
+        _, clause, words = finding
+        key = (clause, cause(words))
+        same = [one for one in self.result.causes if clause in one.clauses and cause(one.clauses[clause]) == key[1]]
+        found = next((one for one in same if one.fewest.items() <= row.items()), None)
+        if found is None and self._searches[key] >= _SEARCHES and same:
+            found = same[0]
+        if found is not None:
+            found.rows += 1
+        elif key in self._waiting:
+            self._waiting[key].append((row, finding))
+        else:
+            self._waiting[key] = [(row, finding)]
+            self._searches[key] += 1
+            self._first.append(("fewest", row, clause, words))
+
+    def _fewest_ended(self, row: Row, clause: str, words: str, answer: Row | Died) -> None:
+        (_, finding), *others = self._waiting.pop((clause, cause(words)))
+        if isinstance(answer, Died):
+            self._add(row, finding)
+        else:
+            self._add(row, finding, answer)
+            self._first.append(("confirm", answer, clause, words))
+        for other in others:
+            self._failed(*other)
+
+    def _add(self, row: Row, finding: Finding, fewest: Row | None = None) -> None:
+        """Note a cause. One that has the same fewest fields gets another clause."""
+        kind, clause, words = finding
+        fields = self._changed(row) if fewest is None else fewest
+        for one in self.result.causes:
+            if one.kind == kind and one.fewest == fields and clause not in one.clauses:
+                one.clauses[clause] = words
+                return
+        self.result.causes.append(Cause({clause: words}, kind, fields, smallest=fewest is not None))
+
+    def _confirm_ended(self, row: Row, clause: str, words: str, answer: bool | Died) -> None:
+        for one in self.result.causes:
+            if one.fewest == row and clause in one.clauses:
+                one.alone = bool(one.alone) or answer is True
+
+    def _forbidden_ended(self, row: Row, sentence: str, answer: Row | Died) -> None:
+        self._looked_for.discard(cause(sentence))
+        fields = self._changed(row) if isinstance(answer, Died) else answer
+        self._forbid(fields, sentence)

@@ -1,0 +1,216 @@
+"""`peft-harness sweep`: judge configurations until the time is over, and print what fails, by cause.
+
+The first lines say what came out, and which share of the pairs was covered. Each cause follows, with its fewest fields and
+the command that repeats it; then known defects, and what is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from harness import subjects
+from harness.contract import clauses, expectations
+from harness.environment import describe
+from harness.files import write_whole
+from harness.paths import SUITES
+from harness.processes import ranks
+from harness.processes.cuda_free_fork import cuda_untouched
+from harness.processes.imports import import_upstream
+from harness.processes.workers import prepare
+from harness.progress import Progress, screen
+from harness.runs import fields
+from harness.runs.fewest import cause
+from harness.runs.sweep import ENOUGH, Cause, Refusal, Result, Sweep
+from harness.runs.trial import BROKEN, ENDED, FAILS, OUTCOMES, UNDECIDED, Trial, unsupported
+from harness.words import counted
+
+SCHEMA_VERSION = 1
+
+#: What is printed first.
+_ORDER = (FAILS, ENDED, BROKEN, UNDECIDED)
+
+#: Every second row has these values once all pairs are covered: the independent reference trains them, too.
+MODELLED = {"family": ("llama", "llama-tied"), "method": ("lora",), "quantization": ("None", "nf4")}
+
+
+def sweep(
+    minutes: float, seed: int, workers: int, directory: Path, file: Path | None, subject_name: str = "hf-trainer"
+) -> int:
+    """Judge configurations, print what was found, and return the exit code (`Result.code`).
+
+    - minutes: how long the sweep may take.
+    - seed: of the draw.
+    - workers: how many configurations are judged at the same time.
+    - directory: where the spec of each cause is written.
+    - file: where to write the result as JSON (session/sweep_schema.json); None: nowhere.
+    - subject_name: who trains, as for --subject.
+    """
+    seconds, began = minutes * 60, time.monotonic()
+    import_upstream()
+    with cuda_untouched():
+        prepare()
+    subject = subjects.load(subject_name)
+    # This process forks, so no thread may print.
+    with tempfile.TemporaryDirectory() as root, Progress(what="sweep", forks=True) as progress:
+        result = Sweep(
+            Trial(subject, expectations.load(SUITES / "expectations")),
+            fields.names(),
+            lambda row: unsupported(subject, row),
+            fields.changed,
+            directory=Path(root),
+            seed=seed,
+            workers=workers,
+            seconds=seconds - (time.monotonic() - began),
+            launch="launch",
+            suspects=fields.SUSPECTS,
+            modelled=MODELLED,
+            begin=lambda: ranks.prepare(pristine=True),
+            progress=lambda result: progress.update(result.judged, text=_so_far(result)),
+        ).run()
+    files = write_specs(result, directory)
+    show(result, files, screen())
+    if file is not None:
+        write_whole(file, dumps(result, files, seed, minutes) + "\n")
+    return result.code
+
+
+def _so_far(result: Result) -> str:
+    return f"{100 * result.share:.1f} % of the pairs, {counted(len(result.causes), 'cause')}"
+
+
+# ---- what is printed ----
+
+
+def show(result: Result, files: list[Path], console: Console) -> None:
+    """Print a result. files: the spec of each cause."""
+    for line in lines(result, files):
+        console.print(Text(line))
+
+
+def lines(result: Result, files: list[Path]) -> Iterator[str]:
+    """Yield what is printed about a result. files: the spec of each cause."""
+    yield f"{_answer(result)} ({counted(result.judged, 'configuration')} in {result.seconds / 60:.1f} min)"
+    yield (
+        f"{result.covered:,} of {result.allowed:,} pairs of values that are not refused are covered "
+        f"({100 * result.share:.1f} %); {result.pairs - result.allowed:,} are refused"
+    )
+    yield (
+        f"{result.ranked:,} configurations had several ranks; {result.equal:,} were equal to the independent reference; "
+        f"laws: {', '.join(f'{number:,} {verdict}' for verdict, number in result.laws.most_common())}"
+    )
+    for kind, number in result.outcomes.most_common():
+        yield f"{number:6,} {kind}: {OUTCOMES[kind]}"
+    ordered = sorted(
+        zip(result.causes, files, strict=True), key=lambda pair: (_ORDER.index(pair[0].kind), -pair[0].rows)
+    )
+    for number, (one, file) in enumerate(ordered, start=1):
+        yield ""
+        yield from _cause_lines(number, one, file)
+    if result.known:
+        yield ""
+        yield "Known defects:"
+        for (clause, reason), count in result.known.most_common():
+            yield f"{count:6,} {clause}: {reason}"
+    if result.refusals:
+        yield ""
+        yield "Refused:"
+        for sentence, refusals in by_sentence(result).items():
+            examples = "; ".join(_words(refusal.fields) for refusal in refusals[:3])
+            more = f"; and {len(refusals) - 3} more" if len(refusals) > 3 else ""
+            yield f"{len(refusals):6,} {sentence}: {examples}{more}"
+
+
+def _answer(result: Result) -> str:
+    failing = [one for one in result.causes if one.kind in (FAILS, ENDED)]
+    if result.code == 1:
+        return f"fails: {counted(len(failing), 'cause')}"
+    if result.causes:
+        return f"undecided: {counted(len(result.causes), 'cause')}"
+    if result.code == 3:
+        return f"undecided: less than {100 * ENOUGH:.0f} % of the pairs are covered"
+    return "holds"
+
+
+def _cause_lines(number: int, one: Cause, file: Path) -> Iterator[str]:
+    yield f"{number}. {one.kind}, {counted(one.rows, 'configuration')}: {_words(one.fewest)}"
+    if not one.smallest:
+        yield "   fewest fields: not found within the time"
+    if one.alone is False:
+        yield "   only in a process that had trained other runs before"
+    known = clauses()
+    for clause, words in one.clauses.items():
+        yield f"   {clause}: {known[clause].statement}" if clause in known else "   the process:"
+        yield f"     {words}"
+    yield f"   repeat    peft-harness repro {file}"
+
+
+def _words(row: dict[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in row.items()) or "the default run"
+
+
+def by_sentence(result: Result) -> dict[str, list[Refusal]]:
+    """Return the refusals by their sentences, those of most values first."""
+    found: dict[str, list[Refusal]] = {}
+    for refusal in result.refusals:
+        found.setdefault(cause(refusal.sentence), []).append(refusal)
+    return {group[0].sentence: group for group in sorted(found.values(), key=len, reverse=True)}
+
+
+# ---- files ----
+
+
+def write_specs(result: Result, directory: Path) -> list[Path]:
+    """Write the spec of each cause into a directory. Return the files, in the order of the causes."""
+    files = []
+    for one in result.causes:
+        spec = fields.spec(one.fewest)
+        file = directory / f"{next(iter(one.clauses)) or 'process'}-{spec.hash}.json"
+        write_whole(file, json.dumps(spec.to_json(), indent=1) + "\n")
+        files.append(file)
+    if files:
+        write_whole(directory / ".gitignore", "*\n")
+    return files
+
+
+def dumps(result: Result, files: list[Path], seed: int, minutes: float) -> str:
+    """Return a result as JSON (session/sweep_schema.json)."""
+    body: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "environment": describe("cpu"),
+        "seed": seed,
+        "minutes": minutes,
+        "seconds": round(result.seconds, 1),
+        "complete": result.share >= ENOUGH,
+        "configurations": {kind: result.outcomes[kind] for kind in OUTCOMES},
+        "several_ranks": result.ranked,
+        "equal_to_the_reference": result.equal,
+        "laws": dict(result.laws),
+        "pairs": {"all": result.pairs, "not_refused": result.allowed, "covered": result.covered},
+        "causes": [
+            {
+                "kind": one.kind,
+                "clauses": [{"clause": clause or None, "seen": words} for clause, words in one.clauses.items()],
+                "configurations": one.rows,
+                "fields": one.fewest,
+                "smallest": one.smallest,
+                "in_a_new_process": one.alone,
+                "spec": fields.spec(one.fewest).to_json(),
+                "file": str(file),
+            }
+            for one, file in zip(result.causes, files, strict=True)
+        ],
+        "known_defects": [
+            {"clause": clause, "reason": reason, "configurations": number}
+            for (clause, reason), number in result.known.most_common()
+        ],
+        "refused": [{"fields": one.fields, "sentence": one.sentence} for one in result.refusals],
+    }
+    return json.dumps(body, indent=1)
