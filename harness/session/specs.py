@@ -54,10 +54,8 @@ def load(path: str | Path, trusted: bool = False) -> tuple[RunSpec, list[str]]:
     arguments = {"report_to": "none", **spec.arguments}
     spec = dataclasses.replace(spec, arguments=arguments)
     trust.check(spec, shown_path(path), trusted)
-    model, data = (
-        dataclasses.replace(part, path=str(Path(part.path).absolute())) if part.path else part
-        for part in (spec.model, spec.data)
-    )
+    changes = [{"path": str(Path(part.path).absolute())} if part.path else {} for part in (spec.model, spec.data)]
+    model, data = dataclasses.replace(spec.model, **changes[0]), dataclasses.replace(spec.data, **changes[1])
     return dataclasses.replace(spec, model=model, data=data), said
 
 
