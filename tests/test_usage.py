@@ -68,7 +68,20 @@ def test_wrong_arguments_of_the_command_line(words, answer):
 
 
 COMMANDS = [
-    *("check", "soak", "judge", "repro", "sweep", "gate", "bisect", "history", "speed", "coverage", "mutants", "clauses"),
+    *(
+        "check",
+        "soak",
+        "judge",
+        "repro",
+        "sweep",
+        "gate",
+        "bisect",
+        "history",
+        "speed",
+        "coverage",
+        "mutants",
+        "clauses",
+    ),
     "train",
     *("cache", "cache list", "cache size", "cache clean"),
 ]

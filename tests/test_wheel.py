@@ -15,8 +15,8 @@ from tests.installed import installed
 __all__ = ["installed"]
 
 COMMANDS = (
-    "bisect", "cache", "check", "clauses", "coverage", "gate", "history", "judge", "mutants", "repro", "soak", "speed", "sweep",
-    "train",
+    "bisect", "cache", "check", "clauses", "coverage", "gate", "history", "judge", "mutants", "repro", "soak", "speed",
+    "sweep", "train",
 )  # fmt: skip
 
 #: Run in the environment: the help of each command, by the function that the console script calls.
