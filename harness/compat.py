@@ -222,8 +222,23 @@ def training_arguments(values: dict[str, Any]) -> dict[str, Any]:
             raise LookupError(f"transformers before 4.57 has no include_num_input_tokens_seen {value!r}")
         if here == "save_strategy" and value == "best" and satisfies("transformers<4.47"):
             raise LookupError("transformers before 4.47 has no save_strategy 'best'")
+        if here == "lr_scheduler_type" and (missing := _missing_schedule(value)) is not None:
+            raise LookupError(missing)
         translated[here] = value
     return translated
+
+
+def _missing_schedule(kind: Any) -> str | None:
+    """Return why a schedule that the newest release has is not there, or has other options; None if it is as there."""
+    from transformers import optimization
+
+    if kind == "warmup_stable_decay":
+        options = inspect.signature(optimization.get_wsd_schedule).parameters
+        old = "warmup_type" not in options
+        return f"transformers {version('transformers')} has a warmup_stable_decay with other options" if old else None
+    known = {str(each.value) for each in optimization.SchedulerType}
+    added = kind in ("cosine_warmup_with_min_lr", "greedy") and kind not in known
+    return f"transformers {version('transformers')} has no lr_scheduler_type {kind!r}" if added else None
 
 
 def missing_adapter_field(peft_type: str, config: Iterable[str]) -> str | None:
@@ -478,9 +493,8 @@ def enable_activation_checkpointing(model: Any, options: dict[str, Any]) -> None
 
 def compute_experts_eagerly(model: Any) -> None:
     """Make a mixture of experts compute with plain products: grouped_mm, used since transformers 5, has no float64."""
-    config = getattr(model, "config", None)
-    if getattr(config, "_experts_implementation", None) is not None:
-        config._experts_implementation = "eager"
+    if getattr(getattr(model, "config", None), "_experts_implementation", None) is not None:
+        model.config._experts_implementation = "eager"
 
 
 def clipping_functions(trainer: Any) -> list[tuple[Any, str]]:

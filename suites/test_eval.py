@@ -132,6 +132,9 @@ def without_evaluations(spec):
         ),
         pytest.param(RAGGED.but(trainer=COUNTS), [("step_end", 2)], 2, id="with-predictions"),
         pytest.param(RAGGED.but(per_device_eval_batch_size=1), [("step_end", 2)], 2, id="row-by-row"),
+        pytest.param(
+            RAGGED.but(train_sampling_strategy="group_by_length"), [("step_end", 2)], 2, id="grouped-by-length"
+        ),
     ],
 )
 def test_with_dropout_an_evaluation_counts_as_one_number_drawn(spec, events, passes, train, judge):

@@ -241,7 +241,6 @@ COMPARED = {f"{name}-2": compared(name) for name in ("split", "dispatch", "strea
             "DIST-02": comparisons.as_one_process,
             "RES-01": comparisons.resumes,
         }.items()
-        if (clause, name) != ("GEN-01", "stream-2")
     ],
 )
 def test_the_run_is_the_same_by_other_hands(spec, law, train, judge):

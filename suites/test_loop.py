@@ -17,6 +17,11 @@ EPOCHS = {
     "short-windows": PLAIN.but(max_steps=None, num_train_epochs=2, data={"rows": 37}, gradient_accumulation_steps=4),
     "max-steps-over-epochs": PLAIN.but(max_steps=25, num_train_epochs=1),
 }
+#: Runs whose warm-up lasts to the end.
+ALL_WARMUP = {
+    f"{kind}-all-warmup": PLAIN.but(max_steps=3, warmup_steps=3, lr_scheduler_type=kind)
+    for kind in ("linear", "cosine", "polynomial")
+}
 #: Every schedule that has a formula.
 RATES = {name: spec for name, spec in MIXED.items() if not name.startswith("greedy")}
 QLORA = PLAIN.but(model={"quantization": "nf4"}, max_steps=2)
@@ -70,7 +75,7 @@ def test_warmup_is_a_number_of_steps_or_a_share_of_all(trace, judge):
 
 
 @pytest.mark.clause("LOOP-04")
-@over(SCENARIOS | EPOCHS)
+@over(SCENARIOS | EPOCHS | ALL_WARMUP)
 def test_a_run_makes_the_steps_and_epochs_it_was_asked_for(trace, judge):
     judge(schedule.all_steps(trace))
 

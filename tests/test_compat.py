@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import functools
+import types
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,22 @@ def test_a_type_of_some_releases_is_skipped_by_the_others(releases, peft_type):
     reason = compat.missing_adapter_field(peft_type, [])
     assert (reason is None) == satisfies(releases)
     assert reason is None or f"adapter type {peft_type!r}, which needs {releases}" in reason
+
+
+def test_a_schedule_of_newer_releases_is_skipped(monkeypatch):
+    import transformers
+    from transformers import optimization
+
+    older = types.SimpleNamespace(SchedulerType=list(optimization.SchedulerType)[:9], get_wsd_schedule=lambda steps: 0)
+    monkeypatch.setattr(transformers, "optimization", older)
+    for kind, reason in (
+        ("greedy", "has no lr_scheduler_type 'greedy'"),
+        ("warmup_stable_decay", "has a warmup_stable_decay with other options"),
+        ("nonsense", None),
+        ("linear", None),
+    ):
+        said = HFTrainer().unsupported(PLAIN.but(lr_scheduler_type=kind))
+        assert (said is None) if reason is None else reason in said, kind
 
 
 # ---- names of adapters' tensors ----

@@ -170,3 +170,23 @@ def test_the_same_order_is_no_evidence():
     assert accumulation.same_windows(same, accumulated()).seen == (
         "no window met its rows in another order, so nothing was compared",
     )
+
+
+def test_short_batches_are_seen_where_none_may_be():
+    trace = made_up()
+    assert accumulation.whole_batches(trace).holds
+    trace.steps[3].batches[0].rows = [6]
+    assert accumulation.whole_batches(trace).seen == ("step 4: micro-batches of [1] rows, expected 2",)
+
+
+def test_a_short_window_of_a_stream_must_make_a_step():
+    spec = PLAIN.but(
+        data={"rows": 3, "iterable": True}, per_device_train_batch_size=1, gradient_accumulation_steps=2, max_steps=2
+    )
+    trace = made_up(spec, steps=2)
+    one, two = (type(trace.steps[0].batches[0])([row], tokens=15) for row in (0, 1))
+    trace.steps[0].batches, trace.steps[1].batches = [one, two], [one]
+    assert accumulation.windows(trace).holds
+    trace.steps[1].batches = [one, one, two]
+    assert accumulation.windows(trace).seen == ("step 2: micro-batches of [1, 1, 1] rows, expected [1]",)
+    assert "ends in a short window" in accumulation.events(trace).seen[0]

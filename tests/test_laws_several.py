@@ -7,7 +7,7 @@ import torch
 
 from harness.laws import several
 from harness.spec import RunSpec
-from tests.traces import BASE, A, B, made_up, two_ranks
+from tests.traces import BASE, TWO_RANKS, A, B, made_up, two_ranks
 
 
 def single():
@@ -146,3 +146,61 @@ def test_the_same_rows_go_on_to_the_same_end():
     )
     move(trace)
     assert "adapter at the end" in "\n".join(several.continues_with_other_ranks(trace, two_ranks(), after=1).seen)
+
+
+# ---- rows and epochs of each rank ----
+
+
+def drawn(**changes):
+    """Return a run of two ranks whose order of rows is drawn from the global generator."""
+    return two_ranks(TWO_RANKS.but(train_sampling_strategy="group_by_length", **changes))
+
+
+def test_ranks_must_agree_on_an_order_that_is_drawn():
+    assert several.trains_its_share(drawn()).holds
+    twice = drawn()
+    first_batch(twice.ranks[0], [0, 1])
+    assert "epoch 0: rows [0, 1] have several places" in "\n".join(several.trains_its_share(twice).seen)
+    short = drawn()
+    first_batch(short.ranks[0], [2])
+    assert "rank 1, step 1: micro-batches of [1] rows, expected [2]" in "\n".join(several.trains_its_share(short).seen)
+    # Six rows fill one batch of each rank, and a half: rank 1's second batch starts the order again.
+    filled = drawn(data={"rows": 6})
+    filled.ranks[0].steps[1].batches[0].rows = [0, 1]
+    assert several.trains_its_share(filled).holds
+    filled.ranks[0].steps[1].batches[0].rows = [1, 0]
+    assert "rank 1, step 2: trained row 1, expected 0" in "\n".join(several.trains_its_share(filled).seen)
+
+
+def test_what_does_not_follow_from_the_spec_is_not_judged():
+    verdict = several.trains_its_share(two_ranks(TWO_RANKS.but(train_sampling_strategy="batch_rebalance")))
+    assert (verdict.outcome, "batch_rebalance" in verdict.seen[0]) == ("not_comparable", True)
+
+
+def test_each_rank_must_go_on_where_it_was():
+    whole, trace = two_ranks(), two_ranks()
+    for one in (trace, *trace.ranks):
+        one.steps = one.steps[1:]
+    assert several.same_rows(trace, whole, after=1).holds
+    trace.ranks[0].steps[0].batches[0].rows = [2, 3]
+    seen = "\n".join(several.same_rows(trace, whole, after=1).seen)
+    assert "rank 1, step 2: trained rows [[2, 3]], but [[6, 7]] in the run that was not interrupted" in seen
+    trace.ranks[0].steps = []
+    assert "rank 1, step 2: trained rows None" in "\n".join(several.same_rows(trace, whole, after=1).seen)
+
+
+def test_ranks_must_be_in_the_same_epoch():
+    trace = two_ranks()
+    assert several.same_epochs(trace).holds
+    trace.ranks[0].log_history[1]["epoch"] = 0.5
+    assert "rank 1, step 2: epoch 0.5, expected 0.1" in "\n".join(several.same_epochs(trace).seen)
+    for one in (trace, *trace.ranks):
+        one.log_history = []
+    assert several.same_epochs(trace).seen == ("no step was logged",)
+
+
+def test_a_run_that_ends_with_an_error_does_not_complete():
+    trace = two_ranks()
+    assert several.completes(trace).holds
+    fail(trace)
+    assert several.completes(trace).seen == ("the run ended with rank 1 of 2: ValueError: no",)

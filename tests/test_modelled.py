@@ -27,6 +27,9 @@ def test_the_table_names_nothing_that_no_release_has():
     assert sorted(modelled._KNOWN - names - elsewhere) == []
 
 
+COLLATORS = "harness.fixtures.collators"
+
+
 def test_each_exception_names_an_argument_and_clauses_that_exist():
     for key, clauses in modelled.EXCEPTIONS.items():
         name = key.partition("=")[0]
@@ -51,6 +54,17 @@ def test_each_exception_names_an_argument_and_clauses_that_exist():
         ({"argument_of_next_year": 3}, "FRZ-01", None),
         ({"trainer": {"callbacks": []}}, "LOOP-04", None),
         ({"trainer": {"callbacks": ["early_stopping"]}}, "LOOP-04", "`trainer.callbacks`: a callback may stop"),
+        ({"trainer": {"data_collator": "mine:collate"}}, "LOSS-01", "`trainer.data_collator`: the batches are put"),
+        ({"trainer": {"data_collator": f"{COLLATORS}:padding_free"}}, "LOSS-01", None),
+        ({"trainer": {"data_collator": [f"{COLLATORS}:packed", {"length": 40}]}}, "RNG-02", None),
+        ({"trainer": {"data_collator": f"{COLLATORS}:for_language_modeling"}}, "LOSS-01", None),
+        (
+            {"trainer": {"data_collator": f"{COLLATORS}:for_language_modeling"}, "data": {"ignored": 0.2}},
+            "LOSS-01",
+            "`trainer.data_collator`",
+        ),
+        ({"trainer": {"optimizers": "mine:factory"}}, "ACC-01", None),
+        ({"trainer": {"optimizers": "mine:factory"}}, "LOOP-02", "`trainer.optimizers`: the optimizer"),
     ],
 )
 def test_what_is_not_modelled_is_named(changes, clause, said):

@@ -82,6 +82,9 @@ def _namings(name):
         "trainer.compute_metrics": PLAIN.but(trainer={"compute_metrics": name}),
         "trainer.compute_loss_func": PLAIN.but(trainer={"compute_loss_func": name}),
         "trainer.data_collator": PLAIN.but(trainer={"data_collator": name}),
+        "trainer.data_collator ": PLAIN.but(trainer={"data_collator": [name, {"length": 8}]}),
+        "trainer.optimizers": PLAIN.but(trainer={"optimizers": name}),
+        "trainer.preprocess_logits_for_metrics": PLAIN.but(trainer={"preprocess_logits_for_metrics": name}),
         "trainer.optimizer_cls_and_kwargs": PLAIN.but(trainer={"optimizer_cls_and_kwargs": name}),
         "trainer.callbacks ": PLAIN.but(trainer={"callbacks": [[name, {"name": "os:system"}]]}),
         "resume.writer": TWO_STEPS.resumed(1, writer=name if ":" in name else f"{name}:subject"),
@@ -207,6 +210,14 @@ ELSEWHERE = {
     "auto_map": (PLAIN.but(model={"config": {"auto_map": {"AutoConfig": "evil.factory"}}}), True),
     "attn_implementation": (PLAIN.but(model={"config": {"attn_implementation": "somebody/kernel"}}), True),
     "quantization_config": (PLAIN.but(model={"config": {"quantization_config": {"load_in_4bit": True}}}), True),
+    "model.quantization.dataset": (
+        PLAIN.but(model={"quantization": {"quant_method": "gptq", "dataset": "somebody/rows"}}),
+        True,
+    ),
+    "trainer.optimizers": (
+        PLAIN.but(trainer={"optimizers": ["harness.fixtures.optimizers:loraplus", {"x": "evil:factory"}]}),
+        True,
+    ),
     "megatron_core": (PLAIN.but(lora={"megatron_core": "evil"}), True),
     "megatron_config": (PLAIN.but(lora={"megatron_config": {"x": 1}}), True),
     "auto_mapping": (PLAIN.but(lora={"auto_mapping": {"parent_library": "evil", "base_model_class": "x"}}), True),
@@ -260,6 +271,25 @@ HARMLESS = {
     ),
     "nothing is refused by being off": PLAIN.but(push_to_hub=False, logging_dir=""),
     "text": PLAIN.but(run_name="a/b: c", model={"config": {"id2label": {"0": "yes/no: maybe"}}}),
+    "an architecture": PLAIN.but(model={"family": "config:qwen3_moe"}),
+    "a quantization_config": PLAIN.but(
+        model={
+            "quantization": {
+                "quant_method": "bitsandbytes",
+                "load_in_8bit": True,
+                "llm_int8_skip_modules": ["lm_head", "model.layers.0.mlp"],
+                "bnb_4bit_compute_dtype": "bfloat16",
+            }
+        }
+    ),
+    "what real runs hand to the Trainer": PLAIN.but(
+        trainer={
+            "optimizers": ["harness.fixtures.optimizers:loraplus", {"loraplus_lr_ratio": 16}],
+            "data_collator": ["harness.fixtures.collators:padding_free", {"return_position_ids": True}],
+            "callbacks": [["early_stopping", {"early_stopping_patience": 2}]],
+            "model_init": True,
+        }
+    ),
     "a checkpoint": TWO_STEPS.resumed(1, writer="reference"),
 }
 

@@ -39,6 +39,12 @@ NO_MEANING = frozenset(
     ]
 )
 
+#: Defaults of such fields, and what to_dict writes for a token. Nobody chose them.
+_NOT_SAID = (
+    *(True, -1, 1800, "passive", "warning", "every_save", "huggingface", "trackio", "last", "O1"),
+    *("<HUB_TOKEN>", "<PUSH_TO_HUB_TOKEN>"),
+)
+
 #: Fields of subclasses of TrainingArguments: transformers' own for seq2seq, and TRL's SFTConfig. Those that concern the
 #: run are read by `harness.brought.trl`.
 _OF_SUBCLASSES = {
@@ -88,7 +94,7 @@ def newest(given: Mapping[str, Any], where: str, notes: Notes) -> dict[str, Any]
                 if sentence:
                     notes.say(f"{old}={shown(value)}: {sentence}")
     dropped = [name for name in values if name in NO_MEANING]
-    told = [name for name in dropped if not unused(values[name]) and values[name] is not True]
+    told = [name for name in dropped if not unused(values[name]) and values[name] not in _NOT_SAID]
     for name in dropped:
         del values[name]
     if told:

@@ -112,6 +112,7 @@ def _from_config(config: dict[str, Any], where: str, notes: Notes, as_is: bool) 
     if as_is:
         notes.say(f"{where}: the model is taken whole, with weights drawn from a seed")
     else:
+        small_config.check(kept, where)
         made = _made(kind, kept, where)
         kept = small_config.small(small_config.filled(kept, made.to_dict(), made.attribute_map or {}), notes, where)
         kept.update(_special_tokens(_made(kind, kept, where)))

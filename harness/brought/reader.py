@@ -19,6 +19,7 @@ from harness.brought.jsonl_rows import LENGTH, read_rows
 from harness.brought.model import FILE as MODEL_FILE
 from harness.brought.model import Base, read_model
 from harness.brought.notes import Notes
+from harness.brought.quantization import quantized
 from harness.brought.small_run import EVAL_ROWS, STEPS, Size, small_run
 from harness.environment import gpus
 from harness.errors import UsageError
@@ -292,7 +293,7 @@ class _Run:
             self.notes.leave_out("dtype", "weights in float16 are not trained on a CPU; they are float32")
         quantization = self.parts.quantization or base.quantization
         if quantization is not None:
-            changes["quantization"] = dict(quantization)
+            changes["quantization"] = quantized(quantization, changes.get("dtype", spec.dtype))
             changes["prepare_for_kbit"] = self.parts.prepares
             if base.quantization is not None:
                 said = "with" if self.parts.prepares else "without"

@@ -113,11 +113,8 @@ _SIZES = frozenset(
 
 
 def small(config: Mapping[str, Any], notes: Notes, where: str = "config.json") -> dict[str, Any]:
-    """Return a small config of the same architecture, and say in one sentence what was cut.
-
-    Raises UsageError for a size that is no positive number.
-    """
-    _check(config, where)
+    """Return a small config of the same architecture, and say in one sentence what was cut. UsageError as `check`."""
+    check(config, where)
     made = _shrunk(dict(config))
     if cut := list(_cuts(config, made)):
         notes.say(f"the model is made small by rule: {', '.join(cut)}")
@@ -150,7 +147,8 @@ def filled(config: Mapping[str, Any], full: Mapping[str, Any], aliases: Mapping[
     return made
 
 
-def _check(config: Mapping[str, Any], where: str) -> None:
+def check(config: Mapping[str, Any], where: str) -> None:
+    """Raise UsageError for a size that is no positive number."""
     for name in (*_LAYERS, *_WIDTHS, *_HEADS, *_KV_HEADS, *_EXPERTS, "vocab_size", *_AT_MOST):
         value = config.get(name)
         if isinstance(value, bool) or (isinstance(value, (int, float)) and not 0 <= value < 2**31):

@@ -13,14 +13,15 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness import subjects
+from harness import compat, subjects
 from harness.fixtures import models
-from harness.laws import accumulation, recompute, resume
+from harness.laws import accumulation, checkpoint, recompute, resume
 from harness.laws.data_order import drawn, expected_places
 from harness.laws.equal import equal_runs
 from harness.laws.loading import NotModelled, accelerator_config, loading
 from harness.laws.plan import Plan, if_planned, plan
-from harness.laws.several import equals_single, one_process_spec, ranks_agree, whole_run
+from harness.laws.rates import follows_metric
+from harness.laws.several import OF_RANKS, equals_single, one_process_spec, ranks_agree, whole_run
 from harness.spec import RunSpec
 from harness.trace import Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
@@ -55,14 +56,14 @@ def resumes(train: Train, spec: RunSpec) -> Verdict:
     whole = train(spec)
     if not resume.steps_to_resume(whole) and (saving := _saving(spec)) is not None:
         spec, whole = saving, train(saving)
-    if not (steps := resume.steps_to_resume(whole)):
+    left = {saved.step for saved in checkpoint.there(whole).checkpoints}
+    if not (steps := [step for step in resume.steps_to_resume(whole) if step in left]):
         return not_comparable("no checkpoint but the last lies between two entries of the log")
-    return both(
-        *[
-            _on_each_rank(lambda ours, theirs, step=step: resume.continues(ours, theirs, step), resumed, whole)
-            for step, resumed in ((step, train(spec.resumed(step))) for step in steps)
-        ]
-    )
+    return both(*[_on_each_rank(_continuing(step), train(spec.resumed(step)), whole) for step in steps])
+
+
+def _continuing(step: int) -> Callable[[Trace, Trace], Verdict]:
+    return lambda resumed, whole: resume.continues(resumed, whole, step)
 
 
 def _saving(spec: RunSpec) -> RunSpec | None:
@@ -175,32 +176,45 @@ def as_one_process(train: Train, spec: RunSpec) -> Verdict:
 def as_reference(train: Train, spec: RunSpec) -> Verdict:
     """Check that the run is the reference's: bit for bit, or if it has several ranks, within `harness.tolerance.RANKS`.
 
-    The reference trains in one process, and reads the rows of an IterableDataset one after the other from a list. Ranks
-    are compared with it as in `as_one_process`.
+    The reference trains in one process (`_for_reference`). Ranks are compared with it as in `as_one_process`.
     """
     reference = subjects.load("reference")
     if not spec.launch.several:
-        if reason := reference.unsupported(_listed(spec)):
+        if reason := reference.unsupported(_for_reference(spec)):
             return not_comparable(reason)
-        if not spec.data.iterable:
-            return equal_runs(train(spec), train(spec, subject=reference))
-        if not (steps := alike(spec, _listed(spec))):
-            return not_comparable("no step trains the rows of the list")
-        stream = _first(spec, steps)
-        return equal_runs(train(stream), train(_listed(stream), subject=reference))
-    if reason := _not_alone(spec) or reference.unsupported(_listed(one_process_spec(spec))):
+        if spec.data.iterable:
+            if not (steps := alike(spec, _for_reference(spec))):
+                return not_comparable("no step trains the rows of the list")
+            spec = _first(spec, steps)
+        return equal_runs(train(spec), _as_logged(train(_for_reference(spec), subject=reference)))
+    if reason := _not_alone(spec) or reference.unsupported(_for_reference(spec)):
         return not_comparable(reason)
     ranks, single, reason = _with_one_process(spec)
     if reason:
         return not_comparable(reason)
-    return equals_single(train(ranks), train(_listed(single), subject=reference))
+    return equals_single(train(ranks), train(_for_reference(single), subject=reference))
 
 
-def _listed(spec: RunSpec) -> RunSpec:
-    """Return the spec with a dataset that has a length, whose rows are read in their order, if it had none."""
-    if not spec.data.iterable:
-        return spec
-    return spec.but(data={"iterable": False}, train_sampling_strategy="sequential", dataloader_drop_last=None)
+def _as_logged(trace: Trace) -> Trace:
+    """Return the reference's trace with its logged losses rounded as the installed Trainer rounds them, if it does."""
+    digits = compat.logged_digits()
+    if digits is None:
+        return trace
+    log = [{**entry, "loss": round(entry["loss"], digits)} if "loss" in entry else entry for entry in trace.log_history]
+    return dataclasses.replace(trace, log_history=log)
+
+
+def _for_reference(spec: RunSpec) -> RunSpec:
+    """Return the spec in words that the reference has: one process, and a dataset with a length.
+
+    The rows of an IterableDataset are read in their order, and drop_last is not given to it.
+    """
+    config = accelerator_config(spec)
+    if spec.data.iterable:
+        spec = spec.but(data={"iterable": False}, train_sampling_strategy="sequential", dataloader_drop_last=None)
+    if any(name in config for name in OF_RANKS) or spec.launch.several:
+        spec = one_process_spec(spec)
+    return spec
 
 
 def _not_alone(spec: RunSpec) -> str | None:
@@ -246,8 +260,11 @@ def steady(spec: RunSpec) -> RunSpec:
         trainer={"callbacks": None, "optimizers": None, "optimizer_cls_and_kwargs": None},
         load_best_model_at_end=None,
         optim="sgd",
+        optim_args=None,
         save_strategy="no",
         eval_strategy=None,
+        # A schedule that follows a metric needs evaluations.
+        **({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": None} if follows_metric(spec) else {}),
     )
 
 

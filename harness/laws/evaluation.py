@@ -43,6 +43,9 @@ def losses(trace: Trace) -> Verdict:
     """
     expected = "eval_loss is the mean, weighted by rows, of each batch's mean over its labels"
     reasons = [reason for reason in obstacles(trace.spec) if "dropout" not in reason]  # evaluations have no dropout
+    grouped = trace.spec.arguments.get("train_sampling_strategy") == "group_by_length"
+    if grouped or trace.spec.arguments.get("group_by_length"):
+        reasons.append("group_by_length puts the evaluation rows into other batches")
     adapters = {0: trace.adapter_before} | {checkpoint.step: checkpoint.adapter for checkpoint in trace.checkpoints}
     judged = [evaluation for evaluation in trace.evaluations if evaluation.step in adapters]
     findings = incomplete(trace)

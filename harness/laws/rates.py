@@ -193,6 +193,11 @@ def on_plateau(spec: RunSpec, evaluations: Iterable[Evaluation], step: int) -> f
     return rate
 
 
+def follows_metric(spec: RunSpec) -> bool:
+    """Return whether the schedule moves on after evaluations, by what they measure, and not after each step."""
+    return spec.arguments.get("lr_scheduler_type") in (PLATEAU, "greedy")
+
+
 @if_planned
 def learning_rates(trace: Trace) -> Verdict:
     """Check that each step uses the schedule's learning rate, in every parameter group."""

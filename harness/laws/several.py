@@ -21,8 +21,8 @@ from harness.tolerance import RANKS, SUMMATION, Tolerance
 from harness.trace import MicroBatch, Step, Trace
 from harness.verdict import Verdict, both, not_finite, verdict
 
-#: Fields of accelerator_config that say how ranks share batches.
-OF_RANKS = ("split_batches", "dispatch_batches", "even_batches")
+#: Fields of accelerator_config that say how ranks share batches, and how a batch is moved. One process ignores them.
+OF_RANKS = ("split_batches", "dispatch_batches", "even_batches", "non_blocking")
 
 
 def one_process_spec(spec: RunSpec) -> RunSpec:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from harness import compat
 from harness.errors import UsageError
 from harness.fixtures import data, models
-from harness.spec import ADD, RunSpec
+from harness.spec import ADD, ModelSpec, RunSpec
 from harness.subjects import resumable
 from harness.subjects.hf_trainer import record_output, record_state, recorded_warnings
 from harness.subjects.observer import Observer
@@ -133,9 +133,8 @@ OLDER_NAMES = {
 #: Fields of LoraConfig that the reference accepts with their default only.
 LORA_DEFAULTS = {"bias": "none", "fan_in_fan_out": False, "inference_mode": False, "init_lora_weights": True}
 
-#: Families of base models that the reference can train: Llamas with the usual loss. A directory with weights is always
-#: accepted; whether it fits is seen when the model is built.
-FAMILIES = ("llama", "llama-tied", "harness.fixtures.on_device:llama")
+#: Factories of the suites whose models the reference can train.
+FACTORIES = ("harness.fixtures.on_device:llama",)
 
 
 def arguments(given: Mapping[str, Any]) -> Arguments:
@@ -253,16 +252,17 @@ def refusal(spec: RunSpec) -> str | None:
         return f"the reference attends by sdpa, not by {model.attn_implementation}"
     if model.prepare_for_kbit and not model.quantization:
         return "the reference prepares quantized base models only"
-    if model.path is None and model.family not in FAMILIES:
-        return f"the reference adapts nn.Linear in causal language models with the usual loss, not {model.family!r}"
+    if reason := _other_loss(model):
+        return f"the reference adapts nn.Linear in causal language models with the usual loss, not {reason}"
     if adapter.peft_type != "LORA" or adapter.name != "default":
         return f"the reference has one LORA adapter named default, not {adapter.peft_type} named {adapter.name!r}"
     if adapter.options or adapter.others:
         return "the reference has neither adapter.options nor adapter.others"
     if spec.data.iterable:
         return "the reference does not train on an IterableDataset"
-    if spec.trainer:
-        return f"the reference does not implement the Trainer's {min(spec.trainer)}"
+    # model_init changes nothing: the model that it makes is the one that the Trainer is given otherwise.
+    if others := set(spec.trainer) - {"model_init"}:
+        return f"the reference does not implement the Trainer's {min(others)}"
     try:
         lora(adapter.config)
         args = arguments(spec.arguments)
@@ -279,6 +279,24 @@ def refusal(spec: RunSpec) -> str | None:
         compat.check_arguments(spec.arguments)
         compat.missing_adapter_field(adapter.peft_type, adapter.config)
         return str(refused)
+    return None
+
+
+def _other_loss(model: ModelSpec) -> str | None:
+    """Return what a base model is whose loss, or layers, the reference does not have; None if it can train it.
+
+    A directory with weights is always accepted: whether it fits is seen when the model is built.
+    """
+    if model.path is not None or model.family in FACTORIES:
+        return None
+    by_name = model.family in models.FAMILIES and ":" not in model.family
+    if not (by_name or model.family.startswith(models.CONFIG_FAMILY)):
+        return repr(model.family)
+    row = models.family(model)
+    if row.task != models.CAUSAL or not row.normalises or row.conv1d:
+        return repr(model.family)
+    if model.config.get("output_router_logits"):
+        return f"{model.family!r} with output_router_logits, which adds a loss of the routers"
     return None
 
 

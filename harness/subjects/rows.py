@@ -43,10 +43,7 @@ class Rows:
         - attention_mask: of the same shape, 0 at padding; None or another shape if nothing says where padding is.
         - position_ids: of the same shape if rows are packed: each row begins where they begin anew.
         """
-        masks = attention_mask.tolist() if _alike(attention_mask, tokens) else [None] * len(tokens)
-        positions: list[Any] = [None] * len(tokens)
-        if position_ids is not None and _alike(position_ids, tokens):
-            positions = position_ids.tolist()
+        masks, positions = _listed(attention_mask, tokens), _listed(position_ids, tokens)
         found: list[int] = []
         for row, mask, places in zip(tokens.tolist(), masks, positions, strict=True):
             index = self._index.get(self._key(row, mask))
@@ -103,8 +100,12 @@ def unclear(trace: Trace) -> str | None:
     return None
 
 
-def _alike(tensor: torch.Tensor | None, tokens: torch.Tensor) -> bool:
-    return tensor is not None and tensor.shape == tokens.shape
+def _listed(tensor: torch.Tensor | None, tokens: torch.Tensor) -> list[Any]:
+    """Return a tensor as a list for each sequence; None for each if there is none of the tokens' shape."""
+    if tensor is None or tensor.shape != tokens.shape:
+        return [None] * len(tokens)
+    listed: list[Any] = tensor.tolist()
+    return listed
 
 
 def _stripped(tokens: Sequence[int]) -> tuple[int, ...]:
