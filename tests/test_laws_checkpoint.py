@@ -1,5 +1,6 @@
 """Tests of harness/laws/checkpoint.py on made-up checkpoints: a good one holds, and each damage is named with its file."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,11 @@ def test_a_push_is_the_adapter_of_its_checkpoint(tmp_path):
         verdict = checkpoint.pushed(trace, pushes)
         assert not verdict.holds
         assert words in "\n".join(verdict.seen)
+
+
+def test_checkpoints_that_were_deleted_are_left_out(saved):
+    here = saved.checkpoints[0]
+    gone = dataclasses.replace(here, step=here.step - 1, path=f"{here.path}-gone")
+    both = dataclasses.replace(saved, checkpoints=[gone, here])
+    assert checkpoint.there(both).checkpoints == [here]
+    assert checkpoint.there(dataclasses.replace(saved, checkpoints=[gone])).checkpoints == [gone]

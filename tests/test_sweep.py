@@ -303,6 +303,20 @@ class Slow(MadeUp):
 
 
 @pytest.mark.parametrize(
+    ("sentence", "crash"),
+    [
+        ("the run: upstream refuses it: ValueError: no", False),
+        ("the run: upstream refuses it: TypeError: no", True),
+        ("the run: upstream refuses it: rank 0 of 2: AttributeError: no", True),
+        ("the run: upstream cannot train it (ImportError: no, at x.py:1)", False),
+        ("no release of peft has the field IA3Config 'r'", False),
+    ],
+)
+def test_a_crash_is_no_refusal(sentence, crash):
+    assert Refusal({}, sentence).crash is crash
+
+
+@pytest.mark.parametrize(
     ("causes", "covered", "code"),
     [
         ([], 96, 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from collections.abc import Container
@@ -276,6 +277,15 @@ def size_law(trace: Trace) -> Verdict:
     if not measured:
         findings.append("no adapter file was written")
     return verdict("an adapter file is its tensors and a header, not a byte more", findings, **measured)
+
+
+def there(trace: Trace) -> Trace:
+    """Return a trace with the checkpoints that are still on the disk, without those that save_total_limit deleted.
+
+    If none is there, as in a trace that was loaded on another machine, all are returned.
+    """
+    left = [checkpoint for checkpoint in trace.checkpoints if Path(checkpoint.path).is_dir()]
+    return dataclasses.replace(trace, checkpoints=left or trace.checkpoints)
 
 
 def adapter_files(checkpoint: Checkpoint) -> dict[str, dict[str, list[Any]]]:

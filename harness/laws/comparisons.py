@@ -15,7 +15,7 @@ from typing import Any
 
 from harness import compat, subjects
 from harness.fixtures import models
-from harness.laws import accumulation, recompute, resume
+from harness.laws import accumulation, checkpoint, recompute, resume
 from harness.laws.data_order import drawn, expected_places
 from harness.laws.equal import equal_runs
 from harness.laws.loading import NotModelled, accelerator_config, loading
@@ -56,7 +56,8 @@ def resumes(train: Train, spec: RunSpec) -> Verdict:
     whole = train(spec)
     if not resume.steps_to_resume(whole) and (saving := _saving(spec)) is not None:
         spec, whole = saving, train(saving)
-    if not (steps := resume.steps_to_resume(whole)):
+    left = {saved.step for saved in checkpoint.there(whole).checkpoints}
+    if not (steps := [step for step in resume.steps_to_resume(whole) if step in left]):
         return not_comparable("no checkpoint but the last lies between two entries of the log")
     return both(*[_on_each_rank(_continuing(step), train(spec.resumed(step)), whole) for step in steps])
 

@@ -99,6 +99,9 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "torch_compile": dict.fromkeys(("LOSS-01",), "compiled kernels compute the loss in an order of their own"),
     "ignore_data_skip": {"RES-01": "a resumed run starts its epoch anew, as documented"},
     "save_only_model": {"RES-01": _STATELESS, "CKPT-07": _STATELESS, "CKPT-27": _STATELESS},
+    "load_best_model_at_end": {
+        "CKPT-21": "the adapter at the end is the best checkpoint's, not the last one's (BEST-02)"
+    },
     "optim_target_modules": dict.fromkeys(("CKPT-07", "CKPT-27"), "the optimizer keeps other state for these modules"),
     "trainer.compute_loss_func": dict.fromkeys(("LOSS-01", "LOOP-09", "ACC-01", "ACC-10"), _OWN_LOSS),
     # ACC-01 and ACC-10 train without callbacks, by an optimizer of their own (`comparisons.steady`).

@@ -112,7 +112,7 @@ def bystander(train: Train, spec: RunSpec) -> Verdict:
     # names the tensors of a prompt in memory otherwise than in the file.
     rows = [method for method in METHODS.values() if method.peft_type == spec.adapter.peft_type]
     apart = spec.adapter.route == GET and bool(rows) and all(row.targeted and not row.saves for row in rows)
-    saved = [checkpoint.every_adapter_saved(beside)] if apart and beside.checkpoints else []
+    saved = [checkpoint.every_adapter_saved(checkpoint.there(beside))] if apart and beside.checkpoints else []
     return both(equal_runs(beside, train(spec)), frozen.base_frozen(beside), *saved)
 
 
@@ -146,7 +146,8 @@ def laws_of(train: Train, spec: RunSpec) -> Iterator[tuple[str, Applied]]:
     excluded = left_out(trace)
     for clause, law in LAWS_OF_ONE_RUN.items():
         reason = excluded.get(clause) or (why_not_judged(clause, spec) if spec.launch.several else None)
-        yield clause, reason or modelled.why_not(clause, spec) or functools.partial(law, trace)
+        judged = checkpoint.there(trace) if clause in _OF_FILES else trace
+        yield clause, reason or modelled.why_not(clause, spec) or functools.partial(law, judged)
     for clause, compare in LAWS_OF_SEVERAL_RUNS.items():
         reason = "it compares runs that resume nothing" if spec.resume else modelled.why_not(clause, spec)
         yield clause, reason or functools.partial(compare, train if clause in COMPARISONS else whole, spec)
@@ -155,6 +156,9 @@ def laws_of(train: Train, spec: RunSpec) -> Iterator[tuple[str, Applied]]:
         reason = "it compares runs that resume nothing" if spec.resume else modelled.why_not(clause, spec)
         yield clause, reason or functools.partial(comparisons.as_one_process, train, spec)
 
+
+#: Laws that read files of checkpoints. They judge those that save_total_limit has left.
+_OF_FILES = ("CKPT-04", "CKPT-07", "CKPT-21", "CKPT-27")
 
 #: Strategy -> the clause that says that its ranks train as one process does; FSDP-17 for the others.
 CLAUSES_OF_RANKS = {"ddp": "DIST-02", "zero1": "DS-08", "zero2": "DS-08", "zero3": "DS-08"}

@@ -16,6 +16,7 @@ independent reference can train, too.
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,7 @@ LONG_LIMIT = 300.0
 _ROWS_UNTIL = 0.9
 
 #: How often the fewest fields are looked for, for failures of a clause in the same words. Others count as the first cause.
-_SEARCHES = 4
+_SEARCHES = 10
 
 #: How many values that are suspected are trained in one task.
 _BATCH = 12
@@ -84,12 +85,22 @@ class Cause:
     alone: bool | None = None
 
 
+#: Exceptions by which upstream refuses what it does not support.
+_REFUSALS = ("ValueError", "NotImplementedError", "ImportError", "ModuleNotFoundError")
+
+
 @dataclass
 class Refusal:
     """Values that upstream, or the installation, refuses together. sentence: its words."""
 
     fields: Row
     sentence: str
+
+    @property
+    def crash(self) -> bool:
+        """Whether upstream ends before the first step is done with an exception that is no refusal, such as a TypeError."""
+        found = re.search(r"(?:refuses it: |cannot train it \()(?:rank \d+ of \d+: )?(\w+)", self.sentence)
+        return found is not None and found[1] not in _REFUSALS
 
 
 @dataclass

@@ -119,13 +119,16 @@ def lines(result: Result, files: list[Path]) -> Iterator[str]:
         yield "Known defects:"
         for (clause, reason), count in result.known.most_common():
             yield f"{count:6,} {clause}: {reason}"
-    if result.refusals:
-        yield ""
-        yield "Refused:"
-        for sentence, refusals in by_sentence(result).items():
-            examples = "; ".join(_words(refusal.fields) for refusal in refusals[:3])
-            more = f"; and {len(refusals) - 3} more" if len(refusals) > 3 else ""
-            yield f"{len(refusals):6,} {sentence}: {examples}{more}"
+    crashes = [one for one in result.refusals if one.crash]
+    refusals = [one for one in result.refusals if not one.crash]
+    for title, some in (("Upstream fails before its first step:", crashes), ("Refused:", refusals)):
+        if some:
+            yield ""
+            yield title
+        for sentence, group in by_sentence(some).items():
+            examples = "; ".join(_words(one.fields) for one in group[:3])
+            more = f"; and {len(group) - 3} more" if len(group) > 3 else ""
+            yield f"{len(group):6,} {sentence}: {examples}{more}"
 
 
 def _answer(result: Result) -> str:
@@ -156,10 +159,10 @@ def _words(row: dict[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in row.items()) or "the default run"
 
 
-def by_sentence(result: Result) -> dict[str, list[Refusal]]:
-    """Return the refusals by their sentences, those of most values first."""
+def by_sentence(refusals: list[Refusal]) -> dict[str, list[Refusal]]:
+    """Return refusals by their sentences, the most frequent first."""
     found: dict[str, list[Refusal]] = {}
-    for refusal in result.refusals:
+    for refusal in refusals:
         found.setdefault(cause(refusal.sentence), []).append(refusal)
     return {group[0].sentence: group for group in sorted(found.values(), key=len, reverse=True)}
 
@@ -211,6 +214,6 @@ def dumps(result: Result, files: list[Path], seed: int, minutes: float) -> str:
             {"clause": clause, "reason": reason, "configurations": number}
             for (clause, reason), number in result.known.most_common()
         ],
-        "refused": [{"fields": one.fields, "sentence": one.sentence} for one in result.refusals],
+        "refused": [{"fields": one.fields, "sentence": one.sentence, "crash": one.crash} for one in result.refusals],
     }
     return json.dumps(body, indent=1)
