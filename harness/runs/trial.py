@@ -161,7 +161,7 @@ class Trial:
 
     def _fewest(self, row: Row, why: Callable[[Row], str], sentence: str) -> Row:
         same = fewest.cause(sentence)
-        changed = fields.changed(row)
+        changed: Row = fields.changed(row)
         # Several ranks take ten times as long. If one process fails in the same way, they are left out first.
         alone = {name: value for name, value in changed.items() if name != "launch"}
         if len(alone) < len(changed) and fewest.cause(why(alone)) == same:
