@@ -282,7 +282,8 @@ _REFUSED_TOGETHER: tuple[Row, ...] = (
     {"iterable": "True", "train_sampling_strategy": "group_by_length"},
     {"iterable": "True", "augment": "True"},
     {"family": "qwen3-moe", "lora_dropout": "0.1"},
-    {"family": "bert-classifier", "quantization": "nf4", "route": "add_adapter"},
+    {"family": "qwen3-moe", "use_dora": "True"},
+    {"family": "bert-classifier", "quantization": "nf4"},
     {"other adapters": "one", "bias": "all"},
     {"other adapters": "one", "bias": "lora_only"},
 )
