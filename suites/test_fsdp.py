@@ -353,7 +353,7 @@ def test_a_sharded_run_resumes(spec, train, judge):
 
 #: 8192 elements a tensor, 4096 on each rank. From there on, bitsandbytes keeps optimizer state in 8 bits.
 BITSANDBYTES: dict[str, Any] = {
-    f"{strategy}-2/{optim}": continued(
+    f"{optim}/{strategy}-2": continued(
         spread(PLAIN.but(lora={"r": 128}, optim=optim, max_steps=3), strategy), 2, every=2
     )
     for strategy, optim in (

@@ -203,7 +203,7 @@ STATE = {
 def test_the_directory_of_a_run_has_adapter_and_arguments(tmp_path, pickled, option, below):
     if below:
         written(tmp_path, "checkpoint-9/trainer_state.json", {**STATE, "train_batch_size": 1})
-    adapter(tmp_path / below if option == "arguments" else tmp_path)
+    adapter(tmp_path / below)
     written(tmp_path, f"{below}/trainer_state.json".lstrip("/"), STATE)
     found = brought.read(**{option: tmp_path}, device="cpu")
     arguments = found.spec.arguments

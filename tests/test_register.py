@@ -36,7 +36,8 @@ def test_every_clause_names_the_tests_that_judge_it():
     found = entries.entries()
     assert [id for id, entry in found.items() if not entry.judged_by] == []
     drawn = ("test_any_run", "test_any_model_and_method")
-    assert found["GEN-01"].judged_by[:2] == tuple(f"test_generated.py::{test}" for test in drawn)
+    judged = [test for test in found["GEN-01"].judged_by if test.startswith("test_generated.py")]
+    assert judged[:2] == [f"test_generated.py::{test}" for test in drawn]
 
 
 def test_marks_are_read_without_importing(tmp_path):

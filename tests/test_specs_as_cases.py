@@ -17,11 +17,12 @@ from harness.gate.scope import Scope
 from harness.gate.side import Side
 from harness.laws import universal
 from harness.paths import OUR_SETTINGS, PACKAGE, SUITES
+from harness.runs import judging
 from harness.session import case_file, report, specs, state
 from harness.spec import RunSpec
 from harness.verdict import FAIL, NOT_COMPARABLE, PASS, SKIPPED, Case, verdict
 from tests.made_up_suite import verdicts
-from tests.traces import made_up
+from tests.traces import made_up, with_checkpoint
 
 pytest_plugins = ["pytester"]
 
@@ -172,6 +173,8 @@ def test_a_run_that_was_compared_with_no_other_is_undecided():
     assert report.exit_code([*lone[1:], case(PASS, "GEN-01"), *rest]) == 0
     # If the user chose other clauses, nothing is missing.
     assert report.exit_code(rest, named=True) == 0
+    reasons = {"it cannot be": [*universal.COMPARISONS]}
+    assert specs.not_judged([*lone, *rest]) == {"mine": reasons}
     # Each run has to be compared.
     assert report.exit_code([*lone, *rest, case(PASS, "GEN-01", "other")]) == 3
 
@@ -302,3 +305,36 @@ def test_each_side_gets_the_runs_as_they_were_read(tmp_path):
     assert judged.spec_options(tmp_path) == ["--trust-code", "--spec", "mine.json"]
     assert json.loads((tmp_path / "mine.json").read_text()) == MINE
     assert Scope().spec_options(tmp_path / "none") == []
+
+
+# ---- runs to compare with ----
+
+
+class Resumed:
+    """Stands for `Runs`: the run trains, and resumed from a checkpoint it ends with an error before its first step."""
+
+    def __init__(self, error, directory):
+        saved = made_up(RunSpec())
+        for step in (1, 2):
+            with_checkpoint(saved, directory, step)
+        self.error, self.checkpoints = error, saved.checkpoints
+
+    def train(self, spec, subject=None, again=False):
+        trace = made_up(spec)
+        trace.checkpoints = self.checkpoints
+        if spec.resume is not None:
+            trace.steps, trace.events, trace.error = [], [], self.error
+        return trace
+
+    def on_device(self, spec):
+        return spec
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [("RuntimeError: cannot restore the location cpu:0", FAIL), ("ValueError: nothing to resume", NOT_COMPARABLE)],
+)
+def test_a_run_that_does_not_load_its_own_checkpoint_is_at_fault(error, outcome, tmp_path):
+    spec, runs = RunSpec(), Resumed(error, tmp_path)
+    found = judging.decided(dict(judging.laws_of(spec, runs.train(spec), runs))["RES-01"])
+    assert found.outcome == outcome and error in str(found.seen)

@@ -29,9 +29,9 @@ _FROM_THE_BASE = ("token_dim", "num_transformer_submodules", "num_attention_head
 
 
 def adapter_file(path: str | Path) -> Path:
-    """Return the file that --adapter names: itself, or adapter_config.json in the directory.
+    """Return the file that --adapter names: itself, or adapter_config.json in the directory or in its newest checkpoint.
 
-    Raises UsageError if a directory has none, and names one below it that has.
+    Raises UsageError if there is none.
     """
     given = Path(path)
     if not given.is_dir():
@@ -39,8 +39,9 @@ def adapter_file(path: str | Path) -> Path:
     if (given / FILE).exists():
         return given / FILE
     below = newest_below(given, FILE)
-    hint = f"; {shown_path(below)} has one" if below else "; name the directory that save_pretrained wrote"
-    raise UsageError(f"{shown_path(given)}: has no {FILE}{hint}")
+    if below is None:
+        raise UsageError(f"{shown_path(given)}: has no {FILE}; name the directory that save_pretrained wrote")
+    return below / FILE
 
 
 def newest_below(directory: Path, name: str) -> Path | None:
@@ -58,6 +59,8 @@ def newest_below(directory: Path, name: str) -> Path | None:
 def read_adapter(path: str | Path, notes: Notes) -> AdapterSpec:
     """Return the adapter of a file or a directory. Raises UsageError for what is no adapter's config."""
     file = adapter_file(path)
+    if file.parent not in (Path(path), Path(path).parent):
+        notes.say(f"the adapter is that of {shown_path(file.parent.name)}")
     return from_fields(read_object(file, "an adapter's config"), shown_path(file), notes)
 
 

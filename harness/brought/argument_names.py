@@ -119,11 +119,14 @@ def _check_known(values: dict[str, Any], where: str, notes: Notes) -> None:
         raise UsageError(f"{where}: no release of transformers has the argument {shown(name)}{hint}")
 
 
-#: Defaults that only older releases have.
-_OLDER_DEFAULTS: dict[str, tuple[Any, ...]] = {
+#: Defaults that only other releases have.
+_OTHER_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "save_safetensors": (True,),
     "fp16_backend": ("cuda_amp",),
     "half_precision_backend": ("cuda_amp",),
+    "average_tokens_across_devices": (True,),
+    "dataloader_in_order": (True,),
+    "train_sampling_strategy": ("random",),
 }
 
 #: Arguments whose default has changed between releases. They are written down, so that two stacks train alike.
@@ -145,7 +148,7 @@ def installed(values: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
         try:
             there = compat.training_arguments({name: value})
         except LookupError as missing:
-            if not unused(value) and value not in _OLDER_DEFAULTS.get(name, ()):
+            if not unused(value) and value not in _OTHER_DEFAULTS.get(name, ()):
                 notes.leave_out(name, str(missing))
             continue
         kept[name] = value

@@ -94,7 +94,7 @@ def read_configuration(path: str | Path, kind: str | None, tools: Mapping[str, T
     """
     given = read_object(path, "a configuration of TRL, LLaMA-Factory or axolotl")
     where = shown_path(path)
-    tool = tools[kind] if kind in tools else _recognised(given, kind, tools, where, notes)
+    tool = tools.get(kind or "") or _recognised(given, kind, tools, where, notes)
     values = {name: value for name, value in given.items() if value is not None and value != ""}
     parts = Parts()
     tool.read(values, parts, where, notes)

@@ -54,7 +54,8 @@ def fit(adapter: AdapterSpec, base: Skeleton, steps: int, notes: Notes) -> Adapt
 def closest_family(adapter: AdapterSpec, task: str, skeletons: Callable[[str], Skeleton]) -> str:
     """Return the first family for a task whose modules have the most of the names that an adapter names."""
     names = adapter.config.get("target_modules")
-    wanted = [names] if isinstance(names, str) else [str(name) for name in names or ()]
+    listed_names = names if isinstance(names, list) else []
+    wanted = [names] if isinstance(names, str) else [str(name) for name in listed_names]
     fitting = [name for name, row in FAMILIES.items() if row.task == task and ":" not in name]
     if not wanted or wanted == ["all-linear"]:
         return fitting[0]

@@ -150,9 +150,9 @@ def _special_tokens(config: Any) -> dict[str, int]:
 
 
 def _check_class(kind: str, config: Mapping[str, Any], where: str, notes: Notes) -> None:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    import transformers
 
-    if kind in CONFIG_MAPPING_NAMES:
+    if kind in transformers.CONFIG_MAPPING:
         if config.get("auto_map"):
             notes.leave_out("auto_map", f"it names code, and transformers has a class of its own for {kind}")
         return

@@ -11,7 +11,7 @@ from typing import Any
 from harness import trust
 from harness.brought import argument_names, launching, skeleton, tools
 from harness.brought.adapter import FILE as ADAPTER_FILE
-from harness.brought.adapter import adapter_file, from_fields, read_adapter
+from harness.brought.adapter import from_fields, newest_below, read_adapter
 from harness.brought.arguments import has_arguments, read_arguments
 from harness.brought.configurations import Parts, read_configuration
 from harness.brought.fit import closest_family, fit
@@ -170,15 +170,11 @@ def _run_directory(
     adapter: str | Path | None, arguments: str | Path | None, configured: bool, notes: Notes
 ) -> tuple[str | Path | None, str | Path | None]:
     """Return adapter and arguments. If one of them is a run's directory, it stands for the other, too."""
-    if adapter is None and arguments is not None and Path(arguments).is_dir() and not configured:
-        try:
-            found = adapter_file(arguments)
-        except UsageError:
-            below = [path.parent for path in sorted(Path(arguments).glob(f"checkpoint-*/{ADAPTER_FILE}"))]
-            found = below[-1] / ADAPTER_FILE if below else None
-        if found is not None:
-            notes.say(f"the adapter is that of {shown_path(found)}")
-            return found, arguments
+    directory = Path(arguments) if arguments is not None else Path("-")
+    has_adapter = (directory / ADAPTER_FILE).exists() or newest_below(directory, ADAPTER_FILE) is not None
+    if adapter is None and arguments is not None and has_adapter and not configured:
+        notes.say(f"the adapter is that of {shown_path(arguments)}")
+        return arguments, arguments
     is_directory = adapter is not None and Path(adapter).is_dir()
     if is_directory and arguments is None and not configured and has_arguments(Path(str(adapter))):
         notes.say(f"the arguments are those of {shown_path(str(adapter))}")
@@ -232,7 +228,7 @@ class _Run:
         """Return the task of the rows: that of the adapter, else that of the model's class."""
         kind = self.adapter.config.get("task_type")
         known = {peft: task for task, peft in TASK_TYPES.items()}
-        if kind is not None and kind not in known:
+        if kind is not None and not (isinstance(kind, str) and kind in known):
             raise UsageError(f"{self.source}: task_type is {shown(kind)}; rows can be made for {', '.join(known)}")
         if kind is not None:
             return known[kind]
@@ -323,9 +319,9 @@ class _Run:
                 vocab_size=min(vocabulary or 256, 256),
                 task=task,
             )
-        length = asked if self.as_is else min(asked or LENGTH, LENGTH)
+        at_most = asked if self.as_is else min(asked or LENGTH, LENGTH)
         wanted = _ALL_ROWS if self.as_is else size.rows + size.eval_rows
-        rows = read_rows(data, wanted, vocabulary or 256, self.notes, length)
+        rows = read_rows(data, wanted, vocabulary or 256, self.notes, at_most)
         held_out = min(size.eval_rows, len(rows) // 2)
         longest = max(len(row["input_ids"]) for row in rows)
         return DataSpec(

@@ -61,7 +61,8 @@ def _of_row(spec: ModelSpec) -> Any:
 def _described(model: Any) -> Skeleton:
     linears = {}
     for name, module in model.named_modules():
-        kind, shape = type(module).__name__, getattr(getattr(module, "weight", None), "shape", ())
+        kind, weight = type(module).__name__, getattr(module, "weight", None)
+        shape: list[int] = list(getattr(weight, "shape", ()))
         if len(shape) == 2 and ("Linear" in kind or "Embedding" in kind):
             linears[name] = (int(shape[0]), int(shape[1]))
         elif len(shape) == 2 and kind == "Conv1D":

@@ -166,9 +166,8 @@ def _shrunk(config: dict[str, Any]) -> dict[str, Any]:
     _cut_experts(config)
     _cut_positions(config)
     for name, most in _AT_MOST.items():
-        value = config.get(name)
-        if _is_number(value):
-            config[name] = min(value, most)
+        if _is_number(config.get(name)):
+            config[name] = min(config[name], most)
     if _is_number(config.get("vocab_size")):
         config["vocab_size"] = min(config["vocab_size"], VOCABULARY)
         _cut_tokens(config, config["vocab_size"])

@@ -125,6 +125,10 @@ def judge(
     config: Annotated[
         Path | None, typer.Option(metavar="YAML", help="A configuration of TRL, LLaMA-Factory or axolotl.")
     ] = None,
+    config_kind: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of --config: trl, llama-factory or axolotl, if its fields do not say it."),
+    ] = None,
     as_is: Annotated[
         bool, typer.Option("--as-is", help="Train the model, rows and steps as given, and make nothing smaller.")
     ] = False,
@@ -152,6 +156,7 @@ def judge(
         "data": data,
         "launch": launch,
         "config": config,
+        "config_kind": config_kind,
     }
     if spec is None and not any(value is not None for value in given.values()):
         raise UsageError("name what to judge: a SPEC, or one of --adapter, --arguments, --model, --data, --config")

@@ -169,7 +169,7 @@ def as_one_process(train: Train, spec: RunSpec) -> Verdict:
     if reason:
         return not_comparable(reason)
     trace = train(ranks)
-    return both(equals_single(trace, train(single)), ranks_agree(trace))
+    return _over(both(equals_single(trace, train(single)), ranks_agree(trace)), spec, ranks)
 
 
 @if_planned
@@ -185,14 +185,16 @@ def as_reference(train: Train, spec: RunSpec) -> Verdict:
         if spec.data.iterable:
             if not (steps := alike(spec, _for_reference(spec))):
                 return not_comparable("no step trains the rows of the list")
-            spec = _first(spec, steps)
+            asked, spec = spec, _first(spec, steps)
+            one = _as_logged(train(_for_reference(spec), subject=reference))
+            return _over(equal_runs(train(spec), one), asked, spec)
         return equal_runs(train(spec), _as_logged(train(_for_reference(spec), subject=reference)))
     if reason := _not_alone(spec) or reference.unsupported(_for_reference(spec)):
         return not_comparable(reason)
     ranks, single, reason = _with_one_process(spec)
     if reason:
         return not_comparable(reason)
-    return equals_single(train(ranks), train(_for_reference(single), subject=reference))
+    return _over(equals_single(train(ranks), train(_for_reference(single), subject=reference)), spec, ranks)
 
 
 def _as_logged(trace: Trace) -> Trace:
@@ -291,6 +293,14 @@ def alike(one: RunSpec, other: RunSpec) -> int:
 def _places(spec: RunSpec, step: int) -> tuple[int, list[int]]:
     epoch, batches = expected_places(spec, step)
     return epoch, [place for batch in batches for place in batch]
+
+
+def _over(judged: Verdict, asked: RunSpec, trained: RunSpec) -> Verdict:
+    """Return a verdict that says over how many steps the runs were compared, if these are not all of the spec's."""
+    steps = plan(trained).total
+    if steps == plan(asked).total:
+        return judged
+    return dataclasses.replace(judged, expected=f"{judged.expected}, over the first {steps} steps")
 
 
 def _first(spec: RunSpec, steps: int) -> RunSpec:

@@ -14,7 +14,7 @@ from harness.reading import shown_path
 from harness.runs import judging
 from harness.spec import RunSpec
 from harness.subjects import from_file
-from harness.verdict import Case, Verdict
+from harness.verdict import NOT_COMPARABLE, SKIPPED, Case, Verdict
 
 #: Characters of a name. It is part of file names and of ids of tests.
 _LONGEST = 60
@@ -54,10 +54,8 @@ def load(path: str | Path, trusted: bool = False) -> tuple[RunSpec, list[str]]:
     arguments = {"report_to": "none", **spec.arguments}
     spec = dataclasses.replace(spec, arguments=arguments)
     trust.check(spec, shown_path(path), trusted)
-    model, data = (
-        dataclasses.replace(part, path=str(Path(part.path).absolute())) if part.path else part
-        for part in (spec.model, spec.data)
-    )
+    changes = [{"path": str(Path(part.path).absolute())} if part.path else {} for part in (spec.model, spec.data)]
+    model, data = dataclasses.replace(spec.model, **changes[0]), dataclasses.replace(spec.data, **changes[1])
     return dataclasses.replace(spec, model=model, data=data), said
 
 
@@ -91,6 +89,16 @@ def uncompared(cases: Iterable[Case]) -> list[str]:
         for name, laws in laws_by_run(cases).items()
         if not judging.compared(laws) and any(clause in laws for clause in universal.COMPARISONS)
     ]
+
+
+def not_judged(cases: Iterable[Case]) -> dict[str, dict[str, list[str]]]:
+    """Return name -> reason -> the clauses whose law was not applied to the run of --spec for that reason."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, laws in laws_by_run(cases).items():
+        for clause, verdict in laws.items():
+            if verdict.outcome in (NOT_COMPARABLE, SKIPPED):
+                found.setdefault(name, {}).setdefault("; ".join(verdict.seen), []).append(clause)
+    return found
 
 
 def strengths(cases: Sequence[Case]) -> dict[str, str]:
