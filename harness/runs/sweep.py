@@ -9,7 +9,7 @@
    fails in the same way belongs to it.
 6. A cause is judged once more, in a process that has trained nothing before.
 
-Once all pairs are covered, the array begins anew with other rows. Every second one is then a LoRA on a Llama, which the
+Once all pairs are covered, the array begins anew with other rows. Every second one then has only values that the
 independent reference can train, too.
 """
 
