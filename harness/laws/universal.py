@@ -195,7 +195,9 @@ def left_out(trace: Trace) -> dict[str, str]:
 
 
 def _saves(trace: Trace) -> bool:
-    return trace.spec.arguments.get("save_strategy") != "no"
+    strategy = trace.spec.arguments.get("save_strategy")
+    # "best" saves nothing if no evaluation comes. CKPT-12 says when a checkpoint is due.
+    return strategy != "no" and (strategy != "best" or bool(trace.checkpoints))
 
 
 def _has_moments(trace: Trace) -> bool:
