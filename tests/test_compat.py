@@ -4,8 +4,8 @@ import ast
 import dataclasses
 import functools
 import types
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
