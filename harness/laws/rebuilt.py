@@ -143,16 +143,6 @@ def merged(trace: Trace) -> Verdict:
     except NotImplementedError as error:
         return Verdict(NOT_COMPARABLE, expected, (f"peft does not merge {spec.adapter.peft_type} here: {error}",))
     findings = differences(logits(model, spec), unmerged, MERGED.loss, "merged:")
-<<<<<<< HEAD
-    merged = _weights(layers)
-    if not _weights_differ(merged, base) and differences(unmerged, _of_base(spec), MERGED.loss, ""):
-        findings.append("merging left every weight of the base as it was")
-    for layer in layers:
-        layer.unmerge()
-    # Adding the adapter and subtracting it again rounds twice, by half a unit in the last place of the merged weight.
-    rounding = max((float(weight.abs().max()) for weight in merged.values() if weight.numel()), default=0.0) * 2**-23
-    findings += differences(_weights(layers), base, max(MERGED.adapter, rounding), "unmerged:")
-=======
     weights = _weights(layers)
     if not _weights_differ(weights, base) and differences(unmerged, _of_base(spec), MERGED.loss, ""):
         findings.append("merging left every weight of the base as it was")
@@ -161,7 +151,6 @@ def merged(trace: Trace) -> Verdict:
     # Taking the adapter out again rounds as adding it did: by the size of the sum, if that is larger than the weight.
     largest = max((float(weight.abs().max()) for weight in weights.values() if weight.numel()), default=0.0)
     findings += differences(_weights(layers), base, scaled(MERGED.adapter, largest), "unmerged:")
->>>>>>> packed
     findings += differences(logits(model, spec), unmerged, MERGED.loss, "unmerged:")
     return verdict(expected, findings)
 
