@@ -173,6 +173,8 @@ def test_a_run_that_was_compared_with_no_other_is_undecided():
     assert report.exit_code([*lone[1:], case(PASS, "GEN-01"), *rest]) == 0
     # If the user chose other clauses, nothing is missing.
     assert report.exit_code(rest, named=True) == 0
+    reasons = {"it cannot be": [*universal.COMPARISONS]}
+    assert specs.not_judged([*lone, *rest]) == {"mine": reasons}
     # Each run has to be compared.
     assert report.exit_code([*lone, *rest, case(PASS, "GEN-01", "other")]) == 3
 

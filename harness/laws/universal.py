@@ -86,8 +86,8 @@ def both_routes(train: Train, spec: RunSpec) -> Verdict:
     added = train(spec.but(adapter={"route": other}))
     if reason := refused(added):
         return not_comparable(f"upstream does not inject it by {other}: {reason}")
-    # With get_peft_model, FSDP1 makes a unit of each trained module (accelerate's fsdp_auto_wrap_policy); with add_adapter, of
-    # each layer. So the gradient norm is summed in another order.
+    # With get_peft_model, FSDP1 makes a unit of each trained module (peft/utils/other.py:fsdp_auto_wrap_policy), with
+    # add_adapter of each layer. So the gradient norm is summed in another order.
     return equal_runs(added, train(spec), RANKS if spec.launch.strategy == "fsdp1" else EXACT)
 
 
@@ -198,7 +198,9 @@ def left_out(trace: Trace) -> dict[str, str]:
 
 
 def _saves(trace: Trace) -> bool:
-    return trace.spec.arguments.get("save_strategy") != "no"
+    strategy = trace.spec.arguments.get("save_strategy")
+    # "best" saves nothing if no evaluation comes. CKPT-12 says when a checkpoint is due.
+    return strategy != "no" and (strategy != "best" or bool(trace.checkpoints))
 
 
 def _has_moments(trace: Trace) -> bool:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,13 +21,14 @@ from harness import defaults
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
 from harness.laws import universal
+from harness.laws.completion import incomplete
 from harness.laws.universal import COMPARISONS, Applied
 from harness.runs.cache import Runs
 from harness.spec import RunSpec
 from harness.subjects import Subject
 from harness.subjects.hf_trainer import HFTrainer
 from harness.trace import Trace
-from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, Unjudged, Verdict
+from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, Unjudged, Verdict, verdict
 
 #: The clause that a run breaks if it ends with an error after its first step.
 COMPLETES = "LOOP-04"
@@ -218,7 +220,10 @@ def laws_of(spec: RunSpec, trace: Trace, runs: Runs, always: str | None = None) 
         return made
 
     for clause, applied in universal.laws_of(train, spec):
-        if trace.error is not None and clause not in (COMPLETES, always):
+        if trace.error is not None and clause == COMPLETES:
+            # The law itself does not know how many steps each spec has. An error it knows.
+            yield clause, functools.partial(verdict, "a run that has begun makes all of its steps", incomplete(trace))
+        elif trace.error is not None and clause != always:
             yield clause, f"the run ended with {next(iter(trace.error.splitlines()), 'an error')}"
         else:
             yield clause, applied

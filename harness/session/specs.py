@@ -14,7 +14,7 @@ from harness.reading import shown_path
 from harness.runs import judging
 from harness.spec import RunSpec
 from harness.subjects import from_file
-from harness.verdict import Case, Verdict
+from harness.verdict import NOT_COMPARABLE, SKIPPED, Case, Verdict
 
 #: Characters of a name. It is part of file names and of ids of tests.
 _LONGEST = 60
@@ -89,6 +89,16 @@ def uncompared(cases: Iterable[Case]) -> list[str]:
         for name, laws in laws_by_run(cases).items()
         if not judging.compared(laws) and any(clause in laws for clause in universal.COMPARISONS)
     ]
+
+
+def not_judged(cases: Iterable[Case]) -> dict[str, dict[str, list[str]]]:
+    """Return name -> reason -> the clauses whose law was not applied to the run of --spec for that reason."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, laws in laws_by_run(cases).items():
+        for clause, verdict in laws.items():
+            if verdict.outcome in (NOT_COMPARABLE, SKIPPED):
+                found.setdefault(name, {}).setdefault("; ".join(verdict.seen), []).append(clause)
+    return found
 
 
 def strengths(cases: Sequence[Case]) -> dict[str, str]:

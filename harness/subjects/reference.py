@@ -214,7 +214,7 @@ def lora(given: Mapping[str, Any]) -> LoraConfig:
     names = isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)
     if targets != "all-linear" and not names:
         raise UsageError(f"LoraConfig.target_modules = {targets!r}: the reference needs names of layers, or all-linear")
-    embeddings = {name for name in targets if name.rpartition(".")[2] in ("embed_tokens", "lm_head")}
+    embeddings = {name for name in targets or () if name.rpartition(".")[2] in ("embed_tokens", "lm_head")}
     if embeddings:
         raise UsageError(f"the reference does not adapt {min(embeddings)}, of which peft saves the base layer as well")
     return LoraConfig(**values)
