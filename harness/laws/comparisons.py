@@ -132,6 +132,8 @@ def reordered(train: Train, spec: RunSpec) -> Verdict:
         return not_comparable(_ROUNDING)
     if spec.data.order:
         return not_comparable("the rows are in an order of their own already (data.order)")
+    if spec.data.augment:
+        return not_comparable("a row's random token depends on when the row is read (data.augment)")
     planned = plan(spec)
     if not models.family(spec.model).normalises and max(planned.windows) > 1:
         return not_comparable("each micro-batch's loss is a mean of its own, so it matters which rows share one")
