@@ -98,7 +98,7 @@ class Refusal:
 
     @property
     def crash(self) -> bool:
-        """Whether upstream ends before the first step is done with an exception that is no refusal, such as a TypeError."""
+        """Whether upstream ends before the first step begins with an exception that is no refusal, such as a TypeError."""
         found = re.search(r"(?:refuses it: |cannot train it \()(?:rank \d+ of \d+: )?(\w+)", self.sentence)
         return found is not None and found[1] not in _REFUSALS
 
