@@ -232,8 +232,9 @@ def sweep(
     subject: Subject = "hf-trainer",
     json: Json = None,
 ) -> None:
-    """Judge many configurations: each pair of values of training arguments, adapter, model, data and launch.
+    """Judge many configurations: each pair of settings.
 
+    Settings are of training arguments, adapter, model, data and launch.
     What fails is shrunk to the fewest fields, and printed by cause. Exit codes: 0 all laws hold, 1 one fails that no known
     defect explains, 3 a law could not decide, or the time was over before 95 % of the pairs were covered.
     """
