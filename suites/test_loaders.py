@@ -247,6 +247,12 @@ def test_the_run_is_the_same_by_other_hands(spec, law, train, judge):
     judge(law(train, spec))
 
 
+@pytest.mark.clause("GEN-01")
+@cases({"stream-1": LEFTOVER.but(gradient_accumulation_steps=None, lora={"lora_dropout": 0.1})})
+def test_a_stream_trains_as_a_list_does(spec, runs, judge):
+    judge(comparisons.as_reference(runs.train, spec))
+
+
 @pytest.mark.clause("RNG-02")
 @over(
     {"dispatch-1/random": PLAIN.but(max_steps=12, accelerator_config={"dispatch_batches": True, "non_blocking": True})}

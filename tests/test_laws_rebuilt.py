@@ -1,4 +1,4 @@
-"""harness/laws/rebuilt.py: a model is rebuilt as its run trained it, and what a law accepts for that is shown to fail still."""
+"""harness/laws/rebuilt.py: a model is rebuilt as its run trained it, and what a law accepts for that can fail still."""
 
 import dataclasses
 from contextlib import contextmanager

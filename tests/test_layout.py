@@ -20,11 +20,13 @@ SHARED_NAMES = {
     "loss": "the chapter LOSS, the laws on the loss, and the loss of the reference",
     "best": "the chapter BEST, and the laws on the best model",
     "optimizers": "the reference's rare optimizers; in fixtures/, those that a spec hands to the Trainer",
+    "pairs": "of values that a sweep covers; in throughput/, of runs that are timed in turn",
     "progress": "how far a command has come; in real/, that of a training run",
     "quantized": "fixtures/ packs base models, laws/ judges packed ones",
     "rates": "laws on learning rates; in throughput/, how fast training is",
     "reference": "the oracle, and the subject that trains by it",
     "show": "a room's output for the terminal",
+    "sweep": "runs/ judges configurations, session/ is the command",
     "throughput": "how steps are timed; in gate/ and laws/, what follows from it",
     "worker": "the process that a room starts to train in",
 }

@@ -118,10 +118,10 @@ def test_scenarios_may_be_sent(scenario):
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_a_factory_runs_only_if_it_is_trusted(place, monkeypatch, capsys, trusted):
+def test_a_factory_runs_only_if_it_is_trusted(place, monkeypatch, capfd, trusted):
     (place / "spec.json").write_text(json.dumps(TWO_STEPS.but(model={"family": "evil:factory"}).to_json()))
     code = command(monkeypatch, "repro", place / "spec.json", *["--trust-code"] * trusted)
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     assert (place / "precious" / "marker").exists() is trusted
     assert code == (0 if trusted else 2), said
     if not trusted:
@@ -133,7 +133,7 @@ def test_a_factory_runs_only_if_it_is_trusted(place, monkeypatch, capsys, truste
 
 @pytest.mark.parametrize("trusted", [False, True])
 @pytest.mark.parametrize("field", ["subject", "preload"])
-def test_a_case_file_names_code_only_if_it_is_trusted(place, monkeypatch, capsys, field, trusted):
+def test_a_case_file_names_code_only_if_it_is_trusted(place, monkeypatch, capfd, field, trusted):
     own = {"subject": "evil:subject", "preload": []} if field == "subject" else {"preload": ["evil"]}
     body = {
         "subject": "hf-trainer",
@@ -145,7 +145,7 @@ def test_a_case_file_names_code_only_if_it_is_trusted(place, monkeypatch, capsys
     (place / "case.json").write_text(json.dumps(body))
     code = command(monkeypatch, "repro", place / "case.json", *["--trust-code"] * trusted)
     assert (place / "precious" / "marker").exists() is trusted
-    assert code == (0 if trusted else 2), capsys.readouterr()
+    assert code == (0 if trusted else 2), capfd.readouterr()
 
 
 @pytest.mark.parametrize("own", [{"subject": "evil:subject"}, {"preload": ["evil"]}])
@@ -173,11 +173,11 @@ def test_a_case_of_the_suites_names_code_only_if_it_is_trusted(place, monkeypatc
     "damage",
     ["delete {}", "truncate {} 0", "delete ../../../precious/thesis.txt", "torn after ../../precious/thesis.txt"],
 )
-def test_a_spec_damages_no_file_of_the_users(place, monkeypatch, capsys, damage):
+def test_a_spec_damages_no_file_of_the_users(place, monkeypatch, capfd, damage):
     act = damage.format(place / "precious" / "thesis.txt")
     (place / "spec.json").write_text(json.dumps(TWO_STEPS.resumed(1, damage=(act,)).to_json()))
     assert command(monkeypatch, "repro", place / "spec.json") == 2
-    assert "damage" in capsys.readouterr().err
+    assert "damage" in capfd.readouterr().err
 
 
 #: What would write, delete, send or unpickle something elsewhere -> the spec, and whether --trust-code allows it.

@@ -57,7 +57,12 @@ def adapter_only(trace: Trace) -> Verdict:
             extra = []
         findings += [f"{where}: no tensor for {name}" for name in missing]
         findings += [f"{where}: {name} is saved, but was not trained" for name in extra]
-        findings += [f"{where}: {name} is empty" for name, tensor in checkpoint.adapter.items() if not tensor.numel()]
+        # A parameter may have no elements in memory, either: PSOFT's rotation of rank 1.
+        findings += [
+            f"{where}: {name} is empty"
+            for name, tensor in checkpoint.adapter.items()
+            if not tensor.numel() and (name not in trace.adapter or trace.adapter[name].numel())
+        ]
     return verdict("each checkpoint holds exactly the trained tensors", findings, checkpoints=len(trace.checkpoints))
 
 

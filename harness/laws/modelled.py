@@ -107,7 +107,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     # ACC-01 and ACC-10 train without callbacks, by an optimizer of their own (`comparisons.steady`).
     "trainer.optimizers": dict.fromkeys(("LOOP-02", "CKPT-07", "CKPT-27"), _OWN_OPTIMIZER),
     "trainer.optimizer_cls_and_kwargs": dict.fromkeys(("CKPT-07", "CKPT-27"), _OWN_OPTIMIZER),
-    "trainer.callbacks": dict.fromkeys(("LOOP-04", "LOOP-06", "CKPT-12", "FRZ-15", "API-05"), _CONTROL),
+    "trainer.callbacks": dict.fromkeys(("LOOP-04", "LOOP-06", "CKPT-12", "EVAL-10", "FRZ-15", "API-05"), _CONTROL),
     "trainer.data_collator": dict.fromkeys(("LOSS-01", "ACC-01", "ACC-10", "RNG-02"), _OWN_ROWS),
 }
 

@@ -41,7 +41,7 @@ def _restarts(k: int, w: int, t: int, peak: float, num_cycles: float = 1) -> flo
 
 def _polynomial(k: int, w: int, t: int, peak: float, lr_end: float = 1e-7, power: float = 1) -> float:
     left = 1 - (k - w) / (t - w)
-    return ((peak - lr_end) * left**power + lr_end) / peak
+    return ((peak - lr_end) * float(left**power) + lr_end) / peak
 
 
 def _inverse_sqrt(k: int, w: int, t: int, peak: float, timescale: int | None = None) -> float:
@@ -94,7 +94,7 @@ def _warmup_stable_decay(
 ) -> float:
     decays = t - num_decay_steps if num_stable_steps is None else w + num_stable_steps  # the first update that decays
     if k < w:
-        shapes = {
+        shapes: dict[str, Callable[[float], float]] = {
             "linear": lambda x: x,
             "cosine": lambda x: 0.5 * (1 - cos(pi * x)),
             "1-sqrt": lambda x: 1 - sqrt(1 - x),
@@ -168,7 +168,7 @@ def on_plateau(spec: RunSpec, evaluations: Iterable[Evaluation], step: int) -> f
     Raises NotModelled for options that ReduceLROnPlateau does not have.
     """
     defaults = {"mode": "min", "factor": 0.1, "patience": 10, "threshold": 1e-4, "threshold_mode": "rel"}
-    option = {**defaults, "cooldown": 0, "min_lr": 0.0, "eps": 1e-8}
+    option: dict[str, Any] = {**defaults, "cooldown": 0, "min_lr": 0.0, "eps": 1e-8}
     if unknown := set(_options(spec)) - set(option):
         raise NotModelled(f"lr_scheduler_kwargs[{min(unknown)!r}] of {PLATEAU!r} is not modelled")
     option |= _options(spec)

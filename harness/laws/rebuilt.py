@@ -11,10 +11,10 @@ from harness.fixtures import data, models
 from harness.laws import base_weights
 from harness.laws.checkpoint import ADAPTER_FILE, adapter_files
 from harness.laws.completion import incomplete
-from harness.laws.equal import differences, same_adapter
+from harness.laws.equal import differences, largest, same_adapter
 from harness.spec import GET, RunSpec
 from harness.tensors import names
-from harness.tolerance import EXACT, MERGED, REBUILT, scaled
+from harness.tolerance import EXACT, MERGED, REBUILT
 from harness.trace import Tensors, Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
 
@@ -142,17 +142,29 @@ def merged(trace: Trace) -> Verdict:
             layer.merge()
     except NotImplementedError as error:
         return Verdict(NOT_COMPARABLE, expected, (f"peft does not merge {spec.adapter.peft_type} here: {error}",))
-    findings = differences(logits(model, spec), unmerged, MERGED.loss, "merged:")
-    weights = _weights(layers)
-    if not _weights_differ(weights, base) and differences(unmerged, _of_base(spec), MERGED.loss, ""):
+    findings, sums = differences(logits(model, spec), unmerged, MERGED.loss, "merged:"), _weights(layers)
+    if not _weights_differ(sums, base) and differences(unmerged, _of_base(spec), MERGED.loss, ""):
         findings.append("merging left every weight of the base as it was")
     for layer in layers:
         layer.unmerge()
-    # Taking the adapter out again rounds as adding it did: by the size of the sum, if that is larger than the weight.
-    largest = max((float(weight.abs().max()) for weight in weights.values() if weight.numel()), default=0.0)
-    findings += differences(_weights(layers), base, scaled(MERGED.adapter, largest), "unmerged:")
+    findings += not_restored(_weights(layers), base, sums)
     findings += differences(logits(model, spec), unmerged, MERGED.loss, "unmerged:")
     return verdict(expected, findings)
+
+
+def not_restored(seen: Tensors, base: Tensors, sums: Tensors) -> list[str]:
+    """Return a sentence for each weight that unmerging does not give back, but for rounding.
+
+    A sum is rounded in proportion to itself. So after an adapter with large values more is lost of a small weight.
+
+    - seen, base, sums: name -> weight: after unmerging, before merging, and while the adapter was merged.
+    """
+    findings = []
+    for name, weight in base.items():
+        # Adding and subtracting round by half a unit in the last place of the sum each.
+        rounding = largest(sums[name]) * 2**-23
+        findings += differences({name: seen[name]}, {name: weight}, max(MERGED.adapter, rounding), "unmerged:")
+    return findings
 
 
 def _unmergeable(spec: RunSpec) -> str | None:
@@ -211,14 +223,25 @@ def reloads(trace: Trace, through: str = "from_pretrained", base: Any = None) ->
     - through, base: see `loaded`. If a base is given, its logits are not compared.
 
     A prompt encoder is not saved itself: its output is (CKPT-25). AdaLoRA saves only the ranks that it has allocated. In both
-    cases only the logits are compared. If injection
-    draws random numbers to change the base, the verdict is NOT_COMPARABLE.
+    cases only the logits are compared.
+
+    The verdict is NOT_COMPARABLE in these cases:
+
+    - Injection draws random numbers to change the base, or another adapter's injection changes it, too.
+    - No checkpoint of the last step is left: save_strategy "best" may write none, and save_total_limit=1 deletes it at the
+      end if an earlier one is the best.
     """
     expected = "a loaded adapter is the trained one"
-    if reason := base_weights.redrawn_by_loading(trace.spec.adapter):
+    adapter = trace.spec.adapter
+    if reason := base_weights.redrawn_by_loading(adapter) or base_weights.changed_by_others(adapter):
         return Verdict(NOT_COMPARABLE, expected, (f"{reason}, so the adapter alone is not the trained model",))
     if not trace.checkpoints:
         return verdict(expected, incomplete(trace) or ["no checkpoint was written"])
+    last, done = trace.checkpoints[-1].step, trace.output.get("global_step")
+    if done is not None and last != done:
+        return Verdict(
+            NOT_COMPARABLE, expected, (f"the last checkpoint is of step {last}, not of the last step {done}",)
+        )
     model = loaded(trace, through, base)
     tensors = {name: parameter.detach().cpu() for name, parameter in adapter_of(model, trace, "default").items()}
     same = same_adapter(tensors, trace.adapter)

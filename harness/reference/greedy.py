@@ -33,7 +33,12 @@ class Greedy:
         reset_start: int = 500,
     ):
         self.optimizer, groups = optimizer, len(optimizer.param_groups)
-        self.settings = {"factor": factor, "patience": patience, "verbose": verbose, "cooldown": cooldown}
+        self.settings: dict[str, Any] = {
+            "factor": factor,
+            "patience": patience,
+            "verbose": verbose,
+            "cooldown": cooldown,
+        }
         self.settings |= {"warmup": warmup, "mode": mode, "threshold": threshold, "threshold_mode": threshold_mode}
         self.settings |= {"eps": eps, "smooth": smooth, "window_size": window_size, "reset_start_original": reset_start}
         self.settings["min_lrs"] = list(min_lr) if isinstance(min_lr, (list, tuple)) else [min_lr] * groups
@@ -93,7 +98,7 @@ class Greedy:
     def is_better(self, metric: float) -> bool:
         by, sign = self.settings["threshold"], -1.0 if self.settings["mode"] == "min" else 1.0
         limit = self.best * (1.0 + sign * by) if self.settings["threshold_mode"] == "rel" else self.best + sign * by
-        return metric < limit if sign < 0 else metric > limit
+        return bool(metric < limit if sign < 0 else metric > limit)
 
     def multiply(self, by: float) -> None:
         """Multiply each group's rate, within its limits. A change of `eps` or less is not made."""

@@ -32,7 +32,7 @@ PACKED = {"adamw": "AdamW", "lion": "Lion", "rmsprop": "RMSprop", "ademamix": "A
 
 def read_options(text: str | None) -> dict[str, str]:
     """Read optim_args: "momentum=0.9, nesterov=true". ValueError if a part is not name=value."""
-    return dict(pair.split("=") for pair in (text or "").replace(" ", "").split(",") if text)  # type: ignore[misc]
+    return dict(pair.split("=") for pair in (text or "").replace(" ", "").split(",") if text)
 
 
 def make(groups: list[dict[str, Any]], args: Arguments) -> torch.optim.Optimizer:

@@ -53,7 +53,7 @@ def polynomial(step: int, warmup: int, total: int, peak: float, lr_end: float = 
         raise ValueError("lr_end must be below learning_rate")
     if step > total:
         return lr_end / peak
-    return ((peak - lr_end) * (1 - share(step, warmup, total)) ** power + lr_end) / peak
+    return ((peak - lr_end) * float((1 - share(step, warmup, total)) ** power) + lr_end) / peak
 
 
 def inverse_sqrt(step: int, warmup: int, total: int, peak: float, timescale: int | None = None) -> float:

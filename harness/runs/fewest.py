@@ -75,7 +75,7 @@ _PATH = re.compile(r"(/[\w.@+-]+)+/")
 _DOTTED = re.compile(r"\b[\w-]+(\.[\w-]+){2,}")
 _HEX = re.compile(r"\b0x[0-9a-f]+\b")
 _NUMBER = re.compile(r"[-+]?\b\d+(\.\d+)?(e[-+]?\d+)?\b|\bnan\b|\binf\b")
-_LIST = re.compile(r"\[[#, ]*\]")
+_LIST = re.compile(r"\[[\[\]#, ]*\]")
 
 
 def cause(sentence: str) -> str:

@@ -143,9 +143,9 @@ class Pairs:
             candidates = [row for _ in range(_CANDIDATES) if (row := self._row(begun, usable))]
             if candidates:
                 chosen = max(candidates, key=self._gain)
-                row = {name: self._value[(mask & chosen).bit_length() - 1][1] for name, mask in self._of.items()}
-                self._add(self._asked, row)
-                return row
+                made = {name: self._value[(mask & chosen).bit_length() - 1][1] for name, mask in self._of.items()}
+                self._add(self._asked, made)
+                return made
             self._given_up[first] |= 1 << second
             self._given_up[second] |= 1 << first
 

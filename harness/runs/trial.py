@@ -157,11 +157,13 @@ class Trial:
         """
         why: Callable[[Row], str] = self.refused if trained else lambda part: unsupported(self._subject, part)
         found = self._fewest(row, why, sentence)
-        return fewest.with_defaults(found, lambda part: not why(part), fields.names(), fields.GROUPS)
+        whole = fewest.with_defaults(found, lambda part: not why(part), fields.names(), fields.GROUPS)
+        # The row may have other values than the defaults that have a part in it. It is refused with those.
+        return {name: row.get(name, value) for name, value in whole.items()}
 
     def _fewest(self, row: Row, why: Callable[[Row], str], sentence: str) -> Row:
         same = fewest.cause(sentence)
-        changed = fields.changed(row)
+        changed: Row = fields.changed(row)
         # Several ranks take ten times as long. If one process fails in the same way, they are left out first.
         alone = {name: value for name, value in changed.items() if name != "launch"}
         if len(alone) < len(changed) and fewest.cause(why(alone)) == same:

@@ -172,6 +172,9 @@ def summary(console: Console, cases: list[Case], effort: Effort, named: bool = F
         )
     for name, strength in specs.strengths(cases).items():
         console.print(Text(f"{name}: {strength}"))
+    for name, reasons in specs.not_judged(cases).items():
+        parts = [f"{', '.join(clauses)} ({reason})" for reason, clauses in reasons.items()]
+        console.print(Text(f"{name}: not judged: {'; '.join(parts)}"))
     # The first lines say why a run of --spec was refused.
     cases = [case for case in cases if not case.refused]
     skipped = Counter(case.reason for case in cases if case.reason and case.verdict in (SKIPPED, NOT_COMPARABLE))

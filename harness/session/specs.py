@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness import trust
 from harness.laws import universal
@@ -14,7 +15,7 @@ from harness.reading import shown_path
 from harness.runs import judging
 from harness.spec import RunSpec
 from harness.subjects import from_file
-from harness.verdict import Case, Verdict
+from harness.verdict import NOT_COMPARABLE, SKIPPED, Case, Verdict
 
 #: Characters of a name. It is part of file names and of ids of tests.
 _LONGEST = 60
@@ -54,7 +55,9 @@ def load(path: str | Path, trusted: bool = False) -> tuple[RunSpec, list[str]]:
     arguments = {"report_to": "none", **spec.arguments}
     spec = dataclasses.replace(spec, arguments=arguments)
     trust.check(spec, shown_path(path), trusted)
-    changes = [{"path": str(Path(part.path).absolute())} if part.path else {} for part in (spec.model, spec.data)]
+    changes: list[dict[str, Any]] = [
+        {"path": str(Path(part.path).absolute())} if part.path else {} for part in (spec.model, spec.data)
+    ]
     model, data = dataclasses.replace(spec.model, **changes[0]), dataclasses.replace(spec.data, **changes[1])
     return dataclasses.replace(spec, model=model, data=data), said
 
@@ -89,6 +92,16 @@ def uncompared(cases: Iterable[Case]) -> list[str]:
         for name, laws in laws_by_run(cases).items()
         if not judging.compared(laws) and any(clause in laws for clause in universal.COMPARISONS)
     ]
+
+
+def not_judged(cases: Iterable[Case]) -> dict[str, dict[str, list[str]]]:
+    """Return name -> reason -> the clauses whose law was not applied to the run of --spec for that reason."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, laws in laws_by_run(cases).items():
+        for clause, verdict in laws.items():
+            if verdict.outcome in (NOT_COMPARABLE, SKIPPED):
+                found.setdefault(name, {}).setdefault("; ".join(verdict.seen), []).append(clause)
+    return found
 
 
 def strengths(cases: Sequence[Case]) -> dict[str, str]:
