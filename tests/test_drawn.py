@@ -65,7 +65,9 @@ def test_a_fault_of_some_processors_excuses_no_run_on_others(monkeypatch):
 )
 def test_known_defects_of_evaluated_4_bit_bases_are_about_runs_that_evaluate(arguments, evaluates, monkeypatch):
     monkeypatch.setattr(expectations, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
-    known = [one for one in expectations.load(SUITES / "expectations") if one.processor and one.match == ".absmax: digest"]
+    known = [
+        one for one in expectations.load(SUITES / "expectations") if one.processor and one.match == ".absmax: digest"
+    ]
     assert {one.clause for one in known} == {"FRZ-01", "FRZ-15"}
     for quantization in ("nf4", "int8"):
         spec = PLAIN.but(model={"quantization": quantization}, **arguments).to_json()
