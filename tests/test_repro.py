@@ -112,6 +112,7 @@ def test_what_was_not_judged_is_said_before_what_holds(judge):
         ("ValueError: --load_best_model_at_end requires", "spec.json: upstream refuses it: ValueError: --load_best"),
         ("rank 1 of 2 was killed by SIGKILL\n  line 3", "spec.json: could not be trained: rank 1 of 2 was killed by"),
         ("the 2 ranks had not ended after 60 s\nrank 0 was in:", "could not be trained: the 2 ranks had not ended"),
+        ("OutOfMemoryError: CUDA out of memory", "spec.json: could not be trained: OutOfMemoryError: CUDA out of"),
         ("", "spec.json: upstream refuses it: an error without words"),
     ],
 )
@@ -121,16 +122,41 @@ def test_a_run_that_does_not_begin_is_refused(judge, error, words):
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_a_run_that_ends_within_its_first_step_is_refused(judge):
-    begun = Trace(ONE_STEP, "hf-trainer", {}, error="RuntimeError: mixed", steps=[Step(1, [], [0.1], {}, {})])
-    begun.events = ["train_begin", "step_begin"]
-    with pytest.raises(UsageError, match="upstream refuses it: RuntimeError: mixed"):
-        judge({"FRZ-01": fails}, trace=begun)
-    begun.events.append("step_end")
-    code, said = judge({"FRZ-01": fails, "LOOP-04": fails}, trace=begun)
+@pytest.mark.parametrize("events", [["train_begin", "step_begin"], ["train_begin", "step_begin", "step_end"], []])
+def test_a_run_that_ends_after_its_first_step_began_fails(judge, events):
+    """The last one is of a subject that records steps and no events."""
+    steps = [] if events[-1:] == ["step_begin"] else [Step(1, [], [0.1], {}, {})]
+    begun = Trace(ONE_STEP, "hf-trainer", {}, error="RuntimeError: mixed", steps=steps, events=events)
+    code, said = judge({"FRZ-01": fails, "LOOP-04": holds}, trace=begun)
     assert code == 1
     assert "1 fails, 1 not judged" in said, "the error is told once, by the clause that a run completes"
-    assert "the run ended with RuntimeError: mixed" in said
+    line = "LOOP-04 fails the run trains to its end the run ended with RuntimeError: mixed"
+    assert line in " ".join(said.split())
+    begun.events, begun.steps = ["train_begin"], []
+    with pytest.raises(UsageError, match="upstream refuses it: RuntimeError: mixed"):
+        judge({"FRZ-01": fails}, trace=begun)
+
+
+@pytest.mark.parametrize("error", ["ValueError: no padding", "rank 1 of 2: NotImplementedError: not on this device"])
+def test_words_in_the_first_step_are_a_refusal(judge, error):
+    begun = Trace(ONE_STEP, "hf-trainer", {}, error=error, events=["train_begin", "step_begin"])
+    with pytest.raises(UsageError, match=f"upstream refuses it: {error}"):
+        judge({"LOOP-04": fails}, trace=begun)
+    begun.events.append("step_end")
+    assert judge({"LOOP-04": fails}, trace=begun)[0] == 1, "after the step they are no refusal"
+
+
+def test_a_run_without_an_end_is_refused_before_it_is_trained(judge):
+    def train(*_, **options):
+        raise AssertionError("it was trained")
+
+    endless = PLAIN.but(
+        data={"rows": 10, "iterable": True}, per_device_train_batch_size=2, gradient_accumulation_steps=6
+    )
+    with pytest.raises(UsageError, match=r"spec\.json: upstream would train for ever: a pass over .* a step needs 6"):
+        judge({"LOOP-04": holds}, spec=endless, train=train)
+    with pytest.raises(UsageError, match="it was trained"):
+        judge({"LOOP-04": holds}, spec=endless.but(gradient_accumulation_steps=5), train=train)
 
 
 def test_what_upstream_raises_while_a_law_merges_is_upstreams(judge):

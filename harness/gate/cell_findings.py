@@ -12,7 +12,7 @@ from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, Finding
 from harness.gate.numbers import CHANGED, EQUAL, UNJUDGED, Parting
 from harness.gate.side import Side
 from harness.laws.equal import equal_runs
-from harness.runs.judging import made_a_step
+from harness.runs.judging import is_refused
 from harness.spec import RunSpec
 from harness.tolerance import STACKS
 from harness.trace import Trace
@@ -66,9 +66,9 @@ def trained(baseline: Side, candidate: Side, specs: Specs) -> Iterator[Finding]:
 
 
 def refused(side: Side, cell: str) -> str:
-    """Return why a cell's run did not come to the end of its first step. Empty if it did."""
+    """Return why a cell's run was refused, or left no trace. Empty if it was trained, or failed in training."""
     trace = side.trace(f"cells/{cell}")
-    return _failure(side, f"cells/{cell}") if trace is None or not made_a_step(trace) else ""
+    return _failure(side, f"cells/{cell}") if trace is None or is_refused(trace) else ""
 
 
 def changed(baseline: Side, candidate: Side, partings: dict[str, Parting]) -> Iterator[Finding]:

@@ -257,6 +257,8 @@ def steady(spec: RunSpec) -> RunSpec:
     It has no dropout, since each micro-batch draws a mask of its own. Its optimizer is SGD: AdamW divides by the second
     moment, and if that is tiny, rounding noise grows without a bound.
     """
+    # A schedule that follows a metric needs evaluations.
+    schedule: dict[str, Any] = {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": None}
     return spec.but(
         lora=_without_dropout(spec.adapter.config),
         model={"config": {**spec.model.config, **_without_dropout(models.config_of(spec.model))}},
@@ -267,8 +269,7 @@ def steady(spec: RunSpec) -> RunSpec:
         optim_args=None,
         save_strategy="no",
         eval_strategy=None,
-        # A schedule that follows a metric needs evaluations.
-        **({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": None} if follows_metric(spec) else {}),
+        **(schedule if follows_metric(spec) else {}),
     )
 
 

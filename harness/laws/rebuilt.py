@@ -18,6 +18,13 @@ from harness.tolerance import EXACT, MERGED, REBUILT
 from harness.trace import Tensors, Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
 
+#: TrainingArguments -> the dtype of their autocast.
+_AUTOCASTS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+#: An option of get_peft_model that from_pretrained must be given, too, so that the adapter has the dtype that it was
+#: trained in (peft/peft_model.py). By default half precision becomes float32.
+_KEPT_OPTION = "autocast_adapter_dtype"
+
 
 def trained_model(trace: Trace) -> Any:
     """Rebuild the model as it was when training ended: inject the adapter, and copy the trained values into it by name."""
@@ -44,10 +51,15 @@ def logits(model: Any, spec: RunSpec) -> Tensors:
     """Return {"logits": tensor} for the spec's first two rows, in eval mode, moved to the CPU.
 
     - model: on any device; a packed model may be on a GPU.
+
+    A packed base, or one in half precision, is computed under the autocast that the run trains under: beside a float32
+    adapter, some methods compute under no other. Any other base is computed in float32, where small differences show.
     """
     rows, device = data.rows(spec.data)[0][:2], next(model.parameters()).device
     batch = {name: torch.tensor([row[name] for row in rows], device=device) for name in rows[0]}
-    with torch.no_grad():
+    lower = next((dtype for name, dtype in _AUTOCASTS.items() if spec.arguments.get(name)), None)
+    mixed = lower is not None and (spec.model.quantization is not None or spec.model.dtype != "float32")
+    with torch.no_grad(), torch.autocast(device.type, lower, enabled=mixed):
         return {"logits": model.eval()(**batch)["logits"].cpu()}
 
 
@@ -76,6 +88,8 @@ def off_and_on(model: Any, spec: RunSpec) -> Verdict:
     """Check that a model with disabled adapters computes what its base does, and enabled again what it did before.
 
     - model: a model of the spec, with any values of its adapters.
+
+    If the model computes at first, but not any more when its adapters are enabled again, that is a finding.
     """
     before = logits(model, spec)
     if spec.adapter.route == GET:
@@ -86,8 +100,17 @@ def off_and_on(model: Any, spec: RunSpec) -> Verdict:
         off = logits(model, spec)
         model.enable_adapters()
     findings = differences(off, _of_base(spec), 0.0, "disabled:")
-    findings += differences(logits(model, spec), before, 0.0, "enabled again:")
+    findings += _apart(model, spec, before, 0.0, "enabled again:")
     return verdict("with its adapter disabled the model is the base, bit for bit", findings)
+
+
+def _apart(model: Any, spec: RunSpec, expected: Tensors, bound: float, when: str) -> list[str]:
+    """Return how a model's logits differ from those expected of it, or which error it raises."""
+    try:
+        here = logits(model, spec)
+    except Exception as error:
+        return [f"{when} the model raises {type(error).__name__}: {error}"]
+    return differences(here, expected, bound, when)
 
 
 def merged(trace: Trace) -> Verdict:
@@ -176,6 +199,8 @@ def loaded(trace: Trace, through: str, base: Any = None) -> Any:
 
     - through: "from_pretrained" (of PeftModel) or "load_adapter" (of a transformers model).
     - base: the base; None builds a new one.
+
+    PeftModel is given the option autocast_adapter_dtype of the spec, as peft asks of who has trained with it.
     """
     from peft import PeftModel
 
@@ -186,7 +211,8 @@ def loaded(trace: Trace, through: str, base: Any = None) -> Any:
     base = base or models.build(trace.spec.model)
     with recorded_warnings([]):
         if through == "from_pretrained":
-            return PeftModel.from_pretrained(base, str(file.parent))
+            options = {name: value for name, value in trace.spec.adapter.options.items() if name == _KEPT_OPTION}
+            return PeftModel.from_pretrained(base, str(file.parent), **options)
         base.load_adapter(str(file.parent))
     return base
 
@@ -225,13 +251,7 @@ def reloads(trace: Trace, through: str = "from_pretrained", base: Any = None) ->
         name in trace.adapter and tensor.shape != trace.adapter[name].shape for name, tensor in tensors.items()
     )
     bound = EXACT if trace.spec.launch.device == "cpu" and not cut else REBUILT
-    trained = logits(trained_model(trace), trace.spec)
-    try:
-        here = logits(model, trace.spec)
-    except Exception as error:
-        apart = [f"loaded: the model raises {type(error).__name__}: {error}"]
-    else:
-        apart = differences(here, trained, bound.loss, "loaded:")
+    apart = _apart(model, trace.spec, logits(trained_model(trace), trace.spec), bound.loss, "loaded:")
     computes = verdict(f"it computes what the trained one does ({bound.name})", apart)
     return computes if cut or _encodes_prompt(trace.spec) else both(same, computes)
 

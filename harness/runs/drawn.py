@@ -19,7 +19,9 @@ from harness import defaults
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
 from harness.laws import several, universal
-from harness.laws.universal import CLAUSES_OF_RANKS, LAWS_OF_SEVERAL_RUNS, Train, laws_for
+from harness.laws.comparisons import Train
+from harness.laws.plan import never_ends
+from harness.laws.universal import CLAUSES_OF_RANKS, LAWS_OF_SEVERAL_RUNS, laws_for
 from harness.runs import judging, strategies
 from harness.runs.cache import Runs
 from harness.runs.lifecycle import Life
@@ -83,8 +85,13 @@ def universal_laws(train: Train, spec: RunSpec) -> dict[str, Callable[[], Verdic
 def laws_that_apply(train: Train, spec: RunSpec) -> dict[str, Callable[[], Verdict]]:
     """Train a spec, and return the laws that apply to it and model what it sets, as `peft-harness judge` finds them."""
     plain = defaults.plain(spec)
-    if not judging.made_a_step(train(plain)):
+    if never_ends(plain) is not None:
+        return {}
+    trace = train(plain)
+    if judging.is_refused(trace):
         return {}  # this release refuses it
+    if trace.error is not None:
+        return {judging.COMPLETES: functools.partial(judging.failed, trace)}
     return {clause: law for clause, law in universal.laws_of(train, plain) if not isinstance(law, str)}
 
 

@@ -1,6 +1,7 @@
 """Judge one run: train a spec, apply every law that applies to any run, and say how strong the verdict is.
 
-1. The spec is trained. If it ends before its first step is done, nothing is judged: `Refused`.
+1. The spec is trained. If it ends before its first step begins, nothing is judged: `Refused`. So it is if upstream refuses
+   it within that step, in words (`is_refused`), or would train it for ever.
 2. If it ends with an error later, that is upstream's: LOOP-04 fails, which says that a run makes all of its steps.
 3. Otherwise each law is applied (`harness.laws.universal.laws_of`). A law that does not apply, or does not model something
    that the spec sets, is not judged, with the reason. A law that raises an error has judged nothing: that is a fault of the
@@ -22,19 +23,28 @@ from harness.contract.expectations import Expectation
 from harness.errors import UsageError
 from harness.laws import universal
 from harness.laws.completion import incomplete
+from harness.laws.plan import never_ends
 from harness.laws.universal import COMPARISONS, Applied
 from harness.runs.cache import Runs
 from harness.spec import RunSpec
 from harness.subjects import Subject
 from harness.subjects.hf_trainer import HFTrainer
 from harness.trace import Trace
-from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, Unjudged, Verdict, verdict
+from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, Unjudged, Verdict
 
-#: The clause that a run breaks if it ends with an error after its first step.
+#: The clause that a run breaks if it ends with an error after its first step has begun.
 COMPLETES = "LOOP-04"
 
-#: How the error of a run begins if one of its processes, and not upstream, was at fault (`harness.processes.ranks`).
-_DIED = re.compile(r"rank \d+ of \d+ (was killed|ended with)|the \d+ ranks had not ended")
+#: Exceptions with which upstream refuses in words, and how the error of a run of one rank or of several begins with one.
+_REFUSES = ("ValueError", "NotImplementedError")
+_IN_WORDS = re.compile(rf"(rank \d+ of \d+: )?({'|'.join(_REFUSES)})\b")
+
+#: How the error of a run begins if one of its processes, or the memory, and not upstream, was at fault
+#: (`harness.processes.ranks`).
+_DIED = re.compile(
+    r"rank \d+ of \d+ (was killed|ended with)|the \d+ ranks had not ended"
+    r"|(rank \d+ of \d+: )?(OutOfMemoryError|MemoryError|RuntimeError: .*can't allocate memory)\b"
+)
 
 #: Functions of upstream that laws call. What is raised inside of them is upstream's, not the law's.
 _UPSTREAM = ("transformers", "peft", "accelerate", "bitsandbytes")
@@ -145,7 +155,7 @@ def judge(
     - where: what messages call the spec.
     - began: called with the trace once the run is trained.
     - judged: called with each clause and its verdict, as they come.
-    - always: a clause; the run is then judged even if it ended before its first step (the file of a case that failed).
+    - always: a clause; the run is then judged even if it was refused (the file of a case that failed).
 
     Raises Refused if the spec cannot be trained.
     """
@@ -178,10 +188,12 @@ def explained(
 
 
 def trained(spec: RunSpec, runs: Runs, where: str, always: bool = False) -> Trace:
-    """Return the run's trace. Raises Refused if the spec cannot be trained.
+    """Return the run's trace. Raises Refused if the spec cannot be trained, or would be trained for ever.
 
-    - always: return it even if it ended before its first step was done.
+    - always: return it even if upstream refused it.
     """
+    if (endless := never_ends(spec)) is not None:
+        raise Refused(f"{where}: upstream would train for ever: {endless}")
     who = "upstream" if isinstance(runs.subject, HFTrainer) else f"subject {runs.subject.name}"
     try:
         trace = runs.train(spec)
@@ -193,40 +205,55 @@ def trained(spec: RunSpec, runs: Runs, where: str, always: bool = False) -> Trac
         first, *rest = trace.error.splitlines() or ["an error without words"]
         if _DIED.match(first):
             raise Refused(f"{where}: could not be trained: {first}", "\n".join(rest))
-        if not made_a_step(trace) and not always:
+        if is_refused(trace) and not always:
             raise Refused(f"{where}: {who} refuses it: {first}")
     return trace
 
 
-def made_a_step(trace: Trace) -> bool:
-    """Return whether an optimizer step came to its end. A subject of the user's may record steps and no events."""
-    return "step_end" in trace.events or ("step_begin" not in trace.events and bool(trace.steps))
+def is_refused(trace: Trace) -> bool:
+    """Return whether a run ended by a refusal, and not by a fault of upstream's.
+
+    It is refused if it ended with an error before its first step began. Within that step, only a ValueError or a
+    NotImplementedError is a refusal: upstream says in words what it does not support. A subject of the user's may record
+    steps and no events.
+    """
+    if trace.error is None:
+        return False
+    if "step_begin" not in trace.events:
+        return not trace.steps
+    return "step_end" not in trace.events and _IN_WORDS.match(trace.error) is not None
 
 
 def laws_of(spec: RunSpec, trace: Trace, runs: Runs, always: str | None = None) -> Iterator[tuple[str, Applied]]:
     """Yield each clause, with its law applied to a run that was trained, or why it does not apply (`universal.laws_of`).
 
     - spec: without the fields at upstream's default, on its device.
-    - always: a clause of which the law is applied even if the run ended before its first step.
+    - always: a clause of which the law is applied even if the run was refused.
     """
 
     def train(other: RunSpec, subject: Subject | None = None, again: bool = False) -> Trace:
+        if (endless := never_ends(other)) is not None:
+            raise Refused(f"upstream would train a run to compare with for ever: {endless}")
         made = runs.train(other, subject, again)
         # A run that does not load its own checkpoint is at fault, unless upstream says that it cannot be resumed.
-        faulty = other.resume is not None and not (made.error or "").startswith(("ValueError", "NotImplementedError"))
-        if made.error is not None and not made_a_step(made) and runs.on_device(other) != spec and not faulty:
-            first = next(iter(made.error.splitlines()), "an error without words")
+        faulty = other.resume is not None and not (made.error or "").startswith(_REFUSES)
+        if is_refused(made) and runs.on_device(other) != spec and not faulty:
+            first = next(iter((made.error or "").splitlines()), "an error without words")
             raise Refused(f"a run to compare with is refused: {first}")
         return made
 
     for clause, applied in universal.laws_of(train, spec):
-        if trace.error is not None and clause == COMPLETES:
-            # The law itself does not know how many steps each spec has. An error it knows.
-            yield clause, functools.partial(verdict, "a run that has begun makes all of its steps", incomplete(trace))
+        if trace.error is not None and clause == COMPLETES != always:
+            yield clause, functools.partial(failed, trace)
         elif trace.error is not None and clause != always:
             yield clause, f"the run ended with {next(iter(trace.error.splitlines()), 'an error')}"
         else:
             yield clause, applied
+
+
+def failed(trace: Trace) -> Verdict:
+    """Return the failure of a run that ended with an error. It needs no plan of the steps, so any spec is judged."""
+    return Verdict(FAIL, "the run trains to its end", tuple(incomplete(trace)))
 
 
 def decided(applied: Applied) -> Verdict:

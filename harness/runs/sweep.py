@@ -9,7 +9,7 @@
    fails in the same way belongs to it.
 6. A cause is judged once more, in a process that has trained nothing before.
 
-Once all pairs are covered, the array begins anew with other rows. Every second one is then a LoRA on a Llama, which the
+Once all pairs are covered, the array begins anew with other rows. Every second one then has only values that the
 independent reference can train, too.
 """
 
@@ -98,7 +98,7 @@ class Refusal:
 
     @property
     def crash(self) -> bool:
-        """Whether upstream ends before the first step is done with an exception that is no refusal, such as a TypeError."""
+        """Whether upstream ends before the first step begins with an exception that is no refusal, such as a TypeError."""
         found = re.search(r"(?:refuses it: |cannot train it \()(?:rank \d+ of \d+: )?(\w+)", self.sentence)
         return found is not None and found[1] not in _REFUSALS
 
