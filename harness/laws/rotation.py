@@ -98,7 +98,10 @@ def _records(trace: Trace) -> list[tuple[int, bool]]:
     arguments = trace.spec.arguments
     metric = arguments.get("metric_for_best_model")
     if metric is None:
-        if not arguments.get("load_best_model_at_end") and arguments.get("lr_scheduler_type") not in (PLATEAU, "greedy"):
+        if not arguments.get("load_best_model_at_end") and arguments.get("lr_scheduler_type") not in (
+            PLATEAU,
+            "greedy",
+        ):
             return []
         metric = "loss"
     sign = 1 if arguments.get("greater_is_better", not metric.endswith("loss")) else -1
