@@ -182,6 +182,25 @@ def test_a_known_defect_that_describes_the_run_is_no_failure(judge, monkeypatch)
     assert judge({"FRZ-01": fails}, several={"GEN-02": holds})[0] == 1
 
 
+def test_processes_that_end_by_a_known_defect_say_so(judge, monkeypatch):
+    known = Expectation("LOOP-04", "drawn", ("torch>=1",), "SIGABRT", "rank 0 saves.", spec={"model.family": "llama"})
+    killed = Trace(ONE_STEP, "hf-trainer", {}, error="rank 0 of 2 was killed by SIGABRT")
+    for entry, said in (
+        (known, "killed by SIGABRT: a known fault of upstream: rank 0 saves."),
+        (dataclasses.replace(known, match="SIGKILL"), "killed by SIGABRT"),
+        (dataclasses.replace(known, spec={"model.family": "gpt2"}), "killed by SIGABRT"),
+    ):
+        monkeypatch.setattr(expectations, "load", lambda directory, entry=entry: [entry])
+        with pytest.raises(UsageError) as refused:
+            judge({"FRZ-01": holds}, trace=killed)
+        assert str(refused.value).endswith(said)
+    # A refusal of upstream's is no death of a process.
+    monkeypatch.setattr(expectations, "load", lambda directory: [dataclasses.replace(known, match="no padding")])
+    with pytest.raises(UsageError) as refused:
+        judge({"FRZ-01": holds}, trace=dataclasses.replace(killed, error="ValueError: no padding"))
+    assert "known fault" not in str(refused.value)
+
+
 def test_a_refused_run_to_compare_with_is_no_failure(judge):
     """add_adapter takes no prompt tuning, for example. That is no fault of the run that is judged."""
     made = Trace(ONE_STEP, "hf-trainer", {}, steps=[Step(1, [], [0.1], {}, {})])

@@ -10,13 +10,26 @@ from dataclasses import dataclass, field
 import jsonschema
 import pytest
 
+from harness import subjects
 from harness.paths import PACKAGE
 from harness.processes.workers import Died, Workers
-from harness.runs import fields
+from harness.runs import fields, judging
 from harness.runs.fewest import cause, fewest, with_defaults
 from harness.runs.pairs import Pairs
 from harness.runs.sweep import RANKED, Cause, Refusal, Result, Sweep
-from harness.runs.trial import BROKEN, ENDED, FAILS, HOLDS, KNOWN, OUTCOMES, REFUSED, UNDECIDED, Outcome, unsupported
+from harness.runs.trial import (
+    BROKEN,
+    ENDED,
+    FAILS,
+    HOLDS,
+    KNOWN,
+    OUTCOMES,
+    REFUSED,
+    UNDECIDED,
+    Outcome,
+    Trial,
+    unsupported,
+)
 from harness.session import sweep as session
 from harness.spec import RunSpec
 
@@ -390,3 +403,14 @@ def test_a_method_without_a_field_is_refused_before_it_is_trained():
     why = functools.partial(unsupported, subjects.load("hf-trainer"))
     assert not why({}) and not why({"method": "ia3"})
     assert "lora_alpha" in why({"method": "ia3", "lora_alpha": "1"})
+
+
+@pytest.mark.parametrize(("known", "kind"), [("rank 0 saves alone.", KNOWN), ("", ENDED)])
+def test_processes_that_end_by_a_known_defect_are_no_finding(monkeypatch, known, kind):
+    def killed(*_):
+        raise judging.Refused(f"the run{judging.NOT_TRAINED}rank 0 of 2 was killed by SIGABRT", known=known)
+
+    monkeypatch.setattr(judging, "judge", killed)
+    outcome = Trial(subjects.load("hf-trainer"), []).judge(fields.default())
+    assert (outcome.kind, bool(outcome.findings)) == (kind, kind == ENDED)
+    assert outcome.known == ({"LOOP-04": known} if known else {})

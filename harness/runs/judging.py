@@ -59,15 +59,21 @@ _CALLS = (
 )
 
 
+#: How a refusal says that a process was at fault, and not upstream's own refusal.
+NOT_TRAINED = ": could not be trained: "
+
+
 class Refused(UsageError):
     """A spec cannot be trained: upstream refuses it, or a process ended. The message is one sentence.
 
     - output: what the ranks printed, "" if nothing.
+    - known: why, if a process ended by a known fault of upstream; else "".
     """
 
-    def __init__(self, message: str, output: str = ""):
+    def __init__(self, message: str, output: str = "", known: str = ""):
         super().__init__(message)
         self.output = output
+        self.known = known
 
 
 @dataclass
@@ -160,7 +166,12 @@ def judge(
     Raises Refused if the spec cannot be trained.
     """
     spec = runs.on_device(defaults.plain(spec))
-    trace = trained(spec, runs, where, always is not None)
+    try:
+        trace = trained(spec, runs, where, always is not None)
+    except Refused as error:
+        if (reason := _known_end(str(error), spec, runs.subject.name, expected)) is None:
+            raise
+        raise Refused(f"{error}: a known fault of upstream: {reason}", error.output, reason) from None
     if began is not None:
         began(trace)
     judgement = Judgement(spec, runs.subject.name, trace)
@@ -187,6 +198,14 @@ def explained(
     return next((one for one in expected if one.excuses(clause, subject, body, seen)), None)
 
 
+def _known_end(words: str, spec: RunSpec, subject: str, expected: Iterable[Expectation]) -> str | None:
+    """Return the reason of the known defect by which the processes of a run hang or die; None if there is none."""
+    if NOT_TRAINED not in words:
+        return None
+    known = explained(COMPLETES, Verdict(FAIL, "every process comes to its end", (words,)), spec, subject, expected)
+    return None if known is None else known.reason
+
+
 def trained(spec: RunSpec, runs: Runs, where: str, always: bool = False) -> Trace:
     """Return the run's trace. Raises Refused if the spec cannot be trained, or would be trained for ever.
 
@@ -204,7 +223,7 @@ def trained(spec: RunSpec, runs: Runs, where: str, always: bool = False) -> Trac
     if trace.error is not None:
         first, *rest = trace.error.splitlines() or ["an error without words"]
         if _DIED.match(first):
-            raise Refused(f"{where}: could not be trained: {first}", "\n".join(rest))
+            raise Refused(f"{where}{NOT_TRAINED}{first}", "\n".join(rest))
         if is_refused(trace) and not always:
             raise Refused(f"{where}: {who} refuses it: {first}")
     return trace

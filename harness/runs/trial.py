@@ -73,10 +73,6 @@ def unsupported(subject: Subject, row: Row) -> str:
         return str(error)
 
 
-#: How judging says that a process was at fault, and not a refusal of upstream's.
-_NOT_TRAINED = ": could not be trained: "
-
-
 class Trial:
     """Judges configurations of one subject.
 
@@ -92,7 +88,9 @@ class Trial:
             with self._runs() as runs:
                 judged = judging.judge(fields.spec(row), runs, self._expected, "the run")
         except Refused as error:
-            if _NOT_TRAINED in str(error):
+            if error.known:
+                return Outcome(row, KNOWN, known={judging.COMPLETES: error.known})
+            if judging.NOT_TRAINED in str(error):
                 return Outcome(row, ENDED, [(ENDED, "", str(error))])
             return Outcome(row, REFUSED, refused=str(error))
         except UsageError as error:
