@@ -156,11 +156,12 @@ def adapter_defaults(peft_type: str) -> dict[str, Any]:
 
 
 def _defaults(kind: Any) -> dict[str, Any]:
-    missing = dataclasses.MISSING
+    missing: Any = dataclasses.MISSING
+    fields: Iterable[Any] = dataclasses.fields(kind)
     found = {
         field.name: field.default if field.default is not missing else field.default_factory()
-        for field in dataclasses.fields(kind)
-        if field.default is not missing or field.default_factory is not missing
+        for field in fields
+        if not (field.default is missing and field.default_factory is missing)
     }
     return {name: getattr(value, "value", value) for name, value in found.items()}
 
@@ -236,7 +237,7 @@ def _missing_schedule(kind: Any) -> str | None:
         options = inspect.signature(optimization.get_wsd_schedule).parameters
         old = "warmup_type" not in options
         return f"transformers {version('transformers')} has a warmup_stable_decay with other options" if old else None
-    known = {str(each.value) for each in optimization.SchedulerType}
+    known = {str(each.value) for each in optimization.SchedulerType}  # type: ignore[attr-defined]
     added = kind in ("cosine_warmup_with_min_lr", "greedy") and kind not in known
     return f"transformers {version('transformers')} has no lr_scheduler_type {kind!r}" if added else None
 

@@ -3,7 +3,7 @@
 import pytest
 
 from harness import subjects
-from harness.laws import universal
+from harness.laws import comparisons
 from harness.runs.configured import MIXED
 from harness.runs.scenarios import cases
 
@@ -14,10 +14,10 @@ def test_a_configured_run_is_the_references(spec, train, runs, judge):
     if reason := subjects.load("reference").unsupported(spec):
         pytest.skip(reason)
     train(spec)
-    judge(universal.as_reference(runs.train, spec))
+    judge(comparisons.as_reference(runs.train, spec))
 
 
 @pytest.mark.clause("RES-01")
 @cases(MIXED)
 def test_a_configured_run_resumes(spec, train, judge):
-    judge(universal.resumes(train, spec))
+    judge(comparisons.resumes(train, spec))

@@ -1,7 +1,7 @@
 """Every law that applies, on a small, fixed covering array of the fields that `peft-harness sweep` varies.
 
 The sweep itself takes half an hour (`harness/runs/sweep.py`). This array has each value of each field of a LoRA run in one
-process at least once, and half of the pairs of values.
+process at least once, and most of the pairs of values.
 """
 
 import pytest

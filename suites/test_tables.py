@@ -198,7 +198,7 @@ ALLOCATING = saving(
 @pytest.mark.clause("RES-01")
 @cases({"adalora-allocating": ALLOCATING})
 def test_a_resumed_run_goes_on_allocating_ranks(spec, train, judge):
-    judge(universal.resumes(train, spec))
+    judge(comparisons.resumes(train, spec))
 
 
 @pytest.mark.clause("RES-21")

@@ -1,6 +1,7 @@
 """Models and adapters that people bring: configs made small by rule, and adapters that are made to fit."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def test_a_large_llama_becomes_a_small_one_of_the_same_kind(tmp_path):
     found = read(tmp_path, LLAMA)
     model = found.spec.model
     assert (model.family, model.dtype) == ("config:llama", "bfloat16")
-    wanted = {
+    wanted: dict[str, Any] = {
         **{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
         **{"vocab_size": 256, "max_position_embeddings": 128, "intermediate_size": 128, "tie_word_embeddings": False},
         **{"rope_theta": 500000.0, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu"},
@@ -130,7 +131,7 @@ def test_what_makes_a_model_what_it_is_is_kept(given, wanted):
     assert {name: made[name] for name in wanted} == wanted
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "gemma3_text": {**GEMMA, "vocab_size": 262144, "sliding_window": 512, "sliding_window_pattern": 6},
     "mixtral": {"hidden_size": 4096, "num_hidden_layers": 32, "num_local_experts": 8, "num_experts_per_tok": 2},

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -100,7 +101,8 @@ def test_a_schedule_of_newer_releases_is_skipped(monkeypatch):
     import transformers
     from transformers import optimization
 
-    older = types.SimpleNamespace(SchedulerType=list(optimization.SchedulerType)[:9], get_wsd_schedule=lambda steps: 0)
+    kinds: Any = vars(optimization)["SchedulerType"]
+    older = types.SimpleNamespace(SchedulerType=list(kinds)[:9], get_wsd_schedule=lambda steps: 0)
     monkeypatch.setattr(transformers, "optimization", older)
     for kind, reason in (
         ("greedy", "has no lr_scheduler_type 'greedy'"),

@@ -2,12 +2,15 @@
 
 import json
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from harness import subjects
 from harness.errors import UsageError
 from harness.fixtures import data, models
+from harness.fixtures.metrics import counts
 from harness.processes.imports import import_upstream
 from harness.runs.scenarios import PLAIN
 from harness.spec import DataSpec, ModelSpec
@@ -112,3 +115,12 @@ def test_a_vocabulary_larger_than_the_models_is_refused(tmp_path):
 def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(config):
     import_upstream()
     assert "GB of memory; set a smaller hidden_size" in sentence_about(lambda: models.build(ModelSpec(config=config)))
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_rows_and_labels_are_counted_in_an_array_and_in_a_list_of_batches(listed):
+    batches = [np.array([[5, -100], [-100, -100]]), np.array([[7, 8]])]
+    given = batches if listed else np.concatenate(batches)
+    assert counts(SimpleNamespace(label_ids=given)) == {"rows": 3, "labels": 3}
+    # A row that is lost shows.
+    assert counts(SimpleNamespace(label_ids=given[:1]))["rows"] < 3

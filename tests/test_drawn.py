@@ -1,14 +1,17 @@
 """Tests of harness/runs/drawn.py: what a drawn failure reports, and which failures known defects excuse."""
 
 import json
+from dataclasses import replace as replace_fields
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 
 from harness import subjects
+from harness.contract import expectations
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
+from harness.paths import SUITES
 from harness.processes.imports import import_upstream
 from harness.runs.cache import Runs
 from harness.runs.drawn import Draw, laws_that_apply
@@ -42,6 +45,35 @@ def test_a_known_defect_excuses_the_drawn_runs_that_it_describes(clause, spec, s
 def test_an_expectation_without_a_spec_excuses_no_drawn_run():
     plain = Expectation("RES-01", "drawn-*", (), "steps 9", "known")
     assert not plain.excuses("RES-01", "hf-trainer", PLAIN.to_json(), "steps 9 to 12")
+
+
+def test_a_fault_of_some_processors_excuses_no_run_on_others(monkeypatch):
+    packed = replace_fields(KNOWN, processor="avx512_bf16")
+    for flags, excused in (({"avx2", "avx512_bf16"}, True), ({"avx2"}, False)):
+        monkeypatch.setattr(expectations, "cpu_flags", lambda flags=flags: frozenset(flags))
+        assert packed.excuses("RES-01", "hf-trainer", PLAIN.but(adapter={"route": ADD}).to_json(), "steps 9") is excused
+        assert packed.applies("RES-01", "drawn-0", "hf-trainer") is excused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "evaluates"),
+    [
+        ({"eval_strategy": "epoch"}, True),
+        ({"eval_strategy": "steps", "eval_steps": 2}, True),
+        ({"eval_on_start": True}, True),
+        ({"eval_steps": 2, "eval_delay": 1, "eval_accumulation_steps": 1, "eval_do_concat_batches": False}, False),
+    ],
+)
+def test_known_defects_of_evaluated_4_bit_bases_are_about_runs_that_evaluate(arguments, evaluates, monkeypatch):
+    monkeypatch.setattr(expectations, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    known = [
+        one for one in expectations.load(SUITES / "expectations") if one.processor and one.match == ".absmax: digest"
+    ]
+    assert {one.clause for one in known} == {"FRZ-01", "FRZ-15"}
+    for quantization in ("nf4", "int8"):
+        spec = PLAIN.but(model={"quantization": quantization}, **arguments).to_json()
+        excused = [one.excuses(one.clause, "hf-trainer", spec, "q_proj.weight.absmax: digest 1") for one in known]
+        assert set(excused) == {evaluates and quantization == "nf4"}
 
 
 def test_what_is_excused_is_counted_and_fails_nothing(tmp_path):

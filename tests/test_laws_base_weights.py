@@ -126,6 +126,39 @@ def test_a_model_that_raises_when_it_is_loaded_fails(tmp_path, monkeypatch, runs
     says(rebuilt.reloads(trace), "loaded: the model raises TypeError")
 
 
+def test_the_base_of_another_adapter_that_changed_it_is_not_made_again():
+    pissa = PLAIN.but(lora={"init_lora_weights": "pissa"})
+    assert base_weights.changed_by_others(pissa.adapter) is None
+    both = pissa.but(adapter={"others": {"second": {}}})
+    judged = rebuilt.reloads(made_up(both))
+    assert judged.outcome == NOT_COMPARABLE
+    assert "of another adapter, adapter.config.init_lora_weights = 'pissa'" in judged.seen[0]
+    # An adapter that starts as usual leaves the base alone.
+    assert base_weights.changed_by_others(PLAIN.but(adapter={"others": {"second": {}}}).adapter) is None
+    usual = pissa.but(adapter={"others": {"second": {"init_lora_weights": True}}})
+    assert base_weights.changed_by_others(usual.adapter) is None
+
+
+def test_a_checkpoint_before_the_last_step_is_not_compared_with_the_end(tmp_path):
+    early = with_checkpoint(made_up(), tmp_path / "early", 2)
+    judged = rebuilt.reloads(early)
+    assert judged.outcome == NOT_COMPARABLE
+    assert judged.seen == ("the last checkpoint is of step 2, not of the last step 4",)
+    assert rebuilt.reloads(made_up()).outcome == FAIL
+
+
+def test_what_unmerging_loses_grows_with_what_was_merged():
+    base = {"weight": torch.full((2, 2), 0.05)}
+    change = torch.full((2, 2), 7.3)
+    sums = {"weight": base["weight"] + change}
+    back = {"weight": sums["weight"] - change}
+    assert not torch.equal(back["weight"], base["weight"])
+    assert rebuilt.not_restored(back, base, sums) == []
+    # As much after a small change, or a thousandth of the change left, is no rounding.
+    assert rebuilt.not_restored(back, base, base)
+    assert rebuilt.not_restored({"weight": sums["weight"] - 0.999 * change}, base, sums)
+
+
 # ---- refusals ----
 
 

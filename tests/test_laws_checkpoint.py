@@ -125,6 +125,15 @@ def test_a_wrong_adapter_file_is_named(law, change, words, saved):
     says(LAWS[law](saved), words)
 
 
+def test_a_tensor_may_be_empty_if_its_parameter_is(saved):
+    keys = adapter_file(saved)
+    _no_elements(keys)
+    rewrite(saved, checkpoint.ADAPTER_FILE, keys)
+    says(checkpoint.adapter_only(saved), f"checkpoint-4: {A} is empty")
+    saved.adapter[A] = torch.zeros(0, 4)
+    assert checkpoint.adapter_only(saved).holds
+
+
 def test_a_file_of_the_base_is_named(saved):
     rewrite(saved, "model.safetensors", {BASE: torch.zeros(4, 4)})
     says(checkpoint.adapter_only(saved), "checkpoint-4: model.safetensors is there")

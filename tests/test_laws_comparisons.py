@@ -131,6 +131,7 @@ def test_one_process_has_the_batch_of_all_ranks():
             "batch_r",
         ),
         (comparisons.reordered, TEN.but(data={"order": tuple(range(10))}), "data.order"),
+        (comparisons.reordered, TEN.but(data={"augment": True}), "data.augment"),
         (comparisons.reordered, ON_TWO.but(data={"rows": 3}), "trains a row twice"),
         (comparisons.as_one_process, ON_TWO.but(accelerator_config={"use_seedable_sampler": False}), "draw otherwise"),
         (comparisons.as_one_process, ON_TWO.but(data={"rows": 3}), "fill up the batches of the first step"),

@@ -27,6 +27,7 @@ def run_of(spec, saved_at, epochs=(), evaluations=(), siblings=None):
 
 TEN = RunSpec().but(save_strategy="steps", save_steps=3)
 BEST = TEN.but(save_strategy="best", metric_for_best_model="loss")
+BY_DEFAULT = TEN.but(save_strategy="best", load_best_model_at_end=True)
 EPOCH = TEN.but(save_strategy="epoch", max_steps=None, num_train_epochs=1.5)
 
 
@@ -39,6 +40,13 @@ EPOCH = TEN.but(save_strategy="epoch", max_steps=None, num_train_epochs=1.5)
         (TEN.but(save_strategy="no"), [], {}),
         (EPOCH, [10, 15], {"epochs": (10, 15)}),
         (BEST, [2, 6], {"evaluations": [(2, 5.0), (4, 5.0), (6, 4.0), (8, 4.5)]}),
+        (BY_DEFAULT, [2, 6], {"evaluations": [(2, 5.0), (4, 5.0), (6, 4.0), (8, 4.5)]}),
+        (
+            TEN.but(save_strategy="best", lr_scheduler_type="reduce_lr_on_plateau"),
+            [2],
+            {"evaluations": [(2, 5.0), (4, 5.0)]},
+        ),
+        (TEN.but(save_strategy="best"), [], {"evaluations": [(2, 5.0)]}),
         (BEST.but(greater_is_better=True), [2, 8], {"evaluations": [(2, 4.0), (4, 3.0), (8, 4.5)]}),
     ],
 )

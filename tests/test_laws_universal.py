@@ -2,8 +2,9 @@
 
 import pytest
 
-from harness.laws.universal import LAWS_OF_ONE_RUN, why_not_judged
+from harness.laws.universal import LAWS_OF_ONE_RUN, both_routes, why_not_judged
 from harness.runs.scenarios import LAUNCHES
+from tests.traces import made_up
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,19 @@ def test_a_law_that_does_not_apply_to_a_launch_says_why(launch, clause, words):
 
 def test_ddp_is_judged_by_every_law():
     assert {why_not_judged(clause, LAUNCHES["ddp-2"]) for clause in LAWS_OF_ONE_RUN} == {None}
+
+
+@pytest.mark.parametrize(
+    ("launch", "off", "holds"), [("fsdp1-1", 6e-8, True), ("fsdp1-1", 1e-5, False), ("ddp-2", 6e-8, False)]
+)
+def test_only_fsdp1_sums_the_norm_of_each_route_in_another_order(launch, off, holds):
+    def train(spec):
+        trace = made_up(spec)
+        if spec.adapter.route == "add_adapter":
+            trace.log_history = [
+                {**entry, "grad_norm": entry["grad_norm"] + off} if "grad_norm" in entry else entry
+                for entry in trace.log_history
+            ]
+        return trace
+
+    assert both_routes(train, LAUNCHES[launch]).holds == holds

@@ -193,27 +193,27 @@ def test_every_clause_of_a_life_is_broken_by_a_fault():
     assert {clause for _, _, clause, _ in FAULTS.values()} == set(CLAUSES)
 
 
-def test_a_life_is_lived_again_from_its_file(tmp_path, monkeypatch, capsys):
+def test_a_life_is_lived_again_from_its_file(tmp_path, monkeypatch, capfd):
     file = tmp_path / "case.json"
     file.write_text(json.dumps({"clause": "FRZ-01", "spec": BORN.to_json(), "life": [train(), {"do": "disable"}]}))
     monkeypatch.setattr("sys.argv", ["peft-harness", "repro", str(file)])
     with pytest.raises(SystemExit) as done:
         main()
     assert done.value.code == 0
-    assert "train(steps=2, batch=2, window=1, every=1, limit=0)" in capsys.readouterr().out
+    assert "train(steps=2, batch=2, window=1, every=1, limit=0)" in capfd.readouterr().out
     FAULTS["base-drifts"][0](monkeypatch)
     with pytest.raises(SystemExit) as done:
         main()
     assert done.value.code == 1
-    assert "FRZ-01 fail: digests of the base" in capsys.readouterr().out
+    assert "FRZ-01 fails: digests of the base" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("life", [["train"], [{"do": "dance"}], [{"do": "train", "leaps": 2}]])
-def test_a_file_without_a_life_is_refused(life, tmp_path, monkeypatch, capsys):
+def test_a_file_without_a_life_is_refused(life, tmp_path, monkeypatch, capfd):
     file = tmp_path / "case.json"
     file.write_text(json.dumps({"spec": BORN.to_json(), "life": life}))
     monkeypatch.setattr("sys.argv", ["peft-harness", "repro", str(file)])
     with pytest.raises(SystemExit) as done:
         main()
     assert done.value.code == 2
-    assert "case.json, life" in capsys.readouterr().err
+    assert "case.json, life" in capfd.readouterr().err

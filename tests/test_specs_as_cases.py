@@ -1,24 +1,25 @@
 """Runs that are brought with --spec: as cases of the suites, and in what gate and bisect conclude from these."""
 
+import dataclasses
 import json
 
 import jsonschema
 import pytest
 
 from harness import trust
+from harness.contract import expectations
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
 from harness.gate import bisect, cell_findings, cells, clauses, compare
-from harness.gate.bisect import targets
 from harness.gate.environments import Environment
 from harness.gate.findings import BROKEN, FIXED, LOST, NOTE
-from harness.gate.probe import StackResult
+from harness.gate.probe import StackResult, targets
 from harness.gate.scope import Scope
 from harness.gate.side import Side
 from harness.laws import universal
 from harness.paths import OUR_SETTINGS, PACKAGE, SUITES
 from harness.runs import judging
-from harness.session import case_file, report, specs, state
+from harness.session import case_file, report, specs
 from harness.spec import RunSpec
 from harness.verdict import FAIL, NOT_COMPARABLE, PASS, SKIPPED, Case, verdict
 from tests.made_up_suite import verdicts
@@ -88,7 +89,7 @@ def test_a_law_that_fails_can_be_repeated_from_the_spec_alone(session, pytester,
 def test_a_known_defect_excuses_the_runs_that_it_describes(session, monkeypatch):
     monkeypatch.setitem(universal.LAWS_OF_ONE_RUN, "LOOP-02", broken)
     one = Expectation("LOOP-02", "drawn", ("torch>=1",), "nothing is well", "known", spec={"data.rows": "8"})
-    monkeypatch.setattr(state.expectations, "load", lambda directory: [one])
+    monkeypatch.setattr(expectations, "load", lambda directory: [one])
     assert session("--clause", "LOOP-02")[0] == 0
     code, _, body = session("--clause", "LOOP-02", mine=MINE | {"data": {"rows": 9}})
     assert code == 1 and verdicts(body) == {("LOOP-02", "mine"): "fail"}
@@ -221,7 +222,7 @@ class FakeProber:
     ],
 )
 def test_bisect_finds_the_clauses_that_break_for_a_run_itself(monkeypatch, broken, words):
-    monkeypatch.setattr(bisect.dataclasses, "replace", lambda prober, tests: prober)
+    monkeypatch.setattr(dataclasses, "replace", lambda prober, tests: prober)
     ends = [Environment(f"peft=={n}", "python", {"peft": str(n)}, "", str(n)) for n in (1, 2)]
     held = [case(PASS, clause) for clause in ("RES-01", "LOOP-04", "GEN-01")]
     breaks = [case(clause=clause, **broken) for clause in ("RES-01", "LOOP-04")]

@@ -374,8 +374,14 @@ def test_the_table_has_fields_enough_and_each_value_changes_a_spec():
 
 def test_groups_and_suspects_name_fields():
     assert {name for group in (*fields.GROUPS, *fields.SUSPECTS) for name in group} <= fields.FIELDS.keys()
-    for name, values in session.MODELLED.items():
-        assert set(values) <= set(fields.FIELDS[name])
+
+
+def test_the_small_array_has_each_value_that_it_may_have():
+    rows, modelled = fields.small_array(), fields.modelled()
+    for name, values in fields.names().items():
+        may = set(values) - set(fields._NOT_IN_THE_SMALL_ARRAY.get(name, ()))
+        assert {row[name] for row in rows} == may, name
+    assert all(row[name] in modelled[name] for row in rows[:6] for name in row)
 
 
 def test_a_method_without_a_field_is_refused_before_it_is_trained():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -149,7 +149,7 @@ def judge(
     The first lines say what came out, and how strong that is. Exit codes: 0 all laws that apply hold, 1 one fails, 2 the
     run cannot be trained, 3 it could not be compared with any other run.
     """
-    given = {
+    given: dict[str, Any] = {
         "adapter": adapter,
         "arguments": arguments,
         "model": model,
@@ -232,8 +232,9 @@ def sweep(
     subject: Subject = "hf-trainer",
     json: Json = None,
 ) -> None:
-    """Judge many configurations: each pair of values of training arguments, adapter, model, data and launch.
+    """Judge many configurations: each pair of settings.
 
+    Settings are of training arguments, adapter, model, data and launch.
     What fails is shrunk to the fewest fields, and printed by cause. Exit codes: 0 all laws hold, 1 one fails that no known
     defect explains, 3 a law could not decide, or the time was over before 95 % of the pairs were covered.
     """

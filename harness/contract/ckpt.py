@@ -164,8 +164,8 @@ CHAPTER = Chapter(
             "CKPT-25",
             "No adapter file MUST ever be empty. Its tensors MUST be exactly the trained ones, what a method keeps "
             "beside them, such as VeRA's projections, and the weights of embedding layers that are adapted or resized "
-            "(EMB-03, EMB-05). None may be without elements, and after training not every lora_B may be zero. This "
-            "MUST hold, too, if the layers of the base are wrapped.",
+            "(EMB-03, EMB-05). None may be without elements if it has some in memory, and after training not every "
+            "lora_B may be zero. This MUST hold, too, if the layers of the base are wrapped.",
             source="peft/tuners/tuners_utils.py:1510-1539 (BaseTuner._get_adapter_state_dict)",
         ),
         Clause(

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from harness.environment import satisfies
+from harness.environment import cpu_flags, satisfies
 from harness.errors import UsageError
 from harness.reading import read_text, shown
 
@@ -38,6 +38,7 @@ class Expectation:
     - link: the upstream thread; empty if none was found.
     - subjects: globs over the names of subjects that have the fault.
     - devices: the devices that show it.
+    - processor: an instruction set, by its name in Linux. Only a CPU that has it shows the fault. Empty: any processor.
     - sometimes: set if the fault is a race, so that a case may also pass. It names the clause that the race always
       breaks; that clause needs an expectation of its own.
     - spec: for drawn runs, which have no names: dotted field of a RunSpec -> glob over its value, such as
@@ -53,6 +54,7 @@ class Expectation:
     link: str = ""
     subjects: tuple[str, ...] = ("hf-trainer",)
     devices: tuple[str, ...] = ("cpu", "cuda")
+    processor: str = ""
     sometimes: str = ""
     spec: Mapping[str, str] = field(default_factory=dict)
     file: str = ""
@@ -81,6 +83,7 @@ class Expectation:
     def _is_about(self, clause: str, subject: str) -> bool:
         return (
             self.clause == clause
+            and (not self.processor or self.processor in cpu_flags())
             and any(fnmatchcase(subject, glob) for glob in self.subjects)
             and all(satisfies(requirement) for requirement in self.versions)
         )
@@ -128,7 +131,7 @@ def _entries(file: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 _REQUIRED = ("clause", "scenario", "versions", "match", "reason")
-_TEXTS = ("match", "reason", "link", "sometimes")
+_TEXTS = ("match", "reason", "link", "processor", "sometimes")
 _LISTS = ("versions", "subjects", "devices")
 #: Fields that hold a text, or a list of texts.
 _EITHER = ("clause", "scenario")

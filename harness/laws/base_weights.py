@@ -5,6 +5,7 @@ The laws on checkpoints, on embeddings and on rebuilt models ask here, so that n
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -86,6 +87,18 @@ def changed_by_injection(adapter: AdapterSpec) -> str | None:
         return f"adapter.config.init_lora_weights = {start!r} changes the base's weights when the adapter is injected"
     if adapter.config.get("layer_replication"):
         return "adapter.config.layer_replication changes the base's layers when the adapter is injected"
+    return None
+
+
+def changed_by_others(adapter: AdapterSpec) -> str | None:
+    """Return the field by which injecting the other adapters changes the base's weights, None if there is none.
+
+    Their files are not loaded with the adapter, so the base that it was trained on is not made again.
+    """
+    for other in adapter.others.values():
+        injected = dataclasses.replace(adapter, config={**adapter.config, **other}, others={})
+        if reason := changed_by_injection(injected):
+            return f"of another adapter, {reason}"
     return None
 
 

@@ -57,7 +57,12 @@ def adapter_only(trace: Trace) -> Verdict:
             extra = []
         findings += [f"{where}: no tensor for {name}" for name in missing]
         findings += [f"{where}: {name} is saved, but was not trained" for name in extra]
-        findings += [f"{where}: {name} is empty" for name, tensor in checkpoint.adapter.items() if not tensor.numel()]
+        # A parameter may have no elements in memory, either: PSOFT's rotation of rank 1.
+        findings += [
+            f"{where}: {name} is empty"
+            for name, tensor in checkpoint.adapter.items()
+            if not tensor.numel() and (name not in trace.adapter or trace.adapter[name].numel())
+        ]
     return verdict("each checkpoint holds exactly the trained tensors", findings, checkpoints=len(trace.checkpoints))
 
 
@@ -155,19 +160,21 @@ def every_adapter_saved(trace: Trace) -> Verdict:
     Weights of the base may be in it as well (`base_weights.saved_beside`).
 
     - Values: the other adapters are frozen, so their values are checked in every checkpoint. The active adapter's are
-      checked in the last step's checkpoint alone, since only its values at the end are in the trace.
+      checked in the last step's checkpoint alone, since only its values at the end are in the trace. They are not if the
+      best checkpoint was loaded at the end.
     - Files: with get_peft_model "default" is at the top of the checkpoint and "foo" is in foo/. With add_adapter it is
       not documented where a second adapter goes, so it may be in any adapter file.
     """
     findings = incomplete(trace)
     adapter = trace.spec.adapter
     beside = base_weights.saved_beside(trace) | set(trace.shared)
+    loads_best = bool(trace.spec.arguments.get("load_best_model_at_end"))
     if not trace.checkpoints:
         findings.append("no checkpoint was written")
     if trace.adapter and not any(map(is_finite, trace.adapter.values())):
         findings.append(Unjudged("each tensor of the trained adapter is NaN or infinite, so no values were compared"))
     for checkpoint in trace.checkpoints:
-        last = checkpoint.step == trace.output.get("global_step")
+        last = checkpoint.step == trace.output.get("global_step") and not loads_best
         files = {file: load_adapter_file(Path(checkpoint.path) / file) for file in adapter_files(checkpoint)}
         for name in (adapter.name, *adapter.others):
             digests = _digests(trace, name)

@@ -132,6 +132,8 @@ def reordered(train: Train, spec: RunSpec) -> Verdict:
         return not_comparable(_ROUNDING)
     if spec.data.order:
         return not_comparable("the rows are in an order of their own already (data.order)")
+    if spec.data.augment:
+        return not_comparable("a row's random token depends on when the row is read (data.augment)")
     planned = plan(spec)
     if not models.family(spec.model).normalises and max(planned.windows) > 1:
         return not_comparable("each micro-batch's loss is a mean of its own, so it matters which rows share one")
@@ -255,6 +257,8 @@ def steady(spec: RunSpec) -> RunSpec:
     It has no dropout, since each micro-batch draws a mask of its own. Its optimizer is SGD: AdamW divides by the second
     moment, and if that is tiny, rounding noise grows without a bound.
     """
+    # A schedule that follows a metric needs evaluations.
+    schedule: dict[str, Any] = {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": None}
     return spec.but(
         lora=_without_dropout(spec.adapter.config),
         model={"config": {**spec.model.config, **_without_dropout(models.config_of(spec.model))}},
@@ -265,8 +269,7 @@ def steady(spec: RunSpec) -> RunSpec:
         optim_args=None,
         save_strategy="no",
         eval_strategy=None,
-        # A schedule that follows a metric needs evaluations.
-        **({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": None} if follows_metric(spec) else {}),
+        **(schedule if follows_metric(spec) else {}),
     )
 
 

@@ -123,7 +123,7 @@ def differences(
         if not _same_bits(a, b):
             gaps = _gaps(a, b)
             gap = float(gaps.max())
-            allowed = share * _largest(b) if share else scaled(bound, _largest(b))
+            allowed = share * largest(b) if share else scaled(bound, largest(b))
             if gap > 0 and (allowed == 0.0 or not gap <= allowed or math.isinf(gap)):
                 at = int(gaps.argmax())
                 x, y = float(a.reshape(-1)[at]), float(b.reshape(-1)[at])
@@ -191,7 +191,8 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.element_size() == 1 else tensor
 
 
-def _largest(tensor: torch.Tensor) -> float:
+def largest(tensor: torch.Tensor) -> float:
+    """Return the largest absolute value of a tensor's finite elements; 0.0 if it has none."""
     return float(tensor.double().abs().nan_to_num(nan=0.0, posinf=0.0).max()) if tensor.numel() else 0.0
 
 

@@ -38,12 +38,14 @@ def holds_the_trained_tensors(trace: Trace) -> Verdict:
     """Check that optimizer.pt holds AdamW's state of each trained tensor and of no other: two moments, a step counter.
 
     Its tensors have 2 * (the trained tensors' bytes) + 4 bytes for each tensor: 8P + 4n for n float32 tensors of P numbers.
+    A tensor counts with the dtype that it was trained in. That may be gone at the end, if the best checkpoint was loaded.
     """
     findings = _written(trace, "optimizer.pt")
+    trained = trace.adapter_before if trace.spec.arguments.get("load_best_model_at_end") else trace.adapter
     sizes = [len(group.names) for group in trace.groups]
     grouped = [name for group in trace.groups for name in group.names]
     findings += [f"{name} is trained, but in no group" for name in trace.trainable if name not in grouped]
-    expected = 2 * sum(_bytes(trace.adapter[name]) for name in trace.trainable) + STEP_BYTES * len(trace.trainable)
+    expected = 2 * sum(_bytes(trained[name]) for name in trace.trainable) + STEP_BYTES * len(trace.trainable)
     for checkpoint in _having(trace, "optimizer.pt"):
         where, saved = f"checkpoint-{checkpoint.step}/optimizer.pt:", load_state(checkpoint, "optimizer.pt")
         seen = [len(group["params"]) for group in saved["param_groups"]]
@@ -55,7 +57,7 @@ def holds_the_trained_tensors(trace: Trace) -> Verdict:
             name = grouped[index] if index < len(grouped) else str(index)
             findings += _state_findings(f"{where} {name}", state, checkpoint.step)
             if index < len(grouped):
-                tensor = trace.adapter[name]
+                tensor = trained[name]
                 findings += [
                     f"{where} {key} of {name} is {_kind(state[key])}, expected {_kind(tensor)}"
                     for key in MOMENTS

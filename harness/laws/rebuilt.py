@@ -11,12 +11,19 @@ from harness.fixtures import data, models
 from harness.laws import base_weights
 from harness.laws.checkpoint import ADAPTER_FILE, adapter_files
 from harness.laws.completion import incomplete
-from harness.laws.equal import differences, same_adapter
+from harness.laws.equal import differences, largest, same_adapter
 from harness.spec import GET, RunSpec
 from harness.tensors import names
 from harness.tolerance import EXACT, MERGED, REBUILT
 from harness.trace import Tensors, Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
+
+#: TrainingArguments -> the dtype of their autocast.
+_AUTOCASTS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+#: An option of get_peft_model that from_pretrained must be given, too, so that the adapter has the dtype that it was
+#: trained in (peft/peft_model.py). By default half precision becomes float32.
+_KEPT_OPTION = "autocast_adapter_dtype"
 
 
 def trained_model(trace: Trace) -> Any:
@@ -44,10 +51,15 @@ def logits(model: Any, spec: RunSpec) -> Tensors:
     """Return {"logits": tensor} for the spec's first two rows, in eval mode, moved to the CPU.
 
     - model: on any device; a packed model may be on a GPU.
+
+    A packed base, or one in half precision, is computed under the autocast that the run trains under: beside a float32
+    adapter, some methods compute under no other. Any other base is computed in float32, where small differences show.
     """
     rows, device = data.rows(spec.data)[0][:2], next(model.parameters()).device
     batch = {name: torch.tensor([row[name] for row in rows], device=device) for name in rows[0]}
-    with torch.no_grad():
+    lower = next((dtype for name, dtype in _AUTOCASTS.items() if spec.arguments.get(name)), None)
+    mixed = lower is not None and (spec.model.quantization is not None or spec.model.dtype != "float32")
+    with torch.no_grad(), torch.autocast(device.type, lower, enabled=mixed):
         return {"logits": model.eval()(**batch)["logits"].cpu()}
 
 
@@ -76,6 +88,8 @@ def off_and_on(model: Any, spec: RunSpec) -> Verdict:
     """Check that a model with disabled adapters computes what its base does, and enabled again what it did before.
 
     - model: a model of the spec, with any values of its adapters.
+
+    If the model computes at first, but not any more when its adapters are enabled again, that is a finding.
     """
     before = logits(model, spec)
     if spec.adapter.route == GET:
@@ -86,8 +100,17 @@ def off_and_on(model: Any, spec: RunSpec) -> Verdict:
         off = logits(model, spec)
         model.enable_adapters()
     findings = differences(off, _of_base(spec), 0.0, "disabled:")
-    findings += differences(logits(model, spec), before, 0.0, "enabled again:")
+    findings += _apart(model, spec, before, 0.0, "enabled again:")
     return verdict("with its adapter disabled the model is the base, bit for bit", findings)
+
+
+def _apart(model: Any, spec: RunSpec, expected: Tensors, bound: float, when: str) -> list[str]:
+    """Return how a model's logits differ from those expected of it, or which error it raises."""
+    try:
+        here = logits(model, spec)
+    except Exception as error:
+        return [f"{when} the model raises {type(error).__name__}: {error}"]
+    return differences(here, expected, bound, when)
 
 
 def merged(trace: Trace) -> Verdict:
@@ -119,17 +142,29 @@ def merged(trace: Trace) -> Verdict:
             layer.merge()
     except NotImplementedError as error:
         return Verdict(NOT_COMPARABLE, expected, (f"peft does not merge {spec.adapter.peft_type} here: {error}",))
-    findings = differences(logits(model, spec), unmerged, MERGED.loss, "merged:")
-    merged = _weights(layers)
-    if not _weights_differ(merged, base) and differences(unmerged, _of_base(spec), MERGED.loss, ""):
+    findings, sums = differences(logits(model, spec), unmerged, MERGED.loss, "merged:"), _weights(layers)
+    if not _weights_differ(sums, base) and differences(unmerged, _of_base(spec), MERGED.loss, ""):
         findings.append("merging left every weight of the base as it was")
     for layer in layers:
         layer.unmerge()
-    # Adding the adapter and subtracting it again rounds twice, by half a unit in the last place of the merged weight.
-    rounding = max((float(weight.abs().max()) for weight in merged.values() if weight.numel()), default=0.0) * 2**-23
-    findings += differences(_weights(layers), base, max(MERGED.adapter, rounding), "unmerged:")
+    findings += not_restored(_weights(layers), base, sums)
     findings += differences(logits(model, spec), unmerged, MERGED.loss, "unmerged:")
     return verdict(expected, findings)
+
+
+def not_restored(seen: Tensors, base: Tensors, sums: Tensors) -> list[str]:
+    """Return a sentence for each weight that unmerging does not give back, but for rounding.
+
+    A sum is rounded in proportion to itself. So after an adapter with large values more is lost of a small weight.
+
+    - seen, base, sums: name -> weight: after unmerging, before merging, and while the adapter was merged.
+    """
+    findings = []
+    for name, weight in base.items():
+        # Adding and subtracting round by half a unit in the last place of the sum each.
+        rounding = largest(sums[name]) * 2**-23
+        findings += differences({name: seen[name]}, {name: weight}, max(MERGED.adapter, rounding), "unmerged:")
+    return findings
 
 
 def _unmergeable(spec: RunSpec) -> str | None:
@@ -164,6 +199,8 @@ def loaded(trace: Trace, through: str, base: Any = None) -> Any:
 
     - through: "from_pretrained" (of PeftModel) or "load_adapter" (of a transformers model).
     - base: the base; None builds a new one.
+
+    PeftModel is given the option autocast_adapter_dtype of the spec, as peft asks of who has trained with it.
     """
     from peft import PeftModel
 
@@ -174,7 +211,8 @@ def loaded(trace: Trace, through: str, base: Any = None) -> Any:
     base = base or models.build(trace.spec.model)
     with recorded_warnings([]):
         if through == "from_pretrained":
-            return PeftModel.from_pretrained(base, str(file.parent))
+            options = {name: value for name, value in trace.spec.adapter.options.items() if name == _KEPT_OPTION}
+            return PeftModel.from_pretrained(base, str(file.parent), **options)
         base.load_adapter(str(file.parent))
     return base
 
@@ -185,14 +223,25 @@ def reloads(trace: Trace, through: str = "from_pretrained", base: Any = None) ->
     - through, base: see `loaded`. If a base is given, its logits are not compared.
 
     A prompt encoder is not saved itself: its output is (CKPT-25). AdaLoRA saves only the ranks that it has allocated. In both
-    cases only the logits are compared. If injection
-    draws random numbers to change the base, the verdict is NOT_COMPARABLE.
+    cases only the logits are compared.
+
+    The verdict is NOT_COMPARABLE in these cases:
+
+    - Injection draws random numbers to change the base, or another adapter's injection changes it, too.
+    - No checkpoint of the last step is left: save_strategy "best" may write none, and save_total_limit=1 deletes it at the
+      end if an earlier one is the best.
     """
     expected = "a loaded adapter is the trained one"
-    if reason := base_weights.redrawn_by_loading(trace.spec.adapter):
+    adapter = trace.spec.adapter
+    if reason := base_weights.redrawn_by_loading(adapter) or base_weights.changed_by_others(adapter):
         return Verdict(NOT_COMPARABLE, expected, (f"{reason}, so the adapter alone is not the trained model",))
     if not trace.checkpoints:
         return verdict(expected, incomplete(trace) or ["no checkpoint was written"])
+    last, done = trace.checkpoints[-1].step, trace.output.get("global_step")
+    if done is not None and last != done:
+        return Verdict(
+            NOT_COMPARABLE, expected, (f"the last checkpoint is of step {last}, not of the last step {done}",)
+        )
     model = loaded(trace, through, base)
     tensors = {name: parameter.detach().cpu() for name, parameter in adapter_of(model, trace, "default").items()}
     same = same_adapter(tensors, trace.adapter)
@@ -202,13 +251,7 @@ def reloads(trace: Trace, through: str = "from_pretrained", base: Any = None) ->
         name in trace.adapter and tensor.shape != trace.adapter[name].shape for name, tensor in tensors.items()
     )
     bound = EXACT if trace.spec.launch.device == "cpu" and not cut else REBUILT
-    trained = logits(trained_model(trace), trace.spec)
-    try:
-        here = logits(model, trace.spec)
-    except Exception as error:
-        apart = [f"loaded: the model raises {type(error).__name__}: {error}"]
-    else:
-        apart = differences(here, trained, bound.loss, "loaded:")
+    apart = _apart(model, trace.spec, logits(trained_model(trace), trace.spec), bound.loss, "loaded:")
     computes = verdict(f"it computes what the trained one does ({bound.name})", apart)
     return computes if cut or _encodes_prompt(trace.spec) else both(same, computes)
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from harness.laws.completion import incomplete
+from harness.laws.rates import PLATEAU
 from harness.trace import Trace
 from harness.verdict import Verdict, verdict
 
@@ -90,11 +91,20 @@ def epoch_ends(trace: Trace) -> list[int]:
 
 
 def _records(trace: Trace) -> list[tuple[int, bool]]:
-    """Return (step, whether it was the best so far) of each evaluation; an empty list without a metric_for_best_model."""
-    metric = trace.spec.arguments.get("metric_for_best_model")
+    """Return (step, whether it was the best so far) of each evaluation; an empty list without a metric_for_best_model.
+
+    It is "loss" if it is not set, but needed: training_args.py:TrainingArguments.__post_init__.
+    """
+    arguments = trace.spec.arguments
+    metric = arguments.get("metric_for_best_model")
     if metric is None:
-        return []
-    sign = 1 if trace.spec.arguments.get("greater_is_better", not metric.endswith("loss")) else -1
+        if not arguments.get("load_best_model_at_end") and arguments.get("lr_scheduler_type") not in (
+            PLATEAU,
+            "greedy",
+        ):
+            return []
+        metric = "loss"
+    sign = 1 if arguments.get("greater_is_better", not metric.endswith("loss")) else -1
     records, best = [], -math.inf
     for evaluation in trace.evaluations:
         value = sign * evaluation.metrics[metric if metric.startswith("eval_") else f"eval_{metric}"]

@@ -19,8 +19,9 @@ from harness import defaults
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
 from harness.laws import several, universal
+from harness.laws.comparisons import Train
 from harness.laws.plan import never_ends
-from harness.laws.universal import CLAUSES_OF_RANKS, LAWS_OF_SEVERAL_RUNS, Train, laws_for
+from harness.laws.universal import CLAUSES_OF_RANKS, LAWS_OF_SEVERAL_RUNS, laws_for
 from harness.runs import judging, strategies
 from harness.runs.cache import Runs
 from harness.runs.lifecycle import Life

@@ -9,7 +9,7 @@
    fails in the same way belongs to it.
 6. A cause is judged once more, in a process that has trained nothing before.
 
-Once all pairs are covered, the array begins anew with other rows. Every second one is then a LoRA on a Llama, which the
+Once all pairs are covered, the array begins anew with other rows. Every second one then has only values that the
 independent reference can train, too.
 """
 
@@ -307,8 +307,9 @@ class Sweep:
                 self._first.append(("forbidden", row, reason))
 
     def _forbid(self, fields: Row, sentence: str) -> None:
-        self._pairs.forbid(fields)
-        self.result.refusals.append(Refusal(fields, sentence))
+        if not self._is_refused(fields):
+            self._pairs.forbid(fields)
+            self.result.refusals.append(Refusal(fields, sentence))
 
     # ---- what has ended ----
 
@@ -322,6 +323,7 @@ class Sweep:
         result.equal += answer.equal
         if answer.kind == REFUSED:
             self._pairs.take_back(row)
+            self._ranked -= self._several_ranks(row)
             key = cause(answer.refused)
             if self._is_refused(row):
                 return  # it was begun before that was known
@@ -330,10 +332,13 @@ class Sweep:
                 self._first.append(("forbidden", row, answer.refused))
             return
         self._pairs.cover(row)
-        result.ranked += self._launch in row and row[self._launch] not in self._single[self._launch]
+        result.ranked += self._several_ranks(row)
         result.known.update(answer.known.items())
         for finding in answer.findings:
             self._failed(row, finding)
+
+    def _several_ranks(self, row: Row) -> bool:
+        return self._launch in row and row[self._launch] not in self._single[self._launch]
 
     def _failed(self, row: Row, finding: Finding) -> None:
         """Count a failure to the cause that it has. If no cause is known for it, look for its fewest fields."""

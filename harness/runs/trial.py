@@ -157,7 +157,9 @@ class Trial:
         """
         why: Callable[[Row], str] = self.refused if trained else lambda part: unsupported(self._subject, part)
         found = self._fewest(row, why, sentence)
-        return fewest.with_defaults(found, lambda part: not why(part), fields.names(), fields.GROUPS)
+        whole = fewest.with_defaults(found, lambda part: not why(part), fields.names(), fields.GROUPS)
+        # The row may have other values than the defaults that have a part in it. It is refused with those.
+        return {name: row.get(name, value) for name, value in whole.items()}
 
     def _fewest(self, row: Row, why: Callable[[Row], str], sentence: str) -> Row:
         same = fewest.cause(sentence)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness import trust
 from harness.laws import universal
@@ -54,7 +55,9 @@ def load(path: str | Path, trusted: bool = False) -> tuple[RunSpec, list[str]]:
     arguments = {"report_to": "none", **spec.arguments}
     spec = dataclasses.replace(spec, arguments=arguments)
     trust.check(spec, shown_path(path), trusted)
-    changes = [{"path": str(Path(part.path).absolute())} if part.path else {} for part in (spec.model, spec.data)]
+    changes: list[dict[str, Any]] = [
+        {"path": str(Path(part.path).absolute())} if part.path else {} for part in (spec.model, spec.data)
+    ]
     model, data = dataclasses.replace(spec.model, **changes[0]), dataclasses.replace(spec.data, **changes[1])
     return dataclasses.replace(spec, model=model, data=data), said
 

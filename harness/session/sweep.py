@@ -37,9 +37,6 @@ SCHEMA_VERSION = 1
 #: What is printed first.
 _ORDER = (FAILS, ENDED, BROKEN, UNDECIDED)
 
-#: Every second row has these values once all pairs are covered: the independent reference trains them, too.
-MODELLED = {"family": ("llama", "llama-tied"), "method": ("lora",), "quantization": ("None", "nf4")}
-
 
 def sweep(
     minutes: float, seed: int, workers: int, directory: Path, file: Path | None, subject_name: str = "hf-trainer"
@@ -71,7 +68,7 @@ def sweep(
             seconds=seconds - (time.monotonic() - began),
             launch="launch",
             suspects=fields.SUSPECTS,
-            modelled=MODELLED,
+            modelled=fields.modelled(),
             begin=lambda: ranks.prepare(pristine=True),
             progress=lambda result: progress.update(result.judged, text=_so_far(result)),
         ).run()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from harness import compat
 from harness.errors import UsageError
 from harness.fixtures import data, models
-from harness.spec import ADD, ModelSpec, RunSpec
+from harness.spec import ADD, CONFIG_FAMILY, ModelSpec, RunSpec
 from harness.subjects import resumable
 from harness.subjects.hf_trainer import record_output, record_state, recorded_warnings
 from harness.subjects.observer import Observer
@@ -290,7 +290,7 @@ def _other_loss(model: ModelSpec) -> str | None:
     if model.path is not None or model.family in FACTORIES:
         return None
     by_name = model.family in models.FAMILIES and ":" not in model.family
-    if not (by_name or model.family.startswith(models.CONFIG_FAMILY)):
+    if not (by_name or model.family.startswith(CONFIG_FAMILY)):
         return repr(model.family)
     row = models.family(model)
     if row.task != models.CAUSAL or not row.normalises or row.conv1d:

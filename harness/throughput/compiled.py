@@ -97,7 +97,7 @@ class Steps:
     def __init__(self, trainer: ReferenceTrainer, capture: bool):
         import torch
 
-        from harness.reference.optimizer import factor
+        from harness.reference.schedules import factor
 
         self.trainer, self.args, self.log = trainer, trainer.args, list[dict[str, Any]]()
         self.total, self.number = self.args.max_steps, 0
@@ -109,7 +109,12 @@ class Steps:
             weight_decay=self.args.weight_decay, fused=True, capturable=capture,
         )  # fmt: skip
         self.factor: Callable[[int], float] = lambda step: factor(
-            step, self.args.lr_scheduler_type, int(self.args.warmup_steps), self.total
+            step,
+            self.args.lr_scheduler_type,
+            int(self.args.warmup_steps),
+            self.total,
+            self.args.learning_rate,
+            self.args.lr_scheduler_kwargs or {},
         )
         self.windows = self._windows()
         # Attention over rows without padding needs no mask, and then has a faster kernel.
