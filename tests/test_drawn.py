@@ -14,12 +14,13 @@ from harness.errors import UsageError
 from harness.paths import SUITES
 from harness.processes.imports import import_upstream
 from harness.runs.cache import Runs
-from harness.runs.drawn import Draw
+from harness.runs.drawn import Draw, laws_that_apply
 from harness.runs.scenarios import LAUNCHES, PLAIN
 from harness.runs.strategies import any_specs, lives, run_specs, spread_specs
 from harness.spec import ADD, RunSpec, changes
 from harness.subjects.hf_trainer import HFTrainer
-from harness.verdict import Case, verdict
+from harness.trace import Trace
+from harness.verdict import FAIL, Case, verdict
 from tests.faults import replace
 
 TRAINER = "transformers.trainer:Trainer"
@@ -190,3 +191,15 @@ def _judge_a_drawn_failure(pytester):
     assert "repeat    peft-harness repro .peft-harness/cases/FRZ-01-drawn-0.json" in output
     case = json.loads((pytester.path / ".peft-harness/cases/FRZ-11-drawn-life-0.json").read_text())
     assert [act["do"] for act in case["life"]] == ["add", "disable"]
+
+
+@pytest.mark.parametrize(
+    ("events", "clauses"),
+    [(["train_begin"], []), (["train_begin", "step_begin"], ["LOOP-04"])],
+    ids=["before", "within"],
+)
+def test_a_run_that_fails_in_its_first_step_is_judged_by_one_clause(events, clauses):
+    made = Trace(PLAIN, "hf-trainer", {}, error="RuntimeError: mixed", events=events)
+    laws = laws_that_apply(lambda spec: made, PLAIN)
+    assert list(laws) == clauses
+    assert all(law().outcome == FAIL for law in laws.values())

@@ -322,6 +322,14 @@ def test_a_cell_that_now_crashes_hangs_or_raises_is_broken(sides):
     assert found.means == BROKEN and "ends with ValueError: no" in found.sentence
 
 
+@pytest.mark.parametrize(("events", "refused"), [(["train_begin"], True), (["train_begin", "step_begin"], False)])
+def test_a_cell_that_fails_in_its_first_step_is_not_refused(sides, events, refused):
+    trace = made_up(error="RuntimeError: mixed")
+    trace.steps, trace.events = [], events
+    trained(sides[0], trace)
+    assert bool(cell_findings.refused(sides[0], "plain")) is refused
+
+
 def test_a_cell_that_is_no_longer_supported_is_lost(sides):
     trained(sides[0], made_up())
     sides[1].done["cells/plain"] = {"error": None, "data": {"unsupported": "no such argument"}}
