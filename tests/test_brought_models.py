@@ -1,7 +1,7 @@
 """Models and adapters that people bring: configs made small by rule, and adapters that are made to fit."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -36,12 +36,24 @@ def test_a_large_llama_becomes_a_small_one_of_the_same_kind(tmp_path):
     model = found.spec.model
     assert (model.family, model.dtype) == ("config:llama", "bfloat16")
     wanted: dict[str, Any] = {
-        **{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
-        **{"vocab_size": 256, "max_position_embeddings": 128, "intermediate_size": 128, "tie_word_embeddings": False},
-        **{"rope_theta": 500000.0, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu"},
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 256,
+        "max_position_embeddings": 128,
+        "intermediate_size": 128,
+        "tie_word_embeddings": False,
+        "rope_theta": 500000.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
     }
     assert {name: model.config[name] for name in wanted} == wanted
-    assert model.config["rope_scaling"] == {**LLAMA["rope_scaling"], "original_max_position_embeddings": 8}
+    assert model.config["rope_scaling"] == {
+        **cast(dict[str, Any], LLAMA["rope_scaling"]),
+        "original_max_position_embeddings": 8,
+    }
     assert "transformers_version" not in model.config and "torch_dtype" not in model.config
     assert any("hidden_size 4096 -> 64" in sentence for sentence in found.sentences)
 

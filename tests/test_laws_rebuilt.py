@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from harness.fixtures import models
 from harness.laws import checkpoint, optimizer_file, rebuilt
 from harness.runs.scenarios import PLAIN, saving
 from harness.spec import GET
@@ -55,7 +56,7 @@ def test_a_model_that_raises_once_its_adapter_is_enabled_again_fails(monkeypatch
     calls = iter([torch.ones(2), torch.zeros(2), torch.zeros(2)])
     monkeypatch.setattr(rebuilt, "logits", lambda model, spec: {"logits": next(calls)})
     monkeypatch.setattr(rebuilt, "_of_base", lambda spec: {"logits": torch.zeros(2)})
-    monkeypatch.setattr(rebuilt.models, "build", lambda spec: None)
+    monkeypatch.setattr(models, "build", lambda spec: None)
 
     class Model:
         @contextmanager

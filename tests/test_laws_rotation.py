@@ -46,6 +46,7 @@ EPOCH = TEN.but(save_strategy="epoch", max_steps=None, num_train_epochs=1.5)
             [2],
             {"evaluations": [(2, 5.0), (4, 5.0)]},
         ),
+        (BEST, [2], {"evaluations": [(0, 4.0), (2, 5.0)]}),  # eval_on_start
         (TEN.but(save_strategy="best"), [], {"evaluations": [(2, 5.0)]}),
         (BEST.but(greater_is_better=True), [2, 8], {"evaluations": [(2, 4.0), (4, 3.0), (8, 4.5)]}),
     ],

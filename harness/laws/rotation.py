@@ -107,6 +107,8 @@ def _records(trace: Trace) -> list[tuple[int, bool]]:
     sign = 1 if arguments.get("greater_is_better", not metric.endswith("loss")) else -1
     records, best = [], -math.inf
     for evaluation in trace.evaluations:
+        if evaluation.step == 0:
+            continue  # eval_on_start: trainer.py:_evaluate alone compares no metric
         value = sign * evaluation.metrics[metric if metric.startswith("eval_") else f"eval_{metric}"]
         records.append((evaluation.step, value > best))
         best = max(best, value)
