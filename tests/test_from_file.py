@@ -142,3 +142,9 @@ def test_what_the_config_does_not_say_is_as_under_the_strategy():
     spec, _ = run(deepspeed={"zero_optimization": {"stage": 3, "overlap_comm": False}})
     zero = launch_arguments.arguments(spec.launch)["deepspeed"]["zero_optimization"]
     assert zero["overlap_comm"] is False and zero["stage3_param_persistence_threshold"] == 0
+
+
+def test_an_adapter_for_inference_is_refused_with_a_sentence():
+    with pytest.raises(UsageError, match=r"spec\.json: nothing is trained: adapter\.config\.inference_mode is true"):
+        as_run(PLAIN.but(lora={"inference_mode": True}), "spec.json")
+    assert as_run(PLAIN.but(lora={"inference_mode": False}), "spec.json")[0]

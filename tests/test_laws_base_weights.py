@@ -8,10 +8,8 @@ import copy
 import pytest
 import torch
 
-from harness.errors import UsageError
 from harness.laws import base_weights, checkpoint, loss, rebuilt, universal
 from harness.runs.scenarios import PLAIN, saving, spec_for
-from harness.subjects.hf_trainer import inject
 from harness.verdict import FAIL, NOT_COMPARABLE, PASS
 from tests.checkpoints import says
 from tests.traces import made_up, with_checkpoint
@@ -185,11 +183,6 @@ def test_a_refusal_before_training_is_no_failure(law, error, events, outcome):
     assert verdict.outcome == outcome, verdict.seen
     if outcome == NOT_COMPARABLE:
         assert "AdaLoraModel supports only 1 trainable adapter." in verdict.seen[0]
-
-
-def test_an_adapter_for_inference_is_refused_with_a_sentence():
-    with pytest.raises(UsageError, match=r"nothing is trained: .*inference_mode is true"):
-        inject(torch.nn.Linear(2, 2), PLAIN.but(lora={"inference_mode": True}).adapter)
 
 
 # ---- the loss of AdaLoRA, and of experts ----

@@ -45,8 +45,12 @@ def as_run(spec: RunSpec, where: str) -> tuple[RunSpec, list[str]]:
 
     - where: what messages call the file.
 
-    Raises UsageError if a file of options cannot be read, or asks for what cannot be run here.
+    Raises UsageError if a file of options cannot be read, or asks for what cannot be run here, and if nothing is trained.
     """
+    if spec.adapter.config.get("inference_mode"):
+        raise UsageError(
+            f"{where}: nothing is trained: adapter.config.inference_mode is true; set it to false or leave it out"
+        )
     notes: list[str] = []
     arguments: dict[str, Any] = {}
     for name, value in spec.arguments.items():

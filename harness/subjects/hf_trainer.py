@@ -36,15 +36,13 @@ def inject(model: Any, spec: AdapterSpec) -> Any:
     """Inject the spec's adapters by its route, after seeding torch with `spec.seed`. Return the model to train.
 
     get_peft_model returns a PeftModel around `model`. add_adapter changes `model` itself, which is returned. Raises
-    UsageError for another route, for an adapter type that peft does not have, for one that is not to be trained
-    (inference_mode), and if a parameter of the base model has a name like an adapter's.
+    UsageError for another route, for an adapter type that peft does not have, and if a parameter of the base model has a
+    name like an adapter's.
     """
     import peft
     import torch
 
     _check_names(model)
-    if spec.config.get("inference_mode"):
-        raise UsageError("nothing is trained: adapter.config.inference_mode is true; set it to false or leave it out")
     config = adapter_config(spec.peft_type, dict(spec.config))
     torch.manual_seed(spec.seed)
     if spec.route == GET:
