@@ -40,12 +40,18 @@ def test_a_fork_that_stays_does_not_hold_the_answer_up():
     assert time.monotonic() - began < 20
 
 
-def test_an_error_is_one_sentence_and_code_2(capfd):
+def test_a_users_mistake_is_raised_in_the_parent():
     def work():
-        raise UsageError("a.json: arguments, seed: expected an int")
+        apart.alive()
+        raise UsageError("a.json: arguments, seed: expected an int. Not 1.5")
 
-    assert apart.judged(work, "a.json") == 2
-    assert capfd.readouterr().err.endswith(": a.json: arguments, seed: expected an int\n")
+    with pytest.raises(UsageError, match=r"^a\.json: arguments, seed: expected an int\. Not 1\.5$"):
+        apart.judged(work, "a.json")
+
+
+def test_another_error_is_said_and_has_code_2(capfd):
+    assert apart.judged(lambda: 1 // 0, "a.json") == 2
+    assert "internal error: ZeroDivisionError" in capfd.readouterr().err
 
 
 def test_silence_ends_a_run_and_signs_of_life_do_not():

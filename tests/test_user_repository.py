@@ -73,7 +73,7 @@ def test_check_judges_the_repositorys_own_trainer(installed, repository):
     words = ["check", "--subject", "my_trainer:subject", "--clause", "RNG-01", "--preload", "my_patch", "--", "-n", "0"]
     done = installed.run("peft-harness", *words, cwd=repository)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "judged: my_trainer:subject" in done.stdout and "3 passed" in done.stdout
+    assert "judged: my_trainer:subject" in done.stdout and "4 passed" in done.stdout
 
 
 def test_ranks_find_the_modules_of_the_repository(installed, repository):

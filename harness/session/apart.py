@@ -25,9 +25,12 @@ LIMIT = 600.0
 #: How a child calls its parent; -1 in other processes.
 _pipe = -1
 
-_ALIVE, _CODE = b".", b"="
+_ALIVE, _CODE, _ERROR = b".", b"=", b"!"
 
 _TICK = 0.05
+
+#: Bytes of a sentence. A pipe holds more.
+_MOST = 32_000
 
 #: If this process did not run for so many seconds, both were stopped (Ctrl-Z). That is not the run's time.
 _STOPPED = 5.0
@@ -40,7 +43,7 @@ def alive() -> None:
 
 
 def judged(work: Callable[[], int], what: str, limit: float = LIMIT) -> int:
-    """Call `work` in a child, and return the exit code that it returns. What it raises is said in one sentence.
+    """Call `work` in a child, and return the exit code that it returns. A UsageError is raised here; what else it raises is said.
 
     - work: calls `alive` whenever something is done.
     - what: what messages call the run.
@@ -67,8 +70,10 @@ def judged(work: Callable[[], int], what: str, limit: float = LIMIT) -> int:
         os.waitpid(pid, 0)
         raise UsageError(f"{what}: did nothing for {limit:g} s, so it was ended, and nothing is judged; see --limit")
     told, status = answer
-    if _CODE in told:
-        return int(told.rpartition(_CODE)[2])
+    if told[:1] == _CODE:
+        return int(told[1:])
+    if told[:1] == _ERROR:
+        raise UsageError(told[1:].decode("utf-8", "backslashreplace"))
     code = os.waitstatus_to_exitcode(status)
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
     raise UsageError(f"{what}: the process that trained it {how} before all laws were applied, so nothing is judged")
@@ -80,12 +85,14 @@ def _child(work: Callable[[], int], writes: int, parent: int) -> None:
     os.environ.pop(OWNER, None)
     _pipe = writes
     try:
-        code = ending.ended(work())
+        answer = _CODE + str(ending.ended(work())).encode()
+    except UsageError as error:
+        answer = _ERROR + str(error).encode("utf-8", "backslashreplace")[:_MOST]
     except BaseException as error:
-        code = ending.ended_by(error)
+        answer = _CODE + str(ending.ended_by(error)).encode()
     sys.stdout.flush()
     sys.stderr.flush()
-    os.write(writes, _CODE + str(code).encode())
+    os.write(writes, answer)
     os._exit(0)
 
 
@@ -103,12 +110,12 @@ def _told(pid: int, reads: int, limit: float) -> tuple[bytes, int] | None:
         before = now
         part = os.read(reads, 4096) if ready else b""
         if part:
-            told, since = (told + part.strip(_ALIVE))[-64:], now
+            told, since = (told + part).lstrip(_ALIVE), now  # the answer comes last
             continue
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return told, status
-        if _CODE not in told and limit and now - since > limit:
+        if not told and limit and now - since > limit:
             return None
         if ready:  # the pipe is closed, and the child is about to end
             time.sleep(_TICK)
