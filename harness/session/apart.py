@@ -43,7 +43,9 @@ def alive() -> None:
 
 
 def judged(work: Callable[[], int], what: str, limit: float = LIMIT) -> int:
-    """Call `work` in a child, and return the exit code that it returns. A UsageError is raised here; what else it raises is said.
+    """Call `work` in a child, and return the exit code that it returns.
+
+    A UsageError of the child is raised here. What else it raises is said in one sentence, and the code is 2.
 
     - work: calls `alive` whenever something is done.
     - what: what messages call the run.
