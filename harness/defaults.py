@@ -28,7 +28,7 @@ def plain(spec: RunSpec) -> RunSpec:
                 for name, value in spec.adapter.config.items()
                 if (name, value) != ("peft_type", spec.adapter.peft_type)
             },
-            adapter_defaults(spec.adapter.peft_type),
+            compat.adapter_defaults(spec.adapter.peft_type),
         ),
     )
     arguments = _without(spec.arguments, compat.argument_defaults(), KEPT)
@@ -38,11 +38,6 @@ def plain(spec: RunSpec) -> RunSpec:
 def changed_arguments(spec: RunSpec) -> dict[str, Any]:
     """Return the arguments of a spec that are not at upstream's default, by field name."""
     return _without(spec.arguments, compat.argument_defaults())
-
-
-def adapter_defaults(peft_type: str) -> dict[str, Any]:
-    """Return what peft fills in for the fields of an adapter's config; empty for a type that peft does not have."""
-    return compat.adapter_defaults(peft_type)
 
 
 def _without(values: Mapping[str, Any], defaults: Mapping[str, Any], kept: Iterable[str] = ()) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def test_a_default_that_has_a_part_in_a_refusal_is_found():
             "gradients of model.layers.0.self_attn.v_proj.lora_B.weight differ",
             "gradients of t.encoder.block.1.wo differ",
         ),
-        ("ValueError: no, at /tmp/a/b/x.py:12", "ValueError: no, at /home/c/x.py:99"),
+        ("ValueError: no, at /tmp/a/b/x.py:12", "ValueError: no, at /srv/c/x.py:99"),
         ("trained rows [4, 3]", "trained rows [1, 2, 9, 8]"),
     ],
 )

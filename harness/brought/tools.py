@@ -24,6 +24,17 @@ def _dtype(value: Any) -> str | None:
     return name if name in _DTYPES else None
 
 
+#: Fields of the adapter that TRL and axolotl call alike.
+_LORA = {
+    "lora_r": "adapter.r",
+    "lora_alpha": "adapter.lora_alpha",
+    "lora_dropout": "adapter.lora_dropout",
+    "lora_target_modules": "adapter.target_modules",
+    "lora_target_parameters": "adapter.target_parameters",
+    "lora_modules_to_save": "adapter.modules_to_save",
+}
+
+
 # ---- TRL: trl sft --config FILE (trl/trainer/model_config.py, sft_config.py) ----
 
 #: Fields that SFTConfig gives another default than TrainingArguments.
@@ -74,12 +85,7 @@ TRL = Tool(
         "model_revision",
     ),
     {
-        "lora_r": "adapter.r",
-        "lora_alpha": "adapter.lora_alpha",
-        "lora_dropout": "adapter.lora_dropout",
-        "lora_target_modules": "adapter.target_modules",
-        "lora_target_parameters": "adapter.target_parameters",
-        "lora_modules_to_save": "adapter.modules_to_save",
+        **_LORA,
         "lora_task_type": "adapter.task_type",
         "use_rslora": "adapter.use_rslora",
         "use_dora": "adapter.use_dora",
@@ -268,12 +274,7 @@ AXOLOTL = Tool(
         "datasets",
     ),
     {
-        "lora_r": "adapter.r",
-        "lora_alpha": "adapter.lora_alpha",
-        "lora_dropout": "adapter.lora_dropout",
-        "lora_target_modules": "adapter.target_modules",
-        "lora_target_parameters": "adapter.target_parameters",
-        "lora_modules_to_save": "adapter.modules_to_save",
+        **_LORA,
         "lora_fan_in_fan_out": "adapter.fan_in_fan_out",
         "peft_layers_to_transform": "adapter.layers_to_transform",
         "peft_layers_pattern": "adapter.layers_pattern",

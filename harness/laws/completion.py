@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from harness.trace import Trace
 
+#: Exceptions with which upstream refuses a run in words. Any other is a fault.
+REFUSALS = ("ValueError", "NotImplementedError")
+
 
 def incomplete(trace: Trace) -> list[str]:
     """Return why a run cannot be judged: it ended with an error, or made no step. Return an empty list if it can be."""

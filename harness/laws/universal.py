@@ -31,6 +31,7 @@ from harness.laws import (
     several,
 )
 from harness.laws.comparisons import HALF, Train, not_comparable
+from harness.laws.completion import REFUSALS
 from harness.laws.equal import equal_runs
 from harness.laws.rotation import saved_when_due
 from harness.spec import ADD, GET, RunSpec
@@ -94,11 +95,11 @@ def both_routes(train: Train, spec: RunSpec) -> Verdict:
 def refused(trace: Trace) -> str | None:
     """Return with which words upstream refused a run before it began to train, None if it did not.
 
-    A refusal is a ValueError or a NotImplementedError. Any other exception is a fault.
+    A refusal is an exception of `completion.REFUSALS`.
     """
     began = bool(trace.steps) or "train_begin" in trace.events
     kind, _, words = (trace.error or "").partition(": ")
-    return None if began or kind not in ("ValueError", "NotImplementedError") else words.partition("\n")[0]
+    return None if began or kind not in REFUSALS else words.partition("\n")[0]
 
 
 def bystander(train: Train, spec: RunSpec) -> Verdict:

@@ -22,7 +22,7 @@ from harness import defaults
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
 from harness.laws import universal
-from harness.laws.completion import incomplete
+from harness.laws.completion import REFUSALS, incomplete
 from harness.laws.plan import never_ends
 from harness.laws.universal import COMPARISONS, Applied
 from harness.runs.cache import Runs
@@ -35,9 +35,8 @@ from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS,
 #: The clause that a run breaks if it ends with an error after its first step has begun.
 COMPLETES = "LOOP-04"
 
-#: Exceptions with which upstream refuses in words, and how the error of a run of one rank or of several begins with one.
-_REFUSES = ("ValueError", "NotImplementedError")
-_IN_WORDS = re.compile(rf"(rank \d+ of \d+: )?({'|'.join(_REFUSES)})\b")
+#: How the error of a run of one rank or of several begins if upstream refuses it in words.
+_IN_WORDS = re.compile(rf"(rank \d+ of \d+: )?({'|'.join(REFUSALS)})\b")
 
 #: How the error of a run begins if one of its processes, or the memory, and not upstream, was at fault
 #: (`harness.processes.ranks`).
@@ -255,7 +254,7 @@ def laws_of(spec: RunSpec, trace: Trace, runs: Runs, always: str | None = None) 
             raise Refused(f"upstream would train a run to compare with for ever: {endless}")
         made = runs.train(other, subject, again)
         # A run that does not load its own checkpoint is at fault, unless upstream says that it cannot be resumed.
-        faulty = other.resume is not None and not (made.error or "").startswith(_REFUSES)
+        faulty = other.resume is not None and not (made.error or "").startswith(REFUSALS)
         if is_refused(made) and runs.on_device(other) != spec and not faulty:
             first = next(iter((made.error or "").splitlines()), "an error without words")
             raise Refused(f"a run to compare with is refused: {first}")

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.laws.completion import REFUSALS
 from harness.processes.workers import Died, Workers
 from harness.runs.fewest import cause
 from harness.runs.pairs import Pairs, Row
@@ -86,7 +87,7 @@ class Cause:
 
 
 #: Exceptions by which upstream refuses what it does not support.
-_REFUSALS = ("ValueError", "NotImplementedError", "ImportError", "ModuleNotFoundError")
+_REFUSALS = (*REFUSALS, "ImportError", "ModuleNotFoundError")
 
 
 @dataclass

@@ -84,12 +84,7 @@ def judge_spec(
             raise UsageError(f"--json: {case.where} has a life, which is repeated and not reported")
         with _prepared(case, subject_name, device) as (placed, runs):
             return _show_life(case, placed, runs)
-    with _silent(), _prepared(case, subject_name, device) as (placed, runs):
-        judged = _judged(placed, runs, case.where, case.clause)
-    show(judged, screen(), said)
-    if json is not None:
-        write_json(json, judged)
-    return judged.code
+    return _judge_case(case, subject_name, device, said, json)
 
 
 def judge_run(
@@ -109,9 +104,14 @@ def judge_run(
     - preload: modules to import before upstream is used.
     - json: where to write the judgement; None: nowhere.
     """
-    case = CaseFile(where, spec, preload=preload)
-    with _silent(), _prepared(case, subject_name, None) as (placed, runs):
-        judged = _judged(placed, runs, where, None)
+    return _judge_case(CaseFile(where, spec, preload=preload), subject_name, None, said, json)
+
+
+def _judge_case(
+    case: CaseFile, subject_name: str | None, device: str | None, said: Sequence[str], json: Path | None
+) -> int:
+    with _silent(), _prepared(case, subject_name, device) as (placed, runs):
+        judged = _judged(placed, runs, case.where, case.clause)
     show(judged, screen(), said)
     if json is not None:
         write_json(json, judged)
