@@ -1,0 +1,1 @@
+"""Group cases that do not hold by their cause."""
