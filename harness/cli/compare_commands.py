@@ -44,6 +44,9 @@ def gate(
     ] = None,
     json: Json = None,
     markdown: Annotated[Path | None, file_option("Write a summary for a pull request as Markdown.")] = None,
+    sarif: Annotated[
+        Path | None, file_option("Write the findings as SARIF 2.1.0, each at the line of its pin.")
+    ] = None,
     anew: Annotated[
         bool, typer.Option("--anew", help="Judge all of the baseline again, whatever earlier gates have cached.")
     ] = False,
@@ -66,7 +69,7 @@ def gate(
     from harness.gate import command
 
     raise typer.Exit(
-        command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick)
+        command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick, sarif)
     )
 
 

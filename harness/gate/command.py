@@ -75,10 +75,11 @@ def gate(
     candidate_preloads: tuple[str, ...] = (),
     anew: bool = False,
     quick: bool = False,
+    sarif: Path | None = None,
 ) -> int:
     """Compare two stacks, given by their requirements. Returns 0 safe, 1 unsafe, 3 inconclusive.
 
-    - json, markdown: files for the report and the summary.
+    - json, markdown, sarif: files for the report, the summary, and the findings for code scanning.
     - candidate_preloads: modules that only the candidate imports, after those of `judged`.
     - anew: judge all of the baseline's cases, even those that an earlier gate has cached (`harness.gate.baseline_cache`).
     - quick: see `compare.gate`. It has no effect if the baseline is cached.
@@ -86,7 +87,7 @@ def gate(
     Raises UsageError if the gate could not run.
     """
     changed = dataclasses.replace(judged, preloads=(*judged.preloads, *candidate_preloads))
-    check_inputs([baseline, candidate], json, markdown)
+    check_inputs([baseline, candidate], json, markdown, sarif)
     notes = screen(sys.stderr)
     for asked in (baseline, candidate):
         if asked != CURRENT and LEFT_OUT in names(asked):
@@ -116,6 +117,8 @@ def gate(
             show.write_report(json, sides, outcome)
         if markdown is not None:
             write_whole(markdown, show.markdown(sides, outcome))
+        if sarif is not None:
+            show.write_sarif(sarif, sides, outcome)
     shutil.rmtree(results, ignore_errors=True)
     return exit_code(outcome.verdict)
 

@@ -11,16 +11,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.environment import STACK
+from harness.environment import STACK, now
+from harness.errors import UsageError
 from harness.files import write_whole
 from harness.gate import locks
 from harness.gate.compare import Outcome
 from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, SAFE, Finding
+from harness.gate.requirements import CURRENT, read
 from harness.gate.side import Side
-from harness.gate.summary import TITLES, one_line
+from harness.gate.summary import TITLES
 from harness.gate.summary import markdown as summary
+from harness.reports import pins, sarif
 from harness.session.report import to_json
-from harness.words import counted
+from harness.words import counted, one_line
 
 SCHEMA_VERSION = 1
 
@@ -106,6 +109,7 @@ def to_report(sides: list[Side], outcome: Outcome, lock_names: dict[str, str]) -
     """Return the report (report_schema.json): verdict, both stacks with their reports by clause, findings, numbers."""
     return {
         "schema_version": SCHEMA_VERSION,
+        "date": now(),
         "verdict": outcome.verdict,
         **{
             side.name: {
@@ -113,6 +117,7 @@ def to_report(sides: list[Side], outcome: Outcome, lock_names: dict[str, str]) -
                 "versions": side.environment.pins,
                 "lock": lock_names.get(side.name),
                 "known_since": side.cached_since or None,
+                "pins": _pins(side),
                 "report": to_json(outcome.cases[side.name], _environment(side)),
             }
             for side in sides
@@ -120,8 +125,19 @@ def to_report(sides: list[Side], outcome: Outcome, lock_names: dict[str, str]) -
         "compared": judged(sides, outcome),
         "findings": [finding.to_json() for finding in outcome.findings],
         "numbers": {name: part.to_json() for name, part in outcome.numbers.items()},
+        "timing": outcome.timing,
         "seconds": outcome.seconds,
     }
+
+
+def _pins(side: Side) -> dict[str, Any]:
+    """Return where the side's packages stand in the requirements files that were given."""
+    asked = side.environment.asked
+    try:
+        files = [] if asked.strip() == CURRENT else [file for file, _ in read(asked).files]
+    except UsageError:  # the file is gone, or has changed since
+        return {}
+    return pins.to_json(pins.find(files, side.environment.pins, Path.cwd()))
 
 
 def _environment(side: Side) -> dict[str, Any]:
@@ -142,3 +158,8 @@ def write_report(path: Path, sides: list[Side], outcome: Outcome) -> None:
         beside = path.with_suffix(f".{side.name}.lock")
         names[side.name] = locks.write_beside(beside, side.environment.lock, path).name
     write_whole(path, json.dumps(to_report(sides, outcome, names), indent=1) + "\n")
+
+
+def write_sarif(path: Path, sides: list[Side], outcome: Outcome) -> None:
+    """Write the findings as SARIF, at the lines of the pins."""
+    write_whole(path, sarif.write(to_report(sides, outcome, {})))

@@ -21,6 +21,7 @@ from harness.errors import UsageError
 from harness.files import inside
 from harness.gate.findings import ABOUT, BROKEN, FIXED, INCONCLUSIVE, LOST, NOTE, SAFE, UNSAFE
 from harness.reading import read_json, shown
+from harness.words import one_line
 
 TITLES = {
     BROKEN: "Broken by the upgrade",
@@ -103,11 +104,6 @@ def _version(version: Any) -> str:
     if version is None:
         return "-"
     return version if isinstance(version, str) and _VERSION.fullmatch(version) else "?"
-
-
-def one_line(text: str) -> str:
-    """Return a text in one line. What cannot be printed, such as commands to a terminal, is replaced by spaces."""
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
 def _code(text: str) -> str:
