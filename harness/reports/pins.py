@@ -27,7 +27,7 @@ _LIMIT = 4 * 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 #: What follows the name in a line that names one release, and in a line that limits releases.
-_EXACT, _LIMITS = re.compile(r"(\[[^\]]*\])?\s*={2,3}"), re.compile(r"""(\[[^\]]*\])?["']?\s*[=<>~!@]""")
+_EXACT, _LIMITS = re.compile(r"\s*={2,3}"), re.compile(r"""\s*["']?\s*[=<>~!@]""")
 
 #: How uv.lock, poetry.lock and the like begin a package.
 _LOCKED = re.compile(r"""name\s*=\s*["']$""")
@@ -68,6 +68,7 @@ def _named(line: str, locked: bool) -> Iterable[tuple[str, int]]:
     line = re.split(r"(?:^|\s)#", line, maxsplit=1)[0]
     if line.lstrip().startswith("-") and not line.lstrip().startswith("- "):  # an option; "- " begins an item of YAML
         return
+    line = re.sub(r"(?<=[A-Za-z0-9])\[[^\]]*\]", lambda extras: " " * len(extras[0]), line)
     for match in _NAME.finditer(line):
         pinned = _EXACT.match(line, match.end()) or (locked and _LOCKED.fullmatch(line[: match.start()].strip()))
         rank = 0 if pinned else 1 if _LIMITS.match(line, match.end()) else 2
