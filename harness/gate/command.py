@@ -7,7 +7,7 @@ import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,19 +75,22 @@ def gate(
     candidate_preloads: tuple[str, ...] = (),
     anew: bool = False,
     quick: bool = False,
-    sarif: Path | None = None,
+    others: Mapping[str, Path] | None = None,
+    annotate: bool = False,
 ) -> int:
     """Compare two stacks, given by their requirements. Returns 0 safe, 1 unsafe, 3 inconclusive.
 
-    - json, markdown, sarif: files for the report, the summary, and the findings for code scanning.
+    - json, markdown: files for the report and the summary.
     - candidate_preloads: modules that only the candidate imports, after those of `judged`.
     - anew: judge all of the baseline's cases, even those that an earlier gate has cached (`harness.gate.baseline_cache`).
     - quick: see `compare.gate`. It has no effect if the baseline is cached.
+    - others: module of harness/reports/ -> the file that it writes.
+    - annotate: print annotations for GitHub Actions at the end.
 
     Raises UsageError if the gate could not run.
     """
     changed = dataclasses.replace(judged, preloads=(*judged.preloads, *candidate_preloads))
-    check_inputs([baseline, candidate], json, markdown, sarif)
+    check_inputs([baseline, candidate], json, markdown, *(others or {}).values())
     notes = screen(sys.stderr)
     for asked in (baseline, candidate):
         if asked != CURRENT and LEFT_OUT in names(asked):
@@ -117,8 +120,10 @@ def gate(
             show.write_report(json, sides, outcome)
         if markdown is not None:
             write_whole(markdown, show.markdown(sides, outcome))
-        if sarif is not None:
-            show.write_sarif(sarif, sides, outcome)
+        for name, path in (others or {}).items():
+            write_whole(path, show.rendered(name, sides, outcome))
+        if annotate:
+            sys.stdout.write(show.rendered("github", sides, outcome))
     shutil.rmtree(results, ignore_errors=True)
     return exit_code(outcome.verdict)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -21,7 +22,7 @@ from harness.gate.requirements import CURRENT, read
 from harness.gate.side import Side
 from harness.gate.summary import TITLES
 from harness.gate.summary import markdown as summary
-from harness.reports import pins, sarif
+from harness.reports import pins
 from harness.session.report import to_json
 from harness.words import counted, one_line
 
@@ -160,6 +161,7 @@ def write_report(path: Path, sides: list[Side], outcome: Outcome) -> None:
     write_whole(path, json.dumps(to_report(sides, outcome, names), indent=1) + "\n")
 
 
-def write_sarif(path: Path, sides: list[Side], outcome: Outcome) -> None:
-    """Write the findings as SARIF, at the lines of the pins."""
-    write_whole(path, sarif.write(to_report(sides, outcome, {})))
+def rendered(name: str, sides: list[Side], outcome: Outcome) -> str:
+    """Return the report in another format. name: the module of harness/reports/ that writes it."""
+    written: str = importlib.import_module(f"harness.reports.{name}").write(to_report(sides, outcome, {}))
+    return written
