@@ -18,6 +18,7 @@ class Scope:
     - build: packages that may be built from source (--build).
     - specs: the runs of --spec, as (name, RunSpec as JSON text); only these are judged, if there are any. It is not their
       files, which may change while the stacks are judged. What they name was checked (`harness.session.specs.load`).
+    - left_out: optional packages that a gate leaves out on both sides, each with the reason (`harness.gate.extras`).
     """
 
     subject: str = "hf-trainer"
@@ -27,6 +28,7 @@ class Scope:
     added: tuple[tuple[str, str], ...] = ()
     build: tuple[str, ...] = ()
     specs: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
     def options(self) -> list[str]:
         """Return these as options of `pytest suites/`, but for the runs of --spec (`spec_options`)."""

@@ -48,6 +48,10 @@ def screen(console: Console, sides: list[Side], outcome: Outcome) -> None:
             console.print(line, overflow="ellipsis", no_wrap=True)
         if len(found) > _LINES[means]:
             console.print(Text(f"  and {len(found) - _LINES[means]} more in the report"))
+    if left_out := sides[0].judged.left_out:
+        console.print(
+            Text(one_line("left out on both sides: " + "; ".join(f"{name} ({why})" for name, why in left_out)))
+        )
     console.print(Text(judged(sides, outcome)))
     style = "bold green" if outcome.verdict == SAFE else "bold red"
     console.print(Text(f"{outcome.verdict}: {_reasons(outcome)}", style))
@@ -118,6 +122,7 @@ def to_report(sides: list[Side], outcome: Outcome, lock_names: dict[str, str]) -
             for side in sides
         },
         "compared": judged(sides, outcome),
+        "left_out": [{"package": name, "reason": reason} for name, reason in sides[0].judged.left_out],
         "findings": [finding.to_json() for finding in outcome.findings],
         "numbers": {name: part.to_json() for name, part in outcome.numbers.items()},
         "seconds": outcome.seconds,

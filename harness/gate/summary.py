@@ -69,9 +69,19 @@ def markdown(report: Mapping[str, Any], title: str = "Upgrade gate", where: str 
             lines.append(f"- and {len(sentences) - _FINDINGS} more in the report")
     if not any(means == BROKEN for means, _ in findings):
         lines += ["", "Nothing that held on the baseline is broken on the candidate."]
+    for package, reason in _left_out(report):
+        lines += ["", f"Left out on both sides: {_code(package)} ({_code(reason)})"]
     if isinstance(report.get("compared"), str):
         lines += ["", _code(report["compared"])]
     return "\n".join(lines) + "\n"
+
+
+def _left_out(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each optional package that was left out on both sides, and why. Older reports do not say it."""
+    listed = report.get("left_out")
+    for one in listed[:_FINDINGS] if isinstance(listed, list) else ():
+        if isinstance(one, dict) and isinstance(one.get("package"), str) and isinstance(one.get("reason"), str):
+            yield one["package"], one["reason"]
 
 
 def _findings(report: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
