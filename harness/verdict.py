@@ -138,6 +138,8 @@ class Case:
     - misused: whether it was not judged because the user's subject is wrong.
     - brought: whether its run is one that the user brought (--spec).
     - refused: whether it was not judged because that run cannot be trained.
+    - outside: whether it was not judged because its run is outside of the user's scope.
+    - own: whether a known defect of the user's own (--known-defects) decided the verdict.
     """
 
     clause: str
@@ -157,3 +159,5 @@ class Case:
     misused: bool = False
     brought: bool = False
     refused: bool = False
+    outside: bool = False
+    own: bool = False

@@ -16,6 +16,7 @@ from harness.cli.options import (
     Env,
     Json,
     Preload,
+    ScopeFile,
     Specs,
     Subject,
     TrustCode,
@@ -35,6 +36,7 @@ def gate(
     device: Device = "cpu",
     clause: Clauses = None,
     spec: Specs = None,
+    scope_file: ScopeFile = None,
     trust_code: TrustCode = False,
     preload: Preload = None,
     unpatched: Unpatched = False,
@@ -62,7 +64,7 @@ def gate(
     results = Path(".peft-harness").absolute()
     check_writable_directory("the gate's results in", results, "change to a directory that you can write to")
     use_cache()
-    judged = scope(subject, device, clause, preload, env, build, spec, trust_code)
+    judged = scope(subject, device, clause, preload, env, build, spec, trust_code, file=scope_file)
     from harness.gate import command
 
     raise typer.Exit(
@@ -77,6 +79,7 @@ def bisect(
         str | None, typer.Option(metavar="ID", help="The clause that broke.", autocompletion=clause_ids)
     ] = None,
     spec: Specs = None,
+    scope_file: ScopeFile = None,
     trust_code: TrustCode = False,
     subject: Subject = "hf-trainer",
     device: Device = "cpu",
@@ -90,12 +93,12 @@ def bisect(
 
     Exit codes: 0 found, 2 could not run, 3 only a range of releases was found.
     """
-    if clause is None and not spec:
-        raise UsageError("name what broke: --clause ID, or --spec FILE")
     from harness.gate import command
 
+    judged = scope(subject, device, None, preload, env, build, spec, trust_code, file=scope_file)
+    if clause is None and not judged.specs:
+        raise UsageError("name what broke: --clause ID, or --spec FILE")
     use_cache()
-    judged = scope(subject, device, None, preload, env, build, spec, trust_code)
     raise typer.Exit(command.bisect(clause, good, bad, judged, json))
 
 

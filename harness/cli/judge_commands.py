@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from harness.cli.options import (
     Env,
     Json,
     Preload,
+    ScopeFile,
     Specs,
     Subject,
     TrustCode,
@@ -45,6 +47,7 @@ def check(
     device: Device = "cpu",
     clause: Clauses = None,
     spec: Specs = None,
+    scope_file: ScopeFile = None,
     trust_code: TrustCode = False,
     preload: Preload = None,
     unpatched: Unpatched = False,
@@ -68,17 +71,28 @@ def check(
     if not with_ and (env or build):
         raise UsageError("--env and --build are for stacks that are installed; name one --with")
     # pytest says what is changed in a --spec.
-    judged = scope(subject, device, clause, preload, env, build, spec, trust_code, silent=True)
+    judged = scope(subject, device, clause, preload, env, build, spec, trust_code, silent=True, file=scope_file)
     from harness.gate import command
     from harness.paths import SUITES
 
+    defects: tuple[Path, ...] = ()
+    if scope_file is not None:
+        from harness.gate import outside
+        from harness.gate import scope_file as files
+
+        said = files.read(scope_file)
+        defects, spec = said.known_defects, spec or list(said.specs)
+        if sentence := outside.clauses_sentence(judged):
+            print(f"peft-harness: {sentence}", file=sys.stderr)
     # Their own files, not the copies that `Scope` has: messages name the files.
     brought = ["--trust-code"] * trust_code + [word for file in spec or [] for word in ("--spec", str(file.absolute()))]
+    brought += [word for file in defects for word in ("--known-defects", str(file.absolute()))]
     if with_:
         use_cache()
         raise typer.Exit(command.check(with_, judged, json, [*brought, *context.args]))
-    rest = [*command.workers(judged, context.args), *brought, *context.args]
-    raise typer.Exit(run_pytest([str(SUITES)], subject, device, clause or [], preload or [], json, rest))
+    rest = [*command.workers(judged, context.args), *judged.concerns.options(), *brought, *context.args]
+    clauses = list(judged.clauses)
+    raise typer.Exit(run_pytest([str(SUITES)], judged.subject, judged.device, clauses, preload or [], json, rest))
 
 
 def soak(

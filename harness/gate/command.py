@@ -18,13 +18,13 @@ from rich.table import Table
 from harness import contract
 from harness.errors import UsageError
 from harness.files import write_whole
-from harness.gate import baseline_cache, compare, environments, locks, show
+from harness.gate import baseline_cache, compare, environments, extras, locks, show
 from harness.gate import bisect as bisection
 from harness.gate import history as past
 from harness.gate.environments import Environment
 from harness.gate.findings import exit_code
 from harness.gate.probe import Prober, StackResult
-from harness.gate.requirements import CURRENT, LEFT_OUT, names, read
+from harness.gate.requirements import CURRENT, read
 from harness.gate.scope import Scope
 from harness.gate.side import Side
 from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
@@ -42,6 +42,8 @@ def check(requirements: list[str], judged: Scope, json: Path | None, rest: list[
     asked = " ".join(requirements)
     check_inputs([asked], json)
     (environment,) = made([asked], judged)
+    for name, why in environment.lacks:
+        print(f"peft-harness: {name} is left out, and cases that need it are skipped ({why})", file=sys.stderr)
     options = judged.options() + (["--json", str(json.absolute())] if json is not None else [])
     if json is not None:
         beside = json.with_suffix(".lock")
@@ -88,10 +90,12 @@ def gate(
     changed = dataclasses.replace(judged, preloads=(*judged.preloads, *candidate_preloads))
     check_inputs([baseline, candidate], json, markdown)
     notes = screen(sys.stderr)
-    for asked in (baseline, candidate):
-        if asked != CURRENT and LEFT_OUT in names(asked):
-            notes.print(f"{asked}: {LEFT_OUT} is left out, and its chapter is skipped")
     before, after = made([baseline, candidate], judged)
+    left_out = extras.on_one_side(before, after)
+    for name, reason in left_out:
+        notes.print(f"left out on both sides: {name} ({reason})")
+    judged, changed = (dataclasses.replace(one, left_out=left_out) for one in (judged, changed))
+    before, after = (extras.without(side, [name for name, _ in left_out]) for side in (before, after))
     results = (
         Path(".peft-harness") / "gate" / baseline_cache.identity(before.key, after.key, judged, changed, anew, quick)
     )
@@ -187,9 +191,10 @@ def history(ids: list[str], judged: Scope) -> int:
 def made(requirements: list[str], judged: Scope) -> list[Environment]:
     """Make the environments, all at the same time. Raises UsageError if one cannot be made."""
     with Progress(len(requirements), "making environments") as progress, ThreadPoolExecutor() as pool:
+        optional = extras.wanted(environments.running().pins, CURRENT in requirements)
 
         def make(asked: str) -> Environment:
-            environment = environments.make(asked, build=judged.build, added=judged.added)
+            environment = environments.make(asked, build=judged.build, added=judged.added, extras=optional)
             progress.advance(1, asked)
             return environment
 

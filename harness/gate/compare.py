@@ -10,7 +10,7 @@ The pipeline of `gate`, in which steps 1 to 3 run on both sides at the same time
 4. The verdicts, numbers, checkpoints and interfaces are compared (`clauses.compared`, `cell_findings.findings`).
 5. When nothing else runs, both sides are timed in turn (`time_steps`).
 
-If the user chose clauses, there are no cells: steps 1, 2 and 5 do nothing but read the interfaces.
+If the user chose clauses, and no --scope, there are no cells: steps 1, 2 and 5 do nothing but read the interfaces.
 
 If the user brought runs (--spec), these are the cells, the suites judge nothing else, and no step is counted or timed.
 """
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from harness.errors import UsageError
-from harness.gate import cell_findings, cells, clauses, numbers, throughput
+from harness.gate import cell_findings, cells, clauses, numbers, own_defects, throughput
 from harness.gate.cell_findings import Specs, saved_step
 from harness.gate.findings import LOST, UNSAFE, Finding, in_order, verdict
 from harness.gate.numbers import CHANGED, Parting
@@ -98,7 +98,8 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
         report("both", "comparing", 0, None)
         partings = cell_findings.partings(baseline, candidate, specs)
         findings = [
-            *clauses.compared(before, compared),
+            *clauses.compared(*own_defects.others(before, compared)),
+            *own_defects.findings(compared),
             *cell_findings.findings(baseline, candidate, specs, partings),
             *(clauses.unchanged(before, compared) if brought else ()),
         ]
@@ -113,7 +114,12 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
 
 
 def _cells(judged: Scope) -> Specs:
-    chosen = cells.brought(judged.specs) if judged.specs else {} if judged.clauses else cells.cells()
+    if judged.specs:
+        chosen = cells.brought(judged.specs)
+    elif judged.clauses and not judged.file:
+        chosen = {}
+    else:
+        chosen = {name: spec for name, spec in cells.cells().items() if not judged.concerns.outside(spec)}
     return {name: spec.on_device(judged.device) for name, spec in chosen.items()}
 
 
@@ -215,7 +221,8 @@ def _run_suites(side: Side, workers: int, report: Report, tests: Sequence[str] =
 
 def time_steps(baseline: Side, candidate: Side, report: Report, unsafe: bool) -> list[Finding]:
     """Return what counters and the clock say of throughput and memory. unsafe: whether the gate already is."""
-    counted = list(throughput.counters(baseline, candidate))
+    larger = baseline.judged.larger
+    counted = list(throughput.counters(baseline, candidate, throughput.LARGER if larger is None else larger))
     if not (throughput.can_be_timed(baseline) and throughput.can_be_timed(candidate)):
         return counted
     report("both", "timing", 0, None)

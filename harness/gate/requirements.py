@@ -25,8 +25,8 @@ else:
 #: The word for the environment that runs the harness.
 CURRENT = "current"
 
-#: Never installed. It is built against the torch that is already there, so each environment would compile its extensions.
-LEFT_OUT = "deepspeed"
+#: Never resolved: it has no wheel, and its setup script imports torch. The installed one is taken along (`taken_along`).
+BUILT = "deepspeed"
 
 #: Bytes of a requirements file. A lock of 500 packages with all hashes has 2 MB.
 _LIMIT = 4 * 2**20

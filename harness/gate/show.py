@@ -13,7 +13,7 @@ from rich.text import Text
 
 from harness.environment import STACK
 from harness.files import write_whole
-from harness.gate import locks
+from harness.gate import locks, outside
 from harness.gate.compare import Outcome
 from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, SAFE, Finding
 from harness.gate.side import Side
@@ -48,6 +48,10 @@ def screen(console: Console, sides: list[Side], outcome: Outcome) -> None:
             console.print(line, overflow="ellipsis", no_wrap=True)
         if len(found) > _LINES[means]:
             console.print(Text(f"  and {len(found) - _LINES[means]} more in the report"))
+    if left_out := sides[0].judged.left_out:
+        console.print(
+            Text(one_line("left out on both sides: " + "; ".join(f"{name} ({why})" for name, why in left_out)))
+        )
     console.print(Text(judged(sides, outcome)))
     style = "bold green" if outcome.verdict == SAFE else "bold red"
     console.print(Text(f"{outcome.verdict}: {_reasons(outcome)}", style))
@@ -84,6 +88,8 @@ def judged(sides: list[Side], outcome: Outcome) -> str:
         note += (
             f"; checkpoints resumed by the other stack: {', '.join(crossed) or 'none'}; speed and memory: not compared"
         )
+    if said := outside.sentence(sides[0].judged, outcome.cases["candidate"]):
+        note += f"; {said}"
     return (
         f"compared: {counted(before, 'case')} of the baseline and {counted(after, 'case')} of the candidate, "
         f"{counted(clauses, 'clause')}{note}; runs trained on both sides: {numbers}; {outcome.seconds:.0f} s"
@@ -118,6 +124,8 @@ def to_report(sides: list[Side], outcome: Outcome, lock_names: dict[str, str]) -
             for side in sides
         },
         "compared": judged(sides, outcome),
+        "outside": outside.to_json(sides[0].judged, outcome.cases["candidate"]),
+        "left_out": [{"package": name, "reason": reason} for name, reason in sides[0].judged.left_out],
         "findings": [finding.to_json() for finding in outcome.findings],
         "numbers": {name: part.to_json() for name, part in outcome.numbers.items()},
         "seconds": outcome.seconds,

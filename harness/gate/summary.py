@@ -69,9 +69,19 @@ def markdown(report: Mapping[str, Any], title: str = "Upgrade gate", where: str 
             lines.append(f"- and {len(sentences) - _FINDINGS} more in the report")
     if not any(means == BROKEN for means, _ in findings):
         lines += ["", "Nothing that held on the baseline is broken on the candidate."]
+    for package, reason in _left_out(report):
+        lines += ["", f"Left out on both sides: {code_span(package)} ({code_span(reason)})"]
     if isinstance(report.get("compared"), str):
-        lines += ["", _code(report["compared"])]
+        lines += ["", code_span(report["compared"])]
     return "\n".join(lines) + "\n"
+
+
+def _left_out(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each optional package that was left out on both sides, and why. Older reports do not say it."""
+    listed = report.get("left_out")
+    for one in listed[:_FINDINGS] if isinstance(listed, list) else ():
+        if isinstance(one, dict) and isinstance(one.get("package"), str) and isinstance(one.get("reason"), str):
+            yield one["package"], one["reason"]
 
 
 def _findings(report: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
@@ -81,7 +91,7 @@ def _findings(report: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]
             raise UsageError(f"{where}: a finding is no object; it is not a report of `peft-harness gate`")
         about = _one_of(finding, "about", ABOUT, where)
         means = _one_of(finding, "means", tuple(TITLES), where)
-        place, sentence = (_code(_of_type(finding, field, str, where)) for field in ("where", "sentence"))
+        place, sentence = (code_span(_of_type(finding, field, str, where)) for field in ("where", "sentence"))
         yield means, f"- {place} ({about}): {sentence}"
 
 
@@ -110,7 +120,7 @@ def one_line(text: str) -> str:
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
-def _code(text: str) -> str:
+def code_span(text: str) -> str:
     """Return a text as a code span of one line. Backticks, which would end it, are replaced."""
     plain = one_line(text.replace("`", "'"))
     return f"`{plain if len(plain) <= _QUOTED else plain[: _QUOTED - 3] + '...'}`" if plain else "-"
@@ -125,14 +135,14 @@ def of_files(directory: Path, names: list[str]) -> str:
     """
     parts = []
     for name in names:
-        title = f"Upgrade gate ({_code(str(Path(name).parent))})" if len(names) > 1 else "Upgrade gate"
+        title = f"Upgrade gate ({code_span(str(Path(name).parent))})" if len(names) > 1 else "Upgrade gate"
         try:
             if not (directory / name).exists() and not (directory / name).is_symlink():
                 raise UsageError(f"{name}: there is no such file, so the gate did not end; see the log of its job")
             report = read_json(inside(directory, name, directory.name), nan=True)
             parts.append(markdown(report if isinstance(report, dict) else {}, title, name))
         except UsageError as error:
-            parts.append(f"## {title}: NO REPORT\n\n{_code(str(error))}\n")
+            parts.append(f"## {title}: NO REPORT\n\n{code_span(str(error))}\n")
     return _shortened("\n".join(parts))
 
 

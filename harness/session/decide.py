@@ -11,7 +11,7 @@ from harness.contract.expectations import Expectation
 from harness.files import out_of_space
 from harness.runs import judging
 from harness.session import failure, report
-from harness.session.state import VERDICTS, DrawnFailure, NotComparable, NotTrained, State, Unsupported
+from harness.session.state import VERDICTS, DrawnFailure, NotComparable, NotTrained, Outside, State, Unsupported
 from harness.spec import RunSpec
 from harness.subjects import WrongSubject
 from harness.verdict import FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS, Case, Verdict, both
@@ -32,7 +32,7 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
     if isinstance(raised, pytest.skip.Exception) and not problems:
         case.verdict = NOT_COMPARABLE if isinstance(raised, NotComparable) else SKIPPED
         case.reason, case.unsupported = str(raised), isinstance(raised, Unsupported)
-        case.refused = isinstance(raised, NotTrained)
+        case.refused, case.outside = isinstance(raised, NotTrained), isinstance(raised, Outside)
         return
     wrong = next((error for error in _all(raised) if isinstance(error, WrongSubject)), "") or _full(raised)
     if wrong:
@@ -55,8 +55,9 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
         case.verdict, case.reason = SKIPPED, "no law of this clause applies to the runs that were drawn"
     elif expected is not None and not expected.sometimes:
         case.verdict, case.reason, case.link = UNEXPECTED_PASS, expected.reason, expected.link
+        case.own = expected.own
         sentence = (
-            f"{case.clause} holds on {case.scenario}, but suites/expectations/{expected.file} says it must fail "
+            f"{case.clause} holds on {case.scenario}, but {expected.path} says it must fail "
             f"with {expected.match!r} on {', '.join(expected.versions)}: narrow its versions"
         )
         outcome.outcome = "failed"
@@ -112,6 +113,7 @@ def _fails(
     texts = ["\n".join(lines)] if len(problems) == 1 else ["\n".join([p.expected, *p.seen]) for p in problems]
     if expected is not None and case.verdict == FAIL and all(expected.match in text for text in texts):
         case.verdict, case.reason, case.link = KNOWN_DEFECT, expected.reason, expected.link
+        case.own = expected.own
         outcome.outcome = "skipped"
         outcome.wasxfail = expected.reason
         return

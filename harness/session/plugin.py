@@ -27,16 +27,16 @@ from typing import Any
 
 import pytest
 
-from harness import contract, environment, patches, paths, subjects
+from harness import compat, contract, environment, patches, paths, subjects
 from harness.errors import UsageError
 from harness.files import check_writable, reason
 from harness.processes import guard, interrupts
 from harness.processes.parent_watch import end_with_owner
 from harness.runs import drawn
-from harness.session import complete, report, supervisor, terminal
+from harness.session import complete, concerns, report, supervisor, terminal
 from harness.session.decide import RUNS_TO_ITS_END, decide
 from harness.session.specs import Brought
-from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, State
+from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, Outside, State
 from harness.spec import RunSpec
 from harness.verdict import FAIL, Case
 
@@ -74,6 +74,21 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         help="Judge the run of this RunSpec only, by each clause whose law applies to any run. Repeatable.",
     )
     group.addoption("--trust-code", action="store_true", help="Run code that the file of a --spec names.")
+    for kind, names in concerns.NAMES.items():
+        group.addoption(
+            f"--{kind}",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help=f"Judge the cases of this {kind} only, such as {names[0]}. Others are listed. Repeatable.",
+        )
+    group.addoption(
+        "--known-defects",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Known defects of your own, in the format of suites/expectations/. A case in it must fail. Repeatable.",
+    )
     group.addoption(
         "--preload",
         action="append",
@@ -156,6 +171,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning")
     config.addinivalue_line("filterwarnings", "ignore::FutureWarning")
     with _usage_errors_end_the_session():
+        compat.require_supported()
         # This comes first: whatever asks a GPU for its name starts CUDA on it.
         worker = getattr(config, "workerinput", {}).get("workerid", "gw0")
         environment.check_device(config.getoption("--device"), turn=int(worker.removeprefix("gw")))
@@ -380,7 +396,7 @@ def _is_whole(config: pytest.Config) -> bool:
 def _stale(state: State, cases: list[Case]) -> list[str]:
     """Return a sentence for each known defect whose clause and scenario name no case."""
     return [
-        f"suites/expectations/{one.file}: {one.clause} {one.scenario!r} names no case"
+        f"{one.path}: {one.clause} {one.scenario!r} names no case"
         for one in state.expectations
         if not any(case.clause == one.clause and one.names(case.scenario) for case in cases)
     ]
@@ -388,11 +404,31 @@ def _stale(state: State, cases: list[Case]) -> list[str]:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[VERDICTS] = []
+    if reason := _outside(item, item.config.stash[STATE].concerns):
+        raise Outside(f"{concerns.OUTSIDE}{reason}")
     if len(item.stash[CASES]) > 1:
         return
     for requirement in contract.clauses()[item.stash[CASES][0].clause].needs:
         if not environment.satisfies(requirement):
             pytest.skip(f"needs {requirement}")
+
+
+def _outside(item: pytest.Item, chosen: concerns.Concerns) -> str:
+    """Say which part of a test's run is outside of the user's scope; "" if the test is judged."""
+    if chosen.all or _judges_brought(item):
+        return ""
+    if "draw" in getattr(item, "fixturenames", ()):
+        return "drawn runs, which have any route, method and launch"
+    callspec = getattr(item, "callspec", None)
+    for name, value in callspec.params.items() if callspec else ():
+        value = getattr(value, "spec", value)
+        if isinstance(value, RunSpec):
+            found = chosen.outside(value)
+        else:
+            found = chosen.outside_by_name(name, value) if name in concerns.NAMES and isinstance(value, str) else ""
+        if found:
+            return found
+    return ""
 
 
 # ---- verdicts ----

@@ -17,6 +17,7 @@ from harness import contract
 from harness.environment import peak_bytes
 from harness.files import write_whole
 from harness.session import specs
+from harness.session.concerns import OUTSIDE
 from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, ORDER, PASS, SKIPPED, UNEXPECTED_PASS, Case
 from harness.words import counted
 
@@ -136,12 +137,13 @@ def unjudged(cases: list[Case]) -> list[Unjudged]:
 def decisive(cases: list[Case], named: bool) -> list[Unjudged]:
     """Return the unjudged clauses for which a run ends with 3.
 
-    - named: whether the user named the clauses. Then each of them must be judged. Otherwise a clause may go unjudged
-      for a declared cause, as long as any other clause was judged.
+    - named: whether the user named the clauses. Then each of them must be judged, unless all of its cases are outside of
+      the scope. Otherwise a clause may go unjudged for a declared cause, as long as any other clause was judged.
     """
     found = unjudged(cases)
     nothing = len(found) == len(by_clause(cases))
-    return [one for one in found if named or nothing or not one.declared]
+    inside = {case.clause for case in cases if not case.outside}
+    return [one for one in found if nothing or (one.clause in inside and (named or not one.declared))]
 
 
 def exit_code(cases: list[Case], named: bool = False) -> int:
@@ -177,6 +179,11 @@ def summary(console: Console, cases: list[Case], effort: Effort, named: bool = F
         console.print(Text(f"{name}: not judged: {'; '.join(parts)}"))
     # The first lines say why a run of --spec was refused.
     cases = [case for case in cases if not case.refused]
+    outside = Counter(case.reason.removeprefix(OUTSIDE) for case in cases if case.outside)
+    if outside:
+        parts = ", ".join(f"{reason} ({count})" for reason, count in outside.most_common())
+        console.print(Text(f"skipped {counted(outside.total(), 'case')}: {OUTSIDE}{parts}"))
+    cases = [case for case in cases if not case.outside]
     skipped = Counter(case.reason for case in cases if case.reason and case.verdict in (SKIPPED, NOT_COMPARABLE))
     for reason, count in skipped.most_common():
         console.print(Text(f"skipped {counted(count, 'case')}: {reason}"))
