@@ -127,9 +127,7 @@ def _changed(directory: Path, files: dict[str, list[int]], manifest: dict[str, A
     if other := [name for name in changed if files[name][0] != before[name][0]]:
         return f"{other[0]}: has {files[other[0]][0]:,} bytes instead of {before[other[0]][0]:,}"
     recorded = {
-        name: digest
-        for entries in _records(site_packages(directory)).values()
-        for name, (digest, _) in entries.items()
+        name: digest for entries in _records(site_packages(directory)).values() for name, (digest, _) in entries.items()
     }
     for name in changed:
         # The RECORD itself is in the hashes, so an edited one does not vouch for an edited file.

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -67,7 +68,7 @@ class Contradiction:
 
 
 def contradictions(environment: Environment) -> list[Contradiction]:
-    """Return what the packages of an environment want and do not have. Each package that is wanted is named once for each wish.
+    """Return what the packages of an environment want and do not have.
 
     The index is asked for a release that fits, if there is any contradiction.
     """
@@ -88,6 +89,15 @@ def contradictions(environment: Environment) -> list[Contradiction]:
         available = _available(name, requirement.specifier)
         wrong.setdefault(key, Contradiction(owner.metadata["Name"], owner.version, wants, has, available))
     return list(wrong.values())
+
+
+def of_sides(sides: Mapping[str, Environment]) -> list[dict[str, Any]]:
+    """Return the contradictions of several environments as a gate's report has them. sides: name -> environment."""
+    found: dict[Contradiction, list[str]] = {}
+    for name, environment in sides.items():
+        for one in contradictions(environment):
+            found.setdefault(one, []).append(name)
+    return [{"sides": names, "sentence": str(one), **asdict(one)} for one, names in found.items()]
 
 
 def _spaced(limit: str) -> str:

@@ -12,7 +12,7 @@ from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocat
 from harness import contract, trust
 from harness.files import reason
 from harness.runs.lifecycle import describe
-from harness.session import report
+from harness.session import case_file
 from harness.session.state import State
 from harness.spec import changes
 from harness.verdict import AMBIGUOUS, NOT_COMPARABLE, Case, Verdict
@@ -90,20 +90,7 @@ def _write_case(state: State, case: Case) -> Path:
     directory = Path(".peft-harness")
     (directory / "cases").mkdir(parents=True, exist_ok=True)
     (directory / ".gitignore").write_text("*\n")
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{case.clause}-{case.scenario}")
-    path = directory / "cases" / f"{name[:120]}.json"
-    body = {
-        "schema_version": report.SCHEMA_VERSION,
-        "clause": case.clause,
-        "scenario": case.scenario,
-        # A drawn run is repeated from its spec: the test would draw other runs. So is a run of --spec: without it there
-        # is no test.
-        **({} if case.drawn or case.brought else {"test": case.nodeid.rpartition("suites/")[2]}),
-        "subject": case.subject,
-        "device": case.device,
-        "preload": state.preload,
-        "spec": case.specs[0] if case.specs else None,
-        **({"life": case.life} if case.life else {}),
-    }
+    path = directory / "cases" / f"{case_file.file_stem(case.clause, case.scenario)}.json"
+    body = case_file.body(case, state.preload)
     path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return path
