@@ -23,7 +23,7 @@ _MOST_WORDS = 1000
 _FRAME = re.compile(r'File "([^"]+)", line (\d+),? in (\S+)')
 
 
-def raised(error: BaseException) -> dict[str, Any]:
+def where_raised(error: BaseException) -> dict[str, Any]:
     """Return what an exception says and where it was raised.
 
     - "kind", "message": the exception's type and words.
@@ -37,7 +37,7 @@ def raised(error: BaseException) -> dict[str, Any]:
 
 
 def place_in(text: str) -> dict[str, Any]:
-    """Return the place that a printed stack shows, such as that of a hung rank. The keys are as in `raised`.
+    """Return the place that a printed stack shows, such as that of a hung rank. The keys are as in `where_raised`.
 
     In a stack of `faulthandler` the innermost call is the first, in a traceback the last.
     """

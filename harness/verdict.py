@@ -138,6 +138,9 @@ class Case:
     - misused: whether it was not judged because the user's subject is wrong.
     - brought: whether its run is one that the user brought (--spec).
     - refused: whether it was not judged because that run cannot be trained.
+    - raised: the errors that ended its runs or its test, each with the place in upstream that raised it (`harness.raised`).
+      "run" is which of `specs` was trained.
+    - repeat: the command that repeats it, if it fails.
     """
 
     clause: str
@@ -157,3 +160,5 @@ class Case:
     misused: bool = False
     brought: bool = False
     refused: bool = False
+    raised: list[dict[str, Any]] = field(default_factory=list)
+    repeat: str = ""

@@ -160,13 +160,12 @@ def _cause(key: Root, members: Sequence[Case], holding: Sequence[Case], changed:
     clauses = Counter(case.clause for case in members)
     runs, kept = _runs(key, members), _kept(key, clauses, holding)
     globs = " ".join(f"--clause {shlex.quote(clause)}" for clause, _ in clauses.most_common(_FEWEST))
-    repeat = example.evidence.get("repeat")
     return Cause(
         sentence=_sentence(key, example, len(members)),
         members=tuple((case.clause, case.scenario) for case in members),
         reaches=reach.reaches(runs, kept),
         packages=_packages(key, changed),
-        next=(*([repeat] if isinstance(repeat, str) else []), f"{check} {globs}"),
+        next=(*([example.repeat] if example.repeat else []), f"{check} {globs}"),
         example=f"{example.clause} [{example.scenario}]: {_line(root.sentences(example)[0])}",
     )
 
@@ -183,12 +182,7 @@ def _runs(key: Root, members: Sequence[Case]) -> list[dict[str, Any]]:
 def _kept(key: Root, clauses: Iterable[str], holding: Sequence[Case]) -> list[dict[str, Any]]:
     """Return the specs of the runs that a cause has not reached: for an error all, else those of the same clauses."""
     ids = None if isinstance(key, Error) else set(clauses)
-    return [
-        spec
-        for case in holding
-        if (ids is None or case.clause in ids) and not case.evidence.get("raised")
-        for spec in case.specs
-    ]
+    return [spec for case in holding if (ids is None or case.clause in ids) and not case.raised for spec in case.specs]
 
 
 def _packages(key: Root, changed: tuple[str, ...]) -> tuple[str, ...]:

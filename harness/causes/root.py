@@ -71,8 +71,7 @@ _ENDED = re.compile(
 def recorded(case: Case) -> list[Error]:
     """Return the errors that were recorded where they were caught (`harness.raised`), in the order of the runs."""
     found = []
-    entries = case.evidence.get("raised")
-    for entry in entries if isinstance(entries, list) else []:
+    for entry in case.raised:
         if isinstance(entry, Mapping):
             texts = {name: _text(entry.get(name)) for name in ("kind", "message", "package", "file", "function")}
             calls = entry.get("calls")
@@ -131,7 +130,8 @@ _SCALAR = re.compile(
     r"(?P<what>(?:logged |training_|eval_)?(?:loss|grad_norm))\b:? (?P<seen>[\d.e+-]+), expected (?P<expected>[\d.e+-]+)"
 )
 _MISSING = re.compile(
-    r"\b(?:no (?P<kind>tensor for|file|gradient for|key)|lacks) (?P<a>[\w./-]+)|(?P<b>[\w./-]+) (?:is missing|was not observed|is not in its file)"
+    r"\b(?:no (?:tensor for|file|gradient for|key)|lacks) (?P<a>[\w./-]+)"
+    r"|(?P<b>[\w./-]+) (?:is missing|was not observed|is not in its file)"
 )
 #: Factors by which a wrong mean or a wrong scale makes a number too large or too small.
 _SIMPLE = (0.125, 0.25, 1 / 3, 0.5, 2 / 3, 0.75, 1.25, 4 / 3, 1.5, 2.0, 3.0, 4.0, 8.0)

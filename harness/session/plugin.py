@@ -388,6 +388,8 @@ def _stale(state: State, cases: list[Case]) -> list[str]:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[VERDICTS] = []
+    if (runs := item.config.stash[STATE].runs) is not None:
+        runs.broken.clear()
     if len(item.stash[CASES]) > 1:
         return
     for requirement in contract.clauses()[item.stash[CASES][0].clause].needs:

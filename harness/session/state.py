@@ -8,6 +8,7 @@ from _pytest.outcomes import Skipped
 from harness import contract, environment, patches, paths
 from harness.contract import expectations
 from harness.errors import UsageError
+from harness.runs.cache import Runs
 from harness.session import report, specs
 from harness.session.complete import Complete
 from harness.session.journal import Journal
@@ -70,6 +71,8 @@ class State:
             if one.clause not in known:
                 raise UsageError(f"suites/expectations/{one.file}: {one.clause!r} is no clause of the contract")
         self.effort = report.Effort()
+        #: The training runs of this process, once a test needed them.
+        self.runs: Runs | None = None
         #: What could not be written although it was asked for, in sentences.
         self.unwritten: list[str] = []
         #: Mistakes in the suites that xdist's workers reported.
