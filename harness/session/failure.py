@@ -25,7 +25,7 @@ _STATEMENT, _SOURCE = "  clause    ", "  upstream  "
 
 
 def block(state: State, case: Case, verdict: Verdict) -> list[str]:
-    """Return the lines that describe a verdict that does not hold, and write the file that repeats the case."""
+    """Return the lines that describe a verdict that does not hold. Write the file that repeats the case (`Case.repeat`)."""
     clause = contract.clauses()[case.clause]
     ending = {AMBIGUOUS: "is undecided", NOT_COMPARABLE: "cannot be compared"}.get(verdict.outcome, "does not hold")
     lines = [
@@ -41,7 +41,8 @@ def block(state: State, case: Case, verdict: Verdict) -> list[str]:
         lines.append(f"  run       {', '.join(changes(case.specs[0])) or 'the default run'}")
     lines += _labelled("life", [describe(act) for act in case.life or []])
     try:
-        lines.append(f"  repeat    peft-harness repro {_write_case(state, case)}{_trust(state, case)}")
+        case.repeat = f"peft-harness repro {_write_case(state, case)}{_trust(state, case)}"
+        lines.append(f"  repeat    {case.repeat}")
     except OSError as error:
         lines.append(f"  repeat    no case file could be written in .peft-harness ({reason(error)})")
     return lines

@@ -161,6 +161,7 @@ _KINDS: dict[str, Any] = {
     "misused": bool,
     "brought": bool,
     "refused": bool,
+    "raised": list,
 }
 _NEEDED = ("clause", "scenario", "nodeid", "subject")
 
