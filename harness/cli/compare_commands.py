@@ -52,6 +52,9 @@ def gate(
     quick: Annotated[
         bool, typer.Option("--quick", help="Judge on the baseline only the cases that fail on the candidate.")
     ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Print all causes and findings, not only what fits on one screen.")
+    ] = False,
     env: Env = None,
     build: Build = None,
 ) -> None:
@@ -68,7 +71,7 @@ def gate(
     from harness.gate import command
 
     raise typer.Exit(
-        command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick)
+        command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick, full)
     )
 
 

@@ -206,6 +206,12 @@ def repro(
     ] = None,
     trust_code: TrustCode = False,
     limit: Limit = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", metavar="REQUIREMENT", help="Repeat it in a new environment with this release. Repeatable."
+        ),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Repeat one failed case, or train one RunSpec and judge it.
@@ -217,6 +223,14 @@ def repro(
     from harness.session import apart, case_file
 
     case = case_file.load(file)
+    if with_:
+        from harness.gate import command
+
+        use_cache()
+        words = ["--trust-code"] if trust_code else []
+        for option, value in (("--subject", subject), ("--device", device), ("--limit", limit), ("--json", json)):
+            words += [] if value is None else [option, str(value)]
+        raise typer.Exit(command.repro(with_, file, words))
     if case.test is None:
         from harness.session.repro import judge_spec
 

@@ -18,7 +18,18 @@ from rich.table import Table
 from harness import contract
 from harness.errors import UsageError
 from harness.files import write_whole
-from harness.gate import baseline_cache, compare, environments, extras, locks, show
+from harness.gate import (
+    baseline_cache,
+    case_files,
+    compare,
+    environments,
+    extras,
+    locks,
+    next_steps,
+    requires,
+    show,
+    summary,
+)
 from harness.gate import bisect as bisection
 from harness.gate import history as past
 from harness.gate.environments import Environment
@@ -44,6 +55,8 @@ def check(requirements: list[str], judged: Scope, json: Path | None, rest: list[
     (environment,) = made([asked], judged)
     for name, why in environment.lacks:
         print(f"peft-harness: {name} is left out, and cases that need it are skipped ({why})", file=sys.stderr)
+    for contradiction in requires.contradictions(environment):
+        print(f"peft-harness: {contradiction}", file=sys.stderr)
     options = judged.options() + (["--json", str(json.absolute())] if json is not None else [])
     if json is not None:
         beside = json.with_suffix(".lock")
@@ -56,6 +69,17 @@ def check(requirements: list[str], judged: Scope, json: Path | None, rest: list[
     ]  # fmt: skip
     code = environment.run(*words, preexec_fn=ignore_ctrl_c).returncode
     return 2 if code in (4, 5) else code  # pytest calls wrong usage 4 and no test 5
+
+
+def repro(requirements: list[str], file: Path, rest: list[str]) -> int:
+    """Repeat a case in the stack that the requirements make. Returns the exit code of `peft-harness repro` there.
+
+    - file: the case file, or a RunSpec.
+    - rest: further words for `peft-harness repro`.
+    """
+    (environment,) = made([" ".join(requirements)], Scope())
+    words = [*SAFE_PATH, "-m", "harness.cli", "repro", str(file), *rest]
+    return environment.run(*words, preexec_fn=ignore_ctrl_c).returncode
 
 
 def workers(judged: Scope, rest: list[str]) -> list[str]:
@@ -77,6 +101,7 @@ def gate(
     candidate_preloads: tuple[str, ...] = (),
     anew: bool = False,
     quick: bool = False,
+    full: bool = False,
 ) -> int:
     """Compare two stacks, given by their requirements. Returns 0 safe, 1 unsafe, 3 inconclusive.
 
@@ -84,6 +109,7 @@ def gate(
     - candidate_preloads: modules that only the candidate imports, after those of `judged`.
     - anew: judge all of the baseline's cases, even those that an earlier gate has cached (`harness.gate.baseline_cache`).
     - quick: see `compare.gate`. It has no effect if the baseline is cached.
+    - full: print all causes and findings, not only what fits on one screen.
 
     Raises UsageError if the gate could not run.
     """
@@ -94,6 +120,9 @@ def gate(
     left_out = extras.on_one_side(before, after)
     for name, reason in left_out:
         notes.print(f"left out on both sides: {name} ({reason})")
+    wanted = requires.of_sides({"baseline": before, "candidate": after})
+    for one in wanted:
+        notes.print(f"{' and '.join(one['sides'])}: {one['sentence']}")
     judged, changed = (dataclasses.replace(one, left_out=left_out) for one in (judged, changed))
     before, after = (extras.without(side, [name for name, _ in left_out]) for side in (before, after))
     results = (
@@ -114,12 +143,20 @@ def gate(
             # Each worker would train the runs of --spec again.
             count = 1 if judged.specs else min(MOST_WORKERS[judged.device], max(1, (os.cpu_count() or 2) // 2))
             outcome = compare.gate(sides[0], sides[1], count, report, quick and not cached_since)
+        outcome.requires = wanted
+        place = case_files.directory(json)
+        files, unwritten = case_files.write_all(place, outcome, changed)
+        outcome.causes = next_steps.with_next(outcome.causes, baseline, candidate, changed, files)
+        report = show.to_report(sides, outcome)
+        beside = [f"{place}{os.sep} ({counted(len(files), 'case file')})"] if files else []
         # If a file cannot be written after all, the result was printed.
-        show.screen(screen(), sides, outcome)
+        show.screen(screen(), report, [str(path) for path in (json, markdown) if path is not None] + beside, full)
         if json is not None:
-            show.write_report(json, sides, outcome)
+            show.write_report(json, sides, report)
         if markdown is not None:
-            write_whole(markdown, show.markdown(sides, outcome))
+            write_whole(markdown, summary.markdown(report))
+        if unwritten is not None:
+            raise unwritten
     shutil.rmtree(results, ignore_errors=True)
     return exit_code(outcome.verdict)
 

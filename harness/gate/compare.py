@@ -7,8 +7,9 @@ The pipeline of `gate`, in which steps 1 to 3 run on both sides at the same time
    costs (`throughput.count`).
 3. Each side runs the suites (`judge_suites`). With `quick`, the baseline then runs only the tests that do not hold on the
    candidate (`judge_failing`).
-4. The verdicts, numbers, checkpoints and interfaces are compared (`clauses.compared`, `cell_findings.findings`).
+4. The verdicts, numbers, checkpoints and interfaces are compared (`clauses.changes`, `cell_findings.findings`).
 5. When nothing else runs, both sides are timed in turn (`time_steps`).
+6. What is broken or lost is grouped by cause (`by_cause.by_cause`).
 
 If the user chose clauses, and no --scope, there are no cells: steps 1, 2 and 5 do nothing but read the interfaces.
 
@@ -20,11 +21,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from harness.errors import UsageError
 from harness.gate import cell_findings, cells, clauses, numbers, own_defects, throughput
+from harness.gate.by_cause import GateCause, by_cause, changed_packages
 from harness.gate.cell_findings import Specs, saved_step
 from harness.gate.findings import LOST, UNSAFE, Finding, in_order, verdict
 from harness.gate.numbers import CHANGED, Parting
@@ -49,6 +51,8 @@ class Outcome:
     - cases: "baseline" or "candidate" -> cases of the suites.
     - seconds: how long the gate took.
     - quick: whether the baseline was judged only in what does not hold on the candidate.
+    - causes: of all findings that are broken or lost (`harness.gate.by_cause`).
+    - requires: what packages of the stacks want and do not have, as the report has it (`harness.gate.requires`).
     """
 
     verdict: str
@@ -57,6 +61,8 @@ class Outcome:
     cases: dict[str, list[Case]]
     seconds: float
     quick: bool = False
+    causes: list[GateCause] = field(default_factory=list)
+    requires: list[dict[str, Any]] = field(default_factory=list)
 
 
 def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: bool = False) -> Outcome:
@@ -71,7 +77,7 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
     """
     started = time.monotonic()
     brought = bool(baseline.judged.specs)
-    specs = _cells(baseline.judged)
+    specs = cells_of(baseline.judged)
 
     def read_and_judge(side: Side, other: Side) -> list[Case]:
         if specs:
@@ -97,8 +103,9 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
             compared = clauses.of_tests(after, failing)
         report("both", "comparing", 0, None)
         partings = cell_findings.partings(baseline, candidate, specs)
+        changes = clauses.changes(*own_defects.others(before, compared))
         findings = [
-            *clauses.compared(*own_defects.others(before, compared)),
+            *clauses.findings(changes),
             *own_defects.findings(compared),
             *cell_findings.findings(baseline, candidate, specs, partings),
             *(clauses.unchanged(before, compared) if brought else ()),
@@ -110,10 +117,14 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
         baseline.end()
         candidate.end()
     cases = {"baseline": before, "candidate": after}
-    return Outcome(verdict(findings), in_order(findings), partings, cases, time.monotonic() - started, quick)
+    findings = in_order(findings)
+    packages = changed_packages(baseline.environment.pins, candidate.environment.pins)
+    causes = by_cause(findings, changes, after, packages, specs)
+    return Outcome(verdict(findings), findings, partings, cases, time.monotonic() - started, quick, causes)
 
 
-def _cells(judged: Scope) -> Specs:
+def cells_of(judged: Scope) -> Specs:
+    """Return the cells that both sides train."""
     if judged.specs:
         chosen = cells.brought(judged.specs)
     elif judged.clauses and not judged.file:

@@ -9,6 +9,7 @@ import pytest
 
 from harness.contract.expectations import Expectation
 from harness.files import out_of_space
+from harness.raised import where_raised
 from harness.runs import judging
 from harness.session import failure, report
 from harness.session.state import VERDICTS, DrawnFailure, NotComparable, NotTrained, Outside, State, Unsupported
@@ -29,6 +30,7 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
     """
     raised = call.excinfo.value if call.excinfo else None
     problems = [verdict for verdict in item.stash.get(VERDICTS, []) if not verdict.holds]
+    case.raised = _raised(state, case, raised)
     if isinstance(raised, pytest.skip.Exception) and not problems:
         case.verdict = NOT_COMPARABLE if isinstance(raised, NotComparable) else SKIPPED
         case.reason, case.unsupported = str(raised), isinstance(raised, Unsupported)
@@ -62,6 +64,23 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
         )
         outcome.outcome = "failed"
         outcome.longrepr = failure.representation(item, sentence, [sentence])
+
+
+def _raised(state: State, case: Case, ended: BaseException | None) -> list[dict[str, Any]]:
+    """Return the errors that ended the runs of a case, in the order of the runs, and that of its test."""
+    broken = state.runs.broken if state.runs is not None else []
+    found: list[dict[str, Any]] = []
+    if state.runs is not None and broken:
+        specs = [state.runs.on_device(RunSpec.from_json(spec, within_bounds=False)) for spec in case.specs]
+        for trace in broken:
+            if trace.spec in specs:
+                found.append({**trace.raised, "run": specs.index(trace.spec)})
+            elif case.drawn is None:  # a test of drawn runs makes many, and is about the last
+                found.append(trace.raised)
+    aside = isinstance(ended, (pytest.skip.Exception, DrawnFailure)) or hasattr(ended, "exceptions")
+    if ended is not None and not aside:
+        found.append(where_raised(ended))
+    return [one for index, one in enumerate(found) if one and one not in found[:index]]
 
 
 def _expectation(state: State, case: Case, problems: Sequence[Verdict]) -> Expectation | None:

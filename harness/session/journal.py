@@ -163,6 +163,7 @@ _KINDS: dict[str, Any] = {
     "refused": bool,
     "outside": bool,
     "own": bool,
+    "raised": list,
 }
 _NEEDED = ("clause", "scenario", "nodeid", "subject")
 

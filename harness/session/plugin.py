@@ -404,6 +404,8 @@ def _stale(state: State, cases: list[Case]) -> list[str]:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[VERDICTS] = []
+    if (runs := item.config.stash[STATE].runs) is not None:
+        runs.broken.clear()
     if reason := _outside(item, item.config.stash[STATE].concerns):
         raise Outside(f"{concerns.OUTSIDE}{reason}")
     if len(item.stash[CASES]) > 1:

@@ -9,6 +9,7 @@ from _pytest.outcomes import Skipped
 
 from harness import contract, environment, patches, paths
 from harness.contract import expectations
+from harness.runs.cache import Runs
 from harness.session import concerns, report, specs
 from harness.session.complete import Complete
 from harness.session.journal import Journal
@@ -79,6 +80,8 @@ class State:
             if one.clause not in known:
                 raise concerns.unknown(f"{one.path}: clause", one.clause, known)
         self.effort = report.Effort()
+        #: The training runs of this process, once a test needed them.
+        self.runs: Runs | None = None
         #: What could not be written although it was asked for, in sentences.
         self.unwritten: list[str] = []
         #: Mistakes in the suites that xdist's workers reported.
