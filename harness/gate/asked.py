@@ -27,7 +27,7 @@ _MOST, _LONGEST = 3000, 2**16
 CONTENT = "content sha256:"
 
 #: Folders in which conda builds packages. `pip freeze` in a conda environment names them.
-_OF_CONDA = ("/croot/", "/feedstock_root/", "/conda-bld/", "/tmp/build/")
+_OF_CONDA = ("/croot/", "/feedstock_root/", "/conda-bld/")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from harness.errors import UsageError
 from harness.gate import sources
 from harness.gate.asked import CONTENT, Asked, name_of
 from harness.gate.formats import conda, lists, pip_file, pipfile, project, uv_lock
-from harness.gate.formats.common import Chosen, no_choice
+from harness.gate.formats.common import NOTHING, Chosen, no_choice
 from harness.reading import read_text, shown, shown_path
 
 __all__ = ["CONTENT", "CURRENT", "LEFT_OUT", "Asked", "name_of", "names", "read"]
@@ -87,10 +87,10 @@ def read(asked: str) -> Asked:
 def file_and_choice(word: str) -> tuple[str, Chosen]:
     """Split `FILE[extra,...]:group,...` into the file and what is chosen of it."""
     if _is_file(word):
-        return word, Chosen()
+        return word, NOTHING
     match = re.fullmatch(r"(.+?)(?:\[([\w.,\s-]*)\])?(?::([\w.,-]+))?", word, re.DOTALL)
     if match is None or not _is_file(match[1]):
-        return word, Chosen()
+        return word, NOTHING
     extras, groups = (tuple(filter(None, re.split(r"[,\s]+", match[part] or ""))) for part in (2, 3))
     return match[1], Chosen(extras, groups)
 
@@ -117,7 +117,7 @@ def _read_word(word: str, asked: str, found: Asked) -> None:
 
 
 def _read_file(
-    file: Path, found: Asked, chosen: Chosen = Chosen(), within: tuple[Path, ...] = (), constraints: bool = False
+    file: Path, found: Asked, chosen: Chosen = NOTHING, within: tuple[Path, ...] = (), constraints: bool = False
 ) -> None:
     """Add what a file names.
 
@@ -138,13 +138,15 @@ def _read_file(
     if "\0" in text:
         raise UsageError(f"{shown_path(file)}: not a text file (it has NUL bytes)")
     found.files.append((real, constraints))
-    include = lambda path, limits: _read_file(path, found, Chosen(), (*within, real), limits)  # noqa: E731
+    include = lambda path, limits: _read_file(path, found, NOTHING, (*within, real), limits)  # noqa: E731
     reader = _reader(file)
     if reader is None:
         no_choice(file, chosen)
         pip_file.read(file, text, found, include, constraints)
     elif constraints:
-        raise UsageError(f"{shown_path(file)}: is no list of constraints; write one requirement a line into a .txt file")
+        raise UsageError(
+            f"{shown_path(file)}: is no list of constraints; write one requirement a line into a .txt file"
+        )
     else:
         reader(file, text, chosen, found, include)
 

@@ -22,16 +22,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-#: A group's name that lists may include again and again.
-Names = tuple[str, ...]
-
 
 @dataclass(frozen=True)
 class Chosen:
     """The extras and groups that the user named after a file, as in `pyproject.toml[train]:dev`."""
 
-    extras: Names = ()
-    groups: Names = ()
+    extras: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.extras or self.groups)
@@ -39,6 +36,10 @@ class Chosen:
     def __str__(self) -> str:
         extras = f"[{','.join(self.extras)}]" if self.extras else ""
         return extras + (f":{','.join(self.groups)}" if self.groups else "")
+
+
+#: No extra and no group.
+NOTHING = Chosen()
 
 
 def toml(file: Path, text: str) -> dict[str, Any]:

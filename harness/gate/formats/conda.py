@@ -37,7 +37,9 @@ def read(file: Path, text: str, chosen: Chosen, found: Asked, include: Include) 
         if isinstance(entry, dict) and isinstance(entry.get("pip"), list):
             lines += entry["pip"]
         elif not isinstance(entry, str):
-            raise UsageError(f"{shown_path(file)}: has {shown(entry)} among its dependencies; write a package or a pip part")
+            raise UsageError(
+                f"{shown_path(file)}: has {shown(entry)} among its dependencies; write a package or a pip part"
+            )
     if not all(isinstance(line, str) for line in lines):
         raise UsageError(f"{shown_path(file)}: its pip part is no list of strings; write one requirement a line")
     same = " ".join(filter(None, (_as_requirement(entry) for entry in of_conda)))
@@ -49,7 +51,9 @@ def read(file: Path, text: str, chosen: Chosen, found: Asked, include: Include) 
     left_out = [entry for entry in of_conda if _name(entry) not in ("pip", "python")]
     if left_out:
         stack = " ".join(filter(None, (_as_requirement(one) for one in left_out if _on_pypi(one) in _STACK)))
-        more = f"; to judge those of the stack, name them as well: {shown(f'{file.name} {stack}', 400)}" if stack else ""
+        more = (
+            f"; to judge those of the stack, name them as well: {shown(f'{file.name} {stack}', 400)}" if stack else ""
+        )
         names = ", ".join(sorted({_name(one) for one in left_out}))
         found.notes.append(f"{shown_path(file)}: packages of conda are not installed: {shown_path(names)}{more}")
     _note_python(file, of_conda, found)

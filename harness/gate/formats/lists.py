@@ -181,7 +181,9 @@ def _one_each(file: Path, packages: list[Package]) -> list[Package]:
         other = chosen.setdefault(name, package)
         if other.get("version") != package.get("version"):
             versions = f"{shown(other.get('version'))} and {shown(package.get('version'))}"
-            raise UsageError(f"{shown_path(file)}: {name} {versions} both apply here; make the lock anew for this Python")
+            raise UsageError(
+                f"{shown_path(file)}: {name} {versions} both apply here; make the lock anew for this Python"
+            )
     return list(chosen.values())
 
 

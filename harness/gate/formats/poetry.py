@@ -19,7 +19,6 @@ from harness.gate.formats.common import (
     check_python,
     fits_python,
     git_address,
-    line_of,
     marker_applies,
     table,
     tables,
@@ -31,12 +30,10 @@ from harness.reading import shown, shown_path
 def read(file: Path, text: str, data: dict[str, Any], chosen: Chosen, found: Asked) -> None:
     """Add the dependencies of a Poetry project, and those of the extras and groups that the user chose."""
     poetry = table(table(data.get("tool")).get("poetry"))
-    groups = {name: table(table(value).get("dependencies")) for name, value in table(poetry.get("group")).items()}
-    if "dev-dependencies" in poetry:
-        groups["dev"] = table(poetry["dev-dependencies"])
+    by_group = groups(table(data.get("tool")))
     extras = table(poetry.get("extras"))
     check_choice(file, "extra", chosen.extras, extras)
-    check_choice(file, "group", chosen.groups, groups)
+    check_choice(file, "group", chosen.groups, by_group)
     dependencies = table(poetry.get("dependencies"))
     python = dependencies.get("python")
     if isinstance(python, str):
@@ -49,15 +46,37 @@ def read(file: Path, text: str, data: dict[str, Any], chosen: Chosen, found: Ask
         if canonicalize_name(key) == canonicalize_name(extra)
         for line in texts(file, value, f"the extra {extra}")
     }
-    listed = [(name, entry, False) for name, entry in dependencies.items() if name != "python"]
-    for group in chosen.groups:
-        (entries,) = (value for key, value in groups.items() if canonicalize_name(key) == canonicalize_name(group))
-        listed += [(name, entry, True) for name, entry in entries.items()]
-    if not listed:
+    if not dependencies and not chosen.groups:
         raise UsageError(f"{shown_path(file)}: has no dependencies in [tool.poetry]; name a requirements file")
-    for name, entry, always in listed:
+    add(file, text, dependencies, found, wanted)
+    for group in chosen.groups:
+        (entries,) = (value for key, value in by_group.items() if canonicalize_name(key) == canonicalize_name(group))
+        add(file, text, entries, found)
+
+
+def groups(tool: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the dependencies of [tool.poetry.group] by group."""
+    poetry = table(tool.get("poetry"))
+    found = {name: table(table(value).get("dependencies")) for name, value in table(poetry.get("group")).items()}
+    return found | ({"dev": table(poetry["dev-dependencies"])} if "dev-dependencies" in poetry else {})
+
+
+def tie(tool: dict[str, Any], found: Asked) -> None:
+    """Tie dependencies of [project] to the sources that [tool.poetry.dependencies] gives them."""
+    poetry = table(tool.get("poetry"))
+    found.indexes += indexes(poetry.get("source"))
+    urls = {index.name: index.url for index in found.indexes}
+    for name, entry in table(poetry.get("dependencies")).items():
+        if (source := table(entry).get("source")) in urls:
+            found.pinned[str(canonicalize_name(name))] = urls[source]
+
+
+def add(file: Path, text: str, entries: dict[str, Any], found: Asked, extras: set[str] | None = None) -> None:
+    """Add dependencies in Poetry's notation. extras: the optional ones that are wanted; None for all."""
+    for name, entry in entries.items():
         for one in entry if isinstance(entry, list) else [entry]:
-            if table(one).get("optional") and not always and canonicalize_name(name) not in wanted:
+            optional = extras is not None and bool(table(one).get("optional"))
+            if name == "python" or (optional and canonicalize_name(name) not in (extras or ())):
                 continue
             where = f"{shown_path(file)}{_place(text, name)}"
             for line in lines(name, one, where, found):
@@ -113,7 +132,9 @@ def specifier(text: str, where: str) -> str:
     """
     text = text.strip()
     if "||" in text or " | " in text:
-        raise UsageError(f"{where}: {shown(text)} has alternatives (||), which cannot be resolved here; write one range")
+        raise UsageError(
+            f"{where}: {shown(text)} has alternatives (||), which cannot be resolved here; write one range"
+        )
     parts = [part for part in re.split(r"\s*,\s*|\s+(?=[<>=!~^])", text) if part]
     return ",".join(filter(None, (_one(re.sub(r"\s+", "", part), where) for part in parts)))
 

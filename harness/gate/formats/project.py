@@ -29,7 +29,8 @@ def read(file: Path, text: str, chosen: Chosen, found: Asked, include: Include) 
         poetry.read(file, text, data, chosen, found)
         return
     extras = table(project.get("optional-dependencies"))
-    groups = table(data.get("dependency-groups")) | _legacy_group(table(tool.get("uv")))
+    of_poetry = poetry.groups(tool)
+    groups = of_poetry | table(data.get("dependency-groups")) | _legacy_group(table(tool.get("uv")))
     dynamic = texts(file, project.get("dynamic"), "dynamic")
     files = _files_of_setuptools(file, table(tool.get("setuptools")), dynamic)
     check_choice(file, "extra", chosen.extras, [*extras, *files.get("extras", {})])
@@ -48,8 +49,14 @@ def read(file: Path, text: str, chosen: Chosen, found: Asked, include: Include) 
     own = project.get("name")
     for extra in chosen.extras:
         lines += _of_extra(file, extras, extra, own, ())
+    poetry.tie(tool, found)
     for group in chosen.groups:
-        lines += of_group(file, groups, group)
+        if entries := next(
+            (of_poetry[key] for key in of_poetry if canonicalize_name(key) == canonicalize_name(group)), {}
+        ):
+            poetry.add(file, text, entries, found)
+        else:
+            lines += of_group(file, groups, group)
     settings = uv_settings.read(file, table(tool.get("uv")), found)
     names_of_files = [*files.get("main", []), *(name for extra in chosen.extras for name in _listed(files, extra))]
     for name in names_of_files:
@@ -80,7 +87,7 @@ def _of_extra(file: Path, extras: dict[str, Any], extra: str, own: Any, within: 
     if name in within:
         circle = " -> ".join([*within, name])
         raise UsageError(f"{shown_path(file)}: the extra {name} includes itself ({circle}); remove one of them")
-    (value,) = (value for key, value in extras.items() if canonicalize_name(key) == name) or ([],)
+    value: Any = next((value for key, value in extras.items() if canonicalize_name(key) == name), [])
     lines: list[str] = []
     for line in texts(file, value, f"the extra {name}"):
         inner = _own_extras(line, own)

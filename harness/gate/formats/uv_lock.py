@@ -100,7 +100,9 @@ class _Walk:
             done.add((id(package), extra))
             if not any(package is other for other in found):
                 found.append(package)
-            edges = _by_name(table(package.get("optional-dependencies")), extra) if extra else package.get("dependencies")
+            edges = (
+                _by_name(table(package.get("optional-dependencies")), extra) if extra else package.get("dependencies")
+            )
             for edge in tables(edges):
                 queue += self._ends(edge)
         return found
@@ -110,7 +112,9 @@ class _Walk:
         if not self._true(edge.get("marker")):
             return []
         named = self.by_name.get(str(edge.get("name")), [])
-        fitting = [one for one in named if all(one.get(key) == edge[key] for key in ("version", "source") if key in edge)]
+        fitting = [
+            one for one in named if all(one.get(key) == edge[key] for key in ("version", "source") if key in edge)
+        ]
         if len(fitting) > 1:
             fitting = [one for one in fitting if self.is_for_here(one)]
         extras = edge.get("extra") if isinstance(edge.get("extra"), list) else []
@@ -127,7 +131,9 @@ class _Walk:
         def replaced(match: re.Match[str]) -> str:
             named = match[2].split("-", 2)
             end = f"{named[0]}-{named[2]}" if len(named) == 3 else ""
-            chosen = any(end.startswith(one.split("-")[0]) and end.endswith(one.partition("-")[2]) for one in self.chosen)
+            chosen = any(
+                end.startswith(one.split("-")[0]) and end.endswith(one.partition("-")[2]) for one in self.chosen
+            )
             return "python_version > '0'" if chosen == (match[1] == "==") else "python_version < '0'"
 
         if isinstance(marker, str):

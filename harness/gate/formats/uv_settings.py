@@ -132,4 +132,4 @@ def _member(file: Path, name: str, where: str) -> Path:
                     own = table(toml(project, read_text(project)).get("project")).get("name")
                     if isinstance(own, str) and canonicalize_name(own) == name:
                         return Path(folder)
-    raise UsageError(f"{where}: no member of the workspace has this name; write path = \"FOLDER\" instead")
+    raise UsageError(f'{where}: no member of the workspace has this name; write path = "FOLDER" instead')
