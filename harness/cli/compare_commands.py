@@ -14,6 +14,7 @@ from harness.cli.options import (
     Clauses,
     Device,
     Env,
+    Html,
     Json,
     Preload,
     Specs,
@@ -44,6 +45,7 @@ def gate(
     ] = None,
     json: Json = None,
     markdown: Annotated[Path | None, file_option("Write a summary for a pull request as Markdown.")] = None,
+    html: Html = None,
     anew: Annotated[
         bool, typer.Option("--anew", help="Judge all of the baseline again, whatever earlier gates have cached.")
     ] = False,
@@ -66,7 +68,7 @@ def gate(
     from harness.gate import command
 
     raise typer.Exit(
-        command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick)
+        command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick, html)
     )
 
 

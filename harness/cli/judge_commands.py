@@ -16,6 +16,7 @@ from harness.cli.options import (
     Clauses,
     Device,
     Env,
+    Html,
     Json,
     Preload,
     Specs,
@@ -28,7 +29,7 @@ from harness.cli.options import (
     subject_names,
 )
 from harness.cli.outputs import file_option
-from harness.cli.pytest_process import run_pytest
+from harness.cli.pytest_process import html_words, run_pytest
 from harness.errors import UsageError
 
 Limit = Annotated[
@@ -58,6 +59,7 @@ def check(
         ),
     ] = None,
     json: Json = None,
+    html: Html = None,
     env: Env = None,
     build: Build = None,
 ) -> None:
@@ -76,8 +78,8 @@ def check(
     brought = ["--trust-code"] * trust_code + [word for file in spec or [] for word in ("--spec", str(file.absolute()))]
     if with_:
         use_cache()
-        raise typer.Exit(command.check(with_, judged, json, [*brought, *context.args]))
-    rest = [*command.workers(judged, context.args), *brought, *context.args]
+        raise typer.Exit(command.check(with_, judged, json, html, [*brought, *context.args]))
+    rest = [*command.workers(judged, context.args), *brought, *html_words(html), *context.args]
     raise typer.Exit(run_pytest([str(SUITES)], subject, device, clause or [], preload or [], json, rest))
 
 
@@ -231,6 +233,7 @@ def sweep(
     ] = Path(".peft-harness/sweep"),
     subject: Subject = "hf-trainer",
     json: Json = None,
+    html: Html = None,
 ) -> None:
     """Judge many configurations: each pair of settings.
 
@@ -241,4 +244,4 @@ def sweep(
     scope(subject)
     from harness.session.sweep import sweep
 
-    raise typer.Exit(sweep(minutes, seed, workers or len(os.sched_getaffinity(0)), directory, json, subject))
+    raise typer.Exit(sweep(minutes, seed, workers or len(os.sched_getaffinity(0)), directory, json, html, subject))

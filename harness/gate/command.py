@@ -37,12 +37,18 @@ from harness.words import counted
 MOST_WORKERS = {"cpu": 4, "cuda": 8}
 
 
-def check(requirements: list[str], judged: Scope, json: Path | None, rest: list[str]) -> int:
-    """Judge the stack that the requirements make. Returns the exit code of the suites. rest: further words for pytest."""
+def check(requirements: list[str], judged: Scope, json: Path | None, html: Path | None, rest: list[str]) -> int:
+    """Judge the stack that the requirements make. Returns the exit code of the suites.
+
+    - json, html: files for the report and its page.
+    - rest: further words for pytest.
+    """
     asked = " ".join(requirements)
-    check_inputs([asked], json)
+    check_inputs([asked], json, html)
     (environment,) = made([asked], judged)
     options = judged.options() + (["--json", str(json.absolute())] if json is not None else [])
+    # The plugin pytest-html has an option of that name.
+    options += ["-p", "no:html", "--html", str(html.absolute())] if html is not None else []
     if json is not None:
         beside = json.with_suffix(".lock")
         file = locks.write_beside(beside, environment.lock, json)
@@ -75,10 +81,11 @@ def gate(
     candidate_preloads: tuple[str, ...] = (),
     anew: bool = False,
     quick: bool = False,
+    html: Path | None = None,
 ) -> int:
     """Compare two stacks, given by their requirements. Returns 0 safe, 1 unsafe, 3 inconclusive.
 
-    - json, markdown: files for the report and the summary.
+    - json, markdown, html: files for the report, the summary and the page.
     - candidate_preloads: modules that only the candidate imports, after those of `judged`.
     - anew: judge all of the baseline's cases, even those that an earlier gate has cached (`harness.gate.baseline_cache`).
     - quick: see `compare.gate`. It has no effect if the baseline is cached.
@@ -86,7 +93,7 @@ def gate(
     Raises UsageError if the gate could not run.
     """
     changed = dataclasses.replace(judged, preloads=(*judged.preloads, *candidate_preloads))
-    check_inputs([baseline, candidate], json, markdown)
+    check_inputs([baseline, candidate], json, markdown, html)
     notes = screen(sys.stderr)
     for asked in (baseline, candidate):
         if asked != CURRENT and LEFT_OUT in names(asked):
@@ -116,6 +123,8 @@ def gate(
             show.write_report(json, sides, outcome)
         if markdown is not None:
             write_whole(markdown, show.markdown(sides, outcome))
+        if html is not None:
+            write_whole(html, show.page(sides, outcome))
     shutil.rmtree(results, ignore_errors=True)
     return exit_code(outcome.verdict)
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from harness.errors import UsageError
@@ -49,6 +49,7 @@ class Outcome:
     - cases: "baseline" or "candidate" -> cases of the suites.
     - seconds: how long the gate took.
     - quick: whether the baseline was judged only in what does not hold on the candidate.
+    - timing: shape -> how its steps' time compares (`Judgement.to_json`), for those that were timed.
     """
 
     verdict: str
@@ -57,6 +58,7 @@ class Outcome:
     cases: dict[str, list[Case]]
     seconds: float
     quick: bool = False
+    timing: dict[str, Any] = field(default_factory=dict)
 
 
 def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: bool = False) -> Outcome:
@@ -103,13 +105,14 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
             *(clauses.unchanged(before, compared) if brought else ()),
         ]
         report("both", "comparing", 1, 1)
+        timing: dict[str, Any] = {}
         if specs and not brought:
-            findings += time_steps(baseline, candidate, report, verdict(findings) == UNSAFE)
+            findings += time_steps(baseline, candidate, report, verdict(findings) == UNSAFE, timing)
     finally:
         baseline.end()
         candidate.end()
     cases = {"baseline": before, "candidate": after}
-    return Outcome(verdict(findings), in_order(findings), partings, cases, time.monotonic() - started, quick)
+    return Outcome(verdict(findings), in_order(findings), partings, cases, time.monotonic() - started, quick, timing)
 
 
 def _cells(judged: Scope) -> Specs:
@@ -213,8 +216,14 @@ def _run_suites(side: Side, workers: int, report: Report, tests: Sequence[str] =
 # ---- timing ----
 
 
-def time_steps(baseline: Side, candidate: Side, report: Report, unsafe: bool) -> list[Finding]:
-    """Return what counters and the clock say of throughput and memory. unsafe: whether the gate already is."""
+def time_steps(
+    baseline: Side, candidate: Side, report: Report, unsafe: bool, timing: dict[str, Any] | None = None
+) -> list[Finding]:
+    """Return what counters and the clock say of throughput and memory.
+
+    - unsafe: whether the gate already is.
+    - timing: gets the judgement of each shape that is timed, as JSON.
+    """
     counted = list(throughput.counters(baseline, candidate))
     if not (throughput.can_be_timed(baseline) and throughput.can_be_timed(candidate)):
         return counted
@@ -239,5 +248,7 @@ def time_steps(baseline: Side, candidate: Side, report: Report, unsafe: bool) ->
                 Finding("throughput", throughput.where(shape), LOST, f"a step of {shape} cannot be timed: {error}")
             )
         else:
+            if timing is not None:
+                timing[shape] = judgement.to_json()
             findings += throughput.slower(judgement, pairs, counted, budget, shape)
     return counted + findings

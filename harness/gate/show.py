@@ -19,6 +19,7 @@ from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, SAFE, Finding
 from harness.gate.side import Side
 from harness.gate.summary import TITLES, one_line
 from harness.gate.summary import markdown as summary
+from harness.reports import web_page
 from harness.session.report import to_json
 from harness.words import counted
 
@@ -120,7 +121,21 @@ def to_report(sides: list[Side], outcome: Outcome, lock_names: dict[str, str]) -
         "compared": judged(sides, outcome),
         "findings": [finding.to_json() for finding in outcome.findings],
         "numbers": {name: part.to_json() for name, part in outcome.numbers.items()},
+        "timing": outcome.timing,
+        "crossed": {side.name: _crossed(side) for side in sides},
         "seconds": outcome.seconds,
+    }
+
+
+def _crossed(side: Side) -> dict[str, list[str]]:
+    """Return the cells whose checkpoint of the other side this side resumed, and whose adapter it loaded."""
+    return {
+        what: [
+            name.removeprefix(f"{folder}/")
+            for name, answer in side.done.items()
+            if name.startswith(f"{folder}/") and answer.get("data") is not None and not answer.get("error")
+        ]
+        for what, folder in (("resumed", "across"), ("loaded", "loaded"))
     }
 
 
@@ -133,6 +148,11 @@ def _environment(side: Side) -> dict[str, Any]:
 def markdown(sides: list[Side], outcome: Outcome) -> str:
     """Return a summary for a pull request."""
     return summary(to_report(sides, outcome, {}))
+
+
+def page(sides: list[Side], outcome: Outcome) -> str:
+    """Return the report as a page of HTML."""
+    return web_page.write(to_report(sides, outcome, {}))
 
 
 def write_report(path: Path, sides: list[Side], outcome: Outcome) -> None:

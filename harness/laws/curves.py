@@ -74,9 +74,7 @@ def _norm(tensors: Iterable[torch.Tensor]) -> float:
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
 
 
-def _gaps(
-    ours: Tensors, theirs: Tensors, gap: Callable[[torch.Tensor, torch.Tensor], float]
-) -> dict[str, float]:
+def _gaps(ours: Tensors, theirs: Tensors, gap: Callable[[torch.Tensor, torch.Tensor], float]) -> dict[str, float]:
     return {name: gap(ours[name], theirs[name]) for name in ours if name in theirs}
 
 
