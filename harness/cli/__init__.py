@@ -9,7 +9,14 @@ import typer
 
 import harness
 from harness import ending
-from harness.cli import cache_command, compare_commands, judge_commands, look_commands, measure_commands
+from harness.cli import (
+    cache_command,
+    compare_commands,
+    judge_commands,
+    look_commands,
+    measure_commands,
+    report_commands,
+)
 from harness.cli.outputs import Command
 from harness.processes import guard, interrupts
 
@@ -63,6 +70,7 @@ _COMMANDS = (
     (measure_commands.speed, False),
     (measure_commands.coverage, True),
     (measure_commands.mutants, False),
+    (report_commands.report, False),
     (look_commands.clauses, False),
     (look_commands.train, False),
 )

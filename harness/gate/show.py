@@ -194,6 +194,8 @@ def to_report(sides: list[Side], outcome: Outcome) -> dict[str, Any]:
         "left_out": [{"package": name, "reason": reason} for name, reason in sides[0].judged.left_out],
         "findings": [finding.to_json() for finding in outcome.findings],
         "numbers": {name: part.to_json() for name, part in outcome.numbers.items()},
+        "timing": outcome.timing,
+        "crossed": {side.name: _crossed(side) for side in sides},
         "seconds": outcome.seconds,
     }
 
@@ -201,6 +203,18 @@ def to_report(sides: list[Side], outcome: Outcome) -> dict[str, Any]:
 def _short(case: Case) -> Case:
     """Return a case without its specs if nobody has to repeat it: specs are most of a report."""
     return dataclasses.replace(case, specs=[]) if case.verdict not in (FAIL, AMBIGUOUS, NOT_COMPARABLE) else case
+
+
+def _crossed(side: Side) -> dict[str, list[str]]:
+    """Return the cells whose checkpoint of the other side this side resumed, and whose adapter it loaded."""
+    return {
+        what: [
+            name.removeprefix(f"{folder}/")
+            for name, answer in side.done.items()
+            if name.startswith(f"{folder}/") and answer.get("data") is not None and not answer.get("error")
+        ]
+        for what, folder in (("resumed", "across"), ("loaded", "loaded"))
+    }
 
 
 def _environment(side: Side) -> dict[str, Any]:

@@ -29,14 +29,15 @@ import pytest
 
 from harness import compat, contract, environment, patches, paths, subjects
 from harness.errors import UsageError
-from harness.files import check_writable, reason
+from harness.files import check_writable, reason, write_whole
 from harness.processes import guard, interrupts
 from harness.processes.parent_watch import end_with_owner
+from harness.reports import web_page
 from harness.runs import drawn
 from harness.session import complete, concerns, report, supervisor, terminal
 from harness.session.decide import RUNS_TO_ITS_END, decide
 from harness.session.specs import Brought
-from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, Outside, State
+from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, Outside, State, pytest_html
 from harness.spec import RunSpec
 from harness.verdict import FAIL, Case
 
@@ -113,6 +114,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         help="Write each case to FILE as it ends. If FILE exists, judge only the cases that it lacks.",
     )
     group.addoption("--json", default=None, metavar="FILE", help="Write the report as JSON.")
+    if not pluginmanager.hasplugin("html"):
+        group.addoption("--html", default=None, metavar="FILE", help="Write the report as a page of HTML, in one file.")
     group.addoption(
         "--timed",
         action="store_true",
@@ -180,6 +183,7 @@ def pytest_configure(config: pytest.Config) -> None:
         _check_options(state, config)
         # User code may change the current directory later on.
         state.json = state.json and str(Path(state.json).absolute())
+        state.html = state.html and str(Path(state.html).absolute())
         if state.preload:
             supervisor.tell_doing(config, f"it imported --preload {' --preload '.join(state.preload)}")
             _prepare_training(state)
@@ -240,8 +244,8 @@ def _check_outputs(config: pytest.Config) -> None:
     """Raise UsageError if a file that is written at the end cannot be written."""
     if hasattr(config, "workerinput"):
         return
-    for option, destination in (("--json", "--json"), ("--junitxml", "xmlpath"), ("--journal", "--journal")):
-        file = config.getoption(destination, None)
+    for option in ("--json", "--html", "--junitxml", "--journal"):
+        file = config.getoption("xmlpath" if option == "--junitxml" else option, None)
         if file:
             check_writable(option, file)
 
@@ -265,6 +269,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     names = ", ".join(patches.names(state.device))
     patched = f"patched for speed: {names}; --unpatched turns them off" if names else "patched for speed: nothing"
     said = [f"{one.where}: {sentence}" for one in state.brought for sentence in one.said]
+    if pytest_html(config) and config.getoption("--html", None):
+        said.append("--html: the plugin pytest-html writes it; with -p no:html it is peft-harness's page")
     return [f"judged: {state.subject} on {described['device']}", f"stack: {stack}", patched, *said]
 
 
@@ -505,13 +511,21 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if exitstatus == 0 and session.config.option.collectonly:
         exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
     code = complete.exit_code(state.complete, state.cases, state.named, exitstatus)
-    if state.json is not None:
+    if state.json is not None or state.html is not None:
         described = environment.describe(state.device) | {"patches": patches.names(state.device)}
+        described |= {"subject": state.subject, "preloads": list(state.preload)}
         facts = complete.facts(state.complete, exitstatus)
+    if state.json is not None:
         try:
             report.write_json(Path(state.json), state.cases, described, facts)
         except OSError as error:
             state.unwritten.append(f"--json {state.json}: cannot be written ({reason(error)})")
+    if state.html is not None:
+        try:
+            write_whole(Path(state.html), web_page.write(report.to_json(state.cases, described, facts)))
+        except (OSError, UsageError) as error:
+            why = reason(error) if isinstance(error, OSError) else str(error)
+            state.unwritten.append(f"--html {state.html}: cannot be written ({why})")
     if state.journal.failure:
         state.unwritten.append(state.journal.failure)
     # What was asked for is not all there.
