@@ -48,6 +48,9 @@ def gate(
     json: Json = None,
     markdown: Annotated[Path | None, file_option("Write a summary for a pull request as Markdown.")] = None,
     html: Html = None,
+    sarif: Annotated[
+        Path | None, file_option("Write the findings as SARIF 2.1.0, each at the line of its pin.")
+    ] = None,
     anew: Annotated[
         bool, typer.Option("--anew", help="Judge all of the baseline again, whatever earlier gates have cached.")
     ] = False,
@@ -74,7 +77,7 @@ def gate(
 
     raise typer.Exit(
         command.gate(
-            baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick, full, html
+            baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick, full, html, sarif
         )
     )
 

@@ -229,7 +229,10 @@ def _listed(findings: Iterable[Finding]) -> str:
 
 
 def _lost(findings: Iterable[Finding], changed: _Changed, left: Counter[Name]) -> list[GateCause]:
-    """Return a cause for each reason why something cannot be judged any more. left: the cases that follow from nothing else."""
+    """Return a cause for each reason why something cannot be judged any more.
+
+    - left: the cases that follow from nothing else.
+    """
     members: dict[str, list[Name]] = defaultdict(list)
     elsewhere: dict[str, list[Name]] = defaultdict(list)
     for old, new in changed.lost:

@@ -41,6 +41,7 @@ from harness.gate.side import Side
 from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
 from harness.processes.guard import ignore_ctrl_c
 from harness.progress import Progress, Task, screen
+from harness.reports import sarif as findings_of
 from harness.reports import web_page
 from harness.words import counted
 
@@ -110,10 +111,11 @@ def gate(
     quick: bool = False,
     full: bool = False,
     html: Path | None = None,
+    sarif: Path | None = None,
 ) -> int:
     """Compare two stacks, given by their requirements. Returns 0 safe, 1 unsafe, 3 inconclusive.
 
-    - json, markdown, html: files for the report, the summary and the page.
+    - json, markdown, html, sarif: files for the report, the summary, the page, and the findings for code scanning.
     - candidate_preloads: modules that only the candidate imports, after those of `judged`.
     - anew: judge all of the baseline's cases, even those that an earlier gate has cached (`harness.gate.baseline_cache`).
     - quick: see `compare.gate`. It has no effect if the baseline is cached.
@@ -122,7 +124,7 @@ def gate(
     Raises UsageError if the gate could not run.
     """
     changed = dataclasses.replace(judged, preloads=(*judged.preloads, *candidate_preloads))
-    check_inputs([baseline, candidate], json, markdown, html)
+    check_inputs([baseline, candidate], json, markdown, html, sarif)
     notes = screen(sys.stderr)
     before, after = made([baseline, candidate], judged)
     left_out = extras.on_one_side(before, after)
@@ -165,6 +167,8 @@ def gate(
             write_whole(markdown, summary.markdown(report))
         if html is not None:
             write_whole(html, web_page.write(report))
+        if sarif is not None:
+            write_whole(sarif, findings_of.write(report))
         if unwritten is not None:
             raise unwritten
     shutil.rmtree(results, ignore_errors=True)

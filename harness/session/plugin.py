@@ -36,6 +36,7 @@ from harness.reports import web_page
 from harness.runs import drawn
 from harness.session import complete, concerns, report, supervisor, terminal
 from harness.session.decide import RUNS_TO_ITS_END, decide
+from harness.session.junit_properties import JUnitProperties
 from harness.session.specs import Brought
 from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, Outside, State, pytest_html
 from harness.spec import RunSpec
@@ -220,7 +221,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     # pytest registers its reporter after `pytest_configure` of a conftest's plugins.
     manager = session.config.pluginmanager
     reporter = manager.getplugin("terminalreporter")
-    if reporter is not None and not hasattr(session.config, "workerinput"):
+    if hasattr(session.config, "workerinput"):
+        return
+    manager.register(JUnitProperties(_PROPERTY), "peft-harness-junit")
+    if reporter is not None:
         manager.register(terminal.Terminal(session.config, reporter), "peft-harness-terminal")
 
 
@@ -514,7 +518,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if state.json is not None or state.html is not None:
         described = environment.describe(state.device) | {"patches": patches.names(state.device)}
         described |= {"subject": state.subject, "preloads": list(state.preload)}
-        facts = complete.facts(state.complete, exitstatus)
+        facts = {"date": environment.now(), **complete.facts(state.complete, exitstatus)}
     if state.json is not None:
         try:
             report.write_json(Path(state.json), state.cases, described, facts)
