@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -73,7 +74,8 @@ def check(requirements: list[str], judged: Scope, json: Path | None, html: Path 
             print(f"peft-harness: {beside} is there, so the lock of this stack is in {file}", file=sys.stderr)
     words = [
         *SAFE_PATH, "-m", "pytest", *OUR_SETTINGS, str(SUITES), "-p", "no:cacheprovider",
-        "--hypothesis-profile", "sample", *options, *workers(judged, rest), *rest,
+        "--hypothesis-profile", "sample", "--called", shlex.join(["peft-harness", "check", "--with", asked]),
+        *options, *workers(judged, rest), *rest,
     ]  # fmt: skip
     code = environment.run(*words, preexec_fn=ignore_ctrl_c).returncode
     return 2 if code in (4, 5) else code  # pytest calls wrong usage 4 and no test 5

@@ -12,6 +12,7 @@ of every other test suite in an environment where the harness is installed.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
 import importlib
@@ -114,6 +115,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         metavar="FILE",
         help="Write each case to FILE as it ends. If FILE exists, judge only the cases that it lacks.",
     )
+    # How the user called this session, if pytest was not called by hand: for commands to type next.
+    group.addoption("--called", default="peft-harness check", help=argparse.SUPPRESS)
     group.addoption("--json", default=None, metavar="FILE", help="Write the report as JSON.")
     if not pluginmanager.hasplugin("html"):
         group.addoption("--html", default=None, metavar="FILE", help="Write the report as a page of HTML, in one file.")
@@ -521,7 +524,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         facts = {"date": environment.now(), **complete.facts(state.complete, exitstatus)}
     if state.json is not None:
         try:
-            report.write_json(Path(state.json), state.cases, described, facts)
+            report.write_json(Path(state.json), state.cases, described, facts, state.causes())
         except OSError as error:
             state.unwritten.append(f"--json {state.json}: cannot be written ({reason(error)})")
     if state.html is not None:

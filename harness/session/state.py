@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from _pytest.outcomes import Skipped
 
 from harness import contract, environment, patches, paths
+from harness.causes.cause import Cause
+from harness.causes.group import group
 from harness.contract import expectations
 from harness.runs.cache import Runs
 from harness.session import concerns, report, specs
@@ -102,3 +106,17 @@ class State:
         self.journal = Journal.open(chosen, run, writes=worker is None)
         self.cases: list[Case] = list(self.journal.cases)
         self.complete = Complete(self.journal.ended)
+        self._called: str = config.getoption("--called")
+
+    def causes(self) -> list[Cause]:
+        """Return why cases do not hold, the largest cause first."""
+        words = [self._called]
+        for option, value, usual in (("--subject", self.subject, "hf-trainer"), ("--device", self.device, "cpu")):
+            words += [] if value == usual else [f"{option} {shlex.quote(value)}"]
+        words += [f"--preload {shlex.quote(module)}" for module in self.preload]
+        found = group(self.cases, check=" ".join(words))
+        if " --with " not in self._called:
+            return found
+        # `repro` takes the installed stack, on which the case may hold.
+        repeats = {case.repeat for case in self.cases}
+        return [replace(cause, next=tuple(word for word in cause.next if word not in repeats)) for cause in found]
