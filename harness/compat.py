@@ -1,7 +1,7 @@
 """The one place that knows how releases of upstream differ. Everything else is written for the newest names.
 
-Supported are the releases from `OLDEST` on. Each function says what differs and
-since when. A function whose name starts with "missing" returns why a case cannot run on this stack, or None if it can.
+Supported are the releases from `OLDEST` on. Each function says what differs and since when. A function whose name starts with
+"missing" returns why a case cannot run on this stack, or None if it can.
 
 A name of an argument or of an adapter's field is one of three kinds:
 

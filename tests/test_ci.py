@@ -138,17 +138,21 @@ def steps_of_bash():
 def test_a_job_that_can_write_runs_and_reads_nothing_of_others(file):
     body = read(file)
     assert body["permissions"] == {"contents": "read"}
-    assert "pull_request_target" not in file.read_text() and "workflow_run" not in file.read_text()
+    assert not {"pull_request_target", "workflow_run"} & set(body.get("on", body.get(True)))
     writers = [job for job in body["jobs"].values() if "write" in (job.get("permissions") or {}).values()]
     judges = [job for job in body["jobs"].values() if job not in writers]
     assert judges and bool(writers) == (file.name in POSTING)
     for job in writers:
         # No action: none checks out, restores a cache or downloads an artifact. What it posts comes from outputs.
         assert all("uses" not in step and "ci/" not in step["run"] for step in job["steps"])
-        assert {value for step in job["steps"] for value in step["env"].values() if "outputs" in value} == {
-            "${{ needs.summary.outputs.text }}"
-        }
+        outputs = {value for step in job["steps"] for value in step["env"].values() if "outputs" in value}
+        # The status is compared with 0, and goes nowhere.
+        assert outputs - {"${{ needs.judge.outputs.status }}"} == {"${{ needs.summary.outputs.text }}"}
     for job in judges:
+        if job.get("permissions") == {"actions": "read"}:
+            # It passes on an artifact of an earlier run, and opens nothing: no script of ours runs in it.
+            assert "checkout" not in str(job) and "ci/" not in str(job) and "cat " not in str(job)
+            continue
         assert "secrets." not in str(job) and "github.token" not in str(job)
         for step in job["steps"]:
             if "checkout" in str(step.get("uses")):
