@@ -187,6 +187,8 @@ def _as_case(finding: Finding, number: int, specs: Mapping[str, RunSpec]) -> Cas
     words = [_first_difference(finding)] if finding.about == "numbers" else _words(finding)
     made = Case(finding.about, f"{finding.where} {number}", "", "", verdict=FAIL, evidence={"seen": words})
     made.specs = [] if spec is None else [spec.to_json()]
+    if raised := finding.details.get("raised"):
+        made.raised = [{**raised, "run": 0}]
     return made
 
 
@@ -231,7 +233,7 @@ def _listed(findings: Iterable[Finding]) -> str:
 def _lost(findings: Iterable[Finding], changed: _Changed, left: Counter[Name]) -> list[GateCause]:
     """Return a cause for each reason why something cannot be judged any more.
 
-    - left: the cases that follow from nothing else.
+    - left: the cases that do not follow from another cause.
     """
     members: dict[str, list[Name]] = defaultdict(list)
     elsewhere: dict[str, list[Name]] = defaultdict(list)

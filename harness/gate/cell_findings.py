@@ -60,7 +60,9 @@ def trained(baseline: Side, candidate: Side, specs: Specs) -> Iterator[Finding]:
             means = LOST if "not supported" in now and not brought else BROKEN
             # As the laws say it, so that the cases that fail for it have the same cause.
             seen = now.replace("ends with ", "the run ended with ", 1) if now.startswith("ends with ") else now
-            yield Finding("cell", name, means, f"trained before; now it {now}", {"seen": [seen]})
+            trace = candidate.trace(f"cells/{name}")
+            details = {"seen": [seen], "raised": trace.raised if trace is not None else {}}
+            yield Finding("cell", name, means, f"trained before; now it {now}", details)
         elif was and not now:
             yield Finding("cell", name, FIXED, f"trains now; before, it {was}")
         if was and brought:

@@ -206,8 +206,12 @@ def to_report(sides: list[Side], outcome: Outcome) -> dict[str, Any]:
 
 
 def _short(case: Case) -> Case:
-    """Return a case without its specs if nobody has to repeat it: specs are most of a report."""
-    return dataclasses.replace(case, specs=[]) if case.verdict not in (FAIL, AMBIGUOUS, NOT_COMPARABLE) else case
+    """Return a case as a report has it: without its specs if nobody has to repeat it, since specs are most of a report.
+
+    The commands of the causes name the case files that stay; those of the suites are gone with the gate's directory.
+    """
+    specs = case.specs if case.verdict in (FAIL, AMBIGUOUS, NOT_COMPARABLE) else []
+    return dataclasses.replace(case, specs=specs, repeat="")
 
 
 def _crossed(side: Side) -> dict[str, list[str]]:
