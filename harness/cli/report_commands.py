@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.options import Html
 from harness.cli.outputs import file_option
 from harness.errors import UsageError
 
 #: The module of harness/reports/ that writes what an option names. Each has `write(report) -> str`.
-_WRITERS = {"junit": "junit", "sarif": "sarif", "code_quality": "gitlab", "badge": "badge"}
+_WRITERS = {"html": "web_page", "junit": "junit", "sarif": "sarif", "code_quality": "gitlab", "badge": "badge"}
 
 #: Bytes of a report. A gate's has both sides' cases, and with all of them failing 11 MB.
 LIMIT = 2**27
@@ -35,6 +36,7 @@ def written_by(outputs: Mapping[str, Path | None]) -> dict[str, Path]:
 
 def report(
     file: Annotated[Path, typer.Argument(metavar="REPORT", help="What --json of another command wrote.")],
+    html: Html = None,
     markdown: Annotated[Path | None, file_option("Write a summary as Markdown.")] = None,
     junit: JUnit = None,
     sarif: Sarif = None,
@@ -46,16 +48,16 @@ def report(
         typer.Option(metavar="FILE", help="Look for pins in this requirements file. Repeatable."),
     ] = None,
 ) -> None:
-    """Turn a report into what CI systems show.
+    """Turn a report into what people and CI systems read.
 
     Reads the JSON of check, pytest suites/, gate, judge, sweep or mutants. Exit codes: 0 written, 2 could not run.
     """
     from harness.files import write_whole
     from harness.reading import read_json, shown_path
-    from harness.reports import github, kinds
+    from harness.reports import github, kinds, web_page
     from harness.reports import pins as places
 
-    outputs = {"junit": junit, "sarif": sarif, "code_quality": code_quality, "badge": badge}
+    outputs = {"html": html, "junit": junit, "sarif": sarif, "code_quality": code_quality, "badge": badge}
     if not (annotate or markdown or any(outputs.values())):
         options = ", ".join(f"--{name.replace('_', '-')} FILE" for name in ("markdown", *outputs))
         raise UsageError(f"nothing to write; name an output: {options}, --annotate")
@@ -66,6 +68,7 @@ def report(
             if not each.is_file():
                 raise UsageError(f"--pins {shown_path(each)}: no such file")
         found["pins"] = places.to_json(places.find(pins, kinds.packages(found), Path.cwd()))
+    web_page.page_of(found, shown_path(file))  # raises for a damaged report, before anything is written
     for name, path in written_by(outputs).items():
         write_whole(path, importlib.import_module(f"harness.reports.{name}").write(found))
     if markdown is not None:

@@ -72,10 +72,16 @@ def built(lock: str) -> list[str]:
     return re.findall(r"^--no-binary (\S+)$", lock, re.MULTILINE)
 
 
+def copied(lock: str) -> dict[str, str]:
+    """Return the packages that are copied from the running environment (`harness.gate.taken_along`), with their versions."""
+    return dict(re.findall(r"^# copied (\S+)==(\S+) sha256:[0-9a-f]{64}$", lock, re.MULTILINE))
+
+
 def key(lock: str) -> str:
     """Return a name that is equal for locks of the same distributions, for the same Python and platform."""
     pins = "".join(f"{entry.identity}\n" for entry in sorted(entries(lock), key=lambda entry: entry.name))
     pins += "".join(f"--no-binary {name}\n" for name in sorted(built(lock)))
+    pins += "".join(sorted(re.findall(r"^# copied .*\n", lock, re.MULTILINE)))
     machine = f"{platform.python_version()} {platform.machine()} {sys.platform}\n"
     return hashlib.sha256((machine + pins).encode()).hexdigest()[:16]
 
