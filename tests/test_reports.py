@@ -39,7 +39,9 @@ def gate(sentence="the gradient is 0.25 times that", causes=True, verdict="unsaf
         return {"versions": {"transformers": version, "peft": "0.18.1"}, "report": {"clauses": clauses}}
 
     return {
+        "schema_version": 1,
         "verdict": verdict,
+        "seconds": 1.0,
         "findings": [{**finding, "details": {"scenarios": ["a"] * 26}}, cell, lost] if verdict != "safe" else [],
         "numbers": {"plain": {}, "nf4": {}},
         "baseline": side("5.1.0"),
@@ -388,19 +390,8 @@ def test_the_command_writes_what_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("report.json").write_text(json.dumps(gate()))
     Path("other.txt").write_text("\n\n\n\ntransformers==5.3.0\n")
-    words = [
-        "--junit",
-        "j.xml",
-        "--sarif",
-        "s.sarif",
-        "--code-quality",
-        "q.json",
-        "--badge",
-        "b.json",
-        "--markdown",
-        "page.md",
-        "--annotate",
-    ]
+    outputs = {"junit": "j.xml", "sarif": "s.sarif", "code-quality": "q.json", "badge": "b.json", "markdown": "page.md"}
+    words = [f"--{option}={file}" for option, file in outputs.items()] + ["--annotate"]
     code, out, err = command_line.run("report", "report.json", *words, "--pins", "other.txt")
     assert (code, err) == (0, "") and out.startswith("::error title=broken by the upgrade,file=other.txt,line=5::")
     assert Path("page.md").read_text().startswith("## Upgrade gate: UNSAFE\n")
