@@ -297,8 +297,18 @@ REPORT = {
     "verdict": "unsafe",
     "compared": "85 cases",
     "stacks": {"baseline": {"torch": "2.13.0"}, "candidate": {"torch": "2.14.1"}},
+    "baseline": {"versions": {"torch": "2.13.0"}},
+    "candidate": {"versions": {"torch": "2.14.1"}},
     "findings": [{"about": "clause", "means": "broken", "where": "ACC-01", "sentence": "is 0.25 times that"}],
-}
+    "requires": [{"sides": ["candidate"], "sentence": "transformers 5.24.0 wants peft >= 0.22.0"}],
+    "causes": [
+        {
+            "sentence": "ValueError: no", "cases": 1, "clauses": ["ACC-01"], "reaches": "", "packages": ["peft"],
+            "next": ["peft-harness check --clause ACC-01"], "example": "", "members": [], "means": "broken",
+            "elsewhere": [{"about": "cell", "where": "plain"}], "follows": [],
+        }
+    ],
+}  # fmt: skip
 
 
 @given(report=mutated(REPORT))

@@ -95,7 +95,7 @@ def _cause(one: Listed) -> list[str]:
     details = "; ".join(code_span(detail) for detail in one.details)
     return [
         f"- {code_span(one.sentence)}: {one.counts}{f'; {details}' if details else ''}",
-        *(f"  - {code_span(command)}" for command in one.next[:_COMMANDS]),
+        *(f"- next: {code_span(command)}" for command in one.next[:_COMMANDS]),
     ]
 
 
