@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import importlib.metadata
 import os
@@ -60,6 +61,11 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "platform": platform.platform(),
         "device": name,
     }
+
+
+def now() -> str:
+    """Return the time in UTC, as reports have it: "2026-11-29T03:17:00Z"."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from harness.cli.options import (
     Clauses,
     Device,
     Env,
+    Html,
     Json,
     Preload,
     ScopeFile,
@@ -46,6 +47,10 @@ def gate(
     ] = None,
     json: Json = None,
     markdown: Annotated[Path | None, file_option("Write a summary for a pull request as Markdown.")] = None,
+    html: Html = None,
+    sarif: Annotated[
+        Path | None, file_option("Write the findings as SARIF 2.1.0, each at the line of its pin.")
+    ] = None,
     anew: Annotated[
         bool, typer.Option("--anew", help="Judge all of the baseline again, whatever earlier gates have cached.")
     ] = False,
@@ -71,7 +76,9 @@ def gate(
     from harness.gate import command
 
     raise typer.Exit(
-        command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick, full)
+        command.gate(
+            baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick, full, html, sarif
+        )
     )
 
 

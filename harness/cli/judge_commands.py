@@ -17,6 +17,7 @@ from harness.cli.options import (
     Clauses,
     Device,
     Env,
+    Html,
     Json,
     Preload,
     ScopeFile,
@@ -30,7 +31,7 @@ from harness.cli.options import (
     subject_names,
 )
 from harness.cli.outputs import file_option
-from harness.cli.pytest_process import run_pytest
+from harness.cli.pytest_process import html_words, run_pytest
 from harness.errors import UsageError
 
 Limit = Annotated[
@@ -61,6 +62,7 @@ def check(
         ),
     ] = None,
     json: Json = None,
+    html: Html = None,
     env: Env = None,
     build: Build = None,
 ) -> None:
@@ -89,8 +91,14 @@ def check(
     brought += [word for file in defects for word in ("--known-defects", str(file.absolute()))]
     if with_:
         use_cache()
-        raise typer.Exit(command.check(with_, judged, json, [*brought, *context.args]))
-    rest = [*command.workers(judged, context.args), *judged.concerns.options(), *brought, *context.args]
+        raise typer.Exit(command.check(with_, judged, json, html, [*brought, *context.args]))
+    rest = [
+        *command.workers(judged, context.args),
+        *judged.concerns.options(),
+        *brought,
+        *html_words(html),
+        *context.args,
+    ]
     clauses = list(judged.clauses)
     raise typer.Exit(run_pytest([str(SUITES)], judged.subject, judged.device, clauses, preload or [], json, rest))
 
@@ -259,6 +267,7 @@ def sweep(
     ] = Path(".peft-harness/sweep"),
     subject: Subject = "hf-trainer",
     json: Json = None,
+    html: Html = None,
 ) -> None:
     """Judge many configurations: each pair of settings.
 
@@ -269,4 +278,4 @@ def sweep(
     scope(subject)
     from harness.session.sweep import sweep
 
-    raise typer.Exit(sweep(minutes, seed, workers or len(os.sched_getaffinity(0)), directory, json, subject))
+    raise typer.Exit(sweep(minutes, seed, workers or len(os.sched_getaffinity(0)), directory, json, html, subject))

@@ -119,6 +119,7 @@ ScopeFile = Annotated[
     ),
 ]
 Json = Annotated[Path | None, file_option("Write the report as JSON.")]
+Html = Annotated[Path | None, file_option("Write the report as a page of HTML, one file that needs no network.")]
 Plot = Annotated[Path | None, file_option("Write a plot as PNG or SVG.", "plot")]
 
 #: The help of an option that takes a stack.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ from harness.gate.side import Side
 from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
 from harness.processes.guard import ignore_ctrl_c
 from harness.progress import Progress, Task, screen
+from harness.reports import sarif as findings_of
+from harness.reports import web_page
 from harness.words import counted
 
 #: Most workers of a side. Each takes one or two GiB of the host's memory with its ranks. On a GPU each waits half of its
@@ -48,16 +51,22 @@ from harness.words import counted
 MOST_WORKERS = {"cpu": 4, "cuda": 8}
 
 
-def check(requirements: list[str], judged: Scope, json: Path | None, rest: list[str]) -> int:
-    """Judge the stack that the requirements make. Returns the exit code of the suites. rest: further words for pytest."""
+def check(requirements: list[str], judged: Scope, json: Path | None, html: Path | None, rest: list[str]) -> int:
+    """Judge the stack that the requirements make. Returns the exit code of the suites.
+
+    - json, html: files for the report and its page.
+    - rest: further words for pytest.
+    """
     asked = " ".join(requirements)
-    check_inputs([asked], json)
+    check_inputs([asked], json, html)
     (environment,) = made([asked], judged)
     for name, why in environment.lacks:
         print(f"peft-harness: {name} is left out, and cases that need it are skipped ({why})", file=sys.stderr)
     for contradiction in requires.contradictions(environment):
         print(f"peft-harness: {contradiction}", file=sys.stderr)
     options = judged.options() + (["--json", str(json.absolute())] if json is not None else [])
+    # The plugin pytest-html has an option of that name.
+    options += ["-p", "no:html", "--html", str(html.absolute())] if html is not None else []
     if json is not None:
         beside = json.with_suffix(".lock")
         file = locks.write_beside(beside, environment.lock, json)
@@ -65,7 +74,8 @@ def check(requirements: list[str], judged: Scope, json: Path | None, rest: list[
             print(f"peft-harness: {beside} is there, so the lock of this stack is in {file}", file=sys.stderr)
     words = [
         *SAFE_PATH, "-m", "pytest", *OUR_SETTINGS, str(SUITES), "-p", "no:cacheprovider",
-        "--hypothesis-profile", "sample", *options, *workers(judged, rest), *rest,
+        "--hypothesis-profile", "sample", "--called", shlex.join(["peft-harness", "check", "--with", asked]),
+        *options, *workers(judged, rest), *rest,
     ]  # fmt: skip
     code = environment.run(*words, preexec_fn=ignore_ctrl_c).returncode
     return 2 if code in (4, 5) else code  # pytest calls wrong usage 4 and no test 5
@@ -102,10 +112,12 @@ def gate(
     anew: bool = False,
     quick: bool = False,
     full: bool = False,
+    html: Path | None = None,
+    sarif: Path | None = None,
 ) -> int:
     """Compare two stacks, given by their requirements. Returns 0 safe, 1 unsafe, 3 inconclusive.
 
-    - json, markdown: files for the report and the summary.
+    - json, markdown, html, sarif: files for the report, the summary, the page, and the findings for code scanning.
     - candidate_preloads: modules that only the candidate imports, after those of `judged`.
     - anew: judge all of the baseline's cases, even those that an earlier gate has cached (`harness.gate.baseline_cache`).
     - quick: see `compare.gate`. It has no effect if the baseline is cached.
@@ -114,7 +126,7 @@ def gate(
     Raises UsageError if the gate could not run.
     """
     changed = dataclasses.replace(judged, preloads=(*judged.preloads, *candidate_preloads))
-    check_inputs([baseline, candidate], json, markdown)
+    check_inputs([baseline, candidate], json, markdown, html, sarif)
     notes = screen(sys.stderr)
     before, after = made([baseline, candidate], judged)
     left_out = extras.on_one_side(before, after)
@@ -155,6 +167,10 @@ def gate(
             show.write_report(json, sides, report)
         if markdown is not None:
             write_whole(markdown, summary.markdown(report))
+        if html is not None:
+            write_whole(html, web_page.write(report))
+        if sarif is not None:
+            write_whole(sarif, findings_of.write(report))
         if unwritten is not None:
             raise unwritten
     shutil.rmtree(results, ignore_errors=True)

@@ -53,6 +53,7 @@ class Outcome:
     - quick: whether the baseline was judged only in what does not hold on the candidate.
     - causes: of all findings that are broken or lost (`harness.gate.by_cause`).
     - requires: what packages of the stacks want and do not have, as the report has it (`harness.gate.requires`).
+    - timing: shape -> how its steps' time compares (`Judgement.to_json`), for those that were timed.
     """
 
     verdict: str
@@ -63,6 +64,7 @@ class Outcome:
     quick: bool = False
     causes: list[GateCause] = field(default_factory=list)
     requires: list[dict[str, Any]] = field(default_factory=list)
+    timing: dict[str, Any] = field(default_factory=dict)
 
 
 def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: bool = False) -> Outcome:
@@ -111,8 +113,9 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
             *(clauses.unchanged(before, compared) if brought else ()),
         ]
         report("both", "comparing", 1, 1)
+        timing: dict[str, Any] = {}
         if specs and not brought:
-            findings += time_steps(baseline, candidate, report, verdict(findings) == UNSAFE)
+            findings += time_steps(baseline, candidate, report, verdict(findings) == UNSAFE, timing)
     finally:
         baseline.end()
         candidate.end()
@@ -120,7 +123,9 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
     findings = in_order(findings)
     packages = changed_packages(baseline.environment.pins, candidate.environment.pins)
     causes = by_cause(findings, changes, after, packages, specs)
-    return Outcome(verdict(findings), findings, partings, cases, time.monotonic() - started, quick, causes)
+    return Outcome(
+        verdict(findings), findings, partings, cases, time.monotonic() - started, quick, causes, timing=timing
+    )
 
 
 def cells_of(judged: Scope) -> Specs:
@@ -230,8 +235,14 @@ def _run_suites(side: Side, workers: int, report: Report, tests: Sequence[str] =
 # ---- timing ----
 
 
-def time_steps(baseline: Side, candidate: Side, report: Report, unsafe: bool) -> list[Finding]:
-    """Return what counters and the clock say of throughput and memory. unsafe: whether the gate already is."""
+def time_steps(
+    baseline: Side, candidate: Side, report: Report, unsafe: bool, timing: dict[str, Any] | None = None
+) -> list[Finding]:
+    """Return what counters and the clock say of throughput and memory.
+
+    - unsafe: whether the gate already is.
+    - timing: gets the judgement of each shape that is timed, as JSON.
+    """
     larger = baseline.judged.larger
     counted = list(throughput.counters(baseline, candidate, throughput.LARGER if larger is None else larger))
     if not (throughput.can_be_timed(baseline) and throughput.can_be_timed(candidate)):
@@ -257,5 +268,7 @@ def time_steps(baseline: Side, candidate: Side, report: Report, unsafe: bool) ->
                 Finding("throughput", throughput.where(shape), LOST, f"a step of {shape} cannot be timed: {error}")
             )
         else:
+            if timing is not None:
+                timing[shape] = judgement.to_json()
             findings += throughput.slower(judgement, pairs, counted, budget, shape)
     return counted + findings

@@ -37,7 +37,7 @@ from packaging.utils import canonicalize_name
 from harness import compat
 from harness.environment import STACK
 from harness.errors import UsageError
-from harness.gate import installed, locks, requirements, taken_along, uv, variables
+from harness.gate import installed, locks, requirements, resolver, taken_along, unresolved, uv, variables
 from harness.gate.requirements import BUILT, CURRENT, name_of
 from harness.gate.sources import Source, copied
 from harness.gate.variables import Named
@@ -232,29 +232,19 @@ def resolve(asked: str, build: Iterable[str] = (), added: Named = (), extras: It
     torch = running().pins.get("torch")
     if "torch" not in free and torch:
         needed = [f"torch=={torch.partition('+')[0]}" if line == "torch" else line for line in needed]
-    with tempfile.TemporaryDirectory() as folder:
-        source, lock, constraints = (Path(folder, name) for name in ("requirements.in", "lock.txt", "constraints.txt"))
-        copies = [copied(made, Path(folder)) for made in sources]
-        source.write_text("\n".join([*given.options, *releases, *map(str, copies), *needed]) + "\n", encoding="utf-8")
-        constraints.write_text("\n".join(given.constraints) + "\n", encoding="utf-8")
-        # uv prefers the versions that it finds in its output file.
-        preferred = {name: version for name, version in running().pins.items() if name not in free}
-        lock.write_text("".join(f"{name}=={version}\n" for name, version in preferred.items()))
-        options = ["--generate-hashes", "--no-header", "--no-annotate", "--python", sys.executable]
-        options += ["--constraints", str(constraints), *_building(build, sources)]
-        referred = [(name, os.environ[name]) for name in sorted(given.variables) if name in os.environ]
-        builds = bool(build) or any(made.builds for made in sources)
-        done = uv.run(
-            "pip", "compile", str(source), "--output-file", str(lock), *options,
-            builds=builds, added=[*added, *referred],
-        )  # fmt: skip
-        if done.returncode != 0:
-            reason = uv.reason(done.stderr.replace(str(constraints), "the constraints"), str(source))
-            raise Unresolvable(f"{asked!r}: {reason}")
-        resolved = lock.read_text(encoding="utf-8")
+    preferred = {name: version for name, version in running().pins.items() if name not in free}
+    resolved, reason = resolver.compiled(given, [*releases, *needed], sources, build, preferred, added)
+    if reason:
+        # A message that begins with the place of a line needs no more.
+        placed = any(reason.startswith(place) for lines in given.places.values() for place, _ in lines)
+        raise Unresolvable(reason if placed else f"{asked!r}: {reason}")
     if sentence := compat.too_old({entry.name: entry.version or None for entry in locks.entries(resolved)}):
         raise TooOld(f"{shown(asked)}: {sentence}")
-    return "".join(copy.line for copy in copied_along) + locks.completed(resolved, sources, given.hashes, build)
+    return (
+        "".join(copy.line for copy in copied_along)
+        + resolver.kept(given)
+        + locks.completed(resolved, sources, given.hashes, build)
+    )
 
 
 def _building(build: Iterable[str], sources: Iterable[Source]) -> list[str]:
@@ -336,17 +326,19 @@ def _install(asked: str, lock: str, directory: Path, added: Named) -> None:
     local = [entry for entry in entries if entry.version and uv.is_local_wheel(entry.name, entry.version)]
     others = [entry for entry in entries if entry.version and entry not in local]
     python = str(directory / "bin" / "python")
-    options = ["--python", python, *_building(build, sources)]
+    options = ["--python", python, *_building(build, sources), *resolver.index_words(lock)]
     with tempfile.TemporaryDirectory() as folder:
         checked, unchecked = Path(folder, "checked.txt"), Path(folder, "unchecked.txt")
-        checked.write_text("".join(entry.text for entry in others), encoding="utf-8")
-        folders = {source.name: f"{copied(source, Path(folder))}\n" for source in sources if source.folder}
+        indexes = resolver.index_lines(lock)
+        checked.write_text("".join([indexes, *(entry.text for entry in others)]), encoding="utf-8")
+        copies = {source.name: copied(source, Path(folder)) for source in sources if source.folder}
+        folders = {name: f"{copy}\n" for name, copy in copies.items()}
         lines = [
             folders.get(entry.name, entry.text) if entry.url else f"{entry.identity}\n"
             for entry in entries
             if entry not in others
         ]
-        unchecked.write_text("".join(lines), encoding="utf-8")
+        unchecked.write_text("".join([indexes, *lines]), encoding="utf-8")
         hashes = ["--require-hashes"] if all(entry.hashes for entry in others) else []
         commands = [(["venv", "--relocatable", "--python", sys.executable, str(directory)], False)]
         if others:
@@ -361,9 +353,11 @@ def _install(asked: str, lock: str, directory: Path, added: Named) -> None:
             wheel = str(copy.wheel(Path(folder)))
             commands.append((["pip", "install", "--no-deps", "--no-index", "--python", python, wheel], False))
         for words, builds in commands:
-            done = uv.run(*words, builds=builds, added=added)
+            done = uv.run(*words, builds=builds, added=[*added, *resolver.referred(indexes)])
             if done.returncode != 0:
-                reason = uv.reason(done.stderr.replace(str(unchecked), "the requirements"), str(checked))
+                hidden = {str(file): "the requirements" for file in (checked, unchecked)}
+                hidden |= {copies[made.name].url: made.url for made in sources if made.name in copies}
+                reason = unresolved.sentence(done.stderr, hidden=hidden)
                 raise Unresolvable(f"{asked!r}: resolved, but cannot be installed: {reason}")
 
 

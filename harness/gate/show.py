@@ -13,17 +13,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.environment import STACK
+from harness.environment import STACK, now
+from harness.errors import UsageError
 from harness.files import write_whole
 from harness.gate import locks, outside
 from harness.gate.answer import TITLES, Answer, Listed, read
 from harness.gate.compare import Outcome
 from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, SAFE
+from harness.gate.requirements import CURRENT
+from harness.gate.requirements import read as read_requirements
 from harness.gate.side import Side
-from harness.gate.summary import one_line
+from harness.reports import pins
 from harness.session.report import to_json
 from harness.verdict import AMBIGUOUS, FAIL, NOT_COMPARABLE, Case
-from harness.words import counted
+from harness.words import counted, one_line
 
 SCHEMA_VERSION = 1
 
@@ -176,6 +179,7 @@ def to_report(sides: list[Side], outcome: Outcome) -> dict[str, Any]:
     """
     return {
         "schema_version": SCHEMA_VERSION,
+        "date": now(),
         "verdict": outcome.verdict,
         "requires": outcome.requires,
         "causes": [cause.to_json() for cause in outcome.causes],
@@ -185,6 +189,7 @@ def to_report(sides: list[Side], outcome: Outcome) -> dict[str, Any]:
                 "versions": side.environment.pins,
                 "lock": None,
                 "known_since": side.cached_since or None,
+                "pins": _pins(side),
                 "report": to_json([_short(case) for case in outcome.cases[side.name]], _environment(side)),
             }
             for side in sides
@@ -194,6 +199,8 @@ def to_report(sides: list[Side], outcome: Outcome) -> dict[str, Any]:
         "left_out": [{"package": name, "reason": reason} for name, reason in sides[0].judged.left_out],
         "findings": [finding.to_json() for finding in outcome.findings],
         "numbers": {name: part.to_json() for name, part in outcome.numbers.items()},
+        "timing": outcome.timing,
+        "crossed": {side.name: _crossed(side) for side in sides},
         "seconds": outcome.seconds,
     }
 
@@ -205,6 +212,28 @@ def _short(case: Case) -> Case:
     """
     specs = case.specs if case.verdict in (FAIL, AMBIGUOUS, NOT_COMPARABLE) else []
     return dataclasses.replace(case, specs=specs, repeat="")
+
+
+def _crossed(side: Side) -> dict[str, list[str]]:
+    """Return the cells whose checkpoint of the other side this side resumed, and whose adapter it loaded."""
+    return {
+        what: [
+            name.removeprefix(f"{folder}/")
+            for name, answer in side.done.items()
+            if name.startswith(f"{folder}/") and answer.get("data") is not None and not answer.get("error")
+        ]
+        for what, folder in (("resumed", "across"), ("loaded", "loaded"))
+    }
+
+
+def _pins(side: Side) -> dict[str, Any]:
+    """Return where the side's packages stand in the requirements files that were given."""
+    asked = side.environment.asked
+    try:
+        files = [] if asked.strip() == CURRENT else [file for file, _ in read_requirements(asked).files]
+    except UsageError:  # the file is gone, or has changed since
+        return {}
+    return pins.to_json(pins.find(files, side.environment.pins, Path.cwd()))
 
 
 def _environment(side: Side) -> dict[str, Any]:

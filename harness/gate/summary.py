@@ -22,7 +22,7 @@ from harness.files import inside
 from harness.gate.answer import TITLES, Answer, Listed, of_type, read
 from harness.gate.findings import BROKEN, LOST
 from harness.reading import read_json
-from harness.words import counted
+from harness.words import counted, one_line
 
 #: Findings of each kind that are listed.
 _FINDINGS = 20
@@ -111,11 +111,6 @@ def _version(version: Any) -> str:
     if version is None:
         return "-"
     return version if isinstance(version, str) and _VERSION.fullmatch(version) else "?"
-
-
-def one_line(text: str) -> str:
-    """Return a text in one line. What cannot be printed, such as commands to a terminal, is replaced by spaces."""
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
 def code_span(text: str) -> str:

@@ -12,6 +12,7 @@ of every other test suite in an environment where the harness is installed.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
 import importlib
@@ -29,14 +30,16 @@ import pytest
 
 from harness import compat, contract, environment, patches, paths, subjects
 from harness.errors import UsageError
-from harness.files import check_writable, reason
+from harness.files import check_writable, reason, write_whole
 from harness.processes import guard, interrupts
 from harness.processes.parent_watch import end_with_owner
+from harness.reports import web_page
 from harness.runs import drawn
 from harness.session import complete, concerns, report, supervisor, terminal
 from harness.session.decide import RUNS_TO_ITS_END, decide
+from harness.session.junit_properties import JUnitProperties
 from harness.session.specs import Brought
-from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, Outside, State
+from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, Outside, State, pytest_html
 from harness.spec import RunSpec
 from harness.verdict import FAIL, Case
 
@@ -112,7 +115,11 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         metavar="FILE",
         help="Write each case to FILE as it ends. If FILE exists, judge only the cases that it lacks.",
     )
+    # How the user called this session, if pytest was not called by hand: for commands to type next.
+    group.addoption("--called", default="peft-harness check", help=argparse.SUPPRESS)
     group.addoption("--json", default=None, metavar="FILE", help="Write the report as JSON.")
+    if not pluginmanager.hasplugin("html"):
+        group.addoption("--html", default=None, metavar="FILE", help="Write the report as a page of HTML, in one file.")
     group.addoption(
         "--timed",
         action="store_true",
@@ -180,6 +187,7 @@ def pytest_configure(config: pytest.Config) -> None:
         _check_options(state, config)
         # User code may change the current directory later on.
         state.json = state.json and str(Path(state.json).absolute())
+        state.html = state.html and str(Path(state.html).absolute())
         if state.preload:
             supervisor.tell_doing(config, f"it imported --preload {' --preload '.join(state.preload)}")
             _prepare_training(state)
@@ -216,7 +224,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     # pytest registers its reporter after `pytest_configure` of a conftest's plugins.
     manager = session.config.pluginmanager
     reporter = manager.getplugin("terminalreporter")
-    if reporter is not None and not hasattr(session.config, "workerinput"):
+    if hasattr(session.config, "workerinput"):
+        return
+    manager.register(JUnitProperties(_PROPERTY), "peft-harness-junit")
+    if reporter is not None:
         manager.register(terminal.Terminal(session.config, reporter), "peft-harness-terminal")
 
 
@@ -240,8 +251,8 @@ def _check_outputs(config: pytest.Config) -> None:
     """Raise UsageError if a file that is written at the end cannot be written."""
     if hasattr(config, "workerinput"):
         return
-    for option, destination in (("--json", "--json"), ("--junitxml", "xmlpath"), ("--journal", "--journal")):
-        file = config.getoption(destination, None)
+    for option in ("--json", "--html", "--junitxml", "--journal"):
+        file = config.getoption("xmlpath" if option == "--junitxml" else option, None)
         if file:
             check_writable(option, file)
 
@@ -265,6 +276,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     names = ", ".join(patches.names(state.device))
     patched = f"patched for speed: {names}; --unpatched turns them off" if names else "patched for speed: nothing"
     said = [f"{one.where}: {sentence}" for one in state.brought for sentence in one.said]
+    if pytest_html(config) and config.getoption("--html", None):
+        said.append("--html: the plugin pytest-html writes it; with -p no:html it is peft-harness's page")
     return [f"judged: {state.subject} on {described['device']}", f"stack: {stack}", patched, *said]
 
 
@@ -505,13 +518,21 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if exitstatus == 0 and session.config.option.collectonly:
         exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
     code = complete.exit_code(state.complete, state.cases, state.named, exitstatus)
-    if state.json is not None:
+    if state.json is not None or state.html is not None:
         described = environment.describe(state.device) | {"patches": patches.names(state.device)}
-        facts = complete.facts(state.complete, exitstatus)
+        described |= {"subject": state.subject, "preloads": list(state.preload)}
+        facts = {"date": environment.now(), **complete.facts(state.complete, exitstatus)}
+    if state.json is not None:
         try:
-            report.write_json(Path(state.json), state.cases, described, facts)
+            report.write_json(Path(state.json), state.cases, described, facts, state.causes())
         except OSError as error:
             state.unwritten.append(f"--json {state.json}: cannot be written ({reason(error)})")
+    if state.html is not None:
+        try:
+            write_whole(Path(state.html), web_page.write(report.to_json(state.cases, described, facts)))
+        except (OSError, UsageError) as error:
+            why = reason(error) if isinstance(error, OSError) else str(error)
+            state.unwritten.append(f"--html {state.html}: cannot be written ({why})")
     if state.journal.failure:
         state.unwritten.append(state.journal.failure)
     # What was asked for is not all there.

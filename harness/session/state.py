@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from _pytest.outcomes import Skipped
 
 from harness import contract, environment, patches, paths
+from harness.causes.cause import Cause
+from harness.causes.group import group
 from harness.contract import expectations
 from harness.runs.cache import Runs
 from harness.session import concerns, report, specs
@@ -54,6 +58,11 @@ def skip_if(reason: str | None) -> None:
         raise Unsupported(reason)
 
 
+def pytest_html(config: pytest.Config) -> bool:
+    """Return whether the plugin pytest-html is there, whose option --html has the same name as ours."""
+    return config.pluginmanager.hasplugin("html")
+
+
 class State:
     """The options of the session, the clauses and known defects that apply, and the cases judged so far."""
 
@@ -61,6 +70,7 @@ class State:
         self.subject: str = config.getoption("--subject")
         self.device: str = config.getoption("--device")
         self.json: str | None = config.getoption("--json")
+        self.html: str | None = None if pytest_html(config) else config.getoption("--html", None)
         self.preload: list[str] = config.getoption("--preload")
         self.torchrun: bool = config.getoption("--torchrun")
         #: The commit of the harness, if figures are recorded (--record).
@@ -96,3 +106,17 @@ class State:
         self.journal = Journal.open(chosen, run, writes=worker is None)
         self.cases: list[Case] = list(self.journal.cases)
         self.complete = Complete(self.journal.ended)
+        self._called: str = config.getoption("--called")
+
+    def causes(self) -> list[Cause]:
+        """Return why cases do not hold, the largest cause first."""
+        words = [self._called]
+        for option, value, usual in (("--subject", self.subject, "hf-trainer"), ("--device", self.device, "cpu")):
+            words += [] if value == usual else [f"{option} {shlex.quote(value)}"]
+        words += [f"--preload {shlex.quote(module)}" for module in self.preload]
+        found = group(self.cases, check=" ".join(words))
+        if " --with " not in self._called:
+            return found
+        # `repro` takes the installed stack, on which the case may hold.
+        repeats = {case.repeat for case in self.cases}
+        return [replace(cause, next=tuple(word for word in cause.next if word not in repeats)) for cause in found]
