@@ -159,18 +159,19 @@ def gate(
         place = case_files.directory(json)
         files, unwritten = case_files.write_all(place, outcome, changed)
         outcome.causes = next_steps.with_next(outcome.causes, baseline, candidate, changed, files)
-        report = show.to_report(sides, outcome)
-        beside = [f"{place}{os.sep} ({counted(len(files), 'case file')})"] if files else []
+        body = show.to_report(sides, outcome)
+        named = [str(path) for path in (json, markdown, html, sarif) if path is not None]
+        named += [f"{place}{os.sep} ({counted(len(files), 'case file')})"] if files else []
         # If a file cannot be written after all, the result was printed.
-        show.screen(screen(), report, [str(path) for path in (json, markdown) if path is not None] + beside, full)
+        show.screen(screen(), body, named, full)
         if json is not None:
-            show.write_report(json, sides, report)
+            show.write_report(json, sides, body)
         if markdown is not None:
-            write_whole(markdown, summary.markdown(report))
+            write_whole(markdown, summary.markdown(body))
         if html is not None:
-            write_whole(html, web_page.write(report))
+            write_whole(html, web_page.write(body))
         if sarif is not None:
-            write_whole(sarif, findings_of.write(report))
+            write_whole(sarif, findings_of.write(body))
         if unwritten is not None:
             raise unwritten
     shutil.rmtree(results, ignore_errors=True)

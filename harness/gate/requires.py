@@ -63,7 +63,7 @@ class Contradiction:
 
     def __str__(self) -> str:
         has = f"the stack has {self.has}" if self.has else "the stack has none"
-        known = {True: "", False: "; no such release is on the index", None: "; the index was not asked"}
+        known = {True: "", False: "; no such release is on the index", None: "; the index could not be read"}
         return f"{self.package} {self.version} wants {self.wants}, {has}{known[self.available]}"
 
 
