@@ -113,7 +113,7 @@ def _distributions(environment: Environment) -> Iterator[importlib.metadata.Dist
         yield from importlib.metadata.distributions(path=[str(packages)])
 
 
-_Found = dict[str, importlib.metadata.Distribution]
+_Found = Mapping[Any, importlib.metadata.Distribution]
 
 
 def _wanted(found: _Found) -> Iterator[tuple[importlib.metadata.Distribution, Requirement]]:

@@ -19,7 +19,7 @@ from typing import Any
 from harness.environment import STACK
 from harness.errors import UsageError
 from harness.files import inside
-from harness.gate.digest import TITLES, Answer, Listed, of_type, read
+from harness.gate.extract import TITLES, Answer, Listed, of_type, read
 from harness.gate.findings import BROKEN, LOST
 from harness.reading import read_json
 from harness.words import counted, one_line
