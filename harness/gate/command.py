@@ -243,6 +243,8 @@ def history(ids: list[str], judged: Scope) -> int:
 
 def made(requirements: list[str], judged: Scope) -> list[Environment]:
     """Make the environments, all at the same time. Raises UsageError if one cannot be made."""
+    for note in dict.fromkeys(note for asked in requirements if asked.strip() != CURRENT for note in read(asked).notes):
+        print(f"peft-harness: {note}", file=sys.stderr)
     with Progress(len(requirements), "making environments") as progress, ThreadPoolExecutor() as pool:
         optional = extras.wanted(environments.running().pins, CURRENT in requirements)
 
