@@ -388,12 +388,22 @@ def test_the_command_writes_what_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("report.json").write_text(json.dumps(gate()))
     Path("other.txt").write_text("\n\n\n\ntransformers==5.3.0\n")
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "page.md")
-    Path("page.md").write_text("before\n")
-    words = ["--junit", "j.xml", "--sarif", "s.sarif", "--code-quality", "q.json", "--badge", "b.json", "--github"]
+    words = [
+        "--junit",
+        "j.xml",
+        "--sarif",
+        "s.sarif",
+        "--code-quality",
+        "q.json",
+        "--badge",
+        "b.json",
+        "--markdown",
+        "page.md",
+        "--annotate",
+    ]
     code, out, err = command_line.run("report", "report.json", *words, "--pins", "other.txt")
     assert (code, err) == (0, "") and out.startswith("::error title=broken by the upgrade,file=other.txt,line=5::")
-    assert Path("page.md").read_text().startswith("before\n## Upgrade gate: UNSAFE\n")
+    assert Path("page.md").read_text().startswith("## Upgrade gate: UNSAFE\n")
     assert json.loads(Path("q.json").read_text())[0]["location"] == {"path": "other.txt", "lines": {"begin": 5}}
     assert (
         ElementTree.parse("j.xml")
@@ -406,9 +416,9 @@ def test_the_command_writes_what_is_asked_for(tmp_path, monkeypatch):
     ("words", "said"),
     [
         (["report.json"], "nothing to write; name an output"),
-        (["none.json", "--github"], "none.json: no such file"),
-        (["other.json", "--github"], "other.json: is no report of peft-harness"),
-        (["report.json", "--github", "--pins", "none.txt"], "--pins none.txt: no such file"),
+        (["none.json", "--annotate"], "none.json: no such file"),
+        (["other.json", "--annotate"], "other.json: is no report of peft-harness"),
+        (["report.json", "--annotate", "--pins", "none.txt"], "--pins none.txt: no such file"),
         (["report.json", "--badge", "report.json"], "names the same file"),
     ],
 )

@@ -26,6 +26,7 @@ from harness.cli.options import (
     scope,
 )
 from harness.cli.outputs import file_option
+from harness.cli.report_commands import Annotate, CodeQuality, JUnit, Sarif, written_by
 from harness.errors import UsageError
 from harness.files import check_writable_directory
 
@@ -48,9 +49,10 @@ def gate(
     json: Json = None,
     markdown: Annotated[Path | None, file_option("Write a summary for a pull request as Markdown.")] = None,
     html: Html = None,
-    sarif: Annotated[
-        Path | None, file_option("Write the findings as SARIF 2.1.0, each at the line of its pin.")
-    ] = None,
+    sarif: Sarif = None,
+    junit: JUnit = None,
+    code_quality: CodeQuality = None,
+    annotate: Annotate = False,
     anew: Annotated[
         bool, typer.Option("--anew", help="Judge all of the baseline again, whatever earlier gates have cached.")
     ] = False,
@@ -75,10 +77,10 @@ def gate(
     judged = scope(subject, device, clause, preload, env, build, spec, trust_code, file=scope_file)
     from harness.gate import command
 
+    others = written_by({"html": html, "sarif": sarif, "junit": junit, "code_quality": code_quality})
+    preloads = tuple(candidate_preload or ())
     raise typer.Exit(
-        command.gate(
-            baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick, full, html, sarif
-        )
+        command.gate(baseline, candidate, judged, json, markdown, preloads, anew, quick, full, others, annotate)
     )
 
 

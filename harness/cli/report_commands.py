@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -21,70 +21,62 @@ _WRITERS = {"html": "web_page", "junit": "junit", "sarif": "sarif", "code_qualit
 LIMIT = 2**27
 
 
+Sarif = Annotated[Path | None, file_option("Write what is wrong as SARIF 2.1.0, each at the line of its pin.")]
+JUnit = Annotated[Path | None, file_option("Write the report as JUnit XML.")]
+CodeQuality = Annotated[Path | None, file_option("Write what is wrong as GitLab's code-quality JSON.")]
+Annotate = Annotated[
+    bool, typer.Option("--annotate", help="Print what is wrong as annotations for GitHub Actions. Needs no token.")
+]
+
+
+def written_by(outputs: Mapping[str, Path | None]) -> dict[str, Path]:
+    """Return the module of harness/reports/ that writes each file. outputs: option -> its value."""
+    return {_WRITERS[name]: path for name, path in outputs.items() if path is not None}
+
+
 def report(
     file: Annotated[Path, typer.Argument(metavar="REPORT", help="What --json of another command wrote.")],
     html: Html = None,
-    junit: Annotated[Path | None, file_option("Write the report as JUnit XML.")] = None,
-    sarif: Annotated[Path | None, file_option("Write the report as SARIF 2.1.0, for code scanning.")] = None,
-    code_quality: Annotated[Path | None, file_option("Write the report as GitLab's code-quality JSON.")] = None,
+    markdown: Annotated[Path | None, file_option("Write a summary as Markdown.")] = None,
+    junit: JUnit = None,
+    sarif: Sarif = None,
+    code_quality: CodeQuality = None,
     badge: Annotated[Path | None, file_option("Write a badge, as JSON for shields.io's endpoint badge.")] = None,
-    github: Annotated[
-        bool,
-        typer.Option(
-            "--github", help="Print annotations for GitHub Actions, and add a summary to $GITHUB_STEP_SUMMARY."
-        ),
-    ] = False,
+    annotate: Annotate = False,
     pins: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Show findings at the lines of this requirements file. Repeatable."),
+        typer.Option(metavar="FILE", help="Look for pins in this requirements file. Repeatable."),
     ] = None,
 ) -> None:
-    """Turn a report into what people and CI systems show.
+    """Turn a report into what people and CI systems read.
 
     Reads the JSON of check, pytest suites/, gate, judge, sweep or mutants. Exit codes: 0 written, 2 could not run.
     """
     from harness.files import write_whole
     from harness.reading import read_json, shown_path
-    from harness.reports import kinds, web_page
+    from harness.reports import github, kinds, web_page
     from harness.reports import pins as places
 
     outputs = {"html": html, "junit": junit, "sarif": sarif, "code_quality": code_quality, "badge": badge}
-    if not github and not any(outputs.values()):
-        options = ", ".join(f"--{name.replace('_', '-')} FILE" for name in outputs)
-        raise UsageError(f"nothing to write; name an output: {options}, --github")
+    if not (annotate or markdown or any(outputs.values())):
+        options = ", ".join(f"--{name.replace('_', '-')} FILE" for name in ("markdown", *outputs))
+        raise UsageError(f"nothing to write; name an output: {options}, --annotate")
     found = read_json(file, LIMIT, nan=True)
-    kinds.kind(found, shown_path(file))
+    kind = kinds.kind(found, shown_path(file))
     if pins:
         for each in pins:
             if not each.is_file():
                 raise UsageError(f"--pins {shown_path(each)}: no such file")
         found["pins"] = places.to_json(places.find(pins, kinds.packages(found), Path.cwd()))
     web_page.page_of(found, shown_path(file))  # raises for a damaged report, before anything is written
-    for name, path in outputs.items():
-        if path is not None:
-            write_whole(path, importlib.import_module(f"harness.reports.{_WRITERS[name]}").write(found))
-    if github:
-        _for_github(found)
+    for name, path in written_by(outputs).items():
+        write_whole(path, importlib.import_module(f"harness.reports.{name}").write(found))
+    if markdown is not None:
+        from harness.gate.summary import markdown as of_gate
 
-
-def _for_github(found: dict[str, object]) -> None:
-    from harness.reports import github, kinds
-
-    sys.stdout.write(github.write(found))
-    name = os.environ.get("GITHUB_STEP_SUMMARY")
-    if not name:
-        return
-    if kinds.kind(found) == kinds.GATE:
-        from harness.gate.summary import markdown
-
-        text = markdown(found)
-    else:
-        text = github.summary(found)
-    try:
-        with open(name, "a", encoding="utf-8") as page:
-            page.write(text + "\n")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"GITHUB_STEP_SUMMARY: cannot be written ({error})") from None
+        write_whole(markdown, of_gate(found) if kind == kinds.GATE else github.summary(found))
+    if annotate:
+        sys.stdout.write(github.write(found))
 
 
 def trend(

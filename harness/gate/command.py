@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,8 +43,7 @@ from harness.gate.side import Side
 from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
 from harness.processes.guard import ignore_ctrl_c
 from harness.progress import Progress, Task, screen
-from harness.reports import sarif as findings_of
-from harness.reports import web_page
+from harness.reports import github
 from harness.words import counted
 
 #: Most workers of a side. Each takes one or two GiB of the host's memory with its ranks. On a GPU each waits half of its
@@ -112,21 +112,23 @@ def gate(
     anew: bool = False,
     quick: bool = False,
     full: bool = False,
-    html: Path | None = None,
-    sarif: Path | None = None,
+    others: Mapping[str, Path] | None = None,
+    annotate: bool = False,
 ) -> int:
     """Compare two stacks, given by their requirements. Returns 0 safe, 1 unsafe, 3 inconclusive.
 
-    - json, markdown, html, sarif: files for the report, the summary, the page, and the findings for code scanning.
+    - json, markdown: files for the report and the summary.
     - candidate_preloads: modules that only the candidate imports, after those of `judged`.
     - anew: judge all of the baseline's cases, even those that an earlier gate has cached (`harness.gate.baseline_cache`).
     - quick: see `compare.gate`. It has no effect if the baseline is cached.
     - full: print all causes and findings, not only what fits on one screen.
+    - others: module of harness/reports/ -> the file that it writes.
+    - annotate: print annotations for GitHub Actions at the end.
 
     Raises UsageError if the gate could not run.
     """
     changed = dataclasses.replace(judged, preloads=(*judged.preloads, *candidate_preloads))
-    check_inputs([baseline, candidate], json, markdown, html, sarif)
+    check_inputs([baseline, candidate], json, markdown, *(others or {}).values())
     notes = screen(sys.stderr)
     before, after = made([baseline, candidate], judged)
     left_out = extras.on_one_side(before, after)
@@ -160,7 +162,7 @@ def gate(
         files, unwritten = case_files.write_all(place, outcome, changed)
         outcome.causes = next_steps.with_next(outcome.causes, baseline, candidate, changed, files)
         body = show.to_report(sides, outcome)
-        named = [str(path) for path in (json, markdown, html, sarif) if path is not None]
+        named = [str(path) for path in (json, markdown, *(others or {}).values()) if path is not None]
         named += [f"{place}{os.sep} ({counted(len(files), 'case file')})"] if files else []
         # If a file cannot be written after all, the result was printed.
         show.screen(screen(), body, named, full)
@@ -168,10 +170,10 @@ def gate(
             show.write_report(json, sides, body)
         if markdown is not None:
             write_whole(markdown, summary.markdown(body))
-        if html is not None:
-            write_whole(html, web_page.write(body))
-        if sarif is not None:
-            write_whole(sarif, findings_of.write(body))
+        for name, path in (others or {}).items():
+            write_whole(path, importlib.import_module(f"harness.reports.{name}").write(body))
+        if annotate:
+            sys.stdout.write(github.write(body))
         if unwritten is not None:
             raise unwritten
     shutil.rmtree(results, ignore_errors=True)
@@ -244,6 +246,8 @@ def history(ids: list[str], judged: Scope) -> int:
 
 def made(requirements: list[str], judged: Scope) -> list[Environment]:
     """Make the environments, all at the same time. Raises UsageError if one cannot be made."""
+    for note in dict.fromkeys(note for asked in requirements if asked.strip() != CURRENT for note in read(asked).notes):
+        print(f"peft-harness: {note}", file=sys.stderr)
     with Progress(len(requirements), "making environments") as progress, ThreadPoolExecutor() as pool:
         optional = extras.wanted(environments.running().pins, CURRENT in requirements)
 
