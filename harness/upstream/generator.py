@@ -73,7 +73,7 @@ CHECKS: dict[str, Check] = {
 
 #: Modules that a script may use by their name.
 _MODULES = (
-    *("contextlib", "copy", "glob", "json", "logging", "math", "os", "pathlib", "random", "re", "shutil", "sys"),
+    *("contextlib", "copy", "subprocess", "glob", "json", "logging", "math", "os", "pathlib", "random", "re", "shutil", "sys"),
     *("tempfile", "warnings", "torch", "accelerate", "bitsandbytes", "peft", "transformers", "numpy", "time"),
     *("optuna", "huggingface_hub"),
 )
