@@ -16,6 +16,7 @@ from harness.paths import FIXTURES, PACKAGE, ROOT, SUITES
 SHARED_NAMES = {
     "checkpoint": "laws/ and reference/: what a checkpoint must be, and how the reference writes one",
     "command": "a room's entry from the command line",
+    "group": "of ranks; in causes/, of cases",
     "evaluation": "the chapter EVAL, and the laws on evaluation",
     "loss": "the chapter LOSS, the laws on the loss, and the loss of the reference",
     "best": "the chapter BEST, and the laws on the best model",

@@ -9,7 +9,14 @@ import typer
 
 import harness
 from harness import ending
-from harness.cli import cache_command, compare_commands, judge_commands, look_commands, measure_commands
+from harness.cli import (
+    cache_command,
+    compare_commands,
+    judge_commands,
+    look_commands,
+    measure_commands,
+    report_commands,
+)
 from harness.cli.outputs import Command
 from harness.processes import guard, interrupts
 
@@ -36,7 +43,7 @@ def _print_versions(asked: bool) -> None:
 
 
 #: Commands that start no process and write no temporary file.
-_ALONE = ("cache", "clauses")
+_ALONE = ("cache", "clauses", "report", "trend")
 
 
 @app.callback()
@@ -63,6 +70,8 @@ _COMMANDS = (
     (measure_commands.speed, False),
     (measure_commands.coverage, True),
     (measure_commands.mutants, False),
+    (report_commands.report, False),
+    (report_commands.trend, False),
     (look_commands.clauses, False),
     (look_commands.train, False),
 )

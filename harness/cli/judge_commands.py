@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +17,10 @@ from harness.cli.options import (
     Clauses,
     Device,
     Env,
+    Html,
     Json,
     Preload,
+    ScopeFile,
     Specs,
     Subject,
     TrustCode,
@@ -28,7 +31,7 @@ from harness.cli.options import (
     subject_names,
 )
 from harness.cli.outputs import file_option
-from harness.cli.pytest_process import run_pytest
+from harness.cli.pytest_process import html_words, run_pytest
 from harness.errors import UsageError
 
 Limit = Annotated[
@@ -45,6 +48,7 @@ def check(
     device: Device = "cpu",
     clause: Clauses = None,
     spec: Specs = None,
+    scope_file: ScopeFile = None,
     trust_code: TrustCode = False,
     preload: Preload = None,
     unpatched: Unpatched = False,
@@ -58,6 +62,7 @@ def check(
         ),
     ] = None,
     json: Json = None,
+    html: Html = None,
     env: Env = None,
     build: Build = None,
 ) -> None:
@@ -68,17 +73,34 @@ def check(
     if not with_ and (env or build):
         raise UsageError("--env and --build are for stacks that are installed; name one --with")
     # pytest says what is changed in a --spec.
-    judged = scope(subject, device, clause, preload, env, build, spec, trust_code, silent=True)
+    judged = scope(subject, device, clause, preload, env, build, spec, trust_code, silent=True, file=scope_file)
     from harness.gate import command
     from harness.paths import SUITES
 
+    defects: tuple[Path, ...] = ()
+    if scope_file is not None:
+        from harness.gate import outside
+        from harness.gate import scope_file as files
+
+        said = files.read(scope_file)
+        defects, spec = said.known_defects, spec or list(said.specs)
+        if sentence := outside.clauses_sentence(judged):
+            print(f"peft-harness: {sentence}", file=sys.stderr)
     # Their own files, not the copies that `Scope` has: messages name the files.
     brought = ["--trust-code"] * trust_code + [word for file in spec or [] for word in ("--spec", str(file.absolute()))]
+    brought += [word for file in defects for word in ("--known-defects", str(file.absolute()))]
     if with_:
         use_cache()
-        raise typer.Exit(command.check(with_, judged, json, [*brought, *context.args]))
-    rest = [*command.workers(judged, context.args), *brought, *context.args]
-    raise typer.Exit(run_pytest([str(SUITES)], subject, device, clause or [], preload or [], json, rest))
+        raise typer.Exit(command.check(with_, judged, json, html, [*brought, *context.args]))
+    rest = [
+        *command.workers(judged, context.args),
+        *judged.concerns.options(),
+        *brought,
+        *html_words(html),
+        *context.args,
+    ]
+    clauses = list(judged.clauses)
+    raise typer.Exit(run_pytest([str(SUITES)], judged.subject, judged.device, clauses, preload or [], json, rest))
 
 
 def soak(
@@ -192,6 +214,12 @@ def repro(
     ] = None,
     trust_code: TrustCode = False,
     limit: Limit = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", metavar="REQUIREMENT", help="Repeat it in a new environment with this release. Repeatable."
+        ),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Repeat one failed case, or train one RunSpec and judge it.
@@ -203,6 +231,14 @@ def repro(
     from harness.session import apart, case_file
 
     case = case_file.load(file)
+    if with_:
+        from harness.gate import command
+
+        use_cache()
+        words = ["--trust-code"] if trust_code else []
+        for option, value in (("--subject", subject), ("--device", device), ("--limit", limit), ("--json", json)):
+            words += [] if value is None else [option, str(value)]
+        raise typer.Exit(command.repro(with_, file, words))
     if case.test is None:
         from harness.session.repro import judge_spec
 
@@ -231,6 +267,7 @@ def sweep(
     ] = Path(".peft-harness/sweep"),
     subject: Subject = "hf-trainer",
     json: Json = None,
+    html: Html = None,
 ) -> None:
     """Judge many configurations: each pair of settings.
 
@@ -241,4 +278,4 @@ def sweep(
     scope(subject)
     from harness.session.sweep import sweep
 
-    raise typer.Exit(sweep(minutes, seed, workers or len(os.sched_getaffinity(0)), directory, json, subject))
+    raise typer.Exit(sweep(minutes, seed, workers or len(os.sched_getaffinity(0)), directory, json, html, subject))

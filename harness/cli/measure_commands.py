@@ -99,7 +99,7 @@ def mutants(
         Path | None, typer.Option(metavar="FILE", help="Try the mutants of this Python file instead.")
     ] = None,
     json: Annotated[Path | None, file_option("Write the kill matrix as JSON.")] = None,
-    html: Annotated[Path | None, file_option("Write the kill matrix as a page.")] = None,
+    html: Annotated[Path | None, file_option("Write the kill matrix as a page of HTML.")] = None,
 ) -> None:
     """Put faults into upstream: do the suites catch them?
 

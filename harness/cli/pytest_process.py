@@ -10,6 +10,11 @@ from pathlib import Path
 from harness.errors import UsageError
 
 
+def html_words(html: Path | None) -> list[str]:
+    """Return pytest's words for --html. The plugin pytest-html has an option of that name, so it is left out."""
+    return ["-p", "no:html", "--html", str(html.absolute())] if html is not None else []
+
+
 def run_pytest(
     tests: list[str],
     subject: str,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from harness.laws.curves import curves
 from harness.laws.equal import distance, equal_runs, largest_gap
 from harness.tolerance import STACKS
 from harness.trace import Tensors, Trace
@@ -25,6 +26,7 @@ class Parting:
     - what: what differs there, for example "gradient of model.layers.0..."; if UNJUDGED, why nothing was compared.
     - loss, gradient, adapter: the largest difference, divided by the largest value.
     - ratio: the gradient's norm at the first step, after divided by before.
+    - curves: the numbers of both runs by step (`harness.laws.curves`), if they are CHANGED.
     """
 
     kind: str
@@ -34,6 +36,7 @@ class Parting:
     gradient: float = 0.0
     adapter: float = 0.0
     ratio: float | None = None
+    curves: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         if self.kind == EQUAL:
@@ -49,7 +52,7 @@ class Parting:
         return "; ".join(words)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "curves" or value}
 
 
 def parting(before: Trace, after: Trace) -> Parting:
@@ -70,6 +73,7 @@ def parting(before: Trace, after: Trace) -> Parting:
         gradient=_relative(gaps["largest_gradient_difference"], [_largest(step.gradients) for step in before.steps]),
         adapter=_relative(gaps["largest_adapter_difference"], [_largest(before.adapter)]),
         ratio=_ratio(before, after),
+        curves=None if within else curves(before, after, largest_gap, ("baseline", "candidate")),
     )
 
 

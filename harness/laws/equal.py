@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 
 from harness.laws.completion import incomplete
+from harness.laws.curves import curves
 from harness.tolerance import ELEMENTS, EXACT, LOSSES, Tolerance, scaled
 from harness.trace import Step, Tensors, Trace
 from harness.verdict import Unjudged, Verdict, not_finite, verdict
@@ -21,7 +23,8 @@ def equal_runs(seen: Trace, expected: Trace, within: Tolerance = EXACT, after: i
     - within: how far numbers may differ. Unless it is exact, rows and optimizer states are not compared.
     - after: only optimizer steps after this one are compared. A resumed run has no others.
 
-    The largest differences of loss, gradient and adapter are measured in any case (`distance`).
+    The largest differences of loss, gradient and adapter are measured in any case (`distance`). If the runs differ, so are
+    their numbers by step (`harness.laws.curves`).
 
     If no adapter, or no finite number was there to compare, the verdict is NOT_COMPARABLE. Some steps may be without a finite
     gradient, since a gradient scaler skips those that overflow. There may be no step after `after`: then the ends are equal.
@@ -29,7 +32,10 @@ def equal_runs(seen: Trace, expected: Trace, within: Tolerance = EXACT, after: i
     findings = incomplete(seen) + [f"(the run it is compared with) {reason}" for reason in incomplete(expected)]
     if not findings:
         findings = _all_differences(seen, expected, within, after)
-    return verdict(f"the two runs are equal ({within.name})", findings, **distance(seen, expected))
+    measured: dict[str, Any] = {**distance(seen, expected)}
+    if any(not isinstance(sentence, Unjudged) for sentence in findings) and seen.steps and expected.steps:
+        measured["curves"] = curves(seen, expected, largest_gap)
+    return verdict(f"the two runs are equal ({within.name})", findings, **measured)
 
 
 def _all_differences(seen: Trace, expected: Trace, within: Tolerance, after: int) -> list[str]:

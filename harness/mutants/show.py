@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import contract, environment
+from harness import environment
 from harness.files import write_whole
 from harness.mutants import usual_checks
 from harness.mutants.judge import CHANGED, ERROR, HELD, KILLED, UNDECIDED, Outcome
 from harness.mutants.matrix import Matrix
+from harness.reports import web_page
 from harness.words import counted
 
 SCHEMA_VERSION = 1
@@ -153,30 +154,8 @@ def write_json(matrix: Matrix, path: Path) -> None:
 
 
 def write_html(matrix: Matrix, path: Path) -> None:
-    """Write the matrix as a web page: a row for each mutant, a column for each clause that killed one."""
-    from jinja2 import Environment, StrictUndefined
-
-    counts = {outcome.mutant.name: outcome.count(KILLED) for outcome in matrix.outcomes}
-    clauses = [id for id in contract.clauses() if any(id in count for count in counts.values())]
-    first = {
-        outcome.mutant.name: {
-            case.clause: f"{case.scenario}: {case.sentence}"
-            for case in reversed(outcome.cases)
-            if case.outcome == KILLED
-        }
-        for outcome in matrix.outcomes
-    }
-    template = (Path(__file__).parent / "matrix.html.j2").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(template)
-    text = page.render(
-        outcomes=_worst_first(matrix),
-        clauses=clauses,
-        counts=counts,
-        first=first,
-        why=why,
-        summary=summary(matrix),
-    )
-    write_whole(path, text + "\n")
+    """Write the matrix as a page of HTML."""
+    write_whole(path, web_page.write(to_json(matrix)))
 
 
 def _worst_first(matrix: Matrix) -> list[Outcome]:

@@ -26,6 +26,7 @@ from harness.processes.cuda_free_fork import cuda_untouched
 from harness.processes.imports import import_upstream
 from harness.processes.workers import prepare
 from harness.progress import Progress, screen
+from harness.reports import web_page
 from harness.runs import fields
 from harness.runs.fewest import cause
 from harness.runs.sweep import ENOUGH, Cause, Refusal, Result, Sweep
@@ -39,7 +40,13 @@ _ORDER = (FAILS, ENDED, BROKEN, UNDECIDED)
 
 
 def sweep(
-    minutes: float, seed: int, workers: int, directory: Path, file: Path | None, subject_name: str = "hf-trainer"
+    minutes: float,
+    seed: int,
+    workers: int,
+    directory: Path,
+    file: Path | None,
+    html: Path | None = None,
+    subject_name: str = "hf-trainer",
 ) -> int:
     """Judge configurations, print what was found, and return the exit code (`Result.code`).
 
@@ -48,6 +55,7 @@ def sweep(
     - workers: how many configurations are judged at the same time.
     - directory: where the spec of each cause is written.
     - file: where to write the result as JSON (session/sweep_schema.json); None: nowhere.
+    - html: where to write the result as a page; None: nowhere.
     - subject_name: who trains, as for --subject.
     """
     seconds, began = minutes * 60, time.monotonic()
@@ -76,6 +84,8 @@ def sweep(
     show(result, files, screen())
     if file is not None:
         write_whole(file, dumps(result, files, seed, minutes) + "\n")
+    if html is not None:
+        write_whole(html, web_page.write(to_json(result, files, seed, minutes)))
     return result.code
 
 
@@ -181,8 +191,13 @@ def write_specs(result: Result, directory: Path) -> list[Path]:
 
 
 def dumps(result: Result, files: list[Path], seed: int, minutes: float) -> str:
-    """Return a result as JSON (session/sweep_schema.json)."""
-    body: dict[str, Any] = {
+    """Return a result as the text of JSON."""
+    return json.dumps(to_json(result, files, seed, minutes), indent=1)
+
+
+def to_json(result: Result, files: list[Path], seed: int, minutes: float) -> dict[str, Any]:
+    """Return a result as session/sweep_schema.json describes it."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "environment": describe("cpu"),
         "seed": seed,
@@ -213,4 +228,3 @@ def dumps(result: Result, files: list[Path], seed: int, minutes: float) -> str:
         ],
         "refused": [{"fields": one.fields, "sentence": one.sentence, "crash": one.crash} for one in result.refusals],
     }
-    return json.dumps(body, indent=1)

@@ -12,6 +12,9 @@ from harness import progress
 from harness.session import failure, report
 from harness.session.state import STATE
 
+#: FAILED lines without -v. The causes above them say what the cases have in common.
+_MOST_FAILED = 30
+
 
 class Terminal:
     """A pytest plugin for the process that prints. reporter: pytest's TerminalReporter."""
@@ -50,11 +53,14 @@ class Terminal:
         self._reporter.reportchars = chosen
         if failed and "f" in chosen:
             self._reporter.write_sep("=", "short test summary info", cyan=True, bold=True)
-            for test in failed:
+            most = len(failed) if self._config.option.verbose > 0 else _MOST_FAILED
+            for test in failed[:most]:
                 # pytest 9 takes the id as an object.
                 id = self._config.cwd_relative_nodeid(getattr(test, "id", test.nodeid))
                 self._reporter.write("FAILED", red=True)
                 self._reporter.write_line(f" {id} - {failure.headline_of(test)}")
+            if len(failed) > most:
+                self._reporter.write_line(f"and {len(failed) - most} more: -v, or --json FILE, has them all")
 
 
 def print_summary(reporter: Any, config: pytest.Config) -> None:
@@ -75,4 +81,5 @@ def print_summary(reporter: Any, config: pytest.Config) -> None:
             reporter.write_line(f"ERROR: {sentence}", red=True)
     if any(not case.refused for case in state.cases):
         console = progress.screen(reporter._tw._file, no_color=not reporter.hasmarkup)
-        report.summary(console, state.cases, state.effort, state.named)
+        verbose = config.option.verbose > 0
+        report.summary(console, state.cases, state.effort, state.named, state.causes(), verbose)
