@@ -6,6 +6,7 @@ them in one line.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from harness import defaults, spec_fields
 from harness.errors import UsageError
 from harness.fixtures import models
 from harness.fixtures.data import IGNORED
+from harness.reading import shown
 from harness.spec import CONFIG_FAMILY, GET, AdapterSpec, DataSpec, ModelSpec, RunSpec
 
 #: Columns of a script.
@@ -38,16 +40,16 @@ _PLAIN_LOSS = "harness.fixtures.plain_loss:llama"
 
 def call(name: str, values: Mapping[str, Any], first: str = "", indent: int = 4) -> str:
     """Return a call with keyword arguments, wrapped. first: positional arguments, as text."""
-    words = [*([first] if first else []), *(f"{key}={_text(value)}" for key, value in values.items())]
+    words = [*([first] if first else []), *(f"{identifier(key)}={text(value)}" for key, value in values.items())]
     line = f"{name}({', '.join(words)})"
     if len(line) + indent <= WIDTH:
         return line
     pad = " " * (indent + 4)
-    inner = textwrap.indent(_joined(words, WIDTH - indent - 4), pad).rstrip(",")
+    inner = textwrap.indent(joined(words, WIDTH - indent - 4), pad).rstrip(",")
     return f"{name}(\n{inner})"
 
 
-def _joined(words: list[str], width: int) -> str:
+def joined(words: list[str], width: int) -> str:
     """Return words with commas between them, in lines. No word is cut."""
     lines: list[str] = []
     for word in words:
@@ -58,13 +60,21 @@ def _joined(words: list[str], width: int) -> str:
     return "\n".join(lines)
 
 
-def _text(value: Any) -> str:
+def identifier(name: Any) -> str:
+    """Return a name that goes into the script as code. UsageError if it is more than a name: a spec may be a stranger's."""
+    if not (isinstance(name, str) and name.isidentifier() and name.isascii()):
+        raise refuse(f"{shown(name)} is no name of a field")
+    return name
+
+
+def text(value: Any) -> str:
+    """Return a value of JSON's as Python text. Whatever a string holds stays inside its quotes."""
     if isinstance(value, str):
-        return '"' + repr(value)[1:-1].replace('"', '\\"') + '"' if '"' not in value else repr(value)
+        return f'"{value}"' if value.isprintable() and not set(value) & {'"', "\\"} else repr(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_text(key)}: {_text(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{text(key)}: {text(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_text(item) for item in value) + "]"
+        return "[" + ", ".join(text(item) for item in value) + "]"
     return repr(value)
 
 
@@ -81,7 +91,7 @@ def rows(data: DataSpec) -> str:
     if data.path is not None:
         raise refuse("its rows are in a file; put them into the spec, as data.inline")
     if data.inline:
-        listed = _joined([_text(dict(row)) for row in data.inline[: data.rows]], WIDTH - 4)
+        listed = joined([text(dict(row)) for row in data.inline[: data.rows]], WIDTH - 4)
         return "ROWS = [\n" + textwrap.indent(listed, "    ") + "\n]"
     lines = ["draw = random.Random(0)"]
     if short := _short(data):
@@ -96,14 +106,14 @@ def rows(data: DataSpec) -> str:
     elif data.augment:
         lines += ["", "class Augmented(torch.utils.data.Dataset):"]
         lines += ["    def __len__(self):", "        return len(ROWS)", "", "    def __getitem__(self, index):"]
-        lines += [f"        last = int(torch.randint(1, {data.vocab_size}, ()))"]
-        lines += ['        return {**ROWS[index], "input_ids": ROWS[index]["input_ids"][:-1] + [last]}']
+        drawn = f"int(torch.randint(1, {data.vocab_size}, ()))"
+        lines += [f'        return {{**ROWS[index], "input_ids": ROWS[index]["input_ids"][:-1] + [{drawn}]}}']
     return "\n".join(lines)
 
 
 def _short(data: DataSpec) -> str:
     """Return the rows as one expression, without its end; "" if they are ragged, or more is drawn."""
-    if data.ignored or data.eval_rows or data.augment or (data.min_length or data.length) < data.length:
+    if data.ignored or data.eval_rows or (data.min_length or data.length) < data.length:
         return ""
     labels = "ids[0] % 2" if data.task == models.CLASSIFICATION else "ids"
     tokens = f"[draw.randrange(1, {data.vocab_size}) for _ in range({min(data.length, data.max_length or data.length)})]"
@@ -122,11 +132,11 @@ def _row(data: DataSpec) -> list[str]:
     elif data.ignored:
         labels = f"[{IGNORED} if draw.random() < {data.ignored} else token for token in ids]"
     if ragged:
-        lines += [f"    pad = {length} - len(ids)"]
         padded = labels if data.task == models.CLASSIFICATION else f"{labels} + [{IGNORED}] * pad"
         mask = '"attention_mask": [1] * len(ids) + [0] * pad'
-        lines += ["    return {", f'        "input_ids": ids + [0] * pad, {mask},', f'        "labels": {padded},']
-        lines += ["    }"]
+        lines += [f"    pad, labels = {length} - len(ids), {labels}" if data.ignored else f"    pad = {length} - len(ids)"]
+        padded = f"labels + [{IGNORED}] * pad" if data.ignored else padded
+        lines += [f'    return {{"input_ids": ids + [0] * pad, {mask}, "labels": {padded}}}']
     else:
         lines += [f'    return {{"input_ids": ids, "attention_mask": [1] * {length}, "labels": {labels}}}']
     return [*lines, ""]
@@ -149,10 +159,10 @@ def base(model: ModelSpec) -> str:
         path = 'f"{DIRECTORY}/base"'
         lines += [f"    {made}.save_pretrained({path})", f"    packed = {_packing(model)}"]
         kind = made.partition("(")[0].partition(".")[0]
-        dtype = f"dtype=torch.{model.dtype}"
+        dtype = f"dtype=torch.{identifier(model.dtype)}"
         made = f"{kind}.from_pretrained({path}, {dtype}, quantization_config=packed)"
     elif model.dtype != "float32":
-        made += f".to(torch.{model.dtype})"
+        made += f".to(torch.{identifier(model.dtype)})"
     if model.prepare_for_kbit:
         made = f"prepare_model_for_kbit_training({made})"
     if after:
@@ -171,7 +181,7 @@ def _made(model: ModelSpec) -> tuple[str, str, list[str], list[str]]:
     if model.family.startswith(CONFIG_FAMILY):
         kind = model.family.removeprefix(CONFIG_FAMILY)
         auto = {"causal": "CausalLM", "classification": "SequenceClassification", "seq2seq": "Seq2SeqLM"}[model.task]
-        return call("AutoConfig.for_model", fields, f'"{kind}"'), f"AutoModelFor{auto}.from_config(config)", [], []
+        return call("AutoConfig.for_model", fields, text(kind)), f"AutoModelFor{auto}.from_config(config)", [], []
     after, before = [], []
     if model.family in _WRAPPED:
         after = ["    model.config.use_cache = False", "    for index, layer in enumerate(model.model.layers):"]
@@ -198,7 +208,7 @@ def _packing(model: ModelSpec) -> str:
         fields = {"load_in_8bit": True}
     text = call("BitsAndBytesConfig", fields, indent=8)
     if model.four_bit and not isinstance(model.quantization, Mapping):
-        text = text[:-1].rstrip(", ") + f", bnb_4bit_compute_dtype=torch.{model.dtype})"
+        text = text[:-1].rstrip(", ") + f", bnb_4bit_compute_dtype=torch.{identifier(model.dtype)})"
     return text
 
 
@@ -207,6 +217,9 @@ def _packing(model: ModelSpec) -> str:
 
 def adapted(adapter: AdapterSpec) -> str:
     """Return the function adapted(model), which injects the spec's adapters."""
+    for name in (adapter.name, *adapter.others):
+        if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+            raise refuse(f"{shown(name)} is no name of an adapter that a script can hold")
     lines = ["def adapted(model):", f"    torch.manual_seed({adapter.seed})"]
     lines += [f"    config = {_config(adapter, adapter.config)}"]
     named = {} if adapter.name == "default" else {"adapter_name": adapter.name}

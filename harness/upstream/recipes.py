@@ -22,6 +22,7 @@ from harness.contract.expectations import Expectation
 from harness.environment import satisfies
 from harness.errors import UsageError
 from harness.paths import SUITES
+from harness.fixtures.models import FAMILIES
 from harness.reading import read_text
 from harness.runs.scenarios import spec_for
 from harness.spec import GET, RunSpec
@@ -67,7 +68,8 @@ class Recipe:
     @property
     def spec(self) -> RunSpec:
         """The run that the script trains."""
-        made = spec_for(self.family, self.method, self.route).but(**self.change)
+        made = spec_for(self.family if self.family in FAMILIES else "llama", self.method, self.route)
+        made = made.but(model={"family": self.family}).but(**self.change)
         return dataclasses.replace(made, arguments={**made.arguments, **dict.fromkeys(self.null)})
 
 
@@ -76,11 +78,17 @@ class Unscripted:
     """Known defects without a script.
 
     - reason: what a script of one or two processes on a CPU lacks.
+    - spec: a field that the entries' `spec` names, or "processor" if they name one; "" for any entry.
     """
 
     clause: tuple[str, ...]
     shows: tuple[str, ...]
     reason: str
+    spec: str = ""
+
+    def is_about(self, defect: Expectation) -> bool:
+        """Return whether a known defect has the field of `spec`."""
+        return not self.spec or self.spec in defect.spec or (self.spec == "processor" and bool(defect.processor))
 
 
 def load(directory: Path = DIRECTORY) -> list[Recipe]:
@@ -122,11 +130,11 @@ def defects(one: Recipe | Unscripted, known: Iterable[Expectation] | None = None
 
     A defect of drawn runs is shown only by a run that its `spec` describes.
     """
-    body = one.spec.to_json() if isinstance(one, Recipe) else None
     found = []
+    body = one.spec.to_json() if isinstance(one, Recipe) else None
     for defect in expectations.load(SUITES / "expectations") if known is None else known:
         named = defect.clause in one.clause and (defect.scenario in one.shows or defect.match in one.shows)
-        if named and (body is None or defect.describes(body)):
+        if named and (defect.describes(body) if body is not None else one.is_about(defect)):
             found.append(defect)
     return found
 
