@@ -103,6 +103,30 @@ def test_two():
 """
 
 
+def test_errors_that_belong_to_no_case_are_said_once_for_each_reason(suite, pytester):
+    code = """
+import pytest
+from harness.verdict import same
+
+@pytest.fixture
+def fragile():
+    yield
+    raise OSError("the disk is gone")
+
+@pytest.mark.clause("XYZ-01")
+@pytest.mark.parametrize("number", [1, 2])
+def test_one(fragile, judge, number):
+    judge(same("it", 1, 1))
+
+@pytest.mark.clause("XYZ-02")
+def test_two():
+    pass
+"""
+    status, output, _ = suite(code)
+    assert status == 2
+    assert "ERROR: suites/test_xyz.py::test_one[1] and 1 more: OSError: the disk is gone" in output.splitlines()
+
+
 def test_many_known_defects_are_one_line_without_v(suite):
     numbers = range(5)
     code = (
