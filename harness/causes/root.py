@@ -113,9 +113,13 @@ def sentences(case: Case) -> list[str]:
 
 def mentions(case: Case, error: Error) -> bool:
     """Return whether the case's words quote the error."""
+    return any(quotes(sentence, error) for sentence in sentences(case))
+
+
+def quotes(sentence: str, error: Error) -> bool:
+    """Return whether a sentence quotes an error."""
     kind, message = error.words
-    text = " \n ".join(normal(sentence) for sentence in sentences(case))
-    return message in text if len(message) > 3 else kind in text
+    return message in normal(sentence) if len(message) > 3 else kind in sentence
 
 
 # ---- everything else ----

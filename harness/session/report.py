@@ -55,12 +55,12 @@ class Effort:
 def headline(case: Case) -> str:
     """Return the first line of the first finding, or the reason why there is no verdict.
 
-    If a run of a case that fails ended with an error of upstream which no finding quotes, it is added: the finding may be
-    as little as "[]". Further lines, such as the stacks of hung ranks, are left out.
+    If a run of a case that fails ended with an error of upstream that the finding does not quote, it is added: the finding
+    may be as little as "[]". Further lines, such as the stacks of hung ranks, are left out.
     """
     first = root.sentences(case)[0].partition("\n")[0]
     error = next((one for one in root.recorded(case) if one.package), None)
-    if case.verdict != FAIL or error is None or root.mentions(case, error):
+    if case.verdict != FAIL or error is None or root.quotes(first, error):
         return first
     return f"{first} (a run of it ended with {error.kind}: {error.message.partition(chr(10))[0]})"
 
