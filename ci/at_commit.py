@@ -49,7 +49,7 @@ def git(*words: str) -> bytes:
     return subprocess.run(["git", *words], stdout=subprocess.PIPE, check=True).stdout
 
 
-def write(files: list) -> None:
+def write(files: list[tuple[Path, bytes, bytes, int]]) -> None:
     """Write regular files. Links come after them, so that none is followed."""
     with subprocess.Popen(["git", "cat-file", "--batch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         for path, mode, name, _ in files:
@@ -60,7 +60,7 @@ def write(files: list) -> None:
         process.stdin.close()
 
 
-def write_links(files: list, folder: Path) -> None:
+def write_links(files: list[tuple[Path, bytes, bytes, int]], folder: Path) -> None:
     """Make the links that lead to a file of the commit."""
     with subprocess.Popen(["git", "cat-file", "--batch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         for path, _, name, _ in files:
@@ -72,7 +72,7 @@ def write_links(files: list, folder: Path) -> None:
         process.stdin.close()
 
 
-def content(process: subprocess.Popen, name: bytes) -> bytes:
+def content(process: "subprocess.Popen[bytes]", name: bytes) -> bytes:
     process.stdin.write(name + b"\n")
     process.stdin.flush()
     facts = process.stdout.readline().split()

@@ -78,10 +78,10 @@ def _is_below(operator: str, version: str, oldest: Any) -> bool:
     if operator == "~=":
         # "~=4.36.1" is "<4.37", and "~=4.36" is "<5".
         head = named.release[:-1]
-        return Version(".".join(map(str, [*head[:-1], head[-1] + 1]))) <= oldest
+        return bool(Version(".".join(map(str, [*head[:-1], head[-1] + 1]))) <= oldest)
     if operator == "==" and version.endswith(".*"):
-        return named < oldest and oldest.release[: len(named.release)] != named.release
-    return (operator in ("==", "===", "<=") and named < oldest) or (operator == "<" and named <= oldest)
+        return bool(named < oldest and oldest.release[: len(named.release)] != named.release)
+    return bool((operator in ("==", "===", "<=") and named < oldest) or (operator == "<" and named <= oldest))
 
 
 def _older_than(package: str) -> str:

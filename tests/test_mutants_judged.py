@@ -89,7 +89,7 @@ def test_the_page_has_a_cell_for_each_kill(tmp_path):
     matrix = Matrix([killed, Outcome(dataclasses.replace(MUTANT, name="other"))], 1, [], 2, 1.0)
     write_html(matrix, tmp_path / "matrix.html")
     page = (tmp_path / "matrix.html").read_text()
-    assert page.count('<td class="k"') == 1 and "step 1: &lt;twice&gt;" in page
+    assert page.count('<td class="k"') == 1 and "step 1: \\u003ctwice\\u003e" in page
     assert page.index("other") < page.index("a-mutant")
     assert [mutant["status"] for mutant in to_json(matrix)["mutants"]] == ["killed", "survived"]
 

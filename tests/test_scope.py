@@ -42,10 +42,10 @@ def test_a_run_is_outside_by_its_route_its_method_or_its_launch():
 
 
 def test_the_gate_trains_the_cells_of_the_scope():
-    some = compare._cells(Scope(concerns=Concerns(methods=("dora",)), clauses=("ACC-*",), file="x.toml"))
+    some = compare.cells_of(Scope(concerns=Concerns(methods=("dora",)), clauses=("ACC-*",), file="x.toml"))
     assert some and {concerns.method_of(spec.adapter) for spec in some.values()} == {"dora"}
-    assert len(compare._cells(Scope(file="x.toml"))) == len(cells.cells())
-    assert compare._cells(Scope(clauses=("ACC-*",))) == {}
+    assert len(compare.cells_of(Scope(file="x.toml"))) == len(cells.cells())
+    assert compare.cells_of(Scope(clauses=("ACC-*",))) == {}
 
 
 # ---- the file ----

@@ -15,8 +15,8 @@ from tests.installed import installed
 __all__ = ["installed"]
 
 COMMANDS = (
-    "bisect", "cache", "check", "clauses", "coverage", "gate", "history", "judge", "mutants", "repro", "soak", "speed",
-    "sweep", "train",
+    "bisect", "cache", "check", "clauses", "coverage", "gate", "history", "judge", "mutants", "report", "repro", "soak",
+    "speed", "sweep", "train",
 )  # fmt: skip
 
 #: Run in the environment: the help of each command, by the function that the console script calls.
@@ -52,6 +52,9 @@ def test_one_top_level_name_is_packed(installed):
     assert {
         "harness/py.typed",
         "harness/session/suites.ini",
+        "harness/reports/page/page.css",
+        "harness/reports/page/page.html.j2",
+        "harness/reports/page/page.js",
         "harness/contract/proofs.json",
         "harness/suites/CONTRACT.md",
         "harness/suites/conftest.py",

@@ -156,7 +156,7 @@ def _followed(case: Case, errors: Sequence[Error]) -> Error | None:
 
 
 def _cause(key: Root, members: Sequence[Case], holding: Sequence[Case], changed: tuple[str, ...], check: str) -> Cause:
-    example = min(members, key=lambda case: (case.verdict != FAIL, len(case.scenario)))
+    example = min(members, key=lambda case: (case.verdict != FAIL, not _tells(case, key), len(case.scenario)))
     clauses = Counter(case.clause for case in members)
     runs, kept = _runs(key, members), _kept(key, clauses, holding)
     globs = " ".join(f"--clause {shlex.quote(clause)}" for clause, _ in clauses.most_common(_FEWEST))
@@ -183,6 +183,10 @@ def _kept(key: Root, clauses: Iterable[str], holding: Sequence[Case]) -> list[di
     """Return the specs of the runs that a cause has not reached: for an error all, else those of the same clauses."""
     ids = None if isinstance(key, Error) else set(clauses)
     return [spec for case in holding if (ids is None or case.clause in ids) and not case.raised for spec in case.specs]
+
+
+def _tells(case: Case, key: Root) -> bool:
+    return not isinstance(key, Error) or root.quotes(root.sentences(case)[0], key)
 
 
 def _packages(key: Root, changed: tuple[str, ...]) -> tuple[str, ...]:

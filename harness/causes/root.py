@@ -43,7 +43,7 @@ class Error:
 _PATHS = re.compile(r"(?:[A-Za-z]:)?(?:/[\w.@+~-]+){2,}/?")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 _DIGEST = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{8,64}\b")
-_NUMBER = re.compile(r"(?<![A-Za-z_])[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|(?<=[A-Za-z_])\d+(?![A-Za-z])")
+_NUMBER = re.compile(r"(?<![A-Za-z_])[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][-+]?\d+)?|(?<=[A-Za-z_])\d+(?![A-Za-z])")
 _RANK = re.compile(r"^(?:\([^)]*\) |rank \d+(?: of \d+)?: )+")
 _SEVERAL = re.compile(r"(N|'[^']*')(?:, \1)+")
 
@@ -113,9 +113,13 @@ def sentences(case: Case) -> list[str]:
 
 def mentions(case: Case, error: Error) -> bool:
     """Return whether the case's words quote the error."""
+    return any(quotes(sentence, error) for sentence in sentences(case))
+
+
+def quotes(sentence: str, error: Error) -> bool:
+    """Return whether a sentence quotes an error."""
     kind, message = error.words
-    text = " \n ".join(normal(sentence) for sentence in sentences(case))
-    return message in text if len(message) > 3 else kind in text
+    return message in normal(sentence) if len(message) > 3 else kind in sentence
 
 
 # ---- everything else ----

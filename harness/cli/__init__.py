@@ -73,6 +73,7 @@ _COMMANDS = (
     (report_commands.report, False),
     (report_commands.trend, False),
     (look_commands.clauses, False),
+    (look_commands.defects, False),
     (look_commands.train, False),
 )
 for _command, _passes_arguments in _COMMANDS:

@@ -220,13 +220,30 @@ def repro(
             "--with", metavar="REQUIREMENT", help="Repeat it in a new environment with this release. Repeatable."
         ),
     ] = None,
+    script: Annotated[
+        Path | None, file_option("Write a standalone Python file that shows the fault, and run nothing.")
+    ] = None,
+    issue: Annotated[Path | None, file_option("Run that file, and write the text of a report to upstream.")] = None,
+    clause: Annotated[
+        str | None, typer.Option(metavar="ID", help="The clause that the file judges, if CASE does not name it.")
+    ] = None,
+    bisect: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What bisect --json wrote, for the report to upstream.")
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Repeat one failed case, or train one RunSpec and judge it.
+    """Repeat one failed case, or train one RunSpec and judge it. Or make a script for upstream of it.
 
     A RunSpec is judged as `judge` does it. Exit codes: 0 all laws that apply hold, 1 one fails, 2 it cannot be trained,
     3 one was undecided, or the run could not be compared with any other.
     """
+    if script is not None or issue is not None:
+        from harness.upstream import command as upstream
+
+        upstream.write(file, script, issue, clause, bisect)
+        return
+    if clause is not None or bisect is not None:
+        raise UsageError("--clause and --bisect are for --script and --issue")
     from harness import trust
     from harness.session import apart, case_file
 

@@ -63,6 +63,7 @@ class Asked:
     - variables: names of environment variables that lines refer to as ${NAME}; uv puts them in.
     - prereleases: whether releases such as 5.0.0rc1 may be chosen (--pre).
     - places: package -> (place, line) of each line about it, for messages.
+    - limits: package -> its sets of versions, each with the (place, line) that has it.
     - notes: sentences about what is left out.
     """
 
@@ -79,6 +80,7 @@ class Asked:
     variables: set[str] = field(default_factory=set)
     prereleases: bool = False
     places: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
+    limits: dict[str, dict[SpecifierSet, tuple[str, str]]] = field(default_factory=lambda: defaultdict(dict))
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -86,6 +88,11 @@ class Asked:
         """The packages that are asked for, in their order."""
         found = [*(name for line in self.releases if (name := name_of(line))), *(made.name for made in self.sources)]
         return list(dict.fromkeys(found))
+
+    def place_of(self, line: str) -> str:
+        """Return the place of a line, such as "pins.txt, line 3"; "" if it is one of the command line's words."""
+        places = (place for lines in self.places.values() for place, known in lines if known == line)
+        return next((place for place in places if not place.startswith("requirements ")), "")
 
     def add(
         self,
@@ -154,12 +161,14 @@ class Asked:
 
     def _check_pin(self, name: str, parsed: Requirement, line: str, where: str) -> None:
         """Raise UsageError if one of two lines wants exactly a version that the other excludes."""
-        for place, other in self.places[name]:
-            if " @ " in other or sources.is_source(other):
-                continue
-            if _contradict(parsed.specifier, Requirement(other).specifier):
+        known = self.limits[name]
+        # A file may name a package thousands of times, so only exact versions are compared with all others.
+        compared = known.items() if _exact(parsed.specifier) else [one for one in known.items() if _exact(one[0])]
+        for limit, (place, other) in compared:
+            if _contradict(parsed.specifier, limit):
                 first, second = shown(other.strip()), shown(line)
                 raise UsageError(f"{where}: {second} contradicts {first} ({place}); keep one of them")
+        known.setdefault(parsed.specifier, (where, line))
 
     def _check_source(self, made: Source, where: str, content: str, hashes: set[str]) -> None:
         if content and content != made.content:

@@ -161,18 +161,19 @@ def gate(
         place = case_files.directory(json)
         files, unwritten = case_files.write_all(place, outcome, changed)
         outcome.causes = next_steps.with_next(outcome.causes, baseline, candidate, changed, files)
-        report = show.to_report(sides, outcome)
-        beside = [f"{place}{os.sep} ({counted(len(files), 'case file')})"] if files else []
+        body = show.to_report(sides, outcome)
+        named = [str(path) for path in (json, markdown, *(others or {}).values()) if path is not None]
+        named += [f"{place}{os.sep} ({counted(len(files), 'case file')})"] if files else []
         # If a file cannot be written after all, the result was printed.
-        show.screen(screen(), report, [str(path) for path in (json, markdown) if path is not None] + beside, full)
+        show.screen(screen(), body, named, full)
         if json is not None:
-            show.write_report(json, sides, report)
+            show.write_report(json, sides, body)
         if markdown is not None:
-            write_whole(markdown, summary.markdown(report))
+            write_whole(markdown, summary.markdown(body))
         for name, path in (others or {}).items():
-            write_whole(path, importlib.import_module(f"harness.reports.{name}").write(report))
+            write_whole(path, importlib.import_module(f"harness.reports.{name}").write(body))
         if annotate:
-            sys.stdout.write(github.write(report))
+            sys.stdout.write(github.write(body))
         if unwritten is not None:
             raise unwritten
     shutil.rmtree(results, ignore_errors=True)
@@ -245,6 +246,8 @@ def history(ids: list[str], judged: Scope) -> int:
 
 def made(requirements: list[str], judged: Scope) -> list[Environment]:
     """Make the environments, all at the same time. Raises UsageError if one cannot be made."""
+    for note in dict.fromkeys(note for asked in requirements if asked.strip() != CURRENT for note in read(asked).notes):
+        print(f"peft-harness: {note}", file=sys.stderr)
     with Progress(len(requirements), "making environments") as progress, ThreadPoolExecutor() as pool:
         optional = extras.wanted(environments.running().pins, CURRENT in requirements)
 

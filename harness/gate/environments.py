@@ -219,7 +219,7 @@ def resolve(asked: str, build: Iterable[str] = (), added: Named = (), extras: It
     given = requirements.read(asked)
     for line in [*given.releases, *given.constraints]:
         if sentence := compat.asks_for_too_old(line):
-            raise TooOld(f"{shown(asked)}: {sentence}")
+            raise TooOld(f"{given.place_of(line) or shown(asked)}: {sentence}")
     releases = [line for line in given.releases if name_of(line) != BUILT]
     sources = [source for source in given.sources if source.name != BUILT]
     build = sorted({*(str(canonicalize_name(name)) for name in build), *given.build} - {BUILT})

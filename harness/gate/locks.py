@@ -120,12 +120,15 @@ def completed(resolved: str, sources: Iterable[Source], hashes: Mapping[str, set
 def write_beside(path: Path, lock: str, *taken: Path) -> Path:
     """Write a lock, and return its path: `path`, or a free name like it if the user has another file there.
 
+    Passwords in the addresses of indexes are left out.
+
     - taken: names that are not free, although no file may be there yet.
     """
     free, number = path, 1
     while free in taken or (os.path.lexists(free) and not _is_ours(free)):
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")
         number += 1
+    lock = re.sub(r"^(--(?:extra-)?index-url|--find-links) (\w+://)[^/\s@$]*@", r"\1 \2", lock, flags=re.MULTILINE)
     write_whole(free, f"{MARK}\n{lock}")
     return free
 

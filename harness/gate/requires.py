@@ -63,7 +63,7 @@ class Contradiction:
 
     def __str__(self) -> str:
         has = f"the stack has {self.has}" if self.has else "the stack has none"
-        known = {True: "", False: "; no such release is on the index", None: "; the index was not asked"}
+        known = {True: "", False: "; no such release is on the index", None: "; the index could not be read"}
         return f"{self.package} {self.version} wants {self.wants}, {has}{known[self.available]}"
 
 
@@ -113,7 +113,7 @@ def _distributions(environment: Environment) -> Iterator[importlib.metadata.Dist
         yield from importlib.metadata.distributions(path=[str(packages)])
 
 
-_Found = dict[str, importlib.metadata.Distribution]
+_Found = Mapping[Any, importlib.metadata.Distribution]
 
 
 def _wanted(found: _Found) -> Iterator[tuple[importlib.metadata.Distribution, Requirement]]:

@@ -17,8 +17,8 @@ from harness.environment import STACK, now
 from harness.errors import UsageError
 from harness.files import write_whole
 from harness.gate import locks, outside
-from harness.gate.answer import TITLES, Answer, Listed, read
 from harness.gate.compare import Outcome
+from harness.gate.extract import TITLES, Answer, Listed, read
 from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, SAFE
 from harness.gate.requirements import CURRENT
 from harness.gate.requirements import read as read_requirements

@@ -19,7 +19,7 @@ from typing import Any
 from harness.environment import STACK
 from harness.errors import UsageError
 from harness.files import inside
-from harness.gate.answer import TITLES, Answer, Listed, of_type, read
+from harness.gate.extract import TITLES, Answer, Listed, of_type, read
 from harness.gate.findings import BROKEN, LOST
 from harness.reading import read_json
 from harness.words import counted, one_line
@@ -95,7 +95,7 @@ def _cause(one: Listed) -> list[str]:
     details = "; ".join(code_span(detail) for detail in one.details)
     return [
         f"- {code_span(one.sentence)}: {one.counts}{f'; {details}' if details else ''}",
-        *(f"  - {code_span(command)}" for command in one.next[:_COMMANDS]),
+        *(f"- next: {code_span(command)}" for command in one.next[:_COMMANDS]),
     ]
 
 

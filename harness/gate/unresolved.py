@@ -35,11 +35,15 @@ def sentence(error: str, given: Asked | None = None, hidden: Mapping[str, str] |
 def _plain(error: str) -> str:
     """Return uv's error in one line: without its drawing characters, passwords and labels such as "cause:"."""
     text = re.sub(r"[×╰─▶│├└]", " ", error)
-    text = re.sub(r"(\w://)[^/\s@'`]*@", r"\1", text)
+    text = _without_passwords(text)
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"^error: |(?<=[a-z]) cause: (?=Because)", lambda match: ": " if "cause" in match[0] else "", text)
     text = re.sub(r"\s+cause: ", ": ", text)
     return text or "uv gave no reason"
+
+
+def _without_passwords(text: str) -> str:
+    return re.sub(r"(\w://)[^/\s@'`]*@", r"\1", text)
 
 
 def _without_places(text: str) -> str:
@@ -59,7 +63,7 @@ def _lines(given: Asked, *names: str) -> str:
         for name in names
         for place, line in given.places.get(_key(name), [])
     ]
-    return " and ".join(dict.fromkeys(places[:6]))
+    return " and ".join(map(_without_passwords, dict.fromkeys(places[:6])))
 
 
 def _key(name: str) -> str:
@@ -67,11 +71,8 @@ def _key(name: str) -> str:
 
 
 def _at(given: Asked, name: str) -> str:
-    lines = (
-        ""
-        if all(place.startswith("requirements ") for place, _ in given.places.get(_key(name), []))
-        else _lines(given, name)
-    )
+    in_a_file = any(not place.startswith("requirements ") for place, _ in given.places.get(_key(name), []))
+    lines = _lines(given, name) if in_a_file else ""
     return f"{lines}: " if lines else ""
 
 
@@ -116,9 +117,11 @@ def _no_wheel(match: re.Match[str], text: str, given: Asked) -> str:
     name = re.split(r"[=<>!~]", release)[0]
     tag = re.search(r"no wheels with a matching ([^,;(]+?)(?: \(|,| and|$)", text)
     why = f"has no wheel with a matching {tag[1].strip()}" if tag else "has no usable wheels"
+    there = re.search(r"on the following platforms: (.+)$", text)
+    why += f" (there are wheels for {there[1].replace('`', '')} only)" if there else ""
     return (
-        f"{_at(given, name)}{release} {why}; name a release that has one for this machine and Python; only wheels are "
-        "installed: --build NAME lets a package's own code build it"
+        f"{_at(given, name)}{release} {why}{_because(text, name)}; name a release that has one for this "
+        "machine and Python; only wheels are installed: --build NAME lets a package's own code build it"
     )
 
 
@@ -128,6 +131,14 @@ def _python(match: re.Match[str], text: str, given: Asked) -> str:
     what = f"{needs[1]} needs Python {needs[2].rstrip(',')}" if needs else "the requirements need another Python"
     advice = "name another release, or run the harness with such a Python"
     return f"{_at(given, name)}{what}, and this is Python {match[1]}; {advice}"
+
+
+def _on_another_index(match: re.Match[str], text: str, given: Asked) -> str:
+    name, index, wanted = match[1], match[2], match[3]
+    return (
+        f"{_at(given, name)}{wanted} is not on {index}, the first index that has {name}; uv looks no further: set "
+        "UV_INDEX_STRATEGY=unsafe-best-match to take releases from every index, or give the package an index of its own"
+    )
 
 
 def _conflict(match: re.Match[str], text: str, given: Asked) -> str:
@@ -145,6 +156,8 @@ def _unreachable(match: re.Match[str], text: str, given: Asked) -> str:
         r"\b404\b|not found": "there is no such file or page; check the address",
         r"dns error|resolving|lookup": "its host name cannot be resolved; check the address and the network",
         r"certificate|tls|ssl": "its certificate is not trusted; set SSL_CERT_FILE, or pip's `cert`",
+        r"refused": "nothing listens there; check the address",
+        r"\b50\d\b": "the index itself has an error; try again later",
         r"timed? ?out": "it does not answer in time; try again",
     }
     why = next((words for pattern, words in reasons.items() if re.search(pattern, text, re.IGNORECASE)), "")
@@ -165,10 +178,16 @@ def _build_failed(match: re.Match[str], text: str, given: Asked) -> str:
     name = re.split(r"[=<>!~ @]", match[1])[0]
     last = re.search(r"(\w*(?:Error|Exception): .{1,200}?)(?= hint:|$)", text)
     why = f" ({last[1].strip()})" if last else ""
-    return f"{_at(given, name)}{match[1]} cannot be built here{why}; name a release or a wheel instead"
+    advice = "name a release or a wheel of it instead"
+    if "No module named 'torch'" in why:
+        advice = "its build imports torch, which is not there while it is built; name a wheel of it instead"
+    return f"{_at(given, name)}{match[1]} cannot be built here{why}; {advice}"
 
 
+#: What uv says, and what makes a sentence of it. The first one that is found counts.
 _SENTENCES: list[tuple[str, Callable[[re.Match[str], str, Asked], str]]] = [
+    (r"An index(?: URL)? \((\w+://[^\s)]+)\) (?:could not be queried|returned)", _unreachable),
+    (rf"`({_NAME})` was found on (\S+), but not at the requested version \(([^)]+)\)", _on_another_index),
     (rf"Failed to (?:download and build|fetch|resolve|clone)[^`]*`({_NAME})[^`]*`.*Git operation failed", _git),
     (r"Failed to (?:build|download and build|generate package metadata for) `([^`]+)`", _build_failed),
     (

@@ -56,7 +56,8 @@ def _indexes(inherited: dict[str, str]) -> Iterator[Sequence[str]]:
     if not named:
         yield ()
         return
-    lines = []
+    strategy = named.pop("UV_INDEX_STRATEGY", "")
+    lines = [f"index-strategy = {json.dumps(strategy)}"] if strategy else []
     words = [(word, True) for word in named.get("UV_DEFAULT_INDEX", named.get("UV_INDEX_URL", "")).split()]
     words += [(word, False) for word in f"{named.get('UV_INDEX', '')} {named.get('UV_EXTRA_INDEX_URL', '')}".split()]
     for word, default in words:

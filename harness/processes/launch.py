@@ -78,7 +78,7 @@ def train(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
     if failure is not None:
         trace.error = failure
         # The rank's own trace knows where upstream raised the error; the rank then raised it once more.
-        own = (one.raised for one in traces if one.error is not None and one.error in failure)
+        own = (one.raised for one in traces if one.raised and (one.error or failure) in failure)
         trace.raised = next(own, raised)
     return trace
 

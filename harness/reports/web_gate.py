@@ -21,7 +21,7 @@ from harness.reports.web_model import (
     environment_sentence,
     stack_section,
 )
-from harness.reports.web_suites import cases_of, check_command
+from harness.reports.web_suites import cases_of, check_command, evidence_of
 from harness.words import counted
 
 _TONES = {"safe": GOOD, "unsafe": BAD, "inconclusive": UNSURE}
@@ -93,14 +93,14 @@ def _rows(sides: Mapping[str, Mapping[str, Any]], members: Mapping[tuple[str, st
     cases = {name: _numbered(reports[name]) for name in _SIDES}
     for key in dict.fromkeys([*cases["candidate"], *cases["baseline"]]):
         was, now = cases["baseline"].get(key, {}), cases["candidate"].get(key, {})
-        evidence = [was.get("evidence"), now.get("evidence")]
-        if evidence[0] == evidence[1]:
-            evidence[0] = None
+        evidence = [evidence_of(was), evidence_of(now)]
         verdicts = [text(case.get("verdict"), 40) for case in (was, now)]
         clause, scenario, _ = key
         rows.describe_clause(clause)
         spec = now.get("spec") or was.get("spec")
-        rows.add(clause, scenario, verdicts, evidence, spec, members.get((clause, scenario), 0))
+        rows.add(
+            clause, scenario, verdicts, evidence, spec, members.get((clause, scenario), 0), text(now.get("repeat"), 500)
+        )
     return rows
 
 
@@ -150,14 +150,15 @@ def _numbers(found: Page, numbers: Mapping[str, Any]) -> Section:
     order = ["changed", "not comparable", "within", "bit-equal"]
 
     def rank(name: str) -> int:
-        kind = text(fields(numbers[name]).get("kind"), 40)
-        return order.index(kind) if kind in order else 1
+        return order.index(kinds[name]) if kinds[name] in order else 1
 
-    names = sorted(numbers, key=rank)
+    kinds = {name: text(fields(part).get("kind"), 40) for name, part in numbers.items()}
+    names = sorted((name for name in numbers if kinds[name] != "bit-equal"), key=rank)
+    equal = [text(name, 200) for name in numbers if kinds[name] == "bit-equal"]
     rows: list[list[str | Cell]] = []
     for name in names[:MOST]:
         part = fields(numbers[name])
-        kind = text(part.get("kind"), 40)
+        kind = kinds[name]
         gaps = [number(part.get(what)) for what in ("loss", "gradient", "adapter")]
         at = None
         if (curves := curves_of(part.get("curves"))) is not None:
@@ -171,14 +172,15 @@ def _numbers(found: Page, numbers: Mapping[str, Any]) -> Section:
                 Cell(text(name, 200), code=True),
                 Cell(kind, tones.get(kind, UNSURE)),
                 Cell(f"{where}{what}" if what else "", curves=at),
-                *("" if gap is None or kind == "bit-equal" else f"{gap:.2g}" for gap in gaps),
+                *("" if gap is None else f"{gap:.2g}" for gap in gaps),
             ]
         )
-    differ = sum(text(fields(one).get("kind"), 40) != "bit-equal" for one in numbers.values())
-    title = f"Runs trained on both stacks ({len(numbers):,}, of which {differ:,} differ)"
+    if equal:
+        rows.append([Cell(counted(len(equal), "run")), Cell("bit-equal", GOOD), ", ".join(equal), "", "", ""])
+    title = f"Runs trained on both stacks ({len(numbers):,}; {len(names):,} not bit-equal)"
     head = ("run", "numbers", "differs first", "loss", "gradient", "adapter")
     note = "The last three columns are the largest differences, divided by the largest value."
-    return Section("numbers", title, head, rows, note, open=bool(differ), more=len(names) - len(rows))
+    return Section("numbers", title, head, rows, note, open=bool(names), more=max(0, len(names) - MOST))
 
 
 def _crossed(crossed: Mapping[str, Any]) -> Section:

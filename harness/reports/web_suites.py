@@ -44,9 +44,10 @@ def page(report: Mapping[str, Any]) -> Page:
             clause,
             scenario,
             [text(case.get("verdict"), 40)],
-            [case.get("evidence")],
+            [evidence_of(case)],
             case.get("spec"),
-            members.get((clause, scenario), 0),
+            _cause(case) or members.get((clause, scenario), 0),
+            text(case.get("repeat"), 500),
         )
     if causes is None and (section := failing_section(clauses)):
         found.sections.append(section)
@@ -80,6 +81,18 @@ def cases_of(clauses: list[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[st
     for clause in clauses:
         for case in objects(clause.get("cases")):
             yield text(clause.get("id"), 40), case
+
+
+def evidence_of(case: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a case of a report has to show: its evidence, and where an error of its run was raised."""
+    raised = items(case.get("raised"))
+    return {**fields(case.get("evidence")), **({"raised": raised} if raised else {})}
+
+
+def _cause(case: Mapping[str, Any]) -> int:
+    """Return the number of a case's cause, from 1; 0 if it names none."""
+    at = case.get("cause")
+    return at + 1 if isinstance(at, int) and not isinstance(at, bool) and at >= 0 else 0
 
 
 def check_command(environment: Mapping[str, Any], requirements: str = "") -> str:
@@ -145,7 +158,8 @@ def _said(report: Mapping[str, Any], clauses: list[Mapping[str, Any]], counts: C
     words = ", ".join(f"{count:,} {verdict.replace('_', ' ')}" for verdict, count in cases.most_common())
     yield f"{counted(sum(cases.values()), 'case')} of {counted(len(clauses), 'clause')}: {words or 'none'}."
     if unjudged := number(report.get("not_judged")):
-        yield f"{counted(int(unjudged), 'test')} that {'was' if unjudged == 1 else 'were'} asked for has no verdict."
+        verb = "was asked for has" if unjudged == 1 else "were asked for have"
+        yield f"{counted(int(unjudged), 'test')} that {verb} no verdict."
     if skipped := counts[SKIPPED] + counts[NOT_COMPARABLE]:
         yield f"Of {counted(skipped, 'clause')} no case was judged; the table says why."
     if counts[KNOWN_DEFECT]:

@@ -73,14 +73,16 @@ def _raised(state: State, case: Case, ended: BaseException | None) -> list[dict[
     if state.runs is not None and broken:
         specs = [state.runs.on_device(RunSpec.from_json(spec, within_bounds=False)) for spec in case.specs]
         for trace in broken:
+            kind, _, message = (trace.error or "").partition(": ")
+            error = trace.raised or {"kind": kind, "message": message}  # a subject of the user's says no more
             if trace.spec in specs:
-                found.append({**trace.raised, "run": specs.index(trace.spec)})
+                found.append({**error, "run": specs.index(trace.spec)})
             elif case.drawn is None:  # a test of drawn runs makes many, and is about the last
-                found.append(trace.raised)
+                found.append(error)
     aside = isinstance(ended, (pytest.skip.Exception, DrawnFailure)) or hasattr(ended, "exceptions")
     if ended is not None and not aside:
         found.append(where_raised(ended))
-    return [one for index, one in enumerate(found) if one and one not in found[:index]]
+    return [one for index, one in enumerate(found) if one not in found[:index]]
 
 
 def _expectation(state: State, case: Case, problems: Sequence[Verdict]) -> Expectation | None:

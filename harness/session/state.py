@@ -58,7 +58,7 @@ def skip_if(reason: str | None) -> None:
         raise Unsupported(reason)
 
 
-def pytest_html(config: pytest.Config) -> bool:
+def has_pytest_html(config: pytest.Config) -> bool:
     """Return whether the plugin pytest-html is there, whose option --html has the same name as ours."""
     return config.pluginmanager.hasplugin("html")
 
@@ -70,7 +70,7 @@ class State:
         self.subject: str = config.getoption("--subject")
         self.device: str = config.getoption("--device")
         self.json: str | None = config.getoption("--json")
-        self.html: str | None = None if pytest_html(config) else config.getoption("--html", None)
+        self.html: str | None = None if has_pytest_html(config) else config.getoption("--html", None)
         self.preload: list[str] = config.getoption("--preload")
         self.torchrun: bool = config.getoption("--torchrun")
         #: The commit of the harness, if figures are recorded (--record).

@@ -125,5 +125,5 @@ def git_address(url: str, commit: str, folder: Any = None) -> str:
 
 def line_of(text: str, needle: str) -> str:
     """Return ", line N" for the first line that has some words; "" if none has."""
-    before, found, _ = text.partition(needle)
+    before, found, _ = text.partition(needle) if needle else ("", "", "")
     return f", line {before.count(chr(10)) + 1}" if found else ""

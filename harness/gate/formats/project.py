@@ -30,7 +30,7 @@ def read(file: Path, text: str, chosen: Chosen, found: Asked, include: Include) 
         return
     extras = table(project.get("optional-dependencies"))
     of_poetry = poetry.groups(tool)
-    groups = of_poetry | table(data.get("dependency-groups")) | _legacy_group(table(tool.get("uv")))
+    groups = of_poetry | _groups(data, table(tool.get("uv")))
     dynamic = texts(file, project.get("dynamic"), "dynamic")
     files = _files_of_setuptools(file, table(tool.get("setuptools")), dynamic)
     check_choice(file, "extra", chosen.extras, [*extras, *files.get("extras", {})])
@@ -77,8 +77,12 @@ def _what_there_is(extras: dict[str, Any], groups: dict[str, Any]) -> str:
     return f", and was named without an extra or a group (there are {', '.join(ways[:8])})" if ways else ""
 
 
-def _legacy_group(uv: dict[str, Any]) -> dict[str, Any]:
-    return {"dev": uv["dev-dependencies"]} if "dev-dependencies" in uv else {}
+def _groups(data: dict[str, Any], uv: dict[str, Any]) -> dict[str, Any]:
+    """Return [dependency-groups]. [tool.uv] dev-dependencies, which are older, belong to the group dev."""
+    groups = dict(table(data.get("dependency-groups")))
+    if isinstance(uv.get("dev-dependencies"), list) and isinstance(groups.get("dev", []), list):
+        groups["dev"] = [*groups.get("dev", []), *uv["dev-dependencies"]]
+    return groups
 
 
 def _of_extra(file: Path, extras: dict[str, Any], extra: str, own: Any, within: tuple[str, ...]) -> list[str]:

@@ -77,7 +77,7 @@ class Settings:
             folder = source.get("subdirectory")
             return str(source["url"]) + (f"#subdirectory={folder}" if folder else "")
         if isinstance(source.get("path"), str):
-            return (self.file.parent / source["path"]).absolute().as_uri()
+            return Path(os.path.abspath(self.file.parent / str(source["path"]))).as_uri()
         if source.get("workspace"):
             return _member(self.file, name, where).absolute().as_uri()
         if isinstance(source.get("index"), str):

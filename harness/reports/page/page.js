@@ -175,17 +175,16 @@
     const sides = make("div", { class: "sides" });
     row.values.forEach((value, side) => {
       const name = data.sides.length > 1 ? `${data.sides[side]}: ${words(row.verdicts[side] || "not run")}` : "";
-      const same = data.sides.length > 1 && value < 0 && row.verdicts[side];
-      sides.append(make("div", {}, name ? make("h3", {}, name) : null, ...(same ? [make("p", { class: "quiet" }, sameWords(row, side))] : evidence(data.values[value]))));
+      const says = value < 0 ? "nothing was noted" : side && value === row.values[0] ? "the same as on the other stack" : "";
+      const quiet = data.sides.length > 1 && row.verdicts[side] ? says : "";
+      sides.append(make("div", {}, name ? make("h3", {}, name) : null, ...(quiet ? [make("p", { class: "quiet" }, quiet)] : evidence(data.values[value]))));
     });
     parts.push(sides);
-    const command = row.command || repeat(row);
-    if (command) parts.push(make("h3", {}, "Repeat"), copyable(command));
+    const commands = [row.command, repeat(row)].filter((command) => command);
+    if (commands.length) parts.push(make("h3", {}, "Repeat"), ...commands.map(copyable));
     if (row.spec >= 0) parts.push(...specParts(row));
     return parts;
   }
-
-  const sameWords = (row, side) => (side === 0 && row.values[1] >= 0 ? "the same was seen as on the other stack" : "nothing was noted");
 
   function evidence(found) {
     if (!found || typeof found !== "object") return [];

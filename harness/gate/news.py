@@ -1,6 +1,6 @@
 """What is new since the night before: compare two reports of `peft-harness gate` by what they found.
 
-    python -m harness.gate.nights LAST TONIGHT      paths of two JSON reports
+    python -m harness.gate.news LAST TONIGHT      paths of two JSON reports
 
 prints a summary as Markdown if anything is new or gone, and nothing if all is as it was. Two findings are the same if they
 are about the same thing in the same words, but for numbers. If both reports have causes, these are compared, and findings

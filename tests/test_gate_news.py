@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import yaml
 
-from harness.gate import nights
+from harness.gate import news as nights
 from harness.paths import PACKAGE
 from tests.test_gate_summary import COMMANDS, KINDS, finding, report, shown
 
