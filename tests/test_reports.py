@@ -32,6 +32,12 @@ def gate(sentence="the gradient is 0.25 times that", causes=True, verdict="unsaf
         "clauses": ["ACC-01"],
         "packages": ["transformers"],
         "next": ["peft-harness bisect --clause ACC-01"],
+        "means": "broken",
+        "reaches": "",
+        "example": "",
+        "members": [],
+        "elsewhere": [],
+        "follows": [],
     }
 
     def side(version):
@@ -92,6 +98,15 @@ def test_a_cause_is_one_problem_and_its_clauses_are_none_of_their_own():
     assert (first.clauses, first.cases, first.packages) == (("ACC-01",), 26, ("transformers",))
     assert (cell.rule, cell.sentence) == ("broken-by-the-upgrade", "cell nf4: the gradient is 0.25 times that")
     assert (lost.rule, lost.clauses) == ("not-judged-any-more", ("DS-05",))
+
+
+def test_a_finding_that_names_its_cause_is_no_problem_of_its_own():
+    report = gate()
+    report["findings"][1]["details"]["causes"] = []
+    report["findings"][2]["details"]["causes"] = [1]
+    assert [one.sentence.partition(":")[0] for one in problems.of(report)][1:] == ["cell nf4"]
+    report["causes"].append({**report["causes"][0], "means": "lost"})
+    assert [one.level for one in problems.of(report)] == ["error", "error", "warning"]
 
 
 def test_equal_sentences_are_one_problem_if_a_report_has_no_causes():

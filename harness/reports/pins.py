@@ -19,7 +19,7 @@ from harness.environment import STACK
 from harness.errors import UsageError
 from harness.files import leads_out
 from harness.reading import read_text
-from harness.reports.kinds import fields, text
+from harness.reports.kinds import fields, number, text
 
 #: Bytes of a requirements file. A lock with all hashes has 2 MB.
 _LIMIT = 4 * 2**20
@@ -56,10 +56,10 @@ def find(files: Iterable[Path], packages: Collection[str], root: Path) -> dict[s
             lines = [] if leads_out(name) else read_text(file, _LIMIT).split("\n")
         except UsageError:
             continue
-        for number, line in enumerate(lines, 1):
+        for at, line in enumerate(lines, 1):
             for package, rank in _named(line, file.suffix == ".lock"):
                 if package in wanted and (package not in found or rank < found[package][0]):
-                    found[package] = rank, Place(name, number)
+                    found[package] = rank, Place(name, at)
     return {package: place for package, (_, place) in found.items()}
 
 
@@ -87,9 +87,9 @@ def of(report: Mapping[str, Any]) -> dict[str, Place]:
     """
     places = {}
     for package, place in fields(report.get("pins") or fields(report.get("candidate")).get("pins")).items():
-        file, line = text(fields(place).get("file")), fields(place).get("line")
-        is_line = isinstance(line, int) and not isinstance(line, bool) and 0 < line < 10**7
-        if file and is_line and not leads_out(file) and "://" not in file and "\\" not in file:
+        file, line = text(fields(place).get("file")), number(fields(place).get("line"))
+        is_inside = bool(file) and not leads_out(file) and "://" not in file and "\\" not in file
+        if is_inside and isinstance(line, int) and 0 < line < 10**7:
             places[str(canonicalize_name(text(package)))] = Place(file, line)
     return places
 

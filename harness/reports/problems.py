@@ -30,6 +30,10 @@ RULES = {
 _CASES = re.compile(r" \(held before, .*|^held before and cannot be judged now in [\d,]+ cases? \(.*?\): ")
 
 
+#: What a gate's finding or cause means -> the rule.
+_MEANS = {"broken": "broken-by-the-upgrade", "lost": "not-judged-any-more"}
+
+
 @dataclass(frozen=True)
 class Problem:
     """Something that is wrong.
@@ -81,10 +85,11 @@ def of(report: Mapping[str, Any]) -> list[Problem]:
 
 
 def _of_causes(report: Mapping[str, Any], rule: str) -> Iterator[Problem]:
+    """Yield a problem for each cause. rule: of a cause that does not say what it means."""
     for cause in objects(report.get("causes")):
         packages = texts(cause.get("packages"))
         yield Problem(
-            rule,
+            _MEANS.get(text(cause.get("means")), rule),
             text(cause.get("sentence")) or "a cause without a sentence",
             texts(cause.get("clauses")),
             _count(cause.get("cases")),
@@ -101,15 +106,14 @@ def _count(value: Any) -> int:
 
 def _of_gate(report: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each cause, and for the findings that have none. Equal sentences are one problem."""
-    rules = {"broken": "broken-by-the-upgrade", "lost": "not-judged-any-more"}
-    known = list(_of_causes(report, rules["broken"]))
+    known = list(_of_causes(report, _MEANS["broken"]))
     yield from known
-    covered = {clause for problem in known for clause in problem.clauses}
+    covered = {(problem.rule, clause) for problem in known for clause in problem.clauses}
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for finding in objects(report.get("findings")):
-        rule = rules.get(text(finding.get("means")))
-        where = text(finding.get("where"))
-        if rule is None or (rule == rules["broken"] and finding.get("about") == "clause" and where in covered):
+        rule = _MEANS.get(text(finding.get("means")))
+        of_cause = finding.get("about") == "clause" and (rule, text(finding.get("where"))) in covered
+        if rule is None or of_cause or items(fields(finding.get("details")).get("causes")):
             continue
         sentence = _CASES.sub("", text(finding.get("sentence")))
         groups.setdefault((rule, sentence), []).append(finding)

@@ -33,7 +33,9 @@ class JUnitProperties:
         causes = causes_of(session.config.stash[STATE].cases)
         for test in (reporter.to_xml() for reporter in xml.node_reporters_ordered):
             properties = test.find("properties")
-            for element in [] if properties is None else list(properties):
+            if properties is None:
+                continue
+            for element in list(properties):
                 if element.get("name") == self._case_property:
                     _add(properties, Case(**json.loads(element.get("value", ""))), causes)
 
