@@ -280,7 +280,8 @@ def test_the_makers_of_sarif_find_nothing(tmp_path):
     schema = tool.with_name("sarif-2.1.0.json")
     for name, make in EACH.items():
         file = tmp_path / f"{name}.sarif"
-        file.write_text(sarif.write(make(HOSTILE)))
+        report = make(HOSTILE) | {"pins": {"transformers": {"file": "pins.txt", "line": 3}}}
+        file.write_text(sarif.write(report))
         whole = json.loads(schema.read_text(encoding="utf-8-sig"))
         jsonschema.validators.validator_for(whole)(whole).validate(json.loads(file.read_text()))
         words = [
@@ -415,6 +416,18 @@ def test_the_command_writes_what_is_asked_for(tmp_path, monkeypatch):
         ElementTree.parse("j.xml")
         and json.loads(Path("s.sarif").read_text())
         and json.loads(Path("b.json").read_text())
+    )
+
+
+def test_problems_without_a_line_are_counted_where_github_would_drop_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report = gate(schema_version=1)
+    del report["candidate"]["pins"]
+    Path("report.json").write_text(json.dumps(report))
+    code, out, err = command_line.run("report", "report.json", "--sarif", "s.sarif")
+    assert (code, out) == (0, "")
+    assert (
+        err == "s.sarif: 3 problems have no line, and GitHub takes none of these; name a requirements file by --pins\n"
     )
 
 

@@ -54,8 +54,9 @@ def report(
     """
     from harness.files import write_whole
     from harness.reading import read_json, shown_path
-    from harness.reports import github, kinds, web_page
+    from harness.reports import github, kinds, problems, web_page
     from harness.reports import pins as places
+    from harness.words import counted
 
     outputs = {"html": html, "junit": junit, "sarif": sarif, "code_quality": code_quality, "badge": badge}
     if not (annotate or markdown or any(outputs.values())):
@@ -71,6 +72,11 @@ def report(
     web_page.page_of(found, shown_path(file))  # raises for a damaged report, before anything is written
     for name, path in written_by(outputs).items():
         write_whole(path, importlib.import_module(f"harness.reports.{name}").write(found))
+    without = [] if sarif is None else [one for one in problems.of(found) if one.place is None]
+    if without:
+        what = f"{counted(len(without), 'problem')} {'has' if len(without) == 1 else 'have'} no line"
+        advice = "and GitHub takes none of these; name a requirements file by --pins"
+        print(f"{shown_path(sarif or '')}: {what}, {advice}", file=sys.stderr)
     if markdown is not None:
         from harness.gate.summary import markdown as of_gate
 
