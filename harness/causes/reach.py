@@ -47,6 +47,9 @@ _IDLE = (
     "arguments.report_to",
 )
 
+#: Changes that name a directory of this machine.
+_PLACES = ("model.path=", "data.path=")
+
 #: The share of a cause's runs that must have a field for it to be named.
 _MOST = 0.9
 
@@ -68,7 +71,7 @@ def reaches(failing: Iterable[Spec], holding: Iterable[Spec]) -> str:
         return ""
     if len(bad) == 1:
         (only,) = bad
-        what = changes(json.loads(only))
+        what = [change for change in changes(json.loads(only)) if not change.startswith(_PLACES)]
         return f"one run: {', '.join(what[:4])}{', ...' * (len(what) > 4)}" if what else "the default run"
     counts = Counter(pair for fields in bad.values() for pair in fields.items())
     shared = [pair for pair, count in counts.items() if count >= _MOST * len(bad)]

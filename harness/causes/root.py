@@ -43,7 +43,7 @@ class Error:
 _PATHS = re.compile(r"(?:[A-Za-z]:)?(?:/[\w.@+~-]+){2,}/?")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 _DIGEST = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{8,64}\b")
-_NUMBER = re.compile(r"(?<![A-Za-z_])[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|(?<=[A-Za-z_])\d+(?![A-Za-z])")
+_NUMBER = re.compile(r"(?<![A-Za-z_])[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][-+]?\d+)?|(?<=[A-Za-z_])\d+(?![A-Za-z])")
 _RANK = re.compile(r"^(?:\([^)]*\) |rank \d+(?: of \d+)?: )+")
 _SEVERAL = re.compile(r"(N|'[^']*')(?:, \1)+")
 

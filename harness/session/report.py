@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import contract
+from harness.causes import root
 from harness.causes.cause import Cause
 from harness.causes.group import index
 from harness.environment import peak_bytes
@@ -54,10 +55,14 @@ class Effort:
 def headline(case: Case) -> str:
     """Return the first line of the first finding, or the reason why there is no verdict.
 
-    Further lines, such as the stacks of hung ranks, are left out.
+    If a run of a case that fails ended with an error of upstream which no finding quotes, it is added: the finding may be
+    as little as "[]". Further lines, such as the stacks of hung ranks, are left out.
     """
-    findings = [str(finding) for finding in case.evidence.get("seen") or []]
-    return (findings or [case.reason])[0].partition("\n")[0]
+    first = root.sentences(case)[0].partition("\n")[0]
+    error = next((one for one in root.recorded(case) if one.package), None)
+    if case.verdict != FAIL or error is None or root.mentions(case, error):
+        return first
+    return f"{first} (a run of it ended with {error.kind}: {error.message.partition(chr(10))[0]})"
 
 
 def worst(verdicts: list[str]) -> str:
