@@ -260,3 +260,20 @@ def test_one_run_is_described_by_what_it_changes():
 )
 def test_sentences_without_what_differs(text, plain):
     assert root.normal(text) == plain
+
+
+def test_a_factor_that_is_a_number_of_each_run_is_one_cause():
+    cases = [
+        Case(
+            "ACC-01", f"windows-of-{steps}", "suites/x.py::test", "hf-trainer", verdict="fail",
+            evidence={"seen": [f"step 1: the gradient is {1 / steps:.4g} times that of the large batch"]},
+            specs=[RunSpec().but(gradient_accumulation_steps=steps).to_json()],
+        )
+        for steps in (2, 3, 4, 5, 7)
+    ]  # fmt: skip
+    (found,) = group(cases)
+    assert found.sentence.startswith(
+        "the gradient is 1 / gradient_accumulation_steps times what it must be; for example: "
+    )
+    cases[0].specs[0]["arguments"]["gradient_accumulation_steps"] = 1
+    assert len(group(cases)) == 2

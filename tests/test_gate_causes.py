@@ -3,6 +3,7 @@
 import io
 import json
 import shlex
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -19,6 +20,9 @@ from harness.paths import PACKAGE
 from harness.session import case_file
 from harness.spec import RunSpec
 from harness.verdict import Case
+
+#: Cases of a gate from transformers 5.23.0 to 5.24.0: what fails or cannot be judged now, one of each kind in each clause.
+REPORT = Path(__file__).parent / "reports_of_gates" / "transformers_5_24.jsonl"
 
 OLD = "ValueError: the version of PEFT you are using is not compatible"
 
@@ -109,6 +113,42 @@ def test_numbers_memory_and_time_are_grouped_by_what_differs():
 
 def test_packages_that_only_one_stack_has_are_not_to_blame():
     assert changed_packages({"a": "1", "b": "1", "c": "1"}, {"a": "1", "b": "2", "d": "1"}) == ["b"]
+
+
+def test_the_gate_of_a_release_that_nobody_had_seen_has_two_causes():
+    """A cut of a gate: transformers 5.24.0 wants a peft that does not exist, and renamed an argument that peft looks for."""
+    lines = [json.loads(line) for line in REPORT.read_text().splitlines()]
+    numbered = [(number, line) for number, line in enumerate(lines) if "clause" in line]
+    before, after = ([made_from(*one, field) for one in numbered] for field in ("before", "verdict"))
+    cells = [Finding(**line["finding"]) for line in lines if "finding" in line]
+    changes = clauses.changes(before, after)
+    findings = in_order([*clauses.findings(changes), *cells])
+    dead, prefix = by_cause(findings, changes, after, ["transformers"], {})
+    assert dead.cause.sentence == (
+        "check_peft_version of transformers (transformers/utils/peft_utils.py) raises ValueError: The version of PEFT you "
+        "are using is not compatible, please use a version >= 0.22.0"
+    )
+    assert prefix.cause.sentence == (
+        "_prefix_tuning_forward of peft (peft/peft_model.py) raises ValueError: Model does not support past key values which "
+        "are required for prefix tuning."
+    )
+    failing = sorted(
+        (new.clause, new.scenario)
+        for old, new in zip(before, after, strict=True)
+        if old.verdict == "pass" and new.verdict in ("fail", "known_defect")
+    )
+    assert sorted([*dead.cause.members, *prefix.cause.members]) == failing
+    assert len(prefix.cause.members) == 10 and len(prefix.follows) == 2
+    assert {where for _, where in dead.elsewhere} == {finding.where for finding in cells} and len(cells) == 14
+    assert not [
+        finding for finding in findings if finding.means in (BROKEN, LOST) and not finding.details.get("causes")
+    ]
+
+
+def made_from(number, line, verdict):
+    evidence = line["evidence"] if verdict == "verdict" else {}
+    return Case(line["clause"], line["scenario"], f"suites/x.py::test_{number}", "hf-trainer", verdict=line[verdict],
+                evidence=evidence, reason=evidence.get("reason", ""), raised=line.get("raised", []))  # fmt: skip
 
 
 # ---- the screen ----
@@ -258,6 +298,14 @@ def test_case_files_lie_beside_the_report_and_can_be_repeated(tmp_path):
         ("mine",),
     )
     assert second.spec == cell.spec == RunSpec()
+
+
+def test_tests_of_the_same_clause_and_scenario_have_a_file_each(tmp_path):
+    twice = [case("FRZ-01", "a", "fail"), case("FRZ-01", "a", "fail", test="test_the_base_gets_no_gradient")]
+    files = case_files.write(tmp_path / "gate.cases", twice, [], {})
+    assert files == {("FRZ-01", "a"): tmp_path / "gate.cases" / "FRZ-01-a.json"}
+    tests = [case_file.load(path).test for path in sorted((tmp_path / "gate.cases").glob("FRZ*"), reverse=True)]
+    assert tests == ["test_frz.py::test_base_is_bit_identical[a]", "test_frz.py::test_the_base_gets_no_gradient[a]"]
 
 
 def test_another_gate_replaces_its_own_case_files_only(tmp_path):

@@ -208,7 +208,8 @@ def _sentence(key: Root, example: Case, count: int) -> str:
     if kind == "holds":
         return f"holds, although suites/expectations says that it must fail: {_line(what)}"
     if kind == "differs":
-        return f"the {what.removeprefix('the ')} differs ({more[0]}); for example: {_line(root.sentences(example)[0])}"
+        how = f"is {more[0]} what it must be" if more[0].endswith(" times") else f"differs ({more[0]})"
+        return f"the {what.removeprefix('the ')} {how}; for example: {_line(root.sentences(example)[0])}"
     if kind == "missing":
         return f"{what} is missing; for example: {_line(root.sentences(example)[0])}"
     first = _line(root.sentences(example)[0])

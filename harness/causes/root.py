@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,26 +137,32 @@ _MISSING = re.compile(
     r"\b(?:no (?:tensor for|file|gradient for|key)|lacks) (?P<a>[\w./-]+)"
     r"|(?P<b>[\w./-]+) (?:is missing|was not observed|is not in its file)"
 )
+#: The share by which a factor may be off: losses are logged with four digits.
+_NEAR = 0.02
+
 #: Factors by which a wrong mean or a wrong scale makes a number too large or too small.
 _SIMPLE = (0.125, 0.25, 1 / 3, 0.5, 2 / 3, 0.75, 1.25, 4 / 3, 1.5, 2.0, 3.0, 4.0, 8.0)
 
 
-def numbers(sentence: str) -> tuple[str, ...] | None:
-    """Return which quantity differs, and by which factor or in which kind of tensor. None if the sentence has no number."""
+def numbers(sentence: str, spec: Mapping[str, Any] | None = None) -> tuple[str, ...] | None:
+    """Return which quantity differs, and by which factor or in which kind of tensor. None if the sentence has no number.
+
+    - spec: of the case's run. A factor that is one of its numbers is named by it: runs with other numbers have others.
+    """
     if (match := _TIMES.search(sentence)) is not None:
-        return ("differs", match["what"], _factor(float(match["factor"])) or "another factor")
+        return ("differs", match["what"], _factor(float(match["factor"]), spec) or "another factor")
     if (match := _TENSOR.search(sentence)) is not None:
         what = {"clipped": "gradient", "gradients": "gradient", "gradient of": "gradient"}.get(
             match["what"], match["what"]
         )
-        factor = _ratio(match["seen"], match["expected"])
+        factor = _ratio(match["seen"], match["expected"], spec)
         return (
             "differs",
             what.removesuffix(":").removesuffix(" of"),
             factor or ".".join(match["name"].split(".")[-2:]),
         )
     if (match := _SCALAR.search(sentence)) is not None:
-        return ("differs", match["what"], _ratio(match["seen"], match["expected"]) or "another value")
+        return ("differs", match["what"], _ratio(match["seen"], match["expected"], spec) or "another value")
     return None
 
 
@@ -170,19 +176,32 @@ def missing(sentence: str) -> tuple[str, ...] | None:
     return ("missing", normal(leaf))
 
 
-def _ratio(seen: str, expected: str) -> str:
+def _ratio(seen: str, expected: str, spec: Mapping[str, Any] | None) -> str:
     try:
         a, b = float(seen), float(expected)
     except ValueError:
         return ""
-    return _factor(a / b) if b and math.isfinite(a) and math.isfinite(b) else ""
+    return _factor(a / b, spec) if b and math.isfinite(a) and math.isfinite(b) else ""
 
 
-def _factor(value: float) -> str:
+def _factor(value: float, spec: Mapping[str, Any] | None) -> str:
+    for name, number in _sizes(spec or {}):
+        for words, factor in ((f"1 / {name}", 1 / number), (name, float(number))):
+            if abs(value / factor - 1) < _NEAR:
+                return f"{words} times"
     near = min(_SIMPLE, key=lambda simple: abs(value / simple - 1))
-    if abs(value / near - 1) < 0.02:
+    if abs(value / near - 1) < _NEAR:
         return f"{near:.3g} times"
     return "0 times" if value == 0 else ""
+
+
+def _sizes(spec: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield the numbers of a run over which a mean may be taken wrongly, if they are more than one."""
+    for part, name in (("arguments", "gradient_accumulation_steps"), ("launch", "ranks")):
+        fields = spec.get(part)
+        number = fields.get(name) if isinstance(fields, Mapping) else None
+        if isinstance(number, int) and number > 1:
+            yield name, number
 
 
 def other(case: Case) -> tuple[str, ...]:
@@ -190,7 +209,7 @@ def other(case: Case) -> tuple[str, ...]:
     if case.verdict == UNEXPECTED_PASS:
         return ("holds", case.reason)
     first = sentences(case)[0]
-    if found := numbers(first) or missing(first):
+    if found := numbers(first, case.specs[0] if case.specs else None) or missing(first):
         return found
     words = normal(first, case.scenario)
     # "[]" and "None" say nothing of themselves.

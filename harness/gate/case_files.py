@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.files import reason, write_whole
+from harness.gate.clauses import FAILED, state
 from harness.gate.compare import Outcome, cells_of
 from harness.gate.findings import BROKEN
 from harness.gate.scope import Scope
@@ -48,7 +49,8 @@ def write_all(place: Path, outcome: Outcome, judged: Scope) -> tuple[dict[tuple[
     """
     broken = [one for one in outcome.causes if one.means == BROKEN]
     members = {name for one in broken for name in one.cause.members}
-    cases = [case for case in outcome.cases["candidate"] if (case.clause, case.scenario) in members]
+    failing = [case for case in outcome.cases["candidate"] if state(case) == FAILED]
+    cases = [case for case in failing if (case.clause, case.scenario) in members]
     specs = {name: json.dumps(spec.to_json(), indent=1) + "\n" for name, spec in cells_of(judged).items()}
     runs = {where for one in broken for _, where in one.elsewhere}
     chosen = {name: text for name, text in specs.items() if name in runs}
@@ -74,29 +76,32 @@ def write(
 
     Raises UsageError if they cannot be written.
     """
-    texts = {
-        (case.clause, case.scenario): json.dumps(case_file.body(case, list(preloads)), indent=1) + "\n"
-        for case in cases
-    } | {("cell", name): text for name, text in specs.items()}
-    names = _file_names(texts)
+    entries = [
+        ((case.clause, case.scenario), json.dumps(case_file.body(case, list(preloads)), indent=1)) for case in cases
+    ]
+    entries += [(("cell", name), text) for name, text in specs.items()]
+    names = _file_names([key for key, _ in entries])
     try:
         place.mkdir(parents=True, exist_ok=True)
         if place == WITHOUT_REPORT and not os.path.lexists(place.parent / ".gitignore"):
             write_whole(place.parent / ".gitignore", "*\n")
-        for old in set(_listed(place)) - set(names.values()):
+        for old in set(_listed(place)) - set(names):
             if (place / old).is_file():
                 (place / old).unlink()
         # The list first: if the rest is interrupted, the next gate still knows its own files.
-        write_whole(place / _LIST, json.dumps(sorted(names.values()), indent=1) + "\n")
-        for key, text in texts.items():
-            write_whole(place / names[key], text)
+        write_whole(place / _LIST, json.dumps(sorted(names), indent=1) + "\n")
+        for name, (_, text) in zip(names, entries, strict=True):
+            write_whole(place / name, f"{text.rstrip()}\n")
     except OSError as error:
         raise UsageError(f"{place}: the case files cannot be written there ({reason(error)})") from None
-    return {key: place / name for key, name in names.items()}
+    files: dict[tuple[str, str], Path] = {}
+    for name, (key, _) in zip(names, entries, strict=True):
+        files.setdefault(key, place / name)  # several tests may have a scenario of the same name
+    return files
 
 
-def _file_names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    found: dict[tuple[str, str], str] = {}
+def _file_names(keys: Iterable[tuple[str, str]]) -> list[str]:
+    found: list[str] = []
     # Some file systems do not tell capital letters.
     taken = {_LIST}
     for key in keys:
@@ -105,7 +110,7 @@ def _file_names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
         while name.lower() in taken:
             name, number = f"{stem}-{number}.json", number + 1
         taken.add(name.lower())
-        found[key] = name
+        found.append(name)
     return found
 
 
