@@ -20,7 +20,6 @@ SHARED_NAMES = {
     "evaluation": "the chapter EVAL, and the laws on evaluation",
     "loss": "the chapter LOSS, the laws on the loss, and the loss of the reference",
     "best": "the chapter BEST, and the laws on the best model",
-    "nights": "gate/ compares two, reports/ many",
     "optimizers": "the reference's rare optimizers; in fixtures/, those that a spec hands to the Trainer",
     "pairs": "of values that a sweep covers; in throughput/, of runs that are timed in turn",
     "progress": "how far a command has come; in real/, that of a training run",

@@ -82,7 +82,7 @@ COMMANDS = [
         "mutants",
         "clauses",
     ),
-    "train",
+    *("train", "report", "trend", "defects"),
     *("cache", "cache list", "cache size", "cache clean"),
 ]
 
