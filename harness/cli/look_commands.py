@@ -52,7 +52,10 @@ def defects(
         str | None, typer.Option(metavar="NAME", help="Print this script of the table, and nothing else.")
     ] = None,
 ) -> None:
-    """List the known defects of upstream: clause, versions, thread, script, and whether a report has seen them."""
+    """List the known defects of upstream.
+
+    Each has its clause, versions, thread and script, and whether a report has seen it.
+    """
     from harness.upstream import command
 
     command.defects(clause or [], report, markdown, html, json, script)
