@@ -72,6 +72,13 @@ def test_what_is_not_modelled_is_named(changes, clause, said):
     assert (reason is None) if said is None else reason.startswith(said)
 
 
+def test_a_limit_of_null_is_named():
+    spec = dataclasses.replace(PLAIN, arguments={**PLAIN.arguments, "max_grad_norm": None})
+    assert modelled.why_not("LOOP-05", spec).startswith("`max_grad_norm`: null")
+    assert modelled.why_not("LOOP-04", spec) is None
+    assert modelled.why_not("LOOP-05", PLAIN.but(max_grad_norm=0.0)) is None
+
+
 @pytest.mark.parametrize(
     "changes",
     [
