@@ -1,1 +1,0 @@
-"""Group cases that do not hold by their cause."""

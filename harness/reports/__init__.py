@@ -1,1 +1,0 @@
-"""Render reports that were read from JSON: as a page, for CI systems, over time."""
