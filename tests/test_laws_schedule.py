@@ -1,10 +1,12 @@
 """Tests of harness/laws/schedule.py and rates.py on made-up traces."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 
+from harness import verdict
 from harness.laws import rates, schedule
 from tests.traces import A, made_up
 
@@ -156,6 +158,13 @@ def test_half_precision_rounds_the_norm_and_what_is_clipped_by_it(norm, factor, 
     verdict = schedule.clipping(trace)
     assert verdict.holds is not bool(words), verdict
     assert all(words in one for one in verdict.seen)
+
+
+def test_a_limit_of_null_is_not_judged():
+    trace = complete()
+    trace.spec = dataclasses.replace(trace.spec, arguments={**trace.spec.arguments, "max_grad_norm": None})
+    found = schedule.clipping(trace)
+    assert found.outcome == verdict.NOT_COMPARABLE and "max_grad_norm is null" in found.seen[0]
 
 
 def test_without_a_limit_nothing_may_be_clipped():

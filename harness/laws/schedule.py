@@ -33,16 +33,16 @@ DEFAULTS = {
 }
 
 
-def argument(spec: RunSpec, name: str) -> float | str:
+def argument(spec: RunSpec, name: str) -> float | str | None:
     """Return a TrainingArguments value of a spec, or its default."""
-    value: float | str = spec.arguments.get(name, DEFAULTS[name])
+    value: float | str | None = spec.arguments.get(name, DEFAULTS[name])
     return value
 
 
 def number(spec: RunSpec, name: str) -> float:
     """Return a TrainingArguments value that is a number."""
     value = argument(spec, name)
-    assert not isinstance(value, str)
+    assert value is not None and not isinstance(value, str)
     return value
 
 
@@ -99,7 +99,13 @@ def clipping(trace: Trace) -> Verdict:
 
     Gradients with a smaller norm must not change. max_grad_norm=0 turns clipping off; the norm is still logged.
     """
-    limit, findings = number(trace.spec, "max_grad_norm"), incomplete(trace)
+    # Releases before 5.0 take null, too, and log a norm nowhere then.
+    findings = incomplete(trace)
+    if argument(trace.spec, "max_grad_norm") is None:
+        return verdict(
+            "nothing is clipped", [*findings, Unjudged("max_grad_norm is null, so that no norm is computed")]
+        )
+    limit = number(trace.spec, "max_grad_norm")
     unlogged = sorted(set(trace.losses) - set(trace.grad_norms))
     every = float(trace.spec.arguments.get("logging_steps", 500))
     by_step = trace.spec.arguments.get("logging_strategy", "steps") == "steps"
