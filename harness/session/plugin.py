@@ -37,7 +37,7 @@ from harness.runs import drawn
 from harness.session import complete, report, supervisor, terminal
 from harness.session.decide import RUNS_TO_ITS_END, decide
 from harness.session.specs import Brought
-from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, State, html_is_taken
+from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, State, has_pytest_html
 from harness.spec import RunSpec
 from harness.verdict import FAIL, Case
 
@@ -253,7 +253,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     names = ", ".join(patches.names(state.device))
     patched = f"patched for speed: {names}; --unpatched turns them off" if names else "patched for speed: nothing"
     said = [f"{one.where}: {sentence}" for one in state.brought for sentence in one.said]
-    if html_is_taken(config) and config.getoption("--html", None):
+    if has_pytest_html(config) and config.getoption("--html", None):
         said.append("--html: the plugin pytest-html writes it; with -p no:html it is peft-harness's page")
     return [f"judged: {state.subject} on {described['device']}", f"stack: {stack}", patched, *said]
 

@@ -48,7 +48,7 @@ def skip_if(reason: str | None) -> None:
         raise Unsupported(reason)
 
 
-def html_is_taken(config: pytest.Config) -> bool:
+def has_pytest_html(config: pytest.Config) -> bool:
     """Return whether the plugin pytest-html is there, whose option --html has the same name as ours."""
     return config.pluginmanager.hasplugin("html")
 
@@ -60,7 +60,7 @@ class State:
         self.subject: str = config.getoption("--subject")
         self.device: str = config.getoption("--device")
         self.json: str | None = config.getoption("--json")
-        self.html: str | None = None if html_is_taken(config) else config.getoption("--html", None)
+        self.html: str | None = None if has_pytest_html(config) else config.getoption("--html", None)
         self.preload: list[str] = config.getoption("--preload")
         self.torchrun: bool = config.getoption("--torchrun")
         #: The commit of the harness, if figures are recorded (--record).
