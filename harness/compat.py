@@ -1,7 +1,7 @@
 """The one place that knows how releases of upstream differ. Everything else is written for the newest names.
 
-Supported are transformers from 4.45.2, peft from 0.13.2 and accelerate from 1.0.1. Each function says what differs and
-since when. A function whose name starts with "missing" returns why a case cannot run on this stack, or None if it can.
+Supported are the releases from `OLDEST` on. Each function says what differs and since when. A function whose name starts with
+"missing" returns why a case cannot run on this stack, or None if it can.
 
 A name of an argument or of an adapter's field is one of three kinds:
 
@@ -15,6 +15,7 @@ mistake.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -26,8 +27,72 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from harness.environment import satisfies, version
+from harness.environment import left_out, satisfies, version
 from harness.errors import UsageError
+
+# ---- the supported window ----
+
+#: The oldest release of each package that is judged.
+OLDEST = {"transformers": "4.45.2", "peft": "0.13.2", "accelerate": "1.0.1", "torch": "2.4"}
+
+
+def too_old(versions: Mapping[str, str | None]) -> str | None:
+    """Say which package of a stack is older than the oldest release that is judged; None if none is.
+
+    - versions: package -> version. A package that is not there, and a version that is none, are left to others.
+    """
+    from packaging.version import InvalidVersion, Version
+
+    for package, oldest in OLDEST.items():
+        with contextlib.suppress(InvalidVersion):
+            found = versions.get(package)
+            if found is not None and Version(found) < Version(oldest):
+                return f"{package} {found} is {_older_than(package)}"
+    return None
+
+
+def asks_for_too_old(requirement: str) -> str | None:
+    """Say that a requirement, such as "peft<0.10", allows only releases that are too old to be judged; None otherwise."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+    from packaging.version import Version
+
+    parsed = Requirement(requirement)
+    package = str(canonicalize_name(parsed.name))
+    if package not in OLDEST:
+        return None
+    oldest = Version(OLDEST[package])
+    if any(_is_below(one.operator, one.version, oldest) for one in parsed.specifier):
+        return f"{package}{parsed.specifier} is {_older_than(package)}"
+    return None
+
+
+def _is_below(operator: str, version: str, oldest: Any) -> bool:
+    """Return whether one part of a specifier, such as "~=" and "4.36.0", excludes every release from `oldest` on."""
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        named = Version(version.removesuffix(".*"))
+    except InvalidVersion:
+        return False
+    if operator == "~=":
+        # "~=4.36.1" is "<4.37", and "~=4.36" is "<5".
+        head = named.release[:-1]
+        return bool(Version(".".join(map(str, [*head[:-1], head[-1] + 1]))) <= oldest)
+    if operator == "==" and version.endswith(".*"):
+        return bool(named < oldest and oldest.release[: len(named.release)] != named.release)
+    return bool((operator in ("==", "===", "<=") and named < oldest) or (operator == "<" and named <= oldest))
+
+
+def _older_than(package: str) -> str:
+    return f"older than {package} {OLDEST[package]}, which is the oldest that is judged"
+
+
+def require_supported() -> None:
+    """Raise UsageError if an installed package is too old to be judged."""
+    if sentence := too_old({package: version(package) for package in OLDEST}):
+        raise UsageError(f"{sentence}; install a newer one")
+
 
 # ---- names of arguments ----
 
@@ -413,7 +478,7 @@ _OPTIMIZER_PACKAGES: dict[tuple[str, ...], tuple[str, str]] = {
 
 
 def _has(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+    return module not in left_out() and importlib.util.find_spec(module) is not None
 
 
 def missing_package(arguments: Mapping[str, Any]) -> str | None:

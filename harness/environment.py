@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import importlib.metadata
 import os
 import platform
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,28 @@ STACK = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 PACKAGES = (*STACK, "safetensors", "numpy")
 
 
+#: The variable that names optional packages which this process treats as not installed: a gate sets it on both sides, if
+#: only one of them has the package. Names are of modules, and of distributions, separated by commas.
+WITHOUT = "PEFT_HARNESS_WITHOUT"
+
+
+def left_out() -> list[str]:
+    """Return the modules and distributions that are treated as not installed."""
+    return [name for name in os.environ.get(WITHOUT, "").split(",") if name]
+
+
+def hide_left_out() -> None:
+    """Have upstream not find the packages that are left out. It must not have imported them yet."""
+    for name in left_out():
+        # importlib.util.find_spec then finds nothing, and an import ends in ModuleNotFoundError.
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
 @functools.cache
 def version(package: str) -> str | None:
-    """Return the installed version of a distribution; None if it is not installed."""
+    """Return the installed version of a distribution; None if it is not installed, or left out (`left_out`)."""
+    if package in left_out():
+        return None
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -40,6 +61,11 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "platform": platform.platform(),
         "device": name,
     }
+
+
+def now() -> str:
+    """Return the time in UTC, as reports have it: "2026-11-29T03:17:00Z"."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @functools.cache

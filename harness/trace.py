@@ -114,6 +114,7 @@ class Trace:
     - spec, subject, environment: what was trained, by whom, and on which stack.
     - directory: where the run wrote its files.
     - error: the exception that ended the run, as "Type: message"; None if it completed.
+    - raised: the same with the place in upstream that raised it (`harness.raised`). Empty if that is not known.
     - events: the names of the callback events, in order.
     - steps, evaluations, checkpoints: in order.
     - log_history: TrainerState.log_history.
@@ -165,6 +166,7 @@ class Trace:
     memory_bytes: int = 0
     distributed: dict[str, Any] = field(default_factory=dict)
     ranks: list[Trace] = field(default_factory=list)
+    raised: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return a short text. Tracebacks contain it, and the tensors are thousands of numbers."""

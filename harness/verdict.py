@@ -138,6 +138,11 @@ class Case:
     - misused: whether it was not judged because the user's subject is wrong.
     - brought: whether its run is one that the user brought (--spec).
     - refused: whether it was not judged because that run cannot be trained.
+    - outside: whether it was not judged because its run is outside of the user's scope.
+    - own: whether a known defect of the user's own (--known-defects) decided the verdict.
+    - raised: the errors that ended its runs or its test, each with the place in upstream that raised it (`harness.raised`).
+      "run" is which of `specs` was trained.
+    - repeat: the command that repeats it, if it fails.
     """
 
     clause: str
@@ -157,3 +162,7 @@ class Case:
     misused: bool = False
     brought: bool = False
     refused: bool = False
+    outside: bool = False
+    own: bool = False
+    raised: list[dict[str, Any]] = field(default_factory=list)
+    repeat: str = ""

@@ -10,6 +10,7 @@ from harness.fixtures import data, hub, models, tensor_shapes
 from harness.fixtures.resized_embeddings import FAMILY
 from harness.laws import checkpoint, embeddings, rebuilt
 from harness.laws.equal import same_adapter
+from harness.laws.several import completes
 from harness.runs.scenarios import PLAIN, by_route, cases, continued, over
 from harness.spec import ADD, GET
 from harness.subjects.hf_trainer import inject
@@ -46,16 +47,16 @@ def reload(spec, path, route):
 @cases(by_route({"hub-name": based_on(NAME)}))
 def test_a_base_with_a_hub_name_is_looked_up_once_a_save(spec, train, judge):
     with hub.standing_in(answer=False) as asked:
-        train(spec, again=True)
-    judge(same("lookups", asked.lookups, [(NAME, "config.json")] * SAVES))
+        trace = train(spec, again=True)
+    judge(both(completes(trace), same("lookups", asked.lookups, [(NAME, "config.json")] * SAVES)))
 
 
 @pytest.mark.clause("EMB-01")
 @cases(by_route({"built-from-config": based_on("config"), "directory": based_on("directory")}))
 def test_a_base_without_a_hub_name_is_not_looked_up(spec, train, judge):
     with hub.standing_in(answer=True) as asked:
-        train(spec, again=True)
-    judge(same("lookups", asked.lookups, []))
+        trace = train(spec, again=True)
+    judge(both(completes(trace), same("lookups", asked.lookups, [])))
 
 
 @pytest.mark.clause("EMB-01")

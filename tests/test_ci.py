@@ -12,6 +12,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from harness.gate import requirements
 from harness.paths import PACKAGE, ROOT
 
 CI = ROOT / "ci"
@@ -138,17 +139,21 @@ def steps_of_bash():
 def test_a_job_that_can_write_runs_and_reads_nothing_of_others(file):
     body = read(file)
     assert body["permissions"] == {"contents": "read"}
-    assert "pull_request_target" not in file.read_text() and "workflow_run" not in file.read_text()
+    assert not {"pull_request_target", "workflow_run"} & set(body.get("on", body.get(True)))
     writers = [job for job in body["jobs"].values() if "write" in (job.get("permissions") or {}).values()]
     judges = [job for job in body["jobs"].values() if job not in writers]
     assert judges and bool(writers) == (file.name in POSTING)
     for job in writers:
         # No action: none checks out, restores a cache or downloads an artifact. What it posts comes from outputs.
         assert all("uses" not in step and "ci/" not in step["run"] for step in job["steps"])
-        assert {value for step in job["steps"] for value in step["env"].values() if "outputs" in value} == {
-            "${{ needs.summary.outputs.text }}"
-        }
+        outputs = {value for step in job["steps"] for value in step["env"].values() if "outputs" in value}
+        # The status is compared with 0, and goes nowhere.
+        assert outputs - {"${{ needs.judge.outputs.status }}"} == {"${{ needs.summary.outputs.text }}"}
     for job in judges:
+        if job.get("permissions") == {"actions": "read"}:
+            # It passes on an artifact of an earlier run, and opens nothing: no script of ours runs in it.
+            assert "checkout" not in str(job) and "ci/" not in str(job) and "cat " not in str(job)
+            continue
         assert "secrets." not in str(job) and "github.token" not in str(job)
         for step in job["steps"]:
             if "checkout" in str(step.get("uses")):
@@ -389,10 +394,12 @@ def gate(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / "ci").mkdir()
     (home / ".venv/bin").mkdir(parents=True)
-    shutil.copy(CI / "gate", home / "ci/gate")
+    for name in ("gate", "at_commit.py"):
+        shutil.copy(CI / name, home / "ci")
+    (home / ".venv/bin/python").symlink_to(sys.executable)
     (home / "ci/setup").touch()
     command = home / ".venv/bin/peft-harness"
-    command.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\ncat "${2#--baseline=}"\n')
+    command.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\ncat "${2#--baseline=}" || true\n')
     command.chmod(0o755)
 
     def run(*words, **env):
@@ -408,9 +415,35 @@ def gate(tmp_path_factory):
 def test_pins_are_read_at_a_commit_whatever_their_name(gate, repository, name):
     code, out, err = gate("--since", "HEAD", name, "--quick", GATE_REPORT="my report")
     assert code == 0, err
-    before = repository / "sub/my report/pins-before.txt"
+    before = Path(os.path.normpath(repository / "sub/my report/.before/sub" / name))
     assert out.splitlines()[:3] == ["gate", f"--baseline={before}", f"--candidate={name}"]
     assert out.splitlines()[-2:] == ["--quick", "peft==0.18.1"]
+
+
+def test_what_the_pins_include_is_read_at_the_commit_too(gate, repository):
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "core.fsmonitor=false"]
+    (repository / "pyproject.toml").write_text('[project]\nname = "mine"\ndependencies = ["peft==0.18.1"]\n')
+    (repository / "sub/pins.txt").write_text("-r ../base.txt\n-c limits/all.txt\n-e ..\n")
+    (repository / "base.txt").write_text("transformers==5.1.0\n")
+    (repository / "sub/limits").mkdir()
+    (repository / "sub/limits/all.txt").symlink_to("../../two words.txt")
+    (repository / "sub/outside").symlink_to("../../../etc/passwd")
+    (repository / ".gitattributes").unlink()
+    for words in (["add", "."], ["commit", "-qm", "y"]):
+        subprocess.run([*git, *words], check=True)
+    (repository / ".gitattributes").write_text("* diff=evil filter=evil\n")
+    (repository / "base.txt").write_text("transformers==5.3.0\n")
+    (repository / "two words.txt").unlink()
+    code, out, err = gate("--since", "HEAD", "pins.txt")
+    assert code == 0, err
+    before = requirements.read(out.splitlines()[1].removeprefix("--baseline="))
+    assert before.releases == ["transformers==5.1.0"] and before.constraints == ["peft==0.19.1"]
+    assert [(made.name, made.folder) for made in before.sources] == [("mine", True)]
+    assert not os.path.lexists(repository / "sub/gate-report/.before/sub/outside")
+    code, out, err = gate("--since", "HEAD", "../pyproject.toml[train]:dev")
+    assert code == 0, err
+    assert out.splitlines()[1].endswith("/.before/pyproject.toml[train]:dev")
+    assert out.splitlines()[2] == "--candidate=../pyproject.toml[train]:dev"
 
 
 @pytest.mark.parametrize(

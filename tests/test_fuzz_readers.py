@@ -8,6 +8,7 @@ import json
 import os
 import time
 from functools import partial
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -18,6 +19,7 @@ from harness.contract import expectations
 from harness.errors import UsageError
 from harness.fixtures import data
 from harness.gate import requirements, stored, summary
+from harness.gate.formats import common
 from harness.reading import read_json
 from harness.runs import damage
 from harness.runs.scenarios import PLAIN
@@ -25,6 +27,7 @@ from harness.session import journal
 from harness.spec import DataSpec, RunSpec
 from harness.throughput import baselines
 from harness.verdict import Case
+from tests import test_requirement_inputs as inputs
 
 #: Inputs that each test draws. Sixty take about half a second.
 CHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.large_base_example]
@@ -192,6 +195,44 @@ def test_a_requirements_file(watched, text):
     answered(lambda: requirements.read(str(watched / "pins.txt")))
 
 
+#: Project files and locks: (name, what it holds).
+PROJECTS = {
+    "pyproject.toml": [inputs.PROJECT, inputs.UV_PROJECT, inputs.POETRY],
+    "uv.lock": [inputs.UV_LOCK],
+    "poetry.lock": [inputs.POETRY_LOCK],
+    "pylock.toml": [inputs.PYLOCK],
+    "pdm.lock": [inputs.PDM_LOCK],
+    "Pipfile": [inputs.PIPFILE],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in PROJECTS.items() for text in texts])
+@given(data=st.data())
+@fuzzed(max_examples=max(1, DRAWN // 4))
+def test_a_project_or_lock_file(watched, name, text, data):
+    (watched / name).write_bytes(data.draw(tearing(text.encode())))
+    answered(lambda: requirements.read(str(watched / name)))
+    # Few torn files are TOML, so values are changed behind the parser as well.
+    changed = data.draw(mutated(common.tomllib.loads(text)))
+    (watched / name).write_text("")
+    with mock.patch.object(common.tomllib, "loads", return_value=changed):
+        answered(lambda: requirements.read(f"{watched / name}:dev"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("Pipfile.lock", json.loads(inputs.PIPFILE_LOCK)),
+        ("environment.yml", {"dependencies": ["python=3.11", "pytorch=2.6", {"pip": ["peft", "-r x.txt"]}]}),
+    ],
+)
+@given(data=st.data())
+@fuzzed()
+def test_a_lock_of_pipenv_and_an_environment_of_conda(watched, name, content, data):
+    (watched / name).write_text(json.dumps(data.draw(mutated(content))))
+    answered(lambda: requirements.read(str(watched / name)))
+
+
 @given(words=st.text(max_size=60))
 @fuzzed()
 def test_requirements_in_words(words):
@@ -297,8 +338,18 @@ REPORT = {
     "verdict": "unsafe",
     "compared": "85 cases",
     "stacks": {"baseline": {"torch": "2.13.0"}, "candidate": {"torch": "2.14.1"}},
+    "baseline": {"versions": {"torch": "2.13.0"}},
+    "candidate": {"versions": {"torch": "2.14.1"}},
     "findings": [{"about": "clause", "means": "broken", "where": "ACC-01", "sentence": "is 0.25 times that"}],
-}
+    "requires": [{"sides": ["candidate"], "sentence": "transformers 5.24.0 wants peft >= 0.22.0"}],
+    "causes": [
+        {
+            "sentence": "ValueError: no", "cases": 1, "clauses": ["ACC-01"], "reaches": "", "packages": ["peft"],
+            "next": ["peft-harness check --clause ACC-01"], "example": "", "members": [], "means": "broken",
+            "elsewhere": [{"about": "cell", "where": "plain"}], "follows": [],
+        }
+    ],
+}  # fmt: skip
 
 
 @given(report=mutated(REPORT))

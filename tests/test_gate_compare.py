@@ -1,13 +1,16 @@
 """What a gate concludes from what two sides did, on made-up cases and traces."""
 
 import copy
+import dataclasses
 import json
 
 import jsonschema
 import pytest
 import torch
 
-from harness.gate import cell_findings, cells, checkpoints, clauses, interface, locks, numbers, show
+from harness.causes.cause import Cause
+from harness.gate import cell_findings, cells, checkpoints, clauses, interface, locks, numbers, show, summary
+from harness.gate.by_cause import GateCause
 from harness.gate.compare import Outcome
 from harness.gate.environments import Environment
 from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, Finding, exit_code, in_order, verdict
@@ -16,7 +19,7 @@ from harness.gate.side import Side
 from harness.paths import PACKAGE
 from harness.spec import RunSpec
 from harness.tolerance import STACKS
-from harness.verdict import Case
+from harness.verdict import ORDER, Case
 from tests.traces import A, made_up, with_checkpoint
 
 
@@ -58,6 +61,19 @@ def test_a_finding_joins_the_cases_of_a_clause_that_changed_in_the_same_way():
     found = clauses.compared(before, after)
     assert [(finding.where, finding.means) for finding in found] == [("ACC-01", BROKEN), ("RES-01", FIXED)]
     assert found[0].details["scenarios"] == names and "4 cases (a, b, c, ...)" in found[0].sentence
+
+
+def test_cases_of_the_same_name_are_told_apart_by_their_tests():
+    before = [case("pass"), dataclasses.replace(case("pass"), nodeid="suites/y.py::test[plain]")]
+    after = [case("fail"), dataclasses.replace(before[1])]
+    (found,) = clauses.compared(before, after)
+    assert (found.means, found.details["scenarios"]) == (BROKEN, ["plain"])
+
+
+def test_a_drawn_case_beside_a_lost_one_is_not_counted():
+    named = [case("skipped", scenario="a"), case("skipped", scenario="drawn-0", drawn=0)]
+    (found,) = clauses.compared([case("pass", scenario="a"), case("pass", scenario="drawn-0")], named)
+    assert (found.means, found.details["scenarios"]) == (LOST, ["a"])
 
 
 def test_a_law_that_no_longer_applies_to_a_drawn_run_is_no_finding():
@@ -219,31 +235,28 @@ def test_interfaces_that_cannot_be_compared_are_said(sides, lacking, means):
     assert (finding.means, finding.sentence) == (means, f"not compared: the {lacking} odd")
 
 
-def test_the_screen_is_short_and_names_the_gravest_first(sides, outcome, capsys):
-    from rich.console import Console
-
-    show.screen(Console(width=160), sides, outcome)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 40
-    assert lines[4].startswith("  clause ACC-01: half | the gradient")
-    assert lines[-1] == "unsafe: ACC-01, FRZ-01, numbers of plain"
-    compared = "compared: 1 case of the baseline and 1 case of the candidate, 1 clause; "
-    assert compared + "runs trained on both sides: 1 bit-equal; 12 s" in lines
-
-
 def test_a_sentence_of_a_stack_is_no_command_to_the_terminal(sides, outcome, capsys):
     from rich.console import Console
 
-    outcome.findings[:] = [Finding("clause", "ACC-01", BROKEN, "a\x1b]0;title\x07\x1b[2J\u202eb\nunsafe: none")]
-    show.screen(Console(width=160), sides, outcome)
-    assert "  clause ACC-01: a ]0;title [2J b unsafe: none\n" in capsys.readouterr().out
+    words = "a\x1b]0;title\x07\x1b[2J\u202eb\nunsafe: none"
+    cause = Cause(words, (("ACC-01", "plain"),), example=words, next=(words,))
+    outcome.causes[:] = [GateCause(cause, BROKEN), GateCause(cause, LOST)]
+    outcome.findings[:] = [Finding("clause", "ACC-01", NOTE, words), Finding("clause", "ACC-01", FIXED, words)]
+    outcome.requires[:] = [{"sides": ["candidate"], "sentence": words}]
+    show.screen(Console(width=160), show.to_report(sides, outcome))
+    printed = capsys.readouterr().out
+    assert printed.count("a ]0;title [2J b unsafe: none") == 7
+    assert all(character == "\n" or character.isprintable() for character in printed)
 
 
 def test_the_summary_is_markdown_with_what_broke_first(sides, outcome):
-    text = show.markdown(sides, outcome)
+    del (report := show.to_report(sides, outcome))["causes"]  # as a release without causes wrote it
+    text = summary.markdown(report)
     lines = text.splitlines()
-    assert lines[:6] == [
+    assert lines[:8] == [
         "## Upgrade gate: UNSAFE",
+        "",
+        "`ACC-01, FRZ-01, numbers of plain`",
         "",
         "| | torch | transformers | peft | accelerate | bitsandbytes |",
         "|---|---|---|---|---|---|",
@@ -256,13 +269,23 @@ def test_the_summary_is_markdown_with_what_broke_first(sides, outcome):
 
 
 def test_the_report_has_both_sides_and_their_locks_beside_it(sides, outcome, tmp_path):
-    show.write_report(tmp_path / "out" / "report.json", sides, outcome)
+    show.write_report(tmp_path / "out" / "report.json", sides, show.to_report(sides, outcome))
     body = json.loads((tmp_path / "out" / "report.json").read_text())
     jsonschema.validate(body, json.loads((PACKAGE / "gate" / "report_schema.json").read_text()))
     assert body["verdict"] == "unsafe"
     assert body["candidate"]["report"]["clauses"][0]["verdict"] == "fail"
     assert (tmp_path / "out" / body["baseline"]["lock"]).read_text() == f"{locks.MARK}\npeft==1\n"
     assert [finding["where"] for finding in body["findings"]] == ["ACC-01", "FRZ-01", "plain", "LoraConfig.r"]
+
+
+def test_a_report_has_the_specs_of_cases_that_somebody_may_repeat(sides, outcome, tmp_path):
+    spec = RunSpec().to_json()
+    outcome.cases["candidate"][:] = [case(verdict, scenario=verdict, specs=[spec]) for verdict in ORDER]
+    show.write_report(tmp_path / "report.json", sides, show.to_report(sides, outcome))
+    text = (tmp_path / "report.json").read_text()
+    cases = json.loads(text)["candidate"]["report"]["clauses"][0]["cases"]
+    assert {one["verdict"] for one in cases if one["spec"] == spec} == {"fail", "ambiguous", "not_comparable"}
+    assert sum('"scenario": "' in line for line in text.splitlines()) == len(ORDER) + 1  # and one of the baseline
 
 
 def test_runs_are_compared_by_their_spec():

@@ -106,3 +106,9 @@ def test_the_gates_directory_is_no_link_and_its_gitignore_stays(tmp_path, monkey
     with pytest.raises(UsageError, match="is a link"), command._locked(place):
         pass
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_lock_beside_a_report_has_no_password_of_an_index(tmp_path):
+    lines = "--index-url https://me:pass@a.example/simple\n--extra-index-url https://${TOKEN}@b.example/simple\npeft==0.18.1\n"
+    written = locks.write_beside(tmp_path / "x.lock", lines).read_text()
+    assert "--index-url https://a.example/simple\n--extra-index-url https://${TOKEN}@b.example/simple\n" in written

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 
 import pytest
 from hypothesis import given, settings
@@ -41,6 +42,15 @@ def report(**changes):
     return {"verdict": "unsafe", "baseline": side, "candidate": side, "findings": [finding], **changes}
 
 
+def caused(**changes):
+    cause = {
+        "sentence": "ValueError: no", "cases": 2, "clauses": ["ACC-01"], "reaches": "every run", "packages": ["peft"],
+        "next": ["peft-harness check --clause ACC-01"], "example": "ACC-01 [plain]: no", "members": [], "means": "broken",
+        "elsewhere": [{"about": "cell", "where": "plain"}], "follows": [],
+    }  # fmt: skip
+    return report(causes=[cause | changes], requires=[{"sides": ["candidate"], "sentence": "a wants b >= 2"}])
+
+
 def finding(**changes):
     return report(findings=[report()["findings"][0] | changes])
 
@@ -75,6 +85,11 @@ def test_words_of_a_report_are_no_commands(words):
     check(text)
     assert text.startswith("## Upgrade gate: UNSAFE\n")
     assert len(re.findall(r"^- .* \(clause\): ", text, re.MULTILINE)) == 1
+    text = summary.markdown(caused(sentence=words, reaches=words, packages=[words], example=words, next=[words]))
+    check(text)
+    assert (
+        len(re.findall(r"^- .*: 2 cases of 1 clause; 1 run is no longer trained as before; ", text, re.MULTILINE)) == 1
+    )
 
 
 @given(st.lists(st.tuples(st.text(), st.text(), st.sampled_from(list(summary.TITLES))), max_size=5), st.text())
@@ -108,12 +123,60 @@ def test_what_a_comment_cannot_take_is_left_out(tmp_path):
         (finding(about="elsewhere"), "about is 'elsewhere'"),
         (finding(means="fine"), "means is 'fine'"),
         (finding(sentence=None), "sentence is no str"),
+        (report(causes={}), "causes is no list"),
+        (report(causes=[1]), "a cause is no object"),
+        (caused(means="fine"), "means is 'fine'; it is one of broken, lost"),
+        (caused(cases="many"), "cases is no int"),
+        (caused(cases=True), "cases is no int"),
+        (caused(clauses=[1]), "clauses has something that is no text"),
+        (caused(elsewhere=[{"about": "x"}]), "about is 'x'"),
+        (caused(follows=[1]), "a follow is no object"),
+        (caused() | {"requires": [{"sides": ["candidate"]}]}, "sentence is no str"),
         ({}, "verdict is no str"),
     ],
 )
 def test_a_field_of_another_kind_is_named(body, said):
     with pytest.raises(UsageError, match=re.escape(said)):
         summary.markdown(body)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("peft-harness bisect --clause ACC-01 --good current --bad 'peft==1 x>2'", True),
+        ("peft-harness repro --with peft==1 gate.cases/ACC-01-plain.json", True),
+        ("peft-harness check --clause ACC-01 > /etc/passwd", False),
+        ("peft-harness check --clause 'ACC-01;rm'", False),
+        ("peft-harness check --clause $(id)", False),
+        ("peft-harness check --clause ACC-01 --preload evil", False),
+        ("peft-harness check --clause ACC-01 --subject a:b", False),
+        ("peft-harness repro case.json --trust-code", False),
+        ("peft-harness bisect --good current --bad 'peft @ https://elsewhere/peft.whl'", False),
+        ("peft-harness cache --remove x", False),
+        ("rm -rf x", False),
+        ("peft-harness check 'unfinished", False),
+    ],
+)
+def test_a_command_of_a_report_is_shown_only_if_it_runs_no_code_of_others(command, shown):
+    text = summary.markdown(caused(next=[command]))
+    commands = [line for line in text.splitlines() if line.startswith("- next")]
+    # In the shell, `>` without quotes would write a file: what is shown is quoted.
+    expected = [f"- next: `{shlex.join(shlex.split(command))}`"] if shown or "passwd" in command else []
+    assert commands == expected
+
+
+def test_causes_and_what_packages_require_are_in_the_summary():
+    lines = summary.markdown(caused()).splitlines()
+    assert lines[2:5] == [
+        "`1 cause; 2 cases of 1 clause held before and now fail; 1 run is no longer trained as before`",
+        "",
+        "- Requires: `candidate: a wants b >= 2`",
+    ]
+    at = lines.index("### Broken by the upgrade (1 cause)")
+    assert lines[at + 2].startswith(
+        "- `ValueError: no`: 2 cases of 1 clause; 1 run is no longer trained as before; `every run`"
+    )
+    assert lines[at + 3] == "- next: `peft-harness check --clause ACC-01`"
 
 
 def as_link(directory):

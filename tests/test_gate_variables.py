@@ -120,10 +120,12 @@ def test_while_uv_builds_no_index_password_is_in_its_environment(cache):
 def test_while_uv_builds_a_private_file_names_the_index(monkeypatch):
     monkeypatch.setenv("UV_INDEX", "private=https://more.example/simple")
     monkeypatch.setenv("UV_INDEX_PRIVATE_USERNAME", "you")
+    monkeypatch.setenv("UV_INDEX_STRATEGY", "unsafe-best-match")
     inherited = {"UV_DEFAULT_INDEX": "https://me:x@index.example/simple", "PATH": "/bin"}
     with uv._indexes(inherited) as (option, file):
         assert option == "--config-file" and stat.S_IMODE(Path(file).parent.stat().st_mode) == 0o700
         assert Path(file).read_text().splitlines() == [
+            'index-strategy = "unsafe-best-match"',
             "[[index]]", 'url = "https://me:x@index.example/simple"', "default = true",
             "[[index]]", 'url = "https://you:x@more.example/simple"', "default = false", 'name = "private"',
         ]  # fmt: skip

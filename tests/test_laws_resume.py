@@ -159,16 +159,19 @@ def failed(error, steps=0):
 
 def test_refused_wants_the_error_the_words_and_no_step():
     assert resume.refused(failed("ValueError: not there"), "ValueError", words="not there").holds
-    assert resume.refused(failed("OSError: 22"), "OSError", "RuntimeError").holds
-    assert resume.refused(failed("KeyError: 1")).holds
-    assert "no error: it trained steps 1 to 4" in words(resume.refused(made_up(), "ValueError"))
-    assert "ended with KeyError" in words(resume.refused(failed("KeyError: 1"), "ValueError"))
+    assert resume.refused(failed("OSError: 22"), "OSError", "RuntimeError", words=("zip", "22")).holds
+    assert resume.refused(failed("KeyError: 1"), words="KeyError").holds
+    assert "no error: it trained steps 1 to 4" in words(resume.refused(made_up(), "ValueError", words="no"))
+    assert "ended with KeyError" in words(resume.refused(failed("KeyError: 1"), "ValueError", words="1"))
     assert "ended with ValueError: no" in words(resume.refused(failed("ValueError: no"), "ValueError", words="yes"))
-    assert "after steps 1 to 2" in words(resume.refused(failed("ValueError: no", steps=2), "ValueError"))
+    assert "after steps 1 to 2" in words(resume.refused(failed("ValueError: no", steps=2), "ValueError", words="no"))
 
 
 def test_loud_wants_an_early_error_or_a_fitting_warning():
-    assert resume.loud(failed("ValueError: no"), "no optimizer.pt", ["optimizer"]).holds
+    assert resume.loud(failed("ValueError: no Optimizer"), "no optimizer.pt", ["optimizer"]).holds
+    assert "ended with ValueError" in words(
+        resume.loud(failed("ValueError: too old"), "no optimizer.pt", ["optimizer"])
+    )
     assert resume.loud(made_up(warnings=["The Optimizer is gone"]), "no optimizer.pt", ["optimizer"]).holds
     silent = resume.loud(made_up(warnings=["is deprecated"]), "no optimizer.pt", ["optimizer"])
     assert "neither an error nor a warning: with no optimizer.pt it trained steps 1 to 4" in words(silent)

@@ -16,9 +16,11 @@ from harness.paths import FIXTURES, PACKAGE, ROOT, SUITES
 SHARED_NAMES = {
     "checkpoint": "laws/ and reference/: what a checkpoint must be, and how the reference writes one",
     "command": "a room's entry from the command line",
+    "group": "of ranks; in causes/, of cases",
     "evaluation": "the chapter EVAL, and the laws on evaluation",
     "loss": "the chapter LOSS, the laws on the loss, and the loss of the reference",
     "best": "the chapter BEST, and the laws on the best model",
+    "nights": "gate/ compares two, reports/ many",
     "optimizers": "the reference's rare optimizers; in fixtures/, those that a spec hands to the Trainer",
     "pairs": "of values that a sweep covers; in throughput/, of runs that are timed in turn",
     "progress": "how far a command has come; in real/, that of a training run",

@@ -320,7 +320,7 @@ def test_a_run_that_a_full_disk_ended_is_not_judged(tmp_path, monkeypatch):
     call = SimpleNamespace(excinfo=SimpleNamespace(value=raised))
     item = SimpleNamespace(stash={}, nodeid="a::b")
     monkeypatch.setattr("harness.session.failure.representation", lambda item, sentence, lines: sentence)
-    decide(SimpleNamespace(), item, case, call, report)
+    decide(SimpleNamespace(runs=None), item, case, call, report)
     assert (case.verdict, case.misused) == (SKIPPED, True) and case.reason.startswith("no space left on")
 
 

@@ -44,6 +44,102 @@ def test_a_clause_that_fails_says_what_was_expected_seen_and_how_to_repeat_it(su
     assert "peft-harness repro .peft-harness/cases/XYZ-01-other.json" in output
 
 
+def test_the_summary_answers_first_and_then_says_the_causes(suite):
+    """Three tests fail by two causes: a fixture that raises, an error of upstream in a run, and what follows from it."""
+    code, output, report = suite(BROKEN, expectations="")
+    assert code == 1
+    jsonschema.validate(report, json.loads((PACKAGE / "session" / "report_schema.json").read_text()))
+    lines = output.splitlines()
+    at = lines.index("fails: 3 of 5 cases for 2 causes; 1 case of 2 clauses holds")
+    words = "inject_adapter of peft (peft/tuners/tuners_utils.py) raises"
+    assert lines[at + 1].startswith(f"1. {words}") and "no_such_module" in lines[at + 1]
+    assert lines[at + 2] == "   2 cases of 1 clause (XYZ-01); to blame: peft"
+    assert any(line.startswith("2. RuntimeError: the fixture is broken") for line in lines)
+    assert "   $ peft-harness check --clause XYZ-01" in lines
+    assert any(line.startswith("   $ peft-harness repro .peft-harness/cases/XYZ-01-") for line in lines)
+    failed = [line for line in lines if line.startswith("FAILED") and "test_its_files" in line]
+    assert "(a run of it ended with " in failed[0] and "no_such_module" in failed[0]
+    first, second = report["causes"]
+    assert (first["cases"], second["cases"]) == (2, 1)
+    cases = {case["scenario"]: case for case in report["clauses"][0]["cases"]}
+    assert {name: case.get("cause") for name, case in cases.items()} == {
+        "holds": None, "run": 0, "its_files": 0, "needs_the_fixture": 1,
+    }  # fmt: skip
+    assert cases["run"]["raised"][0]["run"] == 0
+    assert cases["run"]["repeat"] == "peft-harness repro .peft-harness/cases/XYZ-01-run.json"
+
+
+BROKEN = """
+import pytest
+from harness.laws.several import completes
+from harness.spec import RunSpec
+from harness.verdict import same
+
+SPEC = RunSpec().but(lora={"target_modules": ["no_such_module"]}, max_steps=1)
+
+@pytest.fixture
+def broken():
+    raise RuntimeError("the fixture is broken")
+
+@pytest.mark.clause("XYZ-01")
+def test_holds(judge):
+    judge(same("one", 1, 1))
+
+@pytest.mark.clause("XYZ-01")
+def test_run(train, judge):
+    judge(completes(train(SPEC)))
+
+@pytest.mark.clause("XYZ-01")
+def test_its_files(train, judge):
+    judge(same("files", [one.step for one in train(SPEC).checkpoints], [2]))
+
+@pytest.mark.clause("XYZ-01")
+def test_needs_the_fixture(broken, judge):
+    judge(same("one", 1, 1))
+
+@pytest.mark.clause("XYZ-02")
+def test_two():
+    pass
+"""
+
+
+def test_errors_that_belong_to_no_case_are_said_once_for_each_reason(suite, pytester):
+    code = """
+import pytest
+from harness.verdict import same
+
+@pytest.fixture
+def fragile():
+    yield
+    raise OSError("the disk is gone")
+
+@pytest.mark.clause("XYZ-01")
+@pytest.mark.parametrize("number", [1, 2])
+def test_one(fragile, judge, number):
+    judge(same("it", 1, 1))
+
+@pytest.mark.clause("XYZ-02")
+def test_two():
+    pass
+"""
+    status, output, _ = suite(code)
+    assert status == 2
+    assert "ERROR: suites/test_xyz.py::test_one[1] and 1 more: OSError: the disk is gone" in output.splitlines()
+
+
+def test_many_known_defects_are_one_line_without_v(suite):
+    numbers = range(5)
+    code = (
+        "import pytest\nfrom harness.verdict import same\n@pytest.mark.clause('XYZ-01')\n"
+        "@pytest.mark.parametrize('number', range(5))\ndef test_one(judge, number):\n    judge(same('it', number, 7))\n"
+        "@pytest.mark.clause('XYZ-02')\ndef test_two():\n    pass\n"
+    )
+    known = "\n".join(defect(scenario=str(number), match=str(number), reason=f"why {number}") for number in numbers)
+    _, output, _ = suite(code, expectations=known)
+    assert "5 known defects of upstream in 5 cases of 1 clause: -v, or --json FILE, has each with its link" in output
+    assert "known defect XYZ-01" not in output
+
+
 def test_a_known_defect_is_no_failure_and_is_listed_with_its_link(suite):
     code, output, report = suite(HOLDS.format(second=2), expectations=defect(link="https://example.org/1"))
     assert code == 0, output

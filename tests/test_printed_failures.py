@@ -52,6 +52,10 @@ def test_junit_has_the_finding_and_the_case_as_json(suite, pytester):
     assert [test.find("failure").get("message") for test in tests[3:4]] == [finding]
     case = json.loads(tests[3].find(".//property[@name='peft_harness_case']").get("value"))
     assert (case["clause"], case["scenario"], case["verdict"]) == ("XYZ-01", "3", "fail")
+    properties = {one.get("name"): one.get("value") for one in tests[3].iter("property")}
+    del properties["peft_harness_case"]
+    assert properties.pop("cause", finding)
+    assert properties == {"clause": "XYZ-01", "scenario": "3", "verdict": "fail"}
     assert all("One MUST be one." in test.find("failure").text for test in tests[:10])
 
 

@@ -303,9 +303,9 @@ def test_a_run_that_resumes_is_crossed_by_its_first_leg():
 
 def test_each_side_gets_the_runs_as_they_were_read(tmp_path):
     judged = Scope(specs=(("mine", json.dumps(MINE)),))
-    assert judged.spec_options(tmp_path) == ["--trust-code", "--spec", "mine.json"]
+    assert judged.file_options(tmp_path) == ["--trust-code", "--spec", "mine.json"]
     assert json.loads((tmp_path / "mine.json").read_text()) == MINE
-    assert Scope().spec_options(tmp_path / "none") == []
+    assert Scope().file_options(tmp_path / "none") == []
 
 
 # ---- runs to compare with ----

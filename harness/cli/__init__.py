@@ -43,7 +43,7 @@ def _print_versions(asked: bool) -> None:
 
 
 #: Commands that start no process and write no temporary file.
-_ALONE = ("cache", "clauses")
+_ALONE = ("cache", "clauses", "report", "trend")
 
 
 @app.callback()
@@ -71,7 +71,9 @@ _COMMANDS = (
     (measure_commands.coverage, True),
     (measure_commands.mutants, False),
     (report_commands.report, False),
+    (report_commands.trend, False),
     (look_commands.clauses, False),
+    (look_commands.defects, False),
     (look_commands.train, False),
 )
 for _command, _passes_arguments in _COMMANDS:

@@ -17,6 +17,7 @@ from harness.cli.options import (
     Html,
     Json,
     Preload,
+    ScopeFile,
     Specs,
     Subject,
     TrustCode,
@@ -25,6 +26,7 @@ from harness.cli.options import (
     scope,
 )
 from harness.cli.outputs import file_option
+from harness.cli.report_commands import Annotate, CodeQuality, JUnit, Sarif, written_by
 from harness.errors import UsageError
 from harness.files import check_writable_directory
 
@@ -36,6 +38,7 @@ def gate(
     device: Device = "cpu",
     clause: Clauses = None,
     spec: Specs = None,
+    scope_file: ScopeFile = None,
     trust_code: TrustCode = False,
     preload: Preload = None,
     unpatched: Unpatched = False,
@@ -46,11 +49,18 @@ def gate(
     json: Json = None,
     markdown: Annotated[Path | None, file_option("Write a summary for a pull request as Markdown.")] = None,
     html: Html = None,
+    sarif: Sarif = None,
+    junit: JUnit = None,
+    code_quality: CodeQuality = None,
+    annotate: Annotate = False,
     anew: Annotated[
         bool, typer.Option("--anew", help="Judge all of the baseline again, whatever earlier gates have cached.")
     ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Judge on the baseline only the cases that fail on the candidate.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Print all causes and findings, not only what fits on one screen.")
     ] = False,
     env: Env = None,
     build: Build = None,
@@ -64,11 +74,13 @@ def gate(
     results = Path(".peft-harness").absolute()
     check_writable_directory("the gate's results in", results, "change to a directory that you can write to")
     use_cache()
-    judged = scope(subject, device, clause, preload, env, build, spec, trust_code)
+    judged = scope(subject, device, clause, preload, env, build, spec, trust_code, file=scope_file)
     from harness.gate import command
 
+    others = written_by({"html": html, "sarif": sarif, "junit": junit, "code_quality": code_quality})
+    preloads = tuple(candidate_preload or ())
     raise typer.Exit(
-        command.gate(baseline, candidate, judged, json, markdown, tuple(candidate_preload or ()), anew, quick, html)
+        command.gate(baseline, candidate, judged, json, markdown, preloads, anew, quick, full, others, annotate)
     )
 
 
@@ -79,6 +91,7 @@ def bisect(
         str | None, typer.Option(metavar="ID", help="The clause that broke.", autocompletion=clause_ids)
     ] = None,
     spec: Specs = None,
+    scope_file: ScopeFile = None,
     trust_code: TrustCode = False,
     subject: Subject = "hf-trainer",
     device: Device = "cpu",
@@ -92,12 +105,12 @@ def bisect(
 
     Exit codes: 0 found, 2 could not run, 3 only a range of releases was found.
     """
-    if clause is None and not spec:
-        raise UsageError("name what broke: --clause ID, or --spec FILE")
     from harness.gate import command
 
+    judged = scope(subject, device, None, preload, env, build, spec, trust_code, file=scope_file)
+    if clause is None and not judged.specs:
+        raise UsageError("name what broke: --clause ID, or --spec FILE")
     use_cache()
-    judged = scope(subject, device, None, preload, env, build, spec, trust_code)
     raise typer.Exit(command.bisect(clause, good, bad, judged, json))
 
 

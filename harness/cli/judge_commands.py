@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from harness.cli.options import (
     Html,
     Json,
     Preload,
+    ScopeFile,
     Specs,
     Subject,
     TrustCode,
@@ -46,6 +48,7 @@ def check(
     device: Device = "cpu",
     clause: Clauses = None,
     spec: Specs = None,
+    scope_file: ScopeFile = None,
     trust_code: TrustCode = False,
     preload: Preload = None,
     unpatched: Unpatched = False,
@@ -70,17 +73,34 @@ def check(
     if not with_ and (env or build):
         raise UsageError("--env and --build are for stacks that are installed; name one --with")
     # pytest says what is changed in a --spec.
-    judged = scope(subject, device, clause, preload, env, build, spec, trust_code, silent=True)
+    judged = scope(subject, device, clause, preload, env, build, spec, trust_code, silent=True, file=scope_file)
     from harness.gate import command
     from harness.paths import SUITES
 
+    defects: tuple[Path, ...] = ()
+    if scope_file is not None:
+        from harness.gate import outside
+        from harness.gate import scope_file as files
+
+        said = files.read(scope_file)
+        defects, spec = said.known_defects, spec or list(said.specs)
+        if sentence := outside.clauses_sentence(judged):
+            print(f"peft-harness: {sentence}", file=sys.stderr)
     # Their own files, not the copies that `Scope` has: messages name the files.
     brought = ["--trust-code"] * trust_code + [word for file in spec or [] for word in ("--spec", str(file.absolute()))]
+    brought += [word for file in defects for word in ("--known-defects", str(file.absolute()))]
     if with_:
         use_cache()
         raise typer.Exit(command.check(with_, judged, json, html, [*brought, *context.args]))
-    rest = [*command.workers(judged, context.args), *brought, *html_words(html), *context.args]
-    raise typer.Exit(run_pytest([str(SUITES)], subject, device, clause or [], preload or [], json, rest))
+    rest = [
+        *command.workers(judged, context.args),
+        *judged.concerns.options(),
+        *brought,
+        *html_words(html),
+        *context.args,
+    ]
+    clauses = list(judged.clauses)
+    raise typer.Exit(run_pytest([str(SUITES)], judged.subject, judged.device, clauses, preload or [], json, rest))
 
 
 def soak(
@@ -194,17 +214,48 @@ def repro(
     ] = None,
     trust_code: TrustCode = False,
     limit: Limit = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", metavar="REQUIREMENT", help="Repeat it in a new environment with this release. Repeatable."
+        ),
+    ] = None,
+    script: Annotated[
+        Path | None, file_option("Write a standalone Python file that shows the fault, and run nothing.")
+    ] = None,
+    issue: Annotated[Path | None, file_option("Run that file, and write the text of a report to upstream.")] = None,
+    clause: Annotated[
+        str | None, typer.Option(metavar="ID", help="The clause that the file judges, if CASE does not name it.")
+    ] = None,
+    bisect: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What bisect --json wrote, for the report to upstream.")
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Repeat one failed case, or train one RunSpec and judge it.
+    """Repeat one failed case, or train one RunSpec and judge it. Or make a script for upstream of it.
 
     A RunSpec is judged as `judge` does it. Exit codes: 0 all laws that apply hold, 1 one fails, 2 it cannot be trained,
     3 one was undecided, or the run could not be compared with any other.
     """
+    if script is not None or issue is not None:
+        from harness.upstream import command as upstream
+
+        upstream.write(file, script, issue, clause, bisect)
+        return
+    if clause is not None or bisect is not None:
+        raise UsageError("--clause and --bisect are for --script and --issue")
     from harness import trust
     from harness.session import apart, case_file
 
     case = case_file.load(file)
+    if with_:
+        from harness.gate import command
+
+        use_cache()
+        words = ["--trust-code"] if trust_code else []
+        for option, value in (("--subject", subject), ("--device", device), ("--limit", limit), ("--json", json)):
+            words += [] if value is None else [option, str(value)]
+        raise typer.Exit(command.repro(with_, file, words))
     if case.test is None:
         from harness.session.repro import judge_spec
 

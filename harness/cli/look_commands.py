@@ -1,4 +1,4 @@
-"""Commands to look around: clauses, train."""
+"""Commands to look around: clauses, defects, train."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import Device, clause_ids, subject_names
+from harness.cli.options import Clauses, Device, Json, clause_ids, subject_names
 from harness.cli.outputs import file_option
 
 
@@ -37,6 +37,25 @@ def clauses(
     from harness.register.explain import explain
 
     explain(ids or [])
+
+
+def defects(
+    clause: Clauses = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A report (check --json): says of each defect whether it was seen."),
+    ] = None,
+    markdown: Annotated[Path | None, file_option("Write the table as Markdown.")] = None,
+    html: Annotated[Path | None, file_option("Write the table as one page that needs no network.")] = None,
+    json: Json = None,
+    script: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Print this script of the table, and nothing else.")
+    ] = None,
+) -> None:
+    """List the known defects of upstream: clause, versions, thread, script, and whether a report has seen them."""
+    from harness.upstream import command
+
+    command.defects(clause or [], report, markdown, html, json, script)
 
 
 def train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -109,6 +110,14 @@ Specs = Annotated[
         help="Judge the run of this RunSpec, and nothing else, by each clause that applies to any run. Repeatable.",
     ),
 ]
+ScopeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--scope",
+        metavar="FILE",
+        help="Judge what concerns you only: a pyproject.toml with [tool.peft-harness], or a TOML file with its keys.",
+    ),
+]
 Json = Annotated[Path | None, file_option("Write the report as JSON.")]
 Html = Annotated[Path | None, file_option("Write the report as a page of HTML, one file that needs no network.")]
 Plot = Annotated[Path | None, file_option("Write a plot as PNG or SVG.", "plot")]
@@ -127,8 +136,11 @@ def scope(
     spec: list[Path] | None = None,
     trust_code: bool = False,
     silent: bool = False,
+    file: Path | None = None,
 ) -> Scope:
     """Return what these options choose to judge. What is changed in a --spec is said on stderr, unless `silent`.
+
+    - file: that of --scope. An option of the command line takes the place of what the file says.
 
     Raises UsageError at once for a name that does not exist, or for a --spec that cannot be read or is not trusted.
     """
@@ -137,6 +149,21 @@ def scope(
     from harness.gate import variables
     from harness.gate.scope import Scope
 
+    ours = Scope()
+    if file is not None:
+        from harness.contract import expectations
+        from harness.gate import scope_file
+        from harness.reading import read_text
+
+        said = scope_file.read(file)
+        subject = said.subject if said.subject and subject == ours.subject else subject
+        device = said.device if said.device and device == ours.device else device
+        clause, spec = clause or list(said.clauses), spec or list(said.specs)
+        for path in said.known_defects:
+            expectations.load_own(path)  # raises
+        # Each has a name of its own in the directory of a side.
+        defects = tuple((f"{number}-{path.name}", read_text(path)) for number, path in enumerate(said.known_defects, 1))
+        ours = Scope(concerns=said.concerns, defects=defects, file=said.where, slower=said.slower, larger=said.larger)
     contract.select(clause or [])
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device {device!r} is neither cpu nor cuda")
@@ -151,4 +178,13 @@ def scope(
         specs = tuple((one.name, json.dumps(one.spec.to_json(), indent=1)) for one in brought)
         for sentence in [f"{one.where}: {sentence}" for one in brought for sentence in one.said if not silent]:
             print(sentence, file=sys.stderr)
-    return Scope(subject, device, tuple(clause or ()), tuple(preload or ()), added, tuple(build or ()), specs)
+    return dataclasses.replace(
+        ours,
+        subject=subject,
+        device=device,
+        clauses=tuple(clause or ()),
+        preloads=tuple(preload or ()),
+        added=added,
+        build=tuple(build or ()),
+        specs=specs,
+    )

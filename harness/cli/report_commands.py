@@ -1,41 +1,94 @@
-"""Commands that read reports: report."""
+"""Commands that read reports: report, trend."""
 
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness.cli.options import Html
+from harness.cli.outputs import file_option
 from harness.errors import UsageError
 
-#: The module of harness/reports/ that writes what an option names. Each has `write(report, where) -> str`.
-_WRITERS = {"html": "web_page"}
+#: The module of harness/reports/ that writes what an option names. Each has `write(report) -> str`.
+_WRITERS = {"html": "web_page", "junit": "junit", "sarif": "sarif", "code_quality": "gitlab", "badge": "badge"}
 
 #: Bytes of a report. A gate's has both sides' cases, and with all of them failing 11 MB.
 LIMIT = 2**27
 
 
+Sarif = Annotated[Path | None, file_option("Write what is wrong as SARIF 2.1.0, each at the line of its pin.")]
+JUnit = Annotated[Path | None, file_option("Write the report as JUnit XML.")]
+CodeQuality = Annotated[Path | None, file_option("Write what is wrong as GitLab's code-quality JSON.")]
+Annotate = Annotated[
+    bool, typer.Option("--annotate", help="Print what is wrong as annotations for GitHub Actions. Needs no token.")
+]
+
+
+def written_by(outputs: Mapping[str, Path | None]) -> dict[str, Path]:
+    """Return the module of harness/reports/ that writes each file. outputs: option -> its value."""
+    return {_WRITERS[name]: path for name, path in outputs.items() if path is not None}
+
+
 def report(
     file: Annotated[Path, typer.Argument(metavar="REPORT", help="What --json of another command wrote.")],
     html: Html = None,
+    markdown: Annotated[Path | None, file_option("Write a summary as Markdown.")] = None,
+    junit: JUnit = None,
+    sarif: Sarif = None,
+    code_quality: CodeQuality = None,
+    badge: Annotated[Path | None, file_option("Write a badge, as JSON for shields.io's endpoint badge.")] = None,
+    annotate: Annotate = False,
+    pins: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Look for pins in this requirements file. Repeatable."),
+    ] = None,
 ) -> None:
-    """Turn a report into what people and CI systems show.
+    """Turn a report into what people and CI systems read.
 
     Reads the JSON of check, pytest suites/, gate, judge, sweep or mutants. Exit codes: 0 written, 2 could not run.
     """
     from harness.files import write_whole
     from harness.reading import read_json, shown_path
+    from harness.reports import github, kinds, web_page
+    from harness.reports import pins as places
 
-    outputs = {"html": html}
-    if not any(outputs.values()):
-        options = ", ".join(f"--{name.replace('_', '-')} FILE" for name in outputs)
-        raise UsageError(f"nothing to write; name an output: {options}")
+    outputs = {"html": html, "junit": junit, "sarif": sarif, "code_quality": code_quality, "badge": badge}
+    if not (annotate or markdown or any(outputs.values())):
+        options = ", ".join(f"--{name.replace('_', '-')} FILE" for name in ("markdown", *outputs))
+        raise UsageError(f"nothing to write; name an output: {options}, --annotate")
     found = read_json(file, LIMIT, nan=True)
-    for name, path in outputs.items():
-        if path is not None:
-            write_whole(
-                path, importlib.import_module(f"harness.reports.{_WRITERS[name]}").write(found, shown_path(file))
-            )
+    kind = kinds.kind(found, shown_path(file))
+    if pins:
+        for each in pins:
+            if not each.is_file():
+                raise UsageError(f"--pins {shown_path(each)}: no such file")
+        found["pins"] = places.to_json(places.find(pins, kinds.packages(found), Path.cwd()))
+    web_page.page_of(found, shown_path(file))  # raises for a damaged report, before anything is written
+    for name, path in written_by(outputs).items():
+        write_whole(path, importlib.import_module(f"harness.reports.{name}").write(found))
+    if markdown is not None:
+        from harness.gate.summary import markdown as of_gate
+
+        write_whole(markdown, of_gate(found) if kind == kinds.GATE else github.summary(found))
+    if annotate:
+        sys.stdout.write(github.write(found))
+
+
+def trend(
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Reports of many nights: JSON, JSON lines.")],
+    html: Annotated[Path | None, file_option("Write the trend as a page.")] = None,
+    png: Annotated[Path | None, file_option("Write the curves as a plot, PNG or SVG.", "plot")] = None,
+    json: Annotated[Path | None, file_option("Write the trend as JSON.")] = None,
+) -> None:
+    """Show what changed over many reports: clauses, counters, times.
+
+    Reads every *.json and *.jsonl in a directory, in the order of their dates. Exit codes: 0 read, 2 could not run.
+    """
+    from harness.reports import trend_command
+
+    raise typer.Exit(trend_command.run(directory, html, png, json))

@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.environment import cpu_flags, satisfies
 from harness.errors import UsageError
-from harness.reading import read_text, shown
+from harness.reading import read_text, shown, shown_path
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,6 +44,7 @@ class Expectation:
     - spec: for drawn runs, which have no names: dotted field of a RunSpec -> glob over its value, such as
       {"model.family": "gpt2*"}. The entry excuses the drawn runs that match all of them. It requires no run to fail.
     - file: the file that holds the entry.
+    - own: whether it is a file of the user's own (--known-defects), and none of `suites/expectations/`.
     """
 
     clause: str
@@ -58,6 +59,12 @@ class Expectation:
     sometimes: str = ""
     spec: Mapping[str, str] = field(default_factory=dict)
     file: str = ""
+    own: bool = False
+
+    @property
+    def path(self) -> str:
+        """What messages call the file."""
+        return self.file if self.own else f"suites/expectations/{self.file}"
 
     def names(self, scenario: str) -> bool:
         """Return whether this expectation is about the scenario."""
@@ -77,8 +84,12 @@ class Expectation:
             bool(self.spec)
             and self._is_about(clause, subject)
             and self.match in seen
-            and all(fnmatchcase(str(_value(spec, path)), glob) for path, glob in self.spec.items())
+            and self.describes(spec)
         )
+
+    def describes(self, spec: Mapping[str, Any]) -> bool:
+        """Return whether a RunSpec, as JSON, has the fields that this entry's `spec` names. It does if that is empty."""
+        return all(fnmatchcase(str(_value(spec, path)), glob) for path, glob in self.spec.items())
 
     def _is_about(self, clause: str, subject: str) -> bool:
         return (
@@ -99,17 +110,28 @@ def _value(spec: Mapping[str, Any], path: str) -> Any:
 
 def load(directory: Path) -> list[Expectation]:
     """Read all expectations of a directory. UsageError names the file, the entry and the field that is wrong."""
-    read = [
-        one
-        for file in sorted(directory.glob("*.toml"))
-        for number, entry in _entries(file)
-        for one in _read(entry, file.name, number)
-    ]
+    return _checked(
+        [
+            one
+            for file in sorted(directory.glob("*.toml"))
+            for number, entry in _entries(file)
+            for one in _read(entry, file.name, number, own=False)
+        ]
+    )
+
+
+def load_own(file: Path) -> list[Expectation]:
+    """Read a user's own file of known defects. Errors as for `load`, and for a clause that the contract does not have."""
+    where = shown_path(file)
+    return _checked([one for number, entry in _entries(file) for one in _read(entry, where, number, own=True)])
+
+
+def _checked(read: list[Expectation]) -> list[Expectation]:
     always = {(one.clause, device) for one in read if not one.sometimes for device in one.devices}
     for one in read:
         if one.sometimes and not all((one.sometimes, device) in always for device in one.devices):
             raise UsageError(
-                f"suites/expectations/{one.file}: {one.clause} {one.scenario!r} fails sometimes, by a fault that always "
+                f"{one.path}: {one.clause} {one.scenario!r} fails sometimes, by a fault that always "
                 f"breaks {one.sometimes}, but there is no expectation of that on {', '.join(one.devices)}"
             )
     return read
@@ -137,15 +159,15 @@ _LISTS = ("versions", "subjects", "devices")
 _EITHER = ("clause", "scenario")
 
 
-def _read(entry: dict[str, Any], file: str, number: int) -> list[Expectation]:
-    where = f"suites/expectations/{file}, defect {number}"
+def _read(entry: dict[str, Any], file: str, number: int, own: bool) -> list[Expectation]:
+    where = f"{'' if own else 'suites/expectations/'}{file}, defect {number}"
     missing = [name for name in _REQUIRED if not entry.get(name)]
     unknown = sorted(set(entry) - {*_REQUIRED, *_TEXTS, *_LISTS, "spec"})
     if missing or unknown:
         raise UsageError(f"{where}: {'missing ' + missing[0] if missing else 'unknown field ' + unknown[0]}")
     if wrong := _wrong(entry):
         raise UsageError(f"{where}: {wrong}")
-    values: dict[str, Any] = {**entry, "file": file}
+    values: dict[str, Any] = {**entry, "file": file, "own": own}
     for name in _LISTS:
         if name in entry:
             values[name] = tuple(entry[name])

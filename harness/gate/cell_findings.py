@@ -58,7 +58,11 @@ def trained(baseline: Side, candidate: Side, specs: Specs) -> Iterator[Finding]:
         was, now = (_failure(side, f"cells/{name}") for side in (baseline, candidate))
         if now and not was:
             means = LOST if "not supported" in now and not brought else BROKEN
-            yield Finding("cell", name, means, f"trained before; now it {now}")
+            # As the laws say it, so that the cases that fail for it have the same cause.
+            seen = now.replace("ends with ", "the run ended with ", 1) if now.startswith("ends with ") else now
+            trace = candidate.trace(f"cells/{name}")
+            details = {"seen": [seen], "raised": trace.raised if trace is not None else {}}
+            yield Finding("cell", name, means, f"trained before; now it {now}", details)
         elif was and not now:
             yield Finding("cell", name, FIXED, f"trains now; before, it {was}")
         if was and brought:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from harness import contract
 from harness.gate.findings import BROKEN, FIXED, LOST, NOTE, Finding
@@ -43,8 +44,32 @@ def of_tests(cases: Iterable[Case], tests: Iterable[str]) -> list[Case]:
     return [case for case in cases if case.nodeid in chosen]
 
 
-def compared(before: Iterable[Case], after: Iterable[Case]) -> list[Finding]:
-    """Return the findings: one for each clause and each way in which its cases changed."""
+@dataclass(frozen=True)
+class Change:
+    """The cases of a clause that changed in the same way: from the state `was` to the state `now`.
+
+    - pairs: (case on the baseline, case on the candidate). None if there is no such case.
+    """
+
+    clause: str
+    was: str
+    now: str
+    pairs: tuple[tuple[Case | None, Case | None], ...]
+
+    @property
+    def lost(self) -> tuple[tuple[Case, Case | None], ...]:
+        """The pairs of cases that held and cannot be judged any more.
+
+        Which laws apply to a drawn run depends on the draw, so an untested case of one says nothing of the stack.
+        """
+        if self.was != HELD or self.now in (HELD, FAILED):
+            return ()
+        named = (pair for pair in self.pairs if all(case is None or case.drawn is None for case in pair))
+        return tuple((old, new) for old, new in named if old is not None)
+
+
+def changes(before: Iterable[Case], after: Iterable[Case]) -> list[Change]:
+    """Return what changed: one entry for each clause and each way in which its cases changed, in the contract's order."""
     old, new = _by_name(before), _by_name(after)
     # `cell_findings.trained` reports a run of --spec that a side refuses.
     refused = {case.scenario for case in [*old.values(), *new.values()] if case.refused}
@@ -62,11 +87,18 @@ def compared(before: Iterable[Case], after: Iterable[Case]) -> list[Finding]:
         if states[0] != states[1]:
             changed[(name[0], *states)].append(pair)
     order = list(contract.clauses())
-    return [
-        finding
-        for (clause, was, now), pairs in sorted(changed.items(), key=lambda item: order.index(item[0][0]))
-        if (finding := _finding(clause, was, now, pairs)) is not None
-    ]
+    ordered = sorted(changed.items(), key=lambda item: order.index(item[0][0]))
+    return [Change(*key, tuple(pairs)) for key, pairs in ordered]
+
+
+def compared(before: Iterable[Case], after: Iterable[Case]) -> list[Finding]:
+    """Return the findings: one for each change of `changes` that means anything."""
+    return findings(changes(before, after))
+
+
+def findings(changed: Iterable[Change]) -> list[Finding]:
+    """Return what changes of clauses mean."""
+    return [finding for change in changed if (finding := _finding(change)) is not None]
 
 
 def unchanged(before: Iterable[Case], after: Iterable[Case]) -> list[Finding]:
@@ -75,7 +107,7 @@ def unchanged(before: Iterable[Case], after: Iterable[Case]) -> list[Finding]:
     found: list[Finding] = []
     unjudged: dict[str, list[str]] = defaultdict(list)
     for case in after:
-        states = {state(old.get((case.clause, case.scenario))), state(case)}
+        states = {state(old.get(_name(case))), state(case)}
         if case.refused or not case.brought:
             continue
         if states == {FAILED}:
@@ -91,16 +123,22 @@ def unchanged(before: Iterable[Case], after: Iterable[Case]) -> list[Finding]:
     return found
 
 
-def _by_name(cases: Iterable[Case]) -> dict[tuple[str, str], Case]:
-    return {(case.clause, case.scenario): case for case in cases}
+def _name(case: Case) -> tuple[str, str, str]:
+    # Several tests of a clause may have scenarios of the same name.
+    return case.clause, case.scenario, case.nodeid
 
 
-def _finding(clause: str, was: str, now: str, pairs: list[tuple[Case | None, Case | None]]) -> Finding | None:
-    names = [case.scenario for old, new in pairs if (case := new or old) is not None]
+def _by_name(cases: Iterable[Case]) -> dict[tuple[str, str, str], Case]:
+    return {_name(case): case for case in cases}
+
+
+def _finding(change: Change) -> Finding | None:
+    clause, was, now = change.clause, change.was, change.now
+    names = [case.scenario for old, new in change.pairs if (case := new or old) is not None]
     details: dict[str, object] = {"was": was, "is": now, "scenarios": names}
-    count = f"{len(names)} case{'s' * (len(names) > 1)} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+    count = _count(names)
     if now == FAILED:
-        case = pairs[0][1]
+        case = change.pairs[0][1]
         seen = "" if case is None else headline(case)
         details["seen"] = seen
         if was == UNTESTED:
@@ -111,10 +149,13 @@ def _finding(clause: str, was: str, now: str, pairs: list[tuple[Case | None, Cas
         words = {FAILED: "failed before, holds now", UNDECIDED: "was undecided, holds now"}.get(was)
         means = NOTE if words is None else FIXED
         return Finding("clause", clause, means, f"{words or 'can be judged now, and holds'} in {count}", details)
-    # Which laws apply to a drawn run depends on the draw, so an untested case of one says nothing of the stack.
-    named = [pair for pair in pairs if all(case is None or case.drawn is None for case in pair)]
-    lost = [new for old, new in named if state(old) == HELD]
-    if was != HELD or not lost:
+    if not change.lost:
         return None
-    reason = next((case.reason for case in lost if case is not None and case.reason), "no such case")
-    return Finding("clause", clause, LOST, f"held before and cannot be judged now in {count}: {reason}", details)
+    details["scenarios"] = names = [old.scenario for old, _ in change.lost]
+    reason = next((headline(new) for _, new in change.lost if new is not None), "no such case")
+    sentence = f"held before and cannot be judged now in {_count(names)}: {reason}"
+    return Finding("clause", clause, LOST, sentence, details)
+
+
+def _count(names: Sequence[str]) -> str:
+    return f"{len(names)} case{'s' * (len(names) > 1)} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,18 +20,30 @@ from rich.table import Table
 from harness import contract
 from harness.errors import UsageError
 from harness.files import write_whole
-from harness.gate import baseline_cache, compare, environments, locks, show
+from harness.gate import (
+    baseline_cache,
+    case_files,
+    compare,
+    environments,
+    extras,
+    locks,
+    next_steps,
+    requires,
+    show,
+    summary,
+)
 from harness.gate import bisect as bisection
 from harness.gate import history as past
 from harness.gate.environments import Environment
 from harness.gate.findings import exit_code
 from harness.gate.probe import Prober, StackResult
-from harness.gate.requirements import CURRENT, LEFT_OUT, names, read
+from harness.gate.requirements import CURRENT, read
 from harness.gate.scope import Scope
 from harness.gate.side import Side
 from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
 from harness.processes.guard import ignore_ctrl_c
 from harness.progress import Progress, Task, screen
+from harness.reports import github
 from harness.words import counted
 
 #: Most workers of a side. Each takes one or two GiB of the host's memory with its ranks. On a GPU each waits half of its
@@ -46,6 +60,10 @@ def check(requirements: list[str], judged: Scope, json: Path | None, html: Path 
     asked = " ".join(requirements)
     check_inputs([asked], json, html)
     (environment,) = made([asked], judged)
+    for name, why in environment.lacks:
+        print(f"peft-harness: {name} is left out, and cases that need it are skipped ({why})", file=sys.stderr)
+    for contradiction in requires.contradictions(environment):
+        print(f"peft-harness: {contradiction}", file=sys.stderr)
     options = judged.options() + (["--json", str(json.absolute())] if json is not None else [])
     # The plugin pytest-html has an option of that name.
     options += ["-p", "no:html", "--html", str(html.absolute())] if html is not None else []
@@ -56,10 +74,22 @@ def check(requirements: list[str], judged: Scope, json: Path | None, html: Path 
             print(f"peft-harness: {beside} is there, so the lock of this stack is in {file}", file=sys.stderr)
     words = [
         *SAFE_PATH, "-m", "pytest", *OUR_SETTINGS, str(SUITES), "-p", "no:cacheprovider",
-        "--hypothesis-profile", "sample", *options, *workers(judged, rest), *rest,
+        "--hypothesis-profile", "sample", "--called", shlex.join(["peft-harness", "check", "--with", asked]),
+        *options, *workers(judged, rest), *rest,
     ]  # fmt: skip
     code = environment.run(*words, preexec_fn=ignore_ctrl_c).returncode
     return 2 if code in (4, 5) else code  # pytest calls wrong usage 4 and no test 5
+
+
+def repro(requirements: list[str], file: Path, rest: list[str]) -> int:
+    """Repeat a case in the stack that the requirements make. Returns the exit code of `peft-harness repro` there.
+
+    - file: the case file, or a RunSpec.
+    - rest: further words for `peft-harness repro`.
+    """
+    (environment,) = made([" ".join(requirements)], Scope())
+    words = [*SAFE_PATH, "-m", "harness.cli", "repro", str(file), *rest]
+    return environment.run(*words, preexec_fn=ignore_ctrl_c).returncode
 
 
 def workers(judged: Scope, rest: list[str]) -> list[str]:
@@ -81,24 +111,34 @@ def gate(
     candidate_preloads: tuple[str, ...] = (),
     anew: bool = False,
     quick: bool = False,
-    html: Path | None = None,
+    full: bool = False,
+    others: Mapping[str, Path] | None = None,
+    annotate: bool = False,
 ) -> int:
     """Compare two stacks, given by their requirements. Returns 0 safe, 1 unsafe, 3 inconclusive.
 
-    - json, markdown, html: files for the report, the summary and the page.
+    - json, markdown: files for the report and the summary.
     - candidate_preloads: modules that only the candidate imports, after those of `judged`.
     - anew: judge all of the baseline's cases, even those that an earlier gate has cached (`harness.gate.baseline_cache`).
     - quick: see `compare.gate`. It has no effect if the baseline is cached.
+    - full: print all causes and findings, not only what fits on one screen.
+    - others: module of harness/reports/ -> the file that it writes.
+    - annotate: print annotations for GitHub Actions at the end.
 
     Raises UsageError if the gate could not run.
     """
     changed = dataclasses.replace(judged, preloads=(*judged.preloads, *candidate_preloads))
-    check_inputs([baseline, candidate], json, markdown, html)
+    check_inputs([baseline, candidate], json, markdown, *(others or {}).values())
     notes = screen(sys.stderr)
-    for asked in (baseline, candidate):
-        if asked != CURRENT and LEFT_OUT in names(asked):
-            notes.print(f"{asked}: {LEFT_OUT} is left out, and its chapter is skipped")
     before, after = made([baseline, candidate], judged)
+    left_out = extras.on_one_side(before, after)
+    for name, reason in left_out:
+        notes.print(f"left out on both sides: {name} ({reason})")
+    wanted = requires.of_sides({"baseline": before, "candidate": after})
+    for one in wanted:
+        notes.print(f"{' and '.join(one['sides'])}: {one['sentence']}")
+    judged, changed = (dataclasses.replace(one, left_out=left_out) for one in (judged, changed))
+    before, after = (extras.without(side, [name for name, _ in left_out]) for side in (before, after))
     results = (
         Path(".peft-harness") / "gate" / baseline_cache.identity(before.key, after.key, judged, changed, anew, quick)
     )
@@ -117,14 +157,25 @@ def gate(
             # Each worker would train the runs of --spec again.
             count = 1 if judged.specs else min(MOST_WORKERS[judged.device], max(1, (os.cpu_count() or 2) // 2))
             outcome = compare.gate(sides[0], sides[1], count, report, quick and not cached_since)
+        outcome.requires = wanted
+        place = case_files.directory(json)
+        files, unwritten = case_files.write_all(place, outcome, changed)
+        outcome.causes = next_steps.with_next(outcome.causes, baseline, candidate, changed, files)
+        body = show.to_report(sides, outcome)
+        named = [str(path) for path in (json, markdown, *(others or {}).values()) if path is not None]
+        named += [f"{place}{os.sep} ({counted(len(files), 'case file')})"] if files else []
         # If a file cannot be written after all, the result was printed.
-        show.screen(screen(), sides, outcome)
+        show.screen(screen(), body, named, full)
         if json is not None:
-            show.write_report(json, sides, outcome)
+            show.write_report(json, sides, body)
         if markdown is not None:
-            write_whole(markdown, show.markdown(sides, outcome))
-        if html is not None:
-            write_whole(html, show.page(sides, outcome))
+            write_whole(markdown, summary.markdown(body))
+        for name, path in (others or {}).items():
+            write_whole(path, importlib.import_module(f"harness.reports.{name}").write(body))
+        if annotate:
+            sys.stdout.write(github.write(body))
+        if unwritten is not None:
+            raise unwritten
     shutil.rmtree(results, ignore_errors=True)
     return exit_code(outcome.verdict)
 
@@ -195,10 +246,13 @@ def history(ids: list[str], judged: Scope) -> int:
 
 def made(requirements: list[str], judged: Scope) -> list[Environment]:
     """Make the environments, all at the same time. Raises UsageError if one cannot be made."""
+    for note in dict.fromkeys(note for asked in requirements if asked.strip() != CURRENT for note in read(asked).notes):
+        print(f"peft-harness: {note}", file=sys.stderr)
     with Progress(len(requirements), "making environments") as progress, ThreadPoolExecutor() as pool:
+        optional = extras.wanted(environments.running().pins, CURRENT in requirements)
 
         def make(asked: str) -> Environment:
-            environment = environments.make(asked, build=judged.build, added=judged.added)
+            environment = environments.make(asked, build=judged.build, added=judged.added, extras=optional)
             progress.advance(1, asked)
             return environment
 

@@ -7,10 +7,11 @@ The pipeline of `gate`, in which steps 1 to 3 run on both sides at the same time
    costs (`throughput.count`).
 3. Each side runs the suites (`judge_suites`). With `quick`, the baseline then runs only the tests that do not hold on the
    candidate (`judge_failing`).
-4. The verdicts, numbers, checkpoints and interfaces are compared (`clauses.compared`, `cell_findings.findings`).
+4. The verdicts, numbers, checkpoints and interfaces are compared (`clauses.changes`, `cell_findings.findings`).
 5. When nothing else runs, both sides are timed in turn (`time_steps`).
+6. What is broken or lost is grouped by cause (`by_cause.by_cause`).
 
-If the user chose clauses, there are no cells: steps 1, 2 and 5 do nothing but read the interfaces.
+If the user chose clauses, and no --scope, there are no cells: steps 1, 2 and 5 do nothing but read the interfaces.
 
 If the user brought runs (--spec), these are the cells, the suites judge nothing else, and no step is counted or timed.
 """
@@ -24,7 +25,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from harness.errors import UsageError
-from harness.gate import cell_findings, cells, clauses, numbers, throughput
+from harness.gate import cell_findings, cells, clauses, numbers, own_defects, throughput
+from harness.gate.by_cause import GateCause, by_cause, changed_packages
 from harness.gate.cell_findings import Specs, saved_step
 from harness.gate.findings import LOST, UNSAFE, Finding, in_order, verdict
 from harness.gate.numbers import CHANGED, Parting
@@ -49,6 +51,8 @@ class Outcome:
     - cases: "baseline" or "candidate" -> cases of the suites.
     - seconds: how long the gate took.
     - quick: whether the baseline was judged only in what does not hold on the candidate.
+    - causes: of all findings that are broken or lost (`harness.gate.by_cause`).
+    - requires: what packages of the stacks want and do not have, as the report has it (`harness.gate.requires`).
     - timing: shape -> how its steps' time compares (`Judgement.to_json`), for those that were timed.
     """
 
@@ -58,6 +62,8 @@ class Outcome:
     cases: dict[str, list[Case]]
     seconds: float
     quick: bool = False
+    causes: list[GateCause] = field(default_factory=list)
+    requires: list[dict[str, Any]] = field(default_factory=list)
     timing: dict[str, Any] = field(default_factory=dict)
 
 
@@ -73,7 +79,7 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
     """
     started = time.monotonic()
     brought = bool(baseline.judged.specs)
-    specs = _cells(baseline.judged)
+    specs = cells_of(baseline.judged)
 
     def read_and_judge(side: Side, other: Side) -> list[Case]:
         if specs:
@@ -99,8 +105,10 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
             compared = clauses.of_tests(after, failing)
         report("both", "comparing", 0, None)
         partings = cell_findings.partings(baseline, candidate, specs)
+        changes = clauses.changes(*own_defects.others(before, compared))
         findings = [
-            *clauses.compared(before, compared),
+            *clauses.findings(changes),
+            *own_defects.findings(compared),
             *cell_findings.findings(baseline, candidate, specs, partings),
             *(clauses.unchanged(before, compared) if brought else ()),
         ]
@@ -112,11 +120,22 @@ def gate(baseline: Side, candidate: Side, workers: int, report: Report, quick: b
         baseline.end()
         candidate.end()
     cases = {"baseline": before, "candidate": after}
-    return Outcome(verdict(findings), in_order(findings), partings, cases, time.monotonic() - started, quick, timing)
+    findings = in_order(findings)
+    packages = changed_packages(baseline.environment.pins, candidate.environment.pins)
+    causes = by_cause(findings, changes, after, packages, specs)
+    return Outcome(
+        verdict(findings), findings, partings, cases, time.monotonic() - started, quick, causes, timing=timing
+    )
 
 
-def _cells(judged: Scope) -> Specs:
-    chosen = cells.brought(judged.specs) if judged.specs else {} if judged.clauses else cells.cells()
+def cells_of(judged: Scope) -> Specs:
+    """Return the cells that both sides train."""
+    if judged.specs:
+        chosen = cells.brought(judged.specs)
+    elif judged.clauses and not judged.file:
+        chosen = {}
+    else:
+        chosen = {name: spec for name, spec in cells.cells().items() if not judged.concerns.outside(spec)}
     return {name: spec.on_device(judged.device) for name, spec in chosen.items()}
 
 
@@ -224,7 +243,8 @@ def time_steps(
     - unsafe: whether the gate already is.
     - timing: gets the judgement of each shape that is timed, as JSON.
     """
-    counted = list(throughput.counters(baseline, candidate))
+    larger = baseline.judged.larger
+    counted = list(throughput.counters(baseline, candidate, throughput.LARGER if larger is None else larger))
     if not (throughput.can_be_timed(baseline) and throughput.can_be_timed(candidate)):
         return counted
     report("both", "timing", 0, None)

@@ -26,21 +26,24 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from harness import compat
 from harness.environment import STACK
 from harness.errors import UsageError
-from harness.gate import installed, locks, requirements, uv, variables
-from harness.gate.requirements import CURRENT, LEFT_OUT, name_of
+from harness.gate import installed, locks, requirements, resolver, taken_along, unresolved, uv, variables
+from harness.gate.requirements import BUILT, CURRENT, name_of
 from harness.gate.sources import Source, copied
 from harness.gate.variables import Named
 from harness.paths import PACKAGE, USER_MODULES, cache_directory, keeping_bytecode
 from harness.processes.parent_watch import OWNER
+from harness.reading import shown
 
 #: What the suites import, and what cases need that are skipped without it.
 _NEEDED = (
@@ -48,7 +51,6 @@ _NEEDED = (
     "transformers",
     "peft",
     "accelerate",
-    "bitsandbytes",
     "safetensors",
     "numpy",
     "packaging",
@@ -59,10 +61,11 @@ _NEEDED = (
     "jsonschema",
     "rich",
     "typer",
-    "optuna",
-    "tensorboard",
     "tomli; python_version < '3.11'",
 )
+
+#: Optional packages that every environment gets, unless it is compared with a running one that lacks them.
+ALWAYS = ("bitsandbytes", "optuna", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Environment:
     - lock: a requirements file that makes it again, with hashes if it was resolved here.
     - key: equal for environments with the same distributions.
     - added: the variables of --env, for its processes.
+    - lacks: optional packages that it was to have and cannot, each with the reason.
     """
 
     asked: str
@@ -83,6 +87,7 @@ class Environment:
     lock: str
     key: str
     added: Named = ()
+    lacks: tuple[tuple[str, str], ...] = ()
 
     @property
     def stack(self) -> dict[str, str]:
@@ -123,20 +128,71 @@ class Unresolvable(UsageError):
     """No environment can meet the requirements. The message has the resolver's own reason."""
 
 
-def make(asked: str, home: Path | None = None, build: Iterable[str] = (), added: Named = ()) -> Environment:
+class TooOld(UsageError):
+    """The requirements make a stack that is older than what is judged."""
+
+
+def make(
+    asked: str,
+    home: Path | None = None,
+    build: Iterable[str] = (),
+    added: Named = (),
+    extras: Sequence[str] = ALWAYS,
+) -> Environment:
     """Return the environment for requirements, and make it if it is not there yet.
 
     - asked: "current", a requirements or lock file, or words such as "transformers==5.1.0 peft==0.18.1".
     - home: the directory that holds environments; the cache by default.
     - build: packages that may be built from source. For others only wheels are installed.
     - added: the variables of --env, for the environment's processes and for builds.
+    - extras: optional packages that it gets if it can have them. If it cannot, `Environment.lacks` says why.
 
-    Raises Unresolvable if nothing meets the requirements, and UsageError if they cannot be read.
+    Raises Unresolvable if nothing meets the requirements, TooOld before anything is installed, and UsageError if the
+    requirements cannot be read.
     """
     asked = asked.strip()
     if asked == CURRENT:
+        if sentence := compat.too_old(running().pins):
+            raise TooOld(f"{CURRENT}: {sentence}")
         return dataclasses.replace(running(), added=added)
-    return install(asked, resolve(asked, build, added), home, added)
+    lock, lacks = _resolve_with(asked, build, added, extras)
+    return dataclasses.replace(install(asked, lock, home, added), lacks=lacks)
+
+
+def _resolve_with(
+    asked: str, build: Iterable[str], added: Named, extras: Sequence[str]
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Return the lock with as many of the optional packages as go with the requirements, and why others do not."""
+    lacks = {}
+    if BUILT in extras and (why := _not_copied(asked)):
+        lacks[BUILT] = why
+    able = [name for name in extras if name not in lacks]
+    try:
+        return resolve(asked, build, added, able), tuple(lacks.items())
+    except Unresolvable:
+        if not able:
+            raise
+    lock = resolve(asked, build, added)  # raises if the requirements alone cannot be met
+    having: list[str] = []
+    for name in able:
+        try:
+            lock = resolve(asked, build, added, [*having, name])
+            having.append(name)
+        except Unresolvable as error:
+            lacks[name] = str(error).partition(": ")[2]
+    return lock, tuple(lacks.items())
+
+
+def _not_copied(asked: str) -> str:
+    """Say why the installed DeepSpeed cannot be taken along into a stack; "" if it can."""
+    try:
+        here = taken_along.of(BUILT)
+    except UsageError as error:
+        return str(error)
+    for line in requirements.read(asked).releases:
+        if name_of(line) == BUILT and not Requirement(line).specifier.contains(here.version, prereleases=True):
+            return f"{line} has no wheel, and the installed {here.version} is another release"
+    return ""
 
 
 @functools.cache
@@ -154,41 +210,41 @@ def running() -> Environment:
 # ---- resolving ----
 
 
-def resolve(asked: str, build: Iterable[str] = (), added: Named = ()) -> str:
+def resolve(asked: str, build: Iterable[str] = (), added: Named = (), extras: Iterable[str] = ()) -> str:
     """Return the lock for requirements: every distribution with its version and hashes, or where it comes from.
 
-    Parameters as for `make`. Raises Unresolvable if no versions meet them.
+    Parameters as for `make`, but all of the extras must fit. Raises Unresolvable if no versions meet the requirements, and
+    TooOld if those that do are older than what is judged.
     """
     given = requirements.read(asked)
-    releases = [line for line in given.releases if name_of(line) != LEFT_OUT]
-    sources = [source for source in given.sources if source.name != LEFT_OUT]
-    build = sorted({*(str(canonicalize_name(name)) for name in build), *given.build} - {LEFT_OUT})
-    needed = [line for line in _NEEDED if name_of(line) not in given.names]
+    for line in [*given.releases, *given.constraints]:
+        if sentence := compat.asks_for_too_old(line):
+            raise TooOld(f"{given.place_of(line) or shown(asked)}: {sentence}")
+    releases = [line for line in given.releases if name_of(line) != BUILT]
+    sources = [source for source in given.sources if source.name != BUILT]
+    build = sorted({*(str(canonicalize_name(name)) for name in build), *given.build} - {BUILT})
+    copied_along = [taken_along.of(name) for name in extras if name == BUILT]
+    optional = [name for name in extras if name != BUILT]
+    optional += [line for copy in copied_along for line in copy.requires]
+    needed = [line for line in (*_NEEDED, *optional) if name_of(line) not in given.names]
     # A version that is named or limited by the user is not the running one.
     free = {*(name_of(line) for line in given.constraints), *given.names}
     torch = running().pins.get("torch")
     if "torch" not in free and torch:
         needed = [f"torch=={torch.partition('+')[0]}" if line == "torch" else line for line in needed]
-    with tempfile.TemporaryDirectory() as folder:
-        source, lock, constraints = (Path(folder, name) for name in ("requirements.in", "lock.txt", "constraints.txt"))
-        copies = [copied(made, Path(folder)) for made in sources]
-        source.write_text("\n".join([*given.options, *releases, *map(str, copies), *needed]) + "\n", encoding="utf-8")
-        constraints.write_text("\n".join(given.constraints) + "\n", encoding="utf-8")
-        # uv prefers the versions that it finds in its output file.
-        preferred = {name: version for name, version in running().pins.items() if name not in free}
-        lock.write_text("".join(f"{name}=={version}\n" for name, version in preferred.items()))
-        options = ["--generate-hashes", "--no-header", "--no-annotate", "--python", sys.executable]
-        options += ["--constraints", str(constraints), *_building(build, sources)]
-        referred = [(name, os.environ[name]) for name in sorted(given.variables) if name in os.environ]
-        builds = bool(build) or any(made.builds for made in sources)
-        done = uv.run(
-            "pip", "compile", str(source), "--output-file", str(lock), *options,
-            builds=builds, added=[*added, *referred],
-        )  # fmt: skip
-        if done.returncode != 0:
-            reason = uv.reason(done.stderr.replace(str(constraints), "the constraints"), str(source))
-            raise Unresolvable(f"{asked!r}: {reason}")
-        return locks.completed(lock.read_text(encoding="utf-8"), sources, given.hashes, build)
+    preferred = {name: version for name, version in running().pins.items() if name not in free}
+    resolved, reason = resolver.compiled(given, [*releases, *needed], sources, build, preferred, added)
+    if reason:
+        # A message that begins with the place of a line needs no more.
+        placed = any(reason.startswith(place) for lines in given.places.values() for place, _ in lines)
+        raise Unresolvable(reason if placed else f"{asked!r}: {reason}")
+    if sentence := compat.too_old({entry.name: entry.version or None for entry in locks.entries(resolved)}):
+        raise TooOld(f"{shown(asked)}: {sentence}")
+    return (
+        "".join(copy.line for copy in copied_along)
+        + resolver.kept(given)
+        + locks.completed(resolved, sources, given.hashes, build)
+    )
 
 
 def _building(build: Iterable[str], sources: Iterable[Source]) -> list[str]:
@@ -210,7 +266,7 @@ def install(asked: str, lock: str, home: Path | None = None, added: Named = ()) 
     key = locks.key(lock)
     home = home or cache_directory() / "environments"
     directory = home / key
-    pins = {entry.name: entry.version for entry in locks.entries(lock) if entry.version}
+    pins = {entry.name: entry.version for entry in locks.entries(lock) if entry.version} | locks.copied(lock)
     # Both sides of a gate may ask for the same stack at the same time.
     with _locks[str(directory)]:
         _remove_leftovers(home)
@@ -270,17 +326,19 @@ def _install(asked: str, lock: str, directory: Path, added: Named) -> None:
     local = [entry for entry in entries if entry.version and uv.is_local_wheel(entry.name, entry.version)]
     others = [entry for entry in entries if entry.version and entry not in local]
     python = str(directory / "bin" / "python")
-    options = ["--python", python, *_building(build, sources)]
+    options = ["--python", python, *_building(build, sources), *resolver.index_words(lock)]
     with tempfile.TemporaryDirectory() as folder:
         checked, unchecked = Path(folder, "checked.txt"), Path(folder, "unchecked.txt")
-        checked.write_text("".join(entry.text for entry in others), encoding="utf-8")
-        folders = {source.name: f"{copied(source, Path(folder))}\n" for source in sources if source.folder}
+        indexes = resolver.index_lines(lock)
+        checked.write_text("".join([indexes, *(entry.text for entry in others)]), encoding="utf-8")
+        copies = {source.name: copied(source, Path(folder)) for source in sources if source.folder}
+        folders = {name: f"{copy}\n" for name, copy in copies.items()}
         lines = [
             folders.get(entry.name, entry.text) if entry.url else f"{entry.identity}\n"
             for entry in entries
             if entry not in others
         ]
-        unchecked.write_text("".join(lines), encoding="utf-8")
+        unchecked.write_text("".join([indexes, *lines]), encoding="utf-8")
         hashes = ["--require-hashes"] if all(entry.hashes for entry in others) else []
         commands = [(["venv", "--relocatable", "--python", sys.executable, str(directory)], False)]
         if others:
@@ -288,10 +346,18 @@ def _install(asked: str, lock: str, directory: Path, added: Named) -> None:
         if lines:
             builds = bool(build) or any(source.builds for source in sources)
             commands.append((["pip", "install", "--no-deps", *options, "-r", str(unchecked)], builds))
+        for name in locks.copied(lock):
+            copy = taken_along.of(name)
+            if copy.line not in lock:
+                raise UsageError(f"{name}: its installed files have changed since the stack was resolved; try again")
+            wheel = str(copy.wheel(Path(folder)))
+            commands.append((["pip", "install", "--no-deps", "--no-index", "--python", python, wheel], False))
         for words, builds in commands:
-            done = uv.run(*words, builds=builds, added=added)
+            done = uv.run(*words, builds=builds, added=[*added, *resolver.referred(indexes)])
             if done.returncode != 0:
-                reason = uv.reason(done.stderr.replace(str(unchecked), "the requirements"), str(checked))
+                hidden = {str(file): "the requirements" for file in (checked, unchecked)}
+                hidden |= {copies[made.name].url: made.url for made in sources if made.name in copies}
+                reason = unresolved.sentence(done.stderr, hidden=hidden)
                 raise Unresolvable(f"{asked!r}: resolved, but cannot be installed: {reason}")
 
 

@@ -11,7 +11,11 @@ from harness.gate import uv
 
 
 @functools.cache
-def _all(package: str) -> tuple[str, ...]:
+def releases(package: str) -> tuple[str, ...]:
+    """Return all releases, oldest first. Yanked releases and pre-releases are left out.
+
+    Raises UsageError if the index cannot be read.
+    """
     try:
         from pypi_simple import PYPI_SIMPLE_ENDPOINT, PyPISimple
     except ImportError:
@@ -42,7 +46,7 @@ def between(package: str, first: str, last: str) -> list[str]:
     `first` may be the newer one. Yanked releases and pre-releases are left out.
     """
     low, high = sorted((Version(first), Version(last)))
-    inside = {Version(text) for text in _all(package) if low < Version(text) < high}
+    inside = {Version(text) for text in releases(package) if low < Version(text) < high}
     ordered = [low, *sorted(inside - {low, high}), high]
     if Version(first) != low:
         ordered.reverse()

@@ -61,7 +61,7 @@ def record(directory: Path, thorough: bool = False) -> list[str]:
     files, links, _ = _walk(directory)
     if odd := [name for name, (size, _) in files.items() if size < 0]:
         raise UsageError(f"{odd[0]}: is no regular file")
-    packages = _site_packages(directory)
+    packages = site_packages(directory)
     recorded, damaged = _records(packages), []
     for package, entries in recorded.items():
         unpacked = (packages / package / "WHEEL").lstat().st_mtime if (packages / package / "WHEEL").is_file() else 0
@@ -112,7 +112,7 @@ def versions(directory: Path) -> dict[str, str]:
     """Return package -> version, of what is installed in an environment."""
     import importlib.metadata
 
-    found = importlib.metadata.distributions(path=[str(_site_packages(directory))])
+    found = importlib.metadata.distributions(path=[str(site_packages(directory))])
     return {str(canonicalize_name(made.metadata["Name"])): made.version for made in found if made.metadata["Name"]}
 
 
@@ -127,9 +127,7 @@ def _changed(directory: Path, files: dict[str, list[int]], manifest: dict[str, A
     if other := [name for name in changed if files[name][0] != before[name][0]]:
         return f"{other[0]}: has {files[other[0]][0]:,} bytes instead of {before[other[0]][0]:,}"
     recorded = {
-        name: digest
-        for entries in _records(_site_packages(directory)).values()
-        for name, (digest, _) in entries.items()
+        name: digest for entries in _records(site_packages(directory)).values() for name, (digest, _) in entries.items()
     }
     for name in changed:
         # The RECORD itself is in the hashes, so an edited one does not vouch for an edited file.
@@ -141,7 +139,7 @@ def _changed(directory: Path, files: dict[str, list[int]], manifest: dict[str, A
 
 def _lacking(directory: Path, pins: dict[str, str]) -> str:
     """Return which package of the stack has no metadata of its version."""
-    there = {path.name.removesuffix(".dist-info").lower() for path in _site_packages(directory).glob("*.dist-info")}
+    there = {path.name.removesuffix(".dist-info").lower() for path in site_packages(directory).glob("*.dist-info")}
     there = {f"{canonicalize_name(name.rpartition('-')[0])}-{name.rpartition('-')[2]}" for name in there}
     return next(
         (f"lacks {name} {version}" for name, version in pins.items() if f"{name}-{version.lower()}" not in there), ""
@@ -182,7 +180,7 @@ def _interpreter(directory: Path, bytecode: dict[str, list[int]], manifest: dict
 # ---- files ----
 
 
-def _site_packages(directory: Path) -> Path:
+def site_packages(directory: Path) -> Path:
     found = sorted(directory.glob("lib/python*/site-packages"))
     if len(found) != 1:
         raise UsageError("has no site-packages")

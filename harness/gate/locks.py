@@ -72,10 +72,16 @@ def built(lock: str) -> list[str]:
     return re.findall(r"^--no-binary (\S+)$", lock, re.MULTILINE)
 
 
+def copied(lock: str) -> dict[str, str]:
+    """Return the packages that are copied from the running environment (`harness.gate.taken_along`), with their versions."""
+    return dict(re.findall(r"^# copied (\S+)==(\S+) sha256:[0-9a-f]{64}$", lock, re.MULTILINE))
+
+
 def key(lock: str) -> str:
     """Return a name that is equal for locks of the same distributions, for the same Python and platform."""
     pins = "".join(f"{entry.identity}\n" for entry in sorted(entries(lock), key=lambda entry: entry.name))
     pins += "".join(f"--no-binary {name}\n" for name in sorted(built(lock)))
+    pins += "".join(sorted(re.findall(r"^# copied .*\n", lock, re.MULTILINE)))
     machine = f"{platform.python_version()} {platform.machine()} {sys.platform}\n"
     return hashlib.sha256((machine + pins).encode()).hexdigest()[:16]
 
@@ -114,12 +120,15 @@ def completed(resolved: str, sources: Iterable[Source], hashes: Mapping[str, set
 def write_beside(path: Path, lock: str, *taken: Path) -> Path:
     """Write a lock, and return its path: `path`, or a free name like it if the user has another file there.
 
+    Passwords in the addresses of indexes are left out.
+
     - taken: names that are not free, although no file may be there yet.
     """
     free, number = path, 1
     while free in taken or (os.path.lexists(free) and not _is_ours(free)):
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")
         number += 1
+    lock = re.sub(r"^(--(?:extra-)?index-url|--find-links) (\w+://)[^/\s@$]*@", r"\1 \2", lock, flags=re.MULTILINE)
     write_whole(free, f"{MARK}\n{lock}")
     return free
 

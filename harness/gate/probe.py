@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.files import write_whole
-from harness.gate import environments, stored
+from harness.gate import environments, extras, stored
 from harness.gate.baseline_cache import identity, load
 from harness.gate.clauses import FAILED, HELD, state
 from harness.gate.environments import Environment
@@ -88,7 +88,12 @@ class Prober:
         started = time.monotonic()
         self.report(stack, "making the environment")
         try:
-            environment = environments.make(stack, build=self.judged.build, added=self.judged.added)
+            environment = environments.make(
+                stack,
+                build=self.judged.build,
+                added=self.judged.added,
+                extras=extras.wanted(environments.running().pins, False),
+            )
         except environments.Unresolvable as error:
             return StackResult(stack, reason=str(error), seconds=time.monotonic() - started)
         file = self._cache_file(environment)

@@ -277,7 +277,7 @@ class Side:
         chosen = [str(SUITES.parent / test) for test in tests] or [str(SUITES)]
         quiet = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile", "sample"]
         words = [*chosen, *quiet, *limit, "-n", str(workers), "--journal", str(file)]
-        words += self.judged.spec_options(self.directory)
+        words += self.judged.file_options(self.directory)
         with (self.directory / "suites.txt").open("w") as output:
             self._suites = self.start(
                 *SAFE_PATH, "-m", "pytest", *OUR_SETTINGS, *words, *self.judged.options(),

@@ -89,7 +89,8 @@ def is_source(word: str) -> bool:
     """Return whether a word names a package by an address, an archive or a folder, rather than by its name."""
     if word.startswith("-") or re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[^\]]*\])?\s*@", word):
         return False
-    return "://" in word or "/" in word.partition(";")[0] or word.lower().endswith(ARCHIVES)
+    path = re.sub(r"\[[\w\s,.-]*\]$", "", word.partition(";")[0].strip())
+    return "://" in word or "/" in path or path.startswith(".") or path.lower().endswith(ARCHIVES)
 
 
 def read(name: str, url: str, base: Path, where: str) -> Source:

@@ -19,18 +19,16 @@ from typing import Any
 from harness.environment import STACK
 from harness.errors import UsageError
 from harness.files import inside
-from harness.gate.findings import ABOUT, BROKEN, FIXED, INCONCLUSIVE, LOST, NOTE, SAFE, UNSAFE
-from harness.reading import read_json, shown
-
-TITLES = {
-    BROKEN: "Broken by the upgrade",
-    LOST: "Cannot be judged any more",
-    FIXED: "Fixed by the upgrade",
-    NOTE: "Worth knowing",
-}
+from harness.gate.extract import TITLES, Answer, Listed, of_type, read
+from harness.gate.findings import BROKEN, LOST
+from harness.reading import read_json
+from harness.words import counted, one_line
 
 #: Findings of each kind that are listed.
 _FINDINGS = 20
+
+#: Commands of a cause that are listed.
+_COMMANDS = 3
 
 #: Characters of a quoted text.
 _QUOTED = 300
@@ -50,53 +48,63 @@ def markdown(report: Mapping[str, Any], title: str = "Upgrade gate", where: str 
 
     Raises UsageError if a field that is shown has another type than the schema says.
     """
-    verdict = _one_of(report, "verdict", (SAFE, UNSAFE, INCONCLUSIVE), where)
-    findings = list(_findings(report, where))
+    answer = read(report, where)
     lines = [
-        f"## {title}: {verdict.upper()}",
+        f"## {title}: {answer.verdict.upper()}",
         "",
+        code_span(answer.sentence),
+        "",
+        *(line for one in answer.requires[:_FINDINGS] for line in (f"- Requires: {code_span(one)}",)),
+        *([""] if answer.requires else []),
         f"| | {' | '.join(STACK)} |",
         f"|---|{'---|' * len(STACK)}",
     ]
     for side in ("baseline", "candidate"):
-        versions = _of_type(_of_type(report, side, dict, where), "versions", dict, where)
+        versions = of_type(of_type(report, side, dict, where), "versions", dict, where)
         lines.append(f"| {side} | {' | '.join(_version(versions.get(package)) for package in STACK)} |")
     for means, heading in TITLES.items():
-        sentences = [sentence for each, sentence in findings if each == means]
-        if sentences:
-            lines += ["", f"### {heading} ({len(sentences)})", "", *sentences[:_FINDINGS]]
-        if len(sentences) > _FINDINGS:
-            lines.append(f"- and {len(sentences) - _FINDINGS} more in the report")
-    if not any(means == BROKEN for means, _ in findings):
+        lines += _section(means, heading, answer)
+    if not answer.findings[BROKEN]:
         lines += ["", "Nothing that held on the baseline is broken on the candidate."]
+    for package, reason in _left_out(report):
+        lines += ["", f"Left out on both sides: {code_span(package)} ({code_span(reason)})"]
     if isinstance(report.get("compared"), str):
-        lines += ["", _code(report["compared"])]
+        lines += ["", code_span(report["compared"])]
     return "\n".join(lines) + "\n"
 
 
-def _findings(report: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
-    """Yield what each finding means, and its line."""
-    for finding in _of_type(report, "findings", list, where):
-        if not isinstance(finding, dict):
-            raise UsageError(f"{where}: a finding is no object; it is not a report of `peft-harness gate`")
-        about = _one_of(finding, "about", ABOUT, where)
-        means = _one_of(finding, "means", tuple(TITLES), where)
-        place, sentence = (_code(_of_type(finding, field, str, where)) for field in ("where", "sentence"))
-        yield means, f"- {place} ({about}): {sentence}"
+def _section(means: str, heading: str, answer: Answer) -> list[str]:
+    """Return the lines about one kind of change: its causes, or its findings if there are none."""
+    if answer.causes is not None and means in (BROKEN, LOST):
+        causes = answer.causes[means]
+        heading += f" ({counted(len(causes), 'cause')})"
+        entries = [line for one in causes[:_FINDINGS] for line in _cause(one)]
+        number = len(causes)
+    else:
+        findings = answer.findings[means]
+        heading += f" ({len(findings)})"
+        entries = [
+            f"- {code_span(place)} ({about}): {code_span(sentence)}" for about, place, sentence in findings[:_FINDINGS]
+        ]
+        number = len(findings)
+    more = [f"- and {number - _FINDINGS} more in the report"] if number > _FINDINGS else []
+    return ["", f"### {heading}", "", *entries, *more] if number else []
 
 
-def _one_of(report: Mapping[str, Any], field: str, allowed: tuple[str, ...], where: str) -> str:
-    value = _of_type(report, field, str, where)
-    if value not in allowed:
-        raise UsageError(f"{where}: {field} is {shown(value)}; it is one of {', '.join(allowed)}")
-    return str(value)
+def _cause(one: Listed) -> list[str]:
+    details = "; ".join(code_span(detail) for detail in one.details)
+    return [
+        f"- {code_span(one.sentence)}: {one.counts}{f'; {details}' if details else ''}",
+        *(f"- next: {code_span(command)}" for command in one.next[:_COMMANDS]),
+    ]
 
 
-def _of_type(report: Mapping[str, Any], field: str, kind: type, where: str) -> Any:
-    value = report.get(field)
-    if not isinstance(value, kind):
-        raise UsageError(f"{where}: {field} is no {kind.__name__}; it is not a report of `peft-harness gate`")
-    return value
+def _left_out(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each optional package that was left out on both sides, and why. Older reports do not say it."""
+    listed = report.get("left_out")
+    for one in listed[:_FINDINGS] if isinstance(listed, list) else ():
+        if isinstance(one, dict) and isinstance(one.get("package"), str) and isinstance(one.get("reason"), str):
+            yield one["package"], one["reason"]
 
 
 def _version(version: Any) -> str:
@@ -105,12 +113,7 @@ def _version(version: Any) -> str:
     return version if isinstance(version, str) and _VERSION.fullmatch(version) else "?"
 
 
-def one_line(text: str) -> str:
-    """Return a text in one line. What cannot be printed, such as commands to a terminal, is replaced by spaces."""
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
-
-
-def _code(text: str) -> str:
+def code_span(text: str) -> str:
     """Return a text as a code span of one line. Backticks, which would end it, are replaced."""
     plain = one_line(text.replace("`", "'"))
     return f"`{plain if len(plain) <= _QUOTED else plain[: _QUOTED - 3] + '...'}`" if plain else "-"
@@ -125,14 +128,14 @@ def of_files(directory: Path, names: list[str]) -> str:
     """
     parts = []
     for name in names:
-        title = f"Upgrade gate ({_code(str(Path(name).parent))})" if len(names) > 1 else "Upgrade gate"
+        title = f"Upgrade gate ({code_span(str(Path(name).parent))})" if len(names) > 1 else "Upgrade gate"
         try:
             if not (directory / name).exists() and not (directory / name).is_symlink():
                 raise UsageError(f"{name}: there is no such file, so the gate did not end; see the log of its job")
             report = read_json(inside(directory, name, directory.name), nan=True)
             parts.append(markdown(report if isinstance(report, dict) else {}, title, name))
         except UsageError as error:
-            parts.append(f"## {title}: NO REPORT\n\n{_code(str(error))}\n")
+            parts.append(f"## {title}: NO REPORT\n\n{code_span(str(error))}\n")
     return _shortened("\n".join(parts))
 
 

@@ -155,7 +155,7 @@ def time(
         raise UsageError(untimed)
     before, after = baseline.runners[shape], candidate.runners[shape]
     huge_pages = all(runner.first["huge_pages"] for runner in (*before, *after))
-    margin = MARGIN[huge_pages] if shape in TIMED["cpu"] else DEVICE_MARGIN
+    margin = baseline.judged.slower or (MARGIN[huge_pages] if shape in TIMED["cpu"] else DEVICE_MARGIN)
     return pairs.race(before, after, margin, budget, report)
 
 

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,8 +19,11 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from harness import environment
 from harness.errors import UsageError
-from harness.gate import variables
+from harness.gate import pip_settings, variables
 from harness.gate.variables import Named
+
+#: Variables of uv that others of this module look up.
+_NAMED = ("UV_FIND_LINKS", "UV_DEFAULT_INDEX")
 
 
 def run(*arguments: str, builds: bool = False, added: Named = ()) -> subprocess.CompletedProcess[str]:
@@ -54,7 +56,8 @@ def _indexes(inherited: dict[str, str]) -> Iterator[Sequence[str]]:
     if not named:
         yield ()
         return
-    lines = []
+    strategy = named.pop("UV_INDEX_STRATEGY", "")
+    lines = [f"index-strategy = {json.dumps(strategy)}"] if strategy else []
     words = [(word, True) for word in named.get("UV_DEFAULT_INDEX", named.get("UV_INDEX_URL", "")).split()]
     words += [(word, False) for word in f"{named.get('UV_INDEX', '')} {named.get('UV_EXTRA_INDEX_URL', '')}".split()]
     for word, default in words:
@@ -70,15 +73,6 @@ def _indexes(inherited: dict[str, str]) -> Iterator[Sequence[str]]:
         file = Path(directory, "uv.toml")
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
         yield ("--config-file", str(file))
-
-
-def reason(error: str, file: str) -> str:
-    """Return uv's error as one line: without its drawing characters, and without the name of a temporary file."""
-    text = re.sub(r"[×╰─▶│├└]", " ", error.replace(file, "the requirements"))
-    text = re.sub(r"\s+", " ", text).strip() or "uv gave no reason"
-    if re.search(r"no usable wheels|building from source is disabled|no wheels are usable", text):
-        text += "; only wheels are installed: --build NAME lets a package's own code build it"
-    return text
 
 
 def index_url() -> str | None:
@@ -114,23 +108,9 @@ def _command() -> tuple[str, ...]:
 @functools.cache
 def _sources() -> dict[str, str]:
     """Return variables of uv that name the package sources of pip, whose configuration uv ignores."""
-    found = {}
-    for variable, names in {
-        "UV_FIND_LINKS": ("PIP_FIND_LINKS", "find-links"),
-        "UV_DEFAULT_INDEX": ("PIP_INDEX_URL", "index-url"),
-    }.items():
-        value = os.environ.get(variable) or os.environ.get(names[0]) or _pip_setting(names[1])
-        if value:
-            found[variable] = ",".join(value.split()) if "LINKS" in variable else value
+    found = {name: os.environ[name] for name in _NAMED if os.environ.get(name)} | pip_settings.for_uv()
     build = (environment.version("torch") or "").partition("+")[2]
     # The default index has no builds of torch with a label such as +cpu. uv knows the index that has them.
     if build and "UV_FIND_LINKS" not in found and "UV_TORCH_BACKEND" not in os.environ:
         found["UV_TORCH_BACKEND"] = build
     return found
-
-
-def _pip_setting(name: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "get", f"global.{name}"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() if done.returncode == 0 else ""

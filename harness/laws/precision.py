@@ -127,11 +127,11 @@ class Autocast:
 def not_silently_float32(trace: Trace, plain: Trace, words: str) -> Verdict:
     """Check that half precision is not ignored without a word.
 
-    The run must end with an error before its first step, or warn, or differ from the run in float32.
+    The run must end with an error about it before its first step, or warn, or differ from the run in float32.
 
     - trace: the run in half precision.
     - plain: the same run in float32.
-    - words: lower-case words of the warning.
+    - words: lower-case words of the error or the warning.
     """
     findings: list[str] = []
     warned = any(words in warning.lower() for warning in trace.warnings)
@@ -143,6 +143,8 @@ def not_silently_float32(trace: Trace, plain: Trace, words: str) -> Verdict:
             findings += map(Unjudged, compared.seen)
     if trace.error is not None and trace.steps:
         findings.append(f"the error came after step {trace.steps[-1].number}, expected before the first: {trace.error}")
+    elif trace.error is not None and words not in trace.error.lower():
+        findings.append(f"the run ended with {trace.error}")
     return verdict("half precision is refused, warned of, or in effect", findings)
 
 

@@ -5,7 +5,7 @@ In all laws `resumed` is the resumed run, `whole` the run that was not interrupt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -210,19 +210,23 @@ def stays_finished(resumed: Trace, whole: Trace) -> Verdict:
 # ---- what cannot be resumed ----
 
 
-def refused(trace: Trace, *kinds: str, words: str = "") -> Verdict:
-    """Check that the run ended with an error before its first step.
+def refused(trace: Trace, *kinds: str, words: str | Sequence[str]) -> Verdict:
+    """Check that the run ended with an error of what was asked for, before its first step. Any other error is a fault.
 
     - kinds: types of the error; none for any type.
-    - words: words that the error's message must contain.
+    - words: words that the error must contain; one of them, if there are several.
     """
-    expected = f"{' or '.join(kinds) or 'an error'} before the first step" + (f", saying {words!r}" if words else "")
+    any_of = (words,) if isinstance(words, str) else tuple(words)
+    said = " or ".join(map(repr, any_of))
+    expected = f"{' or '.join(kinds) or 'an error'} before the first step, saying {said}"
     findings = []
     if trace.error is None:
         findings.append(f"no error: it trained steps {_span(trace)}")
     elif trace.steps:
         findings.append(f"the error came after steps {_span(trace)}: {trace.error}")
-    elif (kinds and not trace.error.startswith(tuple(f"{kind}:" for kind in kinds))) or words not in trace.error:
+    elif (kinds and not trace.error.startswith(tuple(f"{kind}:" for kind in kinds))) or not any(
+        word in trace.error for word in any_of
+    ):
         findings.append(f"the run ended with {trace.error}")
     return verdict(expected, findings)
 
@@ -231,14 +235,20 @@ def loud(trace: Trace, what: str, words: Iterable[str]) -> Verdict:
     """Check that a faulty checkpoint leads to an error before the first step, or to a warning.
 
     - what: the fault, for the findings.
-    - words: the warning must contain one of them, in upper or lower case.
+    - words: the error or the warning must contain one of them, in upper or lower case.
     """
-    given = [warning for warning in trace.warnings if any(word.lower() in warning.lower() for word in words)]
+
+    def says(text: str) -> bool:
+        return any(word.lower() in text.lower() for word in words)
+
+    given = [warning for warning in trace.warnings if says(warning)]
     findings = []
     if trace.error is None and not given:
         findings.append(f"neither an error nor a warning: with {what} it trained steps {_span(trace)}")
     elif trace.error is not None and trace.steps:
         findings.append(f"the error came after steps {_span(trace)}: {trace.error}")
+    elif trace.error is not None and not says(trace.error):
+        findings.append(f"the run ended with {trace.error}")
     return verdict(f"{what} is an error or a warning", findings)
 
 

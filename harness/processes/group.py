@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.environment import GPUS, gpus
+from harness.raised import place_in
 
 #: Seconds that a group may take, unless its spec says otherwise. The slowest group of the suites takes 5 s on a busy CPU.
 LIMIT = 60.0
@@ -38,12 +39,18 @@ class RanksFailed(Exception):
 
     - rank: the rank that failed first; None if the group took too long.
     - alike: whether every rank failed with the same error.
+    - raised: the error with the place in upstream that raised it (`harness.raised`).
     """
 
-    def __init__(self, message: str, rank: int | None = None, alike: bool = False):
+    def __init__(
+        self, message: str, rank: int | None = None, alike: bool = False, raised: Mapping[str, Any] | None = None
+    ):
         super().__init__(message)
         self.rank = rank
         self.alike = alike
+        # A rank that hangs or is killed leaves its stack in the message.
+        first = message.partition("\n")[0]
+        self.raised = dict(raised or {"kind": "", "message": first, **place_in(message)})
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,7 @@ def error_file(directory: Path, rank: int) -> Path:
     - "time": when, in seconds of the monotonic clock.
     - "error": the exception's message.
     - "usage": whether it was a UsageError.
+    - "raised": the exception with the place that raised it (`harness.raised`).
     """
     return directory / f"rank-{rank}.error"
 

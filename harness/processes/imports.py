@@ -6,8 +6,8 @@ import logging
 import os
 import sys
 
-from harness import patches
-from harness.environment import version
+from harness import compat, patches
+from harness.environment import hide_left_out, version
 from harness.errors import UsageError
 from harness.paths import cache_directory, search_user_modules
 from harness.processes.guard import is_guarded
@@ -44,9 +44,11 @@ def import_upstream(preloads: list[str] | None = None, threads: int = 1, patched
     - threads: torch's intra-op threads; 0 leaves them as they are. At hidden size 64 more than one thread is slower.
     - patched: False turns `harness.patches` off for the life of the process.
 
-    Raises UsageError if one of them, or upstream itself, cannot be imported.
+    Raises UsageError if one of them, or upstream itself, cannot be imported, and if the stack is too old to be judged.
     """
     global _imported
+    compat.require_supported()
+    hide_left_out()
     if not patched:
         patches.turn_off()
     for name, value in ENVIRONMENT.items():

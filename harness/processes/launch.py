@@ -60,11 +60,12 @@ def train(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
             "found by name in a module"
         ) from None
     launch, failure = spec.launch, None
+    raised: dict[str, Any] = {}
     try:
         run(call, launch, directory / "ranks")
     except RanksFailed as failed:
         require_space(failed)
-        failure = str(failed)
+        failure, raised = str(failed), failed.raised
     except UsageError as error:
         # A rank sends words only.
         raise WrongSubject(str(error)) if str(error).startswith(f"subject {subject.name!r}:") else error from None
@@ -76,6 +77,9 @@ def train(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
     trace.ranks = others
     if failure is not None:
         trace.error = failure
+        # The rank's own trace knows where upstream raised the error; the rank then raised it once more.
+        own = (one.raised for one in traces if one.raised and (one.error or failure) in failure)
+        trace.raised = next(own, raised)
     return trace
 
 

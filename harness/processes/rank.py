@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from harness.errors import UsageError
 from harness.processes.group import LONG_GRACE, Group, error_file, output_file, stack_file
+from harness.raised import where_raised
 
 _TICK = 0.05
 
@@ -54,7 +55,12 @@ def play(group: Group, rank: int, connect: Callable[[], Any], failed: Callable[[
         status = 0
     except BaseException as error:
         message = str(error) or type(error).__name__
-        report = {"time": time.monotonic(), "error": message, "usage": isinstance(error, UsageError)}
+        report = {
+            "time": time.monotonic(),
+            "error": message,
+            "usage": isinstance(error, UsageError),
+            "raised": where_raised(error),
+        }
         error_file(group.directory, rank).write_text(json.dumps(report))
         sys.excepthook(*sys.exc_info())
         failed()

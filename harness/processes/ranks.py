@@ -106,7 +106,8 @@ def _judge(group: Group, ended: Ended) -> None:
         first = min(reports, key=lambda rank: reports[rank]["time"])
         error = reports[first]["error"]
         alike = len(reports) == size and len({report["error"] for report in reports.values()}) == 1
-        raise RanksFailed(error if alike else f"rank {first} of {size}: {error}", first, alike)
+        message = error if alike else f"rank {first} of {size}: {error}"
+        raise RanksFailed(message, first, alike, reports[first].get("raised"))
 
 
 def _how_it_ended(status: int) -> str:

@@ -28,6 +28,8 @@ class Runs:
 
     - made: how many training runs were made, first legs included.
     - seconds: how long they took together.
+    - broken: the runs that ended with an error and that were asked for since somebody emptied the list. The first leg of
+      a run that resumes counts as asked for.
     - measured: results other than traces that a suite wants to compute once per spec, under keys of the suite's own.
     """
 
@@ -38,7 +40,10 @@ class Runs:
         self.made = 0
         self.seconds = 0.0
         self.measured: dict[Any, Any] = {}
+        self.broken: list[Trace] = []
         self._traces: dict[tuple[str, str], Trace] = {}
+        #: Of each run that resumes: the run that it goes on from.
+        self._first: dict[tuple[str, str], Trace] = {}
         self._directories = itertools.count(1)
 
     def train(self, spec: RunSpec, subject: Subject | None = None, again: bool = False) -> Trace:
@@ -62,10 +67,12 @@ class Runs:
         spec = self.on_device(spec)
         key = (subject.name, spec.hash)
         if key in self._traces and not again:
+            self._note(self._first.get(key))
+            self._note(self._traces[key])
             return self._traces[key]
         directory = self.directory(f"{subject.name}-{spec.hash}".replace(":", "-"))
         if spec.resume is not None:
-            self._copy_checkpoints(spec, subject, directory)
+            self._first[key] = self._copy_checkpoints(spec, subject, directory)
         started = time.perf_counter()
         try:
             trace = launch.train(subject, spec, directory)
@@ -74,6 +81,7 @@ class Runs:
             compat.forget_precision()
         self.seconds += time.perf_counter() - started
         self.made += 1
+        self._note(trace)
         for listener in listeners:
             listener(subject.name, trace)
         if not again:
@@ -93,10 +101,15 @@ class Runs:
         """Return the spec on the device that is judged."""
         return spec.on_device(self.device)
 
-    def _copy_checkpoints(self, spec: RunSpec, subject: Subject, directory: Path) -> None:
+    def _note(self, trace: Trace | None) -> None:
+        if trace is not None and trace.error is not None:
+            self.broken.append(trace)
+
+    def _copy_checkpoints(self, spec: RunSpec, subject: Subject, directory: Path) -> Trace:
         """Train the first leg, copy the checkpoints that the spec may resume from into `directory`, and damage them.
 
-        If `resume.checkpoint` is a step, its checkpoint is copied; if it is True or False, all of them are.
+        If `resume.checkpoint` is a step, its checkpoint is copied; if it is True or False, all of them are. The first leg's
+        trace is returned.
         """
         assert spec.resume is not None
         for damage in spec.resume.damage:
@@ -111,3 +124,4 @@ class Runs:
                 shutil.copytree(checkpoint.path, directory / Path(checkpoint.path).name)
         for damage in spec.resume.damage:
             apply(damage, directory)
+        return first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from harness.paths import SUITES
 from harness.reading import read_json, shown, shown_path
 from harness.runs.lifecycle import VERBS
 from harness.spec import LIMIT, RunSpec
+from harness.verdict import Case
 
 #: The newest schema that this release reads (`harness.session.report.SCHEMA_VERSION`).
 SCHEMA_VERSION = 1
@@ -81,6 +82,28 @@ def load(path: str | Path) -> CaseFile:
     if case.test is not None:
         path_of(case)
     return case
+
+
+def body(case: Case, preload: Sequence[str]) -> dict[str, Any]:
+    """Return what the file of a case holds. preload: modules that were imported before upstream was used."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "clause": case.clause,
+        "scenario": case.scenario,
+        # A drawn run is repeated from its spec: the test would draw other runs. So is a run of --spec: without it there
+        # is no test.
+        **({} if case.drawn or case.brought else {"test": case.nodeid.rpartition("suites/")[2]}),
+        "subject": case.subject,
+        "device": case.device,
+        "preload": list(preload),
+        "spec": case.specs[0] if case.specs else None,
+        **({"life": case.life} if case.life else {}),
+    }
+
+
+def file_stem(clause: str, scenario: str) -> str:
+    """Return the name of a case's file, without its extension. Other cases may have the same."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{clause}-{scenario}")[:120]
 
 
 def path_of(case: CaseFile) -> str:

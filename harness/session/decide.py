@@ -9,9 +9,10 @@ import pytest
 
 from harness.contract.expectations import Expectation
 from harness.files import out_of_space
+from harness.raised import where_raised
 from harness.runs import judging
 from harness.session import failure, report
-from harness.session.state import VERDICTS, DrawnFailure, NotComparable, NotTrained, State, Unsupported
+from harness.session.state import VERDICTS, DrawnFailure, NotComparable, NotTrained, Outside, State, Unsupported
 from harness.spec import RunSpec
 from harness.subjects import WrongSubject
 from harness.verdict import FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS, Case, Verdict, both
@@ -29,10 +30,11 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
     """
     raised = call.excinfo.value if call.excinfo else None
     problems = [verdict for verdict in item.stash.get(VERDICTS, []) if not verdict.holds]
+    case.raised = _raised(state, case, raised)
     if isinstance(raised, pytest.skip.Exception) and not problems:
         case.verdict = NOT_COMPARABLE if isinstance(raised, NotComparable) else SKIPPED
         case.reason, case.unsupported = str(raised), isinstance(raised, Unsupported)
-        case.refused = isinstance(raised, NotTrained)
+        case.refused, case.outside = isinstance(raised, NotTrained), isinstance(raised, Outside)
         return
     wrong = next((error for error in _all(raised) if isinstance(error, WrongSubject)), "") or _full(raised)
     if wrong:
@@ -55,12 +57,32 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
         case.verdict, case.reason = SKIPPED, "no law of this clause applies to the runs that were drawn"
     elif expected is not None and not expected.sometimes:
         case.verdict, case.reason, case.link = UNEXPECTED_PASS, expected.reason, expected.link
+        case.own = expected.own
         sentence = (
-            f"{case.clause} holds on {case.scenario}, but suites/expectations/{expected.file} says it must fail "
+            f"{case.clause} holds on {case.scenario}, but {expected.path} says it must fail "
             f"with {expected.match!r} on {', '.join(expected.versions)}: narrow its versions"
         )
         outcome.outcome = "failed"
         outcome.longrepr = failure.representation(item, sentence, [sentence])
+
+
+def _raised(state: State, case: Case, ended: BaseException | None) -> list[dict[str, Any]]:
+    """Return the errors that ended the runs of a case, in the order of the runs, and that of its test."""
+    broken = state.runs.broken if state.runs is not None else []
+    found: list[dict[str, Any]] = []
+    if state.runs is not None and broken:
+        specs = [state.runs.on_device(RunSpec.from_json(spec, within_bounds=False)) for spec in case.specs]
+        for trace in broken:
+            kind, _, message = (trace.error or "").partition(": ")
+            error = trace.raised or {"kind": kind, "message": message}  # a subject of the user's says no more
+            if trace.spec in specs:
+                found.append({**error, "run": specs.index(trace.spec)})
+            elif case.drawn is None:  # a test of drawn runs makes many, and is about the last
+                found.append(error)
+    aside = isinstance(ended, (pytest.skip.Exception, DrawnFailure)) or hasattr(ended, "exceptions")
+    if ended is not None and not aside:
+        found.append(where_raised(ended))
+    return [one for index, one in enumerate(found) if one not in found[:index]]
 
 
 def _expectation(state: State, case: Case, problems: Sequence[Verdict]) -> Expectation | None:
@@ -112,6 +134,7 @@ def _fails(
     texts = ["\n".join(lines)] if len(problems) == 1 else ["\n".join([p.expected, *p.seen]) for p in problems]
     if expected is not None and case.verdict == FAIL and all(expected.match in text for text in texts):
         case.verdict, case.reason, case.link = KNOWN_DEFECT, expected.reason, expected.link
+        case.own = expected.own
         outcome.outcome = "skipped"
         outcome.wasxfail = expected.reason
         return

@@ -12,7 +12,7 @@ from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocat
 from harness import contract, trust
 from harness.files import reason
 from harness.runs.lifecycle import describe
-from harness.session import report
+from harness.session import case_file
 from harness.session.state import State
 from harness.spec import changes
 from harness.verdict import AMBIGUOUS, NOT_COMPARABLE, Case, Verdict
@@ -25,7 +25,7 @@ _STATEMENT, _SOURCE = "  clause    ", "  upstream  "
 
 
 def block(state: State, case: Case, verdict: Verdict) -> list[str]:
-    """Return the lines that describe a verdict that does not hold, and write the file that repeats the case."""
+    """Return the lines that describe a verdict that does not hold. Write the file that repeats the case (`Case.repeat`)."""
     clause = contract.clauses()[case.clause]
     ending = {AMBIGUOUS: "is undecided", NOT_COMPARABLE: "cannot be compared"}.get(verdict.outcome, "does not hold")
     lines = [
@@ -41,7 +41,8 @@ def block(state: State, case: Case, verdict: Verdict) -> list[str]:
         lines.append(f"  run       {', '.join(changes(case.specs[0])) or 'the default run'}")
     lines += _labelled("life", [describe(act) for act in case.life or []])
     try:
-        lines.append(f"  repeat    peft-harness repro {_write_case(state, case)}{_trust(state, case)}")
+        case.repeat = f"peft-harness repro {_write_case(state, case)}{_trust(state, case)}"
+        lines.append(f"  repeat    {case.repeat}")
     except OSError as error:
         lines.append(f"  repeat    no case file could be written in .peft-harness ({reason(error)})")
     return lines
@@ -90,20 +91,7 @@ def _write_case(state: State, case: Case) -> Path:
     directory = Path(".peft-harness")
     (directory / "cases").mkdir(parents=True, exist_ok=True)
     (directory / ".gitignore").write_text("*\n")
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{case.clause}-{case.scenario}")
-    path = directory / "cases" / f"{name[:120]}.json"
-    body = {
-        "schema_version": report.SCHEMA_VERSION,
-        "clause": case.clause,
-        "scenario": case.scenario,
-        # A drawn run is repeated from its spec: the test would draw other runs. So is a run of --spec: without it there
-        # is no test.
-        **({} if case.drawn or case.brought else {"test": case.nodeid.rpartition("suites/")[2]}),
-        "subject": case.subject,
-        "device": case.device,
-        "preload": state.preload,
-        "spec": case.specs[0] if case.specs else None,
-        **({"life": case.life} if case.life else {}),
-    }
+    path = directory / "cases" / f"{case_file.file_stem(case.clause, case.scenario)}.json"
+    body = case_file.body(case, state.preload)
     path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return path

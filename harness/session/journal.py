@@ -161,6 +161,9 @@ _KINDS: dict[str, Any] = {
     "misused": bool,
     "brought": bool,
     "refused": bool,
+    "outside": bool,
+    "own": bool,
+    "raised": list,
 }
 _NEEDED = ("clause", "scenario", "nodeid", "subject")
 

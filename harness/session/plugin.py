@@ -12,6 +12,7 @@ of every other test suite in an environment where the harness is installed.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
 import importlib
@@ -27,17 +28,18 @@ from typing import Any
 
 import pytest
 
-from harness import contract, environment, patches, paths, subjects
+from harness import compat, contract, environment, patches, paths, subjects
 from harness.errors import UsageError
 from harness.files import check_writable, reason, write_whole
 from harness.processes import guard, interrupts
 from harness.processes.parent_watch import end_with_owner
 from harness.reports import web_page
 from harness.runs import drawn
-from harness.session import complete, report, supervisor, terminal
+from harness.session import complete, concerns, report, supervisor, terminal
 from harness.session.decide import RUNS_TO_ITS_END, decide
+from harness.session.junit_properties import JUnitProperties
 from harness.session.specs import Brought
-from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, State, has_pytest_html
+from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, Outside, State, has_pytest_html
 from harness.spec import RunSpec
 from harness.verdict import FAIL, Case
 
@@ -75,6 +77,21 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         help="Judge the run of this RunSpec only, by each clause whose law applies to any run. Repeatable.",
     )
     group.addoption("--trust-code", action="store_true", help="Run code that the file of a --spec names.")
+    for kind, names in concerns.NAMES.items():
+        group.addoption(
+            f"--{kind}",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help=f"Judge the cases of this {kind} only, such as {names[0]}. Others are listed. Repeatable.",
+        )
+    group.addoption(
+        "--known-defects",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Known defects of your own, in the format of suites/expectations/. A case in it must fail. Repeatable.",
+    )
     group.addoption(
         "--preload",
         action="append",
@@ -98,6 +115,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         metavar="FILE",
         help="Write each case to FILE as it ends. If FILE exists, judge only the cases that it lacks.",
     )
+    # How the user called this session, if pytest was not called by hand: for commands to type next.
+    group.addoption("--called", default="peft-harness check", help=argparse.SUPPRESS)
     group.addoption("--json", default=None, metavar="FILE", help="Write the report as JSON.")
     if not pluginmanager.hasplugin("html"):
         group.addoption("--html", default=None, metavar="FILE", help="Write the report as a page of HTML, in one file.")
@@ -159,6 +178,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning")
     config.addinivalue_line("filterwarnings", "ignore::FutureWarning")
     with _usage_errors_end_the_session():
+        compat.require_supported()
         # This comes first: whatever asks a GPU for its name starts CUDA on it.
         worker = getattr(config, "workerinput", {}).get("workerid", "gw0")
         environment.check_device(config.getoption("--device"), turn=int(worker.removeprefix("gw")))
@@ -204,7 +224,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     # pytest registers its reporter after `pytest_configure` of a conftest's plugins.
     manager = session.config.pluginmanager
     reporter = manager.getplugin("terminalreporter")
-    if reporter is not None and not hasattr(session.config, "workerinput"):
+    if hasattr(session.config, "workerinput"):
+        return
+    manager.register(JUnitProperties(_PROPERTY), "peft-harness-junit")
+    if reporter is not None:
         manager.register(terminal.Terminal(session.config, reporter), "peft-harness-terminal")
 
 
@@ -386,7 +409,7 @@ def _is_whole(config: pytest.Config) -> bool:
 def _stale(state: State, cases: list[Case]) -> list[str]:
     """Return a sentence for each known defect whose clause and scenario name no case."""
     return [
-        f"suites/expectations/{one.file}: {one.clause} {one.scenario!r} names no case"
+        f"{one.path}: {one.clause} {one.scenario!r} names no case"
         for one in state.expectations
         if not any(case.clause == one.clause and one.names(case.scenario) for case in cases)
     ]
@@ -394,11 +417,33 @@ def _stale(state: State, cases: list[Case]) -> list[str]:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[VERDICTS] = []
+    if (runs := item.config.stash[STATE].runs) is not None:
+        runs.broken.clear()
+    if reason := _outside(item, item.config.stash[STATE].concerns):
+        raise Outside(f"{concerns.OUTSIDE}{reason}")
     if len(item.stash[CASES]) > 1:
         return
     for requirement in contract.clauses()[item.stash[CASES][0].clause].needs:
         if not environment.satisfies(requirement):
             pytest.skip(f"needs {requirement}")
+
+
+def _outside(item: pytest.Item, chosen: concerns.Concerns) -> str:
+    """Say which part of a test's run is outside of the user's scope; "" if the test is judged."""
+    if chosen.all or _judges_brought(item):
+        return ""
+    if "draw" in getattr(item, "fixturenames", ()):
+        return "drawn runs, which have any route, method and launch"
+    callspec = getattr(item, "callspec", None)
+    for name, value in callspec.params.items() if callspec else ():
+        value = getattr(value, "spec", value)
+        if isinstance(value, RunSpec):
+            found = chosen.outside(value)
+        else:
+            found = chosen.outside_by_name(name, value) if name in concerns.NAMES and isinstance(value, str) else ""
+        if found:
+            return found
+    return ""
 
 
 # ---- verdicts ----
@@ -476,10 +521,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if state.json is not None or state.html is not None:
         described = environment.describe(state.device) | {"patches": patches.names(state.device)}
         described |= {"subject": state.subject, "preloads": list(state.preload)}
-        facts = complete.facts(state.complete, exitstatus)
+        facts = {"date": environment.now(), **complete.facts(state.complete, exitstatus)}
     if state.json is not None:
         try:
-            report.write_json(Path(state.json), state.cases, described, facts)
+            report.write_json(Path(state.json), state.cases, described, facts, state.causes())
         except OSError as error:
             state.unwritten.append(f"--json {state.json}: cannot be written ({reason(error)})")
     if state.html is not None:

@@ -38,7 +38,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """The training runs of the session. Each spec is trained once."""
     state = request.config.stash[STATE]
     root = tmp_path_factory.mktemp("runs")
-    made = Runs(subjects.load(state.subject), root, state.device)
+    made = state.runs = Runs(subjects.load(state.subject), root, state.device)
     yield made
     state.effort.runs, state.effort.seconds = made.made, made.seconds
     shutil.rmtree(root, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import contract
+from harness.causes import root
+from harness.causes.cause import Cause
+from harness.causes.group import index
 from harness.environment import peak_bytes
 from harness.files import write_whole
-from harness.session import specs
+from harness.session import answer, specs
+from harness.session.concerns import OUTSIDE
 from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, ORDER, PASS, SKIPPED, UNEXPECTED_PASS, Case
 from harness.words import counted
 
@@ -51,10 +55,14 @@ class Effort:
 def headline(case: Case) -> str:
     """Return the first line of the first finding, or the reason why there is no verdict.
 
-    Further lines, such as the stacks of hung ranks, are left out.
+    If a run of a case that fails ended with an error of upstream that the finding does not quote, it is added: the finding
+    may be as little as "[]". Further lines, such as the stacks of hung ranks, are left out.
     """
-    findings = [str(finding) for finding in case.evidence.get("seen") or []]
-    return (findings or [case.reason])[0].partition("\n")[0]
+    first = root.sentences(case)[0].partition("\n")[0]
+    error = next((one for one in root.recorded(case) if one.package), None)
+    if case.verdict != FAIL or error is None or root.quotes(first, error):
+        return first
+    return f"{first} (a run of it ended with {error.kind}: {error.message.partition(chr(10))[0]})"
 
 
 def worst(verdicts: list[str]) -> str:
@@ -71,12 +79,23 @@ def by_clause(cases: list[Case]) -> dict[str, list[Case]]:
     return {clause: found[clause] for clause in sorted(found, key=order.index)}
 
 
-def to_json(cases: list[Case], environment: dict[str, Any], facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the report as harness/session/report_schema.json describes it. facts: see `complete.facts`."""
+def to_json(
+    cases: list[Case],
+    environment: dict[str, Any],
+    facts: Mapping[str, Any] | None = None,
+    causes: Sequence[Cause] | None = None,
+) -> dict[str, Any]:
+    """Return the report as harness/session/report_schema.json describes it.
+
+    - facts: see `complete.facts`.
+    - causes: of the cases that do not hold. None: the report has no entry for them.
+    """
+    numbers = index(causes or ())
     return {
         "schema_version": SCHEMA_VERSION,
         **(facts or {}),
         "environment": environment,
+        **({} if causes is None else {"causes": [cause.to_json() for cause in causes]}),
         "clauses": [
             {
                 "id": clause,
@@ -91,6 +110,9 @@ def to_json(cases: list[Case], environment: dict[str, Any], facts: Mapping[str, 
                             **({"link": case.link} if case.link else {}),
                         },
                         "spec": case.specs[0] if case.specs else None,
+                        **({"raised": case.raised} if case.raised else {}),
+                        **({"repeat": case.repeat} if case.repeat else {}),
+                        **({"cause": number} if (number := numbers.get((clause, case.scenario))) is not None else {}),
                     }
                     for case in judged
                 ],
@@ -101,10 +123,14 @@ def to_json(cases: list[Case], environment: dict[str, Any], facts: Mapping[str, 
 
 
 def write_json(
-    path: Path, cases: list[Case], environment: dict[str, Any], facts: Mapping[str, Any] | None = None
+    path: Path,
+    cases: list[Case],
+    environment: dict[str, Any],
+    facts: Mapping[str, Any] | None = None,
+    causes: Sequence[Cause] | None = None,
 ) -> None:
     """Write the report in one step, so that readers never see half a file."""
-    write_whole(path, json.dumps(to_json(cases, environment, facts), indent=1) + "\n")
+    write_whole(path, json.dumps(to_json(cases, environment, facts, causes), indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -136,12 +162,13 @@ def unjudged(cases: list[Case]) -> list[Unjudged]:
 def decisive(cases: list[Case], named: bool) -> list[Unjudged]:
     """Return the unjudged clauses for which a run ends with 3.
 
-    - named: whether the user named the clauses. Then each of them must be judged. Otherwise a clause may go unjudged
-      for a declared cause, as long as any other clause was judged.
+    - named: whether the user named the clauses. Then each of them must be judged, unless all of its cases are outside of
+      the scope. Otherwise a clause may go unjudged for a declared cause, as long as any other clause was judged.
     """
     found = unjudged(cases)
     nothing = len(found) == len(by_clause(cases))
-    return [one for one in found if named or nothing or not one.declared]
+    inside = {case.clause for case in cases if not case.outside}
+    return [one for one in found if nothing or (one.clause in inside and (named or not one.declared))]
 
 
 def exit_code(cases: list[Case], named: bool = False) -> int:
@@ -158,14 +185,24 @@ def exit_code(cases: list[Case], named: bool = False) -> int:
     return 3 if undecided else 0
 
 
-def summary(console: Console, cases: list[Case], effort: Effort, named: bool = False) -> None:
-    """Print the table by chapter, known defects with their links, why cases were skipped, and the slowest five.
+def summary(
+    console: Console,
+    cases: list[Case],
+    effort: Effort,
+    named: bool = False,
+    causes: Sequence[Cause] = (),
+    verbose: bool = False,
+) -> None:
+    """Print the answer, its causes, the table by chapter, why cases were skipped, and the slowest five.
 
-    named: whether the user named the clauses.
+    - named: whether the user named the clauses.
+    - causes: why cases do not hold, the largest first.
+    - verbose: whether to print all causes, all reasons, and each known defect with its link.
     """
     console.print()
+    answer.show(console, answer.sentence(cases, causes, exit_code(cases, named)), causes, verbose)
     console.print(_table(cases, console.width))
-    _known_defects(console, cases)
+    _known_defects(console, cases, verbose)
     if shimmed := sum(case.scenario.endswith("/shimmed") and case.verdict != SKIPPED for case in cases):
         console.print(
             Text(f"{counted(shimmed, 'case')} /shimmed: FSDP on a CPU, which needs harness/processes/shims.py")
@@ -177,10 +214,18 @@ def summary(console: Console, cases: list[Case], effort: Effort, named: bool = F
         console.print(Text(f"{name}: not judged: {'; '.join(parts)}"))
     # The first lines say why a run of --spec was refused.
     cases = [case for case in cases if not case.refused]
+    outside = Counter(case.reason.removeprefix(OUTSIDE) for case in cases if case.outside)
+    if outside:
+        parts = ", ".join(f"{reason} ({count})" for reason, count in outside.most_common())
+        console.print(Text(f"skipped {counted(outside.total(), 'case')}: {OUTSIDE}{parts}"))
+    cases = [case for case in cases if not case.outside]
     skipped = Counter(case.reason for case in cases if case.reason and case.verdict in (SKIPPED, NOT_COMPARABLE))
-    for reason, count in skipped.most_common():
+    shown = skipped.most_common(None if verbose else _REASONS)
+    for reason, count in shown:
         console.print(Text(f"skipped {counted(count, 'case')}: {reason}"))
-    _unjudged(console, cases, named)
+    if more := skipped.total() - sum(count for _, count in shown):
+        console.print(Text(f"skipped {counted(more, 'case')} for other reasons: -v, or --json FILE, has them"))
+    _unjudged(console, cases, named, verbose)
     slowest = sorted(cases, key=lambda case: -case.seconds)[:5]
     console.print(Text("slowest: " + ", ".join(f"{c.clause}[{c.scenario}] {c.seconds:.1f} s" for c in slowest)))
     rate = f", {60 * effort.runs / effort.seconds:.0f} a minute" if effort.seconds else ""
@@ -196,6 +241,9 @@ _COLUMNS = (
     ("skipped", {SKIPPED, NOT_COMPARABLE}),
 )
 
+
+#: Reasons of skipped cases, clauses in a sentence, and known defects, of which each is printed without -v.
+_REASONS, _IDS, _DEFECTS = 12, 8, 3
 
 #: Characters that the table's numbers and gaps take: usually, and with single gaps and "known defect" on two lines.
 _WIDE, _NARROW = 64, 51
@@ -228,24 +276,42 @@ def _row(table: Table, name: str, ids: list[str], verdicts: dict[str, str], size
     table.add_row(name, str(len(ids)), *cells, str(sum(sizes[id] for id in ids)))
 
 
-def _unjudged(console: Console, cases: list[Case], named: bool) -> None:
+def _unjudged(console: Console, cases: list[Case], named: bool, verbose: bool) -> None:
     found = unjudged(cases)
     by_reason: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for one in found:
-        by_reason[one.reasons].append(one.clause)
-    parts = [f"{', '.join(ids)} ({'; '.join(reasons)})" for reasons, ids in by_reason.items()]
+        by_reason[one.reasons if verbose else one.reasons[:1]].append(one.clause)
+    parts = [f"{_named(ids, verbose)} ({'; '.join(reasons)})" for reasons, ids in by_reason.items()]
     if parts:
         console.print(Text(f"not judged: {counted(len(found), 'clause')}: {'; '.join(parts)}"))
     if undecided := decisive(cases, named):
-        ids = ", ".join(one.clause for one in undecided)
+        ids = _named([one.clause for one in undecided], verbose)
         console.print(Text(f"undecided: no case was judged of {ids}, which this run was asked for", style="yellow"))
 
     for name in specs.uncompared(cases):
         console.print(Text(f"undecided: {name} could not be compared with any other run", style="yellow"))
 
 
-def _known_defects(console: Console, cases: list[Case]) -> None:
+def _named(ids: Sequence[str], verbose: bool) -> str:
+    """Return the clauses in a sentence: all if `verbose`, otherwise the first few and how many more."""
+    if verbose or len(ids) <= _IDS + 1:
+        return ", ".join(ids)
+    return f"{', '.join(ids[:_IDS])} and {len(ids) - _IDS} more"
+
+
+def _known_defects(console: Console, cases: list[Case], verbose: bool) -> None:
     defects = [case for case in cases if case.verdict == KNOWN_DEFECT]
+    reasons = {case.reason for case in defects}
+    if len(reasons) > _DEFECTS and not verbose:
+        clauses = len({case.clause for case in defects})
+        console.print(
+            Text(
+                f"{counted(len(reasons), 'known defect')} of upstream in {counted(len(defects), 'case')} of "
+                f"{counted(clauses, 'clause')}: -v, or --json FILE, has each with its link",
+                style="yellow",
+            )
+        )
+        return
     for reason in dict.fromkeys(case.reason for case in defects):
         same = [case for case in defects if case.reason == reason]
         ids = ", ".join(dict.fromkeys(case.clause for case in same))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from _pytest.outcomes import Skipped
 
 from harness import contract, environment, patches, paths
+from harness.causes.cause import Cause
+from harness.causes.group import group
 from harness.contract import expectations
-from harness.errors import UsageError
-from harness.session import report, specs
+from harness.runs.cache import Runs
+from harness.session import concerns, report, specs
 from harness.session.complete import Complete
 from harness.session.journal import Journal
 from harness.verdict import Case, Verdict
@@ -36,6 +42,10 @@ class NotComparable(Skipped):
 
 class NotTrained(Skipped):
     """Skips a case whose run, which the user brought, cannot be trained; the message says why."""
+
+
+class Outside(Skipped):
+    """Skips a case whose run is outside of the user's scope; the message says which part of it."""
 
 
 class Unsupported(Skipped):
@@ -70,12 +80,18 @@ class State:
         self.named = bool(config.getoption("--clause"))
         #: The runs of --spec. Only these are judged, if there are any.
         self.brought = specs.load_all(config.getoption("--spec"), config.getoption("--trust-code"))
-        self.expectations = expectations.load(paths.SUITES / "expectations")
+        #: The routes, methods and launches whose cases are judged.
+        self.concerns = concerns.read(*(config.getoption(option) for option in ("--route", "--method", "--launch")))
+        # The user's own come first: they know their cases better.
+        own = [one for file in config.getoption("--known-defects") for one in expectations.load_own(Path(file))]
+        self.expectations = [*own, *expectations.load(paths.SUITES / "expectations")]
         known = contract.clauses()
         for one in self.expectations:
             if one.clause not in known:
-                raise UsageError(f"suites/expectations/{one.file}: {one.clause!r} is no clause of the contract")
+                raise concerns.unknown(f"{one.path}: clause", one.clause, known)
         self.effort = report.Effort()
+        #: The training runs of this process, once a test needed them.
+        self.runs: Runs | None = None
         #: What could not be written although it was asked for, in sentences.
         self.unwritten: list[str] = []
         #: Mistakes in the suites that xdist's workers reported.
@@ -86,6 +102,21 @@ class State:
         run = [self.subject, self.device, *sorted(self.clauses), *self.preload]
         run += [patches.names(self.device), environment.describe(self.device)]
         run += [[one.name, one.spec.hash] for one in self.brought]
+        run += [self.concerns.options(), [repr(one) for one in own]] if own or not self.concerns.all else []
         self.journal = Journal.open(chosen, run, writes=worker is None)
         self.cases: list[Case] = list(self.journal.cases)
         self.complete = Complete(self.journal.ended)
+        self._called: str = config.getoption("--called")
+
+    def causes(self) -> list[Cause]:
+        """Return why cases do not hold, the largest cause first."""
+        words = [self._called]
+        for option, value, usual in (("--subject", self.subject, "hf-trainer"), ("--device", self.device, "cpu")):
+            words += [] if value == usual else [f"{option} {shlex.quote(value)}"]
+        words += [f"--preload {shlex.quote(module)}" for module in self.preload]
+        found = group(self.cases, check=" ".join(words))
+        if " --with " not in self._called:
+            return found
+        # `repro` takes the installed stack, on which the case may hold.
+        repeats = {case.repeat for case in self.cases}
+        return [replace(cause, next=tuple(word for word in cause.next if word not in repeats)) for cause in found]

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from harness.errors import UsageError
 from harness.files import require_space
+from harness.raised import where_raised
 from harness.spec import RunSpec
 from harness.trace import Trace, wrong_fields
 from harness.user_code import cause, guarded, quoted
@@ -127,7 +128,7 @@ def trained(subject: Subject, spec: RunSpec, directory: Path) -> Trace:
 
         require_space(error)
         trace = Observer(spec, subject.name, (), directory).finish()
-        trace.error = cause(error)
+        trace.error, trace.raised = cause(error), where_raised(error)
     if not isinstance(trace, Trace):
         raise WrongSubject(
             f"subject {subject.name!r}: train(spec, directory) returned {quoted(trace)}; expected a harness.trace.Trace"

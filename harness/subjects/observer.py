@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.environment import describe, peak_bytes
 from harness.files import require_space
+from harness.raised import where_raised
 from harness.spec import RunSpec
 from harness.subjects.rows import Rows
 from harness.tensors import names, shards
@@ -157,6 +158,7 @@ class Observer:
         if error is not None:
             require_space(error)
             message = str(error).strip()
+            self.trace.raised = where_raised(error)
             self.trace.error = f"{type(error).__name__}: {message}" if message else type(error).__name__
         # Read before the tensors are copied, which takes memory too.
         self.trace.memory_bytes = peak_bytes(self.trace.spec.launch.device)

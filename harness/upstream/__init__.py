@@ -1,0 +1,1 @@
+"""What goes to upstream: a standalone script for a fault, the text of a report, and the table of known defects."""
