@@ -184,8 +184,8 @@ class Rows:
         }
 
 
-def _dumps(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), default=str)
+#: `json.dumps` with these arguments would make an encoder for each value.
+_dumps = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
 #: The key of `changed` under which the names lie that a spec lacks.
