@@ -10,4 +10,6 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 
 def one_line(text: str) -> str:
     """Return a text in one line. What cannot be printed, such as commands to a terminal, is replaced by spaces."""
+    if text.isprintable():
+        return " ".join(text.split())
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())

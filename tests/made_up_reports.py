@@ -97,6 +97,9 @@ def gate():
         "timing": {"tiny": {"word": "unclear", "margin": 0.01, "slower": [], "wall": interval}},
         "crossed": {"candidate": {"resumed": ["plain", "n37"], "loaded": ["plain"]}, "baseline": {}},
         "compared": "compared: two cases",
+        "requires": [{"sentence": "transformers 5.24.0 wants peft >= 0.22.0"}],
+        "outside": {"scope": "mine.toml", "clauses": ["DS-01", "DS-02"], "cases": {"ACC-01": 3}, "runs": []},
+        "left_out": [{"package": "deepspeed", "reason": "no wheel"}],
         "seconds": 3.0,
     }  # fmt: skip
 

@@ -80,6 +80,7 @@ COMMANDS = [
         "speed",
         "coverage",
         "mutants",
+        "report",
         "clauses",
     ),
     *("train", "report", "trend", "defects"),

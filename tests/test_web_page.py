@@ -128,6 +128,14 @@ def test_a_case_may_name_its_cause_and_its_command():
     assert parsed(report).data["rows"][1][5:] == [2, "peft-harness repro x.json"]
 
 
+def test_a_case_that_could_not_be_judged_because_of_a_cause_belongs_to_it():
+    report = made_up_reports.failing()
+    report["causes"][0]["follows"] = [{"clause": "ACC-01", "scenario": "plain"}]
+    page = parsed(report)
+    assert [row[5] for row in page.data["rows"] if row[0] == "ACC-01"] == [1]
+    assert "every run; 1 case could not be judged because of it" in " ".join(page.text)
+
+
 def test_a_gate_has_both_sides():
     report = made_up_reports.gate()
     page = parsed(report)
@@ -137,6 +145,8 @@ def test_a_gate_has_both_sides():
     text = " ".join(" ".join(page.text).split())
     for words in (
         "unsafe: 1 broken", "Versions (1 of 2 changed)", "LoraConfig.x", "+1.00% (-1.00% to +3.00%)", "1 run bit-equal",
+        "transformers 5.24.0 wants peft >= 0.22.0", "Outside of the scope mine.toml: 2 clauses, 3 cases.",
+        "Left out on both sides: deepspeed (no wheel).",
         "upgrade: the candidate reads the baseline's 2 1",
     ):  # fmt: skip
         assert words in text

@@ -63,13 +63,12 @@ def report(
         options = ", ".join(f"--{name.replace('_', '-')} FILE" for name in ("markdown", *outputs))
         raise UsageError(f"nothing to write; name an output: {options}, --annotate")
     found = read_json(file, LIMIT, nan=True)
-    kind = kinds.kind(found, shown_path(file))
+    kind = web_page.check(found, shown_path(file))  # raises for a damaged report, before anything is written
     if pins:
         for each in pins:
             if not each.is_file():
                 raise UsageError(f"--pins {shown_path(each)}: no such file")
         found["pins"] = places.to_json(places.find(pins, kinds.packages(found), Path.cwd()))
-    web_page.page_of(found, shown_path(file))  # raises for a damaged report, before anything is written
     for name, path in written_by(outputs).items():
         write_whole(path, importlib.import_module(f"harness.reports.{name}").write(found))
     without = [] if sarif is None else [one for one in problems.of(found) if one.place is None]

@@ -78,13 +78,27 @@ def _why(report: Mapping[str, Any], verdict: str, causes: list[Any] | None) -> s
 
 
 def _said(report: Mapping[str, Any], sides: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    yield from texts(report.get("requires")) or (text(report.get("requires")),)
+    for one in objects(report.get("requires")):
+        yield text(one.get("sentence"))
     yield text(report.get("compared"))
+    yield from _not_judged(report)
     for name, side in sides.items():
         if since := text(side.get("known_since"), 40):
             yield f"{name}: results cached on {since}."
         environment = fields(fields(side.get("report")).get("environment"))
         yield f"{name}: {environment_sentence(environment)}"
+
+
+def _not_judged(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what this gate left out, in sentences."""
+    outside = fields(report.get("outside"))
+    clauses, runs = texts(outside.get("clauses")), texts(outside.get("runs"))
+    cases = sum(int(number(count) or 0) for count in fields(outside.get("cases")).values())
+    named = ((len(clauses), "clause"), (cases, "case"), (len(runs), "run"))
+    if parts := [counted(count, noun) for count, noun in named if count]:
+        yield f"Outside of the scope {text(outside.get('scope'), 300)}: {', '.join(parts)}."
+    for one in objects(report.get("left_out")):
+        yield f"Left out on both sides: {text(one.get('package'), 100)} ({text(one.get('reason'))})."
 
 
 def _rows(sides: Mapping[str, Mapping[str, Any]], members: Mapping[tuple[str, str], int], asked: str) -> Rows:

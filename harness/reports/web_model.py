@@ -11,6 +11,7 @@ from typing import Any
 
 from harness import contract
 from harness.reports.kinds import fields, number, objects, text, texts
+from harness.words import counted
 
 #: How an answer or a verdict is coloured. The word is always there, too.
 GOOD, BAD, UNSURE, KNOWN, QUIET = "good", "bad", "unsure", "known", "quiet"
@@ -183,8 +184,8 @@ class Rows:
         }
 
 
-def _dumps(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), default=str)
+#: `json.dumps` with these arguments would make an encoder for each value.
+_dumps = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
 #: The key of `changed` under which the names lie that a spec lacks.
@@ -263,7 +264,8 @@ def causes_of(report: Mapping[str, Any]) -> tuple[list[Cause] | None, dict[tuple
     causes, members = [], {}
     for at, one in enumerate(objects(report["causes"]), start=1):
         named = [(text(member.get("clause")), text(member.get("scenario"))) for member in objects(one.get("members"))]
-        members.update(dict.fromkeys(named, at))
+        follows = [(text(member.get("clause")), text(member.get("scenario"))) for member in objects(one.get("follows"))]
+        members.update(dict.fromkeys([*follows, *named], at))
         cases = number(one.get("cases"))
         causes.append(
             Cause(
@@ -271,13 +273,17 @@ def causes_of(report: Mapping[str, Any]) -> tuple[list[Cause] | None, dict[tuple
                 text(one.get("sentence")) or "a cause without a sentence",
                 len(named) if cases is None else int(cases),
                 texts(one.get("clauses")) or tuple(dict.fromkeys(clause for clause, _ in named)),
-                text(one.get("reaches")),
+                "; ".join(part for part in (text(one.get("reaches")), _followed(len(follows))) if part),
                 texts(one.get("packages")),
                 texts(one.get("next")),
                 text(one.get("example")),
             )
         )
     return causes, members
+
+
+def _followed(number: int) -> str:
+    return f"{counted(number, 'case')} could not be judged because of it" if number else ""
 
 
 def stack_section(versions: Mapping[str, Mapping[str, Any]]) -> Section:

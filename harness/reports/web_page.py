@@ -72,6 +72,11 @@ def write(report: Any, where: str = "the report") -> str:
 
 def page_of(report: Any, where: str = "the report") -> Page:
     """Return what the page of a report shows. Errors as for `write`."""
+    return _PAGES[check(report, where)](report)
+
+
+def check(report: Any, where: str = "the report") -> str:
+    """Return the kind of a report that can be shown. Errors as for `write`."""
     kind = kinds.kind(report, where)
     version = report.get("schema_version")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
@@ -88,7 +93,7 @@ def page_of(report: Any, where: str = "the report") -> Page:
         wrong = next((at for at, one in enumerate(kinds.items(report.get(field))) if not isinstance(one, dict)), None)
         if wrong is not None:
             raise UsageError(f"{where}: is damaged ({field}, entry {wrong + 1}, is no object); make the report again")
-    return _PAGES[kind](report)
+    return kind
 
 
 def _data(page: Page, where: str) -> tuple[str, bool]:

@@ -25,7 +25,7 @@ from harness.words import counted
 
 def page(report: Mapping[str, Any]) -> Page:
     """Return the page of a sweep's report."""
-    causes = objects(report.get("causes"))
+    causes = sorted(objects(report.get("causes")), key=_rank)
     failing = [one for one in causes if TONES.get(text(one.get("kind"), 40)) == BAD]
     pairs = {
         name: int(number(fields(report.get("pairs")).get(name)) or 0) for name in ("all", "not_refused", "covered")
@@ -71,6 +71,11 @@ def page(report: Mapping[str, Any]) -> Page:
         stack_section({"": fields(fields(report.get("environment")).get("versions"))}),
     ]
     return found
+
+
+def _rank(cause: Mapping[str, Any]) -> tuple[bool, float]:
+    """Return a key that sorts causes: what fails first, then what most configurations have."""
+    return TONES.get(text(cause.get("kind"), 40)) != BAD, -(number(cause.get("configurations")) or 0)
 
 
 def _cause(rows: Rows, at: int, cause: Mapping[str, Any]) -> Cause:
