@@ -15,6 +15,7 @@ from harness import defaults, spec_fields
 from harness.errors import UsageError
 from harness.fixtures import models
 from harness.fixtures.data import IGNORED
+from harness.fixtures.resized_embeddings import FAMILY as RESIZED
 from harness.reading import shown
 from harness.spec import CONFIG_FAMILY, GET, AdapterSpec, DataSpec, ModelSpec, RunSpec
 
@@ -183,14 +184,20 @@ def _made(model: ModelSpec) -> tuple[str, str, list[str], list[str]]:
         auto = {"causal": "CausalLM", "classification": "SequenceClassification", "seq2seq": "Seq2SeqLM"}[model.task]
         return call("AutoConfig.for_model", fields, text(kind)), f"AutoModelFor{auto}.from_config(config)", [], []
     after, before = [], []
-    if model.family in _WRAPPED:
+    if model.family == RESIZED:
+        row, fields = models.FAMILIES["llama"], {}
+        if model.config.get("origin") == "directory":
+            after = ['    model.save_pretrained(f"{DIRECTORY}/base")']
+            after += [f'    model = {row.model_class}.from_pretrained(f"{{DIRECTORY}}/base")']
+        after += [f"    model.resize_token_embeddings({int(model.config.get('vocab_size', 256))})"]
+    elif model.family in _WRAPPED:
         after = ["    model.config.use_cache = False", "    for index, layer in enumerate(model.model.layers):"]
         after += [f"        model.model.layers[index] = {_WRAPPED[model.family]}"]
         row = models.FAMILIES["llama"]
     elif model.family in models.FAMILIES:
         row = models.FAMILIES[model.family]
     else:
-        raise refuse(f"its model comes from {model.family!r}, which is code of your own")
+        raise refuse(f"its model comes from {shown(model.family)}, which is code of your own")
     name = row.model_class
     if model.family == _PLAIN_LOSS:
         name = "MyLlama"
@@ -227,9 +234,14 @@ def adapted(adapter: AdapterSpec) -> str:
         lines += [f"    model = {call('get_peft_model', {**named, **adapter.options}, 'model, config')}"]
     else:
         lines += [f"    {call('model.add_adapter', {**named, **adapter.options}, 'config')}"]
-    for name, other in adapter.others.items():
-        config = "config" if not other else _config(adapter, {**adapter.config, **other})
-        config = f"copy.deepcopy({config})" if not other else config
+    # Before the injection, which may change a config.
+    before = [
+        f"    config_{number} = {_config(adapter, {**adapter.config, **other}) if other else 'copy.deepcopy(config)'}"
+        for number, other in enumerate(adapter.others.values(), 2)
+    ]
+    lines[-1:-1] = before
+    for number, name in enumerate(adapter.others, 2):
+        config = f"config_{number}"
         if adapter.route == GET:
             lines += [f'    model.add_adapter("{name}", {config})']
         else:

@@ -49,6 +49,7 @@ class Recipe:
     - options: what the check takes.
     - words: words of the script's output where the fault is.
     - null: TrainingArguments that are None.
+    - bad: requirements of a stack on which the script exits with 1, if the installed one is good; "" for the installed one.
     - good: requirements of a stack on which the script exits with 0; "" if none is known.
     """
 
@@ -63,6 +64,7 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     words: str = ""
     good: str = ""
+    bad: str = ""
     null: tuple[str, ...] = ()
 
     @property
