@@ -68,12 +68,14 @@ CHECKS: dict[str, Check] = {
     "windows": Check(("ACC-02",), _SILENT),
     "repeats": Check(("GEN-02",), _LOGGED),
     "ranks": Check(("DIST-02", "FSDP-17", "DS-08"), _SILENT, one_step=True),
+    "ranks_complete": Check((), {"logging_strategy": "no"}),
+    "ranks_labels": Check((), _SILENT, one_step=True),
 }
 
 #: Modules that a script may use by their name.
 _MODULES = (
     *("contextlib", "copy", "subprocess", "glob", "json", "logging", "math", "os", "pathlib", "random", "re", "shutil", "sys"),
-    *("tempfile", "warnings", "torch", "accelerate", "bitsandbytes", "peft", "transformers", "numpy", "time"),
+    *("tempfile", "warnings", "weakref", "gc", "torch", "accelerate", "bitsandbytes", "peft", "transformers", "numpy", "time"),
     *("optuna", "huggingface_hub"),
 )
 
@@ -144,12 +146,17 @@ def _code(spec: RunSpec, check: str, options: Mapping[str, Any]) -> str:
     if "adapted" in names:
         parts.insert(0, pieces.adapted(spec.adapter))
     if "base" in names:
-        parts.insert(0, pieces.base(spec.model))
+        parts.insert(0, pieces.base(spec.model, spec.launch))
     names |= {name for part in parts for name in _names(part)}
     if names & {"ROWS", "EVAL_ROWS", "Stream", "Augmented"}:
         parts.insert(0, pieces.rows(spec.data))
     directory = "DIRECTORY" in names
-    if directory:
+    if "nprocs" in body:
+        # Ranks inherit both.
+        parts.insert(0, 'DIRECTORY = os.environ.setdefault("REPRODUCE", tempfile.mkdtemp())')
+        port = 'os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 1000))'
+        parts.insert(1, f'os.environ["MASTER_ADDR"] = "localhost"\n{port}')
+    elif directory:
         parts.insert(0, "DIRECTORY = tempfile.mkdtemp()")
     code = _spaced(parts)
     if "sys.exit" not in body:
@@ -188,6 +195,7 @@ def _render(check: str, spec: RunSpec, options: Mapping[str, Any]) -> str:
     given = {
         "spec": spec,
         "add": spec.adapter.route == ADD,
+        "ranks": spec.launch.ranks,
         "size": int(spec.arguments.get("per_device_train_batch_size", 8)),
         "window": int(spec.arguments.get("gradient_accumulation_steps") or 1),
         "smoothing": float(spec.arguments.get("label_smoothing_factor") or 0.0),

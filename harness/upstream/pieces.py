@@ -17,7 +17,7 @@ from harness.fixtures import models
 from harness.fixtures.data import IGNORED
 from harness.fixtures.resized_embeddings import FAMILY as RESIZED
 from harness.reading import shown
-from harness.spec import CONFIG_FAMILY, GET, AdapterSpec, DataSpec, ModelSpec, RunSpec
+from harness.spec import CONFIG_FAMILY, GET, AdapterSpec, DataSpec, LaunchSpec, ModelSpec, RunSpec
 
 #: Columns of a script.
 WIDTH = 118
@@ -151,8 +151,22 @@ def dataset(data: DataSpec) -> str:
 # ---- the base model ----
 
 
-def base(model: ModelSpec) -> str:
-    """Return the function base(), which makes the base model."""
+def base(model: ModelSpec, launch: LaunchSpec) -> str:
+    """Return the function base(), which makes the base model.
+
+    If ranks shard it while they load it, whole() makes the model that the first process saves.
+    """
+    if launch.strategy == "loaded":
+        kind = models.family(model).model_class
+        load = f'{kind}.from_pretrained(f"{{DIRECTORY}}/base", distributed_config=config)'
+        lines = [_base(model).replace("def base()", "def whole()"), "", "def base():"]
+        return "\n".join([*lines, f"    config = DistributedConfig(fsdp_size={launch.ranks})", f"    return {load}.eval()"])
+    if launch.strategy not in ("single", "ddp", "zero1", "zero2", "zero3"):
+        raise refuse("accelerate shards by FSDP on GPUs only")
+    return _base(model)
+
+
+def _base(model: ModelSpec) -> str:
     config, made, after, before = _made(model)
     lines = [*before, "def base():", f"    torch.manual_seed({model.seed})", f"    config = {config}"]
     if model.quantization is not None:
