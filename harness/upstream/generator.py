@@ -188,6 +188,7 @@ def _render(check: str, spec: RunSpec, options: Mapping[str, Any]) -> str:
         loader=jinja2.FileSystemLoader(CHECKS_DIRECTORY),
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # noqa: S701  Python text, not HTML
     )
