@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
+import itertools
 import re
 import textwrap
 from collections.abc import Mapping
@@ -74,8 +76,34 @@ CHECKS: dict[str, Check] = {
 
 #: Modules that a script may use by their name.
 _MODULES = (
-    *("contextlib", "copy", "subprocess", "glob", "json", "logging", "math", "os", "pathlib", "random", "re", "shutil", "sys"),
-    *("tempfile", "warnings", "weakref", "gc", "torch", "accelerate", "bitsandbytes", "peft", "transformers", "numpy", "time"),
+    *(
+        "contextlib",
+        "copy",
+        "subprocess",
+        "glob",
+        "json",
+        "logging",
+        "math",
+        "os",
+        "pathlib",
+        "random",
+        "re",
+        "shutil",
+        "sys",
+    ),
+    *(
+        "tempfile",
+        "warnings",
+        "weakref",
+        "gc",
+        "torch",
+        "accelerate",
+        "bitsandbytes",
+        "peft",
+        "transformers",
+        "numpy",
+        "time",
+    ),
     *("optuna", "huggingface_hub"),
 )
 
@@ -184,15 +212,6 @@ def _steady(spec: RunSpec, row: Check) -> RunSpec:
 def _render(check: str, spec: RunSpec, options: Mapping[str, Any]) -> str:
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(CHECKS_DIRECTORY),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701  Python text, not HTML
-    )
-    environment.filters["py"] = pieces.text
     given = {
         "spec": spec,
         "add": spec.adapter.route == ADD,
@@ -208,15 +227,31 @@ def _render(check: str, spec: RunSpec, options: Mapping[str, Any]) -> str:
         **options,
     }
     try:
-        return environment.get_template(f"{check}.py.j2").render(given).strip("\n")
+        return _templates().get_template(f"{check}.py.j2").render(given).strip("\n")
     except jinja2.UndefinedError as error:
         raise pieces.refuse(f"the check {check} does not fit this run ({error})") from None
+
+
+@functools.cache
+def _templates() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(CHECKS_DIRECTORY),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701  Python text, not HTML
+    )
+    environment.filters["py"] = pieces.text
+    return environment
 
 
 def _spaced(parts: list[str]) -> str:
     """Join parts: one blank line around functions and classes."""
     text = parts[0]
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in itertools.pairwise(parts):
         block = after.startswith(("def ", "class ", "@")) or before.splitlines()[-1].startswith("    ")
         text += ("\n\n" if block else "\n") + after
     return re.sub(r"\n{3,}", "\n\n", text)

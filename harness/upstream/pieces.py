@@ -117,7 +117,9 @@ def _short(data: DataSpec) -> str:
     if data.ignored or data.eval_rows or (data.min_length or data.length) < data.length:
         return ""
     labels = "ids[0] % 2" if data.task == models.CLASSIFICATION else "ids"
-    tokens = f"[draw.randrange(1, {data.vocab_size}) for _ in range({min(data.length, data.max_length or data.length)})]"
+    tokens = (
+        f"[draw.randrange(1, {data.vocab_size}) for _ in range({min(data.length, data.max_length or data.length)})]"
+    )
     return f'{{"input_ids": ids, "labels": {labels}}} for ids in ({tokens}'
 
 
@@ -135,7 +137,9 @@ def _row(data: DataSpec) -> list[str]:
     if ragged:
         padded = labels if data.task == models.CLASSIFICATION else f"{labels} + [{IGNORED}] * pad"
         mask = '"attention_mask": [1] * len(ids) + [0] * pad'
-        lines += [f"    pad, labels = {length} - len(ids), {labels}" if data.ignored else f"    pad = {length} - len(ids)"]
+        lines += [
+            f"    pad, labels = {length} - len(ids), {labels}" if data.ignored else f"    pad = {length} - len(ids)"
+        ]
         padded = f"labels + [{IGNORED}] * pad" if data.ignored else padded
         lines += [f'    return {{"input_ids": ids + [0] * pad, {mask}, "labels": {padded}}}']
     else:
@@ -160,7 +164,9 @@ def base(model: ModelSpec, launch: LaunchSpec) -> str:
         kind = models.family(model).model_class
         load = f'{kind}.from_pretrained(f"{{DIRECTORY}}/base", distributed_config=config)'
         lines = [_base(model).replace("def base()", "def whole()"), "", "def base():"]
-        return "\n".join([*lines, f"    config = DistributedConfig(fsdp_size={launch.ranks})", f"    return {load}.eval()"])
+        return "\n".join(
+            [*lines, f"    config = DistributedConfig(fsdp_size={launch.ranks})", f"    return {load}.eval()"]
+        )
     if launch.strategy not in ("single", "ddp", "zero1", "zero2", "zero3"):
         raise refuse("accelerate shards by FSDP on GPUs only")
     return _base(model)
@@ -312,7 +318,7 @@ def trainer(spec: RunSpec, changes: Mapping[str, Any]) -> str:
 
 
 #: peft's documentation asks of a training loop that it calls this.
-ALLOCATE = '''class AllocateRanks(TrainerCallback):
+ALLOCATE = """class AllocateRanks(TrainerCallback):
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         model.base_model.update_and_allocate(state.global_step)
-'''
+"""
