@@ -80,12 +80,7 @@ class Expectation:
         - spec: the run's RunSpec.to_json().
         - seen: the failure's message.
         """
-        return (
-            bool(self.spec)
-            and self._is_about(clause, subject)
-            and self.match in seen
-            and self.describes(spec)
-        )
+        return bool(self.spec) and self._is_about(clause, subject) and self.match in seen and self.describes(spec)
 
     def describes(self, spec: Mapping[str, Any]) -> bool:
         """Return whether a RunSpec, as JSON, has the fields that this entry's `spec` names. It does if that is empty."""

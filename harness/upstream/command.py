@@ -28,7 +28,7 @@ def write(
     - clause: the clause to judge; None for the one that the file names.
     - bisect: what `bisect --json` wrote; None if there is none.
 
-    Raises UsageError if no short script can be made, or if it shows no fault on the installed stack and a report is asked for.
+    Raises UsageError if no short script can be made. For a report it must show its fault on the installed stack.
     """
     if bisect is not None and report is None:
         raise UsageError("--bisect is for --issue, which says since which release the fault is there")

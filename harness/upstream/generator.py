@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
+import itertools
 import re
 import textwrap
 from collections.abc import Mapping
@@ -68,12 +70,40 @@ CHECKS: dict[str, Check] = {
     "windows": Check(("ACC-02",), _SILENT),
     "repeats": Check(("GEN-02",), _LOGGED),
     "ranks": Check(("DIST-02", "FSDP-17", "DS-08"), _SILENT, one_step=True),
+    "ranks_complete": Check((), {"logging_strategy": "no"}),
+    "ranks_labels": Check((), _SILENT, one_step=True),
 }
 
 #: Modules that a script may use by their name.
 _MODULES = (
-    *("contextlib", "copy", "subprocess", "glob", "json", "logging", "math", "os", "pathlib", "random", "re", "shutil", "sys"),
-    *("tempfile", "warnings", "torch", "accelerate", "bitsandbytes", "peft", "transformers", "numpy", "time"),
+    *(
+        "contextlib",
+        "copy",
+        "subprocess",
+        "glob",
+        "json",
+        "logging",
+        "math",
+        "os",
+        "pathlib",
+        "random",
+        "re",
+        "shutil",
+        "sys",
+    ),
+    *(
+        "tempfile",
+        "warnings",
+        "weakref",
+        "gc",
+        "torch",
+        "accelerate",
+        "bitsandbytes",
+        "peft",
+        "transformers",
+        "numpy",
+        "time",
+    ),
     *("optuna", "huggingface_hub"),
 )
 
@@ -144,12 +174,17 @@ def _code(spec: RunSpec, check: str, options: Mapping[str, Any]) -> str:
     if "adapted" in names:
         parts.insert(0, pieces.adapted(spec.adapter))
     if "base" in names:
-        parts.insert(0, pieces.base(spec.model))
+        parts.insert(0, pieces.base(spec.model, spec.launch))
     names |= {name for part in parts for name in _names(part)}
     if names & {"ROWS", "EVAL_ROWS", "Stream", "Augmented"}:
         parts.insert(0, pieces.rows(spec.data))
     directory = "DIRECTORY" in names
-    if directory:
+    if "nprocs" in body:
+        # Ranks inherit both.
+        parts.insert(0, 'DIRECTORY = os.environ.setdefault("REPRODUCE", tempfile.mkdtemp())')
+        port = 'os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 1000))'
+        parts.insert(1, f'os.environ["MASTER_ADDR"] = "localhost"\n{port}')
+    elif directory:
         parts.insert(0, "DIRECTORY = tempfile.mkdtemp()")
     code = _spaced(parts)
     if "sys.exit" not in body:
@@ -177,17 +212,10 @@ def _steady(spec: RunSpec, row: Check) -> RunSpec:
 def _render(check: str, spec: RunSpec, options: Mapping[str, Any]) -> str:
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(CHECKS_DIRECTORY),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701  Python text, not HTML
-    )
-    environment.filters["py"] = pieces.text
     given = {
         "spec": spec,
         "add": spec.adapter.route == ADD,
+        "ranks": spec.launch.ranks,
         "size": int(spec.arguments.get("per_device_train_batch_size", 8)),
         "window": int(spec.arguments.get("gradient_accumulation_steps") or 1),
         "smoothing": float(spec.arguments.get("label_smoothing_factor") or 0.0),
@@ -199,15 +227,31 @@ def _render(check: str, spec: RunSpec, options: Mapping[str, Any]) -> str:
         **options,
     }
     try:
-        return environment.get_template(f"{check}.py.j2").render(given).strip("\n")
+        return _templates().get_template(f"{check}.py.j2").render(given).strip("\n")
     except jinja2.UndefinedError as error:
         raise pieces.refuse(f"the check {check} does not fit this run ({error})") from None
+
+
+@functools.cache
+def _templates() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(CHECKS_DIRECTORY),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701  Python text, not HTML
+    )
+    environment.filters["py"] = pieces.text
+    return environment
 
 
 def _spaced(parts: list[str]) -> str:
     """Join parts: one blank line around functions and classes."""
     text = parts[0]
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in itertools.pairwise(parts):
         block = after.startswith(("def ", "class ", "@")) or before.splitlines()[-1].startswith("    ")
         text += ("\n\n" if block else "\n") + after
     return re.sub(r"\n{3,}", "\n\n", text)

@@ -67,7 +67,18 @@ def issue(origin: Origin, done: subprocess.CompletedProcess[str], bisect: Mappin
     versions = ", ".join(f"{name} {version(name)}" for name in STACK if version(name))
     lines += ["", "## Versions", "", f"Python {sys.version.split()[0]}, {versions}. On a CPU."]
     lines += ["", "## To reproduce", "", "It builds a tiny random model and downloads nothing.", ""]
-    lines += ["```python", origin.text.strip(), "```", "", "## Expected and seen", "", "```", *lines_of(done), "```", ""]
+    lines += [
+        "```python",
+        origin.text.strip(),
+        "```",
+        "",
+        "## Expected and seen",
+        "",
+        "```",
+        *lines_of(done),
+        "```",
+        "",
+    ]
     lines += [f"Expected by: {clause.source}"]
     if since := _since(origin, bisect):
         lines += ["", "## Since", "", since]
@@ -89,7 +100,11 @@ def _since(origin: Origin, bisect: Mapping[str, Any] | None) -> str:
 def read_bisect(path: Path, clause: str) -> Mapping[str, Any]:
     """Return what `bisect --json` wrote. Raises UsageError if the file is none, or is about another clause."""
     body = read_json(path)
-    if not isinstance(body, Mapping) or not isinstance(body.get("answer"), str) or not isinstance(body.get("clause"), str):
+    if (
+        not isinstance(body, Mapping)
+        or not isinstance(body.get("answer"), str)
+        or not isinstance(body.get("clause"), str)
+    ):
         raise UsageError(f"{shown_path(path)}: is not what bisect --json writes")
     if clause not in body["clause"]:
         raise UsageError(f"{shown_path(path)}: is about {body['clause']}, and the case is about {clause}")

@@ -152,7 +152,9 @@ def to_html(rows: list[Row]) -> str:
 
     loader = jinja2.FileSystemLoader(PACKAGE / "upstream")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("defects.html.j2").render(rows=rows, counts=counts(rows), clauses=contract.clauses())
+    return environment.get_template("defects.html.j2").render(
+        rows=rows, counts=counts(rows), clauses=contract.clauses()
+    )
 
 
 def read_report(body: Any, where: str) -> Mapping[str, Any]:

@@ -15,8 +15,9 @@ from harness import defaults, spec_fields
 from harness.errors import UsageError
 from harness.fixtures import models
 from harness.fixtures.data import IGNORED
+from harness.fixtures.resized_embeddings import FAMILY as RESIZED
 from harness.reading import shown
-from harness.spec import CONFIG_FAMILY, GET, AdapterSpec, DataSpec, ModelSpec, RunSpec
+from harness.spec import CONFIG_FAMILY, GET, AdapterSpec, DataSpec, LaunchSpec, ModelSpec, RunSpec
 
 #: Columns of a script.
 WIDTH = 118
@@ -116,7 +117,9 @@ def _short(data: DataSpec) -> str:
     if data.ignored or data.eval_rows or (data.min_length or data.length) < data.length:
         return ""
     labels = "ids[0] % 2" if data.task == models.CLASSIFICATION else "ids"
-    tokens = f"[draw.randrange(1, {data.vocab_size}) for _ in range({min(data.length, data.max_length or data.length)})]"
+    tokens = (
+        f"[draw.randrange(1, {data.vocab_size}) for _ in range({min(data.length, data.max_length or data.length)})]"
+    )
     return f'{{"input_ids": ids, "labels": {labels}}} for ids in ({tokens}'
 
 
@@ -134,7 +137,9 @@ def _row(data: DataSpec) -> list[str]:
     if ragged:
         padded = labels if data.task == models.CLASSIFICATION else f"{labels} + [{IGNORED}] * pad"
         mask = '"attention_mask": [1] * len(ids) + [0] * pad'
-        lines += [f"    pad, labels = {length} - len(ids), {labels}" if data.ignored else f"    pad = {length} - len(ids)"]
+        lines += [
+            f"    pad, labels = {length} - len(ids), {labels}" if data.ignored else f"    pad = {length} - len(ids)"
+        ]
         padded = f"labels + [{IGNORED}] * pad" if data.ignored else padded
         lines += [f'    return {{"input_ids": ids + [0] * pad, {mask}, "labels": {padded}}}']
     else:
@@ -150,8 +155,24 @@ def dataset(data: DataSpec) -> str:
 # ---- the base model ----
 
 
-def base(model: ModelSpec) -> str:
-    """Return the function base(), which makes the base model."""
+def base(model: ModelSpec, launch: LaunchSpec) -> str:
+    """Return the function base(), which makes the base model.
+
+    If ranks shard it while they load it, whole() makes the model that the first process saves.
+    """
+    if launch.strategy == "loaded":
+        kind = models.family(model).model_class
+        load = f'{kind}.from_pretrained(f"{{DIRECTORY}}/base", distributed_config=config)'
+        lines = [_base(model).replace("def base()", "def whole()"), "", "def base():"]
+        return "\n".join(
+            [*lines, f"    config = DistributedConfig(fsdp_size={launch.ranks})", f"    return {load}.eval()"]
+        )
+    if launch.strategy not in ("single", "ddp", "zero1", "zero2", "zero3"):
+        raise refuse("accelerate shards by FSDP on GPUs only")
+    return _base(model)
+
+
+def _base(model: ModelSpec) -> str:
     config, made, after, before = _made(model)
     lines = [*before, "def base():", f"    torch.manual_seed({model.seed})", f"    config = {config}"]
     if model.quantization is not None:
@@ -183,14 +204,20 @@ def _made(model: ModelSpec) -> tuple[str, str, list[str], list[str]]:
         auto = {"causal": "CausalLM", "classification": "SequenceClassification", "seq2seq": "Seq2SeqLM"}[model.task]
         return call("AutoConfig.for_model", fields, text(kind)), f"AutoModelFor{auto}.from_config(config)", [], []
     after, before = [], []
-    if model.family in _WRAPPED:
+    if model.family == RESIZED:
+        row, fields = models.FAMILIES["llama"], {}
+        if model.config.get("origin") == "directory":
+            after = ['    model.save_pretrained(f"{DIRECTORY}/base")']
+            after += [f'    model = {row.model_class}.from_pretrained(f"{{DIRECTORY}}/base")']
+        after += [f"    model.resize_token_embeddings({int(model.config.get('vocab_size', 256))})"]
+    elif model.family in _WRAPPED:
         after = ["    model.config.use_cache = False", "    for index, layer in enumerate(model.model.layers):"]
         after += [f"        model.model.layers[index] = {_WRAPPED[model.family]}"]
         row = models.FAMILIES["llama"]
     elif model.family in models.FAMILIES:
         row = models.FAMILIES[model.family]
     else:
-        raise refuse(f"its model comes from {model.family!r}, which is code of your own")
+        raise refuse(f"its model comes from {shown(model.family)}, which is code of your own")
     name = row.model_class
     if model.family == _PLAIN_LOSS:
         name = "MyLlama"
@@ -227,9 +254,14 @@ def adapted(adapter: AdapterSpec) -> str:
         lines += [f"    model = {call('get_peft_model', {**named, **adapter.options}, 'model, config')}"]
     else:
         lines += [f"    {call('model.add_adapter', {**named, **adapter.options}, 'config')}"]
-    for name, other in adapter.others.items():
-        config = "config" if not other else _config(adapter, {**adapter.config, **other})
-        config = f"copy.deepcopy({config})" if not other else config
+    # Before the injection, which may change a config.
+    before = [
+        f"    config_{number} = {_config(adapter, {**adapter.config, **other}) if other else 'copy.deepcopy(config)'}"
+        for number, other in enumerate(adapter.others.values(), 2)
+    ]
+    lines[-1:-1] = before
+    for number, name in enumerate(adapter.others, 2):
+        config = f"config_{number}"
         if adapter.route == GET:
             lines += [f'    model.add_adapter("{name}", {config})']
         else:
@@ -286,7 +318,7 @@ def trainer(spec: RunSpec, changes: Mapping[str, Any]) -> str:
 
 
 #: peft's documentation asks of a training loop that it calls this.
-ALLOCATE = '''class AllocateRanks(TrainerCallback):
+ALLOCATE = """class AllocateRanks(TrainerCallback):
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         model.base_model.update_and_allocate(state.global_step)
-'''
+"""

@@ -9,10 +9,10 @@ Each known defect (`harness.contract.expectations`) is in one of two tables:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from harness.contract import expectations
 from harness.contract.expectations import Expectation
 from harness.environment import satisfies
 from harness.errors import UsageError
-from harness.paths import SUITES
 from harness.fixtures.models import FAMILIES
+from harness.paths import SUITES
 from harness.reading import read_text
 from harness.runs.scenarios import spec_for
 from harness.spec import GET, RunSpec
@@ -49,6 +49,7 @@ class Recipe:
     - options: what the check takes.
     - words: words of the script's output where the fault is.
     - null: TrainingArguments that are None.
+    - bad: requirements of a stack on which the script exits with 1, if the installed one is good; "" for the installed one.
     - good: requirements of a stack on which the script exits with 0; "" if none is known.
     """
 
@@ -63,6 +64,7 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     words: str = ""
     good: str = ""
+    bad: str = ""
     null: tuple[str, ...] = ()
 
     @property
@@ -117,12 +119,20 @@ def _entries(directory: Path, kind: str) -> Iterable[tuple[Path, dict[str, Any]]
 
 
 def _read(kind: Any, entry: dict[str, Any], file: Path) -> Any:
-    values = {name: (value,) if name in ("clause", "shows") and isinstance(value, str) else value for name, value in entry.items()}
+    values = {
+        name: (value,) if name in ("clause", "shows") and isinstance(value, str) else value
+        for name, value in entry.items()
+    }
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     try:
         return kind(**values)
     except TypeError as error:
         raise UsageError(f"{file}, {entry.get('id') or entry.get('shows')}: {error}") from None
+
+
+@functools.cache
+def _all_known() -> tuple[Expectation, ...]:
+    return tuple(expectations.load(SUITES / "expectations"))
 
 
 def defects(one: Recipe | Unscripted, known: Iterable[Expectation] | None = None) -> list[Expectation]:
@@ -132,16 +142,11 @@ def defects(one: Recipe | Unscripted, known: Iterable[Expectation] | None = None
     """
     found = []
     body = one.spec.to_json() if isinstance(one, Recipe) else None
-    for defect in expectations.load(SUITES / "expectations") if known is None else known:
+    for defect in _all_known() if known is None else known:
         named = defect.clause in one.clause and (defect.scenario in one.shows or defect.match in one.shows)
         if named and (defect.describes(body) if body is not None else one.is_about(defect)):
             found.append(defect)
     return found
-
-
-def recipe_of(defect: Expectation, all_recipes: Iterable[Recipe], known: Iterable[Expectation]) -> Recipe | None:
-    """Return the recipe that shows a known defect, None if there is none."""
-    return next((one for one in all_recipes if defect in defects(one, known)), None)
 
 
 def here(one: Recipe) -> bool:
@@ -163,9 +168,3 @@ def script_of(one: Recipe) -> str:
 
 def _title(clause: str) -> str:
     return f"Must hold: {contract.clauses()[clause].statement}"
-
-
-def chosen(all_recipes: Iterable[Recipe], globs: Iterable[str]) -> list[Recipe]:
-    """Return the recipes of clauses that match a glob; all if there is no glob."""
-    patterns = list(globs) or ["*"]
-    return [one for one in all_recipes if any(fnmatchcase(id, glob) for id in one.clause for glob in patterns)]
