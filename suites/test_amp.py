@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness import lacking
 from harness.fixtures import data
 from harness.laws import precision
 from harness.laws.equal import differences
@@ -141,11 +142,9 @@ def test_two_half_precisions_are_refused(changes, words, upstream, tmp_path, jud
 def test_bf16_without_a_device_for_it_is_refused(argument, upstream, tmp_path, judge):
     from transformers import TrainingArguments
 
-    from harness import compat
-
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device, so nothing is missing")
-    skip_if(compat.missing_bf16_refusal())
+    skip_if(lacking.bf16_refusal())
     arguments: dict[str, Any] = {argument: True}
     judge(
         raises(

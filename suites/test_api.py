@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 
-from harness import compat
+from harness import lacking
 from harness.fixtures import data, models
 from harness.laws import equal, injection
 from harness.runs.scenarios import PLAIN, SAVING, SCENARIOS, by_route, cases
@@ -260,7 +260,7 @@ def test_an_adapter_loaded_for_inference_does_not_train(route, upstream, tmp_pat
     "route", [pytest.param(GET, id="from_pretrained/trainable"), pytest.param(ADD, id="load_adapter/trainable")]
 )
 def test_an_adapter_loaded_as_trainable_trains(route, upstream, tmp_path, judge):
-    if route == ADD and (reason := compat.missing_load_option()):
+    if route == ADD and (reason := lacking.load_option()):
         pytest.skip(reason)
     model = loaded(route, tmp_path / "adapter", is_trainable=True)
     before = {"default": injection.adapter_tensors(model, "default")}

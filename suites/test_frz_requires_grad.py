@@ -6,7 +6,7 @@ from typing import Any
 import peft
 import pytest
 
-from harness import compat
+from harness import lacking
 from harness.fixtures import models, tensor_shapes
 from harness.laws.frozen import trainable_names, trains_exactly
 from harness.runs.scenarios import PLAIN, by_route, cases
@@ -41,7 +41,7 @@ def supported(upstream):
     def check(spec, is_trainable=False):
         reason = upstream.unsupported(spec)
         if is_trainable and spec.adapter.route == ADD:
-            reason = reason or compat.missing_load_option()
+            reason = reason or lacking.load_option()
         if reason:
             pytest.skip(reason)
 

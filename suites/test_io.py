@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness import compat
+from harness import lacking
 from harness.environment import version
 from harness.fixtures import models
 from harness.laws import model_card
@@ -19,7 +19,7 @@ NAMED = SAVED.but(
 TAGS = ("lora", "transformers", "base_model:adapter:someone/their-base")
 PIPELINE = "text-generation"
 
-tags_cards = pytest.mark.skipif(compat.missing_card_tags() is not None, reason=str(compat.missing_card_tags()))
+tags_cards = pytest.mark.skipif(lacking.card_tags() is not None, reason=str(lacking.card_tags()))
 
 
 @pytest.mark.clause("IO-01")

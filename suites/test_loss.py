@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness import compat
+from harness import lacking
 from harness.fixtures.plain_loss import every_third_ignored, mean_loss_trainer
 from harness.laws import loss
 from harness.laws.equal import equal_runs
@@ -73,7 +73,7 @@ def test_a_normalised_loss_is_not_divided_again(trace, judge):
 @pytest.mark.clause("LOSS-03")
 @cases(by_route({"batch-mean": STILL_SHORT_WINDOW}))
 def test_a_batch_mean_is_divided_once_by_the_micro_batches_of_its_window(spec, upstream, runs, judge):
-    skip_if(compat.missing_loss_switch(upstream.trainer_class))
+    skip_if(lacking.loss_switch(upstream.trainer_class))
     trace = runs.train(spec, HFTrainer(mean_loss_trainer()))
     judge(loss.window_mean(trace, BATCHES))
 

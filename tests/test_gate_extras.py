@@ -44,8 +44,10 @@ def test_upstream_and_the_suites_do_not_find_what_is_left_out():
     """In a process of its own. Upstream looks with find_spec (transformers.utils.import_utils, accelerate.utils.imports)."""
     code = (
         "import importlib.util\n"
-        "from harness import compat, environment\n"
-        "def found(): return environment.version('optuna'), compat._has('optuna'), bool(importlib.util.find_spec('optuna'))\n"
+        "from harness import environment, lacking\n"
+        "def found():\n"
+        "    spec = importlib.util.find_spec('optuna')\n"
+        "    return environment.version('optuna'), lacking._has('optuna'), bool(spec)\n"
         "environment.hide_left_out(); print(*found())"
     )
     here = environments.running()

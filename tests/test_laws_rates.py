@@ -9,7 +9,7 @@ from harness.reference import schedules
 from harness.runs.configured import SCHEDULES
 from harness.runs.scenarios import PLAIN
 from harness.trace import Evaluation
-from harness.verdict import NOT_COMPARABLE
+from harness.verdict import FAIL, NOT_COMPARABLE, PASS
 from tests.traces import made_up
 
 MIN = {"min_lr_rate": 0.1}
@@ -122,3 +122,28 @@ def test_a_plateau_that_is_not_followed_is_named():
     assert "step 3: learning rates [0.01, 0.01], expected 0.001" in rates.learning_rates(trace).seen[0]
     trace.spec = trace.spec.resumed(2)
     assert "goes on from evaluations before the checkpoint" in rates.learning_rates(trace).seen[0]
+
+
+def of_groups(rates, optimizers="harness.fixtures.optimizers:loraplus", **arguments):
+    """Return a trace of two groups, of which the second learns 16 times as fast: (0.01 f, `rates`[step]) are its rates."""
+    trace = made_up(PLAIN.but(trainer={"optimizers": optimizers}, max_steps=4, **arguments))
+    for group, rate in zip(trace.groups, (0.01, 0.16), strict=True):
+        group.settings["initial_lr"] = rate
+    for step, rate in zip(trace.steps, rates, strict=True):
+        step.learning_rates = [0.01 * (5 - step.number) / 4, rate]
+    return trace
+
+
+def test_the_schedule_multiplies_the_rate_of_each_group():
+    assert rates.learning_rates(of_groups([0.16, 0.12, 0.08, 0.04])).outcome == PASS
+    failing = rates.learning_rates(of_groups([0.16, 0.12, 0.12, 0.04]))
+    assert failing.outcome == FAIL and failing.seen == ("step 3: learning rates [0.005, 0.12], expected [0.005, 0.08]",)
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "kind"),
+    [("mine:factory", "linear"), ("harness.fixtures.optimizers:loraplus", "reduce_lr_on_plateau")],
+)
+def test_groups_with_a_schedule_of_their_own_are_not_judged(optimizers, kind):
+    verdict = rates.learning_rates(of_groups([0.16] * 4, optimizers, lr_scheduler_type=kind))
+    assert verdict.outcome == NOT_COMPARABLE and "the user's own" in verdict.seen[0]

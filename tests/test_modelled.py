@@ -64,7 +64,8 @@ def test_each_exception_names_an_argument_and_clauses_that_exist():
             "`trainer.data_collator`",
         ),
         ({"trainer": {"optimizers": "mine:factory"}}, "ACC-01", None),
-        ({"trainer": {"optimizers": "mine:factory"}}, "LOOP-02", "`trainer.optimizers`: the optimizer"),
+        ({"trainer": {"optimizers": "mine:factory"}}, "LOOP-02", None),
+        ({"trainer": {"optimizers": "mine:factory"}}, "CKPT-07", "`trainer.optimizers`: the optimizer"),
     ],
 )
 def test_what_is_not_modelled_is_named(changes, clause, said):

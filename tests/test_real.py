@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from harness import compat
+from harness import lacking
 from harness.errors import UsageError
 from harness.fixtures import smollm2
 from harness.paths import ROOT
@@ -53,7 +53,7 @@ def test_a_users_model_and_data(tiny, tmp_path, capsys):
 
 
 def test_qlora_packs_the_users_base(tiny, tmp_path, capsys):
-    if reason := compat.missing_quantization():
+    if reason := lacking.quantization():
         pytest.skip(reason)
     code, result = run_tiny(tiny, tmp_path / "out", qlora=True)
     assert code == 0, capsys.readouterr().out

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness import compat
+from harness import lacking
 from harness.errors import UsageError
 from harness.fixtures import collators, data
 from harness.runs.scenarios import PLAIN
@@ -85,7 +85,7 @@ def test_padding_is_where_the_collator_says():
 
 def test_packed_rows_need_masks_that_keep_them_apart(monkeypatch):
     spec = PLAIN.but(trainer={"data_collator": "harness.fixtures.collators:packed"})
-    monkeypatch.setattr(compat, "missing_packed_masks", lambda: "they attend to each other")
+    monkeypatch.setattr(lacking, "packed_masks", lambda: "they attend to each other")
     assert trainer_keywords.missing(spec) == "they attend to each other"
     assert trainer_keywords.missing(spec.but(model={"attn_implementation": "flash_attention_2"})) is None
     assert trainer_keywords.missing(PLAIN) is None
@@ -100,7 +100,7 @@ def test_every_optimizer_of_upstream_is_there_or_its_package_is_named():
     from transformers.training_args import OptimizerNames
 
     for kind in OptimizerNames:
-        reason = compat.missing_package({"optim": kind.value})
+        reason = lacking.package({"optim": kind.value})
         arguments = TrainingArguments("unused", use_cpu=True, report_to="none", optim_target_modules=["q_proj"])
         arguments.optim = kind
         try:
@@ -124,7 +124,7 @@ def test_every_optimizer_of_upstream_is_there_or_its_package_is_named():
     ],
 )
 def test_a_package_that_is_not_installed_is_named(spec, words, monkeypatch):
-    monkeypatch.setattr(compat, "_has", lambda module: False)
+    monkeypatch.setattr(lacking, "_has", lambda module: False)
     assert words in HFTrainer().unsupported(spec)
 
 
@@ -147,7 +147,7 @@ def test_an_option_of_the_route_that_there_is_not():
     ],
 )
 def test_a_quantization_config_that_cannot_be_is_one_sentence(config, words):
-    if reason := compat.missing_quantization():
+    if reason := lacking.quantization():
         pytest.skip(reason)
     with pytest.raises(UsageError) as caught:
         HFTrainer().unsupported(PLAIN.but(model={"quantization": config}))
@@ -155,7 +155,7 @@ def test_a_quantization_config_that_cannot_be_is_one_sentence(config, words):
 
 
 def test_a_quantization_config_packs_as_it_says():
-    if reason := compat.missing_quantization():
+    if reason := lacking.quantization():
         pytest.skip(reason)
     from harness.fixtures import models
 

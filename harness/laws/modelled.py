@@ -108,7 +108,8 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "optim_target_modules": dict.fromkeys(("CKPT-07", "CKPT-27"), "the optimizer keeps other state for these modules"),
     "trainer.compute_loss_func": dict.fromkeys(("LOSS-01", "LOOP-09", "ACC-01", "ACC-10"), _OWN_LOSS),
     # ACC-01 and ACC-10 train without callbacks, by an optimizer of their own (`comparisons.steady`).
-    "trainer.optimizers": dict.fromkeys(("LOOP-02", "CKPT-07", "CKPT-27"), _OWN_OPTIMIZER),
+    # LOOP-02 models groups with rates of their own (`rates.OWN_RATES`).
+    "trainer.optimizers": dict.fromkeys(("CKPT-07", "CKPT-27"), _OWN_OPTIMIZER),
     "trainer.optimizer_cls_and_kwargs": dict.fromkeys(("CKPT-07", "CKPT-27"), _OWN_OPTIMIZER),
     "trainer.callbacks": dict.fromkeys(("LOOP-04", "LOOP-06", "CKPT-12", "EVAL-10", "FRZ-15", "API-05"), _CONTROL),
     "trainer.data_collator": dict.fromkeys(("LOSS-01", "ACC-01", "ACC-10", "RNG-02"), _OWN_ROWS),

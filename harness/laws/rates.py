@@ -15,6 +15,7 @@ from harness.laws.completion import incomplete
 from harness.laws.plan import NotModelled, if_planned, plan
 from harness.laws.schedule import argument, number
 from harness.spec import RunSpec
+from harness.spec_fields import named
 from harness.trace import Evaluation, Trace
 from harness.verdict import Verdict, verdict
 
@@ -135,8 +136,14 @@ _OWN_WARMUP = ("constant", "cosine_warmup_with_min_lr", "warmup_stable_decay")
 PLATEAU = "reduce_lr_on_plateau"
 
 
-def learning_rate(spec: RunSpec, step: int) -> float:
+#: The user's own optimizers whose groups have rates that are multiples of learning_rate, with the Trainer's own schedule.
+OWN_RATES = ("harness.fixtures.optimizers:loraplus", "harness.fixtures.optimizers:parameter_groups")
+
+
+def learning_rate(spec: RunSpec, step: int, base: float | None = None) -> float:
     """Return the learning rate that an optimizer step must use. Steps are counted from 1.
+
+    - base: the rate that the schedule multiplies in a parameter group; None: learning_rate.
 
     Raises NotModelled if the spec has no plan, or its schedule no formula (with its options).
     """
@@ -144,10 +151,11 @@ def learning_rate(spec: RunSpec, step: int) -> float:
     if kind not in FORMULAS:
         raise NotModelled(f"lr_scheduler_type {kind!r} is not modelled")
     planned, peak, done = plan(spec), number(spec, "learning_rate"), step - 1
+    base = peak if base is None else base
     if done < planned.warmup and kind not in _OWN_WARMUP:
-        return peak * (done / planned.warmup)
+        return base * (done / planned.warmup)
     try:
-        return peak * FORMULAS[kind](done, planned.warmup, planned.total, peak, **_options(spec))
+        return base * FORMULAS[kind](done, planned.warmup, planned.total, peak, **_options(spec))
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise NotModelled(f"lr_scheduler_kwargs {dict(_options(spec))} of {kind!r}: {error}") from error
 
@@ -200,8 +208,13 @@ def follows_metric(spec: RunSpec) -> bool:
 
 @if_planned
 def learning_rates(trace: Trace) -> Verdict:
-    """Check that each step uses the schedule's learning rate, in every parameter group."""
+    """Check that each step uses the schedule's learning rate, in every parameter group.
+
+    Groups of the user's own (`OWN_RATES`) have a rate each, which the schedule multiplies.
+    """
     spec, findings = trace.spec, incomplete(trace)
+    if spec.trainer.get("optimizers"):
+        return _rates_of_groups(trace, findings)
     expected_at = functools.partial(learning_rate, spec)
     if argument(spec, "lr_scheduler_type") == PLATEAU:
         if spec.resume is not None:
@@ -212,6 +225,22 @@ def learning_rates(trace: Trace) -> Verdict:
         if any(rate != expected for rate in step.learning_rates):
             findings.append(f"step {step.number}: learning rates {step.learning_rates}, expected {expected!r}")
     return verdict("each step uses the schedule's learning rate", findings, steps=len(trace.steps))
+
+
+def _rates_of_groups(trace: Trace, findings: list[str]) -> Verdict:
+    spec = trace.spec
+    name, _ = named(spec.trainer["optimizers"]) or ("", {})
+    if name not in OWN_RATES or argument(spec, "lr_scheduler_type") == PLATEAU:
+        raise NotModelled("the optimizer and its parameter groups are the user's own")
+    # The scheduler notes in each group what it multiplies.
+    bases = [group.settings.get("initial_lr", math.nan) for group in trace.groups]
+    for step in trace.steps:
+        expected = [learning_rate(spec, step.number, base) for base in bases]
+        if step.learning_rates != expected:
+            findings.append(f"step {step.number}: learning rates {step.learning_rates}, expected {expected!r}")
+    if not bases:
+        findings.append("the optimizer has no parameter group")
+    return verdict("each step uses the schedule's rate, times its group's", findings, groups=len(bases))
 
 
 def logged_rates(trace: Trace) -> Verdict:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import compat, progress
+from harness import lacking, progress
 from harness.environment import check_device
 from harness.errors import UsageError
 from harness.reading import shown
@@ -104,7 +104,7 @@ def train(
     from harness import subjects
     from harness.spec import LaunchSpec
 
-    if qlora and (lack := compat.missing_quantization()) is not None:
+    if qlora and (lack := lacking.quantization()) is not None:
         raise UsageError(f"--qlora: {lack}")
     judged = [subjects.load(name) for name in names]
     directory = directory or _smollm2(console)

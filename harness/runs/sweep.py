@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.laws.completion import REFUSALS
+from harness.laws.completion import REFUSALS, REFUSED_BY_TORCH
 from harness.processes.workers import Died, Workers
 from harness.runs.fewest import cause
 from harness.runs.pairs import Pairs, Row
@@ -101,7 +101,8 @@ class Refusal:
     def crash(self) -> bool:
         """Whether upstream ends before the first step begins with an exception that is no refusal, such as a TypeError."""
         found = re.search(r"(?:refuses it: |cannot train it \()(?:rank \d+ of \d+: )?(\w+)", self.sentence)
-        return found is not None and found[1] not in _REFUSALS
+        in_words = any(words in self.sentence for words in REFUSED_BY_TORCH)
+        return found is not None and found[1] not in _REFUSALS and not in_words
 
 
 @dataclass

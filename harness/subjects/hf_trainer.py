@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import compat
+from harness import compat, lacking
 from harness.environment import version
 from harness.errors import UsageError
 from harness.fixtures import data, loaded, models, quantized
@@ -198,11 +198,11 @@ class HFTrainer:
             compat.training_arguments({**launch_arguments.arguments(spec.launch), **spec.arguments})
         except LookupError as missing:
             return str(missing)
-        reason = compat.missing_package(spec.arguments) or trainer_keywords.missing(spec)
+        reason = lacking.package(spec.arguments) or trainer_keywords.missing(spec)
         if reason is not None:
             return reason
         if spec.model.family == "qwen3-moe":
-            reason = compat.missing_experts(spec.adapter.config.get("target_parameters") or ())
+            reason = lacking.experts(spec.adapter.config.get("target_parameters") or ())
         if reason is not None:
             return reason
         _check_options(spec.adapter)
@@ -319,10 +319,10 @@ def _missing_for_model(model: ModelSpec, device: str) -> str | None:
     """Return what this installation lacks for a base model on a device, None if nothing."""
     reason = None
     if model.four_bit or model.eight_bit:
-        reason = compat.missing_quantization(model.packed_dtype)
+        reason = lacking.quantization(model.packed_dtype)
     if reason is None and isinstance(model.quantization, Mapping):
         reason = quantized.missing(model.quantization)
-    return reason or compat.missing_attention(model.attn_implementation, device)
+    return reason or lacking.attention(model.attn_implementation, device)
 
 
 def torch_random_state() -> contextlib.AbstractContextManager[Any]:

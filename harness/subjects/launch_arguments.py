@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from harness import compat
+from harness import lacking
 from harness.environment import gpus, version
 from harness.errors import UsageError
 from harness.spec import LaunchSpec
@@ -34,11 +34,11 @@ def unsupported(launch: LaunchSpec) -> str | None:
     if launch.strategy == "loaded":
         import torch
 
-        if (reason := compat.missing_sharded_loading()) is not None:
+        if (reason := lacking.sharded_loading()) is not None:
             return reason
         if launch.device == "cpu" and torch.cuda.is_available():
             return "a base that is sharded while it loads goes to the GPU that torch finds"
-    if launch.strategy == "fsdp2" and (reason := compat.missing_fsdp2()) is not None:
+    if launch.strategy == "fsdp2" and (reason := lacking.fsdp2()) is not None:
         return reason
     if not hasattr(os, "fork"):
         return "ranks need a system that has fork"

@@ -249,23 +249,27 @@ class Observer:
         assert self._model is not None
         if self._wrapped is None:
             found = {self._names[id(p)]: p for p in self._model.parameters() if p.grad is not None}
-            return {name: _copy(gradient) for name, gradient in self._of_trainable(found).items()}
+            self._record_frozen([name for name, p in found.items() if not p.requires_grad])
+            return {name: _copy(gradient) for name, gradient in _gradients_of_trainable(found).items()}
         if shards.hides_gradients(self._wrapped):
             return {}
+        # Before FSDP1 gathers. Then each parameter of a unit has a .grad, because it is a view into the unit's gradient.
+        frozen = [name for name, p in self._with_gradient().items() if not p.requires_grad]
+        self._record_frozen(shards.on_any_rank(frozen, self._wrapped))
         with shards.gathered(self._model, self._wrapped, with_grads=True):
             # Under FSDP1 the model has other Parameter objects inside this block.
-            found = {self._canonical(raw): p for raw, p in self._model.named_parameters() if p.grad is not None}
-            return {name: _copy(gradient) for name, gradient in shards.whole_all(self._of_trainable(found)).items()}
+            gradients = shards.whole_all(_gradients_of_trainable(self._with_gradient()))
+            return {name: _copy(gradient) for name, gradient in gradients.items()}
 
-    def _of_trainable(self, found: dict[str, torch.nn.Parameter]) -> Tensors:
-        """Return the gradients of the trainable ones. Record the names of the others, which should have none.
+    def _with_gradient(self) -> dict[str, torch.nn.Parameter]:
+        """Return the parameters that have a .grad, by canonical name."""
+        assert self._model is not None
+        return {self._canonical(raw): p for raw, p in self._model.named_parameters() if p.grad is not None}
 
-        - found: parameters that have a gradient, by canonical name
-        """
-        for name, parameter in found.items():
-            if not parameter.requires_grad and name not in self.trace.base_gradients:
-                self.trace.base_gradients.append(name)
-        return {n: p.grad.detach() for n, p in found.items() if p.requires_grad and p.grad is not None}
+    def _record_frozen(self, found: list[str]) -> None:
+        """Record frozen parameters that have a gradient, which they should not. found: their canonical names."""
+        known = self.trace.base_gradients
+        known += [name for name in found if name not in known]
 
     def _canonical(self, raw: str) -> str:
         return names.canonical(raw, self.trace.spec.adapter.name)
@@ -286,6 +290,11 @@ class Observer:
             elif digests:
                 others[name] = digest(tensor)
         return values, others
+
+
+def _gradients_of_trainable(found: dict[str, torch.nn.Parameter]) -> Tensors:
+    """Return the gradients of those parameters that are trained. found: parameters that have a gradient, by name."""
+    return {name: p.grad.detach() for name, p in found.items() if p.requires_grad and p.grad is not None}
 
 
 #: A tensor on a GPU with more bytes than this is digested there. A 7B base has 13 GB: copying and hashing takes seconds.

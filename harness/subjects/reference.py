@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from harness import compat
+from harness import compat, lacking
 from harness.errors import UsageError
 from harness.fixtures import data, models
 from harness.spec import ADD, CONFIG_FAMILY, ModelSpec, RunSpec
@@ -246,7 +246,7 @@ def refusal(spec: RunSpec) -> str | None:
         return f"the reference is one process, not strategy {launch.strategy!r} over {launch.ranks} ranks"
     if model.quantization not in (None, "nf4") or (model.quantization and model.dtype == "float64"):
         return f"the reference has no base model quantized as {model.quantization}, computing in {model.dtype}"
-    if model.quantization and (reason := compat.missing_quantization(model.quant_storage)) is not None:
+    if model.quantization and (reason := lacking.quantization(model.quant_storage)) is not None:
         return reason
     if model.attn_implementation not in (None, "sdpa"):
         return f"the reference attends by sdpa, not by {model.attn_implementation}"

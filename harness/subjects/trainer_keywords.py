@@ -14,7 +14,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness import compat, spec_fields
+from harness import lacking, spec_fields
 from harness.errors import UsageError
 from harness.fixtures import models
 from harness.reading import shown
@@ -47,7 +47,7 @@ def missing(spec: RunSpec) -> str | None:
         return None
     # Flash attention is told where rows begin by position_ids, in every release.
     flash = str(spec.model.attn_implementation).startswith("flash")
-    return None if flash else compat.missing_packed_masks()
+    return None if flash else lacking.packed_masks()
 
 
 def callbacks(trainer: Mapping[str, Any]) -> list[Any]:

@@ -122,6 +122,17 @@ def _row(tensor: torch.Tensor) -> int:
     return tensor.shape[1:].numel()
 
 
+def on_any_rank(found: list[str], wrapped: torch.nn.Module | None) -> list[str]:
+    """Return the names that this rank found. Under FSDP1, where each rank has other parameters, those of all ranks."""
+    if not is_fsdp1(wrapped):
+        return found
+    import torch
+
+    of_each: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(of_each, found)
+    return list(dict.fromkeys(name for names_ in of_each for name in names_))
+
+
 def hides_gradients(wrapped: torch.nn.Module | None) -> bool:
     """Return whether parameters hold no gradients, because DeepSpeed's engine moves them to its own buffers."""
     return type(wrapped).__name__ == "DeepSpeedEngine"
@@ -174,7 +185,8 @@ def _held(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the parameters and saved buffers of a model within FSDP1. With one rank it has plain tensors as parameters."""
     import torch
 
-    for path, module in model.named_modules():
+    # state_dict() lists a module under each of its names, too: a prompt encoder holds the base's embedding once more.
+    for path, module in model.named_modules(remove_duplicate=False):
         held = {
             **vars(module),
             **dict(module.named_parameters(recurse=False)),

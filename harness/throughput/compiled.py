@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import compat
+from harness import compat, lacking
 from harness.errors import UsageError
 from harness.spec import RunSpec
 from harness.subjects.reference import build, refusal
@@ -40,7 +40,7 @@ class Compiled:
     def unsupported(self, spec: RunSpec) -> str | None:
         if self.capture and spec.launch.device != "cuda":
             return "only CUDA has graphs to capture a step in"
-        if reason := compat.missing_attention_interface():
+        if reason := lacking.attention_interface():
             return reason
         if spec.arguments.get("label_smoothing_factor") or spec.arguments.get("eval_strategy", "no") != "no":
             return "the compiled step has neither label smoothing nor evaluation"

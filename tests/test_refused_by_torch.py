@@ -1,0 +1,36 @@
+"""Sentences by which torch refuses what a user asked for: a refusal if the user did ask for it, else a fault."""
+
+import pytest
+
+from harness.runs.judging import is_refused
+from harness.runs.sweep import Refusal
+from tests.traces import made_up
+
+UNUSED = "RuntimeError: Your module has parameters that were not used in producing loss. You can"
+TWICE = "rank 1 of 2: RuntimeError: Expected to mark a variable ready only once. This error"
+DTYPES = "AssertionError: FSDP expects uniform original parameter dtype but got two"
+
+
+@pytest.mark.parametrize(
+    ("error", "asked", "refused"),
+    [
+        (UNUSED, False, True),
+        (UNUSED, True, False),
+        (UNUSED, None, False),
+        (TWICE, True, True),
+        (TWICE, False, False),
+        (TWICE, None, False),
+        (DTYPES, None, True),
+        ("RuntimeError: another", False, False),
+    ],
+)
+def test_only_what_the_user_asked_for_is_refused(error, asked, refused):
+    trace = made_up()
+    trace.spec = trace.spec.but(ddp_find_unused_parameters=asked)
+    trace.error = error
+    trace.events = ["train_begin", "step_begin", "step_end", "step_begin"]
+    assert is_refused(trace) is refused
+
+
+def test_a_sentence_of_torch_is_no_crash():
+    assert not Refusal({}, f"the run: upstream refuses it: {DTYPES}").crash
