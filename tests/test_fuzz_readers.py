@@ -8,6 +8,7 @@ import json
 import os
 import time
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -18,15 +19,30 @@ from harness import trace as traces
 from harness.contract import expectations
 from harness.errors import UsageError
 from harness.fixtures import data
-from harness.gate import requirements, stored, summary
+from harness.gate import requirements, scope_file, stored, summary
 from harness.gate.formats import common
 from harness.reading import read_json
+from harness.reports import (
+    badge,
+    github,
+    gitlab,
+    junit,
+    kinds,
+    nights,
+    pins,
+    sarif,
+    trend,
+    trend_command,
+    trend_page,
+    web_page,
+)
 from harness.runs import damage
 from harness.runs.scenarios import PLAIN
 from harness.session import journal
 from harness.spec import DataSpec, RunSpec
 from harness.throughput import baselines
 from harness.verdict import Case
+from tests import made_up_reports
 from tests import test_requirement_inputs as inputs
 
 #: Inputs that each test draws. Sixty take about half a second.
@@ -115,6 +131,11 @@ def torn(content, how):
 
 def mutated(whole):
     return st.builds(partial(changed, whole), changes)
+
+
+def tables(whole):
+    """Return TOML as its parser returns it, with values changed. That is always a table."""
+    return mutated(whole).filter(lambda changed: isinstance(changed, dict))
 
 
 def tearing(content):
@@ -256,6 +277,44 @@ def test_expectations(watched, text):
     answered(lambda: expectations.load(watched))
 
 
+@given(text=tearing(DEFECT), entry=tables(common.tomllib.loads(DEFECT.decode())))
+@fuzzed()
+def test_known_defects_of_the_users_own(watched, text, entry):
+    (watched / "mine.toml").write_bytes(text)
+    answered(lambda: expectations.load_own(watched / "mine.toml"))
+    # Few torn files are TOML, so values are changed behind the parser as well.
+    with mock.patch.object(expectations.tomllib, "loads", return_value=entry):
+        read = answered(lambda: expectations.load_own(watched / "mine.toml"))
+    for one in read or ():
+        one.excuses("RES-05", "hf-trainer", FULL, "words")
+        one.applies("RES-05", "plain", "hf-trainer")
+
+
+SCOPE = b"""[tool.peft-harness]
+subject = "hf-trainer"
+device = "cpu"
+routes = ["get_peft_model"]
+methods = ["lora", "dora"]
+launches = ["single", "ddp"]
+clauses = ["LOSS-*", "ACC-*"]
+specs = ["mine.json"]
+known-defects = ["mine.toml"]
+margins = { throughput = 0.05, memory = 0.1 }
+"""
+
+
+@given(text=tearing(SCOPE), body=tables(common.tomllib.loads(SCOPE.decode())))
+@fuzzed()
+def test_a_scope(watched, text, body):
+    (watched / "mine.json").write_text("{}")
+    (watched / "mine.toml").write_bytes(DEFECT)
+    (watched / "pyproject.toml").write_bytes(text)
+    (watched / "scope.toml").write_text("")
+    answered(lambda: scope_file.read(watched / "pyproject.toml"))
+    with mock.patch.object(scope_file.tomllib, "loads", return_value=body):
+        answered(lambda: scope_file.read(watched / "scope.toml"))
+
+
 @given(
     body=mutated({"schema_version": 1, "kind": "baseline", "components": {"torch": "2"}, "counters": {"a": {"b": 1}}})
 )
@@ -358,6 +417,50 @@ def test_the_report_of_a_gate(watched, report):
     (watched / "report.json").write_text(json.dumps(report))
     text = answered(lambda: summary.of_files(watched, ["report.json"]))
     assert text.startswith("## Upgrade gate: ")
+
+
+#: What --json of each command writes.
+REPORTS = {
+    kinds.SUITES: made_up_reports.failing(),
+    kinds.GATE: made_up_reports.gate(),
+    kinds.SWEEP: made_up_reports.sweep(),
+    kinds.MUTANTS: made_up_reports.mutants(),
+    kinds.JUDGE: made_up_reports.judge(),
+}
+
+
+def written(report):
+    """Return what `report` writes of a report, for each of its options."""
+    kind = web_page.check(report, "report.json")
+    report["pins"] = pins.to_json(pins.find([], kinds.packages(report), Path()))
+    texts = [module.write(report) for module in (web_page, junit, sarif, gitlab, badge, github)]
+    texts.append(summary.markdown(report) if kind == kinds.GATE else github.summary(report))
+    return texts
+
+
+@pytest.mark.parametrize("kind", REPORTS)
+@given(data=st.data())
+@fuzzed(max_examples=max(1, DRAWN // 2))
+def test_what_is_made_of_a_report(watched, kind, data):
+    report = data.draw(mutated(REPORTS[kind]))
+    (watched / "report.json").write_text(json.dumps(report))
+    for text in answered(lambda: written(read_json(watched / "report.json", nan=True))) or ():
+        text.encode()
+
+
+@given(reports=st.lists(mutated(REPORTS[kinds.SUITES]) | mutated(REPORTS[kinds.GATE]), min_size=2, max_size=6))
+@fuzzed(max_examples=max(1, DRAWN // 2))
+def test_reports_of_many_nights(watched, reports):
+    (watched / "nights.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
+    (watched / "2026-11-01.json").write_text(json.dumps(reports[0]))
+
+    def made():
+        found, left_out = nights.read(watched)
+        tracks = trend.tracks(found)
+        return json.dumps(trend_command.to_json(tracks, left_out)), trend_page.write(tracks, left_out)
+
+    for text in answered(made) or ():
+        text.encode()
 
 
 @given(text=tearing(b'{"a": [1, 2, {"b": null}]}'), cut=st.integers(0, 60))
