@@ -148,7 +148,7 @@ def out_of_space(error: BaseException | None, places: Iterable[Path] = ()) -> st
         is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if is_full or _FULL.search(str(error)):
             file = getattr(error, "filename", None)
-            place = Path(os.fsdecode(file)).parent if isinstance(file, (str, bytes)) else _fullest(places)
+            place = Path(os.fsdecode(file)).absolute().parent if isinstance(file, (str, bytes)) else _fullest(places)
             return f"no space left on {place}; free some, or set TMPDIR to a directory on another disk"
         error = error.__cause__ or error.__context__
     return ""

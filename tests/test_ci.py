@@ -472,6 +472,16 @@ def test_what_is_built_from_source_is_named():
         assert "--only-binary :all:" in (CI / name).read_text()
 
 
+@pytest.mark.network
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_the_pins_can_be_installed_on_each_python(python):
+    """ci/setup installs these extras with these pins, from wheels only."""
+    words = ["--python-version", python, "--no-python-downloads", "--only-binary", ":all:", "--quiet"]
+    words += ["-c", CI / "constraints.txt", "--extra", "dev", "--extra", "trend", ROOT / "pyproject.toml"]
+    done = subprocess.run([tool("uv"), "pip", "compile", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_gate_script_prints_its_usage():
     code, said = script("gate", "only-one")
     assert code == 2 and "bash ci/gate --since REF FILE" in said

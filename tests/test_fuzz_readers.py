@@ -81,17 +81,23 @@ def paths(value, path=()):
     return found + [inner for key, item in items for inner in paths(item, (*path, key))]
 
 
-#: Where a value is changed, how, and with what. Small, so that hypothesis need not print what is changed.
-changes = st.lists(
-    st.tuples(
-        st.integers(0, 9999),
-        st.sampled_from(["replace", "replace", "replace", "remove", "add"]),
-        values,
-        st.text(max_size=8),
-    ),
-    min_size=1,
-    max_size=3,
-)
+def changing(values):
+    """Where a value is changed, how, and with what. Small, so that hypothesis need not print what is changed."""
+    return st.lists(
+        st.tuples(
+            st.integers(0, 9999),
+            st.sampled_from(["replace", "replace", "replace", "remove", "add"]),
+            values,
+            st.text(max_size=8),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+
+
+changes = changing(values)
+#: TOML and YAML have dates, too.
+with_dates = changing(values | st.dates() | st.datetimes() | st.times())
 tears = st.tuples(
     st.sampled_from(["cut", "flip", "insert", "any"]), st.floats(0, 1), st.binary(min_size=1, max_size=12)
 )
@@ -135,7 +141,7 @@ def mutated(whole):
 
 def tables(whole):
     """Return TOML as its parser returns it, with values changed. That is always a table."""
-    return mutated(whole).filter(lambda changed: isinstance(changed, dict))
+    return st.builds(partial(changed, whole), with_dates).filter(lambda table: isinstance(table, dict))
 
 
 def tearing(content):
@@ -234,7 +240,7 @@ def test_a_project_or_lock_file(watched, name, text, data):
     (watched / name).write_bytes(data.draw(tearing(text.encode())))
     answered(lambda: requirements.read(str(watched / name)))
     # Few torn files are TOML, so values are changed behind the parser as well.
-    changed = data.draw(mutated(common.tomllib.loads(text)))
+    changed = data.draw(tables(common.tomllib.loads(text)))
     (watched / name).write_text("")
     with mock.patch.object(common.tomllib, "loads", return_value=changed):
         answered(lambda: requirements.read(f"{watched / name}:dev"))
@@ -252,6 +258,24 @@ def test_a_project_or_lock_file(watched, name, text, data):
 def test_a_lock_of_pipenv_and_an_environment_of_conda(watched, name, content, data):
     (watched / name).write_text(json.dumps(data.draw(mutated(content))))
     answered(lambda: requirements.read(str(watched / name)))
+
+
+CONDA = b"""name: mine
+dependencies:
+  - python=3.11
+  - pytorch=2.6
+  - pip:
+    - peft==0.18.1
+    - -r pins.txt
+    - 2026-01-01
+"""
+
+
+@given(text=tearing(CONDA))
+@fuzzed()
+def test_an_environment_of_conda(watched, text):
+    (watched / "environment.yml").write_bytes(text)
+    answered(lambda: requirements.read(str(watched / "environment.yml")))
 
 
 @given(words=st.text(max_size=60))

@@ -166,7 +166,7 @@ _SCRIPTS = [
     _sent("a module that peft imports", {"adapter": {"config": {**_LORA, "auto_mapping": {
         "base_model_class": "factory", "parent_library": "mine"}}}}, "--trust-code"),
     _sent("a quantization that is a name", {"model": {"quantization": "nf3"}}, "nf3"),
-    _sent("a field that is code", {"model": {"family": "config:llama", "config": {"a=1), print('x') or (b": 1}}}, "script"),
+    _sent("a field that is code", {"model": {"family": "config:llama", "config": {"a=1), print('x') or (b": 1}}}, "print"),
 ]  # fmt: skip
 
 _DEFECT = """[[defect]]
@@ -184,7 +184,7 @@ _SCOPES: dict[str, tuple[str | bytes, str]] = {
     "deep lists": ("a = " + "[" * 5000 + "]" * 5000 + "\n", "TOML"),
     "no table": ("[tool.other]\nx = 1\n", "[tool.peft-harness]"),
     "an unknown key": ("mehtods = ['lora']\n", "'methods'"),
-    "an unknown method": ("methods = ['lroa']\n", "'lora'"),
+    "an unknown method": ("methods = ['loraa']\n", "'lora'"),
     "an unknown route": ("routes = ['by_hand']\n", "by_hand"),
     "an unknown launch": ("launches = ['fsdp9']\n", "fsdp9"),
     "an unknown subject": ("subject = 'nobody'\n", "nobody"),
@@ -238,7 +238,7 @@ _SCOPED = [
     ),
     *(
         words(f"{command} --scope scope.toml", "'lora'", "--scope with an unknown method",
-              files={"scope.toml": "methods = ['lroa']\n"})
+              files={"scope.toml": "methods = ['loraa']\n"})
         for command in ("gate --baseline current --candidate current",
                         "bisect --clause RNG-01 --good current --bad current")
     ),
