@@ -134,7 +134,20 @@ def test_a_write_that_fails_is_tried_again_and_the_last_one_counts():
 # ---- options that name files ----
 
 
-OUTPUTS = "json html plot png markdown output script issue junit sarif code_quality badge".split()
+OUTPUTS = [
+    "json",
+    "html",
+    "plot",
+    "png",
+    "markdown",
+    "output",
+    "script",
+    "issue",
+    "junit",
+    "sarif",
+    "code_quality",
+    "badge",
+]
 #: `defects --script NAME` prints a script of the table.
 NAMES_NO_FILE = {("defects", "script")}
 
