@@ -29,6 +29,9 @@ from harness.throughput import baselines
 from harness.verdict import Case
 from tests import test_requirement_inputs as inputs
 
+#: What the readers of TOML use.
+tomllib = vars(common)["tomllib"]
+
 #: Inputs that each test draws. Sixty take about half a second.
 CHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.large_base_example]
 DRAWN = int(os.environ.get("PEFT_HARNESS_FUZZ", "60"))
@@ -213,9 +216,9 @@ def test_a_project_or_lock_file(watched, name, text, data):
     (watched / name).write_bytes(data.draw(tearing(text.encode())))
     answered(lambda: requirements.read(str(watched / name)))
     # Few torn files are TOML, so values are changed behind the parser as well.
-    changed = data.draw(mutated(common.tomllib.loads(text)))
+    changed = data.draw(mutated(tomllib.loads(text)))
     (watched / name).write_text("")
-    with mock.patch.object(common.tomllib, "loads", return_value=changed):
+    with mock.patch.object(tomllib, "loads", return_value=changed):
         answered(lambda: requirements.read(f"{watched / name}:dev"))
 
 
