@@ -307,7 +307,7 @@ def _known_defects(console: Console, cases: list[Case], verbose: bool) -> None:
         console.print(
             Text(
                 f"{counted(len(reasons), 'known defect')} of upstream in {counted(len(defects), 'case')} of "
-                f"{counted(clauses, 'clause')}: -v, or --json FILE, has each with its link",
+                f"{counted(clauses, 'clause')}: `peft-harness defects` and -v list them",
                 style="yellow",
             )
         )
