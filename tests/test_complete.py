@@ -238,4 +238,4 @@ def test_a_wrong_expectation_names_file_and_field(tmp_path, entry, words):
 
 def test_an_expectation_of_an_unknown_clause_ends_the_session(suite):
     _, output, _ = suite(ONE, "-k", "one", expectations=defect(clause="XYZ-77"))
-    assert "peft-harness: suites/expectations/xyz.toml: 'XYZ-77' is no clause of the contract" in output
+    assert "peft-harness: suites/expectations/xyz.toml: clause: 'XYZ-77' is unknown" in output

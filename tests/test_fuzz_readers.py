@@ -45,6 +45,9 @@ from harness.verdict import Case
 from tests import made_up_reports
 from tests import test_requirement_inputs as inputs
 
+#: What the readers of TOML use.
+tomllib = vars(common)["tomllib"]
+
 #: Inputs that each test draws. Sixty take about half a second.
 CHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.large_base_example]
 DRAWN = int(os.environ.get("PEFT_HARNESS_FUZZ", "60"))
@@ -240,9 +243,9 @@ def test_a_project_or_lock_file(watched, name, text, data):
     (watched / name).write_bytes(data.draw(tearing(text.encode())))
     answered(lambda: requirements.read(str(watched / name)))
     # Few torn files are TOML, so values are changed behind the parser as well.
-    changed = data.draw(tables(common.tomllib.loads(text)))
+    changed = data.draw(tables(tomllib.loads(text)))
     (watched / name).write_text("")
-    with mock.patch.object(common.tomllib, "loads", return_value=changed):
+    with mock.patch.object(tomllib, "loads", return_value=changed):
         answered(lambda: requirements.read(f"{watched / name}:dev"))
 
 
@@ -301,13 +304,13 @@ def test_expectations(watched, text):
     answered(lambda: expectations.load(watched))
 
 
-@given(text=tearing(DEFECT), entry=tables(common.tomllib.loads(DEFECT.decode())))
+@given(text=tearing(DEFECT), entry=tables(tomllib.loads(DEFECT.decode())))
 @fuzzed()
 def test_known_defects_of_the_users_own(watched, text, entry):
     (watched / "mine.toml").write_bytes(text)
     answered(lambda: expectations.load_own(watched / "mine.toml"))
     # Few torn files are TOML, so values are changed behind the parser as well.
-    with mock.patch.object(expectations.tomllib, "loads", return_value=entry):
+    with mock.patch.object(tomllib, "loads", return_value=entry):
         read = answered(lambda: expectations.load_own(watched / "mine.toml"))
     for one in read or ():
         one.excuses("RES-05", "hf-trainer", FULL, "words")
@@ -327,7 +330,7 @@ margins = { throughput = 0.05, memory = 0.1 }
 """
 
 
-@given(text=tearing(SCOPE), body=tables(common.tomllib.loads(SCOPE.decode())))
+@given(text=tearing(SCOPE), body=tables(tomllib.loads(SCOPE.decode())))
 @fuzzed()
 def test_a_scope(watched, text, body):
     (watched / "mine.json").write_text("{}")
@@ -335,7 +338,7 @@ def test_a_scope(watched, text, body):
     (watched / "pyproject.toml").write_bytes(text)
     (watched / "scope.toml").write_text("")
     answered(lambda: scope_file.read(watched / "pyproject.toml"))
-    with mock.patch.object(scope_file.tomllib, "loads", return_value=body):
+    with mock.patch.object(tomllib, "loads", return_value=body):
         answered(lambda: scope_file.read(watched / "scope.toml"))
 
 

@@ -77,13 +77,13 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         help="Judge the run of this RunSpec only, by each clause whose law applies to any run. Repeatable.",
     )
     group.addoption("--trust-code", action="store_true", help="Run code that the file of a --spec names.")
-    for kind, names in concerns.NAMES.items():
+    for kind, examples in concerns.NAMES.items():
         group.addoption(
             f"--{kind}",
             action="append",
             default=[],
             metavar="NAME",
-            help=f"Judge the cases of this {kind} only, such as {names[0]}. Others are listed. Repeatable.",
+            help=f"Judge the cases of this {kind} only, such as {examples[0]}. Others are listed. Repeatable.",
         )
     group.addoption(
         "--known-defects",
