@@ -7,7 +7,6 @@ import pytest
 
 from harness.contract import expectations
 from harness.errors import UsageError
-from harness.files import write_whole
 from harness.session.complete import Complete, exit_code, facts
 from harness.session.journal import Journal, read, text
 from harness.verdict import FAIL, SKIPPED, Case
@@ -179,21 +178,12 @@ def test_a_journal_that_cannot_be_written_any_more_is_said(suite, monkeypatch):
     assert verdicts(report)[("XYZ-01", "one")] == "pass"
 
 
-#: Added to a suite, so that workers have it, too.
-FULL = """
-import harness.session.journal
+def test_a_disk_that_is_full_before_the_first_case_is_said_in_one_sentence(suite, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device", "/there/x")
 
-def full(*args):
-    raise OSError(28, "No space left on device", "/there/x")
-
-harness.session.journal.write_whole = full
-"""
-
-
-@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["here", "worker"])
-def test_a_disk_that_is_full_before_the_first_case_is_said_in_one_sentence(suite, monkeypatch, options):
-    monkeypatch.setattr("harness.session.journal.write_whole", write_whole)  # undone at the end
-    code, output, _ = suite(FULL + ONE, *options)
+    monkeypatch.setattr("harness.session.journal.write_whole", full)
+    code, output, _ = suite(ONE)
     assert code in (2, 4) and "INTERNALERROR" not in output  # pytester does not turn 4 into 2
     assert output.count("no space left on /there; free some") == 1
 
