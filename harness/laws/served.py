@@ -14,8 +14,9 @@ Measured on two cores on 2026-11-29, over 35 adapters in float32 and 32 in bfloa
 
 A packed base is packed again when an adapter is merged into it, which costs more than rounding. The weights that must come
 out are computed here: the live layer is given the identity matrix, which returns its weights with the adapter in them, and
-these are packed and unpacked by bitsandbytes' own functions. The merged model must be nearer to that than half of what
-packing costs.
+these are packed and unpacked by bitsandbytes' own functions. In four bits, the merged model must be nearer to that than half
+of what packing costs. In eight bits, the inputs of each layer are packed as well, in the live and in the merged model, so
+the bound is four times that cost.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ def merged(trace: Trace, answer: Answer) -> Verdict:
         bound = FACTOR * largest_gap(unmerged, exact)
     else:
         exact = _packed_again(live, rows)
-        bound = SHARE * largest_gap(unmerged, exact)
+        # In eight bits the layers' inputs are packed, too, in the live and in the merged model.
+        bound = (FACTOR if spec.model.eight_bit else SHARE) * largest_gap(unmerged, exact)
     gap, effect = largest_gap(seen, exact), largest_gap(unmerged, base)
     if not effect > bound:
         findings.append(Unjudged(f"the adapter changes the logits by {effect:.3g}, and the bound is {bound:.3g}"))
@@ -171,7 +173,11 @@ def _unpacked(weight: torch.Tensor, packed: Any) -> torch.Tensor:
     """Return a weight packed as the base's is, and unpacked."""
     from bitsandbytes import functional
 
-    state = packed.quant_state
+    state = getattr(packed, "quant_state", None)
+    if state is None:
+        # Eight bits: 254 equal steps between the largest number of a row and its negative.
+        step = weight.abs().amax(dim=1, keepdim=True) / 127
+        return (weight / step).round() * step
     values, made = functional.quantize_4bit(
         weight, blocksize=state.blocksize, quant_type=state.quant_type, compress_statistics=state.nested
     )
