@@ -1,5 +1,7 @@
 """SERVE: what is loaded elsewhere, by plain peft and transformers in another process, is what was trained."""
 
+import functools
+
 import pytest
 
 from harness.fixtures import named_base
@@ -50,23 +52,23 @@ for _name, _run in table(ADD, [("llama", "lora"), ("llama", "loha"), ("gpt2", "i
 NAMES = list(TABLE)
 
 
+def answered(name, train, runs, upstream):
+    """Return (trace, answer) of a row of TABLE. Its neighbours are loaded by the same process."""
+    trace = train(TABLE[name][0])
+    wanted = [Wanted(trace, TABLE[name][1])]
+    first = NAMES.index(name) // TOGETHER * TOGETHER
+    for other in NAMES[first : first + TOGETHER]:
+        spec, ways = TABLE[other]
+        if other != name and upstream.unsupported(runs.on_device(spec)) is None:
+            wanted.append(Wanted(runs.train(spec), ways))
+    saved = [one for one in wanted if one.trace.error is None and one.trace.checkpoints]
+    answers = load(saved, runs, upstream.in_each_rank)
+    return trace, answers[0] if saved and saved[0].trace is trace else served.Answer()
+
+
 @pytest.fixture
 def elsewhere(train, runs, upstream):
-    """elsewhere(name): (trace, answer) of a row of TABLE. Its neighbours are loaded by the same process."""
-
-    def answered(name):
-        trace = train(TABLE[name][0])
-        wanted = [Wanted(trace, TABLE[name][1])]
-        first = NAMES.index(name) // TOGETHER * TOGETHER
-        for other in NAMES[first : first + TOGETHER]:
-            spec, ways = TABLE[other]
-            if other != name and upstream.unsupported(runs.on_device(spec)) is None:
-                wanted.append(Wanted(runs.train(spec), ways))
-        begin = upstream.in_each_rank
-        answers = load([one for one in wanted if one.trace.error is None and one.trace.checkpoints], runs, begin)
-        return trace, answers[0] if trace.error is None else served.Answer()
-
-    return answered
+    return functools.partial(answered, train=train, runs=runs, upstream=upstream)
 
 
 def each(*ways):

@@ -14,8 +14,8 @@ Measured on two cores on 2026-11-29, over 35 adapters in float32 and 32 in bfloa
 
 A packed base is packed again when an adapter is merged into it, which costs more than rounding. The weights that must come
 out are computed here: the live layer is given the identity matrix, which returns its weights with the adapter in them, and
-these are packed and unpacked by bitsandbytes' own functions. In four bits, the merged model must be nearer to that than half
-of what packing costs. In eight bits, the inputs of each layer are packed as well, in the live and in the merged model, so
+these are packed and unpacked by bitsandbytes' own functions. In four bits, the merged model must be nearer to that than a
+quarter of what packing costs. In eight bits, the inputs of each layer are packed as well, in the live and in the merged model, so
 the bound is four times that cost.
 """
 
@@ -57,7 +57,7 @@ FACTOR = 4.0
 
 #: The share of what packing costs that a merged packed model may be away from what must come out. Rounding moves single
 #: weights to the next of 16 values.
-SHARE = 0.5
+SHARE = 0.25
 
 
 @dataclass
