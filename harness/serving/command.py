@@ -18,6 +18,7 @@ from harness.reading import shown_path
 from harness.serving import directory, effect, servers, whole
 from harness.serving.directory import FOREIGN, TORN, WHOLE, Adapter
 from harness.serving.effect import Effect
+from harness.words import counted
 
 SCHEMA_VERSION = 1
 
@@ -69,11 +70,11 @@ def to_json(adapter: Adapter, answers: list[servers.Answer], measured: Effect | 
 def _show(adapter: Adapter, answers: list[servers.Answer], measured: Effect | None) -> None:
     console = screen()
     where = shown_path(adapter.path)
-    kind = f"{adapter.peft_type} adapter of {len(adapter.tensors):,} tensors" if adapter.tensors else "no tensors read"
+    kind = f"{adapter.peft_type} {counted(len(adapter.tensors), 'tensor')}".strip() if adapter.tensors else "no tensors read"
     console.print(Text(f"{adapter.verdict}: {where} ({kind})"), style={WHOLE: "green"}.get(adapter.verdict, "red"))
     for one in adapter.files:
         if one.state != WHOLE:
-            console.print(Text(f"  {one.file} is {one.state}: it {one.why}" if one.state == TORN else f"  {one.file} is {one.state}: {one.why}"))
+            console.print(Text(f"  {one.file} is {one.state}: {'it ' if one.state == TORN else ''}{one.why}"))
     for note in adapter.notes:
         console.print(Text(f"  {note}"))
     if adapter.verdict != WHOLE:
@@ -111,6 +112,8 @@ def _show_effect(console: Any, measured: Effect) -> None:
     for name in ("served in", "share of the effect that is left", "rounding beside it"):
         table.add_column(name, justify="left" if name == "served in" else "right")
     for left in measured.ways:
-        numbers = ["not finite"] * 2 if left.share is None else [f"{left.share:.0%}", f"{left.rounding:.0%}"]
-        table.add_row(Text(left.way), *numbers)
+        if left.share is None:
+            table.add_row(Text(left.way), "not finite", "not finite")
+        else:
+            table.add_row(Text(left.way), f"{left.share:.0%} ± {left.uncertainty:.0%}", f"{left.rounding:.0%}")
     console.print(table)

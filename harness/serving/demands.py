@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.serving.directory import TENSORS, Adapter, module_of, quoted
+from harness import trust
+from harness.brought.adapter import from_fields
+from harness.brought.notes import Notes
+from harness.errors import UsageError
+from harness.reading import shown_path
+from harness.serving.directory import CONFIG, TENSORS, Adapter, module_of, quoted
+from harness.spec import RunSpec
 
 
 def rank_of(adapter: Adapter, module: str) -> int | None:
@@ -96,6 +102,12 @@ def _targets(adapter: Adapter, modules: list[str]) -> Iterator[str]:
             )
 
 
+def require_data(adapter: Adapter) -> None:
+    """Raise UsageError for a config that has peft import or read something, before peft sees it (`harness.trust`)."""
+    where = shown_path(adapter.path / CONFIG)
+    trust.check(RunSpec(adapter=from_fields(adapter.config, where, Notes())), where)
+
+
 def check_with_base(adapter: Adapter, model: Path) -> None:
     """Note how the file differs from an adapter that peft makes of its config for this base. No weight is read.
 
@@ -106,17 +118,17 @@ def check_with_base(adapter: Adapter, model: Path) -> None:
     from peft import PeftConfig, get_peft_model
     from peft.utils.save_and_load import get_peft_model_state_dict
 
-    from harness.errors import UsageError
     from harness.fixtures.pretrained import first_line, skeleton
     from harness.subjects.hf_trainer import recorded_warnings
 
+    require_data(adapter)
     base = skeleton(model)
     try:
         with recorded_warnings([]):
             made = get_peft_model(base, PeftConfig.from_pretrained(str(adapter.path)), low_cpu_mem_usage=True)
             wanted = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(made).items()}
     except Exception as error:  # of many types
-        raise UsageError(f"{adapter.path}: peft refuses the config for this base ({first_line(error)})") from None
+        raise UsageError(f"{shown_path(adapter.path)}: peft refuses the config for this base ({first_line(error)})") from None
     held = {name: entry.shape for name, entry in adapter.tensors.items()}
     missing = sorted(set(wanted) - set(held))
     besides = sorted(name for name in set(held) - set(wanted) if not name.endswith(".base_layer.weight"))

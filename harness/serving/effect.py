@@ -4,6 +4,8 @@
 2. In float32 it is E. Served in another way it is F, with and without the adapter in that way's dtype.
 3. The share that is left is the part of F along E: <F, E> / <E, E>. 1 is all of it, 0 none.
 4. What F has beside that is rounding: |F - share E| / |E|. If it is above 1, rounding is larger than the adapter's effect.
+5. The share is a ratio of sums over tokens. Its uncertainty is two standard errors of such a ratio, with the tokens as the
+   sample (the linearised estimator; W. G. Cochran, Sampling Techniques, 1977, section 2.11).
 
 Unmerged, a layer computes `result + lora(x)`: if lora(x) is below half of the last place of `result`, the sum rounds back.
 Merged, the weight is `W + BA`, which rounds back to W likewise.
@@ -38,10 +40,11 @@ WAYS: dict[str, tuple[str, bool, bool]] = {
 
 @dataclass(frozen=True)
 class Left:
-    """What is left of an adapter's effect. share, rounding: see the module; None if logits are not finite."""
+    """What is left of an adapter's effect. share, uncertainty, rounding: see the module; None if logits are not finite."""
 
     way: str
     share: float | None
+    uncertainty: float | None
     rounding: float | None
 
 
@@ -89,9 +92,11 @@ def _left(way: str, seen: torch.Tensor, effect: torch.Tensor) -> Left:
     import torch
 
     if not bool(torch.isfinite(seen).all()):
-        return Left(way, None, None)
-    share = float((seen * effect).sum() / effect.square().sum())
-    return Left(way, share, float((seen - share * effect).norm() / effect.norm()))
+        return Left(way, None, None, None)
+    along, whole = (seen * effect).sum(dim=-1), effect.square().sum(dim=-1)
+    share = float(along.sum() / whole.sum())
+    error = float((along - share * whole).square().sum().sqrt() / whole.sum())
+    return Left(way, share, 2 * error, float((seen - share * effect).norm() / effect.norm()))
 
 
 def _logits(

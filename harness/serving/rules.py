@@ -11,6 +11,7 @@ says what follows:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -129,25 +130,31 @@ def _by_module(adapter: Adapter) -> str | None:
     patterns = [name for name in ("rank_pattern", "alpha_pattern") if adapter.config.get(name)]
     if not patterns:
         return None
-    return f"{' and '.join(patterns)} set ranks or scales by module: later releases follow them, earlier ones take r and lora_alpha for all"
+    return (
+        f"{' and '.join(patterns)} set ranks or scales by module: later releases follow them, earlier ones take r and "
+        "lora_alpha for all modules"
+    )
 
 
 def _names(adapter: Adapter) -> str | None:
-    """vLLM reads lora_A, lora_B and LoRA of embeddings, and passes over whole embeddings."""
-    strange = sorted(
-        name
-        for name in adapter.tensors
-        if not name.endswith((".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B"))
-        and not name.endswith((".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight"))
-        and not name.endswith((".embed_tokens.weight", ".lm_head.weight"))
-    )
+    """vLLM reads lora_A, lora_B and LoRA of embeddings. `_whole_embeddings` is about whole embeddings."""
+    ends = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
+    strange = sorted(name for name in adapter.tensors if not name.endswith(ends) and not _is_whole_embedding(name))
     return f"the file has {quoted(strange)}, which is no matrix of LoRA" if strange else None
 
 
+def _is_whole_embedding(name: str) -> bool:
+    return bool(re.search(r"\.(embed_tokens|lm_head)\.(base_layer\.)?weight$", name))
+
+
 def _whole_embeddings(adapter: Adapter) -> str | None:
-    ends = (".embed_tokens.weight", ".lm_head.weight", ".base_layer.weight")
-    whole = sorted(name for name in adapter.tensors if name.endswith(ends) and not adapter.config.get("modules_to_save"))
-    return f"the file has {quoted(whole)} whole, and they are passed over" if whole else None
+    whole = sorted(name for name in adapter.tensors if _is_whole_embedding(name))
+    if not whole or adapter.config.get("modules_to_save"):
+        return None
+    return (
+        f"the file has {quoted(whole)} whole: tensors that vLLM takes for the base's embeddings are passed over, which is "
+        "wrong if the vocabulary was resized"
+    )
 
 
 def _sglang_scale(adapter: Adapter) -> str | None:
@@ -160,6 +167,21 @@ def _sglang_patterns(adapter: Adapter) -> str | None:
     if not adapter.config.get("alpha_pattern") and not adapter.config.get("rank_pattern"):
         return None
     return "rank_pattern or alpha_pattern is set, and the scale is lora_alpha / r for every module"
+
+
+def _whole_passed_over(adapter: Adapter) -> str | None:
+    head = _head(adapter)
+    return f"{head}, whose tensors are passed over" if head else None
+
+
+def _init_not_read(adapter: Adapter) -> str | None:
+    start = adapter.config.get("init_lora_weights")
+    if not isinstance(start, str) or start.lower() in _PLAIN_STARTS:
+        return None
+    return (
+        f"init_lora_weights is {start!r}, which is not looked at: peft takes a part out of the base's weights when it loads "
+        "such an adapter. Save it with path_initial_model_for_weight_conversion"
+    )
 
 
 def _sglang_projections(adapter: Adapter) -> str | None:
@@ -184,7 +206,7 @@ def _strange_for_gguf(adapter: Adapter) -> str | None:
     return f"the file has {quoted(strange)}, at which the converter ends with an error" if strange else None
 
 
-def _gguf_halves(adapter: Adapter) -> str | None:
+def _gguf_no_alpha(adapter: Adapter) -> str | None:
     if "lora_alpha" in adapter.config:
         return None
     return "adapter_config.json has no lora_alpha"
@@ -215,7 +237,7 @@ RULES: tuple[Rule, ...] = (
     Rule(VLLM, NO, _PEFT_HELPER, _set("use_dora", "it is a DoRA adapter")),
     Rule(VLLM, NO, _PEFT_HELPER, _head),
     Rule(VLLM, NO, _VLLM_NAMES, _names),
-    Rule(VLLM, WRONG, _LORA_MODEL, _whole_embeddings),
+    Rule(VLLM, ASK, _LORA_MODEL, _whole_embeddings),
     Rule(VLLM, NO, _NEW_PEFT_HELPER, _set("lora_bias", "lora_bias is set")),
     Rule(VLLM, ASK, _NEW_PEFT_HELPER, _init),
     Rule(VLLM, NO, _NEW_PEFT_HELPER, _set("alora_invocation_tokens", "it is an aLoRA adapter")),
@@ -228,10 +250,13 @@ RULES: tuple[Rule, ...] = (
     Rule(SGLANG, NO, _SGLANG_MANAGER, _set("use_dora", "it is a DoRA adapter")),
     Rule(SGLANG, WRONG, _NEW_SGLANG_LORA, _sglang_scale),
     Rule(SGLANG, WRONG, _NEW_SGLANG_LORA, _sglang_patterns),
+    Rule(SGLANG, WRONG, _NEW_SGLANG_LORA, _whole_passed_over),
+    Rule(SGLANG, WRONG, _SGLANG_CONFIG, _init_not_read),
     Rule(SGLANG, NO, _NEW_SGLANG_LORA, _sglang_projections),
-    Rule(LLAMA_CPP, NO, _CONVERTER, _gguf_halves),
+    Rule(LLAMA_CPP, NO, _CONVERTER, _gguf_no_alpha),
     Rule(LLAMA_CPP, NO, _CONVERTER, _strange_for_gguf),
     Rule(LLAMA_CPP, ASK, _CONVERTER, _gguf_head),
+    Rule(LLAMA_CPP, WRONG, _CONVERTER, _init_not_read),
     Rule(LLAMA_CPP, WRONG, _ADAPTER_H, _gguf_rslora),
     Rule(LLAMA_CPP, WRONG, _CONVERTER, _gguf_patterns),
 )
