@@ -12,7 +12,8 @@ from harness.cli.options import Json
 
 def adapter(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="An adapter's directory, a checkpoint, or a directory with checkpoints.")
+        Path,
+        typer.Argument(metavar="DIR", help="An adapter's directory, a checkpoint, or a directory with checkpoints."),
     ],
     model: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The base's directory, for shapes and for the effect.")

@@ -207,7 +207,9 @@ def named(trace: Trace, answer: Answer) -> Verdict:
     for name in sorted({*answer.named, *answer.saved}):
         here, there = answer.named.get(name), answer.saved.get(name)
         if here != there and not (here is None and _is_beside(name, answer)):
-            findings.append(f"{name} is {there or 'absent'} in the file, {here or 'absent'} in an adapter made by config")
+            findings.append(
+                f"{name} is {there or 'absent'} in the file, {here or 'absent'} in an adapter made by config"
+            )
     return verdict(expected, findings, tensors=len(answer.saved))
 
 

@@ -103,7 +103,9 @@ def load(wanted: Sequence[Wanted], runs: Runs, begin: Callable[[], Any] | None =
     new = [one for one, key in zip(wanted, keys, strict=True) if key not in runs.measured]
     if new:
         answers = _load(new, runs, begin)
-        runs.measured.update({("elsewhere", one.trace.spec.hash, one.ways): a for one, a in zip(new, answers, strict=True)})
+        runs.measured.update(
+            {("elsewhere", one.trace.spec.hash, one.ways): a for one, a in zip(new, answers, strict=True)}
+        )
     return [runs.measured[key] for key in keys]
 
 

@@ -22,14 +22,14 @@ from harness.words import counted
 
 SCHEMA_VERSION = 1
 
-#: The exit code of each verdict.
-CODES = {WHOLE: 0, TORN: 1, FOREIGN: 2}
+#: The exit code of each verdict. A foreign directory is a UsageError, whose code is 2.
+CODES = {WHOLE: 0, TORN: 1}
 
 
 def run(path: Path, model: Path | None, tokens: Path | None, json_file: Path | None) -> int:
     """Look at an adapter's directory, print the sections, and write them. Return the exit code of its verdict.
 
-    Raises UsageError for a directory, a base or tokens that cannot be read.
+    Raises UsageError for a directory without an adapter, and for one, a base or tokens that cannot be read.
     """
     if tokens is not None and model is None:
         raise UsageError("--tokens is for the effect on a base's logits; name the base with --model")
@@ -38,7 +38,8 @@ def run(path: Path, model: Path | None, tokens: Path | None, json_file: Path | N
         pretrained.check(model)
     measured, answers = None, []
     if adapter.verdict == WHOLE:
-        import_upstream(threads=0)
+        if model is not None:
+            import_upstream(threads=0)
         with Progress() as progress:
             whole.check(adapter, model, progress.add("tensors", len(adapter.tensors)))
             if model is not None and adapter.verdict == WHOLE:
@@ -46,9 +47,15 @@ def run(path: Path, model: Path | None, tokens: Path | None, json_file: Path | N
                 measured = effect.measure(adapter, model, tokens, lambda way: task.advance(1, way))
     if adapter.verdict == WHOLE:
         answers = servers.judge(adapter)
-    _show(adapter, answers, measured)
+    if adapter.verdict != FOREIGN:
+        _show(adapter, answers, measured)
     if json_file is not None:
         write_whole(json_file, json.dumps(to_json(adapter, answers, measured), indent=1) + "\n")
+    if adapter.verdict == FOREIGN:
+        unread = [f"{one.file} is {one.why}" for one in adapter.files if one.state == "not read"]
+        raise UsageError(
+            f"{shown_path(adapter.path)}: no adapter that can be read: {'; '.join(unread + adapter.notes)}"
+        )
     return CODES[adapter.verdict]
 
 
@@ -70,7 +77,11 @@ def to_json(adapter: Adapter, answers: list[servers.Answer], measured: Effect | 
 def _show(adapter: Adapter, answers: list[servers.Answer], measured: Effect | None) -> None:
     console = screen()
     where = shown_path(adapter.path)
-    kind = f"{adapter.peft_type} {counted(len(adapter.tensors), 'tensor')}".strip() if adapter.tensors else "no tensors read"
+    kind = (
+        f"{adapter.peft_type} {counted(len(adapter.tensors), 'tensor')}".strip()
+        if adapter.tensors
+        else "no tensors read"
+    )
     console.print(Text(f"{adapter.verdict}: {where} ({kind})"), style={WHOLE: "green"}.get(adapter.verdict, "red"))
     for one in adapter.files:
         if one.state != WHOLE:
@@ -104,7 +115,9 @@ _ANSWERS = {
 
 
 def _show_effect(console: Any, measured: Effect) -> None:
-    console.print(Text(f"effect on the logits, of {measured.tokens}; in float32 {measured.size:.3g} (root mean square)"))
+    console.print(
+        Text(f"effect on the logits, of {measured.tokens}; in float32 {measured.size:.3g} (root mean square)")
+    )
     if measured.note:
         console.print(Text(f"  {measured.note}"))
         return

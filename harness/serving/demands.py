@@ -128,7 +128,9 @@ def check_with_base(adapter: Adapter, model: Path) -> None:
             made = get_peft_model(base, PeftConfig.from_pretrained(str(adapter.path)), low_cpu_mem_usage=True)
             wanted = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(made).items()}
     except Exception as error:  # of many types
-        raise UsageError(f"{shown_path(adapter.path)}: peft refuses the config for this base ({first_line(error)})") from None
+        raise UsageError(
+            f"{shown_path(adapter.path)}: peft refuses the config for this base ({first_line(error)})"
+        ) from None
     held = {name: entry.shape for name, entry in adapter.tensors.items()}
     missing = sorted(set(wanted) - set(held))
     besides = sorted(name for name in set(held) - set(wanted) if not name.endswith(".base_layer.weight"))

@@ -154,7 +154,9 @@ def _given(tokens: Path, vocabulary: int) -> Iterator[list[int]]:
     for number, row in read_json_lines(tokens):
         ids = row.get("input_ids") if isinstance(row, dict) else None
         if not isinstance(ids, list) or not ids or not all(type(token) is int for token in ids):
-            raise UsageError(f'{shown_path(tokens)}, line {number}: expected an object with "input_ids", a list of numbers')
+            raise UsageError(
+                f'{shown_path(tokens)}, line {number}: expected an object with "input_ids", a list of numbers'
+            )
         wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
         if wrong is not None:
             raise UsageError(f"{shown_path(tokens)}, line {number}: token {wrong}; the base has {vocabulary:,} tokens")

@@ -72,7 +72,9 @@ _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 def ranks(adapter: Adapter) -> list[int]:
     """Return the ranks that the config names: r, and those of rank_pattern."""
     pattern = adapter.config.get("rank_pattern") or {}
-    return [n for n in (adapter.config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())) if _is_int(n)]
+    return [
+        n for n in (adapter.config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())) if _is_int(n)
+    ]
 
 
 def _is_int(value: Any) -> bool:
@@ -219,7 +221,11 @@ def _gguf_head(adapter: Adapter) -> str | None:
 
 
 def _gguf_patterns(adapter: Adapter) -> str | None:
-    return "alpha_pattern is set, and one alpha is written for all modules" if adapter.config.get("alpha_pattern") else None
+    return (
+        "alpha_pattern is set, and one alpha is written for all modules"
+        if adapter.config.get("alpha_pattern")
+        else None
+    )
 
 
 def _gguf_rslora(adapter: Adapter) -> str | None:
@@ -269,4 +275,3 @@ NOT_JUDGED: dict[str, str] = {
     f"{_SGLANG_POOL}. Adapters that are named at the start set both",
     LLAMA_CPP: f"whether the converter knows the base's architecture, and how it maps these modules: {_CONVERTER}",
 }
-
