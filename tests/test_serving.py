@@ -194,6 +194,11 @@ def test_a_config_that_names_code_is_refused(base, tmp_path):
 _DORA = {**matrices(), **{f"{PREFIX}.{name}.lora_magnitude_vector": torch.ones(64) for name in ("q_proj", "v_proj")}}
 _HEAD = {**matrices(), "base_model.model.lm_head.weight": torch.ones(256, 64)}
 
+_ADAPTED_HEAD = {
+    "base_model.model.lm_head.lora_A.weight": torch.ones(4, 64),
+    "base_model.model.lm_head.lora_B.weight": torch.ones(256, 4),
+}
+
 #: Changes of the config and the tensors -> what vLLM, SGLang and llama.cpp do with it.
 SERVED = {
     "plain": ({}, None, "yes", "yes", "yes"),
@@ -215,11 +220,7 @@ SERVED = {
     "ia3": ({"peft_type": "IA3"}, {f"{PREFIX}.q_proj.ia3_l": torch.ones(64, 1)}, "no", "no", "no"),
     "no-alpha": ({"lora_alpha": None}, None, "no", "no", "no"),
     "resized": ({}, {**matrices(), "base_model.model.model.embed_tokens.weight": torch.ones(2, 64)}, "depends", "yes", "no"),
-    "adapted-head": (
-        {"target_modules": ["lm_head"]},
-        {"base_model.model.lm_head.lora_A.weight": torch.ones(4, 64), "base_model.model.lm_head.lora_B.weight": torch.ones(256, 4)},
-        "yes", "yes", "depends",
-    ),
+    "adapted-head": ({"target_modules": ["lm_head"]}, _ADAPTED_HEAD, "yes", "yes", "depends"),
 }  # fmt: skip
 
 

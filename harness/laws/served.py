@@ -15,8 +15,8 @@ Measured on two cores on 2026-11-29, over 35 adapters in float32 and 32 in bfloa
 A packed base is packed again when an adapter is merged into it, which costs more than rounding. The weights that must come
 out are computed here: the live layer is given the identity matrix, which returns its weights with the adapter in them, and
 these are packed and unpacked by bitsandbytes' own functions. In four bits, the merged model must be nearer to that than a
-quarter of what packing costs. In eight bits, the inputs of each layer are packed as well, in the live and in the merged model, so
-the bound is four times that cost.
+quarter of what packing costs. In eight bits, the inputs of each layer are packed as well, in the live and in the merged
+model, so the bound is four times that cost.
 """
 
 from __future__ import annotations
