@@ -10,12 +10,17 @@ from harness.processes.guard import RUN
 from harness.processes.imports import import_upstream
 from harness.runs.cache import Runs
 from harness.runs.scenarios import PLAIN
-from tests import faults
+from tests import faults, forked
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "clause(id): the clause of the contract that a test of suites/ judges")
     config.addinivalue_line("markers", "proves(id, ...): the clauses of which this test makes a check fail")
+
+
+def pytest_collection_finish(session):
+    if session.items:
+        forked.prepare()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,6 +12,7 @@ from harness import contract
 from harness.errors import UsageError
 from harness.mutants import catalogue
 from harness.paths import PACKAGE, ROOT
+from tests import forked
 
 OWN = """
 import os, signal
@@ -45,9 +46,7 @@ THREAD = r"https://github\.com/[\w-]+/[\w-]+/(issues|pull)/\d+"
 
 
 def harness(*words):
-    done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", *map(str, words)], capture_output=True, text=True, cwd=ROOT
-    )
+    done = forked.run([sys.executable, "-m", "harness.cli", *map(str, words)], cwd=ROOT)
     return done.returncode, done.stdout + done.stderr
 
 
