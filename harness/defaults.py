@@ -47,6 +47,11 @@ def changed_config(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return _without(values, getattr(transformers, kind)().to_dict())
 
 
+def changed_adapter(peft_type: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an adapter's config that are not at upstream's default."""
+    return _without(values, compat.adapter_defaults(peft_type))
+
+
 def _without(values: Mapping[str, Any], defaults: Mapping[str, Any], kept: Iterable[str] = ()) -> dict[str, Any]:
     return {
         name: value

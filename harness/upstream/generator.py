@@ -321,5 +321,7 @@ def _check(text: str) -> None:
 
 def heading(paragraphs: list[str]) -> str:
     """Return the first lines of a script, wrapped."""
-    wrapped = [textwrap.fill(one, pieces.WIDTH, break_long_words=False, break_on_hyphens=False) for one in paragraphs if one]
+    wrapped = [
+        textwrap.fill(one, pieces.WIDTH, break_long_words=False, break_on_hyphens=False) for one in paragraphs if one
+    ]
     return "\n".join(wrapped).replace("\\", "/").replace('"""', "'''").rstrip('"')

@@ -285,7 +285,7 @@ def config_classes() -> dict[str, str]:
 def _config(adapter: AdapterSpec, values: Mapping[str, Any]) -> str:
     name = next(name for name, kind in config_classes().items() if kind == adapter.peft_type)
     plain = {key: value for key, value in values.items() if key not in ("peft_type", "peft_version")}
-    return call(name, plain)
+    return call(name, defaults.changed_adapter(adapter.peft_type, plain))
 
 
 # ---- the Trainer ----
