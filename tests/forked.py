@@ -1,9 +1,10 @@
-"""Run `python -m MODULE` in a fork of a process that has imported upstream, where a new process would import it first.
+"""Run `python -m MODULE` or `python -c CODE` in a fork of a process that has imported upstream.
 
-To import upstream takes 5 s of CPU time, and tests of the command line start some fifty processes. `prepare` forks a helper
-from this process before any test has trained (what has trained cannot be forked: `harness.processes.fork_server`). `run`
-asks it for a process, which has its own arguments, directory, variables, module search path and streams. What that one
-starts with `python -m pytest` or `python -m harness`, and workers of xdist, are forks as well.
+A new process would import it first, which takes 5 s of CPU time, and tests of the command line start some fifty. `prepare`
+forks a helper from this process before any test has trained (what has trained cannot be forked:
+`harness.processes.fork_server`). `run` asks it for a process, which has its own arguments, directory, variables, module
+search path and streams. What that one starts with `python -m pytest` or `python -m harness`, and workers of xdist, are
+forks as well.
 
 What a fork does not show: that modules are imported in an order that works, and what Python does at its start and end.
 tests/test_wheel.py, tests/test_ci.py and tests/test_interrupted.py start new processes.
@@ -13,10 +14,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import gc
 import importlib
+import itertools
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -62,12 +64,17 @@ def prepare() -> None:
 
 
 def run(
-    command: Sequence[str], cwd: str | Path | None = None, env: Mapping[str, str] | None = None
+    command: Sequence[str], cwd: str | Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300.0
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command that begins with sys.executable to its end, as `subprocess.run` does, and return what it printed."""
+    """Run a command that begins with sys.executable to its end, as `subprocess.run` does, and return what it printed.
+
+    Raises subprocess.TimeoutExpired if it had not ended after `timeout` seconds; it is killed.
+    """
     assert _channel is not None, "tests/conftest.py calls prepare()"
-    send(_channel, (list(command), str(cwd or os.getcwd()), dict(os.environ if env is None else env)))
+    send(_channel, (list(command), str(cwd or os.getcwd()), dict(os.environ if env is None else env), timeout))
     code, output, errors = receive(_channel)
+    if code is None:
+        raise subprocess.TimeoutExpired(list(command), timeout, output, errors)
     return subprocess.CompletedProcess(list(command), code, output, errors)
 
 
@@ -76,16 +83,22 @@ def _serve(channel: socket.socket) -> None:
     ready = False
     while True:
         with contextlib.suppress(EOFError, OSError):
-            command, cwd, env = receive(channel)
+            command, cwd, env, timeout = receive(channel)
             if not ready:
                 for name in IMPORTED:
                     importlib.import_module(name)
-                gc.freeze()
                 ready = True
             with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-                code = _Popen(
-                    command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
-                ).wait()
+                process = _First(
+                    command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
+                    start_new_session=True,
+                )  # fmt: skip
+                try:
+                    code = process.wait(timeout)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                    code = None
                 said = [(file.seek(0), file.read().decode(errors="replace"))[1] for file in (output, errors)]
             send(channel, (code, *said))
             continue
@@ -96,9 +109,9 @@ class _Popen(subprocess.Popen):  # type: ignore[type-arg]
     """subprocess.Popen that forks instead of starting another Python, where a fork does the same."""
 
     def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, *rest: Any) -> None:
-        pass_fds, cwd, env, _, _, shell, *pipes = rest[:12]
-        restore_signals, gid, gids, uid, umask, start_new_session, *_ = rest[12:]
-        if shell or executable or not _forkable(args):
+        pass_fds, cwd, env, _startupinfo, _flags, shell, *pipes = rest[:12]
+        start_new_session = rest[17]
+        if shell or executable or not self._forks(args):
             super()._execute_child(args, executable, preexec_fn, close_fds, *rest)  # type: ignore[misc]
             return
         reads, writes, errors = pipes[0], pipes[3], pipes[5]
@@ -120,13 +133,19 @@ class _Popen(subprocess.Popen):  # type: ignore[type-arg]
         self._child_created = True
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
+    def _forks(self, args: Any) -> bool:
+        words = [args] if isinstance(args, (str, bytes, os.PathLike)) else [os.fspath(word) for word in args]
+        return words[0] == sys.executable and any(
+            (flag == "-m" and word in FORKED) or (flag == "-c" and word == _WORKER)
+            for flag, word in itertools.pairwise(words[1:5])
+        )
 
-def _forkable(args: Any) -> bool:
-    words = [args] if isinstance(args, (str, bytes, os.PathLike)) else [os.fspath(word) for word in args]
-    return words[0] == sys.executable and any(
-        (flag == "-m" and word in FORKED) or (flag == "-c" and word == _WORKER)
-        for flag, word in zip(words[1:4], words[2:5], strict=False)
-    )
+
+class _First(_Popen):
+    """The process that a test asks for. It is forked whatever it runs, for the helper has trained nothing."""
+
+    def _forks(self, args: Any) -> bool:
+        return True
 
 
 def _take(*descriptors: int) -> None:
