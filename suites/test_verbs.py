@@ -20,9 +20,8 @@ def acts(*actions):
     return pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in rows(*actions).items()])
 
 
-@pytest.fixture
-def model(row, upstream, train):
-    """The row's model with the trained values, in eval mode. The case is skipped if this stack cannot make it."""
+def model_of(row, upstream, train):
+    """Return the row's model with the trained values, in eval mode. Skips the case if this stack cannot make it."""
     skip_if(upstream.unsupported(row.spec))
     return rebuilt.trained_model(train(row.trained), row.spec).eval()
 
@@ -41,39 +40,40 @@ LAWS = {
 }
 
 
-def judged(row, model, path):
+def judged(row, upstream, train, path):
     """Do the row's action to its model, and judge it. If upstream refuses it in words, the case is skipped with them."""
+    model = model_of(row, upstream, train)
     return skip_uncompared(verbs.refusing(row.action, lambda: LAWS[row.action](model, row.spec, path)))
 
 
 @pytest.mark.clause("API-15")
 @acts("merge")
-def test_what_is_merged_computes_the_same(row, model, tmp_path, judge):
-    judge(judged(row, model, tmp_path))
+def test_what_is_merged_computes_the_same(row, upstream, train, tmp_path, judge):
+    judge(judged(row, upstream, train, tmp_path))
 
 
 @pytest.mark.clause("API-02")
 @acts("disable")
-def test_what_is_disabled_is_the_base(row, model, tmp_path, judge):
-    judge(judged(row, model, tmp_path))
+def test_what_is_disabled_is_the_base(row, upstream, train, tmp_path, judge):
+    judge(judged(row, upstream, train, tmp_path))
 
 
 @pytest.mark.clause("API-13")
 @acts("delete", "unload")
-def test_what_is_taken_out_leaves_the_base(row, model, tmp_path, judge):
-    judge(judged(row, model, tmp_path))
+def test_what_is_taken_out_leaves_the_base(row, upstream, train, tmp_path, judge):
+    judge(judged(row, upstream, train, tmp_path))
 
 
 @pytest.mark.clause("API-23")
 @acts("cast", "modes")
-def test_a_verb_leaves_what_it_is_not_about(row, model, tmp_path, judge):
-    judge(judged(row, model, tmp_path))
+def test_a_verb_leaves_what_it_is_not_about(row, upstream, train, tmp_path, judge):
+    judge(judged(row, upstream, train, tmp_path))
 
 
 @pytest.mark.clause("API-26")
 @acts("convert")
-def test_what_is_converted_computes_the_same(row, model, tmp_path, judge):
-    judge(judged(row, model, tmp_path))
+def test_what_is_converted_computes_the_same(row, upstream, train, tmp_path, judge):
+    judge(judged(row, upstream, train, tmp_path))
 
 
 @pytest.mark.clause("API-23")
@@ -85,6 +85,7 @@ def test_an_adapter_for_inference_stays_frozen(route, upstream, tmp_path, judge)
 
 @pytest.mark.clause("CKPT-29")
 @acts("load/")
-def test_what_is_loaded_is_what_was_saved(row, model, train, tmp_path, judge):
+def test_what_is_loaded_is_what_was_saved(row, upstream, train, tmp_path, judge):
+    model = model_of(row, upstream, train)
     way, trained = row.action.removeprefix("load/"), set(train(row.trained).trainable)
     judge(skip_uncompared(verbs.refusing(row.action, lambda: load_ways.loads(model, row.spec, trained, way, tmp_path))))

@@ -16,7 +16,7 @@ import torch
 
 from harness.fixtures import models
 from harness.laws import base_weights, merging, rebuilt
-from harness.laws.equal import differences
+from harness.laws.equal import differences, largest
 from harness.raised import UPSTREAM
 from harness.spec import GET, RunSpec
 from harness.tensors import names
@@ -97,7 +97,11 @@ def disables(model: Any, spec: RunSpec) -> Verdict:
 
 
 def converts(model: Any, spec: RunSpec, directory: Path) -> Verdict:
-    """Check that an adapter converted to a LoRA of whatever rank it takes computes on a new base what it computed."""
+    """Check that an adapter converted to a LoRA of whatever rank it takes computes on a new base what it computed.
+
+    save_as_lora with rank=1.0 leaves out singular values whose squares are lost when all squares are added in float32: of 64
+    values, 64 eps / 2 of the sum at most. So the adapter's part may be off by the root of that, a share of 0.002.
+    """
     from peft import PeftModel, save_as_lora
 
     if spec.model.dtype != "float32" or spec.model.quantization:
@@ -105,7 +109,9 @@ def converts(model: Any, spec: RunSpec, directory: Path) -> Verdict:
         return Verdict(NOT_COMPARABLE, "as a LoRA it computes the same", (words,))
     save_as_lora(str(directory), model, rank=1.0)
     loaded = PeftModel.from_pretrained(models.build(spec.model), str(directory))
-    findings = differences(rebuilt.logits(loaded, spec), rebuilt.logits(model, spec), MERGED.loss, "as a LoRA:")
+    before, base = rebuilt.logits(model, spec), rebuilt.logits(models.build(spec.model), spec)
+    bound = max(MERGED.loss, 0.002 * largest(before["logits"] - base["logits"]))
+    findings = differences(rebuilt.logits(loaded, spec), before, bound, "as a LoRA:")
     return verdict("as a LoRA it computes the same", findings)
 
 
@@ -152,14 +158,14 @@ def _dtypes(model: Any) -> dict[str, torch.dtype]:
 def keeps_modes(model: Any, spec: RunSpec, directory: Path) -> Verdict:
     """Check that `_QUIET` verbs leave the mode of each module, and which parameters require gradients, as they were.
 
-    They are done in training mode and in evaluation mode. A verb that upstream refuses in words is left out, and so is
+    They are done in training mode and in evaluation mode; saving in training mode alone, as the Trainer does it. A verb that upstream refuses in words is left out, and so is
     merging packed weights, which is judged by itself (`merging.merges`).
     """
     findings: list[str] = []
     for training in (True, False):
         model.train(training)
         for verb, act in _QUIET.items():
-            if act is _merge_and_back and spec.model.quantization:
+            if (act is _merge_and_back and spec.model.quantization) or (act is _save and not training):
                 continue
             before = _modes(model)
             try:

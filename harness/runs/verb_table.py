@@ -67,7 +67,8 @@ KINDS: dict[str, Kind] = {
         {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
     ),
     "nf4": Kind(_targeted(packed=True), quantization="nf4"),
-    "int8": Kind(tuple(name for name in _targeted(packed=True) if name != "dora"), quantization="int8"),
+    # Methods with int8 layers of their own. The others unpack any weight by the same code as in NF4.
+    "int8": Kind(("lora", "rslora", "ia3", "vera", "randlora", "hira", "road", "adalora"), quantization="int8"),
 }
 
 #: The ways in which a rebuilt model differs besides its route -> their values.
@@ -81,12 +82,16 @@ class Action:
 
     - routes: by which of them the adapter may come. unload and merge_and_unload are verbs of a PeftModel.
     - dtypes: of the base.
+    - kinds: the kinds of layer that have it; empty for all. Only linear layers are converted to LoRA.
+    - methods: the methods that have it; empty for all. Only LoRA is swapped.
     - packed: whether it is judged on packed layers. Each merge packs the weights again, which rounds away what merging twice,
       merging safely, unloading and converting are about; and packed weights are not cast.
     """
 
     routes: tuple[str, ...] = (GET, ADD)
     dtypes: tuple[str, ...] = DTYPES
+    kinds: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
     packed: bool = True
 
 
@@ -99,13 +104,13 @@ ACTIONS: dict[str, Action] = {
     "unload": Action((GET,)),
     "cast": Action(packed=False),
     "modes": Action(),
-    "convert": Action((GET,), ("float32",), packed=False),
+    "convert": Action((GET,), ("float32",), ("linear", "conv1d")),
     "load/from-pretrained": Action(),
     "load/another-name": Action(),
     "load/low-cpu-mem-usage": Action(),
     "load/beside": Action(),
     "load/by-tensors": Action(),
-    "load/hotswap": Action(),
+    "load/hotswap": Action(methods=LORAS),
     "load/by-the-model": Action(),
 }
 
@@ -189,6 +194,6 @@ def rows(*actions: str) -> dict[str, Row]:
 def _rows() -> Iterator[Row]:
     for kind, method in RUNS:
         for action, verb in ACTIONS.items():
-            if KINDS[kind].quantization and not verb.packed:
-                continue
-            yield Row(kind, method, action, *spread(kind, method, action))
+            fits = kind in (verb.kinds or KINDS) and method in (verb.methods or METHODS)
+            if fits and (verb.packed or not KINDS[kind].quantization):
+                yield Row(kind, method, action, *spread(kind, method, action))
