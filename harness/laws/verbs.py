@@ -158,8 +158,8 @@ def _dtypes(model: Any) -> dict[str, torch.dtype]:
 def keeps_modes(model: Any, spec: RunSpec, directory: Path) -> Verdict:
     """Check that `_QUIET` verbs leave the mode of each module, and which parameters require gradients, as they were.
 
-    They are done in training mode and in evaluation mode; saving in training mode alone, as the Trainer does it. A verb that upstream refuses in words is left out, and so is
-    merging packed weights, which is judged by itself (`merging.merges`).
+    They are done in training mode and in evaluation mode; saving in training mode alone, as the Trainer does it. A verb that
+    upstream refuses in words is left out, and so is merging packed weights, which is judged by itself (`merging.merges`).
     """
     findings: list[str] = []
     for training in (True, False):
