@@ -53,7 +53,11 @@ OURS: dict[str, frozenset[str]] = {
         {"early_stopping", "harness.fixtures.late_rank:LateRank", "harness.fixtures.metrics:draws"}
     ),
     "trainer.optimizers": frozenset(
-        {"harness.fixtures.optimizers:loraplus", "harness.fixtures.optimizers:parameter_groups"}
+        {
+            "harness.fixtures.optimizers:lorafa",
+            "harness.fixtures.optimizers:loraplus",
+            "harness.fixtures.optimizers:parameter_groups",
+        }
     ),
     "trainer.preprocess_logits_for_metrics": frozenset({"harness.fixtures.metrics:predictions"}),
     "trainer.compute_loss_func": frozenset(
