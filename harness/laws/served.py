@@ -150,7 +150,8 @@ def _packed_again(model: Any, rows: Mapping[str, list[list[int]]]) -> torch.Tens
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     hooks = []
-    for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
         base = layer.get_base_layer()
         bias = None if base.bias is None else base.bias.detach().float()
         eye = torch.eye(base.in_features)
