@@ -190,7 +190,7 @@ def base(model: ModelSpec, launch: LaunchSpec) -> str:
 
 
 def ranks_load(model: ModelSpec, launch: LaunchSpec) -> bool:
-    """Return whether ranks load the base from files. Only the first process writes: save_pretrained of others does nothing."""
+    """Return whether ranks load the base from files. One process writes them: save_pretrained of later ranks does nothing."""
     return launch.strategy == "loaded" or (launch.several and model.quantization is not None)
 
 
