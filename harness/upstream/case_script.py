@@ -87,7 +87,7 @@ def of_spec(spec: RunSpec, clause: str, known: list[Expectation]) -> Origin:
     body = spec.to_json()
     defect = next((one for one in known if one.clause == clause and one.spec and one.describes(body)), None)
     check = generator.check_for(clause)
-    options = {}
+    options: dict[str, Any] = {}
     if check == "resumes":
         spec, options = _with_checkpoint(spec)
     text = generator.script(spec, check, f"Must hold: {contract.clauses()[clause].statement}", [], options)
