@@ -6,16 +6,24 @@ import pytest
 
 from harness import subjects
 from harness.mutants.patch import forget_prototypes
+from harness.processes import ranks
 from harness.processes.guard import RUN
 from harness.processes.imports import import_upstream
 from harness.runs.cache import Runs
 from harness.runs.scenarios import PLAIN
-from tests import faults
+from tests import faults, forked
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "clause(id): the clause of the contract that a test of suites/ judges")
     config.addinivalue_line("markers", "proves(id, ...): the clauses of which this test makes a check fail")
+
+
+def pytest_collection_finish(session):
+    """Fork what later forks commands and ranks, while nothing has been trained in this process."""
+    if session.items:
+        forked.prepare()
+        ranks.prepare(pristine=True)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -55,7 +63,9 @@ def pytester(imported, pytester, monkeypatch):
     """Return pytest's pytester after upstream was imported. It unloads modules that its session imports, and torch's
     cannot be imported twice.
 
-    Its sessions count as part of a command that is guarded already. Otherwise each would start a watcher (0.1 s).
+    Its sessions count as part of a command that is guarded already. Otherwise each would start a watcher (0.1 s). At its end
+    each ends its own fork server, and not that of this process, which would take 10 s to start again.
     """
+    monkeypatch.setattr(ranks, "_current", None)
     monkeypatch.setenv(RUN, str(pytester.path))
     return pytester

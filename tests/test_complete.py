@@ -1,7 +1,6 @@
 """A session ends with 0 only if each test that it was asked for was judged, whatever user code does to its process."""
 
 import json
-import subprocess
 
 import pytest
 
@@ -106,8 +105,7 @@ def test_two():
 def test_a_test_that_ends_or_hangs_its_process_fails_and_the_others_are_judged(suite, pytester):
     suite(ENDS, "--collect-only")
     options = ["--json", "ended.json", "--junitxml", "ended.xml", "--case-limit", "3", "--journal", "ended.jsonl"]
-    command, variables = in_new_process(pytester, *options)
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
+    done = in_new_process(pytester, *options)
     report = json.loads((pytester.path / "ended.json").read_text())
     assert done.returncode == 1, done.stdout + done.stderr
     assert verdicts(report) == {
@@ -127,8 +125,7 @@ def test_a_test_that_ends_or_hangs_its_process_fails_and_the_others_are_judged(s
 def test_a_subject_that_ends_the_process_at_its_import_is_never_0(suite, pytester):
     suite(ONE, "--collect-only")
     pytester.makepyfile(ends="import posix\nposix._exit(0)\n")
-    command, variables = in_new_process(pytester, "--subject", "ends:subject")
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
+    done = in_new_process(pytester, "--subject", "ends:subject")
     assert done.returncode == 2, done.stdout + done.stderr
     assert "ended with exit status 0 while it loaded --subject ends:subject" in done.stderr
 

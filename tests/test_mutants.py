@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import jsonschema
@@ -12,6 +11,7 @@ from harness import contract
 from harness.errors import UsageError
 from harness.mutants import catalogue
 from harness.paths import PACKAGE, ROOT
+from tests import forked
 
 OWN = """
 import os, signal
@@ -45,9 +45,7 @@ THREAD = r"https://github\.com/[\w-]+/[\w-]+/(issues|pull)/\d+"
 
 
 def harness(*words):
-    done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", *map(str, words)], capture_output=True, text=True, cwd=ROOT
-    )
+    done = forked.run([sys.executable, "-m", "harness.cli", *map(str, words)], cwd=ROOT)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -136,8 +134,9 @@ def test_a_mutant_can_be_preloaded():
     code = "import harness.mutants.preload, importlib; importlib.import_module('harness.mutants.preload.{}')"
     script = code.format("alpha-for-alpha-over-r") + "\nfrom peft.tuners.lora.layer import LoraLayer as L"
     script += "\nassert L.update_layer.__name__ == 'update_layer' and L.update_layer.__closure__, 'not put in'"
-    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
-    missing = subprocess.run([sys.executable, "-c", code.format("no-such")], capture_output=True, text=True, cwd=ROOT)
+    put_in = forked.run([sys.executable, "-c", script], cwd=ROOT)
+    assert put_in.returncode == 0, put_in.stderr
+    missing = forked.run([sys.executable, "-c", code.format("no-such")], cwd=ROOT)
     assert "ModuleNotFoundError: No module named 'harness.mutants.preload.no-such'" in missing.stderr
 
 

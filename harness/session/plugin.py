@@ -551,6 +551,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker of `-n 2` one half of the tests, and the one that is done first a part of what the other has left.
+
+    Each worker trains what its tests ask for. Tests that follow each other ask for the same runs, and xdist's own way
+    (`--dist load`) deals them out by turns, so that both workers train them: a fifth of all runs.
+    """
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["peft_harness_journal"] = str(node.config.stash[STATE].journal.file)
 
