@@ -166,7 +166,6 @@ _SCRIPTS = [
     _sent("a module that peft imports", {"adapter": {"config": {**_LORA, "auto_mapping": {
         "base_model_class": "factory", "parent_library": "mine"}}}}, "--trust-code"),
     _sent("a quantization that is a name", {"model": {"quantization": "nf3"}}, "nf3"),
-    _sent("a field that is code", {"model": {"family": "config:llama", "config": {"a=1), print('x') or (b": 1}}}, "print"),
 ]  # fmt: skip
 
 _DEFECT = """[[defect]]
@@ -242,6 +241,8 @@ _SCOPED = [
         for command in ("gate --baseline current --candidate current",
                         "bisect --clause RNG-01 --good current --bad current")
     ),
+    words("gate --baseline current --candidate current --scope scope.toml", "RNG-999", "a known defect of no clause",
+          files={"scope.toml": "known-defects = ['mine.toml']\n", "mine.toml": _DEFECT.replace("RNG-01", "RNG-999")}),
     words("check --clause RNG-01 -- --known-defects gone.toml", "gone.toml"),
     words("check --clause RNG-01 -- --known-defects mine.toml", "not TOML", files={"mine.toml": "x: 1\n"}),
 ]  # fmt: skip
