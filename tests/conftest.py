@@ -1,8 +1,10 @@
 """Fixtures and marks of the tests of the harness. Some run tests of suites/, whose `clause` mark is registered here, too."""
 
+import functools
 import importlib
 
 import pytest
+import typer.main
 
 from harness import subjects
 from harness.mutants.patch import forget_prototypes
@@ -35,6 +37,14 @@ def pytest_runtest_call(item):
     for clause in sorted(claimed - faults.FAILED):
         pytest.fail(f"this test proves {clause}, its mark says, but no check of {clause} failed in it", pytrace=False)
     return result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_command_line():
+    """Have typer make its tree of commands once. It makes it at each call, which is most of the time of a wrong usage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(autouse=True)

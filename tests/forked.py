@@ -79,7 +79,7 @@ def run(
 
 
 def _serve(channel: socket.socket) -> None:
-    vars(subprocess)["Popen"] = _Popen
+    subprocess.Popen = _Popen
     ready = False
     while True:
         with contextlib.suppress(EOFError, OSError):
@@ -198,7 +198,7 @@ def _become(words: Sequence[str], cwd: str | None, env: Mapping[str, str] | None
     if code is not None and not isinstance(code, int):
         print(code, file=sys.stderr)
         code = 1
-    for each in (sys.stdout, sys.stderr):
+    for printed in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
-            each.flush()
+            printed.flush()
     os._exit((code or 0) & 255)
