@@ -69,6 +69,17 @@ def texts():
     return {one.id: recipes.script_of(one) for one in RECIPES}
 
 
+def test_a_script_begins_with_what_is_wrong_in_the_defect_that_its_row_names_first(texts):
+    # Another known defect of the same clause fails with the same words.
+    assert texts["dist-02-llama-classifier"].startswith('"""GenericForSequenceClassification.forward')
+
+
+def test_fields_at_upstreams_default_are_left_out(texts):
+    # 4 heads is not LlamaConfig's default, and rank 8 is LoraConfig's.
+    assert "num_attention_heads=4" in texts["acc-01-llama-classifier"]
+    assert not re.search(r"\br=8|bos_token_id", texts["acc-01-llama-classifier"])
+
+
 def test_each_script_is_short_and_imports_upstream_alone(texts):
     for name, text in texts.items():
         assert len(text.splitlines()) <= 60, name
@@ -228,7 +239,7 @@ def test_a_report_has_the_script_its_output_and_the_release(case, tmp_path, monk
     file = case(clause="ACC-01", scenario="bert-classifier/lora", spec=PLAIN.to_json())
     assert run("repro", file, "--issue", tmp_path / "i.md", "--bisect", tmp_path / "b.json")[0] == 0
     text = (tmp_path / "i.md").read_text()
-    for words in ("transformers 5", "```python", "seen:     another", "broke in transformers 5.0.0", "issues/47688"):
+    for words in ("transformers 5", "What must hold: ", "```python", "seen:     another", "broke in transformers 5.0.0", "issues/47688"):
         assert words in text
     assert "harness" not in text
 
