@@ -18,8 +18,8 @@ TOGETHER = 8
 #: Base models that differ in the kind of layer, task and tying. Each is there with LoRA.
 FAMILIES = ("gpt2", "t5", "llama-tied", "qwen3-moe", "bert-classifier", "opt")
 
-#: Methods that do different things in half precision: add, scale, rotate, multiply, replace single weights, add tokens.
-HALF = ("lora", "dora", "oft", "lokr", "shira", "prompt-tuning")
+#: Methods that do different things in half precision: add, scale, rotate, replace single weights, add tokens.
+HALF = ("lora", "dora", "oft", "shira", "prompt-tuning")
 
 #: Methods that merge into packed weights: peft/tuners/*/bnb.py.
 PACKED = ("lora", "dora", "oft", "vera", "hira", "road", "randlora")
