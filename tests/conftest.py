@@ -28,6 +28,10 @@ def pytest_collection_finish(session):
         ranks.prepare(pristine=True)
 
 
+def pytest_unconfigure():
+    forked.end()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """Fail a test that is marked to prove a clause, if no check of that clause failed in it."""
