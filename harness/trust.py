@@ -41,6 +41,7 @@ SUBJECTS = frozenset(
 OURS: dict[str, frozenset[str]] = {
     "model.family": frozenset(
         {
+            "harness.fixtures.named_base:named",
             "harness.fixtures.on_device:llama",
             "harness.fixtures.plain_loss:llama",
             "harness.fixtures.resized_embeddings:resized",
@@ -52,7 +53,11 @@ OURS: dict[str, frozenset[str]] = {
         {"early_stopping", "harness.fixtures.late_rank:LateRank", "harness.fixtures.metrics:draws"}
     ),
     "trainer.optimizers": frozenset(
-        {"harness.fixtures.optimizers:loraplus", "harness.fixtures.optimizers:parameter_groups"}
+        {
+            "harness.fixtures.optimizers:lorafa",
+            "harness.fixtures.optimizers:loraplus",
+            "harness.fixtures.optimizers:parameter_groups",
+        }
     ),
     "trainer.preprocess_logits_for_metrics": frozenset({"harness.fixtures.metrics:predictions"}),
     "trainer.compute_loss_func": frozenset(

@@ -61,6 +61,7 @@ CONFIGURATIONS = {
     "group-by-length": SHORT.but(data=RAGGED, train_sampling_strategy="group_by_length"),
     "iterable": SHORT.but(data={"rows": 16, "iterable": True}),
     "lora-plus": SHORT.but(trainer={"optimizers": ["harness.fixtures.optimizers:loraplus", {"loraplus_lr_ratio": 4}]}),
+    "lora-fa": SHORT.but(trainer={"optimizers": "harness.fixtures.optimizers:lorafa"}),
     "parameter-groups": SHORT.but(trainer={"optimizers": "harness.fixtures.optimizers:parameter_groups"}),
     "model-init": SHORT.but(trainer={"model_init": True}),
     "packed": SHORT.but(data=RAGGED, trainer={"data_collator": "harness.fixtures.collators:packed"}),

@@ -19,7 +19,7 @@ from harness.laws import (
     resume,
     universal,
 )
-from harness.runs.scenarios import cases, over, saving, spec_for
+from harness.runs.scenarios import cases, over, saving, spec_for, two_steps
 from harness.session.state import skip_if
 from harness.spec import ADD, GET, ResumeSpec
 from harness.subjects.hf_trainer import inject
@@ -49,14 +49,10 @@ def table(route, pairs=(*PAIRS, *PACKED)):
     """Return name -> a run of two steps with a checkpoint after each, for the pairs that a route supports."""
     return {
         # Scenario names are published; they leave out where the package lies.
-        family.removeprefix("harness.") + f"/{method}" + (f"/{route}" if route == ADD else ""): saving(
+        family.removeprefix("harness.") + f"/{method}" + (f"/{route}" if route == ADD else ""): two_steps(
             spec_for(family.removesuffix(_NF4), method, route).but(
-                model={"quantization": "nf4"} if family.endswith(_NF4) else None,
-                max_steps=2,
-                per_device_train_batch_size=2,
-                gradient_accumulation_steps=2,
-            ),
-            every=1,
+                model={"quantization": "nf4"} if family.endswith(_NF4) else None
+            )
         )
         for family, method in pairs
         if misfit(family.removesuffix(_NF4), method, add_adapter=route == ADD) is None

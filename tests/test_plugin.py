@@ -137,7 +137,7 @@ def test_many_known_defects_are_one_line_without_v(suite):
     )
     known = "\n".join(defect(scenario=str(number), match=str(number), reason=f"why {number}") for number in numbers)
     _, output, _ = suite(code, expectations=known)
-    assert "5 known defects of upstream in 5 cases of 1 clause: -v, or --json FILE, has each with its link" in output
+    assert "5 known defects of upstream in 5 cases of 1 clause: `peft-harness defects` and -v list them" in output
     assert "known defect XYZ-01" not in output
 
 

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import re
+import subprocess
 import sys
 
 import pytest
@@ -42,7 +43,8 @@ def test_each_known_defect_has_a_script_or_a_reason_why_not():
 
 
 def test_each_row_names_known_defects_alone():
-    for one in [*RECIPES, *recipes.without_script()]:
+    rows: list[recipes.Recipe | recipes.Unscripted] = [*RECIPES, *recipes.without_script()]
+    for one in rows:
         named = recipes.defects(one, KNOWN)
         unknown = [name for name in one.shows if not any(name in (each.scenario, each.match) for each in named)]
         assert not unknown, (one, unknown)
@@ -217,7 +219,7 @@ def test_what_has_no_script_is_said_in_one_sentence(case, tmp_path, body, words,
 
 
 def ran(monkeypatch, code, output):
-    monkeypatch.setattr(issue, "run", lambda text: issue.subprocess.CompletedProcess([], code, output, ""))
+    monkeypatch.setattr(issue, "run", lambda text: subprocess.CompletedProcess([], code, output, ""))
 
 
 def test_a_report_has_the_script_its_output_and_the_release(case, tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ COMMANDS = [
         "report",
         "clauses",
     ),
-    *("train", "report", "trend", "defects"),
+    *("train", "report", "trend", "defects", "adapter"),
     *("cache", "cache list", "cache size", "cache clean"),
 ]
 

@@ -173,5 +173,38 @@ CHAPTER = Chapter(
             source="peft/tuners/tuners_utils.py:1051-1130 (BaseTuner.inject_adapter); peft/tuners/boft/layer.py:41-108 "
             "(patch_environment, get_fbd_cuda)",
         ),
+        Clause(
+            "API-23",
+            "A verb MUST leave what it is not about. Disabling, enabling, saving, merging and unmerging MUST leave the "
+            "training mode of each module and requires_grad of each parameter as they were; an adapter that was loaded "
+            "for inference MUST stay frozen. Casting a model MUST cast its adapter, and cast up and back the model MUST "
+            "have its bits again.",
+            source="peft/tuners/tuners_utils.py:2000-2017 (BaseTunerLayer.enable_adapters); "
+            "peft/peft_model.py:1023-1077 (PeftModel.disable_adapter)",
+        ),
+        Clause(
+            "API-24",
+            "add_weighted_adapter of one adapter with weight 1 MUST give that adapter. Of several it MUST give what its "
+            "combination_type says: the weighted sum (cat, svd, linear), or the sum after pruning and election of signs "
+            "(ties, dare, magnitude_prune). The sources MUST stay as they were. The new adapter MUST be the same when "
+            "it is saved and loaded. What cannot be combined MUST be refused.",
+            source="peft/tuners/lora/model.py:707-1056 (LoraModel.add_weighted_adapter); peft/utils/merge_utils.py",
+            needs=("peft>=0.21",),
+        ),
+        Clause(
+            "API-25",
+            "If several adapters are active, each MUST act. Merged together the model MUST compute what it did, within "
+            "rounding; one that is merged by its name MUST act alone. Disabled they MUST leave the base, bit for bit, "
+            "one that is deleted MUST leave the other, and training MUST train all that are active.",
+            source="peft/tuners/tuners_utils.py:1313-1349, 2493-2518 (BaseTuner.merge_adapter, check_adapters_to_merge)",
+            needs=("peft>=0.21",),
+        ),
+        Clause(
+            "API-26",
+            "An adapter that save_as_lora converts with rank=1.0 MUST compute as a LoRA what it computed, within "
+            "rounding. Methods and layers that cannot be converted MUST be refused.",
+            source="peft/tuners/lora/conversion.py:145-355 (convert_to_lora, save_as_lora)",
+            needs=("peft>=0.21",),
+        ),
     ),
 )

@@ -188,5 +188,14 @@ CHAPTER = Chapter(
             "RandLoRA, MUST NOT be written again for each layer.",
             source="peft/tuners/vera/model.py:271-287 (VeraModel._get_adapter_state_dict)",
         ),
+        Clause(
+            "CKPT-29",
+            "A saved adapter MUST be the same however it is loaded: by from_pretrained and load_adapter with each of "
+            "their arguments, under another name, beside another adapter, from tensors, by a hot swap, by the model "
+            "itself. Its values MUST be the saved ones in the dtype that they have afterwards. low_cpu_mem_usage MUST "
+            "change no dtype and no value.",
+            source="peft/peft_model.py:418-643, 1417-1605 (PeftModel.from_pretrained, load_adapter); "
+            "peft/utils/save_and_load.py (set_peft_model_state_dict); peft/utils/hotswap.py (hotswap_adapter)",
+        ),
     ),
 )

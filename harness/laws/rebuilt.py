@@ -26,11 +26,15 @@ _AUTOCASTS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _KEPT_OPTION = "autocast_adapter_dtype"
 
 
-def trained_model(trace: Trace) -> Any:
-    """Rebuild the model as it was when training ended: inject the adapter, and copy the trained values into it by name."""
+def trained_model(trace: Trace, spec: RunSpec | None = None) -> Any:
+    """Rebuild the model as it was when training ended: inject the adapter, and copy the trained values into it by name.
+
+    - spec: names another base, such as one in another dtype, or another route; None for the spec that was trained.
+    """
     from harness.subjects.hf_trainer import inject
 
-    model = inject(models.build(trace.spec.model), trace.spec.adapter)
+    spec = spec or trace.spec
+    model = inject(models.build(spec.model), spec.adapter)
     named = adapter_of(model, trace)
     with torch.no_grad():
         for name, value in trace.adapter.items():
@@ -128,7 +132,7 @@ def merged(trace: Trace) -> Verdict:
     spec = trace.spec
     if spec.model.dtype != "float32" or spec.model.quantization:
         return Verdict(NOT_COMPARABLE, expected, (f"a base in {spec.model.quantization or spec.model.dtype} rounds",))
-    if reason := _unmergeable(spec):
+    if reason := unmergeable(spec):
         return Verdict(NOT_COMPARABLE, expected, (reason,))
     if findings := incomplete(trace):
         return verdict(expected, findings)
@@ -167,7 +171,7 @@ def not_restored(seen: Tensors, base: Tensors, sums: Tensors) -> list[str]:
     return findings
 
 
-def _unmergeable(spec: RunSpec) -> str | None:
+def unmergeable(spec: RunSpec) -> str | None:
     """Return why peft says that it does not merge or unmerge an adapter, None if it says nothing."""
     adapter = spec.adapter
     if adapter.config.get("layer_replication"):

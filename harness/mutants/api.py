@@ -102,6 +102,41 @@ def copies_never_deactivated(original, wrapper, names, inference_mode=False):
     return original(wrapper, names, inference_mode) if names else None
 
 
+def merged_again(original, layer, names=None):
+    return names or layer.active_adapters
+
+
+def never_safely(original, layer, safe_merge=False, adapter_names=None):
+    return original(layer, False, adapter_names)
+
+
+def merged_when_unloaded(original, model):
+    return model.merge_and_unload()
+
+
+def in_evaluation_mode(original, layer, *args, **options):
+    original(layer, *args, **options)
+    layer.eval()
+
+
+def the_first_alone(original, layer, names=None):
+    return original(layer, names)[:1]
+
+
+def twice_as_much(original, *args, **options):
+    a, b = original(*args, **options)
+    return a, 2 * b
+
+
+def the_minority(original, *args, **options):
+    return ~original(*args, **options)
+
+
+def a_tenth_too_much(original, *args, **options):
+    a, b, rank = original(*args, **options)
+    return a, 1.1 * b, rank
+
+
 MUTANTS = (
     Mutant(
         "alpha-for-alpha-over-r",
@@ -240,5 +275,53 @@ MUTANTS = (
         "PeftModel.set_adapter does nothing, so the first prompt stays active.",
         replace(PEFT, "set_adapter", nothing),
         cells=("API-20/prompt-tuning", "API-20/plain"),
+    ),
+    Mutant(
+        "merged-once-more",
+        "Merging an adapter that is merged adds it once more.",
+        replace("peft.tuners.lora.layer", "check_adapters_to_merge", merged_again),
+        cells=("API-15/linear/lora/merge-again*",),
+    ),
+    Mutant(
+        "merged-unsafely",
+        "safe_merge does not look for NaN.",
+        replace(LINEAR, "merge", never_safely),
+        cells=("API-15/linear/lora/merge-again*",),
+    ),
+    Mutant(
+        "merged-when-unloaded",
+        "unload() merges the adapter into the base.",
+        replace(TUNER, "unload", merged_when_unloaded),
+        cells=("API-13/linear/lora/unload*",),
+    ),
+    Mutant(
+        "evaluating-after-a-merge",
+        "Merging leaves a layer in evaluation mode.",
+        replace(LINEAR, "merge", in_evaluation_mode),
+        cells=("API-23/linear/lora/modes*",),
+    ),
+    Mutant(
+        "combined-twice-as-large",
+        "An adapter combined by addition is twice as large as the sum.",
+        replace("peft.tuners.lora:LoraModel", "_generalized_task_arithmetic_weighted_adapter", twice_as_much),
+        cells=("API-24/alone/plain", "API-24/both-added-linear"),
+    ),
+    Mutant(
+        "minority-elected",
+        "ties combines the elements whose sign lost the election.",
+        replace("peft.utils.merge_utils", "calculate_majority_sign_mask", the_minority),
+        cells=("API-24/both-added-ties", "API-24/both-added-ties_svd"),
+    ),
+    Mutant(
+        "one-of-two-merged",
+        "Of several active adapters only the first is merged.",
+        replace("peft.tuners.lora.layer", "check_adapters_to_merge", the_first_alone),
+        cells=("API-25/lora",),
+    ),
+    Mutant(
+        "converted-too-large",
+        "A converted adapter is 1.1 times as large as it was.",
+        replace("peft.tuners.lora.conversion", "_convert_module_to_lora", a_tenth_too_much),
+        cells=("API-26/linear/loha/convert*",),
     ),
 )

@@ -251,4 +251,10 @@ MUTANTS = (
         replace(COPY, "adapter_state_dict_load_map", lambda *args: {}),
         cells=("CKPT-24/stem-h", "FRZ-06/lm_head/resumed", "CKPT-21/modules-to-save-*"),
     ),
+    Mutant(
+        "not-swapped",
+        "hotswap_adapter leaves the adapter's tensors as they were.",
+        replace("peft.utils.hotswap", "hotswap_adapter_from_state_dict", nothing),
+        cells=("CKPT-29/linear/lora/load/hotswap*",),
+    ),
 )

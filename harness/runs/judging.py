@@ -20,7 +20,8 @@ from typing import Any
 
 from harness import defaults
 from harness.contract.expectations import Expectation
-from harness.errors import UsageError
+from harness.errors import OutOfSpace, UsageError
+from harness.files import require_space
 from harness.laws import universal
 from harness.laws.completion import REFUSALS, incomplete, torch_refuses
 from harness.laws.plan import never_ends
@@ -218,6 +219,7 @@ def trained(spec: RunSpec, runs: Runs, where: str, always: bool = False) -> Trac
     except (Exception, SystemExit) as error:
         if isinstance(error, UsageError):
             raise
+        require_space(error)
         raise Refused(f"{where}: {who} cannot train it ({cause(error)})") from None
     if trace.error is not None:
         first, *rest = trace.error.splitlines() or ["an error without words"]
@@ -275,16 +277,22 @@ def failed(trace: Trace) -> Verdict:
 
 
 def decided(applied: Applied) -> Verdict:
-    """Return what a law decides. If it raises an error, it has judged nothing, or upstream fails."""
+    """Return what a law decides. If it raises an error, it has judged nothing, or upstream fails.
+
+    Raises OutOfSpace if a full disk is the cause.
+    """
     if isinstance(applied, str):
         return not_judged(applied)
     try:
         return applied()
     except Refused as error:
         return not_judged(str(error))
+    except OutOfSpace:
+        raise
     except UsageError as error:
         return not_judged(f"a run to compare with cannot be trained: {error}")
     except Exception as error:
+        require_space(error)
         if (called := _of_upstream(error)) is not None:
             return Verdict(FAIL, f"{called} does its work", (f"{called} raised {cause(error)}",))
         return broken(error)

@@ -113,6 +113,11 @@ def saving(spec: RunSpec, every: float = 3) -> RunSpec:
     return spec.but(save_strategy="steps", save_steps=every)
 
 
+def two_steps(spec: RunSpec) -> RunSpec:
+    """Return `spec` with two steps of two micro-batches of two rows, and a checkpoint after each step."""
+    return saving(spec.but(max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2), every=1)
+
+
 SHORT = PLAIN.but(max_steps=4)
 
 #: Runs with a checkpoint after every third step and after the last. Each trains a different set of tensors.

@@ -26,11 +26,12 @@ from harness.session.state import (
     NotTrained,
     Unsupported,
     skip_if,
+    skip_uncompared,
 )
 from harness.spec import RunSpec
 from harness.subjects import WrongSubject
 from harness.trace import Trace
-from harness.verdict import NOT_COMPARABLE, Unjudged, Verdict
+from harness.verdict import Verdict
 
 
 @pytest.fixture(scope="session")
@@ -172,10 +173,7 @@ def judge_brought(
             laws = error
         if isinstance(laws, UsageError):
             raise NotTrained(str(laws))
-        verdict = judging.decided(laws[clause])
-        if verdict.outcome == NOT_COMPARABLE and not any(isinstance(sentence, Unjudged) for sentence in verdict.seen):
-            raise NotComparable("; ".join(verdict.seen))
-        judge(verdict)
+        judge(skip_uncompared(judging.decided(laws[clause])))
 
     def _laws(brought: Brought, spec: RunSpec) -> dict[str, Applied]:
         try:

@@ -17,7 +17,7 @@ from harness.runs.cache import Runs
 from harness.session import concerns, report, specs
 from harness.session.complete import Complete
 from harness.session.journal import Journal
-from harness.verdict import Case, Verdict
+from harness.verdict import NOT_COMPARABLE, Case, Unjudged, Verdict
 
 #: The cases that a test judges, in the test's stash.
 CASES = pytest.StashKey[list[Case]]()
@@ -37,7 +37,7 @@ class DrawnFailure(AssertionError):
 
 
 class NotComparable(Skipped):
-    """Skips a case for which nothing was recorded in this environment; the message says why."""
+    """Skips a case in which there is nothing to compare, or which upstream refuses in words; the message says why."""
 
 
 class NotTrained(Skipped):
@@ -56,6 +56,13 @@ def skip_if(reason: str | None) -> None:
     """Skip a case that cannot run on this machine, on this stack or with this subject. None: it can run."""
     if reason is not None:
         raise Unsupported(reason)
+
+
+def skip_uncompared(verdict: Verdict) -> Verdict:
+    """Return a verdict. If its law found nothing to compare, or upstream refused it in words, skip the case instead."""
+    if verdict.outcome == NOT_COMPARABLE and not any(isinstance(sentence, Unjudged) for sentence in verdict.seen):
+        raise NotComparable("; ".join(verdict.seen))
+    return verdict
 
 
 def has_pytest_html(config: pytest.Config) -> bool:
@@ -85,10 +92,7 @@ class State:
         # The user's own come first: they know their cases better.
         own = [one for file in config.getoption("--known-defects") for one in expectations.load_own(Path(file))]
         self.expectations = [*own, *expectations.load(paths.SUITES / "expectations")]
-        known = contract.clauses()
-        for one in self.expectations:
-            if one.clause not in known:
-                raise concerns.unknown(f"{one.path}: clause", one.clause, known)
+        concerns.check_clauses(self.expectations)
         self.effort = report.Effort()
         #: The training runs of this process, once a test needed them.
         self.runs: Runs | None = None
