@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import sys
 
 import pytest
 import typer.main
@@ -22,10 +23,18 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish(session):
-    """Fork what later forks commands and ranks, while nothing has been trained in this process."""
+    """Fork what later forks commands and ranks, while nothing has been trained in this process.
+
+    Of a few files that do not import upstream, no test may need ranks.
+    """
     if session.items:
         forked.prepare()
-        ranks.prepare(pristine=True)
+        if "peft" in sys.modules:
+            ranks.prepare(pristine=True)
+
+
+def pytest_unconfigure():
+    forked.end()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -63,8 +63,16 @@ def prepare() -> None:
     theirs.close()
 
 
+def end() -> None:
+    """End the helper."""
+    global _channel
+    if _channel is not None:
+        _channel.close()
+        _channel = None
+
+
 def run(
-    command: Sequence[str], cwd: str | Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300.0
+    command: Sequence[str], cwd: str | Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 900.0
 ) -> subprocess.CompletedProcess[str]:
     """Run a command that begins with sys.executable to its end, as `subprocess.run` does, and return what it printed.
 
