@@ -85,6 +85,11 @@ def test_one_top_level_name_is_packed(installed):
     assert {
         "harness/py.typed",
         "harness/session/suites.ini",
+        "harness/causes/group.py",
+        "harness/gate/formats/uv_lock.py",
+        "harness/reports/trend.html.j2",
+        "harness/upstream/checks/loss.py.j2",
+        "harness/upstream/defects.html.j2",
         "harness/reports/page/page.css",
         "harness/reports/page/page.html.j2",
         "harness/reports/page/page.js",
