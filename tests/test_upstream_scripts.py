@@ -239,7 +239,14 @@ def test_a_report_has_the_script_its_output_and_the_release(case, tmp_path, monk
     file = case(clause="ACC-01", scenario="bert-classifier/lora", spec=PLAIN.to_json())
     assert run("repro", file, "--issue", tmp_path / "i.md", "--bisect", tmp_path / "b.json")[0] == 0
     text = (tmp_path / "i.md").read_text()
-    for words in ("transformers 5", "What must hold: ", "```python", "seen:     another", "broke in transformers 5.0.0", "issues/47688"):
+    for words in (
+        "transformers 5",
+        "What must hold: ",
+        "```python",
+        "seen:     another",
+        "broke in transformers 5.0.0",
+        "issues/47688",
+    ):
         assert words in text
     assert "harness" not in text
 

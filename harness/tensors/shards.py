@@ -187,9 +187,8 @@ def _flattened(wrapped: torch.nn.Module) -> set[tuple[int, str]]:
 
     handles = [unit._handle for unit in FullyShardedDataParallel.fsdp_modules(wrapped)]
     flat = [handle.flat_param for handle in handles if handle is not None]
-    return {
-        (id(info.module), info.param_name) for one in flat for info in (*one._param_infos, *one._shared_param_infos)
-    }
+    infos: list[Any] = [info for one in flat for info in (*one._param_infos, *one._shared_param_infos)]
+    return {(id(info.module), info.param_name) for info in infos}
 
 
 def _held(model: torch.nn.Module, flattened: set[tuple[int, str]]) -> Iterator[tuple[str, torch.Tensor]]:
