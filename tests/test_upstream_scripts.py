@@ -218,8 +218,14 @@ def test_a_spec_gets_a_script_of_the_clause_that_is_named(case, tmp_path):
         (PLAIN.to_json(), "no check of PERF-01 is written as a script", ("--clause", "PERF-01")),
         ({"clause": "RES-01", "spec": PLAIN.to_json(), "life": [{"do": "train"}]}, "has a life", ()),
         ([1], "neither a case file nor a RunSpec", ()),
+        ({"clause": "ACC-01"}, "has no run (spec)", ()),
+        (
+            PLAIN.but(launch={"strategy": "ddp", "ranks": 2}).to_json(),
+            "it has 2 ranks, and the check split is written for one process",
+            ("--clause", "ACC-01"),
+        ),
     ],
-    ids=["no-clause", "unknown-clause", "no-check", "life", "list"],
+    ids=["no-clause", "unknown-clause", "no-check", "life", "list", "no-run", "ranks"],
 )
 def test_what_has_no_script_is_said_in_one_sentence(case, tmp_path, body, words, option):
     file = tmp_path / "case.json"

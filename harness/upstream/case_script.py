@@ -52,7 +52,7 @@ def origin(path: Path, clause: str | None = None, trusted: bool = False) -> Orig
     body, where = read_json(path, LIMIT, nan=True), shown_path(path)
     if not isinstance(body, Mapping):
         raise UsageError(f"{where}: is neither a case file nor a RunSpec")
-    is_case = bool({"spec", "test", "life"} & set(body))
+    is_case = bool({"spec", "test", "life", "clause", "scenario"} & set(body))
     clause = clause or (body.get("clause") if is_case else None)
     if not isinstance(clause, str) or clause not in contract.clauses():
         named = f"{shown(clause)} is no clause" if clause else "names no clause"
@@ -65,7 +65,8 @@ def origin(path: Path, clause: str | None = None, trusted: bool = False) -> Orig
     if isinstance(scenario, str) and (found := _known(clause, scenario, raw, known)) is not None:
         return found
     if raw is None:
-        raise UsageError(f"{where}: has no run, and no known defect names {clause} {shown(scenario)}")
+        named = "" if scenario is None else f", and no known defect names {clause} {shown(scenario)}"
+        raise UsageError(f"{where}: has no run (spec){named}")
     spec = RunSpec.from_json(raw, where)
     trust.check(spec, where, trusted)
     return of_spec(spec, clause, known)

@@ -178,6 +178,8 @@ def _code(spec: RunSpec, check: str, options: Mapping[str, Any]) -> str:
         names |= _names(made)
         if "AllocateRanks" in names:
             parts.insert(0, pieces.ALLOCATE.strip())
+    if spec.launch.several and "nprocs" not in body:
+        raise pieces.refuse(f"it has {spec.launch.ranks} ranks, and the check {check} is written for one process")
     if "other_route" in names:
         route = {GET: ADD, ADD: GET}[spec.adapter.route]
         other = pieces.adapted(spec.but(adapter={"route": route}).adapter).replace("def adapted", "def other_route")
