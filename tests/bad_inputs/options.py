@@ -114,7 +114,7 @@ _UNKNOWN = [
     words("adapter {}", "no adapter", "an empty directory"),
     words("adapter config.json", "no directory", files={"config.json": {}}),
     words("adapter /dev/null", "no directory"),
-    words("adapter {} --model gone", "no adapter", "a base beside an empty directory"),
+    words("adapter {} --model gone", "no such directory", "a base that is missing"),
     words("adapter a --tokens rows.jsonl", "--model", files={"a/adapter_config.json": {}}),
     words("adapter a", "peft_type", "a config of nothing", files={"a/adapter_config.json": {}}),
     words("adapter a", "model", "a model's directory", files={"a/config.json": {}, "a/model.safetensors": b""}),
