@@ -40,6 +40,18 @@ def changed_arguments(spec: RunSpec) -> dict[str, Any]:
     return _without(spec.arguments, compat.argument_defaults())
 
 
+def changed_config(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a model's config that are not at upstream's default. kind: its class in transformers."""
+    import transformers
+
+    return _without(values, getattr(transformers, kind)().to_dict())
+
+
+def changed_adapter(peft_type: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an adapter's config that are not at upstream's default."""
+    return _without(values, compat.adapter_defaults(peft_type))
+
+
 def _without(values: Mapping[str, Any], defaults: Mapping[str, Any], kept: Iterable[str] = ()) -> dict[str, Any]:
     return {
         name: value

@@ -28,6 +28,9 @@ _FULL = re.compile(
     r"|inline_container\.cc.*unexpected pos"
 )
 
+#: What `out_of_space` says.
+_SENTENCE = re.compile(r"no space left on .+; free some, or set TMPDIR to a directory on another disk")
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file, and make its directories. Readers see the old file or the whole new file, never a part.
@@ -145,11 +148,13 @@ def out_of_space(error: BaseException | None, places: Iterable[Path] = ()) -> st
     - places: directories that may be on it, besides the current one and the one for temporary files.
     """
     while error is not None:
+        if isinstance(error, OutOfSpace):
+            return str(error)
         is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if is_full or _FULL.search(str(error)):
             file = getattr(error, "filename", None)
-            place = Path(os.fsdecode(file)).parent if isinstance(file, (str, bytes)) else _fullest(places)
-            return f"no space left on {place}; free some, or set TMPDIR to a directory on another disk"
+            place = Path(os.fsdecode(file)).absolute().parent if isinstance(file, (str, bytes)) else _fullest(places)
+            return _no_space(place)
         error = error.__cause__ or error.__context__
     return ""
 
@@ -159,6 +164,20 @@ def require_space(error: BaseException | None) -> None:
     sentence = out_of_space(error)
     if sentence:
         raise OutOfSpace(sentence) from error
+
+
+def require_space_in(words: str, places: Iterable[Path]) -> None:
+    """Raise OutOfSpace if a full disk is the cause of what another process said, or could not say, before it ended.
+
+    - words: its error. Upstream's words for a full disk are known, and so are those of this harness.
+    - places: directories that it wrote to.
+    """
+    said = _SENTENCE.search(words)
+    sentence = said[0] if said else out_of_space(RuntimeError(words), places)
+    if not sentence and (full := next((place for place in places if _free(place) < _FEW), None)) is not None:
+        sentence = _no_space(full)
+    if sentence:
+        raise OutOfSpace(sentence)
 
 
 def inside(directory: Path, name: str, where: str) -> Path:
@@ -241,14 +260,19 @@ def _try(file: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
+def _no_space(place: Path | str) -> str:
+    return f"no space left on {place}; free some, or set TMPDIR to a directory on another disk"
+
+
+def _free(place: Path) -> int:
+    """Return the bytes that are free on the disk of a directory, which may be missing."""
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    found = os.statvfs(place)
+    return found.f_bavail * found.f_frsize
+
+
 def _fullest(places: Iterable[Path]) -> Path | str:
     """Return the directory without space. Since the error, the command may have deleted its temporary files."""
-
-    def free(place: Path) -> int:
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        found = os.statvfs(place)
-        return found.f_bavail * found.f_frsize
-
-    fullest = min((Path(tempfile.gettempdir()), Path.cwd(), *places), key=free)
-    return fullest if free(fullest) < _FEW else "a disk that is written to"
+    fullest = min((Path(tempfile.gettempdir()), Path.cwd(), *places), key=_free)
+    return fullest if _free(fullest) < _FEW else "a disk that is written to"

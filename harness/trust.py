@@ -41,6 +41,7 @@ SUBJECTS = frozenset(
 OURS: dict[str, frozenset[str]] = {
     "model.family": frozenset(
         {
+            "harness.fixtures.named_base:named",
             "harness.fixtures.on_device:llama",
             "harness.fixtures.plain_loss:llama",
             "harness.fixtures.resized_embeddings:resized",

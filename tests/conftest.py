@@ -1,21 +1,40 @@
 """Fixtures and marks of the tests of the harness. Some run tests of suites/, whose `clause` mark is registered here, too."""
 
+import functools
 import importlib
+import sys
 
 import pytest
+import typer.main
 
 from harness import subjects
 from harness.mutants.patch import forget_prototypes
+from harness.processes import ranks
 from harness.processes.guard import RUN
 from harness.processes.imports import import_upstream
 from harness.runs.cache import Runs
 from harness.runs.scenarios import PLAIN
-from tests import faults
+from tests import faults, forked
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "clause(id): the clause of the contract that a test of suites/ judges")
     config.addinivalue_line("markers", "proves(id, ...): the clauses of which this test makes a check fail")
+
+
+def pytest_collection_finish(session):
+    """Fork what later forks commands and ranks, while nothing has been trained in this process.
+
+    Of a few files that do not import upstream, no test may need ranks.
+    """
+    if session.items:
+        forked.prepare()
+        if "peft" in sys.modules:
+            ranks.prepare(pristine=True)
+
+
+def pytest_unconfigure():
+    forked.end()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -27,6 +46,14 @@ def pytest_runtest_call(item):
     for clause in sorted(claimed - faults.FAILED):
         pytest.fail(f"this test proves {clause}, its mark says, but no check of {clause} failed in it", pytrace=False)
     return result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_command_line():
+    """Have typer make its tree of commands once. It makes it at each call, which is most of the time of a wrong usage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +82,9 @@ def pytester(imported, pytester, monkeypatch):
     """Return pytest's pytester after upstream was imported. It unloads modules that its session imports, and torch's
     cannot be imported twice.
 
-    Its sessions count as part of a command that is guarded already. Otherwise each would start a watcher (0.1 s).
+    Its sessions count as part of a command that is guarded already. Otherwise each would start a watcher (0.1 s). At its end
+    each ends its own fork server, and not that of this process, which would take 10 s to start again.
     """
+    monkeypatch.setattr(ranks, "_current", None)
     monkeypatch.setenv(RUN, str(pytester.path))
     return pytester

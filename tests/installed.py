@@ -54,7 +54,6 @@ def install(shared: Path) -> Installed:
         if not (shared / "done").exists():
             _uv("build", "--out-dir", str(installed.wheel), str(ROOT))
             _uv("venv", "--python", sys.executable, str(installed.place))
-            _share_bytecode(installed)
             pins = shared / "pins.txt"
             pins.write_text(environments.running().lock)
             python = str(installed.place / "bin" / "python")
@@ -68,6 +67,7 @@ def install(shared: Path) -> Installed:
                 str(pins),
                 f"peft-harness[gate,nf4] @ {wheel.as_uri()}",
             )
+            _share_bytecode(installed)
             (shared / "done").touch()
     return installed
 
@@ -78,14 +78,28 @@ def _uv(*words: str) -> None:
 
 
 def _share_bytecode(installed: Installed) -> None:
-    """Use the bytecode of the upstream packages of this environment. To compile them takes 20 s.
+    """Keep the bytecode of the environment's packages where this one's is kept. To compile it takes 20 s.
 
-    uv links the same files into both environments, and Python compares the time and size of a source with those in the
-    bytecode, so bytecode of other files is not used.
+    uv links the same files into both environments, unless they came from different places. Bytecode has the time of its
+    source: if two files of different times had one place, each process would compile them again, in both environments. So
+    a package that is not the same as ours has a place of its own, which outlives this run.
     """
     ours = Path(sysconfig.get_path("purelib"))
     if sys.pycache_prefix is None:
         return
-    theirs = installed.bytecode / (installed.place / ours.relative_to(sys.prefix)).relative_to("/")
-    theirs.parent.mkdir(parents=True)
-    theirs.symlink_to(Path(sys.pycache_prefix) / ours.relative_to("/"))
+    packages = installed.place / ours.relative_to(sys.prefix)
+    theirs = installed.bytecode / packages.relative_to("/")
+    theirs.mkdir(parents=True)
+    for package in packages.iterdir():
+        if package.name == "harness" or not (package / "__init__.py").is_file():
+            continue
+        same = _made(package / "__init__.py") == _made(ours / package.name / "__init__.py")
+        kept = ours.relative_to("/") if same else "of-the-wheel"
+        place = Path(sys.pycache_prefix) / kept / package.name
+        place.mkdir(parents=True, exist_ok=True)
+        (theirs / package.name).symlink_to(place)
+
+
+def _made(file: Path) -> tuple[float, int] | None:
+    """Return what bytecode records of its source: time and size."""
+    return (file.stat().st_mtime, file.stat().st_size) if file.is_file() else None

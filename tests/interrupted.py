@@ -68,11 +68,23 @@ COMMANDS = {
     ),
     "train": harness("train", *model_words(), "--output", "out"),
     "soak": harness("soak", "--times", "2", *CLAUSE, "--json", "r.json"),
+    "judge": harness("judge", "spec.json", "--json", "r.json"),
+    "sweep": harness("sweep", "--minutes", "0.3", "--workers", "2", "--json", "r.json"),
     "speed": harness("speed", "--shape", "tiny", "--seconds", "2", "--json", "r.json"),
 }  # fmt: skip
 
 #: What a command may leave in its directory: documented folders, inputs, and outputs.
-EXPECTED = {".peft-harness", "r.json", "r.baseline.lock", "r.candidate.lock", "out", "out-2", "model", "rows.jsonl"}
+EXPECTED = {
+    ".peft-harness",
+    "r.json",
+    "r.baseline.lock",
+    "r.candidate.lock",
+    "out",
+    "out-2",
+    "model",
+    "rows.jsonl",
+    "spec.json",
+}
 
 #: How the signal is sent: to the command's process, to its group as a terminal does, or twice.
 WAYS = ("process", "group", "twice")
@@ -109,6 +121,8 @@ class Place:
                 self.directory / "rows.jsonl",
                 *({"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(16)),
             )
+        if name == "judge":
+            (self.directory / "spec.json").write_text('{"launch": {"ranks": 2, "strategy": "ddp"}}')
         self.life, self.usual = 0.0, None
 
     def start(self, words=None):

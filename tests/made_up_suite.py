@@ -13,6 +13,7 @@ import pytest
 from harness import contract, paths
 from harness.contract.clause import Chapter, Clause
 from harness.paths import SUITES
+from tests import forked
 
 CONFTEST = 'pytest_plugins = ["harness.session.plugin"]'
 
@@ -96,9 +97,9 @@ sys.modules["harness.contract.xyz"] = SimpleNamespace(CHAPTER=CHAPTER)
 """
 
 
-def in_new_process(pytester, *options, **variables):
-    """Return the command and the environment variables that run the suite in a process of its own."""
+def in_new_process(pytester, *options, run=forked.run, **variables):
+    """Run the suite in a process of its own, by `run`, and return what `subprocess.run` returns."""
     pytester.makepyfile(made_up=MADE_UP)
     command = [sys.executable, "-m", "pytest", "suites", "-p", "no:cacheprovider", "-p", "made_up", *options]
     path = os.pathsep.join([str(SUITES.parent), str(pytester.path)])
-    return command, {**os.environ, "PYTHONPATH": path, **variables}
+    return run(command, env={**os.environ, "PYTHONPATH": path, **variables})

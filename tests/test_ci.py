@@ -1,6 +1,7 @@
 """ci/: workflows and scripts have no finding, and tokens are kept away from judged packages and from what they wrote."""
 
 import base64
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from ruamel.yaml import YAML
 
 from harness.gate import requirements
 from harness.paths import PACKAGE, ROOT
+from tests.test_gate_summary import report as gate_report
 
 CI = ROOT / "ci"
 ACTION = CI / "github/action.yml"
@@ -199,17 +201,9 @@ def test_a_fork_gets_a_job_summary_and_no_comment_and_no_gpu():
     assert "GITHUB_STEP_SUMMARY" in str(gate["summary"]["steps"]) and same not in gate["summary"]["if"]
 
 
-def test_a_job_that_runs_a_candidate_writes_no_cache():
-    caches = {
-        (file.name, name, step["uses"].partition("@")[0])
-        for file in GITHUB
-        for name, job in jobs(file).items()
-        for step in job["steps"]
-        if "actions/cache" in step.get("uses", "")
-    }
-    assert caches == {("gate.yml", "cpu", "actions/cache/restore"), ("nightly.yml", "baseline", "actions/cache")}
-    (fills,) = [step["run"] for step in jobs(CI / "github/nightly.yml")["baseline"]["steps"] if "run" in step]
-    assert fills.startswith("bash ci/gate --since HEAD ")
+def test_no_job_keeps_or_reads_a_cache():
+    # A job that runs a candidate may become root and write one, in the name of the branch.
+    assert not [file.name for file in GITHUB if "actions/cache" in file.read_text()]
     judging = [job for name, job in read(CI / "gitlab/gate.yml").items() if "script" in job and name != "stages"]
     assert len(judging) == 5 and all(job["cache"] == [] for job in judging)
 
@@ -386,20 +380,50 @@ def test_the_issue_of_a_night_says_whether_there_was_a_verdict(tmp_path, verdict
     text = f"## Upgrade gate: {verdict}\n"
     said, posted = tell(tmp_path, lambda path: path.write_text(text), "the-token", "schedule")
     assert said.returncode == 0, said.stderr
-    assert posted == ["PRIVATE-TOKEN: the-token", f"title=The newest releases {title}", text.strip()]
+    assert posted[1:] == ["PRIVATE-TOKEN: the-token", f"title=The newest releases {title}", text.strip()]
 
 
-def tell(directory, make, token, source="merge_request_event"):
-    """Run the script of the job that has the token. Returns how it ended, and what curl would have sent."""
+@pytest.mark.parametrize(
+    ("text", "open_issue", "sent"),
+    [
+        ("## Upgrade gate: SAFE\n", 7, ["state_event=close", "/issues/7"]),
+        ("## Upgrade gate: SAFE\n", None, []),
+        ("## The newest releases: 1 new\n", 7, ["## The newest releases: 1 new", "/issues/7/notes"]),
+        ("## The newest releases: 1 new\n", None, ["title=The newest releases are not safe", "/issues"]),
+    ],
+    ids=["safe-closes", "safe", "news-is-a-comment", "news-opens"],
+)
+def test_a_night_closes_what_is_gone_and_comments_what_is_open(tmp_path, text, open_issue, sent):
+    issues = [] if open_issue is None else [{"iid": open_issue, "title": "$(touch ran)"}]
+    said, posted = tell(tmp_path, lambda path: path.write_text(text), "the-token", "schedule", issues)
+    assert said.returncode == 0, said.stderr
+    log = (tmp_path / "log").read_text().splitlines()
+    assert "scope=created_by_me" in log[0] and len(log) == (2 if sent else 1)
+    assert all(any(one in line for line in (*posted, log[-1])) for one in sent)
+
+
+def test_a_night_without_news_is_silent(tmp_path):
+    said, posted = tell(tmp_path, Path.touch, "the-token", "schedule")
+    assert (said.returncode, posted) == (0, []) and "Nothing is new since the night before." in said.stdout
+
+
+def tell(directory, make, token, source="merge_request_event", issues=()):
+    """Run the script of the job that has the token. Returns how it ended, and what curl would have sent.
+
+    - issues: the open issues that GitLab lists.
+    """
     (directory / "bin").mkdir()
     curl = directory / "bin/curl"
     # Like curl: it follows links.
     curl.write_text(
         "#!/usr/bin/env bash\n"
+        f'echo "$*" >>{directory}/log\n'
         'for word; do case "$word" in PRIVATE* | title*) echo "$word" ;; *@*) cat "${word#*@}" ;; esac; done '
         f">>{directory}/sent\n"
+        f'case "$*" in *--get*) cat {directory}/issues.json ;; esac\n'
     )
     curl.chmod(0o755)
+    (directory / "issues.json").write_text(json.dumps(list(issues)))
     (directory / "build/summary").mkdir(parents=True)
     make_in = directory / "build/summary/summary.md"
     make(make_in)
@@ -419,15 +443,39 @@ def test_the_summary_is_made_without_an_installed_package():
     subprocess.run([sys.executable, "-I", "-S", "-B", "-c", code, str(ROOT)], check=True)
 
 
-def test_artifacts_change_neither_the_script_nor_where_the_text_goes(tmp_path):
+def summarize(tmp_path, source, curl="exit 22"):
+    """Run the script of GitLab's job `summary` in tmp_path/build. Return the text that it wrote.
+
+    - curl: what curl does, in bash. By default it finds no report of the night before.
+    """
     origin, build = tmp_path / "origin", tmp_path / "build"
-    for path in [CI / "summary", *PACKAGE.glob("*.py"), *(PACKAGE / "gate").glob("*.py")]:
+    for path in [CI / "summary", CI / "news", *PACKAGE.glob("*.py"), *(PACKAGE / "gate").glob("*.py")]:
         copy = origin / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
     git = ["git", "-C", str(origin), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *words], check=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/curl").write_text(f"#!/usr/bin/env bash\n{curl}\n")
+    (tmp_path / "bin/curl").chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "TMPDIR": str(tmp_path),
+        "CI_REPOSITORY_URL": f"file://{origin}",
+        "CI_PROJECT_DIR": str(build),
+        "CI_PIPELINE_SOURCE": source,
+        "SECRET": "hidden",
+    }
+    words = ["bash", "-e", "-c", "\n".join(gitlab("summary")["script"])]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=build, env=env)
+    assert done.returncode == 0, done.stderr
+    return build / "summary/summary.md"
+
+
+@pytest.mark.parametrize("source", ["merge_request_event", "schedule"])
+def test_artifacts_change_neither_the_script_nor_where_the_text_goes(tmp_path, source):
+    build = tmp_path / "build"
     # What a hostile job uploads: a script, a module, git's configuration, and links for its report and for the text.
     for name in ("ci/summary", "harness/gate/summary.py", "git.py"):
         (build / name).parent.mkdir(parents=True, exist_ok=True)
@@ -437,22 +485,32 @@ def test_artifacts_change_neither_the_script_nor_where_the_text_goes(tmp_path):
     (build / "gate-report").symlink_to("/proc/self")
     (tmp_path / "outside").mkdir()
     (build / "summary").symlink_to(tmp_path / "outside")
-    env = {
-        "PATH": os.environ["PATH"],
-        "TMPDIR": str(tmp_path),
-        "CI_REPOSITORY_URL": f"file://{origin}",
-        "CI_PROJECT_DIR": str(build),
-        "CI_PIPELINE_SOURCE": "merge_request_event",
-        "SECRET": "hidden",
-    }
-    words = ["bash", "-e", "-c", "\n".join(gitlab("summary")["script"])]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=build, env=env)
-    assert done.returncode == 0, done.stderr
+    text = summarize(tmp_path, source)
     assert not (tmp_path / "ran").exists() and not list((tmp_path / "outside").iterdir())
-    text = build / "summary/summary.md"
     assert not (build / "summary").is_symlink() and not text.is_symlink()
     assert "leads out of build" in text.read_text() or "no such file" in text.read_text()
     assert "hidden" not in text.read_text()
+
+
+def night(*sentences):
+    """Return a report of ci/newest with these findings."""
+    findings = [{"about": "clause", "where": "ACC-01", "means": "broken", "sentence": one} for one in sentences]
+    return json.dumps(gate_report(findings=findings))
+
+
+@pytest.mark.parametrize(
+    ("curl", "words"),
+    [
+        ("exit 22", "2 new, 0 gone, 0 as the night before"),
+        ('cp "$LAST" "${@: -2:1}"', "1 new, 1 gone, 1 as the night before"),
+    ],
+)
+def test_a_night_tells_what_is_new_since_the_one_before(tmp_path, curl, words):
+    (tmp_path / "build/gate-report").mkdir(parents=True)
+    (tmp_path / "build/gate-report/report.json").write_text(night("it is broken", "so is this"))
+    (tmp_path / "last.json").write_text(night("it is broken", "it was broken"))
+    text = summarize(tmp_path, "schedule", curl.replace("$LAST", f"{tmp_path}/last.json"))
+    assert text.read_text().startswith(f"## The newest releases: {words}\n")
 
 
 # ---- scripts ----
@@ -470,6 +528,16 @@ def test_what_is_built_from_source_is_named():
     assert built == [":none:", "deepspeed"] and "harness=(peft-harness -e" in setup
     for name in ("gpu-suites", "lock"):
         assert "--only-binary :all:" in (CI / name).read_text()
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_the_pins_can_be_installed_on_each_python(python):
+    """ci/setup installs these extras with these pins, from wheels only."""
+    words = ["--python-version", python, "--no-python-downloads", "--only-binary", ":all:", "--quiet"]
+    words += ["-c", CI / "constraints.txt", "--extra", "dev", "--extra", "trend", ROOT / "pyproject.toml"]
+    done = subprocess.run([tool("uv"), "pip", "compile", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_gate_script_prints_its_usage():

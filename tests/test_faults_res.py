@@ -100,7 +100,7 @@ FAULTS = {
     ),
     "RES-05/truncated": (
         errors.test_a_truncated_file_is_an_error,
-        {"spec": errors.damaged("truncate rng_state.pth 5000")},
+        {"spec": errors.damaged("truncate rng_state.pth 5000"), "words": errors.SHORT_ARCHIVE},
         NO_RNG,
         "no error: it trained steps 5 to 8",
     ),

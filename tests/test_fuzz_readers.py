@@ -8,6 +8,7 @@ import json
 import os
 import time
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -18,16 +19,34 @@ from harness import trace as traces
 from harness.contract import expectations
 from harness.errors import UsageError
 from harness.fixtures import data
-from harness.gate import requirements, stored, summary
+from harness.gate import requirements, scope_file, stored, summary
 from harness.gate.formats import common
 from harness.reading import read_json
+from harness.reports import (
+    badge,
+    github,
+    gitlab,
+    junit,
+    kinds,
+    nights,
+    pins,
+    sarif,
+    trend,
+    trend_command,
+    trend_page,
+    web_page,
+)
 from harness.runs import damage
 from harness.runs.scenarios import PLAIN
 from harness.session import journal
 from harness.spec import DataSpec, RunSpec
 from harness.throughput import baselines
 from harness.verdict import Case
+from tests import made_up_reports
 from tests import test_requirement_inputs as inputs
+
+#: What the readers of TOML use.
+tomllib = vars(common)["tomllib"]
 
 #: Inputs that each test draws. Sixty take about half a second.
 CHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.large_base_example]
@@ -65,17 +84,23 @@ def paths(value, path=()):
     return found + [inner for key, item in items for inner in paths(item, (*path, key))]
 
 
-#: Where a value is changed, how, and with what. Small, so that hypothesis need not print what is changed.
-changes = st.lists(
-    st.tuples(
-        st.integers(0, 9999),
-        st.sampled_from(["replace", "replace", "replace", "remove", "add"]),
-        values,
-        st.text(max_size=8),
-    ),
-    min_size=1,
-    max_size=3,
-)
+def changing(values):
+    """Where a value is changed, how, and with what. Small, so that hypothesis need not print what is changed."""
+    return st.lists(
+        st.tuples(
+            st.integers(0, 9999),
+            st.sampled_from(["replace", "replace", "replace", "remove", "add"]),
+            values,
+            st.text(max_size=8),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+
+
+changes = changing(values)
+#: TOML and YAML have dates, too.
+with_dates = changing(values | st.dates() | st.datetimes() | st.times())
 tears = st.tuples(
     st.sampled_from(["cut", "flip", "insert", "any"]), st.floats(0, 1), st.binary(min_size=1, max_size=12)
 )
@@ -115,6 +140,11 @@ def torn(content, how):
 
 def mutated(whole):
     return st.builds(partial(changed, whole), changes)
+
+
+def tables(whole):
+    """Return TOML as its parser returns it, with values changed. That is always a table."""
+    return st.builds(partial(changed, whole), with_dates).filter(lambda table: isinstance(table, dict))
 
 
 def tearing(content):
@@ -213,9 +243,9 @@ def test_a_project_or_lock_file(watched, name, text, data):
     (watched / name).write_bytes(data.draw(tearing(text.encode())))
     answered(lambda: requirements.read(str(watched / name)))
     # Few torn files are TOML, so values are changed behind the parser as well.
-    changed = data.draw(mutated(common.tomllib.loads(text)))
+    changed = data.draw(tables(tomllib.loads(text)))
     (watched / name).write_text("")
-    with mock.patch.object(common.tomllib, "loads", return_value=changed):
+    with mock.patch.object(tomllib, "loads", return_value=changed):
         answered(lambda: requirements.read(f"{watched / name}:dev"))
 
 
@@ -231,6 +261,24 @@ def test_a_project_or_lock_file(watched, name, text, data):
 def test_a_lock_of_pipenv_and_an_environment_of_conda(watched, name, content, data):
     (watched / name).write_text(json.dumps(data.draw(mutated(content))))
     answered(lambda: requirements.read(str(watched / name)))
+
+
+CONDA = b"""name: mine
+dependencies:
+  - python=3.11
+  - pytorch=2.6
+  - pip:
+    - peft==0.18.1
+    - -r pins.txt
+    - 2026-01-01
+"""
+
+
+@given(text=tearing(CONDA))
+@fuzzed()
+def test_an_environment_of_conda(watched, text):
+    (watched / "environment.yml").write_bytes(text)
+    answered(lambda: requirements.read(str(watched / "environment.yml")))
 
 
 @given(words=st.text(max_size=60))
@@ -254,6 +302,44 @@ link = "https://example.org/1"
 def test_expectations(watched, text):
     (watched / "x.toml").write_bytes(text)
     answered(lambda: expectations.load(watched))
+
+
+@given(text=tearing(DEFECT), entry=tables(tomllib.loads(DEFECT.decode())))
+@fuzzed()
+def test_known_defects_of_the_users_own(watched, text, entry):
+    (watched / "mine.toml").write_bytes(text)
+    answered(lambda: expectations.load_own(watched / "mine.toml"))
+    # Few torn files are TOML, so values are changed behind the parser as well.
+    with mock.patch.object(tomllib, "loads", return_value=entry):
+        read = answered(lambda: expectations.load_own(watched / "mine.toml"))
+    for one in read or ():
+        one.excuses("RES-05", "hf-trainer", FULL, "words")
+        one.applies("RES-05", "plain", "hf-trainer")
+
+
+SCOPE = b"""[tool.peft-harness]
+subject = "hf-trainer"
+device = "cpu"
+routes = ["get_peft_model"]
+methods = ["lora", "dora"]
+launches = ["single", "ddp"]
+clauses = ["LOSS-*", "ACC-*"]
+specs = ["mine.json"]
+known-defects = ["mine.toml"]
+margins = { throughput = 0.05, memory = 0.1 }
+"""
+
+
+@given(text=tearing(SCOPE), body=tables(tomllib.loads(SCOPE.decode())))
+@fuzzed()
+def test_a_scope(watched, text, body):
+    (watched / "mine.json").write_text("{}")
+    (watched / "mine.toml").write_bytes(DEFECT)
+    (watched / "pyproject.toml").write_bytes(text)
+    (watched / "scope.toml").write_text("")
+    answered(lambda: scope_file.read(watched / "pyproject.toml"))
+    with mock.patch.object(tomllib, "loads", return_value=body):
+        answered(lambda: scope_file.read(watched / "scope.toml"))
 
 
 @given(
@@ -358,6 +444,50 @@ def test_the_report_of_a_gate(watched, report):
     (watched / "report.json").write_text(json.dumps(report))
     text = answered(lambda: summary.of_files(watched, ["report.json"]))
     assert text.startswith("## Upgrade gate: ")
+
+
+#: What --json of each command writes.
+REPORTS = {
+    kinds.SUITES: made_up_reports.failing(),
+    kinds.GATE: made_up_reports.gate(),
+    kinds.SWEEP: made_up_reports.sweep(),
+    kinds.MUTANTS: made_up_reports.mutants(),
+    kinds.JUDGE: made_up_reports.judge(),
+}
+
+
+def written(report):
+    """Return what `report` writes of a report, for each of its options."""
+    kind = web_page.check(report, "report.json")
+    report["pins"] = pins.to_json(pins.find([], kinds.packages(report), Path()))
+    texts = [module.write(report) for module in (web_page, junit, sarif, gitlab, badge, github)]
+    texts.append(summary.markdown(report) if kind == kinds.GATE else github.summary(report))
+    return texts
+
+
+@pytest.mark.parametrize("kind", REPORTS)
+@given(data=st.data())
+@fuzzed(max_examples=max(1, DRAWN // 2))
+def test_what_is_made_of_a_report(watched, kind, data):
+    report = data.draw(mutated(REPORTS[kind]))
+    (watched / "report.json").write_text(json.dumps(report))
+    for text in answered(lambda: written(read_json(watched / "report.json", nan=True))) or ():
+        text.encode()
+
+
+@given(reports=st.lists(mutated(REPORTS[kinds.SUITES]) | mutated(REPORTS[kinds.GATE]), min_size=2, max_size=6))
+@fuzzed(max_examples=max(1, DRAWN // 2))
+def test_reports_of_many_nights(watched, reports):
+    (watched / "nights.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
+    (watched / "2026-11-01.json").write_text(json.dumps(reports[0]))
+
+    def made():
+        found, left_out = nights.read(watched)
+        tracks = trend.tracks(found)
+        return json.dumps(trend_command.to_json(tracks, left_out)), trend_page.write(tracks, left_out)
+
+    for text in answered(made) or ():
+        text.encode()
 
 
 @given(text=tearing(b'{"a": [1, 2, {"b": null}]}'), cut=st.integers(0, 60))

@@ -130,7 +130,7 @@ def test_an_unknown_entry_of_history_is_refused():
 
 
 def test_releases_between_two_versions_come_in_order(monkeypatch):
-    monkeypatch.setattr(index, "_all", lambda package: ("0.9", "1.0", "1.1", "1.1.post1", "1.10", "2.0"))
+    monkeypatch.setattr(index, "releases", lambda package: ("0.9", "1.0", "1.1", "1.1.post1", "1.10", "2.0"))
     assert index.between("peft", "1.0", "1.10") == ["1.0", "1.1", "1.1.post1", "1.10"]
     assert index.between("peft", "1.10", "1.0") == ["1.10", "1.1.post1", "1.1", "1.0"]
     assert index.between("peft", "1.0.5", "1.1") == ["1.0.5", "1.1"]

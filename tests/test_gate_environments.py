@@ -11,7 +11,7 @@ from threading import Barrier
 import pytest
 
 from harness.errors import UsageError
-from harness.gate import environments, requirements
+from harness.gate import environments, installed, requirements
 from harness.gate.environments import Unresolvable
 from harness.paths import keeping_bytecode
 from tests.wheels import folder, wheel
@@ -111,6 +111,20 @@ def test_what_an_interrupted_process_left_is_removed(tmp_path):
     (left / "bin").mkdir(parents=True)
     environments._remove_leftovers(tmp_path)
     assert not left.exists()
+
+
+@pytest.mark.parametrize("damage", ["", "a file is gone"], ids=["whole", "damaged"])
+def test_an_environment_that_another_process_made_meanwhile_stays_if_it_is_whole(tmp_path, monkeypatch, damage):
+    """Somebody may use it already: there must be no moment at which its files are gone."""
+    monkeypatch.setattr(installed, "damage", lambda directory, pins: damage)
+    theirs, ours = tmp_path / "key", tmp_path / ".key-1-1"
+    for directory in (theirs, ours):
+        (directory / "bin").mkdir(parents=True)
+        (directory / "bin" / "python").write_text(directory.name)
+    environments._put(ours, theirs, {})
+    assert (theirs / "bin" / "python").read_text() == (".key-1-1" if damage else "key")
+    assert ours.exists() != bool(damage)  # `_partial` removes it
+    assert {path.name for path in tmp_path.iterdir()} <= {"key", ".key-1-1"}
 
 
 def test_bytecode_is_shared_by_the_same_distributions_only(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 
 from harness import compat, environment
 from harness.errors import UsageError
-from harness.gate import environments, extras, locks, taken_along
+from harness.gate import environments, extras, locks, taken_along, uv
 from harness.gate.environments import Environment, Unresolvable
+from harness.paths import PACKAGE
 from tests.wheels import wheel
 
 COPIED = f"# copied deepspeed==0.19.8 sha256:{'a' * 64}\n"
@@ -197,7 +198,7 @@ def test_a_stack_that_is_too_old_is_named_with_the_oldest_that_is_judged():
 
 
 def test_an_old_stack_is_refused_before_anything_is_resolved(monkeypatch):
-    monkeypatch.setattr(environments.uv, "run", lambda *words, **options: pytest.fail("uv was called"))
+    monkeypatch.setattr(uv, "run", lambda *words, **options: pytest.fail("uv was called"))
     with pytest.raises(
         environments.TooOld, match=r"transformers==4\.40\.0 is older than transformers 4\.45\.2, which is"
     ):
@@ -212,7 +213,7 @@ def test_an_old_stack_is_refused_before_it_is_installed(monkeypatch):
             lock.write("transformers==4.30.0\npeft==0.21.2\n")
         return subprocess.CompletedProcess(words, 0, "", "")
 
-    monkeypatch.setattr(environments.uv, "run", run)
+    monkeypatch.setattr(uv, "run", run)
     with pytest.raises(environments.TooOld, match=r"'peft': transformers 4\.30\.0 is older than transformers 4\.45\.2"):
         environments.make("peft", extras=())
 
@@ -237,9 +238,7 @@ def test_an_installed_old_stack_is_one_sentence(tmp_path, words):
     metadata.write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.30.0\n")
     here = environments.running().variables()
     env = here | {"PYTHONPATH": f"{tmp_path}:{here['PYTHONPATH']}"}
-    done = subprocess.run(
-        [sys.executable, *words], env=env, capture_output=True, text=True, cwd=environments.PACKAGE.parent
-    )
+    done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode == 2
     assert "transformers 4.30.0 is older than transformers 4.45.2, which is the oldest that is judged" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout

@@ -1,5 +1,7 @@
 """Locks: what makes two stacks equal, and that no file of the user's is overwritten."""
 
+import fcntl
+
 import pytest
 
 from harness.errors import UsageError
@@ -106,6 +108,26 @@ def test_the_gates_directory_is_no_link_and_its_gitignore_stays(tmp_path, monkey
     with pytest.raises(UsageError, match="is a link"), command._locked(place):
         pass
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_one_gate_at_a_time_has_a_directory(tmp_path, monkeypatch):
+    place = tmp_path / ".peft-harness" / "gate" / "0123"
+    with command._locked(place):
+        with pytest.raises(UsageError, match="another gate of the same stacks is running here"), command._locked(place):
+            pass
+    flock, deleted = fcntl.flock, []
+
+    def ended_just_now(descriptor, operation):
+        """The gate before deletes its directory when the next one has opened the file in it."""
+        flock(descriptor, operation)
+        if not deleted:
+            deleted.append(command._delete(place))
+
+    monkeypatch.setattr(fcntl, "flock", ended_just_now)
+    with command._locked(place):
+        assert deleted and (place / "lock").exists() and [place] == list(place.parent.iterdir())
+        with pytest.raises(UsageError, match="another gate"), command._locked(place):
+            pass
 
 
 def test_a_lock_beside_a_report_has_no_password_of_an_index(tmp_path):

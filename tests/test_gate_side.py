@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from harness.errors import UsageError
+from harness import files
+from harness.errors import OutOfSpace, UsageError
 from harness.gate import environments, side, worker
 from harness.gate.environments import Environment
 from harness.gate.scope import Scope
@@ -68,6 +69,31 @@ def test_a_worker_that_is_dismissed_is_started_again_when_it_is_needed(fake):
     assert baseline.ask("b", "answer")["data"] == "answer"
     assert len(fake.started) == 2
     baseline.end()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "OSError: [Errno 28] No space left on device: '/there/x'",
+        "OutOfSpace: no space left on /there; free some, or set TMPDIR to a directory on another disk",
+        "ended its process with status 1: RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0",
+    ],
+    ids=["system", "harness", "torch"],
+)
+def test_a_full_disk_is_no_answer_of_the_stack(fake, monkeypatch, error):
+    """The gate could not run. It must not find that the candidate broke, nor store that for the next gate."""
+    full = fake()
+    monkeypatch.setattr(full, "_ask_worker", lambda task: {"error": error, "data": None})
+    with pytest.raises(OutOfSpace, match=r"^no space left on .*; free some, or set TMPDIR to .* disk$"):
+        full.ask("a", "answer")
+    assert full.done == {} and not full._answers_file.exists()
+    assert fake().ask("a", "answer")["data"] == "answer"
+
+
+def test_a_worker_that_ends_where_the_disk_is_full_says_nothing_about_the_stack(fake, monkeypatch):
+    monkeypatch.setattr(files, "_free", lambda place: 0)
+    with pytest.raises(OutOfSpace, match=r"no space left on .*/side;"):
+        fake().ask("a", "die")
 
 
 def test_answers_that_were_cut_off_are_read_up_to_there(fake):

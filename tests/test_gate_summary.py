@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 
 from harness.errors import UsageError
 from harness.gate import summary
+from harness.gate.extract import TITLES
 
 #: Words that do something in a comment, if they stand in plain text.
 COMMANDS = [
@@ -92,7 +93,7 @@ def test_words_of_a_report_are_no_commands(words):
     )
 
 
-@given(st.lists(st.tuples(st.text(), st.text(), st.sampled_from(list(summary.TITLES))), max_size=5), st.text())
+@given(st.lists(st.tuples(st.text(), st.text(), st.sampled_from(list(TITLES))), max_size=5), st.text())
 @settings(max_examples=50, deadline=None)
 def test_any_words_of_a_report_are_no_commands(findings, compared):
     made = [{"about": "clause", "where": a, "sentence": b, "means": means} for a, b, means in findings]
@@ -101,7 +102,7 @@ def test_any_words_of_a_report_are_no_commands(findings, compared):
 
 def test_what_a_comment_cannot_take_is_left_out(tmp_path):
     long = "\U0001f600" * 400
-    many = [{"about": "clause", "where": long, "sentence": long, "means": means} for means in summary.TITLES]
+    many = [{"about": "clause", "where": long, "sentence": long, "means": means} for means in TITLES]
     names = [f"{part}/report.json" for part in ("cpu", "gpu")]
     for name in names:
         (tmp_path / name).parent.mkdir()

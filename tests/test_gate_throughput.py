@@ -15,6 +15,7 @@ from harness.gate.findings import BROKEN, FIXED, LOST, NOTE
 from harness.gate.scope import Scope
 from harness.gate.side import Side
 from harness.paths import ROOT
+from harness.throughput import pairs
 from harness.throughput.counters import Counters
 from harness.throughput.judgement import SPREAD, Interval, judge
 from harness.throughput.pairs import Pairs
@@ -82,7 +83,9 @@ def test_a_side_that_ends_while_it_is_timed_is_a_finding(sides, no_starts, monke
     )
 
 
-def test_a_side_that_cannot_be_started_is_a_finding_and_leaves_no_process(tmp_path):
+def test_a_side_that_cannot_be_started_is_a_finding_and_leaves_no_process(tmp_path, monkeypatch):
+    # As many start at once as there are cores, before the first is found to have ended.
+    monkeypatch.setattr(pairs, "at_once", lambda spec: 2)
     environment = Environment("made up", "/bin/true", {}, "", "key")
     sides = [Side(name, environment, tmp_path / name, Scope()) for name in ("baseline", "candidate")]
     for side in sides:

@@ -1,5 +1,6 @@
 """Run `peft-harness mutants` as a user does, on a module of the user's own, and check the list of mutants."""
 
+import functools
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ from harness import contract
 from harness.errors import UsageError
 from harness.mutants import catalogue
 from harness.paths import PACKAGE, ROOT
+from tests import forked
 
 OWN = """
 import os, signal
@@ -44,10 +46,8 @@ MUTANTS = [
 THREAD = r"https://github\.com/[\w-]+/[\w-]+/(issues|pull)/\d+"
 
 
-def harness(*words):
-    done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", *map(str, words)], capture_output=True, text=True, cwd=ROOT
-    )
+def harness(*words, run=forked.run):
+    done = run([sys.executable, "-m", "harness.cli", *map(str, words)], cwd=ROOT)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -57,7 +57,8 @@ def own(tmp_path_factory):
     directory = tmp_path_factory.mktemp("own")
     (directory / "own_mutants.py").write_text(OWN)
     report = directory / "report.json"
-    code, output = harness("mutants", "--module", directory / "own_mutants.py", "--json", report)
+    new = functools.partial(subprocess.run, capture_output=True, text=True)
+    code, output = harness("mutants", "--module", directory / "own_mutants.py", "--json", report, run=new)
     body = json.loads(report.read_text())
     jsonschema.validate(body, json.loads((PACKAGE / "mutants" / "report_schema.json").read_text()))
     return code, output, {mutant["name"]: mutant for mutant in body["mutants"]}
@@ -136,8 +137,9 @@ def test_a_mutant_can_be_preloaded():
     code = "import harness.mutants.preload, importlib; importlib.import_module('harness.mutants.preload.{}')"
     script = code.format("alpha-for-alpha-over-r") + "\nfrom peft.tuners.lora.layer import LoraLayer as L"
     script += "\nassert L.update_layer.__name__ == 'update_layer' and L.update_layer.__closure__, 'not put in'"
-    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
-    missing = subprocess.run([sys.executable, "-c", code.format("no-such")], capture_output=True, text=True, cwd=ROOT)
+    put_in = forked.run([sys.executable, "-c", script], cwd=ROOT)
+    assert put_in.returncode == 0, put_in.stderr
+    missing = forked.run([sys.executable, "-c", code.format("no-such")], cwd=ROOT)
     assert "ModuleNotFoundError: No module named 'harness.mutants.preload.no-such'" in missing.stderr
 
 

@@ -1,18 +1,21 @@
 """Judge made-up records of mutants: what counts as killed, what usual checks catch, the page, and children that hang."""
 
 import dataclasses
+import errno
 import os
 import time
 
 import pytest
 
+from harness.errors import OutOfSpace
+from harness.files import out_of_space
 from harness.mutants import Mutant, nothing, replace, usual_checks
 from harness.mutants.child import Record, Trained
 from harness.mutants.judge import CHANGED, ERROR, HELD, KILLED, UNDECIDED, Outcome, by_error, judge
 from harness.mutants.matrix import Matrix
 from harness.mutants.pool import Pool
 from harness.mutants.show import summary, to_json, write_html
-from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, PASS, UNEXPECTED_PASS, Case
+from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, PASS, SKIPPED, UNEXPECTED_PASS, Case
 
 # ---- outcomes of cases ----
 
@@ -124,3 +127,18 @@ def test_a_child_that_hangs_is_ended_and_told(tmp_path):
     assert found["b"][0].digests == {"plain": "0"} and found["b"][1] == ""
     assert found["c"][1] == "ended with exit status 3 in test_loss.py::test_x[y]"
     assert not any(tmp_path.iterdir())
+
+
+def _not_judged(write):
+    reason = out_of_space(OSError(errno.ENOSPC, "No space left on device", "/there/x"))
+    write("case", dataclasses.asdict(dataclasses.replace(case(SKIPPED), misused=True, reason=reason)))
+
+
+def _raises(write):
+    raise OSError(errno.ENOSPC, "No space left on device", "/there/x")
+
+
+@pytest.mark.parametrize("work", [_not_judged, _raises], ids=["case", "child"])
+def test_a_mutant_has_not_survived_because_the_disk_was_full(tmp_path, work):
+    with pytest.raises(OutOfSpace, match="no space left on "):
+        list(Pool(tmp_path, 1, 60).run([("a", work)]))

@@ -134,14 +134,31 @@ def test_a_write_that_fails_is_tried_again_and_the_last_one_counts():
 # ---- options that name files ----
 
 
+OUTPUTS = [
+    "json",
+    "html",
+    "plot",
+    "png",
+    "markdown",
+    "output",
+    "script",
+    "issue",
+    "junit",
+    "sarif",
+    "code_quality",
+    "badge",
+]
+#: `defects --script NAME` prints a script of the table.
+NAMES_NO_FILE = {("defects", "script")}
+
+
 def output_options():
     """Return (command, option, kind) of each option that names a file or a directory to write."""
     found = []
     group: Any = typer.main.get_command(app)
     for command in group.commands.values():
         for param in command.params:
-            names = {"json", "html", "plot", "markdown", "output", "script", "issue", "sarif"}
-            if param.name in names:
+            if param.name in OUTPUTS and (command.name, param.name) not in NAMES_NO_FILE:
                 found.append((command, param))
     return found
 

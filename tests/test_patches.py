@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ from harness.suites import test_perf as perf
 from harness.throughput import counters
 from harness.throughput.pairs import Entrant, Runner
 from harness.throughput.shapes import SHAPES
+from tests import forked
 from tests.faults import verdict_of
 from tests.reporting_subject import REPORTS, replaced
 
@@ -69,13 +69,7 @@ def reports(directory, *options):
     words = ["-p", "no:cacheprovider", "--subject", SUBJECT, "--json", str(directory / "report.json")]
     words += ["--clause", "LOSS-01", "--clause", "DIST-01", "-k", "ddp-2 or full-rows"]
     environment = {**os.environ, REPORTS: str(directory)}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *test_ids, *words, *options],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run([sys.executable, "-m", "pytest", *test_ids, *words, *options], env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {kind: [json.loads(file.read_text()) for file in directory.glob(f"{kind}-*.json")] for kind in KINDS}
     return done.stdout, json.loads((directory / "report.json").read_text()), found

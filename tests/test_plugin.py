@@ -1,5 +1,6 @@
 """The pytest plugin: from a test's outcome to a clause's verdict, the register's own errors, and bad usage."""
 
+import functools
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from harness.contract import expectations
 from harness.errors import UsageError
 from harness.paths import PACKAGE, SUITES
 from harness.session.journal import Journal
-from tests.made_up_suite import HOLDS, MADE_UP, defect, verdicts
+from tests.made_up_suite import HOLDS, defect, in_new_process, verdicts
 
 pytest_plugins = ["pytester", "tests.made_up_suite"]
 
@@ -136,7 +137,7 @@ def test_many_known_defects_are_one_line_without_v(suite):
     )
     known = "\n".join(defect(scenario=str(number), match=str(number), reason=f"why {number}") for number in numbers)
     _, output, _ = suite(code, expectations=known)
-    assert "5 known defects of upstream in 5 cases of 1 clause: -v, or --json FILE, has each with its link" in output
+    assert "5 known defects of upstream in 5 cases of 1 clause: `peft-harness defects` and -v list them" in output
     assert "known defect XYZ-01" not in output
 
 
@@ -231,10 +232,7 @@ def test_where_files_are_left_out_cases_may_be_missing(suite, options):
 
 def test_workers_tell_what_is_wrong_with_the_suites(suite, pytester):
     suite(HOLDS.format(second=1), expectations=defect(scenario="nowhere"))
-    pytester.makepyfile(made_up=MADE_UP)
-    command = [sys.executable, "-m", "pytest", "suites", "-p", "made_up", "-n", "2", "-q"]
-    path = os.pathsep.join([str(SUITES.parent), str(pytester.path)])
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    done = in_new_process(pytester, "-n", "2", "-q")
     assert done.returncode == 4, done.stdout + done.stderr
     assert "ERROR: suites/expectations/xyz.toml: XYZ-01 'nowhere' names no case" in done.stdout
     assert "INTERNALERROR" not in done.stdout
@@ -270,26 +268,13 @@ def test_two():
 """
 
 
-def test_workers_choose_their_gpu_before_they_use_one(suite, pytester):
+def test_workers_choose_their_gpu_before_they_use_one(suite, pytester, monkeypatch):
     suite(SEES)
-    pytester.makepyfile(made_up=MADE_UP, two_gpus=TWO_GPUS)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "suites",
-        "-p",
-        "made_up",
-        "-p",
-        "two_gpus",
-        "--device",
-        "cuda",
-        "-n",
-        "2",
-    ]
-    path = os.pathsep.join([str(SUITES.parent), str(pytester.path)])
-    without = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    done = subprocess.run(command, capture_output=True, text=True, env=without | {"PYTHONPATH": path})
+    pytester.makepyfile(two_gpus=TWO_GPUS)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    # A worker that is a fork of the controller has started CUDA.
+    new = functools.partial(subprocess.run, capture_output=True, text=True)
+    done = in_new_process(pytester, "-p", "two_gpus", "--device", "cuda", "-n", "2", run=new)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted((pytester.path / f"seen-{number}").read_text() for number in (0, 1)) == ["0", "1"]
 

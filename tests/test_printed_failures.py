@@ -2,7 +2,6 @@
 
 import io
 import json
-import subprocess
 from xml.etree import ElementTree
 
 import pytest
@@ -33,8 +32,7 @@ def test_two():
 @pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one-process", "two-workers"])
 def test_failures_of_one_clause_state_it_once_and_have_their_first_finding_in_the_summary(suite, pytester, options):
     suite(TEN)
-    command, variables = in_new_process(pytester, *options, COLUMNS="80")
-    done = subprocess.run(command, capture_output=True, text=True, env=variables)
+    done = in_new_process(pytester, *options, COLUMNS="80")
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.count("clause    One MUST be one.") == done.stdout.count("upstream  nowhere:1") == 1
     for number in range(10):

@@ -1,5 +1,6 @@
 """Tests of `peft-harness sweep`: the covering array, workers that die, the fewest fields, and what is reported."""
 
+import errno
 import functools
 import itertools
 import json
@@ -11,9 +12,11 @@ import jsonschema
 import pytest
 
 from harness import subjects
+from harness.errors import OutOfSpace
 from harness.paths import PACKAGE
 from harness.processes.workers import Died, Workers
 from harness.runs import fields, judging
+from harness.runs.cache import Runs
 from harness.runs.fewest import cause, fewest, with_defaults
 from harness.runs.pairs import Pairs
 from harness.runs.sweep import RANKED, Cause, Refusal, Result, Sweep
@@ -306,6 +309,24 @@ def test_the_sweep_stops_when_its_time_is_over(tmp_path):
     assert result.over and result.share < 0.95 and result.code == 3
 
 
+class Full(MadeUp):
+    """Judges the first rows, until the disk is full."""
+
+    def judge(self, row):
+        if row.get("a") == "2":
+            raise OutOfSpace("no space left on /there")
+        return super().judge(row)
+
+
+def test_the_sweep_ends_when_a_disk_is_full_and_takes_that_for_no_refusal(tmp_path):
+    result = swept(Full(), tmp_path)
+    assert result.full == "no space left on /there"
+    assert result.outcomes.keys() == {HOLDS} and result.judged < 60
+    assert not result.refusals and not result.causes
+    assert "\n".join(session.lines(result, [])).startswith("ended early, since a disk is full (")
+    assert session.to_json(result, [], 0, 1.0)["complete"] is False
+
+
 class Slow(MadeUp):
     def judge(self, row):
         time.sleep(0.4)
@@ -353,7 +374,8 @@ def test_the_report_says_each_cause_with_its_spec(tmp_path):
     result.known["ACC-01", "a known fault"] = 1
     result.causes = [Cause({"ACC-02": "step 1: wrong"}, FAILS, row, rows=2, smallest=True, alone=True)]
     result.refusals = [Refusal({"bias": "all", "method": "ia3"}, "no such field")]
-    files = session.write_specs(result, tmp_path)
+    files = session.spec_files(result, tmp_path)
+    session.write_specs(result, files)
     text = "\n".join(session.lines(result, files))
     assert text.startswith("fails: 1 cause (33 configurations in 1.0 min)")
     for words in (
@@ -414,3 +436,19 @@ def test_processes_that_end_by_a_known_defect_are_no_finding(monkeypatch, known,
     outcome = Trial(subjects.load("hf-trainer"), []).judge(fields.default())
     assert (outcome.kind, bool(outcome.findings)) == (kind, kind == ENDED)
     assert outcome.known == ({"LOOP-04": known} if known else {})
+
+
+@pytest.mark.parametrize(
+    "error", [OutOfSpace("no space left on /there"), OSError(errno.ENOSPC, "No space left on device", "/there/x")]
+)
+def test_a_full_disk_is_no_verdict_on_a_configuration(monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(Runs, "train", full)
+    trial = Trial(subjects.load("hf-trainer"), [])
+    for call in (trial.judge, trial.refused, lambda row: trial.found(row, "RES-01")):
+        with pytest.raises(OutOfSpace, match="no space left on /there"):
+            call(fields.default())
+    with pytest.raises(OutOfSpace, match="no space left on /there"):
+        judging.decided(full)

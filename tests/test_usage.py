@@ -17,10 +17,11 @@ from harness.progress import screen
 from harness.register import entries
 from harness.runs.scenarios import PLAIN
 from harness.session.repro import judge_spec
+from tests import forked
 
 
 def run(*words, cwd=None):
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, cwd=cwd or ROOT)
+    done = forked.run([sys.executable, "-m", *words], cwd=cwd or ROOT)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -83,7 +84,7 @@ COMMANDS = [
         "report",
         "clauses",
     ),
-    *("train", "report", "trend", "defects"),
+    *("train", "report", "trend", "defects", "adapter"),
     *("cache", "cache list", "cache size", "cache clean"),
 ]
 

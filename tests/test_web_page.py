@@ -31,6 +31,7 @@ class Parser(html.parser.HTMLParser):
         self.elements, self.inside, self.raw, self.text = [], "", [], []
         self.feed(page)
         self.close()
+        self.data = json.loads(self.raw[1])
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
@@ -49,9 +50,7 @@ class Parser(html.parser.HTMLParser):
 
 
 def parsed(report):
-    parser = Parser(web_page.write(report))
-    parser.data = json.loads(parser.raw[1])
-    return parser
+    return Parser(web_page.write(report))
 
 
 def rows(report):

@@ -33,6 +33,39 @@ for command in sys.argv[1:]:
 """
 
 
+#: Run in the environment: commands one after the other, and what each printed and its exit code. As many new processes
+#: would take half a minute.
+ANSWERS = """
+import contextlib, io, json, sys
+from harness.cli import main
+
+answers = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["peft-harness", *words]
+    code, said = 0, io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    answers.append([code, said.getvalue()])
+print(json.dumps(answers))
+"""
+
+#: Wrong arguments -> words of the answer.
+WRONG = {
+    ("bisect", "--clause", "ABC-1", "--good", "current", "--bad", "current"): "'ABC-1' matches no clause",
+    ("clauses", "--write"): "clauses --write is for a checkout",
+    ("coverage", "--clause", "ABC-1"): "coverage",
+    ("gate", "--baseline", "no.txt", "--candidate", "current"): "no.txt: no such requirements file",
+    ("history", "H99"): "history H99: no such entry",
+    ("mutants", "--mutant", "no-such-mutant"): "'no-such-mutant' names no mutant",
+    ("soak", "--times", "1"): "'--times': Input should be greater than or equal to 2",
+    ("speed", "--shape", "no-such-shape"): "--shape no-such-shape",
+    ("train", "--model", "/no/such/model"): "/no/such/model: no such directory",
+}
+
+
 @pytest.fixture
 def peft_harness(installed, tmp_path):
     def run(*words):
@@ -52,6 +85,11 @@ def test_one_top_level_name_is_packed(installed):
     assert {
         "harness/py.typed",
         "harness/session/suites.ini",
+        "harness/causes/group.py",
+        "harness/gate/formats/uv_lock.py",
+        "harness/reports/trend.html.j2",
+        "harness/upstream/checks/loss.py.j2",
+        "harness/upstream/defects.html.j2",
         "harness/reports/page/page.css",
         "harness/reports/page/page.html.j2",
         "harness/reports/page/page.js",
@@ -140,25 +178,26 @@ def test_clauses_explains_one_and_lists_all(peft_harness):
     assert code == 0 and "GEN-01" in said
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["bisect", "--clause", "ABC-1", "--good", "current", "--bad", "current"], "'ABC-1' matches no clause"),
-        (["clauses", "--write"], "clauses --write is for a checkout"),
-        (["coverage", "--clause", "ABC-1"], "coverage"),
-        (["gate", "--baseline", "no.txt", "--candidate", "current"], "no.txt: no such requirements file"),
-        (["history", "H99"], "history H99: no such entry"),
-        (["mutants", "--mutant", "no-such-mutant"], "'no-such-mutant' names no mutant"),
-        (["soak", "--times", "1"], "'--times': Input should be greater than or equal to 2"),
-        (["speed", "--shape", "no-such-shape"], "--shape no-such-shape"),
-        (["train", "--model", "/no/such/model"], "/no/such/model: no such directory"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else None,
-)
-def test_wrong_arguments_are_answered_in_one_sentence(peft_harness, words, message):
-    code, said = peft_harness(*words)
+@pytest.fixture(scope="module")
+def answers(installed, tmp_path_factory):
+    """Return what the commands of WRONG answered: words -> exit code, and what was printed."""
+    directory = tmp_path_factory.mktemp("answers")
+    done = installed.run("python", "-c", ANSWERS, json.dumps(list(WRONG)), cwd=directory)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(WRONG, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("words", WRONG, ids=lambda words: words[0])
+def test_wrong_arguments_are_answered_in_one_sentence(answers, words):
+    code, said = answers[words]
     assert code == 2, said
-    assert message in said and "Traceback" not in said
+    assert WRONG[words] in said and "Traceback" not in said
+
+
+def test_a_process_ends_with_the_code_of_its_command(peft_harness):
+    code, said = peft_harness("soak", "--times", "1")
+    assert code == 2, said
+    assert WRONG["soak", "--times", "1"] in said and "Traceback" not in said
 
 
 # ---- pytest ----

@@ -12,6 +12,7 @@ from harness import ending
 from harness.cli import (
     cache_command,
     compare_commands,
+    directory_commands,
     judge_commands,
     look_commands,
     measure_commands,
@@ -70,6 +71,7 @@ _COMMANDS = (
     (measure_commands.speed, False),
     (measure_commands.coverage, True),
     (measure_commands.mutants, False),
+    (directory_commands.adapter, False),
     (report_commands.report, False),
     (report_commands.trend, False),
     (look_commands.clauses, False),

@@ -240,7 +240,7 @@ def repro(
     if script is not None or issue is not None:
         from harness.upstream import command as upstream
 
-        upstream.write(file, script, issue, clause, bisect)
+        upstream.write(file, script, issue, clause, bisect, trust_code)
         return
     if clause is not None or bisect is not None:
         raise UsageError("--clause and --bisect are for --script and --issue")

@@ -154,13 +154,14 @@ def scope(
         from harness.contract import expectations
         from harness.gate import scope_file
         from harness.reading import read_text
+        from harness.session import concerns
 
         said = scope_file.read(file)
         subject = said.subject if said.subject and subject == ours.subject else subject
         device = said.device if said.device and device == ours.device else device
         clause, spec = clause or list(said.clauses), spec or list(said.specs)
         for path in said.known_defects:
-            expectations.load_own(path)  # raises
+            concerns.check_clauses(expectations.load_own(path))  # raises
         # Each has a name of its own in the directory of a side.
         defects = tuple((f"{number}-{path.name}", read_text(path)) for number, path in enumerate(said.known_defects, 1))
         ours = Scope(concerns=said.concerns, defects=defects, file=said.where, slower=said.slower, larger=said.larger)

@@ -18,6 +18,7 @@ CHAPTERS = (
     "ckpt",
     "emb",
     "io",
+    "serve",
     "res",
     "best",
     "evaluation",

@@ -116,7 +116,7 @@ def load(directory: Path) -> list[Expectation]:
 
 
 def load_own(file: Path) -> list[Expectation]:
-    """Read a user's own file of known defects. Errors as for `load`, and for a clause that the contract does not have."""
+    """Read a user's own file of known defects. Errors as for `load`."""
     where = shown_path(file)
     return _checked([one for number, entry in _entries(file) for one in _read(entry, where, number, own=True)])
 

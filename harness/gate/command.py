@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import importlib
 import os
 import shlex
@@ -14,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.table import Table
 
 from harness import contract
@@ -176,7 +176,7 @@ def gate(
             sys.stdout.write(github.write(body))
         if unwritten is not None:
             raise unwritten
-    shutil.rmtree(results, ignore_errors=True)
+        _delete(directory)
     return exit_code(outcome.verdict)
 
 
@@ -269,23 +269,55 @@ def check_inputs(asked: list[str], *outputs: Path | None) -> None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[Path]:
-    """Hold a gate's directory for this process alone. If the process dies, the kernel frees the lock."""
+    """Hold a gate's directory for this process alone. If the process dies, the kernel frees the lock.
+
+    A gate that ends deletes its directory. If that was between opening and locking the file, the directory is made anew.
+    """
     # A link would lead the results to a place that the user did not name.
     for place in (directory.parent.parent, directory.parent, directory):
         if place.is_symlink():
             raise UsageError(f"{place}: is a link, and the gate's results would go elsewhere; remove it")
+    descriptor = None
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError), (directory.parent.parent / ".gitignore").open("x") as file:
-            file.write("*\n")
+        while descriptor is None:
+            directory.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError), (directory.parent.parent / ".gitignore").open("x") as file:
+                file.write("*\n")
+            descriptor = _lock(directory / "lock")
+    except BlockingIOError:
+        raise UsageError(f"{directory}: another gate of the same stacks is running here; wait for it") from None
     except OSError as error:
         raise UsageError(f"{directory}: the gate's results cannot be written there ({error.strerror})") from None
     try:
-        lock = FileLock(directory / "lock").acquire(timeout=0)
-    except Timeout:
-        raise UsageError(f"{directory}: another gate of the same stacks is running here; wait for it") from None
-    with lock:
         yield directory.absolute()
+    finally:
+        os.close(descriptor)
+
+
+def _delete(directory: Path) -> None:
+    """Delete the directory of a gate that has ended, while it is locked. The next gate may begin at any moment."""
+    aside = directory.with_name(f".{directory.name}.ended")
+    shutil.rmtree(aside, ignore_errors=True)  # of one that was killed just here
+    with contextlib.suppress(OSError):
+        directory.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _lock(file: Path) -> int | None:
+    """Lock a file, and return its descriptor; None if it was deleted meanwhile. Raises BlockingIOError if it is held."""
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink:  # it still has its name
+            return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
 
 
 @contextmanager

@@ -274,7 +274,7 @@ def install(asked: str, lock: str, home: Path | None = None, added: Named = ()) 
         if wrong:
             if wrong != _MISSING:
                 print(f"peft-harness: environment {key} is damaged and is made again: {wrong}", file=sys.stderr)
-            _make_whole(asked, lock, directory, added, wrong != _MISSING)
+            _make_whole(asked, lock, directory, pins, added, wrong != _MISSING)
     # `peft-harness cache` shows by it when an environment was last used.
     with contextlib.suppress(OSError):
         os.utime(directory)
@@ -282,7 +282,7 @@ def install(asked: str, lock: str, home: Path | None = None, added: Named = ()) 
     return Environment(asked, str(directory / "bin" / "python"), pins, lock, key, tuple(added))
 
 
-def _make_whole(asked: str, lock: str, directory: Path, added: Named, thorough: bool) -> None:
+def _make_whole(asked: str, lock: str, directory: Path, pins: dict[str, str], added: Named, thorough: bool) -> None:
     """Make an environment beside its place, check it, and put it there. thorough: see `installed.record`."""
     home = directory.parent
     try:
@@ -296,18 +296,25 @@ def _make_whole(asked: str, lock: str, directory: Path, added: Named, thorough: 
                 _install(asked, lock, partial, added)
                 installed.record(partial)
             _link_bytecode(partial, home)
-            _put(partial, directory)
+            _put(partial, directory, pins)
     except OSError as error:
         raise UsageError(f"{home}: no environment can be made there ({error.strerror or error})") from None
 
 
-def _put(partial: Path, directory: Path) -> None:
-    """Move a new environment to its place. A process that uses the damaged one finds the new one there."""
+def _put(partial: Path, directory: Path, pins: dict[str, str]) -> None:
+    """Move a new environment to its place. A process that uses the damaged one finds the new one there.
+
+    If another process was faster, its environment stays: it is equal, and somebody may use it already.
+    """
+    with contextlib.suppress(OSError):  # something is there
+        partial.rename(directory)
+        return
+    if not installed.damage(directory, pins):
+        return
     aside = directory.with_name(f".{directory.name}-{os.getpid()}-{time.monotonic_ns()}")
     with contextlib.suppress(FileNotFoundError):
         directory.rename(aside)
     try:
-        # If another process was faster, its environment is equal to this one.
         with contextlib.suppress(OSError):
             partial.rename(directory)
     finally:
@@ -376,12 +383,14 @@ def _link_bytecode(directory: Path, home: Path) -> None:
         if lender is None:
             continue
         for top in {line.split("/")[0] for line in (metadata / "RECORD").read_text().splitlines() if ".py," in line}:
-            for compiled in (lender / top).rglob("__pycache__"):
-                target = packages / compiled.relative_to(lender)
-                target.mkdir(exist_ok=True)
-                for file in compiled.iterdir():
-                    with contextlib.suppress(OSError):
-                        os.link(file, target / file.name)
+            # Another process may remove the lender at any moment.
+            with contextlib.suppress(OSError):
+                for compiled in (lender / top).rglob("__pycache__"):
+                    target = packages / compiled.relative_to(lender)
+                    target.mkdir(exist_ok=True)
+                    for file in compiled.iterdir():
+                        with contextlib.suppress(OSError):
+                            os.link(file, target / file.name)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.files import require_space_in
 from harness.gate import baseline_cache, results, stored
 from harness.gate.environments import Environment
 from harness.gate.scope import Scope
@@ -118,10 +119,13 @@ class Side:
         A task that has an answer is not asked again, not even by a later gate in the same directory. If the worker dies or
         takes too long, that is the error, and the next task gets a new worker.
 
-        Raises UsageError if the environment cannot import upstream.
+        Raises UsageError if the environment cannot import upstream, and OutOfSpace if a full disk is the cause of an error:
+        then it says nothing about the stack, and the next gate asks again.
         """
         if name not in self.done:
             answer = self._ask_worker({"do": do, **arguments})
+            if answer["error"]:
+                require_space_in(answer["error"], [self.directory])
             if not answer["error"] and (wrong := results.wrong(do, answer["data"], self.directory, arguments)):
                 answer = {"error": wrong, "data": None}
             self.done[name] = answer

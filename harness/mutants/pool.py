@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from harness.files import require_space_in
 from harness.mutants import child
 from harness.mutants.child import Record, Writer
 
@@ -37,7 +38,8 @@ class Pool:
 
         - tasks: (key, work) of each.
 
-        The fate says how the child ended early, and is "" if it ran to its end.
+        The fate says how the child ended early, and is "" if it ran to its end. Raises OutOfSpace if a full disk is why a
+        child ended, or judged not all.
         """
         waiting = deque(tasks)
         running: dict[int, tuple[Any, Path, float]] = {}
@@ -60,6 +62,7 @@ class Pool:
                             os.killpg(pid, signal.SIGKILL)
                         record = child.read(directory)
                         fate = _fate(record, os.waitstatus_to_exitcode(status), late)
+                        _require_space(record, fate, directory)
                         shutil.rmtree(directory, ignore_errors=True)
                         yield key, record, fate
                 self.tick()
@@ -68,6 +71,15 @@ class Pool:
             for pid in running:
                 _kill(pid)
                 os.waitpid(pid, 0)
+
+
+def _require_space(record: Record, fate: str, directory: Path) -> None:
+    """Raise OutOfSpace if a full disk is the cause: a mutant that was not judged has not survived."""
+    if fate:
+        require_space_in(fate, [directory])
+    for case in record.cases:
+        if case.misused:
+            require_space_in(case.reason, ())
 
 
 def _fate(record: Record, status: int, late: bool) -> str:

@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from harness.laws.checkpoint import adapter_files, adapter_only, last_is_current, size_law
-from harness.laws.equal import equal_runs
+from harness.laws.equal import distance, equal_runs
 from harness.laws.frozen import adapter_moved, base_frozen, base_without_gradients, optimizer_holds_trainables
 from harness.laws.quantized import learns
 from harness.tolerance import Tolerance
@@ -108,7 +108,7 @@ def _equality(name: str, trace: Trace, other: Trace, after: int) -> Check:
         return Check(name, exact, said)
     if trace.error or other.error or exact.outcome == NOT_COMPARABLE:
         return Check(name, exact, shorten("; ".join(exact.seen)))
-    gaps = ", ".join(f"{name.removeprefix('largest_')} {gap:.3g}" for name, gap in exact.measured.items())
+    gaps = ", ".join(f"{name.removeprefix('largest_')} {gap:.3g}" for name, gap in distance(trace, other).items())
     device = trace.spec.launch.device
     if device == "cpu":
         return Check(name, exact, gaps)

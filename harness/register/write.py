@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness import contract
 from harness.errors import UsageError
+from harness.files import write_whole
 from harness.paths import ROOT
 from harness.register.entries import PAGE, PROOFS, entries
 from harness.register.page import page
@@ -28,7 +29,7 @@ def write() -> list[Path]:
         raise UsageError(f"clauses --write: tests/ cannot be read ({done.stderr.strip().splitlines()[-1]})")
     texts = current(json.loads(done.stdout))
     for path, text in texts.items():
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     return list(texts)
 
 

@@ -18,6 +18,7 @@ from hypothesis.strategies import SearchStrategy
 from harness import defaults
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
+from harness.files import require_space
 from harness.laws import several, universal
 from harness.laws.comparisons import Train
 from harness.laws.plan import never_ends
@@ -204,6 +205,7 @@ class Draw:
         except UsageError:
             raise
         except Exception as error:
+            require_space(error)
             # This clause alone fails. The other clauses are judged all the same, and a known defect may explain this.
             found = raised(error)
         if found.outcome == NOT_COMPARABLE:

@@ -20,9 +20,10 @@ from typing import Any
 
 from harness import defaults
 from harness.contract.expectations import Expectation
-from harness.errors import UsageError
+from harness.errors import OutOfSpace, UsageError
+from harness.files import require_space
 from harness.laws import universal
-from harness.laws.completion import REFUSALS, incomplete, torch_refuses
+from harness.laws.completion import REFUSALS, incomplete, refused_late
 from harness.laws.plan import never_ends
 from harness.laws.universal import COMPARISONS, Applied
 from harness.runs.cache import Runs
@@ -218,6 +219,7 @@ def trained(spec: RunSpec, runs: Runs, where: str, always: bool = False) -> Trac
     except (Exception, SystemExit) as error:
         if isinstance(error, UsageError):
             raise
+        require_space(error)
         raise Refused(f"{where}: {who} cannot train it ({cause(error)})") from None
     if trace.error is not None:
         first, *rest = trace.error.splitlines() or ["an error without words"]
@@ -232,14 +234,14 @@ def is_refused(trace: Trace) -> bool:
     """Return whether a run ended by a refusal, and not by a fault of upstream's.
 
     It is refused if it ended with an error before its first step began. Within that step, only a ValueError or a
-    NotImplementedError is a refusal: upstream says in words what it does not support. Some sentences of torch are refusals
-    at any step (`torch_refuses`). A subject of the user's may record steps and no events.
+    NotImplementedError is a refusal: upstream says in words what it does not support. Some sentences are refusals
+    at any step (`refused_late`). A subject of the user's may record steps and no events.
     """
     if trace.error is None:
         return False
     if "step_begin" not in trace.events:
         return not trace.steps
-    return torch_refuses(trace) or ("step_end" not in trace.events and _IN_WORDS.match(trace.error) is not None)
+    return refused_late(trace) or ("step_end" not in trace.events and _IN_WORDS.match(trace.error) is not None)
 
 
 def laws_of(spec: RunSpec, trace: Trace, runs: Runs, always: str | None = None) -> Iterator[tuple[str, Applied]]:
@@ -275,16 +277,22 @@ def failed(trace: Trace) -> Verdict:
 
 
 def decided(applied: Applied) -> Verdict:
-    """Return what a law decides. If it raises an error, it has judged nothing, or upstream fails."""
+    """Return what a law decides. If it raises an error, it has judged nothing, or upstream fails.
+
+    Raises OutOfSpace if a full disk is the cause.
+    """
     if isinstance(applied, str):
         return not_judged(applied)
     try:
         return applied()
     except Refused as error:
         return not_judged(str(error))
+    except OutOfSpace:
+        raise
     except UsageError as error:
         return not_judged(f"a run to compare with cannot be trained: {error}")
     except Exception as error:
+        require_space(error)
         if (called := _of_upstream(error)) is not None:
             return Verdict(FAIL, f"{called} does its work", (f"{called} raised {cause(error)}",))
         return broken(error)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.files import require_space
 from harness.fixtures import models
 from harness.laws import frozen, injection, rebuilt
 from harness.laws.equal import differences, same_adapter
@@ -76,6 +77,7 @@ class Life(LiveModel):
         except UsageError:
             raise
         except Exception as error:
+            require_space(error)
             yield clause, verdict(f"{verb} runs to its end", [f"it raised {type(error).__name__}: {error}"])
             return
         yield "FRZ-01", same("digests of the base", self._digests_of_base(), self.base_digests)

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.laws.completion import REFUSALS, REFUSED_BY_TORCH
+from harness.errors import OutOfSpace
+from harness.laws.completion import REFUSALS, REFUSED_LATE
 from harness.processes.workers import Died, Workers
 from harness.runs.fewest import cause
 from harness.runs.pairs import Pairs, Row
@@ -101,7 +102,7 @@ class Refusal:
     def crash(self) -> bool:
         """Whether upstream ends before the first step begins with an exception that is no refusal, such as a TypeError."""
         found = re.search(r"(?:refuses it: |cannot train it \()(?:rank \d+ of \d+: )?(\w+)", self.sentence)
-        in_words = any(words in self.sentence for words in REFUSED_BY_TORCH)
+        in_words = any(words in self.sentence for words in REFUSED_LATE)
         return found is not None and found[1] not in _REFUSALS and not in_words
 
 
@@ -117,6 +118,7 @@ class Result:
     - covered, allowed, pairs: pairs that are covered, that are not refused, and that there are.
     - seconds: how long it took.
     - over: whether it ended because its time was over.
+    - full: why it ended early, if a disk was full; "" otherwise. What came afterwards is not judged.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -131,6 +133,7 @@ class Result:
     pairs: int = 0
     seconds: float = 0.0
     over: bool = False
+    full: str = ""
 
     @property
     def judged(self) -> int:
@@ -210,13 +213,16 @@ class Sweep:
         until, rows_until = began + self._seconds, began + _ROWS_UNTIL * self._seconds
         self._suspect()
         with Workers(self._work, self._workers, self._directory, self._begin) as workers:
-            while time.monotonic() < until:
+            while time.monotonic() < until and not self.result.full:
                 while workers.free and (task := self._next(time.monotonic() < rows_until)) is not None:
                     name = task[0]
                     workers.give(task, LIMIT if name == "judge" else LONG_LIMIT, fresh=name == "confirm")
                 if not workers.busy:
                     break
                 for task, answer in workers.ended(min(0.5, max(0.0, until - time.monotonic()))):
+                    if isinstance(answer, OutOfSpace):
+                        self.result.full = str(answer)
+                        break
                     getattr(self, f"_{task[0]}_ended")(*task[1:], answer)
                 self._count(began)
             self.result.over = bool(workers.busy or self._first) or time.monotonic() >= rows_until
@@ -232,12 +238,15 @@ class Sweep:
         self._progress(result)
 
     def _work(self, task: tuple[Any, ...]) -> Any:
-        """Do a task, in a worker."""
+        """Do a task, in a worker. Returns OutOfSpace if a disk is full: then a failure says nothing about upstream."""
         name, *arguments = task
-        if name == "confirm":
-            row, clause, words = arguments
-            return cause(self._trial.found(row, clause)) == cause(words)
-        return getattr(self._trial, name)(*arguments)
+        try:
+            if name == "confirm":
+                row, clause, words = arguments
+                return cause(self._trial.found(row, clause)) == cause(words)
+            return getattr(self._trial, name)(*arguments)
+        except OutOfSpace as error:
+            return error
 
     # ---- what is done next ----
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from harness import defaults, subjects
 from harness.contract.expectations import Expectation
-from harness.errors import UsageError
+from harness.errors import OutOfSpace, UsageError
+from harness.files import require_space
 from harness.runs import fewest, fields, judging
 from harness.runs.cache import Runs
 from harness.runs.judging import Refused
@@ -83,7 +84,7 @@ class Trial:
         self._subject, self._expected = subject, expected
 
     def judge(self, row: Row) -> Outcome:
-        """Judge a configuration by every law that applies. No exception leaves this."""
+        """Judge a configuration by every law that applies. No exception leaves this but OutOfSpace."""
         try:
             with self._runs() as runs:
                 judged = judging.judge(fields.spec(row), runs, self._expected, "the run")
@@ -93,9 +94,12 @@ class Trial:
             if judging.NOT_TRAINED in str(error):
                 return Outcome(row, ENDED, [(ENDED, "", str(error))])
             return Outcome(row, REFUSED, refused=str(error))
+        except OutOfSpace:
+            raise
         except UsageError as error:
             return Outcome(row, REFUSED, refused=str(error))
         except Exception as error:
+            require_space(error)
             return Outcome(row, BROKEN, [(BROKEN, "", judging.cause(error))])
         laws: dict[str, int] = {}
         for verdict in judged.laws.values():
@@ -106,13 +110,15 @@ class Trial:
         return Outcome(row, kind, findings, judged.known, laws=laws, equal=equal)
 
     def refused(self, row: Row) -> str:
-        """Train a configuration. Return why it was refused, "" if it was not."""
+        """Train a configuration. Return why it was refused, "" if it was not. Raises OutOfSpace."""
         try:
             with self._runs() as runs:
                 spec = runs.on_device(fields.spec(row))
                 if reason := subjects.unsupported(self._subject, spec):
                     return reason
                 judging.trained(spec, runs, "the run")
+        except OutOfSpace:
+            raise
         except UsageError as error:
             return str(error)
         return ""
@@ -126,15 +132,18 @@ class Trial:
             return ""
         if not clause:
             return next((words for _, _, words in self.judge(row).findings), "")
-        with contextlib.suppress(Exception), self._runs() as runs:
-            spec = runs.on_device(defaults.plain(fields.spec(row)))
-            trace = judging.trained(spec, runs, "the run")
-            for id, applied in judging.laws_of(spec, trace, runs):
-                if id == clause:
-                    verdict = judging.decided(applied)
-                    if judging.explained(id, verdict, spec, self._subject.name, self._expected) is None:
-                        judged = judging.Judgement(spec, self._subject.name, trace, {id: verdict})
-                        return next((words for _, _, words in _kind(judged)[1]), "")
+        try:
+            with self._runs() as runs:
+                spec = runs.on_device(defaults.plain(fields.spec(row)))
+                trace = judging.trained(spec, runs, "the run")
+                for id, applied in judging.laws_of(spec, trace, runs):
+                    if id == clause:
+                        verdict = judging.decided(applied)
+                        if judging.explained(id, verdict, spec, self._subject.name, self._expected) is None:
+                            judged = judging.Judgement(spec, self._subject.name, trace, {id: verdict})
+                            return next((words for _, _, words in _kind(judged)[1]), "")
+        except Exception as error:
+            require_space(error)
         return ""
 
     # ---- what workers are given ----

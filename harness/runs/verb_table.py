@@ -155,11 +155,12 @@ def _run(kind: Kind, method: str) -> RunSpec:
     spec = spec_for(family, method)
     if kind.config and METHODS[method].feedforward:
         spec = spec.but(lora={"feedforward_modules": []})
+    arguments: dict[str, Any] = {} if kind.learning_rate == 1e-2 else {"learning_rate": kind.learning_rate}
     return two_steps(
         spec.but(
             model={"family": kind.family, "quantization": kind.quantization},
             lora=kind.config,
-            learning_rate=kind.learning_rate,
+            **arguments,
         )
     )
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness import contract
+from harness.contract.expectations import Expectation
 from harness.errors import UsageError
 from harness.fixtures.methods import METHODS
 from harness.reading import shown
@@ -68,6 +70,14 @@ def read(routes: Iterable[str], methods: Iterable[str], launches: Iterable[str],
             if name not in NAMES[kind]:
                 raise unknown(where.format(kind), name, NAMES[kind])
     return Concerns(*chosen.values())
+
+
+def check_clauses(expected: Iterable[Expectation]) -> None:
+    """Raise UsageError for a known defect of a clause that there is not."""
+    known = contract.clauses()
+    for one in expected:
+        if one.clause not in known:
+            raise unknown(f"{one.path}: clause", one.clause, known)
 
 
 def unknown(where: str, name: Any, known: Iterable[str]) -> UsageError:

@@ -10,7 +10,8 @@ import pytest
 from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
 
 from harness import contract, trust
-from harness.files import reason
+from harness.errors import UsageError
+from harness.files import reason, write_whole
 from harness.runs.lifecycle import describe
 from harness.session import case_file
 from harness.session.state import State
@@ -43,7 +44,7 @@ def block(state: State, case: Case, verdict: Verdict) -> list[str]:
     try:
         case.repeat = f"peft-harness repro {_write_case(state, case)}{_trust(state, case)}"
         lines.append(f"  repeat    {case.repeat}")
-    except OSError as error:
+    except (OSError, UsageError) as error:
         lines.append(f"  repeat    no case file could be written in .peft-harness ({reason(error)})")
     return lines
 
@@ -89,9 +90,10 @@ def drop_repeated_statements(tests: Sequence[pytest.TestReport]) -> None:
 def _write_case(state: State, case: Case) -> Path:
     """Write the file that `peft-harness repro` takes to repeat this case alone. Return its path."""
     directory = Path(".peft-harness")
-    (directory / "cases").mkdir(parents=True, exist_ok=True)
-    (directory / ".gitignore").write_text("*\n")
+    if not (directory / ".gitignore").exists():
+        write_whole(directory / ".gitignore", "*\n")
     path = directory / "cases" / f"{case_file.file_stem(case.clause, case.scenario)}.json"
     body = case_file.body(case, state.preload)
-    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    # Two sessions in one directory may write it at once.
+    write_whole(path, json.dumps(body, indent=1) + "\n")
     return path

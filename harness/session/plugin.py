@@ -30,7 +30,7 @@ import pytest
 
 from harness import compat, contract, environment, patches, paths, subjects
 from harness.errors import UsageError
-from harness.files import check_writable, reason, write_whole
+from harness.files import check_writable, out_of_space, reason, write_whole
 from harness.processes import guard, interrupts
 from harness.processes.parent_watch import end_with_owner
 from harness.reports import web_page
@@ -77,13 +77,13 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         help="Judge the run of this RunSpec only, by each clause whose law applies to any run. Repeatable.",
     )
     group.addoption("--trust-code", action="store_true", help="Run code that the file of a --spec names.")
-    for kind, names in concerns.NAMES.items():
+    for kind, examples in concerns.NAMES.items():
         group.addoption(
             f"--{kind}",
             action="append",
             default=[],
             metavar="NAME",
-            help=f"Judge the cases of this {kind} only, such as {names[0]}. Others are listed. Repeatable.",
+            help=f"Judge the cases of this {kind} only, such as {examples[0]}. Others are listed. Repeatable.",
         )
     group.addoption(
         "--known-defects",
@@ -331,6 +331,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         tested = {case.clause for case in collected}
         errors += [f"clause {id} has no test in suites/" for id in clauses if id not in tested]
         errors += _stale(state, collected)
+    if not errors and getattr(config, "workerinput", {}).get("workerid", "gw0") == "gw0":
+        try:
+            state.journal.collected([case for item in [*chosen, *others] for case in item.stash.get(CASES, [])])
+        except OSError as error:
+            errors.append(out_of_space(error) or f"{state.journal.file}: cannot be written ({reason(error)})")
     if errors and hasattr(config, "workeroutput"):
         # An exception would end the worker, and xdist would print a traceback without these sentences. The controller
         # prints them (`pytest_testnodedown`).
@@ -342,8 +347,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if len(chosen) < len(items):
         config.hook.pytest_deselected(items=others)
         items[:] = chosen
-    if getattr(config, "workerinput", {}).get("workerid", "gw0") == "gw0":
-        state.journal.collected([case for item in [*chosen, *others] for case in item.stash.get(CASES, [])])
     # Here and not in a fixture, so that the time of the imports is not counted for the first case.
     if any("runs" in getattr(item, "fixturenames", ()) for item in items):
         with _usage_errors_end_the_session():
@@ -545,6 +548,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
     if config.stash.get(STATE, None) is not None:
         ranks.end()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker of `-n 2` one half of the tests, and the one that is done first a part of what the other has left.
+
+    Each worker trains what its tests ask for. Tests that follow each other ask for the same runs, and xdist's own way
+    (`--dist load`) deals them out by turns, so that both workers train them: a fifth of all runs.
+    """
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

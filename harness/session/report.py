@@ -216,8 +216,8 @@ def summary(
     cases = [case for case in cases if not case.refused]
     outside = Counter(case.reason.removeprefix(OUTSIDE) for case in cases if case.outside)
     if outside:
-        parts = ", ".join(f"{reason} ({count})" for reason, count in outside.most_common())
-        console.print(Text(f"skipped {counted(outside.total(), 'case')}: {OUTSIDE}{parts}"))
+        why = ", ".join(f"{reason} ({count})" for reason, count in outside.most_common())
+        console.print(Text(f"skipped {counted(outside.total(), 'case')}: {OUTSIDE}{why}"))
     cases = [case for case in cases if not case.outside]
     skipped = Counter(case.reason for case in cases if case.reason and case.verdict in (SKIPPED, NOT_COMPARABLE))
     shown = skipped.most_common(None if verbose else _REASONS)
@@ -307,7 +307,7 @@ def _known_defects(console: Console, cases: list[Case], verbose: bool) -> None:
         console.print(
             Text(
                 f"{counted(len(reasons), 'known defect')} of upstream in {counted(len(defects), 'case')} of "
-                f"{counted(clauses, 'clause')}: -v, or --json FILE, has each with its link",
+                f"{counted(clauses, 'clause')}: `peft-harness defects` and -v list them",
                 style="yellow",
             )
         )

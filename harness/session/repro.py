@@ -26,7 +26,7 @@ from harness import subjects, trust
 from harness.contract import expectations
 from harness.environment import check_device, describe
 from harness.errors import UsageError
-from harness.files import write_whole
+from harness.files import require_space, write_whole
 from harness.paths import SUITES
 from harness.processes import ranks
 from harness.processes.imports import import_upstream
@@ -243,6 +243,7 @@ def _repeat_life(case: CaseFile, spec: RunSpec, runs: Runs, console: Console) ->
     except Exception as error:
         if isinstance(error, UsageError):
             raise
+        require_space(error)
         raise UsageError(f"{case.where}: upstream refuses it: {judging.cause(error)}") from None
     for act in case.life or ():
         console.print(Text(act_in_words(act)))
@@ -251,5 +252,6 @@ def _repeat_life(case: CaseFile, spec: RunSpec, runs: Runs, console: Console) ->
         except Exception as error:
             if isinstance(error, UsageError):
                 raise
+            require_space(error)
             yield VERBS[act["do"]][1], judging.broken(error)
             return

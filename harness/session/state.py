@@ -92,10 +92,7 @@ class State:
         # The user's own come first: they know their cases better.
         own = [one for file in config.getoption("--known-defects") for one in expectations.load_own(Path(file))]
         self.expectations = [*own, *expectations.load(paths.SUITES / "expectations")]
-        known = contract.clauses()
-        for one in self.expectations:
-            if one.clause not in known:
-                raise concerns.unknown(f"{one.path}: clause", one.clause, known)
+        concerns.check_clauses(self.expectations)
         self.effort = report.Effort()
         #: The training runs of this process, once a test needed them.
         self.runs: Runs | None = None

@@ -19,6 +19,7 @@ from rich.text import Text
 from harness import subjects
 from harness.contract import clauses, expectations
 from harness.environment import describe
+from harness.errors import OutOfSpace
 from harness.files import write_whole
 from harness.paths import SUITES
 from harness.processes import ranks
@@ -50,6 +51,8 @@ def sweep(
 ) -> int:
     """Judge configurations, print what was found, and return the exit code (`Result.code`).
 
+    Raises OutOfSpace if a disk was full, after what was found before was printed.
+
     - minutes: how long the sweep may take.
     - seed: of the draw.
     - workers: how many configurations are judged at the same time.
@@ -80,12 +83,15 @@ def sweep(
             begin=lambda: ranks.prepare(pristine=True),
             progress=lambda result: progress.update(result.judged, text=_so_far(result)),
         ).run()
-    files = write_specs(result, directory)
+    files = spec_files(result, directory)
     show(result, files, screen())
+    write_specs(result, files)
     if file is not None:
         write_whole(file, dumps(result, files, seed, minutes) + "\n")
     if html is not None:
         write_whole(html, web_page.write(to_json(result, files, seed, minutes)))
+    if result.full:
+        raise OutOfSpace(f"the sweep ended early: {result.full}")
     return result.code
 
 
@@ -142,6 +148,8 @@ def _answer(result: Result) -> str:
     failing = [one for one in result.causes if one.kind in (FAILS, ENDED)]
     if result.code == 1:
         return f"fails: {counted(len(failing), 'cause')}"
+    if result.full:
+        return "ended early, since a disk is full"
     if result.causes:
         return f"undecided: {counted(len(result.causes), 'cause')}"
     if result.code == 3:
@@ -177,17 +185,19 @@ def by_sentence(refusals: list[Refusal]) -> dict[str, list[Refusal]]:
 # ---- files ----
 
 
-def write_specs(result: Result, directory: Path) -> list[Path]:
-    """Write the spec of each cause into a directory. Return the files, in the order of the causes."""
-    files = []
-    for one in result.causes:
-        spec = fields.spec(one.fewest)
-        file = directory / f"{next(iter(one.clauses)) or 'process'}-{spec.hash}.json"
-        write_whole(file, json.dumps(spec.to_json(), indent=1) + "\n")
-        files.append(file)
-    if files:
-        write_whole(directory / ".gitignore", "*\n")
-    return files
+def spec_files(result: Result, directory: Path) -> list[Path]:
+    """Return the file of the spec of each cause, in the order of the causes."""
+    return [
+        directory / f"{next(iter(one.clauses)) or 'process'}-{fields.spec(one.fewest).hash}.json"
+        for one in result.causes
+    ]
+
+
+def write_specs(result: Result, files: list[Path]) -> None:
+    """Write the spec of each cause. files: as `spec_files` returned them."""
+    for one, file in zip(result.causes, files, strict=True):
+        write_whole(file, json.dumps(fields.spec(one.fewest).to_json(), indent=1) + "\n")
+        write_whole(file.parent / ".gitignore", "*\n")
 
 
 def dumps(result: Result, files: list[Path], seed: int, minutes: float) -> str:
@@ -203,7 +213,7 @@ def to_json(result: Result, files: list[Path], seed: int, minutes: float) -> dic
         "seed": seed,
         "minutes": minutes,
         "seconds": round(result.seconds, 1),
-        "complete": result.share >= ENOUGH,
+        "complete": result.share >= ENOUGH and not result.full,
         "configurations": {kind: result.outcomes[kind] for kind in OUTCOMES},
         "several_ranks": result.ranked,
         "equal_to_the_reference": result.equal,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import contract
+from harness import contract, trust
 from harness.contract import expectations
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
@@ -40,12 +40,14 @@ class Origin:
     good: str = ""
 
 
-def origin(path: Path, clause: str | None = None) -> Origin:
+def origin(path: Path, clause: str | None = None, trusted: bool = False) -> Origin:
     """Return the script of a case file, or of the file of a RunSpec.
 
     - clause: the clause to judge; None for the one that the case file names.
+    - trusted: whether the user trusts the file's code (--trust-code). What it names stands in the script, which is run.
 
-    Raises UsageError if the file names no clause, or if no short script can be made of it.
+    Raises UsageError if the file names no clause, if it names what such a file may not name, or if no short script can be
+    made of it.
     """
     body, where = read_json(path, LIMIT, nan=True), shown_path(path)
     if not isinstance(body, Mapping):
@@ -64,7 +66,9 @@ def origin(path: Path, clause: str | None = None) -> Origin:
         return found
     if raw is None:
         raise UsageError(f"{where}: has no run, and no known defect names {clause} {shown(scenario)}")
-    return of_spec(RunSpec.from_json(raw, where), clause, known)
+    spec = RunSpec.from_json(raw, where)
+    trust.check(spec, where, trusted)
+    return of_spec(spec, clause, known)
 
 
 def _known(clause: str, scenario: str, spec: Any, known: list[Expectation]) -> Origin | None:
@@ -83,7 +87,7 @@ def of_spec(spec: RunSpec, clause: str, known: list[Expectation]) -> Origin:
     body = spec.to_json()
     defect = next((one for one in known if one.clause == clause and one.spec and one.describes(body)), None)
     check = generator.check_for(clause)
-    options = {}
+    options: dict[str, Any] = {}
     if check == "resumes":
         spec, options = _with_checkpoint(spec)
     text = generator.script(spec, check, f"Must hold: {contract.clauses()[clause].statement}", [], options)

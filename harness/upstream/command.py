@@ -19,7 +19,12 @@ _REPORT = 256 * 2**20
 
 
 def write(
-    file: Path, script: Path | None, report: Path | None, clause: str | None = None, bisect: Path | None = None
+    file: Path,
+    script: Path | None,
+    report: Path | None,
+    clause: str | None = None,
+    bisect: Path | None = None,
+    trusted: bool = False,
 ) -> None:
     """Write the script of a case, the report to upstream, or both.
 
@@ -27,12 +32,13 @@ def write(
     - script, report: where to write them; None: nowhere.
     - clause: the clause to judge; None for the one that the file names.
     - bisect: what `bisect --json` wrote; None if there is none.
+    - trusted: whether the user trusts the code that the file names.
 
     Raises UsageError if no short script can be made. For a report it must show its fault on the installed stack.
     """
     if bisect is not None and report is None:
         raise UsageError("--bisect is for --issue, which says since which release the fault is there")
-    origin = case_script.origin(file, clause)
+    origin = case_script.origin(file, clause, trusted)
     since = None if bisect is None else issue.read_bisect(bisect, origin.clause)
     if script is not None:
         write_whole(script, origin.text)

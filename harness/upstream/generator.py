@@ -71,6 +71,9 @@ CHECKS: dict[str, Check] = {
     "repeats": Check(("GEN-02",), _LOGGED),
     "ranks": Check(("DIST-02", "FSDP-17", "DS-08"), _SILENT, one_step=True),
     "ranks_complete": Check((), {"logging_strategy": "no"}),
+    "sharded_completes": Check(still=True),
+    "sharded_saves": Check(still=True),
+    "sharded_buffers": Check(still=True),
     "ranks_labels": Check((), _SILENT, one_step=True),
 }
 
@@ -107,7 +110,10 @@ _MODULES = (
     *("optuna", "huggingface_hub"),
 )
 
-#: Other names -> the module that has them. What is in neither table comes from transformers.
+#: What peft has, beside the config classes of its methods.
+_PEFT = ("PeftModel", "get_peft_model", "get_peft_model_state_dict", "prepare_model_for_kbit_training")
+
+#: Other names -> the module that has them. What is in no table comes from transformers.
 _FROM = {
     "load_file": "safetensors.torch",
     "save_file": "safetensors.torch",
@@ -119,7 +125,11 @@ _FROM = {
     "AcceleratorConfig": "transformers.trainer_pt_utils",
     "mock": "unittest",
     "Linear4bit": "bitsandbytes.nn",
-    "HubStandIn": "unittest.mock",
+    "fsdp_auto_wrap_policy": "peft.utils.other",
+    "FullyShardedDataParallel": "torch.distributed.fsdp",
+    "StateDictType": "torch.distributed.fsdp",
+    "fully_shard": "torch.distributed.fsdp",
+    "FullyShardedDataParallelPlugin": "accelerate",
 }
 
 
@@ -140,14 +150,15 @@ def script(
 
     - spec: the run.
     - check: the name of a check (`check_for`).
-    - title: what must hold. It is left out if the script would be too long.
+    - title: what must hold. It comes last, and is left out if the script would be too long.
     - sentences: what is wrong, and where that is discussed.
     - options: what the check's template takes beside the spec.
 
     Raises UsageError if the run cannot be told in so few lines, or names code or files of the user's.
     """
     code = _code(spec, check, options or {})
-    texts = [f'"""{head}\n"""\n{code}\n' for head in (heading(title, sentences), heading("", [" ".join(sentences)]))]
+    heads = ([*sentences, title], sentences or [title], [" ".join(sentences or [title])])
+    texts = [f'"""{heading(head)}\n"""\n{code}\n' for head in heads]
     text = next((one for one in texts if len(one.splitlines()) <= LINES), texts[-1])
     _check(text)
     return text
@@ -182,8 +193,7 @@ def _code(spec: RunSpec, check: str, options: Mapping[str, Any]) -> str:
     if "nprocs" in body:
         # Ranks inherit both.
         parts.insert(0, 'DIRECTORY = os.environ.setdefault("REPRODUCE", tempfile.mkdtemp())')
-        port = 'os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 1000))'
-        parts.insert(1, f'os.environ["MASTER_ADDR"] = "localhost"\n{port}')
+        parts.insert(1, 'os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 1000))')
     elif directory:
         parts.insert(0, "DIRECTORY = tempfile.mkdtemp()")
     code = _spaced(parts)
@@ -203,7 +213,7 @@ def _steady(spec: RunSpec, row: Check) -> RunSpec:
         # One step that uses all rows: which rows are drawn does not matter.
         data = {"rows": size, "order": (), "eval_rows": 0}
         keep = ("per_device_train_batch_size", "gradient_accumulation_steps", "label_smoothing_factor", "report_to")
-        arguments = {name: None for name in given if name not in keep}
+        arguments: dict[str, Any] = {name: None for name in given if name not in keep}
         arguments |= {"max_steps": 1, "learning_rate": 1.0, "optim": "sgd", "max_grad_norm": 0.0}
         spec = spec.but(data=data, **arguments)
     return spec
@@ -216,6 +226,7 @@ def _render(check: str, spec: RunSpec, options: Mapping[str, Any]) -> str:
         "spec": spec,
         "add": spec.adapter.route == ADD,
         "ranks": spec.launch.ranks,
+        "loads": pieces.ranks_load(spec.model, spec.launch),
         "size": int(spec.arguments.get("per_device_train_batch_size", 8)),
         "window": int(spec.arguments.get("gradient_accumulation_steps") or 1),
         "smoothing": float(spec.arguments.get("label_smoothing_factor") or 0.0),
@@ -227,7 +238,8 @@ def _render(check: str, spec: RunSpec, options: Mapping[str, Any]) -> str:
         **options,
     }
     try:
-        return _templates().get_template(f"{check}.py.j2").render(given).strip("\n")
+        text: str = _templates().get_template(f"{check}.py.j2").render(given)
+        return text.strip("\n")
     except jinja2.UndefinedError as error:
         raise pieces.refuse(f"the check {check} does not fit this run ({error})") from None
 
@@ -282,8 +294,9 @@ def _imports(code: str) -> str:
     standard = sorted({name for name in plain if name not in _THIRD})
     third = sorted({name for name in plain if name in _THIRD})
     found: dict[str, list[str]] = {}
+    homes = {**dict.fromkeys([*_PEFT, *pieces.config_classes()], "peft"), **_FROM}
     for name in (name for name in free if name not in _MODULES):
-        found.setdefault(_FROM.get(name) or _home(name), []).append(name)
+        found.setdefault(homes.get(name, "transformers"), []).append(name)
     lines = [f"import {', '.join(standard)}" if standard else ""]
     lines += [f"import {name}" for name in third]
     for module in sorted(found):
@@ -297,18 +310,6 @@ def _imports(code: str) -> str:
 _THIRD = ("torch", "accelerate", "bitsandbytes", "peft", "transformers", "numpy", "optuna", "huggingface_hub")
 
 
-def _home(name: str) -> str:
-    import peft
-
-    return "peft" if hasattr(peft, name) and not hasattr(_transformers(), name) else "transformers"
-
-
-def _transformers() -> Any:
-    import transformers
-
-    return transformers
-
-
 def _check(text: str) -> None:
     try:
         ast.parse(text)
@@ -319,8 +320,9 @@ def _check(text: str) -> None:
         raise pieces.refuse(f"it would have {number} lines, and {LINES} are allowed; use fewer rows or fields")
 
 
-def heading(title: str, sentences: list[str]) -> str:
-    """Return the first lines of a script: a title, then sentences, wrapped."""
-    paragraphs = [one for one in (title, *sentences) if one]
-    wrapped = [textwrap.fill(one, pieces.WIDTH, break_long_words=False, break_on_hyphens=False) for one in paragraphs]
+def heading(paragraphs: list[str]) -> str:
+    """Return the first lines of a script, wrapped."""
+    wrapped = [
+        textwrap.fill(one, pieces.WIDTH, break_long_words=False, break_on_hyphens=False) for one in paragraphs if one
+    ]
     return "\n".join(wrapped).replace("\\", "/").replace('"""', "'''").rstrip('"')

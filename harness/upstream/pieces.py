@@ -158,32 +158,28 @@ def dataset(data: DataSpec) -> str:
 def base(model: ModelSpec, launch: LaunchSpec) -> str:
     """Return the function base(), which makes the base model.
 
-    If ranks shard it while they load it, whole() makes the model that the first process saves.
+    If ranks load it (`ranks_load`), whole() makes the model that the first process saves.
     """
-    if launch.strategy == "loaded":
-        kind = models.family(model).model_class
-        load = f'{kind}.from_pretrained(f"{{DIRECTORY}}/base", distributed_config=config)'
-        lines = [_base(model).replace("def base()", "def whole()"), "", "def base():"]
-        return "\n".join(
-            [*lines, f"    config = DistributedConfig(fsdp_size={launch.ranks})", f"    return {load}.eval()"]
-        )
-    if launch.strategy not in ("single", "ddp", "zero1", "zero2", "zero3"):
-        raise refuse("accelerate shards by FSDP on GPUs only")
-    return _base(model)
-
-
-def _base(model: ModelSpec) -> str:
     config, made, after, before = _made(model)
+    kind = made.partition("(")[0].partition(".")[0]
+    path, options = 'f"{DIRECTORY}/base"', []
     lines = [*before, "def base():", f"    torch.manual_seed({model.seed})", f"    config = {config}"]
-    if model.quantization is not None:
-        # The directory stays: peft looks into it at each save.
-        path = 'f"{DIRECTORY}/base"'
-        lines += [f"    {made}.save_pretrained({path})", f"    packed = {_packing(model)}"]
-        kind = made.partition("(")[0].partition(".")[0]
-        dtype = f"dtype=torch.{identifier(model.dtype)}"
-        made = f"{kind}.from_pretrained({path}, {dtype}, quantization_config=packed)"
-    elif model.dtype != "float32":
+    if model.quantization is None and model.dtype != "float32":
         made += f".to(torch.{identifier(model.dtype)})"
+    if ranks_load(model, launch):
+        lines[-3] = "def whole():"
+        lines += [f"    return {made}.eval()", "", "def base():"]
+    elif model.quantization is not None:
+        # The directory stays: peft looks into it at each save.
+        lines += [f"    {made}.save_pretrained({path})"]
+    if launch.strategy == "loaded":
+        lines += [f"    config = DistributedConfig(fsdp_size={launch.ranks})"]
+        options += ["distributed_config=config"]
+    if model.quantization is not None:
+        lines += [f"    packed = {_packing(model)}"]
+        options += [f"dtype=torch.{identifier(model.dtype)}", "quantization_config=packed"]
+    if options:
+        made = f"{kind}.from_pretrained({', '.join([path, *options])})"
     if model.prepare_for_kbit:
         made = f"prepare_model_for_kbit_training({made})"
     if after:
@@ -191,6 +187,11 @@ def _base(model: ModelSpec) -> str:
     else:
         lines += [f"    return {made}.eval()"]
     return "\n".join(lines)
+
+
+def ranks_load(model: ModelSpec, launch: LaunchSpec) -> bool:
+    """Return whether ranks load the base from files. save_pretrained writes in the first process alone."""
+    return launch.strategy == "loaded" or (launch.several and model.quantization is not None)
 
 
 def _made(model: ModelSpec) -> tuple[str, str, list[str], list[str]]:
@@ -222,7 +223,8 @@ def _made(model: ModelSpec) -> tuple[str, str, list[str], list[str]]:
     if model.family == _PLAIN_LOSS:
         name = "MyLlama"
         before = ["class MyLlama(LlamaForCausalLM):", '    """A subclass with another name, and nothing else."""', ""]
-    return call(row.config_class, {**row.config, **fields}), f"{name}(config)", after, before
+    changed = defaults.changed_config(row.config_class, {**row.config, **fields})
+    return call(row.config_class, changed), f"{name}(config)", after, before
 
 
 def _packing(model: ModelSpec) -> str:
@@ -273,12 +275,17 @@ def adapted(adapter: AdapterSpec) -> str:
     return "\n".join([*lines, "    return model"])
 
 
-def _config(adapter: AdapterSpec, values: Mapping[str, Any]) -> str:
+def config_classes() -> dict[str, str]:
+    """Return the names of peft's config classes -> the peft_type of each."""
     import peft
 
-    config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(adapter.peft_type)]
+    return {config.__name__: str(kind.value) for kind, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+
+
+def _config(adapter: AdapterSpec, values: Mapping[str, Any]) -> str:
+    name = next(name for name, kind in config_classes().items() if kind == adapter.peft_type)
     plain = {key: value for key, value in values.items() if key not in ("peft_type", "peft_version")}
-    return call(config.__name__, plain)
+    return call(name, defaults.changed_adapter(adapter.peft_type, plain))
 
 
 # ---- the Trainer ----
@@ -292,7 +299,12 @@ def arguments(spec: RunSpec) -> dict[str, Any]:
 
 def trainer(spec: RunSpec, changes: Mapping[str, Any]) -> str:
     """Return the function trainer(model, **changes). changes: arguments that a check sets."""
+    if spec.launch.strategy in ("fsdp1", "fsdp2"):
+        raise refuse("accelerate shards by FSDP on GPUs only")
     values = {**arguments(spec), **changes}
+    for name in ("logging", "save"):
+        if values.get(f"{name}_strategy") == "no":
+            values.pop(f"{name}_steps", None)
     keywords = {"train_dataset": dataset(spec.data)}
     if spec.data.eval_rows:
         keywords["eval_dataset"] = "EVAL_ROWS"

@@ -141,12 +141,17 @@ def defects(one: Recipe | Unscripted, known: Iterable[Expectation] | None = None
     A defect of drawn runs is shown only by a run that its `spec` describes.
     """
     found = []
-    body = one.spec.to_json() if isinstance(one, Recipe) else None
+    body = one.spec.to_json() if isinstance(one, Recipe) else {}
     for defect in _all_known() if known is None else known:
-        named = defect.clause in one.clause and (defect.scenario in one.shows or defect.match in one.shows)
-        if named and (defect.describes(body) if body is not None else one.is_about(defect)):
+        named = defect.clause in one.clause and any(_is(defect, name) for name in one.shows)
+        if named and (one.is_about(defect) if isinstance(one, Unscripted) else defect.describes(body)):
             found.append(defect)
     return found
+
+
+def _is(defect: Expectation, name: str) -> bool:
+    """Return whether a known defect is the one that `shows` names by its scenario or its match."""
+    return name in (defect.scenario, defect.match)
 
 
 def here(one: Recipe) -> bool:
@@ -159,7 +164,7 @@ def script_of(one: Recipe) -> str:
     shown = defects(one)
     if not shown:
         raise UsageError(f"script {one.id}: shows no known defect")
-    first = shown[0]
+    first = min(shown, key=lambda defect: one.shows.index(next(name for name in one.shows if _is(defect, name))))
     threads = [first.link] if first.link else []
     seen = f"Seen with {', '.join(first.versions)}."
     check = one.check or generator.check_for(one.clause[0])

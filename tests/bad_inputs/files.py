@@ -233,8 +233,8 @@ _REQUIREMENTS = [
     _require("NUL in a file", "pins.txt", "pins.txt", {"pins.txt": "peft\x00==0.18.1\n"}),
     _require("60 MB", "pins.txt", "pins.txt", {"pins.txt": b"peft\n" * 12_000_000}),
     _require("a broken line", "pins.txt", "pins.txt", {"pins.txt": "peft==0.18.1\npeft = is = good\n"}),
-    _require("a file of conda", "environment.yml", "environment.yml",
-             {"environment.yml": "name: x\ndependencies:\n  - pip:\n    - peft==0.18.1\n"}),
+    _require("a file of conda without a pip part", "environment.yml", "has no pip part",
+             {"environment.yml": "name: x\ndependencies:\n  - peft=0.18.1\n"}),
     _require("a package.json", "package.json", "package.json", {"package.json": {"dependencies": {"peft": "1"}}}),
     _require("an HTML page", "pins.txt", "pins.txt", {"pins.txt": "<!DOCTYPE html>\n<html></html>\n"}),
 ]  # fmt: skip

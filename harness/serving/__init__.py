@@ -1,0 +1,8 @@
+"""`peft-harness adapter DIR`: is this adapter whole, which servers can take it, and how much of it is left in which dtype?
+
+- directory: read adapter_config.json and the header of the tensors' file. header: that of a safetensors file, by itself.
+- whole: the section `file`. demands: which tensors the config asks for.
+- servers, rules: the section `servers`, and the rules of each server with the file of its source that they were read in.
+- effect: the section `effect`.
+- command: the three sections, on the screen and as JSON (adapter_schema.json).
+"""
