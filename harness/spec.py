@@ -457,7 +457,8 @@ def _plain(value: Any) -> Any:
 
 
 def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in {**old, **new}.items() if value is not None}
+    # A null that is there already stays: upstream may read max_grad_norm=null in another way than no max_grad_norm.
+    return {key: value for key, value in {**old, **new}.items() if value is not None or key not in new}
 
 
 def _replace(part: Any, changes: Mapping[str, Any] | None) -> Any:

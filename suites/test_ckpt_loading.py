@@ -1,5 +1,7 @@
 """CKPT: adapters loaded with each argument of from_pretrained and load_adapter, and by the classes of AutoPeftModel."""
 
+from typing import Any
+
 import peft
 import pytest
 import torch
@@ -29,7 +31,7 @@ def saved(spec, path):
 # ---- low_cpu_mem_usage ----
 
 #: What an adapter has besides the A and B of linear layers.
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "dora": {"use_dora": True},
     "modules-to-save": {"modules_to_save": ["lm_head"]},
@@ -81,7 +83,7 @@ def renamed(path):
 
 
 #: Name of an argument -> its value for the adapter at a path.
-ARGUMENTS = {
+ARGUMENTS: dict[str, Any] = {
     "is_trainable": lambda path: True,
     "autocast_adapter_dtype": lambda path: False,
     "torch_device": lambda path: "cpu",

@@ -1,8 +1,11 @@
 """Fixtures and marks of the tests of the harness. Some run tests of suites/, whose `clause` mark is registered here, too."""
 
+import functools
 import importlib
+import sys
 
 import pytest
+import typer.main
 
 from harness import subjects
 from harness.mutants.patch import forget_prototypes
@@ -20,10 +23,18 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish(session):
-    """Fork what later forks commands and ranks, while nothing has been trained in this process."""
+    """Fork what later forks commands and ranks, while nothing has been trained in this process.
+
+    Of a few files that do not import upstream, no test may need ranks.
+    """
     if session.items:
         forked.prepare()
-        ranks.prepare(pristine=True)
+        if "peft" in sys.modules:
+            ranks.prepare(pristine=True)
+
+
+def pytest_unconfigure():
+    forked.end()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -35,6 +46,14 @@ def pytest_runtest_call(item):
     for clause in sorted(claimed - faults.FAILED):
         pytest.fail(f"this test proves {clause}, its mark says, but no check of {clause} failed in it", pytrace=False)
     return result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_command_line():
+    """Have typer make its tree of commands once. It makes it at each call, which is most of the time of a wrong usage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -63,8 +63,16 @@ def prepare() -> None:
     theirs.close()
 
 
+def end() -> None:
+    """End the helper."""
+    global _channel
+    if _channel is not None:
+        _channel.close()
+        _channel = None
+
+
 def run(
-    command: Sequence[str], cwd: str | Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300.0
+    command: Sequence[str], cwd: str | Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 900.0
 ) -> subprocess.CompletedProcess[str]:
     """Run a command that begins with sys.executable to its end, as `subprocess.run` does, and return what it printed.
 
@@ -79,7 +87,7 @@ def run(
 
 
 def _serve(channel: socket.socket) -> None:
-    subprocess.Popen = _Popen  # type: ignore[misc]
+    subprocess.Popen = _Popen
     ready = False
     while True:
         with contextlib.suppress(EOFError, OSError):
@@ -105,14 +113,14 @@ def _serve(channel: socket.socket) -> None:
         os._exit(0)
 
 
-class _Popen(subprocess.Popen):  # type: ignore[type-arg]
+class _Popen(subprocess.Popen):
     """subprocess.Popen that forks instead of starting another Python, where a fork does the same."""
 
     def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, *rest: Any) -> None:
         pass_fds, cwd, env, _startupinfo, _flags, shell, *pipes = rest[:12]
         start_new_session = rest[17]
         if shell or executable or not self._forks(args):
-            super()._execute_child(args, executable, preexec_fn, close_fds, *rest)  # type: ignore[misc]
+            super()._execute_child(args, executable, preexec_fn, close_fds, *rest)
             return
         reads, writes, errors = pipes[0], pipes[3], pipes[5]
         pid = os.fork()
@@ -198,7 +206,7 @@ def _become(words: Sequence[str], cwd: str | None, env: Mapping[str, str] | None
     if code is not None and not isinstance(code, int):
         print(code, file=sys.stderr)
         code = 1
-    for stream in (sys.stdout, sys.stderr):
+    for printed in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
-            stream.flush()
+            printed.flush()
     os._exit((code or 0) & 255)

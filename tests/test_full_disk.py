@@ -26,29 +26,32 @@ OLD = "written by the call before\n"
 
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
-    """Return a function that lets the disk be full from the write of a number on, and for good; 0: never."""
+    """Return a function that lets the disk be full from the write of a number on, and for good; 0: never.
+
+    It returns how many files were written since it was called last.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "r.json").write_text(json.dumps(made_up_reports.failing()))
     (tmp_path / "in" / "spec.txt").write_text("{}")
-    write, done = files._write_new, []
+    write, done, limit = files._write_new, [], [0]
 
     def limited(file, content):
         done.append(file)
-        if disk.full_from and len(done) >= disk.full_from:
+        if limit[0] and len(done) >= limit[0]:
             # As a disk does it: the beginning of the file is there.
             file.write_bytes(content[: len(content) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
         write(file, content)
 
-    def disk(full_from):
+    def fill(full_from):
+        before = len(done)
         done.clear()
-        disk.full_from = full_from
+        limit[0] = full_from
+        return before
 
-    disk.count = lambda: len(done)
-    disk(0)
     monkeypatch.setattr(files, "_write_new", limited)
-    return disk
+    return fill
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -56,7 +59,7 @@ def test_what_is_written_is_old_or_whole_whenever_the_disk_gets_full(command, di
     line, outputs = COMMANDS[command]
     code, _, said = run(*line.split())
     assert code == 0, said
-    new, writes = {name: (tmp_path / name).read_text() for name in outputs}, disk.count()
+    new, writes = {name: (tmp_path / name).read_text() for name in outputs}, disk(0)
     assert writes == 2 * len(outputs)  # each is tried before the work
     before = {path.name for path in tmp_path.iterdir()}
     for full_from in range(1, writes + 1):

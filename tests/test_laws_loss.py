@@ -140,6 +140,41 @@ def test_a_run_with_dropout_cannot_be_computed_anew():
     assert "dropout" in verdict.seen[0]
 
 
+def a_layer_that_raises(monkeypatch, words):
+    """Have each adapted layer of LoRA raise RuntimeError in float64."""
+    from peft.tuners.lora import Linear
+
+    computes = Linear.forward
+
+    def forward(self, x, *args, **options):
+        if x.dtype == torch.float64:
+            raise RuntimeError(words)
+        return computes(self, x, *args, **options)
+
+    monkeypatch.setattr(Linear, "forward", forward)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "expected m1 and m2 to have the same dtype, but got: float != double",
+        "mat1 and mat2 must have the same dtype, but got Float and Double",
+        "expected scalar type Double but found Float",
+    ],
+)
+def test_a_method_that_does_not_compute_in_float64_is_not_judged(monkeypatch, words):
+    a_layer_that_raises(monkeypatch, words)
+    verdict = loss.window_mean(honest())
+    assert verdict.outcome == NOT_COMPARABLE
+    assert verdict.seen == (f"LORA does not compute in float64 ({words})",)
+
+
+def test_another_error_of_the_recomputation_is_no_reason(monkeypatch):
+    a_layer_that_raises(monkeypatch, "mat1 and mat2 shapes cannot be multiplied (16x64 and 32x8)")
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        loss.window_mean(honest())
+
+
 def test_the_first_step_alone_is_judged_where_the_adapter_moves():
     moving = changed(lambda trace: setattr(trace, "spec", SPEC.but(learning_rate=1e-2)))
     assert loss.window_mean(moving).measured["steps"] == 1

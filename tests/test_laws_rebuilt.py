@@ -10,7 +10,9 @@ from harness.fixtures import models
 from harness.laws import checkpoint, optimizer_file, rebuilt
 from harness.runs.scenarios import PLAIN, saving
 from harness.spec import GET
+from harness.verdict import NOT_COMPARABLE
 from tests.checkpoints import says
+from tests.traces import made_up
 
 KEPT = PLAIN.but(max_steps=2, model={"dtype": "bfloat16"}, adapter={"options": {"autocast_adapter_dtype": False}})
 BEST = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
@@ -21,6 +23,14 @@ def test_an_adapter_is_loaded_in_the_dtype_that_it_was_trained_in(runs, monkeypa
     assert rebuilt.reloads(trace).holds
     monkeypatch.setattr(rebuilt, "_KEPT_OPTION", "another")
     says(rebuilt.reloads(trace), "lora_A.weight is float32 (8, 64), expected bfloat16 (8, 64)")
+
+
+@pytest.mark.parametrize("model", [{"dtype": "bfloat16"}, {"quantization": "nf4"}])
+def test_the_rounding_of_a_prompt_encoder_is_not_judged_in_half_precision(model):
+    trace = made_up(PLAIN.but(model=model, adapter={"peft_type": "P_TUNING"}))
+    judged = rebuilt.reloads(trace)
+    assert judged.outcome == NOT_COMPARABLE
+    assert "rounded otherwise" in judged.seen[0]
 
 
 def test_files_are_judged_by_what_was_trained_if_the_best_checkpoint_was_loaded(runs):

@@ -42,6 +42,12 @@ def words(verdict):
 # ---- the run that was interrupted ----
 
 
+def test_a_run_is_not_resumed_from_its_end_even_if_that_was_written_twice(whole):
+    assert resume.steps_to_resume(whole) == [2]
+    whole.checkpoints.append(whole.checkpoints[-1])
+    assert resume.steps_to_resume(whole) == [2]
+
+
 def test_a_run_that_goes_on_holds(resumed, whole):
     assert resume.continues(resumed, whole, after=2).holds
 

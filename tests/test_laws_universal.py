@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.laws.universal import LAWS_OF_ONE_RUN, both_routes, why_not_judged
+from harness.laws.universal import LAWS_OF_ONE_RUN, both_routes, bystander, why_not_judged
 from harness.runs.scenarios import LAUNCHES
 from tests.traces import made_up
 
@@ -27,14 +27,15 @@ def test_ddp_is_judged_by_every_law():
 @pytest.mark.parametrize(
     ("launch", "off", "holds"), [("fsdp1-1", 6e-8, True), ("fsdp1-1", 1e-5, False), ("ddp-2", 6e-8, False)]
 )
-def test_only_fsdp1_sums_the_norm_of_each_route_in_another_order(launch, off, holds):
+@pytest.mark.parametrize("law", [both_routes, bystander])
+def test_only_fsdp1_sums_the_norm_of_other_units_in_another_order(launch, off, holds, law):
     def train(spec):
         trace = made_up(spec)
-        if spec.adapter.route == "add_adapter":
+        if spec.adapter.route == "add_adapter" or spec.adapter.others:
             trace.log_history = [
                 {**entry, "grad_norm": entry["grad_norm"] + off} if "grad_norm" in entry else entry
                 for entry in trace.log_history
             ]
         return trace
 
-    assert both_routes(train, LAUNCHES[launch]).holds == holds
+    assert law(train, LAUNCHES[launch]).holds == holds

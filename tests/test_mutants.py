@@ -1,7 +1,9 @@
 """Run `peft-harness mutants` as a user does, on a module of the user's own, and check the list of mutants."""
 
+import functools
 import json
 import re
+import subprocess
 import sys
 
 import jsonschema
@@ -44,8 +46,8 @@ MUTANTS = [
 THREAD = r"https://github\.com/[\w-]+/[\w-]+/(issues|pull)/\d+"
 
 
-def harness(*words):
-    done = forked.run([sys.executable, "-m", "harness.cli", *map(str, words)], cwd=ROOT)
+def harness(*words, run=forked.run):
+    done = run([sys.executable, "-m", "harness.cli", *map(str, words)], cwd=ROOT)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -55,7 +57,8 @@ def own(tmp_path_factory):
     directory = tmp_path_factory.mktemp("own")
     (directory / "own_mutants.py").write_text(OWN)
     report = directory / "report.json"
-    code, output = harness("mutants", "--module", directory / "own_mutants.py", "--json", report)
+    new = functools.partial(subprocess.run, capture_output=True, text=True)
+    code, output = harness("mutants", "--module", directory / "own_mutants.py", "--json", report, run=new)
     body = json.loads(report.read_text())
     jsonschema.validate(body, json.loads((PACKAGE / "mutants" / "report_schema.json").read_text()))
     return code, output, {mutant["name"]: mutant for mutant in body["mutants"]}

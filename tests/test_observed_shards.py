@@ -11,6 +11,7 @@ from harness.processes.imports import import_upstream
 from harness.runs.cache import Runs
 from harness.runs.scenarios import PLAIN, spread
 from harness.subjects.hf_trainer import HFTrainer
+from harness.subjects.observer import Observer
 from harness.tensors import shards
 from harness.verdict import FAIL, PASS
 
@@ -46,4 +47,33 @@ def test_a_module_with_two_names_is_read_under_both():
     model = nn.Module()
     model.inner = nn.Linear(2, 2, bias=False)
     model.again = model.inner
-    assert {name for name, _ in shards._held(model)} == {"inner.weight", "again.weight"}
+    assert {name for name, _ in shards._held(model, set())} == {"inner.weight", "again.weight"}
+
+
+def test_a_tensor_with_two_names_is_read_under_both():
+    model = nn.Module()
+    model.inner = nn.Module()
+    model.inner.register_buffer("default", torch.ones(2))
+    model.inner.register_buffer("second", model.inner.default)
+    assert {name for name, _ in shards._held(model, set())} == {"inner.default", "inner.second"}
+
+
+def test_a_tensor_that_is_neither_parameter_nor_buffer_is_no_part_of_the_state():
+    model = nn.Module()
+    model.inner = nn.Linear(2, 2, bias=False)
+    model.inner.copied, model.inner.flat = torch.ones(2), torch.ones(2)
+    assert {name for name, _ in shards._held(model, {(id(model.inner), "flat")})} == {"inner.weight", "inner.flat"}
+
+
+def test_gradients_of_ranks_that_clip_nothing_are_recorded():
+    observer = Observer(MIXED, "hf-trainer", [], ".")
+    observer._model, observer._wrapped = nn.Linear(2, 2, bias=False), nn.Module()
+    observer._model.weight.grad = torch.ones(2, 2)
+    optimizer = torch.optim.SGD(observer._model.parameters(), lr=0.1)
+    observer._before_step(optimizer, (), {})
+    observer.before_clipping()
+    observer._model.weight.grad = torch.zeros(2, 2)
+    observer._before_step(optimizer, (), {})
+    first, second = observer.trace.steps
+    assert first.gradients["weight"].sum() == first.clipped["weight"].sum() == 4
+    assert second.gradients["weight"].sum() == 4 and second.clipped["weight"].sum() == 0

@@ -1,4 +1,4 @@
-"""Sentences by which torch refuses what a user asked for: a refusal if the user did ask for it, else a fault."""
+"""Sentences by which torch, accelerate and the Trainer refuse what a user asked for: a fault if the user did not."""
 
 import pytest
 
@@ -8,6 +8,10 @@ from tests.traces import made_up
 
 UNUSED = "RuntimeError: Your module has parameters that were not used in producing loss. You can"
 TWICE = "rank 1 of 2: RuntimeError: Expected to mark a variable ready only once. This error"
+SPLIT = (
+    "ValueError: To use a `DataLoader` in `split_batches` mode, the batch size (3) needs to be a round multiple of the"
+)
+NO_LOSS = "KeyError: \"The `x` training argument is set to 'eval_loss', which is not found in the evaluation metrics."
 DTYPES = "AssertionError: FSDP expects uniform original parameter dtype but got two"
 
 
@@ -21,6 +25,7 @@ DTYPES = "AssertionError: FSDP expects uniform original parameter dtype but got 
         (TWICE, False, False),
         (TWICE, None, False),
         (DTYPES, None, True),
+        (SPLIT, None, True),
         ("RuntimeError: another", False, False),
     ],
 )
@@ -30,6 +35,15 @@ def test_only_what_the_user_asked_for_is_refused(error, asked, refused):
     trace.error = error
     trace.events = ["train_begin", "step_begin", "step_end", "step_begin"]
     assert is_refused(trace) is refused
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_metric_that_nothing_was_left_to_evaluate_for_is_refused(dropped):
+    trace = made_up()
+    trace.spec = trace.spec.but(dataloader_drop_last=dropped)
+    trace.error = NO_LOSS
+    trace.events = ["train_begin", "step_begin", "step_end", "evaluate"]
+    assert is_refused(trace) is dropped
 
 
 def test_a_sentence_of_torch_is_no_crash():

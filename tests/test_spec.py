@@ -50,6 +50,14 @@ def test_but_changes_what_it_names_and_nothing_else():
     assert spec.model == RunSpec().model
 
 
+def test_but_keeps_a_null_that_it_does_not_name():
+    spec = RunSpec.from_json({"arguments": {"max_grad_norm": None}, "adapter": {"config": {"target_modules": None}}})
+    changed = spec.but(lora={"r": 4}, seed=3)
+    assert changed.arguments["max_grad_norm"] is None
+    assert changed.adapter.config["target_modules"] is None
+    assert "max_grad_norm" not in spec.but(max_grad_norm=None).arguments
+
+
 def test_the_first_leg_of_a_resumed_run_is_the_run_that_wrote_the_checkpoint():
     spec = RunSpec().but(save_strategy="steps", save_steps=3)
     assert spec.resumed(3).first_leg() == spec

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import re
+import subprocess
 import sys
 
 import pytest
@@ -42,7 +43,8 @@ def test_each_known_defect_has_a_script_or_a_reason_why_not():
 
 
 def test_each_row_names_known_defects_alone():
-    for one in [*RECIPES, *recipes.without_script()]:
+    rows: list[recipes.Recipe | recipes.Unscripted] = [*RECIPES, *recipes.without_script()]
+    for one in rows:
         named = recipes.defects(one, KNOWN)
         unknown = [name for name in one.shows if not any(name in (each.scenario, each.match) for each in named)]
         assert not unknown, (one, unknown)
@@ -65,6 +67,17 @@ def test_a_defect_whose_script_is_gone_is_found():
 @pytest.fixture(scope="module")
 def texts():
     return {one.id: recipes.script_of(one) for one in RECIPES}
+
+
+def test_a_script_begins_with_what_is_wrong_in_the_defect_that_its_row_names_first(texts):
+    # Another known defect of the same clause fails with the same words.
+    assert texts["dist-02-llama-classifier"].startswith('"""GenericForSequenceClassification.forward')
+
+
+def test_fields_at_upstreams_default_are_left_out(texts):
+    # 4 heads is not LlamaConfig's default, and rank 8 is LoraConfig's.
+    assert "num_attention_heads=4" in texts["acc-01-llama-classifier"]
+    assert not re.search(r"\br=8|bos_token_id", texts["acc-01-llama-classifier"])
 
 
 def test_each_script_is_short_and_imports_upstream_alone(texts):
@@ -217,7 +230,7 @@ def test_what_has_no_script_is_said_in_one_sentence(case, tmp_path, body, words,
 
 
 def ran(monkeypatch, code, output):
-    monkeypatch.setattr(issue, "run", lambda text: issue.subprocess.CompletedProcess([], code, output, ""))
+    monkeypatch.setattr(issue, "run", lambda text: subprocess.CompletedProcess([], code, output, ""))
 
 
 def test_a_report_has_the_script_its_output_and_the_release(case, tmp_path, monkeypatch):
@@ -226,7 +239,7 @@ def test_a_report_has_the_script_its_output_and_the_release(case, tmp_path, monk
     file = case(clause="ACC-01", scenario="bert-classifier/lora", spec=PLAIN.to_json())
     assert run("repro", file, "--issue", tmp_path / "i.md", "--bisect", tmp_path / "b.json")[0] == 0
     text = (tmp_path / "i.md").read_text()
-    for words in ("transformers 5", "```python", "seen:     another", "broke in transformers 5.0.0", "issues/47688"):
+    for words in ("transformers 5", "What must hold: ", "```python", "seen:     another", "broke in transformers 5.0.0", "issues/47688"):
         assert words in text
     assert "harness" not in text
 

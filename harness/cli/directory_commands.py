@@ -23,7 +23,7 @@ def adapter(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Look at an adapter: whole? Who can serve it, and in which precision?
+    """Look at an adapter: is it whole, and who can serve it?
 
     No pickle is loaded, and nothing is looked up on a network. Exit codes: 0 whole, 1 torn, 2 no adapter lies there.
     """

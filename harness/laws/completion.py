@@ -7,21 +7,27 @@ from harness.trace import Trace
 #: Exceptions with which upstream refuses a run in words. Any other is a fault.
 REFUSALS = ("ValueError", "NotImplementedError")
 
-#: What torch says of a run that it does not support, with another exception than those -> the argument and the value that
-#: ask for it. None: it needs none. With the Trainer's own default, the second and the third are faults of the Trainer.
-REFUSED_BY_TORCH: dict[str, tuple[str, bool] | None] = {
+#: What upstream says of a run that it does not support, with another exception than those, or not before it evaluates ->
+#: the argument and the value that ask for it. None: it needs none. With the Trainer's own default, the sentences about
+#: DDP are faults of the Trainer. dataloader_drop_last may leave nothing to evaluate, and so no eval_loss.
+REFUSED_LATE: dict[str, tuple[str, bool] | None] = {
     "FSDP expects uniform original parameter dtype": None,
+    "in `split_batches` mode, the batch size": None,
+    "training argument is set to 'eval_loss', which is not found in the evaluation metrics": (
+        "dataloader_drop_last",
+        True,
+    ),
     "parameters that were not used in producing loss": ("ddp_find_unused_parameters", False),
     "Expected to mark a variable ready only once": ("ddp_find_unused_parameters", True),
 }
 
 
-def torch_refuses(trace: Trace) -> bool:
-    """Return whether a run ended with one of torch's sentences in `REFUSED_BY_TORCH`, at whatever step."""
+def refused_late(trace: Trace) -> bool:
+    """Return whether a run ended with one of the sentences in `REFUSED_LATE`, at whatever step."""
     arguments = trace.spec.arguments
     return any(
         words in (trace.error or "") and (asked is None or arguments.get(asked[0]) == asked[1])
-        for words, asked in REFUSED_BY_TORCH.items()
+        for words, asked in REFUSED_LATE.items()
     )
 
 

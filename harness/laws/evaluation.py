@@ -33,6 +33,7 @@ def batches(spec: RunSpec) -> list[list[int]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
+@if_planned
 def losses(trace: Trace) -> Verdict:
     """Check each eval_loss against one that is recomputed in float64 from the spec and the rows.
 

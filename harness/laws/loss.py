@@ -8,12 +8,14 @@ from harness import compat
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences
 from harness.laws.logs import logging_steps
+from harness.laws.plan import if_planned
 from harness.laws.recompute import TOKENS, Recomputed, Targets, obstacles
 from harness.tolerance import LOSSES, ORACLE, scaled
 from harness.trace import Step, Tensors, Trace
 from harness.verdict import NOT_COMPARABLE, Verdict, not_finite, verdict
 
 
+@if_planned
 def window_mean(
     trace: Trace, mean: str = TOKENS, smoothing: float | None = None, targets: Targets | None = None
 ) -> Verdict:
@@ -26,7 +28,8 @@ def window_mean(
     - smoothing: the label smoothing factor; None for the spec's.
     - targets: returns what each position of a row predicts; None for what the spec's task says.
 
-    If the run has dropout, quantization or half precision, the verdict is NOT_COMPARABLE (`recompute.obstacles`).
+    If the run has dropout, quantization or half precision, the verdict is NOT_COMPARABLE (`recompute.obstacles`), and if the
+    adapter's method does not compute in float64.
     """
     expected = f"gradient and loss of each step are the mean over the window's {mean}"
     if reasons := obstacles(trace.spec):

@@ -150,7 +150,8 @@ def _unpacked(layer: Any, twin: Any) -> torch.Tensor:
     state = base.state
     data = base.weight.data if getattr(state, "CB", None) is None else state.CB
     scales = base.weight.SCB if getattr(base.weight, "SCB", None) is not None else state.SCB
-    return data.float() * scales.float()[:, None] / 127
+    found: torch.Tensor = data.float() * scales.float()[:, None] / 127
+    return found
 
 
 def _apart(what: str, seen: torch.Tensor, expected: torch.Tensor, bound: float) -> list[str]:

@@ -98,7 +98,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "use_liger_kernel": dict.fromkeys(("LOSS-01",), "its kernels compute the loss in an order of their own"),
     "torch_compile": dict.fromkeys(("LOSS-01",), "compiled kernels compute the loss in an order of their own"),
     "max_grad_norm=None": {
-        "LOOP-05": "null, which releases before 5.0 take, switches clipping off, and no norm is computed"
+        "LOOP-05": "null, which releases before 5.3 take, switches clipping off, and no norm is computed"
     },
     "ignore_data_skip": {"RES-01": "a resumed run starts its epoch anew, as documented"},
     "save_only_model": {"RES-01": _STATELESS, "CKPT-07": _STATELESS, "CKPT-27": _STATELESS},

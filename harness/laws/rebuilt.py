@@ -10,6 +10,7 @@ import torch
 from harness.fixtures import data, models
 from harness.laws import base_weights
 from harness.laws.checkpoint import ADAPTER_FILE, adapter_files
+from harness.laws.comparisons import HALF
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences, largest, same_adapter
 from harness.spec import GET, RunSpec
@@ -232,6 +233,8 @@ def reloads(trace: Trace, through: str = "from_pretrained", base: Any = None) ->
     The verdict is NOT_COMPARABLE in these cases:
 
     - Injection draws random numbers to change the base, or another adapter's injection changes it, too.
+    - A prompt encoder stands before a base that computes in half precision: its output, which is saved for one row, is
+      rounded otherwise than for a batch, and the base makes more of that.
     - No checkpoint of the last step is left: save_strategy "best" may write none, and save_total_limit=1 deletes it at the
       end if an earlier one is the best.
     """
@@ -239,6 +242,12 @@ def reloads(trace: Trace, through: str = "from_pretrained", base: Any = None) ->
     adapter = trace.spec.adapter
     if reason := base_weights.redrawn_by_loading(adapter) or base_weights.changed_by_others(adapter):
         return Verdict(NOT_COMPARABLE, expected, (f"{reason}, so the adapter alone is not the trained model",))
+    if _encodes_prompt(trace.spec) and (trace.spec.model.quantization or trace.spec.model.dtype in HALF):
+        return Verdict(
+            NOT_COMPARABLE,
+            expected,
+            ("the saved output of a prompt encoder is rounded otherwise, and half precision makes more of that",),
+        )
     if not trace.checkpoints:
         return verdict(expected, incomplete(trace) or ["no checkpoint was written"])
     last, done = trace.checkpoints[-1].step, trace.output.get("global_step")

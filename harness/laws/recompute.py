@@ -3,17 +3,22 @@
 1. `Recomputed` builds the model in float64 from the spec's seed, and takes the adapter's values from the trace.
 2. `Recomputed.window` computes the loss of a window of micro-batches and its gradients.
 The loss is written out here. No loss function of transformers is called.
+
+A method that keeps something in float32 cannot compute in float64. Its runs are not judged: `Recomputed.window` raises
+NotModelled.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
 import torch
 
 from harness import compat
 from harness.fixtures import data, models
+from harness.laws.loading import NotModelled
 from harness.spec import GET, AdapterSpec, RunSpec
 from harness.tensors import names
 from harness.trace import MicroBatch, Tensors
@@ -61,6 +66,10 @@ DRAWS = {"PVERA": "it draws the adapted output from a distribution, with random 
 _OWN_LOSS = {**DRAWS, "CPT": "its loss weights the tokens of the prompt by a decay of its own"}
 
 
+#: How torch says that two tensors have different dtypes.
+_OTHER_DTYPE = re.compile(r"\bdtypes?\b|expected scalar type")
+
+
 def obstacles(spec: RunSpec) -> list[str]:
     """Return why the gradients of such a run cannot be recomputed. Return an empty list if they can be."""
     found = []
@@ -106,6 +115,7 @@ class Recomputed:
         precise = spec.model if spec.model.dtype == "float32" else dataclasses.replace(spec.model, dtype="float64")
         self.model = inject(models.build(precise), spec.adapter).double().eval()
         compat.compute_experts_eagerly(self.model)
+        self.method = spec.adapter.peft_type
         self.regularizer = _regularizer(spec.adapter)
         self.rows = data.rows(spec.data)[0]
         self.task = spec.data.task
@@ -134,6 +144,8 @@ class Recomputed:
         - mean: TOKENS, BATCHES or GIVEN.
         - smoothing: the label smoothing factor.
         - targets: what each position of a row predicts; None for what the task says.
+
+        Raises NotModelled if the adapter's method does not compute in float64.
         """
         self.model.zero_grad()
         loss = torch.zeros((), dtype=torch.float64)
@@ -172,6 +184,15 @@ class Recomputed:
         return before + (targets or _TARGETS[self.task])(row)
 
     def _logits(self, chosen: list[data.Row]) -> torch.Tensor:
+        try:
+            return self._computed(chosen)
+        except RuntimeError as error:
+            first = next(iter(str(error).splitlines()), "")
+            if not _OTHER_DTYPE.search(first):
+                raise
+            raise NotModelled(f"{self.method} does not compute in float64 ({first})") from error
+
+    def _computed(self, chosen: list[data.Row]) -> torch.Tensor:
         inputs = {"input_ids": torch.tensor([row["input_ids"] for row in chosen])}
         if self.task == models.CAUSAL:
             # Without an attention mask: padding is on the right, so no token with a label attends to it.

@@ -36,11 +36,9 @@ def steps_to_resume(whole: Trace) -> list[int]:
     made itself (RES-09).
     """
     logged = whole.losses
-    return [
-        checkpoint.step
-        for checkpoint in whole.checkpoints[:-1]
-        if checkpoint.step in logged or not any(step > checkpoint.step for step in logged)
-    ]
+    # Releases before 4.50 may write the last one twice (CKPT-12).
+    saved = list(dict.fromkeys(checkpoint.step for checkpoint in whole.checkpoints))
+    return [saved_at for saved_at in saved[:-1] if saved_at in logged or not any(step > saved_at for step in logged)]
 
 
 def _base_differences(seen: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:

@@ -36,7 +36,7 @@ from harness.laws.equal import equal_runs
 from harness.laws.rotation import saved_when_due
 from harness.spec import ADD, GET, RunSpec
 from harness.subjects.rows import unclear as rows_unclear
-from harness.tolerance import EXACT, RANKS
+from harness.tolerance import EXACT, RANKS, Tolerance
 from harness.trace import Trace
 from harness.verdict import Verdict, both
 
@@ -87,9 +87,16 @@ def both_routes(train: Train, spec: RunSpec) -> Verdict:
     added = train(spec.but(adapter={"route": other}))
     if reason := refused(added):
         return not_comparable(f"upstream does not inject it by {other}: {reason}")
-    # With get_peft_model, FSDP1 makes a unit of each trained module (peft/utils/other.py:fsdp_auto_wrap_policy), with
-    # add_adapter of each layer. So the gradient norm is summed in another order.
-    return equal_runs(added, train(spec), RANKS if spec.launch.strategy == "fsdp1" else EXACT)
+    return equal_runs(added, train(spec), _other_units(spec))
+
+
+def _other_units(spec: RunSpec) -> Tolerance:
+    """Return the bound for two runs with other adapters, or with the same by another route.
+
+    With get_peft_model, FSDP1 makes a unit of each trained module (peft/utils/other.py:fsdp_auto_wrap_policy), with
+    add_adapter of each layer, where a second adapter lies, too. So the gradient norm is summed in another order.
+    """
+    return RANKS if spec.launch.strategy == "fsdp1" else EXACT
 
 
 def refused(trace: Trace) -> str | None:
@@ -117,7 +124,7 @@ def bystander(train: Train, spec: RunSpec) -> Verdict:
     rows = [method for method in METHODS.values() if method.peft_type == spec.adapter.peft_type]
     apart = spec.adapter.route == GET and bool(rows) and all(row.targeted and not row.saves for row in rows)
     saved = [checkpoint.every_adapter_saved(checkpoint.there(beside))] if apart and beside.checkpoints else []
-    return both(equal_runs(beside, train(spec)), frozen.base_frozen(beside), *saved)
+    return both(equal_runs(beside, train(spec), _other_units(spec)), frozen.base_frozen(beside), *saved)
 
 
 #: Clause id -> the law that trains further runs of a spec and compares them.

@@ -48,7 +48,8 @@ def _largest(tensor: torch.Tensor, density: float) -> torch.Tensor:
 def added(layer: Any, adapter: str) -> torch.Tensor:
     """Return what a linear layer's LoRA adds to its weight, in float64: B A scaling."""
     a, b = layer.lora_A[adapter].weight.detach().double(), layer.lora_B[adapter].weight.detach().double()
-    return b @ a * float(layer.scaling[adapter])
+    found: torch.Tensor = b @ a * float(layer.scaling[adapter])
+    return found
 
 
 def combines(

@@ -117,11 +117,12 @@ class Runs:
         writer = subjects.load(spec.resume.writer) if spec.resume.writer else subject
         first = self.train(spec.first_leg(), writer)
         resume_from = spec.resume.checkpoint
-        for checkpoint in first.checkpoints:
-            chosen = isinstance(resume_from, bool) or checkpoint.step == resume_from
-            if chosen and Path(checkpoint.path).is_dir():
+        chosen = (one for one in first.checkpoints if isinstance(resume_from, bool) or one.step == resume_from)
+        # Releases before 4.50 may write the last checkpoint twice (CKPT-12).
+        for path in dict.fromkeys(Path(checkpoint.path) for checkpoint in chosen):
+            if path.is_dir():
                 # copytree keeps modification times: resume_from_checkpoint=True and rotation sort by them.
-                shutil.copytree(checkpoint.path, directory / Path(checkpoint.path).name)
+                shutil.copytree(path, directory / path.name)
         for damage in spec.resume.damage:
             apply(damage, directory)
         return first

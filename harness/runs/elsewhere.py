@@ -254,7 +254,7 @@ def _state_dict(job: Job, answer: Answer) -> None:
 
     base = _fresh(job)
     with _unchanged(base, STATE_DICT, answer):
-        model = get_peft_model(base, PeftConfig.from_pretrained(job.adapter), **job.options)
+        model = get_peft_model(base, PeftConfig.from_pretrained(str(job.adapter)), **job.options)
         # Frozen, as from_pretrained makes it: names are those of the config, whatever is loaded afterwards.
         named = get_peft_model_state_dict(model)
         saved = load_peft_weights(str(job.adapter), device="cpu")

@@ -23,7 +23,7 @@ from harness.contract.expectations import Expectation
 from harness.errors import OutOfSpace, UsageError
 from harness.files import require_space
 from harness.laws import universal
-from harness.laws.completion import REFUSALS, incomplete, torch_refuses
+from harness.laws.completion import REFUSALS, incomplete, refused_late
 from harness.laws.plan import never_ends
 from harness.laws.universal import COMPARISONS, Applied
 from harness.runs.cache import Runs
@@ -234,14 +234,14 @@ def is_refused(trace: Trace) -> bool:
     """Return whether a run ended by a refusal, and not by a fault of upstream's.
 
     It is refused if it ended with an error before its first step began. Within that step, only a ValueError or a
-    NotImplementedError is a refusal: upstream says in words what it does not support. Some sentences of torch are refusals
-    at any step (`torch_refuses`). A subject of the user's may record steps and no events.
+    NotImplementedError is a refusal: upstream says in words what it does not support. Some sentences are refusals
+    at any step (`refused_late`). A subject of the user's may record steps and no events.
     """
     if trace.error is None:
         return False
     if "step_begin" not in trace.events:
         return not trace.steps
-    return torch_refuses(trace) or ("step_end" not in trace.events and _IN_WORDS.match(trace.error) is not None)
+    return refused_late(trace) or ("step_end" not in trace.events and _IN_WORDS.match(trace.error) is not None)
 
 
 def laws_of(spec: RunSpec, trace: Trace, runs: Runs, always: str | None = None) -> Iterator[tuple[str, Applied]]:

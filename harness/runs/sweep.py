@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.errors import OutOfSpace
-from harness.laws.completion import REFUSALS, REFUSED_BY_TORCH
+from harness.laws.completion import REFUSALS, REFUSED_LATE
 from harness.processes.workers import Died, Workers
 from harness.runs.fewest import cause
 from harness.runs.pairs import Pairs, Row
@@ -102,7 +102,7 @@ class Refusal:
     def crash(self) -> bool:
         """Whether upstream ends before the first step begins with an exception that is no refusal, such as a TypeError."""
         found = re.search(r"(?:refuses it: |cannot train it \()(?:rank \d+ of \d+: )?(\w+)", self.sentence)
-        in_words = any(words in self.sentence for words in REFUSED_BY_TORCH)
+        in_words = any(words in self.sentence for words in REFUSED_LATE)
         return found is not None and found[1] not in _REFUSALS and not in_words
 
 

@@ -146,7 +146,7 @@ class Row:
         """The spec of the model that the verb is done to."""
         tied = {**self.trained.model.config, "tie_word_embeddings": self.tying == "tied"}
         # Some methods compute beside a packed base in half precision only under autocast, which bf16 stands for.
-        autocast = {"bf16": True} if self.dtype == "bfloat16" and KINDS[self.kind].quantization else {}
+        autocast: dict[str, Any] = {"bf16": True} if self.dtype == "bfloat16" and KINDS[self.kind].quantization else {}
         return self.trained.but(model={"config": tied, "dtype": self.dtype}, adapter={"route": self.route}, **autocast)
 
 
@@ -155,11 +155,12 @@ def _run(kind: Kind, method: str) -> RunSpec:
     spec = spec_for(family, method)
     if kind.config and METHODS[method].feedforward:
         spec = spec.but(lora={"feedforward_modules": []})
+    arguments: dict[str, Any] = {} if kind.learning_rate == 1e-2 else {"learning_rate": kind.learning_rate}
     return two_steps(
         spec.but(
             model={"family": kind.family, "quantization": kind.quantization},
             lora=kind.config,
-            **({} if kind.learning_rate == 1e-2 else {"learning_rate": kind.learning_rate}),
+            **arguments,
         )
     )
 

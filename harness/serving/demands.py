@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from harness import trust
+from harness.brought.adapter import FILE as CONFIG
 from harness.brought.adapter import from_fields
 from harness.brought.notes import Notes
 from harness.errors import UsageError
 from harness.reading import shown_path
-from harness.serving.directory import CONFIG, TENSORS, Adapter, module_of, quoted
+from harness.serving.directory import TENSORS, Adapter, module_of, quoted
 from harness.spec import RunSpec
 
 
@@ -23,7 +24,8 @@ def rank_of(adapter: Adapter, module: str) -> int | None:
     As peft/utils/other.py:get_pattern_key: a key is a regular expression for the end of the module's name. None if the
     config has no such number.
     """
-    return _by_pattern(adapter.config.get("rank_pattern"), module, adapter.config.get("r"))
+    found: int | None = _by_pattern(adapter.config.get("rank_pattern"), module, adapter.config.get("r"))
+    return found
 
 
 def _by_pattern(pattern: Any, module: str, default: Any) -> Any:

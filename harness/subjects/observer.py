@@ -48,6 +48,8 @@ class Observer:
         self._batches: list[MicroBatch] = []
         self._evaluated: list[list[int]] = []
         self._unclipped: Tensors = {}
+        #: Whether a run of several ranks has clipped the gradients of the current step.
+        self._clips = False
         #: Ids of the parameter groups that the optimizer has stepped already in the current step.
         self._groups: set[int] = set()
         self._handles: list[Any] = []
@@ -94,7 +96,7 @@ class Observer:
     def before_clipping(self) -> None:
         """Record the gradients of a run of several ranks: they have been put together and are about to be clipped."""
         if self._wrapped is not None:
-            self._unclipped = self._gradients()
+            self._unclipped, self._clips = self._gradients(), True
 
     def watch_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Record the parameter groups. From here on, record gradients and learning rates before each step."""
@@ -232,6 +234,9 @@ class Observer:
         self._groups = stepped
         now = time.perf_counter()
         clipped = self._gradients()
+        if self._wrapped is not None and not self._clips:
+            # Nothing was clipped. Releases before 5.3 compute no norm then, either.
+            self._unclipped = clipped
         self.trace.steps.append(
             Step(
                 number=self._step + 1,
@@ -242,7 +247,7 @@ class Observer:
                 seconds=now - self._stepped,
             )
         )
-        self._batches, self._unclipped, self._stepped = [], {}, now
+        self._batches, self._unclipped, self._clips, self._stepped = [], {}, False, now
 
     def _gradients(self) -> Tensors:
         """Return the current gradients of the trainable parameters, whole. Record frozen parameters that have one."""

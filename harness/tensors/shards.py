@@ -173,7 +173,7 @@ def state(model: torch.nn.Module, wrapped: torch.nn.Module | None) -> Iterator[t
     with gathered(model, wrapped):
         if wrapped is not None and is_fsdp1(wrapped):
             # state_dict() of FSDP1 gathers and renames by its own rules. With one rank it fails.
-            for name, tensor in _held(model):
+            for name, tensor in _held(model, _flattened(wrapped)):
                 # A copy, because FSDP1 frees the memory at the end of the block, which numpy would not allow.
                 yield name, tensor.detach().clone()
         else:
@@ -181,16 +181,31 @@ def state(model: torch.nn.Module, wrapped: torch.nn.Module | None) -> Iterator[t
             yield from whole_all(state_dict).items()
 
 
-def _held(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the parameters and saved buffers of a model within FSDP1. With one rank it has plain tensors as parameters."""
+def _flattened(wrapped: torch.nn.Module) -> set[tuple[int, str]]:
+    """Return the id of the module and the name of each parameter that FSDP1 has put into a flat one."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    handles = [unit._handle for unit in FullyShardedDataParallel.fsdp_modules(wrapped)]
+    flat = [handle.flat_param for handle in handles if handle is not None]
+    return {
+        (id(info.module), info.param_name) for one in flat for info in (*one._param_infos, *one._shared_param_infos)
+    }
+
+
+def _held(model: torch.nn.Module, flattened: set[tuple[int, str]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the parameters and saved buffers of a model within FSDP1. With one rank it has plain tensors as parameters.
+
+    - flattened: what `_flattened` returns. Other plain tensors of a module are not in its state_dict().
+    """
     import torch
 
-    # state_dict() lists a module under each of its names, too: a prompt encoder holds the base's embedding once more.
+    # state_dict() lists a module under each of its names, too: a prompt encoder holds the base's embedding once more. So it
+    # does a tensor: adapters of VeRA share theirs.
     for path, module in model.named_modules(remove_duplicate=False):
         held = {
-            **vars(module),
-            **dict(module.named_parameters(recurse=False)),
-            **dict(module.named_buffers(recurse=False)),
+            **{name: value for name, value in vars(module).items() if (id(module), name) in flattened},
+            **dict(module.named_parameters(recurse=False, remove_duplicate=False)),
+            **dict(module.named_buffers(recurse=False, remove_duplicate=False)),
         }
         for name, tensor in held.items():
             if (

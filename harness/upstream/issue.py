@@ -62,6 +62,8 @@ def issue(origin: Origin, done: subprocess.CompletedProcess[str], bisect: Mappin
     defect = origin.defect
     what = defect.reason if defect is not None else clause.statement
     lines = [f"# {_first_sentence(what)}", "", what]
+    if defect is not None:
+        lines += ["", f"What must hold: {clause.statement}"]
     if defect is not None and defect.link:
         lines += ["", f"Perhaps the same as {defect.link}."]
     versions = ", ".join(f"{name} {version(name)}" for name in STACK if version(name))
@@ -79,7 +81,7 @@ def issue(origin: Origin, done: subprocess.CompletedProcess[str], bisect: Mappin
         "```",
         "",
     ]
-    lines += [f"Expected by: {clause.source}"]
+    lines += [f"Where: {clause.source}"]
     if since := _since(origin, bisect):
         lines += ["", "## Since", "", since]
     return "\n".join(lines) + "\n"

@@ -168,4 +168,4 @@ def read_report(body: Any, where: str) -> Mapping[str, Any]:
     )
     if not right:
         raise UsageError(f"{where}: is no report of check or of pytest suites/")
-    return body
+    return dict(body)

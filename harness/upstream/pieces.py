@@ -190,7 +190,7 @@ def base(model: ModelSpec, launch: LaunchSpec) -> str:
 
 
 def ranks_load(model: ModelSpec, launch: LaunchSpec) -> bool:
-    """Return whether ranks load the base from files. Only the first process writes: save_pretrained of others does nothing."""
+    """Return whether ranks load the base from files. save_pretrained writes in the first process alone."""
     return launch.strategy == "loaded" or (launch.several and model.quantization is not None)
 
 
