@@ -215,7 +215,7 @@ def _steady(spec: RunSpec, row: Check) -> RunSpec:
         # One step that uses all rows: which rows are drawn does not matter.
         data = {"rows": size, "order": (), "eval_rows": 0}
         keep = ("per_device_train_batch_size", "gradient_accumulation_steps", "label_smoothing_factor", "report_to")
-        arguments = {name: None for name in given if name not in keep}
+        arguments: dict[str, Any] = {name: None for name in given if name not in keep}
         arguments |= {"max_steps": 1, "learning_rate": 1.0, "optim": "sgd", "max_grad_norm": 0.0}
         spec = spec.but(data=data, **arguments)
     return spec
@@ -240,7 +240,7 @@ def _render(check: str, spec: RunSpec, options: Mapping[str, Any]) -> str:
         **options,
     }
     try:
-        return _templates().get_template(f"{check}.py.j2").render(given).strip("\n")
+        return str(_templates().get_template(f"{check}.py.j2").render(given)).strip("\n")
     except jinja2.UndefinedError as error:
         raise pieces.refuse(f"the check {check} does not fit this run ({error})") from None
 

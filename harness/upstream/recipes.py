@@ -144,7 +144,7 @@ def defects(one: Recipe | Unscripted, known: Iterable[Expectation] | None = None
     body = one.spec.to_json() if isinstance(one, Recipe) else None
     for defect in _all_known() if known is None else known:
         named = defect.clause in one.clause and any(_is(defect, name) for name in one.shows)
-        if named and (defect.describes(body) if body is not None else one.is_about(defect)):
+        if named and (one.is_about(defect) if isinstance(one, Unscripted) else defect.describes(body)):
             found.append(defect)
     return found
 
