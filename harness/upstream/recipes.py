@@ -141,7 +141,7 @@ def defects(one: Recipe | Unscripted, known: Iterable[Expectation] | None = None
     A defect of drawn runs is shown only by a run that its `spec` describes.
     """
     found = []
-    body = one.spec.to_json() if isinstance(one, Recipe) else None
+    body = one.spec.to_json() if isinstance(one, Recipe) else {}
     for defect in _all_known() if known is None else known:
         named = defect.clause in one.clause and any(_is(defect, name) for name in one.shows)
         if named and (one.is_about(defect) if isinstance(one, Unscripted) else defect.describes(body)):
