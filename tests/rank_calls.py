@@ -1,6 +1,7 @@
 """Functions that the ranks of tests/test_ranks.py call. Ranks find them by name, so they are functions of a module."""
 
 import ctypes
+import logging
 import os
 import time
 from datetime import timedelta
@@ -19,6 +20,10 @@ def add_up(file):
     torch.distributed.all_reduce(total)
     if rank() == 0:
         Path(file).write_text(str(float(total)))
+
+
+def warn():
+    logging.getLogger("made-up").warning("said by the logger")
 
 
 def wait_for_others():

@@ -25,9 +25,9 @@ def test_an_adapter_is_loaded_in_the_dtype_that_it_was_trained_in(runs, monkeypa
     says(rebuilt.reloads(trace), "lora_A.weight is float32 (8, 64), expected bfloat16 (8, 64)")
 
 
-@pytest.mark.parametrize("model", [{"dtype": "bfloat16"}, {"quantization": "nf4"}])
-def test_the_rounding_of_a_prompt_encoder_is_not_judged_in_half_precision(model):
-    trace = made_up(PLAIN.but(model=model, adapter={"peft_type": "P_TUNING"}))
+@pytest.mark.parametrize("fields", [{"model": {"dtype": "bfloat16"}}, {"model": {"quantization": "nf4"}, "bf16": True}])
+def test_the_rounding_of_a_prompt_encoder_is_not_judged_in_half_precision(fields):
+    trace = made_up(PLAIN.but(**fields, adapter={"peft_type": "P_TUNING"}))
     judged = rebuilt.reloads(trace)
     assert judged.outcome == NOT_COMPARABLE
     assert "rounded otherwise" in judged.seen[0]

@@ -1,6 +1,7 @@
 """Groups of ranks: how they start, fail, hang and end, and that none outlives the process that asked for it."""
 
 import functools
+import logging
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from harness import environment
 from harness.errors import UsageError
 from harness.processes import launch, ranks
-from harness.processes.group import Group, RanksFailed
+from harness.processes.group import Group, RanksFailed, output_file
 from harness.processes.group import environment as environment_of_ranks
 from harness.spec import RunSpec
 from harness.subjects import launch_arguments
@@ -43,6 +44,22 @@ def test_the_exception_of_one_rank_ends_the_others_and_names_it(tmp_path):
         ranks.run(group(rank_calls.raise_on_one, tmp_path))
     assert failed.value.rank == 1 and not failed.value.alike
     assert time.monotonic() - started < 25
+
+
+def test_a_rank_writes_to_no_descriptor_that_was_pytests(tmp_path):
+    """A handler that was made while pytest captured has a descriptor that in a rank may be anything."""
+    logger = logging.getLogger("made-up")
+    (tmp_path / "ranks").mkdir()
+    with (tmp_path / "captured").open("w") as captured:
+        logger.addHandler(handler := logging.StreamHandler(captured))
+        server = ranks.ForkServer((), pristine=True)
+        try:
+            assert server.run(group(rank_calls.warn, tmp_path, size=1)).statuses == {0: 0}
+        finally:
+            server.end()
+            logger.removeHandler(handler)
+    assert "said by the logger" in output_file(tmp_path / "ranks", 0).read_text()
+    assert (tmp_path / "captured").read_text() == ""
 
 
 def test_an_error_that_all_ranks_raise_is_reported_once(tmp_path):

@@ -242,7 +242,7 @@ def reloads(trace: Trace, through: str = "from_pretrained", base: Any = None) ->
     adapter = trace.spec.adapter
     if reason := base_weights.redrawn_by_loading(adapter) or base_weights.changed_by_others(adapter):
         return Verdict(NOT_COMPARABLE, expected, (f"{reason}, so the adapter alone is not the trained model",))
-    if _encodes_prompt(trace.spec) and (trace.spec.model.quantization or trace.spec.model.dtype in HALF):
+    if _encodes_prompt(trace.spec) and _computes_in_half(trace.spec):
         return Verdict(
             NOT_COMPARABLE,
             expected,
@@ -267,6 +267,10 @@ def reloads(trace: Trace, through: str = "from_pretrained", base: Any = None) ->
     apart = _apart(model, trace.spec, logits(trained_model(trace), trace.spec), bound.loss, "loaded:")
     computes = verdict(f"it computes what the trained one does ({bound.name})", apart)
     return computes if cut or _encodes_prompt(trace.spec) else both(same, computes)
+
+
+def _computes_in_half(spec: RunSpec) -> bool:
+    return spec.model.dtype in HALF or any(spec.arguments.get(name) for name in ("bf16", "fp16"))
 
 
 def _encodes_prompt(spec: RunSpec) -> bool:

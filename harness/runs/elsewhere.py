@@ -186,6 +186,10 @@ def _serve(jobs: list[Job], begin: Callable[[], Any] | None) -> None:
     for name in _OF_RANKS:
         os.environ.pop(name, None)
     warnings.simplefilter("ignore")
+    import torch
+
+    # As many as the runs have. transformers' loading threads would each replace the pool of threads that a fork has lost.
+    torch.set_num_threads(1)
     if begin is not None:
         begin()
     for job in jobs:
