@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 
 from harness.paths import ROOT
 from harness.processes.group import receive, send
-from harness.processes.rank import die_with_parent
+from harness.processes.rank import close_inherited, die_with_parent
 
 #: What the helper imports at its first task. Tests that were collected have imported most of it.
 IMPORTED = ("torch", "transformers.trainer", "peft", "accelerate", "harness.cli", "harness.session.plugin")
@@ -54,9 +54,7 @@ def prepare() -> None:
     if os.fork() == 0:
         try:
             die_with_parent(owner)
-            # Other processes wait until these are closed: xdist's pipes, and the owner's end of the channel.
-            os.closerange(3, theirs.fileno())
-            os.closerange(theirs.fileno() + 1, 4096)
+            close_inherited(theirs.fileno())
             _serve(theirs)
         finally:
             os._exit(1)

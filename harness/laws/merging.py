@@ -14,19 +14,13 @@ import torch
 from harness.fixtures import models
 from harness.laws import nf4, rebuilt
 from harness.laws.equal import differences, largest
+from harness.laws.rebuilt import tuner_layers
 from harness.reference.lora import is_packed
 from harness.spec import GET, RunSpec
 from harness.tensors import names
 from harness.tolerance import MERGED
 from harness.trace import Tensors
 from harness.verdict import NOT_COMPARABLE, Verdict, both, verdict
-
-
-def tuner_layers(model: Any) -> list[Any]:
-    """Return the layers of a model that hold an adapter."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def merge(model: Any, spec: RunSpec, **options: Any) -> None:

@@ -52,6 +52,13 @@ def adapter_of(model: Any, trace: Trace, adapter: str | None = None) -> Tensors:
     return {name: named[name] for name in trace.trainable if name in named}
 
 
+def tuner_layers(model: Any) -> list[Any]:
+    """Return the layers of a model that hold an adapter."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
 def logits(model: Any, spec: RunSpec) -> Tensors:
     """Return {"logits": tensor} for the spec's first two rows, in eval mode, moved to the CPU.
 
@@ -127,8 +134,6 @@ def merged(trace: Trace) -> Verdict:
     - peft says that it does not merge, or not unmerge, such an adapter.
     - The base is in half precision or quantized, where rounding is as large as an adapter.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     expected = "a merged adapter computes what it did unmerged, and unmerging gives the base back"
     spec = trace.spec
     if spec.model.dtype != "float32" or spec.model.quantization:
@@ -138,7 +143,7 @@ def merged(trace: Trace) -> Verdict:
     if findings := incomplete(trace):
         return verdict(expected, findings)
     model = trained_model(trace)
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = tuner_layers(model)
     if not layers:
         return Verdict(NOT_COMPARABLE, expected, (f"{spec.adapter.peft_type} adapts no layer, so none is merged",))
     unmerged, base = logits(model, spec), _weights(layers)

@@ -32,7 +32,7 @@ from harness.fixtures import data, models
 from harness.laws.base_weights import changed_by_injection
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences, largest, largest_gap
-from harness.laws.rebuilt import trained_model
+from harness.laws.rebuilt import trained_model, tuner_layers
 from harness.spec import RunSpec
 from harness.tolerance import MERGED as MERGED_NOISE
 from harness.tolerance import scaled
@@ -165,11 +165,8 @@ def _exactly(model: Any, rows: Mapping[str, list[list[int]]], computed: torch.Te
 
 def _packed_again(model: Any, rows: Mapping[str, list[list[int]]]) -> torch.Tensor:
     """Return the logits of a live model whose adapted layers compute with their weights packed again, adapter included."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     hooks = []
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    for layer in layers:
+    for layer in tuner_layers(model):
         base = layer.get_base_layer()
         bias = None if base.bias is None else base.bias.detach().float()
         eye = torch.eye(base.in_features)

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import faulthandler
 import json
+import logging
 import os
 import signal
 import sys
@@ -76,6 +77,26 @@ def _redirect(file: Path) -> None:
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.close(target)
+
+
+def close_inherited(kept: int) -> None:
+    """Close the descriptors that a fork has inherited, but for 0, 1, 2 and one more, and let loggers write to 2.
+
+    Other processes wait until they are closed: xdist's pipes, and the other end of a channel. pytest captures what is printed
+    in a file, and a handler that was made meanwhile keeps its descriptor. The number soon belongs to something else: to the
+    pipe that controls torch's store, for example, whose thread then ends by SIGBUS.
+
+    - kept: the descriptor that stays open.
+    """
+    os.closerange(3, kept)
+    os.closerange(kept + 1, 4096)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    handlers: list[Any] = [reference() for reference in vars(logging)["_handlerList"]]
+    for handler in handlers:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if handler.stream.fileno() > 2:
+                # A handler without a stream opens its file again.
+                handler.stream = None if isinstance(handler, logging.FileHandler) else sys.__stderr__
 
 
 def die_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:

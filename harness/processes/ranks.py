@@ -13,9 +13,7 @@ No rank outlives its group, the fork server, or the process that asked for the g
 from __future__ import annotations
 
 import atexit
-import contextlib
 import json
-import logging
 import os
 import signal
 import socket
@@ -24,7 +22,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness import patches
 from harness.errors import UsageError
@@ -42,6 +39,7 @@ from harness.processes.group import (
     send,
     stack_file,
 )
+from harness.processes.rank import close_inherited
 
 
 @dataclass
@@ -171,10 +169,7 @@ class ForkServer:
             null = os.open(os.devnull, os.O_RDWR)
             for standard in (0, 1, 2):
                 os.dup2(null, standard)
-            # Other processes wait until these are closed: xdist's pipes, and the owner's end of the channel.
-            os.closerange(3, theirs.fileno())
-            os.closerange(theirs.fileno() + 1, 4096)
-            _write_to_standard_error()
+            close_inherited(theirs.fileno())
             fork_server.main(theirs, [], self.owner)
         finally:
             os._exit(0)
@@ -215,21 +210,6 @@ class ForkServer:
             if time.monotonic() > until:
                 self.process.kill()
             time.sleep(0.005)
-
-
-def _write_to_standard_error() -> None:
-    """Let this process and its loggers write to the descriptors 1 and 2, after all others were closed.
-
-    pytest captures what is printed in a file, and a handler that was made meanwhile keeps its descriptor. The number soon
-    belongs to something else: to the pipe that controls torch's store, for example, whose thread then ends by SIGBUS.
-    """
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    handlers: list[Any] = [reference() for reference in vars(logging)["_handlerList"]]
-    for handler in handlers:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if handler.stream.fileno() > 2:
-                # A handler without a stream opens its file again.
-                handler.stream = None if isinstance(handler, logging.FileHandler) else sys.__stderr__
 
 
 _current: ForkServer | None = None

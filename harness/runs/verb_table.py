@@ -49,6 +49,11 @@ class Kind:
     quantization: str | None = None
     learning_rate: float = 1e-2
 
+    @property
+    def row(self) -> str:
+        """The row of FAMILIES with such layers, or the one that a factory has changed."""
+        return self.family if ":" not in self.family else "llama"
+
 
 #: Kinds of layers by name. Linear and NF4 layers are trained by the suite of the tables already, by the same specs.
 KINDS: dict[str, Kind] = {
@@ -151,8 +156,7 @@ class Row:
 
 
 def _run(kind: Kind, method: str) -> RunSpec:
-    family = kind.family if ":" not in kind.family else "llama"
-    spec = spec_for(family, method)
+    spec = spec_for(kind.row, method)
     if kind.config and METHODS[method].feedforward:
         spec = spec.but(lora={"feedforward_modules": []})
     arguments: dict[str, Any] = {} if kind.learning_rate == 1e-2 else {"learning_rate": kind.learning_rate}
@@ -178,13 +182,9 @@ def spread(kind: str, method: str, action: str) -> tuple[str, str, str]:
     cases, every pair of values occurs.
     """
     verb = ACTIONS[action]
-    routes = [r for r in verb.routes if misfit(_table_family(kind), method, add_adapter=r == ADD) is None]
+    routes = [r for r in verb.routes if misfit(KINDS[kind].row, method, add_adapter=r == ADD) is None]
     combinations = list(itertools.product(TYING, verb.dtypes, routes))
     return combinations[zlib.crc32(f"{kind}/{method}/{action}".encode()) % len(combinations)]
-
-
-def _table_family(kind: str) -> str:
-    return KINDS[kind].family if ":" not in KINDS[kind].family else "llama"
 
 
 def rows(*actions: str) -> dict[str, Row]:

@@ -117,9 +117,15 @@ def _head(adapter: Adapter) -> str | None:
     return f"modules_to_save has {quoted(list(map(str, kept)))}" if kept else None
 
 
-def _init(adapter: Adapter) -> str | None:
+def _changing_start(adapter: Adapter) -> str | None:
+    """Return init_lora_weights if it names a start that takes a part out of the base's weights."""
     start = adapter.config.get("init_lora_weights")
-    if not isinstance(start, str) or start.lower() in _PLAIN_STARTS:
+    return start if isinstance(start, str) and start.lower() not in _PLAIN_STARTS else None
+
+
+def _init(adapter: Adapter) -> str | None:
+    start = _changing_start(adapter)
+    if start is None:
         return None
     return (
         f"init_lora_weights is {start!r}: peft takes a part out of the base's weights when it loads such an adapter. Later "
@@ -177,8 +183,8 @@ def _whole_passed_over(adapter: Adapter) -> str | None:
 
 
 def _init_not_read(adapter: Adapter) -> str | None:
-    start = adapter.config.get("init_lora_weights")
-    if not isinstance(start, str) or start.lower() in _PLAIN_STARTS:
+    start = _changing_start(adapter)
+    if start is None:
         return None
     return (
         f"init_lora_weights is {start!r}, which is not looked at: peft takes a part out of the base's weights when it loads "
