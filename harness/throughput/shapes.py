@@ -148,7 +148,10 @@ class OwnShape(Shape):
         return self.tokens_of_step
 
     def spec(self, device: str) -> RunSpec:
-        """Return the run without an end, and without checkpoints and evaluations. If its rows are made, an epoch has 16 steps or more."""
+        """Return the run without an end, without checkpoints and evaluations.
+
+        If its rows are made, an epoch has 16 steps or more.
+        """
         given = self.own.data
         made = given.path is None and not given.inline and not given.order
         rows = max(given.rows, 16 * window(self.own)) if made else given.rows
