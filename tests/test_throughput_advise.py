@@ -80,6 +80,8 @@ def test_a_run_that_cannot_be_timed_is_refused(monkeypatch):
         ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma", "attention"),
         ("kDequantizeBlockwise<__nv_bfloat16, 512, 64, 8, 2>", "unpacking 4 or 8 bits"),
         ("triton_poi_fused_add_mul_silu_view_2", kernels.OTHER),
+        ("triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_view_7", kernels.OTHER),
+        ("triton_red_fused__log_softmax__to_copy_view_1", "loss"),
         ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", "communication"),
         ("aten::addmm", "matrix products"),
     ],

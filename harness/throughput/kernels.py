@@ -8,8 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+#: The kind of what is none of the others: adding, multiplying, norms, activations, rotations.
+OTHER = "element by element, and norms"
+
 #: Kinds of kernels, and patterns of their names. The first that matches counts.
 _KINDS: tuple[tuple[str, str], ...] = (
+    # A fused kernel has the names of all its operations in its own.
+    ("loss", r"^triton_.*softmax"),
+    (OTHER, r"^triton_"),
     ("attention", r"flash|sdpa|attention|fmha"),
     ("unpacking 4 or 8 bits", r"dequant|quantize|kgetColRowStats|int8_vectorwise"),
     ("matrix products", r"gemm|nvjet|cutlass|cublas|splitK|::mm$|::addmm|::bmm|::matmul|::linear"),
@@ -18,9 +24,6 @@ _KINDS: tuple[tuple[str, str], ...] = (
     ("loss", r"softmax|nll_loss|cross_entropy"),
     ("optimizer", r"adam|multi_tensor|foreach|lpnorm"),
 )
-
-#: What is none of these: adding, multiplying, norms, activations, rotations.
-OTHER = "element by element, and norms"
 
 #: How many kernels a report has by name. The others are one line.
 SHOWN = 20
