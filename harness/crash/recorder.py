@@ -88,20 +88,23 @@ class Recorder:
             for name, original in originals.items():
                 setattr(os, name, original)
             self._poll()
+            self._compare()
             self._watch.close()
 
     def recording(self) -> Recording:
-        """Return what was recorded. UsageError if it does not give what the directory holds now."""
+        """Return what was recorded. UsageError if it does not give what the directory held in the end."""
         if self._failed is not None:
             raise self._failed
+        return Recording(self._before, tuple(self._operations))
+
+    def _compare(self) -> None:
         there = read_tree(self._directory)
-        if there != self._tree:
-            wrong = sorted(where for where in {*there, *self._tree} if there.get(where, 0) != self._tree.get(where, 0))
-            raise UsageError(
+        wrong = sorted(where for where in {*there, *self._tree} if there.get(where, 0) != self._tree.get(where, 0))
+        if wrong:
+            self._failed = self._failed or UsageError(
                 f"the save changed {wrong[0]} in a way that cannot be recorded, such as through a memory map, so its crash "
                 "states are not known"
             )
-        return Recording(self._before, tuple(self._operations))
 
     # ---- what calls it ----
 

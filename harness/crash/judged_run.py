@@ -1,0 +1,169 @@
+"""The crash states of a Trainer's save, each loaded in each way and judged.
+
+1. The run is trained and its save recorded (`trainer_ways.record_run`).
+2. The states are enumerated (`enumeration.states`).
+3. What a run may come to is found: the undisturbed run's end, and what going on from each whole checkpoint gives.
+4. Each state is loaded in each way. A checkpoint that two states have in common is loaded once by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.crash.enumeration import MACHINE, PROCESS, State, states
+from harness.crash.outcomes import (
+    EQUAL,
+    REFUSED,
+    Answer,
+    Judged,
+    counted_by_way,
+    damages,
+    outcome,
+    whole_folders,
+    wholes,
+)
+from harness.crash.trainer_ways import BEST, INFERENCE, PATH, RESUME, Recorded, SavedRun, load, ways_of, working_in
+from harness.crash.trees import Tree, below, key
+from harness.subjects.hf_trainer import HFTrainer
+
+
+@dataclass
+class Exploration:
+    """What became of the crash states of one save.
+
+    - name: of the save.
+    - states: how many there are. judged: how many of them were loaded.
+    - found: each state in each way.
+    - notes: what a reader must know beside the numbers.
+    """
+
+    name: str
+    states: int = 0
+    judged: int = 0
+    found: list[Judged] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def of(self, crash: str | None = None, way: str | None = None) -> list[Judged]:
+        """Return what was found of one kind of crash, in one way; None: of all."""
+        return [one for one in self.found if crash in (None, one.crash) and way in (None, one.way)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "scenario": self.name,
+            "states": self.states,
+            "judged": self.judged,
+            "seconds": round(self.seconds, 1),
+            "outcomes": {way: dict(counts) for way, counts in counted_by_way(self.found).items()},
+            "notes": self.notes,
+            "found": [one.to_json() for one in self.found],
+        }
+
+
+class Judge:
+    """Judges crash states of one recorded save, in the current directory.
+
+    - saved, recorded: the save.
+    - subject: who loads the states.
+    """
+
+    def __init__(self, saved: SavedRun, recorded: Recorded, subject: HFTrainer | None = None):
+        self._saved, self._subject = saved, subject or HFTrainer()
+        self._trees = (recorded.recording.before, recorded.recording.after)
+        self.known = wholes(*self._trees)
+        self._answers: dict[Any, Answer] = {}
+        self.references: dict[str, list[Any]] = {RESUME: [recorded.end], PATH: [recorded.end], INFERENCE: [], BEST: []}
+        self.notes: list[str] = []
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Find out what a run may come to: load the whole directories."""
+        for tree in self._trees:
+            for way, folder in ways_of(tree, lambda name: True):
+                if way == RESUME and not whole_folders(tree, self.known):
+                    continue
+                answer = self._load(tree, way, folder)
+                if answer.error:
+                    self._note(f"{way}: a whole checkpoint is refused: {answer.error}")
+                elif answer.value not in self.references[way]:
+                    self.references[way].append(answer.value)
+                    if way in (RESUME, PATH):
+                        self._note(f"{way}: going on from a whole checkpoint differs from the undisturbed run")
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _load(self, tree: Mapping[str, Any], way: str, folder: str) -> Answer:
+        # What is named is loaded from its own directory; resume=True looks at all of them.
+        inside = tree if way == RESUME else below(tree, folder)
+        assert inside is not None
+        at = (way, folder, key(inside))
+        if at not in self._answers:
+            self._answers[at] = load(self._saved, tree, way, folder, self._subject)
+        return self._answers[at]
+
+    def judge(self, state: State, ways: Iterable[str] | None = None) -> Iterator[Judged]:
+        """Yield what becomes of a state in each way; None: all ways."""
+        torn = damages(state.tree, self.known)
+        left = len(whole_folders(state.tree, self.known))
+        for way, folder in ways_of(state.tree, lambda name: name in torn):
+            if ways is not None and way not in ways:
+                continue
+            answer = self._load(state.tree, way, folder)
+            damaged = list(torn.values()) if way == RESUME else [torn[folder]] if folder in torn else []
+            references = self._of_folder(way, folder)
+            what = outcome(answer, references, damaged)
+            if way == RESUME and what == EQUAL and not left:
+                what, answer = EQUAL, answer
+            if answer.error and not damaged and (left or way != RESUME):
+                what = REFUSED  # a whole checkpoint was refused
+            said = answer.error or self._difference(answer, references, what)
+            yield Judged(state.digest, state.crash, state.how, way, folder, what, said, left)
+
+    def _of_folder(self, way: str, folder: str) -> list[Any]:
+        return self.references[way]
+
+    def _difference(self, answer: Answer, references: list[Any], what: str) -> str:
+        if what == EQUAL:
+            start = "" if answer.went_on_from is None else f"from step {answer.went_on_from}"
+            return start
+        if not references or not isinstance(answer.value, dict):
+            return "there is no whole checkpoint to compare with"
+        fewest = min(
+            ([part for part in answer.value if answer.value[part] != one.get(part)] for one in references), key=len
+        )
+        return f"another {', '.join(fewest)} than from a whole checkpoint"
+
+
+def explore_states(
+    name: str,
+    saved: SavedRun,
+    recorded: Recorded,
+    at_most: int | None = None,
+    crashes: Iterable[str] = (PROCESS, MACHINE),
+    seed: int = 0,
+    directory: Path | None = None,
+) -> Exploration:
+    """Judge states of a recorded save in this process, and return what became of them.
+
+    - at_most: a sample of so many states; None: all.
+    - directory: to work in; None: a temporary one.
+    """
+    made = states(recorded.recording, crashes)
+    chosen = states(recorded.recording, crashes, at_most, seed)
+    found = Exploration(name, len(made), len(chosen))
+    with tempfile.TemporaryDirectory() as temporary, working_in(directory or Path(temporary)):
+        judge = Judge(saved, recorded)
+        for state in chosen:
+            found.found += judge.judge(state)
+        found.notes = judge.notes
+    return found
+
+
+__all__ = ["Exploration", "Judge", "Tree", "dataclasses", "explore_states"]
