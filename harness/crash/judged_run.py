@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,8 +26,8 @@ from harness.crash.outcomes import (
     whole_folders,
     wholes,
 )
-from harness.crash.trainer_ways import BEST, INFERENCE, PATH, RESUME, Recorded, SavedRun, load, ways_of, working_in
-from harness.crash.trees import Tree, below, key
+from harness.crash.trainer_ways import BEST, INFERENCE, PATH, RESUME, Loader, Recorded, SavedRun, ways_of, working_in
+from harness.crash.trees import below, key
 from harness.subjects.hf_trainer import HFTrainer
 
 
@@ -73,7 +72,7 @@ class Judge:
     """
 
     def __init__(self, saved: SavedRun, recorded: Recorded, subject: HFTrainer | None = None):
-        self._saved, self._subject = saved, subject or HFTrainer()
+        self._loader = Loader(saved.spec, subject)
         self._trees = (recorded.recording.before, recorded.recording.after)
         self.known = wholes(*self._trees)
         self._answers: dict[Any, Answer] = {}
@@ -105,7 +104,7 @@ class Judge:
         assert inside is not None
         at = (way, folder, key(inside))
         if at not in self._answers:
-            self._answers[at] = load(self._saved, tree, way, folder, self._subject)
+            self._answers[at] = self._loader.load(tree, way, folder)
         return self._answers[at]
 
     def judge(self, state: State, ways: Iterable[str] | None = None) -> Iterator[Judged]:
@@ -117,17 +116,12 @@ class Judge:
                 continue
             answer = self._load(state.tree, way, folder)
             damaged = list(torn.values()) if way == RESUME else [torn[folder]] if folder in torn else []
-            references = self._of_folder(way, folder)
+            references = self.references[way]
             what = outcome(answer, references, damaged)
-            if way == RESUME and what == EQUAL and not left:
-                what, answer = EQUAL, answer
             if answer.error and not damaged and (left or way != RESUME):
                 what = REFUSED  # a whole checkpoint was refused
             said = answer.error or self._difference(answer, references, what)
             yield Judged(state.digest, state.crash, state.how, way, folder, what, said, left)
-
-    def _of_folder(self, way: str, folder: str) -> list[Any]:
-        return self.references[way]
 
     def _difference(self, answer: Answer, references: list[Any], what: str) -> str:
         if what == EQUAL:
@@ -164,6 +158,3 @@ def explore_states(
             found.found += judge.judge(state)
         found.notes = judge.notes
     return found
-
-
-__all__ = ["Exploration", "Judge", "Tree", "dataclasses", "explore_states"]

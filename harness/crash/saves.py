@@ -8,7 +8,7 @@ from harness.spec import ADD, RunSpec
 
 #: Five steps in an epoch of six, saved after the second, the fourth and the last. The save of step 4 is recorded:
 #: checkpoint-2 is whole by then. A run that resumes makes one step, or three.
-RUN = saving(PLAIN.but(data={"rows": 24}, max_steps=5), every=2)
+RUN = saving(PLAIN.but(data={"rows": 24}, lora={"target_modules": ["q_proj"]}, max_steps=5), every=2)
 
 _EVALUATED = RUN.but(
     data={"eval_rows": 4},

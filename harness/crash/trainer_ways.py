@@ -23,8 +23,9 @@ from harness.crash.recorder import Recorder
 from harness.crash.trees import Node, write_tree
 from harness.errors import UsageError
 from harness.fixtures import models
+from harness.fixtures.prototypes import Prototypes
 from harness.spec import ADD, RunSpec
-from harness.subjects.hf_trainer import HFTrainer, recorded_warnings
+from harness.subjects.hf_trainer import HFTrainer, inject, recorded_warnings
 from harness.tensors.checksum import checksum
 from harness.tensors.names import is_adapter
 
@@ -125,40 +126,59 @@ def ways_of(tree: Mapping[str, Node], torn: Callable[[str], bool]) -> list[tuple
     return [(RESUME, ""), *((way, name) for way in WAYS[1:] for name in named)]
 
 
-def load(saved: SavedRun, tree: Mapping[str, Node], way: str, folder: str, subject: HFTrainer | None = None) -> Answer:
-    """Write a state into the current directory's `RUN`, load it in one of `WAYS`, and return what that gave.
+class Loader:
+    """Loads states of one run. The injected model is built once, and copied for each state.
 
-    - folder: the checkpoint that is named, for all ways but RESUME.
+    - spec: of the run.
+    - subject: who trains.
     """
-    subject = subject or HFTrainer()
-    shutil.rmtree(RUN, ignore_errors=True)
-    write_tree(tree, RUN)
-    said: list[str] = []
-    began: list[int] = []
-    value: Any = None
-    error = ""
-    try:
-        with _quiet(said):
-            if way in (RESUME, PATH):
-                value = _resumed(subject, saved.spec, True if way == RESUME else str(RUN / folder), began)
-            elif way == INFERENCE:
-                value = _for_inference(saved.spec, RUN / folder)
-            else:
-                value = _as_best(subject, saved.spec, RUN / folder)
-    except UsageError:
-        raise
-    except Exception as caught:
-        error = f"{type(caught).__name__}: {caught}"
-    finally:
-        compat.forget_precision()
-    return Answer(value, error, tuple(said), began[0] if began else None)
 
+    def __init__(self, spec: RunSpec, subject: HFTrainer | None = None):
+        self._spec, self._subject = spec, subject or HFTrainer()
+        self._models = Prototypes()
 
-def _resumed(subject: HFTrainer, spec: RunSpec, checkpoint: bool | str, began: list[int]) -> dict[str, str]:
-    trainer = subject.build(spec, RUN)
-    trainer.add_callback(_beginning(began))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    return fingerprint(trainer)
+    def load(self, tree: Mapping[str, Node], way: str, folder: str) -> Answer:
+        """Write a state into the current directory's `RUN`, load it in one of `WAYS`, and return what that gave.
+
+        - folder: the checkpoint that is named, for all ways but RESUME.
+        """
+        shutil.rmtree(RUN, ignore_errors=True)
+        write_tree(tree, RUN)
+        said: list[str] = []
+        began: list[int] = []
+        value: Any = None
+        error = ""
+        try:
+            with _quiet(said):
+                if way in (RESUME, PATH):
+                    value = self._resumed(True if way == RESUME else str(RUN / folder), began)
+                elif way == INFERENCE:
+                    value = _for_inference(self._spec, RUN / folder)
+                else:
+                    value = self._as_best(RUN / folder)
+        except UsageError:
+            raise
+        except Exception as caught:
+            error = f"{type(caught).__name__}: {caught}"
+        finally:
+            compat.forget_precision()
+        return Answer(value, error, tuple(said), began[0] if began else None)
+
+    def _trainer(self) -> Trainer:
+        model = self._models.make("injected", lambda: inject(models.build(self._spec.model), self._spec.adapter))
+        return self._subject.build(self._spec, RUN, model=model)
+
+    def _resumed(self, checkpoint: bool | str, began: list[int]) -> dict[str, str]:
+        trainer = self._trainer()
+        trainer.add_callback(_beginning(began))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return fingerprint(trainer)
+
+    def _as_best(self, checkpoint: Path) -> dict[str, str]:
+        trainer = self._trainer()
+        trainer.state.best_model_checkpoint, trainer.state.best_metric = str(checkpoint), 0.0
+        trainer._load_best_model()
+        return {"adapter": tensors_digest(trainer.model)}
 
 
 def _beginning(began: list[int]) -> Any:
@@ -188,13 +208,6 @@ def _for_inference(spec: RunSpec, checkpoint: Path) -> dict[str, str]:
             model = peft.PeftModel.from_pretrained(base, str(where), adapter_name=name)
         found[name] = tensors_digest(model)
     return found
-
-
-def _as_best(subject: HFTrainer, spec: RunSpec, checkpoint: Path) -> dict[str, str]:
-    trainer = subject.build(spec, RUN)
-    trainer.state.best_model_checkpoint, trainer.state.best_metric = str(checkpoint), 0.0
-    trainer._load_best_model()
-    return {"adapter": tensors_digest(trainer.model)}
 
 
 @contextlib.contextmanager
@@ -250,5 +263,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value.tolist() if hasattr(value, "tolist") else value
-
-
