@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.crash.enumeration import MACHINE, PROCESS, State, states
+from harness.crash.exploration import Exploration
 from harness.crash.outcomes import (
     EQUAL,
     REFUSED,
     Answer,
     Judged,
-    counted_by_way,
     damages,
     outcome,
     whole_folders,
@@ -29,39 +28,6 @@ from harness.crash.outcomes import (
 from harness.crash.trainer_ways import BEST, INFERENCE, PATH, RESUME, Loader, Recorded, SavedRun, ways_of, working_in
 from harness.crash.trees import below, key
 from harness.subjects.hf_trainer import HFTrainer
-
-
-@dataclass
-class Exploration:
-    """What became of the crash states of one save.
-
-    - name: of the save.
-    - states: how many there are. judged: how many of them were loaded.
-    - found: each state in each way.
-    - notes: what a reader must know beside the numbers.
-    """
-
-    name: str
-    states: int = 0
-    judged: int = 0
-    found: list[Judged] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def of(self, crash: str | None = None, way: str | None = None) -> list[Judged]:
-        """Return what was found of one kind of crash, in one way; None: of all."""
-        return [one for one in self.found if crash in (None, one.crash) and way in (None, one.way)]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "scenario": self.name,
-            "states": self.states,
-            "judged": self.judged,
-            "seconds": round(self.seconds, 1),
-            "outcomes": {way: dict(counts) for way, counts in counted_by_way(self.found).items()},
-            "notes": self.notes,
-            "found": [one.to_json() for one in self.found],
-        }
 
 
 class Judge:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.crash.enumeration import State, states
-from harness.crash.judged_run import Exploration, Judge
+from harness.crash.exploration import Exploration
+from harness.crash.judged_run import Judge
 from harness.crash.outcomes import REFUSED, Judged
 from harness.crash.trainer_ways import RESUME, Recorded, SavedRun, record_run, working_in
 from harness.errors import UsageError

@@ -35,7 +35,7 @@ SAVES: dict[str, SavedRun] = {
     "several-adapters": SavedRun(RUN.but(adapter={"others": {"second": {"r": 4}}}), 4),
     "modules-to-save": SavedRun(RUN.but(lora={"modules_to_save": ["lm_head"]}), 4),
     "nf4": SavedRun(RUN.but(model={"quantization": "nf4"}), 4),
-    "overwritten": _over(RUN, RUN.but(learning_rate=5e-3)),
+    "overwritten": _over(RUN, RUN.but(learning_rate=5e-3, max_steps=4)),
     "two-saves": SavedRun(saving(RUN, every=1).but(max_steps=4), 2, until=3),
     "plain/add_adapter": SavedRun(RUN.but(adapter={"route": ADD}), 4),
     "limit-1/add_adapter": SavedRun(RUN.but(adapter={"route": ADD}, save_total_limit=1), 4),

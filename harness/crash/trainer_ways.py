@@ -20,6 +20,7 @@ from harness import compat
 from harness.crash.operations import Recording
 from harness.crash.outcomes import Answer, folders
 from harness.crash.recorder import Recorder
+from harness.crash.savers import digest_of
 from harness.crash.trees import Node, write_tree
 from harness.errors import UsageError
 from harness.fixtures import models
@@ -241,25 +242,9 @@ def fingerprint(trainer: Trainer) -> dict[str, str]:
     ]
     return {
         "adapter": tensors_digest(trainer.model),
-        "optimizer": _digest(trainer.optimizer.state_dict()),
-        "schedule": _digest(trainer.lr_scheduler.state_dict()),  # type: ignore[union-attr]
-        "random numbers": _digest([random.getstate(), np.random.get_state(), torch.random.get_rng_state()]),
-        "log": _digest(log),
+        "optimizer": digest_of(trainer.optimizer.state_dict()),
+        "schedule": digest_of(trainer.lr_scheduler.state_dict()),  # type: ignore[union-attr]
+        "random numbers": digest_of([random.getstate(), np.random.get_state(), torch.random.get_rng_state()]),
+        "log": digest_of(log),
         "step": str(trainer.state.global_step),
     }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(repr(_plain(value)).encode()).hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return [str(value.dtype), tuple(value.shape), checksum(value)]
-    if isinstance(value, dict):
-        return [(str(name), _plain(item)) for name, item in sorted(value.items(), key=lambda pair: str(pair[0]))]
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value.tolist() if hasattr(value, "tolist") else value
