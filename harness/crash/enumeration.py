@@ -58,11 +58,13 @@ class State:
     - crash: PROCESS or MACHINE.
     - how: what happened, in words.
     - tree: what the directory holds: path -> bytes of a file, a Link, or None for a directory.
+    - at_end: whether all operations were made before the crash.
     """
 
     crash: str
     how: str
     tree: Mapping[str, Node]
+    at_end: bool = False
 
     @property
     def digest(self) -> str:
@@ -75,20 +77,26 @@ class State:
 
 
 def states(
-    recording: Recording, crashes: Iterable[str] = (PROCESS, MACHINE), at_most: int | None = None, seed: int = 0
+    recording: Recording,
+    crashes: Iterable[str] = (PROCESS, MACHINE),
+    at_most: int | None = None,
+    seed: int = 0,
+    at_end: bool = False,
 ) -> list[State]:
     """Return the states that a crash during a recorded save may leave, each content once.
 
     - crashes: which kinds of crash.
-    - at_most: take a sample of so many, drawn with `seed`; the first and the last state are always in it. None: all.
-
-    The first state is the directory before the save. The whole save is among them.
+    - at_most: take a sample of so many, drawn with `seed`. The first state is always in it. None: all.
+    - at_end: of a machine's crashes, only those after the whole save. They are the likeliest: writes are synced, by
+      default, within 30 s.
     """
     kinds = tuple(crashes)
     found: dict[object, State] = {}
     for crash, make in ((PROCESS, of_process), (MACHINE, of_machine)):
         if crash in kinds:
             for state in make(recording):
+                if at_end and crash == MACHINE and not state.at_end:
+                    continue
                 found.setdefault(key(state.tree), state)
     made = list(found.values())
     if at_most is None or len(made) <= at_most:
@@ -138,13 +146,15 @@ def of_machine(recording: Recording) -> Iterator[State]:
         for number in unsynced:
             for what, altered in _altered(operations[number], recording, operations[:number]):
                 changed = [*done[:number], *altered, *done[number + 1 :]]
-                yield State(MACHINE, f"{at}: {operations[number]}: {what}", replay(recording.before, changed))
+                how = f"{at}: {operations[number]}: {what}"
+                yield State(MACHINE, how, replay(recording.before, changed), end == len(operations))
         written = [number for number in unsynced if operations[number].kind == WRITE]
         for what, fill in (("empty", b""), ("zeros", b"\0")):
             changed = list(done)
             for number in written:
                 changed[number] = replace(done[number], data=fill * len(done[number].data))
-            yield State(MACHINE, f"{at}: every file not synced is {what}", replay(recording.before, changed))
+            how = f"{at}: every file not synced is {what}"
+            yield State(MACHINE, how, replay(recording.before, changed), end == len(operations))
     for end in range(len(operations)):
         tree = replay(recording.before, operations[:end])
         for later in range(end + 1, len(operations)):

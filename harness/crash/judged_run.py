@@ -108,19 +108,21 @@ def explore_states(
     at_most: int | None = None,
     crashes: Iterable[str] = (PROCESS, MACHINE),
     seed: int = 0,
-    directory: Path | None = None,
+    at_end: bool = False,
+    ways: Iterable[str] | None = None,
+    subject: HFTrainer | None = None,
 ) -> Exploration:
     """Judge states of a recorded save in this process, and return what became of them.
 
-    - at_most: a sample of so many states; None: all.
-    - directory: to work in; None: a temporary one.
+    - crashes, at_most, seed, at_end: as for `states`.
+    - ways: in which states are loaded; None: all.
+    - subject: who loads them.
     """
-    made = states(recorded.recording, crashes)
-    chosen = states(recorded.recording, crashes, at_most, seed)
-    found = Exploration(name, len(made), len(chosen))
-    with tempfile.TemporaryDirectory() as temporary, working_in(directory or Path(temporary)):
-        judge = Judge(saved, recorded)
+    chosen = states(recorded.recording, crashes, at_most, seed, at_end)
+    found = Exploration(name, len(states(recorded.recording, crashes)), len(chosen))
+    with tempfile.TemporaryDirectory() as temporary, working_in(Path(temporary)):
+        judge = Judge(saved, recorded, subject)
         for state in chosen:
-            found.found += judge.judge(state)
+            found.found += judge.judge(state, ways)
         found.notes = judge.notes
     return found

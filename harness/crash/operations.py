@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -35,9 +36,15 @@ class Operation:
     data: bytes = b""
 
     def __str__(self) -> str:
+        """Return the operation in words. The random part of a temporary file's name is left out."""
         if self.kind == RENAME:
-            return f"rename {self.path} to {self.to}"
-        return f"write {self.path} ({len(self.data)} bytes)" if self.kind == WRITE else f"{self.kind} {self.path}"
+            return f"rename {_shown(self.path)} to {_shown(self.to)}"
+        size = f" ({len(self.data)} bytes)" if self.kind == WRITE else ""
+        return f"{self.kind} {_shown(self.path)}{size}"
+
+
+def _shown(path: str) -> str:
+    return re.sub(r"(^|/)\.tmp\w+$", r"\1.tmp*", path)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,9 @@ class Recorder:
                 setattr(os, name, original)
             self._poll()
             self._compare()
-            self._watch.close()
+            with self._lock:  # threads of the save may still run
+                self._watch.close()
+                self._watch = None
 
     def recording(self) -> Recording:
         """Return what was recorded. UsageError if it does not give what the directory held in the end."""
@@ -126,7 +128,8 @@ class Recorder:
 
     def _poll(self) -> None:
         with self._lock:
-            assert self._watch is not None
+            if self._watch is None:
+                return
             try:
                 events = self._watch.events()
                 for at, event in enumerate(events):

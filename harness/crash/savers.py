@@ -104,7 +104,7 @@ def _team(load: Callable[[Path], Any], directory: Path) -> Workers:
         State("", "", tree).write(directory)
         try:
             return Answer(digest_of(load(directory)))
-        except Exception as error:
+        except BaseException as error:  # torch.distributed.checkpoint raises one that is no Exception
             return Answer(error=f"{type(error).__name__}: {error}")
 
     return Workers(work, 1, directory.parent / "output", begin, tasks=1)
