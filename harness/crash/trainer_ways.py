@@ -51,12 +51,15 @@ class SavedRun:
     - until: the last save that belongs to the recording; None: `step`. With a later one, a crash loses what an earlier
       save wrote.
     - before: a run in the same directory beforehand, whose checkpoints are overwritten; None: none.
+    - resume_with: "module:function", called with output_dir, returns what is passed as resume_from_checkpoint in place of
+      True. "": True is passed.
     """
 
     spec: RunSpec
     step: int
     until: int | None = None
     before: RunSpec | None = None
+    resume_with: str = ""
 
 
 @dataclass
@@ -130,12 +133,13 @@ def ways_of(tree: Mapping[str, Node], torn: Callable[[str], bool]) -> list[tuple
 class Loader:
     """Loads states of one run. The injected model is built once, and copied for each state.
 
-    - spec: of the run.
+    - saved: the run.
     - subject: who trains.
     """
 
-    def __init__(self, spec: RunSpec, subject: HFTrainer | None = None):
-        self._spec, self._subject = spec, subject or HFTrainer()
+    def __init__(self, saved: SavedRun, subject: HFTrainer | None = None):
+        self._spec, self._subject = saved.spec, subject or HFTrainer()
+        self._choose = models.load_object(saved.resume_with) if saved.resume_with else lambda directory: True
         self._models = Prototypes()
 
     def load(self, tree: Mapping[str, Node], way: str, folder: str) -> Answer:
@@ -152,7 +156,7 @@ class Loader:
         try:
             with _quiet(said):
                 if way in (RESUME, PATH):
-                    value = self._resumed(True if way == RESUME else str(RUN / folder), began)
+                    value = self._resumed(self._choose(str(RUN)) if way == RESUME else str(RUN / folder), began)
                 elif way == INFERENCE:
                     value = _for_inference(self._spec, RUN / folder)
                 else:
@@ -169,7 +173,9 @@ class Loader:
         model = self._models.make("injected", lambda: inject(models.build(self._spec.model), self._spec.adapter))
         return self._subject.build(self._spec, RUN, model=model)
 
-    def _resumed(self, checkpoint: bool | str, began: list[int]) -> dict[str, str]:
+    def _resumed(self, checkpoint: Any, began: list[int]) -> dict[str, str]:
+        if checkpoint is None:
+            raise FileNotFoundError(f"no checkpoint was chosen in {RUN}")
         trainer = self._trainer()
         trainer.add_callback(_beginning(began))
         trainer.train(resume_from_checkpoint=checkpoint)
