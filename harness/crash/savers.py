@@ -117,7 +117,7 @@ def _loaded(team: Workers, state: State, seconds: float) -> Answer:
         ended = team.ended(seconds)
     answer = ended[0][1]
     if isinstance(answer, Died):
-        return Answer(error=f"{answer.how}: {answer.output[-200:]}")
+        return Answer(error=f"{answer.how}: {answer.output[-200:]}" if answer.output else answer.how)
     assert isinstance(answer, Answer)
     return answer
 

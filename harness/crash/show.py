@@ -108,7 +108,8 @@ def plot(explored: Sequence[Exploration]) -> Any:
     from matplotlib.figure import Figure
 
     ways = list(dict.fromkeys(way for one in explored for way in one.outcomes))
-    figure = Figure(figsize=(3.2 * max(1, len(ways)) + 2, 0.34 * len(explored) + 1.6))
+    size = (3.2 * max(1, len(ways)) + 2, 0.34 * len(explored) + 1.9)
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, max(1, len(ways)), sharey=True, squeeze=False)[0]
     names = [one.name for one in explored]
     for axes, way in zip(panels, ways, strict=False):
@@ -126,5 +127,5 @@ def plot(explored: Sequence[Exploration]) -> Any:
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(OUTCOMES), fontsize=9, bbox_to_anchor=(0.5, -0.08))
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(OUTCOMES), fontsize=9)
     return figure
