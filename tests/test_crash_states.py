@@ -163,11 +163,12 @@ def test_threads_are_seen(tmp_path):
 def test_a_save_through_a_memory_map_is_refused(tmp_path):
     (tmp_path / "f").write_bytes(b"1234")
 
+    mapped = []
+
     def save(directory):
         with open(directory / "f", "r+b") as file:
-            mapped = mmap.mmap(file.fileno(), 4)
-        mapped[:2] = b"XY"
-        mapped.close()
+            mapped.append(mmap.mmap(file.fileno(), 4))
+        mapped[0][:2] = b"XY"  # it stays open: closing it would be an event
 
     with pytest.raises(UsageError, match="changed f in a way that cannot be recorded"):
         crash.record(save, tmp_path)

@@ -124,6 +124,10 @@ def crash(
     kind: Annotated[
         str, typer.Option(metavar="KIND", help="What stops: process, machine or both.", show_default=True)
     ] = "both",
+    at_end: Annotated[
+        bool,
+        typer.Option("--at-end", help="Of a machine's stops, judge only those right after the save: the likeliest."),
+    ] = False,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Random seed of the sample.")] = 0,
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=256, help="Processes; one for each core by default.")
@@ -158,5 +162,5 @@ def crash(
     if kind not in command.KINDS:
         raise UsageError(f"--kind {kind!r} is none of {', '.join(command.KINDS)}")
     count = workers or len(os.sched_getaffinity(0))
-    sample = Sample(states, command.KINDS[kind], seed)
+    sample = Sample(states, command.KINDS[kind], seed, at_end)
     raise typer.Exit(command.crash(scenario or [], sample, count, callback or [], resume_with, json, html, plot))

@@ -31,11 +31,12 @@ _LIMIT = 120.0
 
 @dataclass(frozen=True)
 class Sample:
-    """Which states are judged. at_most: of each save, None for all; crashes: the kinds of crash; seed: of the sample."""
+    """Which states of each save are judged. Fields as the parameters of `states`."""
 
     at_most: int | None
     crashes: tuple[str, ...]
     seed: int
+    at_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def recorded(root: Path, name: str) -> Recorded:
 
 
 def chosen(made: Recorded, sample: Sample) -> list[State]:
-    return states(made.recording, sample.crashes, sample.at_most, sample.seed)
+    return states(made.recording, sample.crashes, sample.at_most, sample.seed, sample.at_end)
 
 
 def explore_all(

@@ -20,7 +20,7 @@ from harness import compat
 from harness.crash.operations import Recording
 from harness.crash.outcomes import Answer, folders
 from harness.crash.recorder import Recorder
-from harness.crash.savers import digest_of
+from harness.crash.savers import digest_of, local
 from harness.crash.trees import Node, write_tree
 from harness.errors import UsageError
 from harness.fixtures import models
@@ -88,19 +88,19 @@ def record_run(saved: SavedRun, directory: Path, subject: HFTrainer | None = Non
     with working_in(directory):
         shutil.rmtree(RUN, ignore_errors=True)
         RUN.mkdir()
-        with _quiet([]):
+        with quiet([]):
             if saved.before is not None:
                 subject.build(saved.before, RUN).train()
             trainer = subject.build(saved.spec, RUN)
             recorder = Recorder(RUN)
-            _while_saving(trainer, recorder, saved.step, saved.until or saved.step)
+            while_saving(trainer, recorder, saved.step, saved.until or saved.step)
             trainer.train()
         made = Recorded(recorder.recording(), fingerprint(trainer))
         shutil.rmtree(RUN)
     return made
 
 
-def _while_saving(trainer: Trainer, recorder: Recorder, first: int, last: int) -> None:
+def while_saving(trainer: Trainer, recorder: Recorder, first: int, last: int) -> None:
     """Have a Trainer's saves of steps `first` to `last` recorded, with what its callbacks do at a save."""
     save = trainer._maybe_log_save_evaluate
     stack = contextlib.ExitStack()
@@ -154,7 +154,7 @@ class Loader:
         value: Any = None
         error = ""
         try:
-            with _quiet(said):
+            with quiet(said):
                 if way in (RESUME, PATH):
                     value = self._resumed(self._choose(str(RUN)) if way == RESUME else str(RUN / folder), began)
                 elif way == INFERENCE:
@@ -218,7 +218,7 @@ def _for_inference(spec: RunSpec, checkpoint: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _quiet(said: list[str]) -> Iterator[None]:
+def quiet(said: list[str]) -> Iterator[None]:
     """Collect warnings instead of printing them, and print no log of training."""
     with recorded_warnings(said), open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
         yield
@@ -232,7 +232,7 @@ def tensors_digest(model: Any) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(model.named_parameters()):
         if is_adapter(name):
-            total.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}{checksum(tensor)}".encode())
+            total.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}{checksum(local(tensor))}".encode())
     return total.hexdigest()[:16]
 
 
