@@ -42,7 +42,7 @@ def paths_in(words, run):
     """Return the paths in the words of a call, relative to `run`. -y prints each descriptor with its path."""
     found = []
     for folder, name, file in re.findall(r'(?:(?:AT_FDCWD|\d+)<([^>]*)>, )?"([^"]*)"|\d+<([^>]*)>', words):
-        path = os.path.normpath(os.path.join(folder or os.path.dirname(run), name)) if not file else file
+        path = file or os.path.normpath(os.path.join(folder or os.path.dirname(run), name))
         if path.startswith(f"{run}/"):
             found.append(path.removeprefix(f"{run}/"))
     return found
