@@ -243,7 +243,10 @@ def explored(request: pytest.FixtureRequest, runs: Runs, upstream: Any) -> Explo
         case.specs.append(saved.spec.to_json())
     recorded_key, key = ("crash", name), ("crash", request.param)
     if recorded_key not in runs.measured:
-        runs.measured[recorded_key] = record_run(saved, runs.directory("crash"), upstream)
+        try:
+            runs.measured[recorded_key] = record_run(saved, runs.directory("crash"), upstream)
+        except UsageError as error:  # there is no inotify, or the save cannot be recorded
+            raise Unsupported(str(error)) from None
     if key not in runs.measured:
         runs.measured[key] = explore_states(
             request.param,
