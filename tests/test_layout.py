@@ -16,6 +16,7 @@ from harness.paths import FIXTURES, PACKAGE, ROOT, SUITES
 SHARED_NAMES = {
     "checkpoint": "laws/ and reference/: what a checkpoint must be, and how the reference writes one",
     "command": "a room's entry from the command line",
+    "crash": "the room of crash states; the chapter CRASH, its clauses and its mutants",
     "group": "of ranks; in causes/, of cases",
     "evaluation": "the chapter EVAL, and the laws on evaluation",
     "loss": "the chapter LOSS, the laws on the loss, and the loss of the reference",
