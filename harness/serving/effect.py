@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
 from harness.reading import read_json_lines, shown_path
-from harness.serving.directory import Adapter
+from harness.checkpoints.adapter_directory import Adapter
 
 if TYPE_CHECKING:
     import torch
