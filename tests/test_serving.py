@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from harness.checkpoints import adapter_directory
 from harness.errors import UsageError
 from harness.fixtures import models
 from harness.paths import PACKAGE
 from harness.processes.imports import import_upstream
-from harness.checkpoints import adapter_directory
 from harness.serving import command, effect, rules, servers
 from harness.spec import ModelSpec
 

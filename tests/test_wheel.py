@@ -15,7 +15,7 @@ from tests.installed import installed
 __all__ = ["installed"]
 
 COMMANDS = (
-    "adapter", "bisect", "cache", "check", "clauses", "coverage", "defects", "gate", "history", "judge", "mutants", "report",
+    "adapter", "bisect", "cache", "check", "checkpoint", "clauses", "coverage", "defects", "gate", "history", "judge", "mutants", "report",
     "repro", "soak", "speed", "sweep", "train", "trend",
 )  # fmt: skip
 
@@ -54,6 +54,7 @@ print(json.dumps(answers))
 
 #: Wrong arguments -> words of the answer.
 WRONG = {
+    ("checkpoint", "/no/such/directory"): "no such directory",
     ("bisect", "--clause", "ABC-1", "--good", "current", "--bad", "current"): "'ABC-1' matches no clause",
     ("clauses", "--write"): "clauses --write is for a checkout",
     ("coverage", "--clause", "ABC-1"): "coverage",

@@ -10,11 +10,11 @@ from typing import Any
 from harness.brought.adapter import FILE as CONFIG
 from harness.brought.adapter import newest_below
 from harness.brought.settings_files import read_object
+from harness.checkpoints import header
+from harness.checkpoints.header import Entry, Torn
 from harness.errors import UsageError
 from harness.files import inside
 from harness.reading import shown, shown_path
-from harness.checkpoints import header
-from harness.checkpoints.header import Entry, Torn
 
 TENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 

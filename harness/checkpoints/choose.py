@@ -6,7 +6,6 @@ import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from harness.checkpoints.adapter_directory import FOREIGN, TORN, WHOLE
 from harness.checkpoints.found import Checkpoint
@@ -69,11 +68,6 @@ def _files(directory: str) -> set[str]:
         return set()
 
 
-def read_run(output_dir: Path, model: Path | None = None) -> Run:
-    """Judge every checkpoint of an output_dir."""
-    return Run(output_dir, [judge(path, model) for path in checkpoints_in(output_dir)])
-
-
 def newest_whole(output_dir: str | os.PathLike[str]) -> str | None:
     """Return the newest whole checkpoint of a run, for `trainer.train(resume_from_checkpoint=...)`.
 
@@ -88,7 +82,8 @@ def newest_whole(output_dir: str | os.PathLike[str]) -> str | None:
         return None
     finish(path)
     passed: list[str] = []
-    for directory in checkpoints_in(path):
+    inner = path / "checkpoints"  # accelerate's ProjectConfiguration(automatic_checkpoint_naming=True)
+    for directory in checkpoints_in(path) or (checkpoints_in(inner) if inner.is_dir() else []):
         found = judge(directory)
         if found.verdict == WHOLE:
             if passed:
@@ -100,10 +95,3 @@ def newest_whole(output_dir: str | os.PathLike[str]) -> str | None:
             f"{shown_path(path)}: no whole checkpoint is left: {'; '.join(passed)}; move them away to start afresh"
         )
     return None
-
-
-def run_of(found: Any, model: Path | None = None) -> Run:
-    """Return the run to which one checkpoint belongs: its own and those beside it."""
-    parent = found.path.resolve().parent
-    beside = [each for each in checkpoints_in(parent) if each.name != found.path.resolve().name]
-    return Run(parent, [found, *(judge(each, model) for each in beside)])

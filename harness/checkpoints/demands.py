@@ -12,9 +12,9 @@ from harness import trust
 from harness.brought.adapter import FILE as CONFIG
 from harness.brought.adapter import from_fields
 from harness.brought.notes import Notes
+from harness.checkpoints.adapter_directory import Adapter, module_of, quoted
 from harness.errors import UsageError
 from harness.reading import shown_path
-from harness.checkpoints.adapter_directory import Adapter, module_of, quoted
 from harness.spec import RunSpec
 
 

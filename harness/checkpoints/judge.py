@@ -81,7 +81,8 @@ def _listed(found: Checkpoint) -> tuple[set[str], dict[str, set[str]]]:
                     found.say(entry.name, NOT_READ, "is a link, which is not followed; copy the file in its place")
                 continue
             if entry.is_dir():
-                if not entry.name.startswith("."):
+                # The checkpoints of an output_dir are judged one by one.
+                if not entry.name.startswith((".", "torn-")) and not NAME.fullmatch(entry.name):
                     below[entry.name] = {each.name for each in os.scandir(entry.path) if not each.is_symlink()}
             else:
                 names.add(entry.name)

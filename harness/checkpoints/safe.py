@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.checkpoints import manifest
 from harness.checkpoints.adapter_directory import WHOLE
-from harness.checkpoints.saving import SAVING, CheckpointError, agree, commit, finish, rotate, timed
+from harness.checkpoints.saving import SAVING, CheckpointError, agree, commit, finish, rotate, tidy, timed
 from harness.errors import UsageError
 
 _USE = "class SafeTrainer(harness.SafeCheckpoints, Trainer): pass"
@@ -86,6 +86,7 @@ class SafeCheckpoints:
                 commit(partial, Path(run, name), seconds)
                 best = here.state.best_model_checkpoint
                 rotate(Path(run), here.args.save_total_limit, {name, *([Path(best).name] if best else [])})
+                tidy(Path(run))
             except (OSError, UsageError) as problem:
                 error = f"{type(problem).__name__}: {problem}"
         self._agree_on(name, error)

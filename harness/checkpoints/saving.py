@@ -92,6 +92,12 @@ def rotate(run: Path, limit: int | None, keep: set[str]) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
+def tidy(run: Path) -> None:
+    """Delete the directory of checkpoints that are being written, if it is empty."""
+    with suppress(OSError):
+        (run / SAVING).rmdir()
+
+
 def agree(key: str, error: str = "", value: str = "") -> str:
     """Wait until every rank has come here, and return rank 0's value. If one brings an error, raise it in all of them.
 

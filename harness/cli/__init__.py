@@ -72,6 +72,7 @@ _COMMANDS = (
     (measure_commands.coverage, True),
     (measure_commands.mutants, False),
     (directory_commands.adapter, False),
+    (directory_commands.checkpoint, False),
     (report_commands.report, False),
     (report_commands.trend, False),
     (look_commands.clauses, False),
