@@ -204,13 +204,7 @@ def _show_one(one: Checkpoint, say: Any, common: set[str]) -> None:
     say(f"{one.verdict}: {shown_path(one.path)} ({where})", {WHOLE: "green"}.get(one.verdict, "red"))
     for file in one.files:
         if file.state != WHOLE:
-            words = (
-                ""
-                if file.state == "missing"
-                else "it "
-                if file.why.startswith(("has ", "is ", "names ", "holds "))
-                else ""
-            )
+            words = "it " if file.state == TORN else ""
             say(f"  {file.file} is {file.state}: {words}{file.why}")
     whole = sum(file.state == WHOLE for file in one.files)
     if whole:

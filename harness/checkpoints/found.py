@@ -10,8 +10,8 @@ from harness.checkpoints.adapter_directory import FOREIGN, TORN, WHOLE, File
 
 MISSING, NOT_READ = "missing", "not read"
 
-#: Bytes of trainer_state.json. The log of a run with 200,000 logged steps has 30 MB.
-STATE_LIMIT = 48 * 2**20
+#: Bytes of trainer_state.json. The log of 150,000 entries has 20 MB, and takes 250 MB of memory.
+STATE_LIMIT = 24 * 2**20
 
 STATE = "trainer_state.json"
 
@@ -27,6 +27,7 @@ class Checkpoint:
     - notes: what else is to be known. not_judged: what was not looked at, and why. One sentence each.
     - wrote: which releases wrote it, such as {"peft": "0.21.2"}.
     - foreign: why this is no checkpoint, or none that can be read; "" if it is one.
+    - state: the fields of trainer_state.json.
     - about: properties by which known defects are found (`harness.checkpoints.outlook`).
     """
 
@@ -40,6 +41,7 @@ class Checkpoint:
     wrote: dict[str, str] = field(default_factory=dict)
     foreign: str = ""
     about: set[str] = field(default_factory=set)
+    state: dict[str, Any] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -72,7 +74,8 @@ class Checkpoint:
         self.say(file, TORN, why)
 
     def missing(self, file: str, why: str) -> None:
-        self.say(file, MISSING, why)
+        if not any(one.file == file for one in self.files):  # else it is a link, which was not followed
+            self.say(file, MISSING, why)
 
     def to_json(self) -> dict[str, Any]:
         return {

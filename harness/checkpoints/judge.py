@@ -130,9 +130,8 @@ def _weights(found: Checkpoint, names: set[str], below: dict[str, set[str]], mod
 
 
 def _trainer(found: Checkpoint, names: set[str], below: dict[str, set[str]], model: Path | None) -> None:
-    state = {}
     if STATE in names:
-        state = states.read_state(found)
+        states.read_state(found)
     else:
         found.missing(STATE, "the Trainer writes it last, so the save did not end, or the deletion had begun")
     arguments = states.read_arguments(found) if states.ARGUMENTS in names else {}
@@ -153,8 +152,9 @@ def _trainer(found: Checkpoint, names: set[str], below: dict[str, set[str]], mod
         return
     if deepspeed:
         sharded.read_deepspeed(found, below)
+    optimizer = states.Optimizer()
     for file in optimizers:
-        states.check_optimizer(found, file, adapters)
+        optimizer = states.check_optimizer(found, file, adapters)
     if not (optimizers or optimizer_shards or deepspeed):
         found.missing("optimizer.pt", "resuming would start the optimizer anew, without a word")
     if "optimizer.bin" in optimizers and "pytorch_model_fsdp.bin" not in names:
@@ -166,7 +166,7 @@ def _trainer(found: Checkpoint, names: set[str], below: dict[str, set[str]], mod
         if not adapters and not weights.has_model(names):
             found.missing("adapter_model.safetensors", "it is loaded without FSDP, and there is no model in its place")
     if "scheduler.pt" in names:
-        states.check_scheduler(found, "scheduler.pt", state)
+        states.check_scheduler(found, "scheduler.pt", optimizer)
     elif "DeepSpeed's schedule" not in found.about:
         found.missing("scheduler.pt", "resuming would start the schedule and the optimizer anew, without a word")
     if "scaler.pt" in names:
@@ -205,7 +205,7 @@ def _accelerate(found: Checkpoint, names: set[str], below: dict[str, set[str]]) 
         if file.startswith("optimizer"):
             states.check_optimizer(found, file, [])
         elif file.startswith("scheduler"):
-            states.check_scheduler(found, file, {})
+            states.check_scheduler(found, file, states.Optimizer())
         else:
             states.check_plain(found, file)
     for rank in sorted(ranks):

@@ -99,7 +99,8 @@ def check(checkpoint: Checkpoint, names: set[str]) -> None:
     """Note what is not as the manifest has it. Notes that there is none, if there is none."""
     if MANIFEST not in names:
         checkpoint.not_judged.append(
-            f"whether a number of the weights changed: there is no {MANIFEST}, which SafeCheckpoints writes"
+            "whether a number in safetensors changed, and whether the generators are of this step: there is no "
+            f"{MANIFEST}, which SafeCheckpoints writes"
         )
         return
     for file, state, why in wrong(checkpoint.path):

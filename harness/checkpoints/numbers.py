@@ -46,6 +46,12 @@ def has_nan(piece: bytes, dtype: str) -> bool:
     return not all_finite(piece, dtype)
 
 
+def number(content: bytes, dtype: str) -> float | None:
+    """Return the number that some bytes are; None for dtypes that count nothing."""
+    kind = {**_FLOATS, "I64": "<i8", "I32": "<i4"}.get(dtype)
+    return float(np.frombuffer(content, kind)[0]) if kind is not None else None
+
+
 @dataclass
 class Scan:
     """What the numbers of a safetensors file are like: names of tensors.

@@ -8,12 +8,12 @@ from typing import Any
 
 from harness.brought.settings_files import read_object
 from harness.checkpoints.adapter_directory import Adapter
-from harness.checkpoints.found import STATE, STATE_LIMIT, Checkpoint
+from harness.checkpoints.found import Checkpoint
 from harness.contract import expectations
 from harness.environment import version
 from harness.errors import UsageError
 from harness.paths import SUITES
-from harness.reading import read_json, read_text
+from harness.reading import read_text
 
 #: Property of a checkpoint -> the known defects that reach it: (clause, scenario of the expectation).
 REACHED: dict[str, tuple[tuple[str, str], ...]] = {
@@ -59,15 +59,13 @@ def note_releases(found: Checkpoint, names: set[str]) -> None:
             named = re.search(r"^- PEFT (\S{1,40})$", read_text(found.path / "README.md"), re.MULTILINE)
             if named:
                 found.wrote["peft"] = named[1]
-        if STATE in names:
-            _note_state(found, read_json(found.path / STATE, STATE_LIMIT, nan=True), names)
     except UsageError:
-        return
+        pass  # what is wrong with the file is noted where it is judged
+    if found.state:
+        _note_state(found, found.state, names)
 
 
-def _note_state(found: Checkpoint, state: Any, names: set[str]) -> None:
-    if not isinstance(state, Mapping):
-        return
+def _note_state(found: Checkpoint, state: Mapping[str, Any], names: set[str]) -> None:
     if "transformers" not in found.wrote:
         # transformers/trainer_callback.py:TrainerState has it since 4.50.
         found.wrote["transformers"] = "4.50 or newer" if "best_global_step" in state else "before 4.50"

@@ -159,7 +159,7 @@ def _latest(found: Checkpoint) -> str:
         if not (found.path / "latest").exists():
             found.missing("latest", "it names the directory of DeepSpeed's states, and is written last")
         else:
-            found.torn("latest", torn_in(str(error)))
+            found.torn("latest", f"is {torn_in(str(error))}")
         return ""
     if not tag or "\0" in tag or "/" in tag or leads_out(tag):
         found.torn("latest", "names no directory" if tag.strip("\0") else "is empty")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.checkpoints import pickles, torch_files
@@ -49,8 +50,8 @@ def read_state(found: Checkpoint) -> dict[str, Any]:
     named = re.fullmatch(r"checkpoint-(\d{1,15})", found.path.resolve().name)
     if named and int(named[1]) != step:
         found.torn(STATE, f"has global_step {step}, in a directory of step {named[1]}")
-    found.step = step
-    return dict(state)
+    found.step, found.state = step, dict(state)
+    return found.state
 
 
 def read_arguments(found: Checkpoint) -> dict[str, Any]:
@@ -75,33 +76,38 @@ def read_arguments(found: Checkpoint) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if isinstance(value, (bool, int, float, str))}
 
 
-def check_optimizer(found: Checkpoint, file: str, adapters: list[Adapter]) -> None:
+@dataclass(frozen=True)
+class Optimizer:
+    """What a schedule is compared with. steps: how many it made, if it counts them. rates: of its groups."""
+
+    steps: int | None = None
+    rates: list[Any] = field(default_factory=list)
+
+
+def check_optimizer(found: Checkpoint, file: str, adapters: list[Adapter]) -> Optimizer:
     """Judge the optimizer's state, and compare it with the adapters' tensors and the step."""
     read = torch_file(found, file)
     if read is None:
-        return
+        return Optimizer()
     state = read.value.get("state") if isinstance(read.value, dict) else None
     groups = read.value.get("param_groups") if isinstance(read.value, dict) else None
     if not isinstance(state, dict) or not isinstance(groups, (list, dict)):
         if isinstance(read.value, dict) and "optimizer_states" not in read.value:
             found.not_judged.append(f"{file}: what it holds, because it is no state of an optimizer of torch")
-        return
+        return Optimizer()
     params = [name for group in groups if isinstance(group, dict) for name in group.get("params", ())]
     lost = [key for key in state if isinstance(groups, list) and key not in set(params)]
     if lost:
         found.torn(file, f"has the state of tensor {shown(lost[0])}, which is in none of its groups")
     if params and not state and found.step and any("betas" in group for group in groups if isinstance(group, dict)):
         found.torn(file, f"has no state of any of {len(params)} tensors after {found.step} steps")
-    _check_steps(found, file, state)
+    steps = [read.number(one.get("step")) for one in state.values() if isinstance(one, dict)]
+    counted = [int(one) for one in steps if one is not None]
+    if counted and found.step is not None and max(counted) > found.step:
+        found.torn(file, f"counts {max(counted)} steps, and {STATE} {found.step}: they are of two saves")
     _check_shapes(found, file, state, adapters)
-
-
-def _check_steps(found: Checkpoint, file: str, state: Mapping[Any, Any]) -> None:
-    steps = [
-        int(one["step"]) for one in state.values() if isinstance(one, dict) and type(one.get("step")) in (int, float)
-    ]
-    if steps and found.step is not None and max(steps) > found.step:
-        found.torn(file, f"counts {max(steps)} steps, and {STATE} {found.step}: they are of two saves")
+    rates = [group.get("lr") for group in groups if isinstance(group, dict)]
+    return Optimizer(max(counted, default=None), rates if all(type(one) is float for one in rates) else [])
 
 
 def _check_shapes(found: Checkpoint, file: str, state: Mapping[Any, Any], adapters: list[Adapter]) -> None:
@@ -127,8 +133,8 @@ def _check_shapes(found: Checkpoint, file: str, state: Mapping[Any, Any], adapte
         )
 
 
-def check_scheduler(found: Checkpoint, file: str, state: Mapping[str, Any]) -> None:
-    """Judge the schedule's state, and compare its step and rates with trainer_state.json."""
+def check_scheduler(found: Checkpoint, file: str, optimizer: Optimizer) -> None:
+    """Judge the schedule's state, and compare its steps and rates with the optimizer's and with trainer_state.json."""
     read = torch_file(found, file)
     if read is None:
         return
@@ -136,11 +142,15 @@ def check_scheduler(found: Checkpoint, file: str, state: Mapping[str, Any]) -> N
     if "last_epoch" not in value and "_last_lr" not in value:
         found.not_judged.append(f"{file}: what it holds, because it is no state of a schedule of torch")
         return
-    done = value.get("last_epoch")
-    if type(done) is not int or found.step is None or "_step_count" not in value or not state:
+    done, rates = value.get("last_epoch"), value.get("_last_lr")
+    if type(done) is not int or found.step is None or "_step_count" not in value:
         return
     if done > found.step:
         found.torn(file, f"counts {done} steps, and {STATE} {found.step}: they are of two saves")
+    elif optimizer.steps is not None and done != optimizer.steps:
+        found.torn(file, f"counts {done} steps, and the optimizer {optimizer.steps}: they are of two saves")
+    elif isinstance(rates, list) and len(rates) == len(optimizer.rates) and rates != optimizer.rates:
+        found.torn(file, f"has the learning rates {shown(rates)}, and the optimizer {shown(optimizer.rates)}")
     elif done < found.step:
         found.notes.append(
             f"{file} counts {done} steps, and {STATE} {found.step}: the run skipped steps (fp16), or it once went on "

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.checkpoints.header import BITS, FILE_LIMIT
-from harness.checkpoints.numbers import PIECE, all_finite
-from harness.checkpoints.pickles import Broken, Described, describe
+from harness.checkpoints.numbers import PIECE, all_finite, number
+from harness.checkpoints.pickles import Broken, Described, Tensor, describe
 from harness.errors import UsageError
 from harness.reading import opened, shown
 
@@ -38,16 +38,24 @@ class TorchFile:
 
     - described: the content of its pickle.
     - broken: keys of storages with numbers that are NaN or infinite.
+    - scalars: key of each storage of one number -> the number.
     - unsummed: whether the file has no checksums (torch.serialization.set_crc32_options(False)).
     """
 
     described: Described
     broken: set[str] = field(default_factory=set)
+    scalars: dict[str, float] = field(default_factory=dict)
     unsummed: bool = False
 
     @property
     def value(self) -> Any:
         return self.described.value
+
+    def number(self, value: Any) -> float | None:
+        """Return a number, or that of a tensor of one; None for anything else."""
+        if isinstance(value, Tensor):
+            return self.scalars.get(value.storage.key)
+        return float(value) if type(value) in (int, float) else None
 
 
 def read(path: Path) -> TorchFile:
@@ -114,6 +122,9 @@ class _Part:
 
 def _read(part: _Part, length: int) -> TorchFile:
     _check_directory(part, length)
+    part.seek(0)
+    if part.read(4) != b"PK\x03\x04":
+        raise Torn(f"has {length:,} bytes, the first of which are no archive's")
     with zipfile.ZipFile(part) as archive:  # type: ignore[arg-type]
         entries = archive.infolist()
     if sum(entry.file_size for entry in entries) > length:
@@ -138,6 +149,8 @@ def _read(part: _Part, length: int) -> TorchFile:
             for piece in _pieces(part, entry, unsummed):
                 if storage is not None and not all_finite(piece, storage.dtype):
                     found.broken.add(storage.key)
+                if storage is not None and storage.numel == 1 and (one := number(piece, storage.dtype)) is not None:
+                    found.scalars[storage.key] = one
     missing = [key for key in described.storages if f"data/{key}" not in inner]
     if missing:
         raise Torn(f"has no entry for the storage {shown(missing[0])}")
@@ -152,12 +165,15 @@ def _check_directory(part: _Part, length: int) -> None:
     end = part.read(_END)
     if end[:4] != b"PK\x05\x06":
         raise zipfile.BadZipFile
-    (size,) = struct.unpack_from("<L", end, 12)
+    size, begin = struct.unpack_from("<LL", end, 12)
+    stop = length - _END
     if length >= _END + _LOCATOR + _END_64:
         part.seek(length - _END - _LOCATOR - _END_64)
         record = part.read(_END_64)
         if record[:4] == b"PK\x06\x06":
-            size = max(size if size != 0xFFFFFFFF else 0, *struct.unpack_from("<Q", record, 40))
+            (size, begin), stop = struct.unpack_from("<QQ", record, 40), length - _END - _LOCATOR - _END_64
+    if begin + size != stop:
+        raise Torn(f"has {length:,} bytes, and its directory is that of {begin + size + length - stop:,}")
     if size > _DIRECTORY_LIMIT:
         raise Torn(f"has a directory of {size:,} bytes; {_DIRECTORY_LIMIT:,} are read")
 
