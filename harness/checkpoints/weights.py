@@ -25,7 +25,8 @@ _MODEL = re.compile(r"(model|pytorch_model)(_\d+)?(-\d{5}-of-\d{5})?\.(safetenso
 
 def torn_in(sentence: str) -> str:
     """Return what an error says after the path that it begins with."""
-    return sentence.partition(": ")[2] or sentence
+    said = sentence.partition(": ")[2] or sentence
+    return said.removesuffix("; save it as UTF-8")
 
 
 def has_adapter(names: set[str]) -> bool:
