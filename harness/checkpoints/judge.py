@@ -31,6 +31,12 @@ _ACCELERATE = re.compile(
     r"(optimizer|scheduler|sampler|dl_state_dict)(_\d+)?\.bin|custom_checkpoint_\d+\.pkl|scaler\.pt"
 )
 
+#: The files of an adapter's checkpoint, in the order in which the Trainer of one process writes them.
+_ORDER = (
+    *("README.md", "adapter_model.safetensors", "adapter_config.json", "training_args.bin", "optimizer.pt"),
+    *("scheduler.pt", "rng_state.pth", STATE),
+)
+
 
 def judge(directory: str | Path, model: Path | None = None) -> Checkpoint:
     """Judge one checkpoint's directory.
@@ -136,6 +142,8 @@ def _trainer(found: Checkpoint, names: set[str], below: dict[str, set[str]], mod
         found.missing(STATE, "the Trainer writes it last, so the save did not end, or the deletion had begun")
     arguments = states.read_arguments(found) if states.ARGUMENTS in names else {}
     adapters = _weights(found, names, below, model)
+    _lost_adapters(found, below)
+    _written_over(found, names)
     deepspeed = sharded.is_deepspeed(names, below)
     optimizers = [name for name in ("optimizer.pt", "optimizer.bin") if name in names]
     optimizer_shards = [name for name in below if re.fullmatch(r"optimizer_\d+", name)]
@@ -172,6 +180,32 @@ def _trainer(found: Checkpoint, names: set[str], below: dict[str, set[str]], mod
     if "scaler.pt" in names:
         states.check_plain(found, "scaler.pt")
     _generators(found, names, ranks)
+
+
+def _lost_adapters(found: Checkpoint, below: dict[str, set[str]]) -> None:
+    """Note a directory of an adapter that every other checkpoint of the run has, and this one has not."""
+    others = [
+        each for each in _directories_beside(found.path) if NAME.fullmatch(each.name) and (each / STATE).is_file()
+    ]
+    held = [{each.parent.name for each in other.glob(f"*/{weights.CONFIG}")} for other in others[:64]]
+    for name in sorted(set.intersection(*held) - set(below)) if held else ():
+        found.missing(f"{name}/{weights.CONFIG}", "every other checkpoint beside it has this adapter")
+
+
+def _written_over(found: Checkpoint, names: set[str]) -> None:
+    """Note a save over an older one that stopped half way: its files are whole, and of two saves.
+
+    The times of the files tell: the first ones of a save are newer than all later ones, and both parts are in the order
+    of a save. Copies have other orders.
+    """
+    files = [name for name in _ORDER if name in names]
+    times = [(found.path / name).stat().st_mtime_ns for name in files]
+    turn = next((at for at in range(1, len(times)) if times[at] < times[at - 1]), 0)
+    turned = times[turn:] + times[:turn]
+    if turn and len(files) >= 5 and all(a < b for a, b in zip(turned, turned[1:], strict=False)):
+        found.torn(
+            files[turn], f"is older than {files[turn - 1]}, which a save writes before it: they are of two saves"
+        )
 
 
 def _generators(found: Checkpoint, names: set[str], ranks: set[int]) -> None:
@@ -223,13 +257,20 @@ def _accelerate(found: Checkpoint, names: set[str], below: dict[str, set[str]]) 
     found.ranks = several
 
 
+def _directories_beside(path: Path) -> list[Path]:
+    own = path.resolve()
+    try:
+        return [
+            each for each in own.parent.iterdir() if each.is_dir() and each.name != own.name and not each.is_symlink()
+        ]
+    except OSError:
+        return []
+
+
 def _beside(path: Path) -> set[str]:
     """Return the files of save_state that all other checkpoints beside this one have."""
     try:
-        others = [
-            each for each in path.resolve().parent.iterdir() if each.is_dir() and each.name != path.resolve().name
-        ]
-        listed = [{each.name for each in other.iterdir()} for other in others[:64]]
+        listed = [{each.name for each in other.iterdir()} for other in _directories_beside(path)[:64]]
     except OSError:
         return set()
     listed = [names for names in listed if any(_RANDOM_STATE.fullmatch(name) for name in names)]
