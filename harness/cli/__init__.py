@@ -71,6 +71,7 @@ _COMMANDS = (
     (measure_commands.speed, False),
     (measure_commands.coverage, True),
     (measure_commands.mutants, False),
+    (measure_commands.crash, False),
     (directory_commands.adapter, False),
     (directory_commands.checkpoint, False),
     (report_commands.report, False),

@@ -26,6 +26,9 @@ Equal states are made once. Two machine faults at the same time, other than 3, a
 
 from __future__ import annotations
 
+import itertools
+import math
+import operator
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +37,7 @@ from pathlib import Path
 from harness.crash.operations import (
     CREATE,
     LINK,
+    MEET,
     MKDIR,
     RENAME,
     RMDIR,
@@ -119,7 +123,7 @@ def of_process(recording: Recording) -> Iterator[State]:
                 how = f"killed in operation {number}: {operation}, {cut}"
                 yield State(PROCESS, how, {**tree, operation.path: data})
         apply(tree, operation)
-        if operation.kind != SYNC:
+        if operation.kind not in (SYNC, MEET):
             yield State(PROCESS, f"killed after operation {number}: {operation}", dict(tree))
 
 
@@ -133,12 +137,83 @@ def _cuts(old: bytes, new: bytes) -> Iterator[tuple[str, bytes]]:
             yield f"{cut} of its {length} bytes written", new[:end] + (b"" if start else old[end:])
 
 
+# ---- ranks that stop at different points ----
+
+
+def of_ranks(recordings: Sequence[Recording], at_most: int | None = None, seed: int = 0) -> list[State]:
+    """Return the states that the killed ranks of a group leave, each rank stopped after an operation of its own.
+
+    A rank that went on after it had met the others proves that they had come so far, too. Writes are not cut here.
+
+    - recordings: of the ranks. Each began with the same directory.
+    - at_most: a sample of so many, drawn with `seed`; None: all.
+    """
+    ends = [_ends(one.operations) for one in recordings]
+    tuples: Iterable[tuple[int, ...]] = itertools.product(*ends)
+    total = math.prod(map(len, ends))
+    if at_most is not None and total > _MOST_TUPLES:
+        generator = random.Random(seed)
+        tuples = {tuple(generator.choice(each) for each in ends) for _ in range(_MOST_TUPLES)}
+        tuples = sorted(tuples)
+    found: dict[object, State] = {}
+    found_points: list[tuple[int, ...]] = []
+    for each in tuples:
+        if _possible(recordings, each):
+            done = [operation for one, end in zip(recordings, each, strict=True) for operation in one.operations[:end]]
+            tree = replay(recordings[0].before, done)
+            how = "; ".join(f"rank {rank}: {_last(recordings[rank].operations[:end])}" for rank, end in enumerate(each))
+            if key(tree) not in found:
+                found[key(tree)] = State(PROCESS, how, tree)
+                found_points.append(each)
+    made = list(found.values())
+    if at_most is None or len(made) <= at_most:
+        return made
+    # Half of the sample is of states in which a rank has finished: those look the most like whole ones.
+    generator = random.Random(seed)
+    last = [ends[-1] for ends in map(_ends, (one.operations for one in recordings))]
+    finished = [at for at, points in enumerate(found_points) if any(map(operator.eq, points, last))]
+    others = [at for at in range(len(made)) if at not in set(finished)]
+    chosen = generator.sample(finished, min(len(finished), (at_most + 1) // 2))
+    chosen += generator.sample(others, min(len(others), at_most - len(chosen)))
+    return [made[at] for at in sorted(chosen)]
+
+
+#: Tuples of points that are looked at, if a sample is asked for.
+_MOST_TUPLES = 20_000
+
+
+def _ends(operations: Sequence[Operation]) -> list[int]:
+    """Return how many operations a rank may have made: none, or up to one that changes something."""
+    changes = [at for at, one in enumerate(operations, start=1) if one.kind not in (SYNC, MEET)]
+    return [0, *changes]
+
+
+def _possible(recordings: Sequence[Recording], ends: Sequence[int]) -> bool:
+    met = max(
+        sum(one.kind == MEET for one in recording.operations[:end])
+        for recording, end in zip(recordings, ends, strict=True)
+    )
+    for recording, end in zip(recordings, ends, strict=True):
+        left = [one.kind for one in recording.operations[end:]]
+        # What it had still to do before the meeting that another rank is past.
+        missing = met - sum(one.kind == MEET for one in recording.operations[:end])
+        meetings = [at for at, kind in enumerate(left) if kind == MEET]
+        if missing > 0 and (missing > len(meetings) or any(kind != MEET for kind in left[: meetings[missing - 1]])):
+            return False
+    return True
+
+
+def _last(operations: Sequence[Operation]) -> str:
+    changes = [one for one in operations if one.kind not in (SYNC, MEET)]
+    return f"killed after {len(changes)} operations, {changes[-1]}" if changes else "killed before the first operation"
+
+
 # ---- the machine stops ----
 
 
 def of_machine(recording: Recording) -> Iterator[State]:
     """Yield the states that a stopped machine leaves within the bound. Some are equal."""
-    operations = merged(recording.operations)
+    operations = merged([one for one in recording.operations if one.kind != MEET])
     for end in range(1, len(operations) + 1):
         done = operations[:end]
         at = f"the machine stopped after operation {end} of {len(operations)}"
@@ -180,7 +255,7 @@ def merged(operations: Sequence[Operation]) -> list[Operation]:
 def _synced(operations: Sequence[Operation], number: int, end: int) -> bool:
     """Return whether an operation is on the disk for sure when operations[:end] were made: an fsync came after it."""
     operation = operations[number]
-    if operation.kind == SYNC:
+    if operation.kind in (SYNC, MEET):
         return True
     if operation.kind == WRITE:
         path = operation.path

@@ -38,7 +38,7 @@ class Judge:
     """
 
     def __init__(self, saved: SavedRun, recorded: Recorded, subject: HFTrainer | None = None):
-        self._loader = Loader(saved.spec, subject)
+        self._loader = Loader(saved, subject)
         self._trees = (recorded.recording.before, recorded.recording.after)
         self.known = wholes(*self._trees)
         self._answers: dict[Any, Answer] = {}

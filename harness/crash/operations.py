@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from harness.crash.trees import Link, Tree
 
-MKDIR, CREATE, WRITE, RENAME, UNLINK, RMDIR, LINK, SYNC = (
+MKDIR, CREATE, WRITE, RENAME, UNLINK, RMDIR, LINK, SYNC, MEET = (
     "mkdir",
     "create",
     "write",
@@ -17,6 +17,7 @@ MKDIR, CREATE, WRITE, RENAME, UNLINK, RMDIR, LINK, SYNC = (
     "rmdir",
     "symlink",
     "sync",
+    "meet",
 )
 
 
@@ -25,6 +26,7 @@ class Operation:
     """One change of a directory.
 
     - kind: one of the names above. "create" makes an empty file. "sync" changes nothing: it is an fsync.
+      "meet" changes nothing: it is where a rank waits for the others.
     - path: what it changes, relative to the directory; "." for the directory itself.
     - to: of a rename: the new path. Of a symlink: its target.
     - data: of a write: all that the file holds afterwards.
@@ -85,7 +87,7 @@ def apply(tree: Tree, operation: Operation) -> bool:
     """Do an operation to a tree, in place. Return whether it could be done."""
     path = operation.path
     match operation.kind:
-        case "sync":
+        case "sync" | "meet":
             return True
         case "mkdir" | "create" | "symlink":
             if path in tree or not _is_folder(tree, parent(path)):

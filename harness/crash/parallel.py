@@ -31,11 +31,12 @@ _LIMIT = 120.0
 
 @dataclass(frozen=True)
 class Sample:
-    """Which states are judged. at_most: of each save, None for all; crashes: the kinds of crash; seed: of the sample."""
+    """Which states of each save are judged. Fields as the parameters of `states`."""
 
     at_most: int | None
     crashes: tuple[str, ...]
     seed: int
+    at_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def recorded(root: Path, name: str) -> Recorded:
 
 
 def chosen(made: Recorded, sample: Sample) -> list[State]:
-    return states(made.recording, sample.crashes, sample.at_most, sample.seed)
+    return states(made.recording, sample.crashes, sample.at_most, sample.seed, sample.at_end)
 
 
 def explore_all(
@@ -107,7 +108,7 @@ def explore_all(
     root: Path,
     workers: int,
     sample: Sample,
-    told: Callable[[str], Any] = lambda text: None,
+    told: Callable[[int, int, str], Any] = lambda done, total, text: None,
 ) -> Iterator[Exploration]:
     """Judge the crash states of saves, and yield what became of those of each save, in the order of `saves`.
 
@@ -115,7 +116,7 @@ def explore_all(
 
     - root: a directory to work in.
     - workers: how many processes.
-    - told: called with how far it has come.
+    - told: called with how many tasks are done, of how many, and which.
 
     Raises UsageError if a save cannot be recorded.
     """
@@ -144,7 +145,9 @@ def explore_all(
             yield exploration
 
 
-def _all_done(team: Workers, tasks: Iterable[_Task], told: Callable[[str], Any]) -> Iterator[tuple[_Task, Any]]:
+def _all_done(
+    team: Workers, tasks: Iterable[_Task], told: Callable[[int, int, str], Any]
+) -> Iterator[tuple[_Task, Any]]:
     """Have tasks done, and yield each with its answer. A task of several states that died is done again one by one."""
     left = list(tasks)
     total, ended = len(left), 0
@@ -154,7 +157,7 @@ def _all_done(team: Workers, tasks: Iterable[_Task], told: Callable[[str], Any])
             team.give(task, _LIMIT)
         for task, done in team.ended(1.0):
             ended += 1
-            told(f"{task.name}: {'states' if task.numbers else 'recorded'}, task {ended} of {total}")
+            told(ended, total, f"{task.name}: {'states judged' if task.numbers else 'recorded'}")
             if isinstance(done, Died) and len(task.numbers) > 1:
                 left += [_Task(task.name, (number,)) for number in task.numbers]
                 total += len(task.numbers)

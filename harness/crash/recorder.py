@@ -27,6 +27,7 @@ from harness.crash.inotify import Event, Watch
 from harness.crash.operations import (
     CREATE,
     LINK,
+    MEET,
     MKDIR,
     RENAME,
     RMDIR,
@@ -107,6 +108,13 @@ class Recorder:
                 f"the save changed {wrong[0]} in a way that cannot be recorded, such as through a memory map, so its crash "
                 "states are not known"
             )
+
+    def meet(self) -> None:
+        """Take note that this rank waits for the others here."""
+        with self._lock:
+            self._poll()
+            if self._watch is not None:
+                self._operations.append(Operation(MEET, "."))
 
     # ---- what calls it ----
 

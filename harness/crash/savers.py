@@ -117,7 +117,7 @@ def _loaded(team: Workers, state: State, seconds: float) -> Answer:
         ended = team.ended(seconds)
     answer = ended[0][1]
     if isinstance(answer, Died):
-        return Answer(error=f"{answer.how}: {answer.output[-200:]}")
+        return Answer(error=f"{answer.how}: {answer.output[-200:]}" if answer.output else answer.how)
     assert isinstance(answer, Answer)
     return answer
 
@@ -132,9 +132,15 @@ def _plain(value: Any) -> Any:
         import torch
 
         if isinstance(value, torch.Tensor):
+            value = local(value)
             return [str(value.dtype), tuple(value.shape), checksum(value)]
     if isinstance(value, Mapping):
         return [(str(name), _plain(item)) for name, item in sorted(value.items(), key=lambda pair: str(pair[0]))]
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def local(tensor: Any) -> Any:
+    """Return the part of a tensor that this process holds."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

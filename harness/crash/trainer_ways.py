@@ -20,7 +20,7 @@ from harness import compat
 from harness.crash.operations import Recording
 from harness.crash.outcomes import Answer, folders
 from harness.crash.recorder import Recorder
-from harness.crash.savers import digest_of
+from harness.crash.savers import digest_of, local
 from harness.crash.trees import Node, write_tree
 from harness.errors import UsageError
 from harness.fixtures import models
@@ -51,12 +51,15 @@ class SavedRun:
     - until: the last save that belongs to the recording; None: `step`. With a later one, a crash loses what an earlier
       save wrote.
     - before: a run in the same directory beforehand, whose checkpoints are overwritten; None: none.
+    - resume_with: "module:function", called with output_dir, returns what is passed as resume_from_checkpoint in place of
+      True. "": True is passed.
     """
 
     spec: RunSpec
     step: int
     until: int | None = None
     before: RunSpec | None = None
+    resume_with: str = ""
 
 
 @dataclass
@@ -85,19 +88,19 @@ def record_run(saved: SavedRun, directory: Path, subject: HFTrainer | None = Non
     with working_in(directory):
         shutil.rmtree(RUN, ignore_errors=True)
         RUN.mkdir()
-        with _quiet([]):
+        with quiet([]):
             if saved.before is not None:
                 subject.build(saved.before, RUN).train()
             trainer = subject.build(saved.spec, RUN)
             recorder = Recorder(RUN)
-            _while_saving(trainer, recorder, saved.step, saved.until or saved.step)
+            while_saving(trainer, recorder, saved.step, saved.until or saved.step)
             trainer.train()
         made = Recorded(recorder.recording(), fingerprint(trainer))
         shutil.rmtree(RUN)
     return made
 
 
-def _while_saving(trainer: Trainer, recorder: Recorder, first: int, last: int) -> None:
+def while_saving(trainer: Trainer, recorder: Recorder, first: int, last: int) -> None:
     """Have a Trainer's saves of steps `first` to `last` recorded, with what its callbacks do at a save."""
     save = trainer._maybe_log_save_evaluate
     stack = contextlib.ExitStack()
@@ -130,12 +133,13 @@ def ways_of(tree: Mapping[str, Node], torn: Callable[[str], bool]) -> list[tuple
 class Loader:
     """Loads states of one run. The injected model is built once, and copied for each state.
 
-    - spec: of the run.
+    - saved: the run.
     - subject: who trains.
     """
 
-    def __init__(self, spec: RunSpec, subject: HFTrainer | None = None):
-        self._spec, self._subject = spec, subject or HFTrainer()
+    def __init__(self, saved: SavedRun, subject: HFTrainer | None = None):
+        self._spec, self._subject = saved.spec, subject or HFTrainer()
+        self._choose = models.load_object(saved.resume_with) if saved.resume_with else lambda directory: True
         self._models = Prototypes()
 
     def load(self, tree: Mapping[str, Node], way: str, folder: str) -> Answer:
@@ -150,9 +154,9 @@ class Loader:
         value: Any = None
         error = ""
         try:
-            with _quiet(said):
+            with quiet(said):
                 if way in (RESUME, PATH):
-                    value = self._resumed(True if way == RESUME else str(RUN / folder), began)
+                    value = self._resumed(self._choose(str(RUN)) if way == RESUME else str(RUN / folder), began)
                 elif way == INFERENCE:
                     value = _for_inference(self._spec, RUN / folder)
                 else:
@@ -169,7 +173,9 @@ class Loader:
         model = self._models.make("injected", lambda: inject(models.build(self._spec.model), self._spec.adapter))
         return self._subject.build(self._spec, RUN, model=model)
 
-    def _resumed(self, checkpoint: bool | str, began: list[int]) -> dict[str, str]:
+    def _resumed(self, checkpoint: Any, began: list[int]) -> dict[str, str]:
+        if checkpoint is None:
+            raise FileNotFoundError(f"no checkpoint was chosen in {RUN}")
         trainer = self._trainer()
         trainer.add_callback(_beginning(began))
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -212,7 +218,7 @@ def _for_inference(spec: RunSpec, checkpoint: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _quiet(said: list[str]) -> Iterator[None]:
+def quiet(said: list[str]) -> Iterator[None]:
     """Collect warnings instead of printing them, and print no log of training."""
     with recorded_warnings(said), open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
         yield
@@ -226,7 +232,7 @@ def tensors_digest(model: Any) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(model.named_parameters()):
         if is_adapter(name):
-            total.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}{checksum(tensor)}".encode())
+            total.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}{checksum(local(tensor))}".encode())
     return total.hexdigest()[:16]
 
 
