@@ -15,8 +15,8 @@ from tests.installed import installed
 __all__ = ["installed"]
 
 COMMANDS = (
-    "adapter", "bisect", "cache", "check", "checkpoint", "clauses", "coverage", "crash", "defects", "gate", "history", "judge",
-    "mutants", "report", "repro", "soak", "speed", "sweep", "train", "trend",
+    "adapter", "bisect", "cache", "check", "checkpoint", "clauses", "coverage", "crash", "defects", "gate", "history",
+    "judge", "mutants", "report", "repro", "soak", "speed", "sweep", "train", "trend",
 )  # fmt: skip
 
 #: Run in the environment: the help of each command, by the function that the console script calls.

@@ -196,13 +196,13 @@ def _written_over(found: Checkpoint, names: set[str]) -> None:
     """Note a save over an older one that stopped half way: its files are whole, and of two saves.
 
     The times of the files tell: the first ones of a save are newer than all later ones, and both parts are in the order
-    of a save. Copies have other orders.
+    of a save. Copies have other orders. One file alone may have been changed by hand.
     """
     files = [name for name in _ORDER if name in names]
     times = [(found.path / name).stat().st_mtime_ns for name in files]
     turn = next((at for at in range(1, len(times)) if times[at] < times[at - 1]), 0)
     turned = times[turn:] + times[:turn]
-    if turn and len(files) >= 5 and all(a < b for a, b in zip(turned, turned[1:], strict=False)):
+    if turn >= 2 and len(files) >= 5 and all(a < b for a, b in zip(turned, turned[1:], strict=False)):
         found.torn(
             files[turn], f"is older than {files[turn - 1]}, which a save writes before it: they are of two saves"
         )

@@ -127,10 +127,10 @@ def _read(part: _Part, length: int) -> TorchFile:
         raise Torn(f"has {length:,} bytes, the first of which are no archive's")
     with zipfile.ZipFile(part) as archive:  # type: ignore[arg-type]
         entries = archive.infolist()
-    if sum(entry.file_size for entry in entries) > length:
-        raise Torn("has entries that are larger than the file")
     if any(entry.compress_type for entry in entries):
         raise Torn("has compressed entries, which torch does not write")
+    if sum(entry.file_size for entry in entries) > length:
+        raise Torn("has entries that are larger than the file")
     inner = {entry.filename.partition("/")[2]: entry for entry in entries}
     if "data.pkl" not in inner:
         raise Torn("is an archive without data.pkl, so torch did not write it")
