@@ -26,6 +26,19 @@ def safe():
     return HFTrainer(SafeTrainer)
 
 
+class BrokenDiskTrainer(SafeTrainer):
+    """Its second rank cannot write at step 4."""
+
+    def _save_rng_state(self, output_dir):
+        if self.args.process_index == 1 and self.state.global_step == 4:
+            raise OSError(5, "Input/output error")
+        super()._save_rng_state(output_dir)
+
+
+def broken_disk():
+    return HFTrainer(BrokenDiskTrainer)
+
+
 def main(output_dir, seconds=None):
     torch.set_num_threads(1)
     trainer = safe().build(RUN, output_dir)

@@ -139,7 +139,7 @@ def check_states(name, at_most, directory):
 
 
 def test_crash_states_of_a_save(tmp_path):
-    assert check_states("limit-1", 40, tmp_path) == 40
+    assert check_states("limit-1", 25, tmp_path) == 25
 
 
 @pytest.mark.slow
@@ -179,6 +179,26 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(kills,
         done += 1
     assert run_in_fork(tmp_path / "killed") == 0
     assert equal(tmp_path / "killed/checkpoint-8", tmp_path / "undisturbed/checkpoint-8")
+
+
+# ---- ranks ----
+
+
+@pytest.mark.slow
+def test_two_ranks_save_together_and_fail_together(tmp_path):
+    from harness.processes import launch
+
+    spec = SHORT.but(launch={"strategy": "ddp", "ranks": 2}, data={"eval_rows": 4}, eval_strategy="steps", eval_steps=2,
+                     metric_for_best_model="eval_loss", load_best_model_at_end=True)  # fmt: skip
+    trace = launch.train(safe_training.safe(), spec, tmp_path / "whole")
+    assert trace.error is None
+    for step in (2, 4):
+        found = judge(tmp_path / f"whole/checkpoint-{step}")
+        assert (found.verdict, found.ranks) == ("whole", 2)
+    failed = launch.train(safe_training.broken_disk(), spec, tmp_path / "broken")
+    said = "checkpoint-4 was not saved (OSError: [Errno 5] Input/output error)"
+    assert all(f"rank 1: {said}" in each.error or said in each.error for each in [failed, *failed.ranks])
+    assert newest_whole(tmp_path / "broken") == str(tmp_path / "broken/checkpoint-2")
 
 
 # ---- the pieces ----

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ def _written_over(found: Checkpoint, names: set[str]) -> None:
     times = [(found.path / name).stat().st_mtime_ns for name in files]
     turn = next((at for at in range(1, len(times)) if times[at] < times[at - 1]), 0)
     turned = times[turn:] + times[:turn]
-    if turn >= 2 and len(files) >= 5 and all(a < b for a, b in zip(turned, turned[1:], strict=False)):
+    if turn >= 2 and len(files) >= 5 and all(a < b for a, b in pairwise(turned)):
         found.torn(
             files[turn], f"is older than {files[turn - 1]}, which a save writes before it: they are of two saves"
         )

@@ -55,7 +55,7 @@ class SafeCheckpoints:
                 finish(run)
                 resume_from_checkpoint = _chosen(run, resume_from_checkpoint)
                 shutil.rmtree(run / SAVING, ignore_errors=True)  # what a crash left there is not whole
-            except (UsageError, OSError) as problem:
+            except (CheckpointError, UsageError, OSError) as problem:
                 error = str(problem)
         chosen = json.loads(self._agree("resume", error, json.dumps(resume_from_checkpoint, default=str)))
         return super().train(chosen, trial, *args, **kwargs)  # type: ignore[misc]
@@ -109,7 +109,7 @@ class SafeCheckpoints:
 
 
 def _chosen(run: Path, asked: Any) -> Any:
-    """Return what to resume from in place of what was asked for. Raises UsageError if that is not whole."""
+    """Return what to resume from in place of what was asked for. Raises CheckpointError if that is not whole."""
     from harness.checkpoints.choose import newest_whole
     from harness.checkpoints.judge import judge
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from harness.checkpoints import manifest
-from harness.errors import UsageError
 
 #: The directory in output_dir in which checkpoints are written, and into which old ones go before they are deleted.
 SAVING = ".saving"
@@ -20,7 +19,7 @@ SAVING = ".saving"
 _LIMIT = 1800.0
 
 
-class CheckpointError(UsageError):
+class CheckpointError(RuntimeError):
     """A checkpoint that was not saved, or that cannot be resumed from. The message says which one to use."""
 
 
