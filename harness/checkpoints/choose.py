@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,4 +95,14 @@ def newest_whole(output_dir: str | os.PathLike[str]) -> str | None:
         raise NoWholeCheckpoint(
             f"{shown_path(path)}: no whole checkpoint is left: {'; '.join(passed)}; move them away to start afresh"
         )
+    return None
+
+
+def newest_beside(path: Path) -> str | None:
+    """Return the newest whole checkpoint of the run that a checkpoint is of; None if there is none, or it is of no run."""
+    if not NAME.fullmatch(path.resolve().name):
+        return None
+    parent = path.parent if path.name not in ("", ".", "..") else path.resolve().parent
+    with suppress(UsageError):
+        return next((str(each) for each in checkpoints_in(parent) if judge(each).verdict == WHOLE), None)
     return None

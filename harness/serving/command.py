@@ -11,6 +11,7 @@ from rich.text import Text
 
 from harness.checkpoints import adapter_directory, whole
 from harness.checkpoints.adapter_directory import FOREIGN, TORN, WHOLE, Adapter
+from harness.checkpoints.choose import newest_beside
 from harness.errors import UsageError
 from harness.files import write_whole
 from harness.fixtures import pretrained
@@ -69,6 +70,7 @@ def to_json(adapter: Adapter, answers: list[servers.Answer], measured: Effect | 
             "verdict": adapter.verdict,
             "files": [vars(one) for one in adapter.files],
             "notes": adapter.notes,
+            "use": newest_beside(adapter.path),
         },
         "servers": [answer.to_json() for answer in answers],
         "effect": None if measured is None else measured.to_json(),
