@@ -62,6 +62,14 @@ def test_repair_renames_and_deletes_nothing(run):
     assert looked_at(run, repair=True)[1]["moved"] == []
 
 
+def test_what_save_model_wrote_beside_the_checkpoints(run, capsys):
+    made.arguments(made.trainer_state(made.adapter(run), step=6))
+    (run / "adapter_model.safetensors").write_bytes(b"")
+    code, written = looked_at(run, repair=True)
+    assert (code, len(written["moved"])) == (1, 1) and run.is_dir()  # an adapter alone is never moved
+    assert f"torn: {run} (an adapter" in capsys.readouterr().out
+
+
 def test_repair_of_one_checkpoint(run):
     code, written = looked_at(run / "checkpoint-6", repair=True)
     assert code == 0 and not (run / "checkpoint-6").exists() and written["use"] == str(run / "checkpoint-4")

@@ -62,6 +62,9 @@ WHOLE = {
         made.adapter(path, content={**made.tensors(), "base_model.model.e.token_adapter.t": torch.randn(2, 8)},
                      trainable_token_indices=[1, 2])
     ),
+    "save_model and save_state": lambda path: made.arguments(
+        made.trainer_state(made.adapter(path.with_name("output_dir")))
+    ),
     "SHARDED_STATE_DICT": sharded,
     "save_state": lambda path: made.saved_by_accelerate(path.with_name("step_4")),
     "save_state of four ranks": lambda path: made.saved_by_accelerate(path.with_name("step_5"), ranks=4),
@@ -79,6 +82,9 @@ def test_whole_checkpoints_are_whole(kind, at):
     found = judge(WHOLE[kind](at))
     assert (found.verdict, found.why) == ("whole", "")
 
+
+#: Kinds in which a file may be missing.
+ALONE = ("adapter alone", "adapter alone of .bin", "model alone", "save_model and save_state")
 
 #: Kinds of which each file is damaged in CI.
 FEW = ("several adapters", "full model in shards", "two ranks", "SHARDED_STATE_DICT", "save_state")
@@ -98,7 +104,7 @@ def test_each_damage_is_found(kind, at):
             assert verdict == "torn", f"{name} with {len(form)} bytes is {verdict}"
         (path / name).unlink()
         optional = (*NEITHER_READ, "scaler.pt", "config.json", "scheduler.bin")
-        if name.name not in optional and kind not in ("adapter alone", "adapter alone of .bin", "model alone"):
+        if name.name not in optional and kind not in ALONE:
             assert judge(path).verdict == "torn", f"without {name}"
         shutil.copy2(file, path / name)
     assert judge(path).verdict == "whole"

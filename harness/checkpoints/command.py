@@ -45,7 +45,8 @@ def run(path: Path, model: Path | None, repair: bool, json_file: Path | None) ->
     if model is not None:
         pretrained.check(model)
     asked, several = _judged(path, model)
-    moved = _move_aside(several.checkpoints if asked is None else [asked]) if repair else []
+    torn = [asked] if asked is not None else [one for one in several.checkpoints if one.path != path]
+    moved = _move_aside(torn) if repair else []
     if moved:
         several.checkpoints = [one for one in several.checkpoints if one.path not in {old for old, _ in moved}]
     gone = asked is not None and bool(moved)

@@ -58,7 +58,7 @@ def judge(directory: str | Path, model: Path | None = None) -> Checkpoint:
     elif _is_accelerate(names):
         found.kind = "of accelerate's save_state"
         _accelerate(found, names, below)
-    elif STATE in names or states.ARGUMENTS in names or NAME.fullmatch(path.resolve().name):
+    elif NAME.fullmatch(path.resolve().name) or _has_states(names, below):
         found.kind = "the Trainer's"
         _trainer(found, names, below, model)
     else:
@@ -108,6 +108,13 @@ def _is_accelerate(names: set[str]) -> bool:
         return True
     trainer = names & {STATE, "scheduler.pt", states.ARGUMENTS} or any(_RANK_STATE.fullmatch(name) for name in names)
     return not trainer and any(_ACCELERATE.fullmatch(name) and name != "scaler.pt" for name in names)
+
+
+def _has_states(names: set[str], below: dict[str, set[str]]) -> bool:
+    """Return whether a run could go on from here. save_model() and save_state() write trainer_state.json, too."""
+    files = {"optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth"}
+    ranks = any(_RANK_STATE.fullmatch(name) for name in names)
+    return bool(names & files) or ranks or any(re.fullmatch(r"optimizer_\d+", name) for name in below)
 
 
 def _weights(found: Checkpoint, names: set[str], below: dict[str, set[str]], model: Path | None) -> list[Adapter]:
@@ -294,6 +301,10 @@ def _alone(found: Checkpoint, names: set[str], below: dict[str, set[str]], model
         return
     found.kind = "an adapter" if adapters else "a model"
     found.notes.append("no optimizer, no schedule, no generators: it can be loaded, and no run can be resumed from it")
+    if states.ARGUMENTS in names:
+        states.read_arguments(found)
+    if STATE in names:
+        states.read_state(found)
     _weights(found, names, below, model)
 
 
