@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.checkpoints.header import BITS, FILE_LIMIT
-from harness.checkpoints.numbers import PIECE, all_finite, number
 from harness.checkpoints.pickles import Broken, Described, Tensor, describe
+from harness.checkpoints.stored_numbers import PIECE, all_finite, number
 from harness.errors import UsageError
 from harness.reading import opened, shown
 
@@ -125,7 +125,7 @@ def _read(part: _Part, length: int) -> TorchFile:
     part.seek(0)
     if part.read(4) != b"PK\x03\x04":
         raise Torn(f"has {length:,} bytes, the first of which are no archive's")
-    with zipfile.ZipFile(part) as archive:  # type: ignore[arg-type]
+    with zipfile.ZipFile(part) as archive:
         entries = archive.infolist()
     if any(entry.compress_type for entry in entries):
         raise Torn("has compressed entries, which torch does not write")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.brought.settings_files import read_object
-from harness.checkpoints import header, numbers, torch_files, whole
+from harness.checkpoints import header, stored_numbers, torch_files, whole
 from harness.checkpoints.adapter_directory import CONFIG, PICKLE, TENSORS, WHOLE, Adapter, quoted
 from harness.checkpoints.found import NOT_READ, Checkpoint
 from harness.checkpoints.header import Entry
@@ -152,7 +152,7 @@ def read_model(found: Checkpoint, names: set[str]) -> dict[str, Entry]:
             continue
         found.say(file, WHOLE)
         if file.endswith(".safetensors"):
-            scan = numbers.scan(found.path / file, held)
+            scan = stored_numbers.scan(found.path / file, held)
             if scan.nan:
                 found.torn(file, f"has numbers that are NaN in {quoted(sorted(scan.nan))}")
             if scan.cut:

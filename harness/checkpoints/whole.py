@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoints import demands, numbers
+from harness.checkpoints import demands, stored_numbers
 from harness.checkpoints.adapter_directory import TENSORS, WHOLE, Adapter, quoted
 
 
@@ -26,7 +26,7 @@ def check(adapter: Adapter, model: Path | None, progress: Any = None) -> None:
 
 
 def _check_numbers(adapter: Adapter, progress: Any) -> None:
-    scan = numbers.scan(adapter.path / TENSORS, adapter.tensors)
+    scan = stored_numbers.scan(adapter.path / TENSORS, adapter.tensors)
     if progress is not None:
         progress.advance(len(adapter.tensors))
     if scan.infinite:
