@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -168,10 +167,10 @@ def of_ranks(recordings: Sequence[Recording], at_most: int | None = None, seed: 
     made = list(found.values())
     if at_most is None or len(made) <= at_most:
         return made
-    # Half of the sample is of states in which a rank has finished: those look the most like whole ones.
+    # Half of the sample is of states in which rank 0 has finished: it writes trainer_state.json, so they look whole.
     generator = random.Random(seed)
-    last = [ends[-1] for ends in map(_ends, (one.operations for one in recordings))]
-    finished = [at for at, points in enumerate(found_points) if any(map(operator.eq, points, last))]
+    last = _ends(recordings[0].operations)[-1]
+    finished = [at for at, points in enumerate(found_points) if points[0] == last]
     others = [at for at in range(len(made)) if at not in set(finished)]
     chosen = generator.sample(finished, min(len(finished), (at_most + 1) // 2))
     chosen += generator.sample(others, min(len(others), at_most - len(chosen)))

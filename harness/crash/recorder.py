@@ -109,6 +109,11 @@ class Recorder:
                 "states are not known"
             )
 
+    @property
+    def before(self) -> Tree:
+        """What the directory held when the recording began."""
+        return self._before
+
     def meet(self) -> None:
         """Take note that this rank waits for the others here."""
         with self._lock:
