@@ -73,6 +73,7 @@ _COMMANDS = (
     (measure_commands.mutants, False),
     (measure_commands.crash, False),
     (directory_commands.adapter, False),
+    (directory_commands.checkpoint, False),
     (report_commands.report, False),
     (report_commands.trend, False),
     (look_commands.clauses, False),

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.checkpoints.adapter_directory import Adapter
 from harness.errors import UsageError
 from harness.reading import read_json_lines, shown_path
-from harness.serving.directory import Adapter
 
 if TYPE_CHECKING:
     import torch
