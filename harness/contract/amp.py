@@ -32,6 +32,7 @@ CHAPTER = Chapter(
             "dtype.",
             source="peft/tuners/tuners_utils.py:2705-2762 (cast_adapter_dtype); peft/mapping_func.py:110-122 "
             "(get_peft_model); transformers/integrations/peft.py:426 (PeftAdapterMixin.add_adapter)",
+            profile="stack",
         ),
         Clause(
             "AMP-05",
@@ -87,4 +88,5 @@ CHAPTER = Chapter(
             "Accelerator has prepared)",
         ),
     ),
+    profile="trainer",
 )

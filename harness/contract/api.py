@@ -12,6 +12,7 @@ CHAPTER = Chapter(
             "adapters and a compiled model, and MUST train the same run in each.",
             source="transformers/trainer_utils.py:69-99 (_is_peft_model, unwrap_peft_model); "
             "transformers/trainer.py:512-532 (Trainer.__init__)",
+            profile="trainer",
         ),
         Clause(
             "API-02",
@@ -40,6 +41,7 @@ CHAPTER = Chapter(
             "bit.",
             source="peft/mapping_func.py:105-158 (get_peft_model); "
             "transformers/integrations/peft.py:390-428 (PeftAdapterMixin.add_adapter)",
+            profile="any-loop",
         ),
         Clause(
             "API-06",
@@ -48,6 +50,7 @@ CHAPTER = Chapter(
             "dropped.",
             source="transformers/trainer.py:512-532 (Trainer.__init__), 1179-1193 "
             "(Trainer._set_signature_columns_if_needed)",
+            profile="trainer",
         ),
         Clause(
             "API-07",
@@ -55,6 +58,7 @@ CHAPTER = Chapter(
             "(False by default). The value MUST remain after training.",
             source="transformers/trainer.py:644-646 (Trainer.__init__)",
             needs=("transformers>=5.0",),
+            profile="trainer",
         ),
         Clause(
             "API-08",
@@ -77,6 +81,7 @@ CHAPTER = Chapter(
             "were loaded for inference or made with inference_mode=True.",
             source="peft/tuners/tuners_utils.py:1141 (BaseTuner.inject_adapter); peft/peft_model.py:423, 496 "
             "(PeftModel.from_pretrained)",
+            profile="trainer",
         ),
         Clause(
             "API-11",
@@ -207,4 +212,5 @@ CHAPTER = Chapter(
             needs=("peft>=0.21",),
         ),
     ),
+    profile="stack",
 )

@@ -54,4 +54,5 @@ CHAPTER = Chapter(
             source="transformers/trainer.py:3780-3799 (Trainer._load_best_model)",
         ),
     ),
+    profile="trainer",
 )

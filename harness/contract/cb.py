@@ -45,4 +45,5 @@ CHAPTER = Chapter(
             "transformers/trainer.py:4020-4057 (Trainer._load_callback_state)",
         ),
     ),
+    profile="trainer",
 )

@@ -104,4 +104,5 @@ CHAPTER = Chapter(
             tier="mp",
         ),
     ),
+    profile="trainer",
 )

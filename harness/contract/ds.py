@@ -71,4 +71,5 @@ CHAPTER = Chapter(
             needs=_NEEDS,
         ),
     ),
+    profile="stack",
 )

@@ -70,4 +70,5 @@ CHAPTER = Chapter(
             source="transformers/trainer_callback.py:568-621 (DefaultFlowCallback)",
         ),
     ),
+    profile="trainer",
 )

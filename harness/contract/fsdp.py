@@ -173,4 +173,5 @@ CHAPTER = Chapter(
             needs=_NEEDS,
         ),
     ),
+    profile="stack",
 )

@@ -64,4 +64,5 @@ CHAPTER = Chapter(
             needs=OPTUNA,
         ),
     ),
+    profile="trainer",
 )

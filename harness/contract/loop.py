@@ -33,6 +33,7 @@ CHAPTER = Chapter(
             "If max_steps is positive, a run MUST make max_steps optimizer steps. Otherwise it MUST make "
             "ceil(num_train_epochs * steps per epoch). It MUST begin as many epochs as that takes.",
             source="transformers/trainer.py:2487-2555 (Trainer.set_initial_training_values)",
+            profile="any-loop",
         ),
         Clause(
             "LOOP-05",
@@ -82,6 +83,7 @@ CHAPTER = Chapter(
             "Activation checkpointing, reentrant or not, MUST NOT change a bit of gradients, losses or adapter. This "
             "MUST hold with dropout and through either injection route.",
             source="transformers/modeling_utils.py:3142-3189 (PreTrainedModel._activation_checkpointing_enable)",
+            profile="any-loop",
         ),
         Clause(
             "LOOP-13",
@@ -97,6 +99,8 @@ CHAPTER = Chapter(
             "It MUST NOT show in a checkpoint: no key of the adapter's file has _orig_mod.",
             source="accelerate/accelerator.py:2068-2075 (Accelerator.prepare_model); transformers/training_args.py:1621-1636",
             tier="gpu",
+            profile="any-loop",
         ),
     ),
+    profile="trainer",
 )
