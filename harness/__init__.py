@@ -3,7 +3,14 @@
 Importing this package imports neither torch nor transformers, so that the command line answers at once.
 """
 
+from importlib import import_module as _import_module
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.session.conformance import conformance as conformance
+    from harness.subjects.loop_subject import LoopSubject as LoopSubject
+    from harness.subjects.trainer_subject import TrainerSubject as TrainerSubject
 
 #: The only place where the version is written: pyproject.toml reads it from here.
 __version__ = "0.2.0"
@@ -14,3 +21,16 @@ _here = _Path(__file__).resolve().parent
 if not (_here / "suites").is_dir() and (_here.parent / "suites" / "CONTRACT.md").is_file():
     __path__ = [*__path__, str(_here.parent)]
 del _Path, _here
+
+#: What users import from here -> where it is.
+_ENTRIES = {
+    "conformance": "harness.session.conformance",
+    "LoopSubject": "harness.subjects.loop_subject",
+    "TrainerSubject": "harness.subjects.trainer_subject",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ENTRIES:
+        raise AttributeError(f"module 'harness' has no attribute {name!r}")
+    return getattr(_import_module(_ENTRIES[name]), name)

@@ -27,6 +27,7 @@ class Clause:
     - needs: requirements without which it does not apply, such as "bitsandbytes" or "transformers>=5.0".
     - device: "cpu" if the clause is about machines without a GPU only.
     - option: the option of a session without which it is not judged, such as "--timed".
+    - refuses: whether it asks for a refusal, so that a case may hold without any run that is completed.
     - profile: one of PROFILES. Empty: that of its chapter, which fills it in.
     """
 
@@ -38,6 +39,7 @@ class Clause:
     device: str = ""
     option: str = ""
     profile: str = ""
+    refuses: bool = False
 
     @property
     def chapter(self) -> str:

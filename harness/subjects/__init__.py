@@ -7,9 +7,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from harness.contract.clause import Clause
 from harness.errors import UsageError
 from harness.files import require_space
 from harness.raised import where_raised
@@ -34,6 +38,9 @@ class Subject(Protocol):
     #: Shown in reports. Traces are cached by it, so two subjects in one session need two names.
     name: str
 
+    # It may have these, too (`traits`):
+    # built_on: the packages whose known defects are not its own; not_for: globs over clauses -> why they say nothing of it.
+
     def unsupported(self, spec: RunSpec) -> str | None:
         """Return why this subject cannot train such a spec, None if it can. With a reason the case is skipped."""
         ...
@@ -51,6 +58,40 @@ class Subject(Protocol):
         the traces of the other ranks into that of rank 0. For this the subject is pickled.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What decides which clauses judge a subject, and whose fault it is if one fails.
+
+    - foreign: whether it is somebody's own class or loop, and neither transformers.Trainer itself nor the reference.
+    - own_class: the class of somebody's Trainer; None for anything else.
+    - built_on: the packages whose known defects are not its own.
+    - not_for: globs over clause ids -> why such clauses say nothing of it.
+    """
+
+    foreign: bool = False
+    own_class: type | None = None
+    built_on: tuple[str, ...] = ()
+    not_for: Mapping[str, str] = field(default_factory=dict)
+
+    def why_not(self, clause: Clause) -> str | None:
+        """Return why a clause does not judge the subject; None if it does."""
+        if self.foreign and clause.profile == "stack":
+            return "about interfaces of transformers and peft themselves, and not about what is built on them"
+        return next((why for glob, why in self.not_for.items() if fnmatchcase(clause.id, glob)), None)
+
+
+#: What somebody's own subject is built on, if it does not say.
+_USUAL = ("peft", "accelerate", "bitsandbytes", "torch")
+
+
+def traits(subject: Subject) -> Traits:
+    """Return the traits of a subject."""
+    own = getattr(subject, "own_class", subject)  # a Trainer's is None if it is transformers' own
+    if own is None or subject.name == "reference":
+        return Traits()
+    return Traits(True, own if isinstance(own, type) else None, tuple(getattr(subject, "built_on", _USUAL)), dict(getattr(subject, "not_for", {})))
 
 
 def load(name: str) -> Subject:
