@@ -36,15 +36,13 @@ from harness.errors import UsageError
 from harness.runs.cache import Runs
 from harness.runs.scenarios import PLAIN
 from harness.session.decide import decide
+from harness.session.pyargs import PROPERTY
 from harness.session.state import CASES, VERDICTS, State, Unsupported, skip_if
 from harness.session.suite_tests import Request, SuiteTest, Whole, call, find
 from harness.spec import RunSpec
 from harness.subjects import Subject, traits, unsupported
 from harness.trace import Trace
 from harness.verdict import KNOWN_DEFECT, NOT_COMPARABLE, SKIPPED, Case
-
-#: The property of a test's report that holds a case as JSON (`harness.session.pyargs` reads it).
-PROPERTY = "peft_harness_conformance"
 
 #: Seconds after which a case is cut off.
 LIMIT = 300.0
@@ -60,6 +58,7 @@ def conformance(
     expectations: str | Path | None = None,
     clauses: str | Sequence[str] = (),
     allow: Mapping[str, Sequence[str]] | None = None,
+    tables: bool = False,
     limit: float = LIMIT,
     device: str = "cpu",
 ) -> Callable[..., None]:
@@ -73,6 +72,7 @@ def conformance(
     - clauses: globs over clause ids, such as "RES-*"; empty: all of the profile.
     - allow: clause id, or glob -> names of what the subject adds on purpose: keys of log entries and metrics, files of a
       checkpoint.
+    - tables: judge each method of peft on each kind of layer, too, which is four times as much.
     - limit: seconds after which a case is cut off and has failed; 0: never.
     - device: "cpu" or "cuda".
 
@@ -81,7 +81,7 @@ def conformance(
     caller = sys._getframe(1)
     here = Path(caller.f_code.co_filename).parent
     try:
-        tests = find(_chosen(subject, profile, clauses))
+        tests = find(_chosen(subject, profile, clauses), tables)
         judged = _Judged(subject, tests, _own(expectations, subject, here), dict(allow or {}), limit, device)
     except UsageError as error:
         raise ConformanceError(f"conformance: {error}") from None

@@ -14,6 +14,7 @@ import importlib
 import inspect
 import itertools
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
@@ -27,6 +28,10 @@ from harness.session.state import STATE
 
 #: Fixtures of cases that are left out: runs that hypothesis draws, and those of --spec.
 _LEFT_OUT = {"draw", "brought"}
+
+
+#: The files whose cases are tables of methods and layers.
+_TABLES = ("test_tables.py", "test_serve.py", "test_frz_kinds.py", "test_verbs.py", "test_loaders.py", "test_loaded.py")
 
 
 @dataclass(frozen=True)
@@ -58,15 +63,22 @@ class SuiteTest:
         return (m for m in (*_marks(self.function), *(one.mark for one in whole)) if m.name == name)
 
 
-def find(clauses: Sequence[str]) -> list[SuiteTest]:
-    """Return the cases of some clauses, in the order of suites/."""
+def find(clauses: Sequence[str], tables: bool = True) -> list[SuiteTest]:
+    """Return the cases of some clauses, in the order of suites/.
+
+    - tables: also those of each method of peft on each kind of layer. They say more of peft than of who trains.
+    """
     wanted = set(clauses)
     found: list[SuiteTest] = []
     for path in sorted(paths.SUITES.glob("test_*.py")):
+        if not tables and path.name in _TABLES:
+            continue
         # A module is imported only if one of its tests may be wanted: most train with upstream, whose import takes time.
         if wanted.isdisjoint(re.findall(r"[A-Z]+-\d+", path.read_text(encoding="utf-8"))):
             continue
-        module = importlib.import_module(f"harness.suites.{path.stem}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pytest warns of marks that somebody's session does not know
+            module = importlib.import_module(f"harness.suites.{path.stem}")
         for name, function in vars(module).items():
             if not (name.startswith("test_") and inspect.isfunction(function)):
                 continue
@@ -167,8 +179,9 @@ class Request:
             return self._real.getfixturevalue(name)
         function, scope = fixture
         made, ends = (self._made, self.ends) if scope == "function" else (self._whole.made, self._whole.ends)
+        given = {one: self.getfixturevalue(one) for one in inspect.signature(function).parameters}
         self.param = self._test.values.get(name) if name in self._test.indirect else None
-        value = function(**{one: self.getfixturevalue(one) for one in inspect.signature(function).parameters})
+        value = function(**given)
         if inspect.isgenerator(value):
             value = ends.enter_context(contextlib.contextmanager(lambda: value)())
         made[name] = value
