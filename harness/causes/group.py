@@ -76,8 +76,9 @@ def by_root(causes: Sequence[Cause], cases: Sequence[Case]) -> list[Cause]:
     order = {id: (PROFILES.index(clause.profile), number) for number, (id, clause) in enumerate(clauses.items())}
     whose = {(case.clause, case.scenario): WHOSE.index(case.whose) for case in cases}
 
-    def place(cause: Cause) -> tuple[int, tuple[int, int]]:
-        return min((whose[member], order[member[0]]) for member in cause.members)
+    def place(cause: Cause) -> tuple[int, tuple[int, int], int]:
+        first = min((whose[member], order[member[0]]) for member in cause.members)
+        return *first, -sum(order[clause] == first[1] for clause, _ in cause.members)
 
     return sorted(causes, key=place)
 

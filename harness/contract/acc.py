@@ -45,6 +45,7 @@ CHAPTER = Chapter(
             "number of micro-batches in the window. The gradient at the optimizer step MUST be that of the large "
             "batch.",
             source="transformers/trainer.py:514-523 (Trainer.__init__), 2099-2111 (training_step)",
+            profile="trainer",
         ),
         Clause(
             "ACC-09",

@@ -33,7 +33,6 @@ CHAPTER = Chapter(
             "If max_steps is positive, a run MUST make max_steps optimizer steps. Otherwise it MUST make "
             "ceil(num_train_epochs * steps per epoch). It MUST begin as many epochs as that takes.",
             source="transformers/trainer.py:2487-2555 (Trainer.set_initial_training_values)",
-            profile="any-loop",
         ),
         Clause(
             "LOOP-05",

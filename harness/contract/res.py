@@ -19,7 +19,7 @@ CHAPTER = Chapter(
             "A run through add_adapter MUST resume from its own checkpoint bit for bit. The same checkpoint MUST "
             "resume through get_peft_model.",
             source="transformers/trainer.py:3671-3731 (Trainer._load_from_checkpoint)",
-            profile="any-loop",
+            profile="checkpoint",
         ),
         Clause(
             "RES-03",

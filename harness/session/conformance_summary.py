@@ -45,15 +45,16 @@ def lines(cases: Sequence[Case], verbose: bool = False) -> Iterator[str]:
         return
     held = [case for case in cases if case.verdict == PASS]
     known = [case for case in cases if case.verdict == KNOWN_DEFECT]
-    failing = [case for case in cases if case.verdict not in (PASS, KNOWN_DEFECT, SKIPPED, NOT_COMPARABLE)]
-    aside = [case for case in cases if case.verdict in (SKIPPED, NOT_COMPARABLE)]
+    aside = [case for case in cases if case.verdict == SKIPPED or (case.verdict == NOT_COMPARABLE and case.reason)]
+    done = {id(case) for case in (*held, *known, *aside)}
+    failing = [case for case in cases if id(case) not in done]
     yield (
         f"{counted(len(held), 'case')} of {counted(len({case.clause for case in held}), 'clause')} hold, {len(failing)} fail, "
         f"{len(known)} fail by known defects, {len(aside)} are not judged"
     )
     causes = by_root(group(cases), cases)
     left = len(causes) if verbose else _CAUSES
-    whose = {(case.clause, case.scenario): case.whose or "yours" for case in failing}
+    whose = {(case.clause, case.scenario): case.whose for case in failing}
     for who, meaning in _MEANING.items():
         mine = [cause for cause in causes if _whose(cause, whose) == who]
         if mine:

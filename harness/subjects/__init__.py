@@ -2,6 +2,7 @@
 
 - "hf-trainer": transformers.Trainer with adapters injected by peft
 - "reference": harness/reference
+- those of other libraries (`harness.subjects.shipped`): "trl-sft", "trl-dpo", "accelerate", "torch", "sentence-transformers"
 - "module:factory": your own; the factory is called without arguments and returns an object with the protocol `Subject`
 """
 
@@ -18,10 +19,11 @@ from harness.errors import UsageError
 from harness.files import require_space
 from harness.raised import where_raised
 from harness.spec import RunSpec
+from harness.subjects import shipped
 from harness.trace import Trace, wrong_fields
 from harness.user_code import cause, guarded, quoted
 
-NAMES = ("hf-trainer", "reference")
+NAMES = ("hf-trainer", "reference", *shipped.NEEDS)
 
 #: Characters of a subject's name.
 MOST = 100
@@ -104,6 +106,8 @@ def load(name: str) -> Subject:
         from harness.subjects.reference import Reference
 
         return Reference()
+    if name in shipped.NEEDS:
+        return shipped.load(name)
     if ":" not in name:
         raise WrongSubject(
             f"unknown subject {name!r}; known are {', '.join(NAMES)}, or name your own as module:factory"

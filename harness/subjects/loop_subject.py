@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,7 +136,7 @@ class LoopSubject:
     - learning_rate, steps, seed.
     - accumulation: micro-batches in an optimizer step.
     - output: the directory to write checkpoints in.
-    - save_every: write a checkpoint every so many steps, and after the last one; 0: none.
+    - save_every: write a checkpoint every so many steps; 0: none. The last step is always one of them.
     - resume_from: a checkpoint that it told the recorder of in an earlier run; None: a fresh run.
     - device: "cpu" or "cuda".
     - recorder: a `Recorder`.
@@ -208,7 +208,7 @@ class LoopSubject:
         if spec.arguments.get("logging_steps", 1) != 1 or spec.arguments.get("logging_strategy", "steps") != "steps":
             return "the loop tells of each step"
         if spec.arguments.get("save_strategy", "no") not in ("no", "steps") or (
-            _saves(spec) and spec.arguments.get("save_steps", 0) < 1
+            _saves(spec) and spec.arguments.get("save_steps", 500) < 1
         ):
             return "the loop saves every so many steps"
         if _saves(spec) and not {"output", "save_every"} <= self._takes and not {"output", "save_steps"} <= self._takes:
@@ -231,7 +231,7 @@ class LoopSubject:
                 data.check_vocabulary(spec.data, [*train_rows, *eval_rows], model)
                 observer.watch_model(model)
                 handle = recorder._watch(model)
-                rows = data.dataset(train_rows, spec.data) if spec.data.augment else train_rows
+                rows = _Drawn(train_rows, spec) if spec.data.augment else train_rows
                 self.function(**self._given(spec, directory, steps, model=model, rows=rows, recorder=recorder))
                 recorder._end()
                 if not recorder._given:
@@ -251,7 +251,9 @@ class LoopSubject:
         values = {keyword: value for name, value in spec.arguments.items() if (keyword := self._keyword(name))}
         values["steps"] = steps
         values.setdefault("accumulation", 1)
-        values["save_every"] = values["save_steps"] = spec.arguments.get("save_steps", 0) if _saves(spec) else 0
+        # Cases ask for a checkpoint at the end, too. Whether a loop writes one unasked is its own affair.
+        every = math.gcd(int(spec.arguments.get("save_steps", 500)), steps) if _saves(spec) else 0
+        values["save_every"] = values["save_steps"] = every
         resume = None
         if spec.resume is not None:
             name = self._saved.get((spec.first_leg().hash, int(spec.resume.checkpoint)))
@@ -264,6 +266,19 @@ class LoopSubject:
     def _keyword(self, argument: str) -> str | None:
         """Return the keyword by which the function takes a field of TrainingArguments; None if it does not."""
         return next((one for one in (argument, _short(argument)) if one in self._takes), None)
+
+
+class _Drawn(Sequence[dict[str, Any]]):
+    """Rows that draw random numbers at each access (`DataSpec.augment`), as lists of ints."""
+
+    def __init__(self, rows: list[dict[str, Any]], spec: RunSpec):
+        self._made: Any = data.dataset(rows, spec.data)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __getitem__(self, index: Any) -> Any:
+        return {name: tensor.tolist() for name, tensor in self._made[index].items()}
 
 
 def _short(argument: str) -> str:
