@@ -33,14 +33,14 @@ from harness.contract import expectations as known
 from harness.contract.clause import PROFILES
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
+from harness.runs import preflight
 from harness.runs.cache import Runs
-from harness.runs.scenarios import PLAIN
 from harness.session.decide import decide
 from harness.session.pyargs import PROPERTY
 from harness.session.state import CASES, VERDICTS, State, Unsupported, skip_if
 from harness.session.suite_tests import Request, SuiteTest, Whole, call, find
 from harness.spec import RunSpec
-from harness.subjects import Subject, traits, unsupported
+from harness.subjects import Subject, traits
 from harness.trace import Trace
 from harness.verdict import KNOWN_DEFECT, NOT_COMPARABLE, SKIPPED, Case
 
@@ -149,7 +149,8 @@ class Conforming(State):
         self.know(judged.subject)
         self.whole = Whole({"runs": self.runs})
         #: Why nothing is judged; "" if the plain run was trained.
-        self.refused = _preflight(self.runs)
+        with _as_in_suites():
+            self.refused = preflight.refused(self.runs)
         #: Whether a case has said so.
         self.said = False
 
@@ -194,26 +195,6 @@ def _without(trace: Trace, names: set[str]) -> Trace:
     )
 
 
-def _preflight(runs: Runs) -> str:
-    """Train the plain run. Return in a sentence why nothing can be judged, "" if all is well."""
-    name = runs.subject.name
-    try:
-        spec = runs.on_device(PLAIN)
-        if (reason := unsupported(runs.subject, spec)) is not None:
-            return f"{name} does not train the plain run ({reason}), so no clause is judged"
-        trace = runs.train(PLAIN)
-    except UsageError as error:
-        return f"{error}; no clause is judged"
-    if trace.error is not None:
-        place = trace.raised
-        at = f" (at {place['file']}:{place['line']})" if place.get("file") else ""
-        words = trace.error.partition(chr(10))[0]
-        return f"{name}: the plain run, which is trained first, ended with {words}{at}; no clause is judged"
-    if not trace.steps:
-        return f"{name}: the plain run made no optimizer step that was observed; no clause is judged"
-    return ""
-
-
 @dataclass
 class _Judged:
     """What a call of `conformance` judges, and by what."""
@@ -254,8 +235,7 @@ class _Judged:
         if self._state is None:
             environment.check_device(self.device)
             root = request.getfixturevalue("tmp_path_factory").mktemp("runs")
-            with _as_in_suites():
-                self._state = Conforming(self, root)
+            self._state = Conforming(self, root)
 
             def end() -> None:
                 assert self._state is not None

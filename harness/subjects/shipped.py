@@ -15,6 +15,11 @@ from harness.fixtures.data import IGNORED, PAD
 if TYPE_CHECKING:
     from harness.subjects import Subject
 
+#: What a trainer that brings a tokenizer does otherwise.
+TOKENIZER: dict[str, str] = {}
+#: What a trainer with another loss than cross entropy says nothing of.
+OTHER_LOSS: dict[str, str] = {}
+
 #: Subject -> the package that it needs, which is also the name of the extra; empty: none.
 NEEDS = {
     "trl-sft": "trl",
@@ -49,7 +54,7 @@ def _trl_sft() -> Subject:
         dataset=Dataset.from_list,
         extra={"processing_class": tokenizer},
         name="trl-sft",
-        not_for=TOKENIZER | ENTROPY,
+        not_for=TOKENIZER,
     )
 
 
@@ -65,7 +70,7 @@ def _trl_dpo() -> Subject:
         dataset=preferences,
         extra={"processing_class": tokenizer},
         name="trl-dpo",
-        not_for=OTHER_LOSS | TOKENIZER | ENTROPY,
+        not_for=OTHER_LOSS | TOKENIZER,
     )
 
 
