@@ -23,7 +23,9 @@ _AGAIN = 5.0
 
 
 @contextmanager
-def limited(seconds: float, error: BaseException | type[BaseException] = TimeIsUp, again: float = 0.0) -> Iterator[None]:
+def limited(
+    seconds: float, error: BaseException | type[BaseException] = TimeIsUp, again: float = 0.0
+) -> Iterator[None]:
     """Raise `error` within the block after some seconds. A signal interrupts it, and another thread could not.
 
     - again: raise it again every so many seconds, until the block ends; 0: once.

@@ -56,7 +56,14 @@ def normal(text: str, scenario: str = "") -> str:
         line += " " + rest.strip().partition("\n")[0]
     if len(scenario) > 5:
         line = re.sub(rf"(?<![\w/]){re.escape(scenario)}(?![\w/])", "SCENARIO", line)
-    for pattern, word in ((_PATHS, "PATH"), (_ADDRESS, "N"), (_DIGEST, "N"), (_NUMBER, "N"), (_SEVERAL, r"\1"), (_LISTS, r"\1")):
+    for pattern, word in (
+        (_PATHS, "PATH"),
+        (_ADDRESS, "N"),
+        (_DIGEST, "N"),
+        (_NUMBER, "N"),
+        (_SEVERAL, r"\1"),
+        (_LISTS, r"\1"),
+    ):
         line = pattern.sub(word, line)
     return _RANK.sub("", " ".join(line.split()))
 

@@ -25,6 +25,7 @@ CHAPTER = Chapter(
             "MUST be used as gradient_accumulation_steps. If both are given, the Trainer MUST refuse.",
             source="transformers/trainer.py:806-831 (Trainer.create_accelerator_and_postprocess)",
             profile="trainer",
+            refuses=True,
         ),
         Clause(
             "ACC-05",

@@ -24,6 +24,7 @@ CHAPTER = Chapter(
             "float32.",
             source="accelerate/accelerator.py:565-569 (Accelerator.__init__)",
             device="cpu",
+            refuses=True,
         ),
         Clause(
             "AMP-04",
@@ -71,6 +72,7 @@ CHAPTER = Chapter(
             "nothing, and after evaluate() the model is what it was.",
             source="transformers/training_args.py:288-293, 1775-1788 (TrainingArguments); "
             "transformers/trainer.py:2939-2945 (Trainer.evaluation_loop)",
+            refuses=True,
         ),
         Clause(
             "AMP-11",

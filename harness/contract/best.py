@@ -39,6 +39,7 @@ CHAPTER = Chapter(
             source="transformers/trainer.py:3776-3796 (Trainer._load_best_model); peft/peft_model.py:744-763 "
             "(PeftModel.get_prompt_embedding_to_save)",
             needs=("transformers>=4.48",),  # the first with a message for prompt learning
+            refuses=True,
         ),
         Clause(
             "BEST-06",
@@ -46,6 +47,7 @@ CHAPTER = Chapter(
             "save_steps a multiple of eval_steps, or save_strategy='best'. The metric MUST default to the loss. A "
             "greater metric MUST count as better unless its name ends with 'loss'.",
             source="transformers/training_args.py:1585-1592, 1748-1774 (TrainingArguments.__post_init__)",
+            refuses=True,
         ),
         Clause(
             "BEST-07",

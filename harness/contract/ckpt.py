@@ -83,6 +83,7 @@ CHAPTER = Chapter(
             "training_args.bin MUST be a pickled TrainingArguments of this run. torch.load MUST refuse to read it "
             "with weights_only=True.",
             source="transformers/trainer.py:4177 (Trainer._save)",
+            refuses=True,
         ),
         Clause(
             "CKPT-12",
@@ -116,6 +117,7 @@ CHAPTER = Chapter(
             "With add_adapter, a checkpoint MUST hold every adapter of the model, active or not. If several adapters "
             "are active, saving MUST be refused with ValueError.",
             source="transformers/modeling_utils.py:3450-3477 (PreTrainedModel.save_pretrained)",
+            refuses=True,
         ),
         Clause(
             "CKPT-17",

@@ -69,7 +69,7 @@ class Chapter:
     id: str
     title: str
     clauses: tuple[Clause, ...]
-    profile: str
+    profile: str = "trainer"
 
     def __post_init__(self) -> None:
         filled = tuple(clause if clause.profile else replace(clause, profile=self.profile) for clause in self.clauses)

@@ -73,6 +73,7 @@ CHAPTER = Chapter(
             source="transformers/trainer_utils.py:102-136 (validate_quantization_for_training)",
             needs=_BNB,
             profile="trainer",
+            refuses=True,
         ),
         Clause(
             "FRZ-11",

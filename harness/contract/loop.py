@@ -76,6 +76,7 @@ CHAPTER = Chapter(
             "If a dataset has no length and max_steps is not given, it MUST be refused. dataloader_drop_last MUST "
             "leave out a short last batch.",
             source="transformers/trainer.py:728-733 (Trainer._validate_args)",
+            refuses=True,
         ),
         Clause(
             "LOOP-12",

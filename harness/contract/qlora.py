@@ -81,6 +81,7 @@ CHAPTER = Chapter(
             source="transformers/trainer_utils.py:102-136 (validate_quantization_for_training)",
             needs=_BNB,
             profile="trainer",
+            refuses=True,
         ),
         Clause(
             "QLORA-12",
@@ -115,6 +116,7 @@ CHAPTER = Chapter(
             "first step, after the base was loaded and the data prepared.",
             source="peft/tuners/*/model.py (_create_new_module); peft/tuners/*/bnb.py",
             needs=_BNB,
+            refuses=True,
         ),
     ),
     profile="stack",

@@ -27,12 +27,14 @@ CHAPTER = Chapter(
             "checkpoint of the highest step, by number. If there is none, it MUST raise ValueError.",
             source="transformers/trainer.py:1473, 1553-1556 (Trainer.train); "
             "transformers/trainer_utils.py:270-279 (get_last_checkpoint)",
+            refuses=True,
         ),
         Clause(
             "RES-04",
             "Before the first step, a path without an adapter file MUST be refused with ValueError \"Can't find a "
             'valid checkpoint at", and one without trainer_state.json with FileNotFoundError.',
             source="transformers/trainer.py:3642-3657 (Trainer._load_from_checkpoint), 1565 (Trainer.train)",
+            refuses=True,
         ),
         Clause(
             "RES-05",
@@ -41,6 +43,7 @@ CHAPTER = Chapter(
             "for bit.",
             source="transformers/trainer.py:3720 (Trainer._load_from_checkpoint), 3886-3991 "
             "(Trainer._load_optimizer_and_scheduler); peft/peft_model.py:1417-1525 (PeftModel.load_adapter)",
+            refuses=True,
         ),
         Clause(
             "RES-06",
@@ -174,6 +177,7 @@ CHAPTER = Chapter(
             "use the newest complete one, or the error MUST say which file of which directory is missing.",
             source="transformers/trainer_utils.py:270-279 (get_last_checkpoint); transformers/trainer.py:3355-3429 "
             "(Trainer._save_checkpoint)",
+            refuses=True,
         ),
         Clause(
             "RES-26",
@@ -181,6 +185,7 @@ CHAPTER = Chapter(
             "warning MUST name it. The run MUST NOT silently become another run.",
             source="transformers/trainer.py:3841-3863 (Trainer._load_rng_state), 3903-3928 "
             "(Trainer._load_optimizer_and_scheduler)",
+            refuses=True,
         ),
     ),
     profile="trainer",

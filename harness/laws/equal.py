@@ -32,9 +32,6 @@ def equal_runs(seen: Trace, expected: Trace, within: Tolerance = EXACT, after: i
     findings = incomplete(seen) + [f"(the run it is compared with) {reason}" for reason in incomplete(expected)]
     if not findings:
         findings = _all_differences(seen, expected, within, after)
-        # What a run lost on its way says more than what it computed without it.
-        if findings and (lost := _lost_optimizer(seen, after)):
-            findings.insert(0, lost)
     measured: dict[str, Any] = {**distance(seen, expected)}
     if any(not isinstance(sentence, Unjudged) for sentence in findings) and seen.steps and expected.steps:
         measured["curves"] = curves(seen, expected, largest_gap)
@@ -77,13 +74,6 @@ def _all_differences(seen: Trace, expected: Trace, within: Tolerance, after: int
             )
         )
     return findings + _uncompared(seen, expected, after)
-
-
-def _lost_optimizer(seen: Trace, after: int) -> str:
-    """Say that a run resumed without its optimizer's state; "" if it had one, or went on from the start."""
-    trains = bool(seen.trainable) and after > 0
-    lost = trains and seen.optimizer_resumed == 0
-    return f"the optimizer's state is empty when the run goes on after step {after}" if lost else ""
 
 
 def _uncompared(seen: Trace, expected: Trace, after: int) -> list[str]:

@@ -188,7 +188,9 @@ def _without(trace: Trace, names: set[str]) -> Trace:
             dataclasses.replace(
                 one,
                 files=kept(one.files),
-                state={**one.state, state: [kept(entry) for entry in one.state[state]]} if state in one.state else one.state,
+                state={**one.state, state: [kept(entry) for entry in one.state[state]]}
+                if state in one.state
+                else one.state,
             )
             for one in trace.checkpoints
         ],

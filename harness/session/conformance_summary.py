@@ -48,8 +48,9 @@ def lines(cases: Sequence[Case], verbose: bool = False) -> Iterator[str]:
     aside = [case for case in cases if case.verdict == SKIPPED or (case.verdict == NOT_COMPARABLE and case.reason)]
     done = {id(case) for case in (*held, *known, *aside)}
     failing = [case for case in cases if id(case) not in done]
+    clauses = counted(len({case.clause for case in held}), "clause")
     yield (
-        f"{counted(len(held), 'case')} of {counted(len({case.clause for case in held}), 'clause')} hold, {len(failing)} fail, "
+        f"{counted(len(held), 'case')} of {clauses} hold, {len(failing)} fail, "
         f"{len(known)} fail by known defects, {len(aside)} are not judged"
     )
     causes = by_root(group(cases), cases)

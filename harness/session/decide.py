@@ -16,7 +16,18 @@ from harness.session import failure, report
 from harness.session.state import VERDICTS, DrawnFailure, NotComparable, NotTrained, Outside, State, Unsupported
 from harness.spec import RunSpec
 from harness.subjects import WrongSubject
-from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS, Case, Verdict, both
+from harness.verdict import (
+    AMBIGUOUS,
+    FAIL,
+    KNOWN_DEFECT,
+    NOT_COMPARABLE,
+    PASS,
+    SKIPPED,
+    UNEXPECTED_PASS,
+    Case,
+    Verdict,
+    both,
+)
 
 #: What is expected of a case that ends with an exception. `harness.mutants.judge` looks for these words.
 RUNS_TO_ITS_END = "the case runs to its end"

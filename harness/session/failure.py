@@ -68,7 +68,9 @@ def sources(clause: Clause, who: Traits) -> list[str]:
         methods = [name for found in _METHODS.findall(place) for name in found.split(", ")]
         mine = [] if own is None else [name for name in methods if name in vars(own)]
         for name in mine:
-            lines.append(f"  yours     {own.__name__ if own else ''}.{name}, which overrides that of transformers.Trainer")
+            lines.append(
+                f"  yours     {own.__name__ if own else ''}.{name}, which overrides that of transformers.Trainer"
+            )
         if not mine and (own is not None or not place.startswith("transformers/")):
             lines.append(f"{_SOURCE}{place}")
     return lines

@@ -1,8 +1,8 @@
 """Entry point of pytest: what the harness adds to anybody's session.
 
-- `pytest --pyargs harness.suites` loads the plugin. pytest reads the conftest.py of a folder early enough for its options, but
-  not that of a package named by --pyargs. Any other session is left without them: options such as --device could clash with
-  those of its plugins.
+- `pytest --pyargs harness.suites` loads the plugin. pytest reads the conftest.py of a folder early enough for its
+  options, but not that of a package named by --pyargs. Any other session is left without them: options such as --device
+  could clash with those of its plugins.
 - A session in which `harness.conformance` has judged a case gets its summary, and the exit code 2 if a subject could not be
   trained. Under xdist the workers judge, and this is the process that prints.
 """

@@ -41,11 +41,11 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     state = request.config.stash[STATE]
     root = tmp_path_factory.mktemp("runs")
     made = state.runs = Runs(subjects.load(state.subject), root, state.device)
-    if state.traits.foreign and subjects.unsupported(made.subject, made.on_device(PLAIN)) is None:
-        if sentence := preflight.refused(made):
-            if not hasattr(request.config, "workerinput"):
-                pytest.exit(sentence, returncode=2)
-            raise WrongSubject(sentence)  # a worker of xdist cannot end the session
+    takes = state.traits.foreign and subjects.unsupported(made.subject, made.on_device(PLAIN)) is None
+    if takes and (sentence := preflight.refused(made)):
+        if not hasattr(request.config, "workerinput"):
+            pytest.exit(sentence, returncode=2)
+        raise WrongSubject(sentence)  # a worker of xdist cannot end the session
     yield made
     state.effort.runs, state.effort.seconds = made.made, made.seconds
     shutil.rmtree(root, ignore_errors=True)

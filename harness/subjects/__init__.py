@@ -2,7 +2,7 @@
 
 - "hf-trainer": transformers.Trainer with adapters injected by peft
 - "reference": harness/reference
-- those of other libraries (`harness.subjects.shipped`): "trl-sft", "trl-dpo", "accelerate", "torch", "sentence-transformers"
+- those of other libraries (`harness.subjects.shipped`): "trl-sft", "accelerate", "torch"
 - "module:factory": your own; the factory is called without arguments and returns an object with the protocol `Subject`
 """
 
@@ -93,7 +93,12 @@ def traits(subject: Subject) -> Traits:
     own = getattr(subject, "own_class", subject)  # a Trainer's is None if it is transformers' own
     if own is None or subject.name == "reference":
         return Traits()
-    return Traits(True, own if isinstance(own, type) else None, tuple(getattr(subject, "built_on", _USUAL)), dict(getattr(subject, "not_for", {})))
+    return Traits(
+        True,
+        own if isinstance(own, type) else None,
+        tuple(getattr(subject, "built_on", _USUAL)),
+        dict(getattr(subject, "not_for", {})),
+    )
 
 
 def load(name: str) -> Subject:

@@ -64,9 +64,7 @@ class Recorder:
         self._given = True
         self._observer.watch_optimizer(optimizer)
 
-    def step(
-        self, number: int, loss: Any = None, grad_norm: Any = None, learning_rate: float | None = None
-    ) -> None:
+    def step(self, number: int, loss: Any = None, grad_norm: Any = None, learning_rate: float | None = None) -> None:
         """Note that an optimizer step was made."""
         if not self._given:
             raise UsageError("the loop calls recorder.step before recorder.optimizer(optimizer)")
@@ -321,6 +319,6 @@ def _seeded(spec: RunSpec | None) -> Iterator[None]:
 
         seed = spec.arguments.get("seed", 42)
         random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - the global generator is the one that loops draw from
+        np.random.seed(seed)
         torch.manual_seed(seed)
     yield

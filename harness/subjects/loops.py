@@ -191,10 +191,7 @@ def to_batch(rows: Sequence[dict[str, Any]], device: Any) -> dict[str, torch.Ten
     """Return rows of one length as tensors."""
     import torch
 
-    return {
-        name: torch.stack([torch.as_tensor(row[name]) for row in rows]).to(device)
-        for name in rows[0]
-    }
+    return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]).to(device) for name in rows[0]}
 
 
 def count(model: Any, labels: torch.Tensor) -> int:

@@ -1,7 +1,7 @@
-"""Subjects of other libraries that the harness ships: `--subject trl-sft`, `trl-dpo`, `accelerate`, `torch`, `sentence-transformers`.
+"""Subjects that the harness ships beside its own two: `--subject trl-sft`, `accelerate` and `torch`.
 
-They are examples, too: what is written here, a maintainer writes in a test file of their own (harness/subjects/README.md). Their
-known defects are in suites/expectations/, with `subjects`.
+They are examples, too: a maintainer writes the same in a test file of their own (harness/subjects/README.md). Their known
+defects are in suites/expectations/, with `subjects`.
 """
 
 from __future__ import annotations
@@ -10,23 +10,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
-from harness.fixtures.data import IGNORED, PAD
 
 if TYPE_CHECKING:
     from harness.subjects import Subject
 
-#: What a trainer that brings a tokenizer does otherwise.
-TOKENIZER: dict[str, str] = {}
-#: What a trainer with another loss than cross entropy says nothing of.
-OTHER_LOSS: dict[str, str] = {}
+#: The largest token id of the rows (`DataSpec.vocab_size` is 256).
+LAST = 255
 
 #: Subject -> the package that it needs, which is also the name of the extra; empty: none.
 NEEDS = {
     "trl-sft": "trl",
-    "trl-dpo": "trl",
     "accelerate": "",
     "torch": "",
-    "sentence-transformers": "sentence-transformers",
 }
 
 
@@ -54,30 +49,19 @@ def _trl_sft() -> Subject:
         dataset=Dataset.from_list,
         extra={"processing_class": tokenizer},
         name="trl-sft",
-        not_for=TOKENIZER,
     )
 
 
-def _trl_dpo() -> Subject:
-    from trl import DPOConfig, DPOTrainer
+def tokenizer() -> Any:
+    """Return a tokenizer of the rows' vocabulary: each token is one word. Trainers ask it for its padding only."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
 
-    from harness.subjects.trainer_subject import TrainerSubject
+    from harness.fixtures.data import PAD
 
-    return TrainerSubject(
-        DPOTrainer,
-        config=DPOConfig,
-        defaults={"max_length": None},
-        dataset=preferences,
-        extra={"processing_class": tokenizer},
-        name="trl-dpo",
-        not_for=OTHER_LOSS | TOKENIZER,
-    )
-
-
-def _sentence_transformers() -> Subject:
-    from harness.subjects.sentence_pairs import subject
-
-    return subject()
+    words = {"<pad>": PAD, "<eos>": LAST, **{f"t{token}": token for token in range(PAD + 1, LAST)}}
+    made = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<eos>")
 
 
 def _accelerate() -> Subject:
@@ -96,8 +80,6 @@ def _torch() -> Subject:
 
 _MAKE: dict[str, Callable[[], Subject]] = {
     "trl-sft": _trl_sft,
-    "trl-dpo": _trl_dpo,
     "accelerate": _accelerate,
     "torch": _torch,
-    "sentence-transformers": _sentence_transformers,
 }

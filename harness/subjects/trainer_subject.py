@@ -60,7 +60,9 @@ class TrainerSubject(HFTrainer):
         from transformers import Trainer
 
         if not (isinstance(cls, type) and issubclass(cls, Trainer)):
-            raise UsageError(f"TrainerSubject: {cls!r} is no subclass of transformers.Trainer; for a loop use LoopSubject")
+            raise UsageError(
+                f"TrainerSubject: {cls!r} is no subclass of transformers.Trainer; for a loop use LoopSubject"
+            )
         if config is not None and not (isinstance(config, type) and dataclasses.is_dataclass(config)):
             raise UsageError(f"TrainerSubject: config is {config!r}; expected a subclass of TrainingArguments")
         super().__init__(None if cls is Trainer else cls, name or cls.__name__)
@@ -71,7 +73,9 @@ class TrainerSubject(HFTrainer):
             self._extra.setdefault("data_collator", collator)
         if wrong := next((name for name in self._extra if name in _GIVEN), None):
             raise UsageError(f"TrainerSubject: extra has {wrong!r}, which the harness gives to the class itself")
-        if config is not None and (wrong := next((name for name in self._defaults if name not in _names(config)), None)):
+        if config is not None and (
+            wrong := next((name for name in self._defaults if name not in _names(config)), None)
+        ):
             raise UsageError(f"TrainerSubject: defaults has {wrong!r}, which {config.__name__} has no field for")
 
     def unsupported(self, spec: RunSpec) -> str | None:
