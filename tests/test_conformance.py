@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from harness import LoopSubject, TrainerSubject, conformance, contract, paths, subjects
+from harness import LoopSubject, TrainerSubject, conformance, contract, environment, paths, subjects
 from harness.alarm import CutOff, cut_off
 from harness.causes.group import by_root, group
 from harness.contract import expectations
@@ -68,7 +68,13 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+#: Faults of three kinds, of loss, file and resume. The others take as long again.
+QUICK = ("ShufflesLabels", "SavesWhole", "ForgetsOptimizerOnResume")
+
+
+@pytest.mark.parametrize(
+    "fault", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
+)
 def test_a_fault_of_a_trainer_is_named_by_its_clause(fault, judged):
     ids, clause, words = FAULTS[fault]
     test = conformance(TrainerSubject(getattr(somebodys, fault)), clauses=sorted({id[:7].rstrip("-") for id in ids}))
@@ -98,11 +104,25 @@ def test_the_five_faults_of_a_loop_are_named(judged):
     assert held.verdict == "pass"
 
 
-@pytest.mark.parametrize("name", ["torch", "accelerate"])
+@pytest.mark.parametrize("name", ["torch", pytest.param("accelerate", marks=pytest.mark.slow)])
 def test_the_shipped_loops_have_none_of_them(name, judged):
     ids = ["LOSS-01-ragged", "RES-22-plain/step-6", "RES-07-ended-inside-an-epoch"]
     test = conformance(subjects.load(name), profile="checkpoint", clauses=["LOSS-01", "RES-22", "RES-07"])
     assert {ended for _, ended in judged(test, *ids)} == {"passed"}
+
+
+@pytest.mark.slow
+def test_the_trainer_of_trl_holds(judged):
+    pytest.importorskip("trl", reason="trl is not installed: pip install 'peft-harness[trl]'")
+    ids = ["FRZ-01-plain", "LOSS-01-ragged", "RES-22-plain/step-6"]
+    test = conformance(subjects.load("trl-sft"), clauses=["FRZ-01", "LOSS-01", "RES-22"])
+    assert {ended for _, ended in judged(test, *ids)} == {"passed"}
+
+
+@pytest.mark.skipif(environment.version("trl") is not None, reason="trl is installed")
+def test_a_shipped_subject_names_the_extra_that_it_needs():
+    with pytest.raises(UsageError, match=r"subject 'trl-sft' needs trl: pip install 'peft-harness\[trl\]'"):
+        subjects.load("trl-sft")
 
 
 def test_what_a_loop_does_not_take_is_said_by_name():

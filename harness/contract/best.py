@@ -54,6 +54,7 @@ CHAPTER = Chapter(
             "If the adapter file of the best checkpoint is damaged or has another rank, training MUST end with an "
             "error. It MUST NOT be passed over.",
             source="transformers/trainer.py:3780-3799 (Trainer._load_best_model)",
+            refuses=True,
         ),
     ),
     profile="trainer",

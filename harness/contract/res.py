@@ -101,6 +101,7 @@ CHAPTER = Chapter(
             "an error before the first step.",
             source="peft/peft_model.py:1506-1539 (PeftModel.load_adapter); transformers/trainer.py:3720 "
             "(Trainer._load_from_checkpoint, which drops the result)",
+            refuses=True,
         ),
         Clause(
             "RES-14",

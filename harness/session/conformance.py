@@ -106,7 +106,8 @@ def _chosen(subject: Any, profile: str, globs: str | Sequence[str]) -> list[str]
     who = traits(subject)
     if profile == "stack" and who.foreign:
         raise UsageError(
-            f"profile 'stack' is about interfaces of transformers and peft themselves; the largest for {subject.name} is {PROFILES[-2]!r}"
+            "profile 'stack' is about interfaces of transformers and peft themselves; "
+            f"the largest for {subject.name} is {PROFILES[-2]!r}"
         )
     named = contract.select([globs] if isinstance(globs, str) else list(globs))
     chosen = [id for id, clause in contract.in_profile(profile).items() if id in named and not who.why_not(clause)]

@@ -18,7 +18,7 @@ _CAUSES, _OTHERS = 12, 5
 #: Whose failures are -> what that means.
 _MEANING = {
     "yours": "the subject does not do what any training must do",
-    "convention": "the subject does another thing than transformers.Trainer, which may be on purpose: see allow= and profile=",
+    "convention": "other than transformers.Trainer does it, which may be on purpose: see allow= and profile=",
 }
 
 

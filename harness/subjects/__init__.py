@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from harness.contract.clause import Clause
+from harness.contract.clause import PROFILES, Clause
 from harness.errors import UsageError
 from harness.files import require_space
 from harness.raised import where_raised
@@ -40,8 +40,7 @@ class Subject(Protocol):
     #: Shown in reports. Traces are cached by it, so two subjects in one session need two names.
     name: str
 
-    # It may have these, too (`traits`):
-    # built_on: the packages whose known defects are not its own; not_for: globs over clauses -> why they say nothing of it.
+    # It may have some of the attributes of `Traits`, too: built_on, profile and not_for.
 
     def unsupported(self, spec: RunSpec) -> str | None:
         """Return why this subject cannot train such a spec, None if it can. With a reason the case is skipped."""
@@ -69,18 +68,22 @@ class Traits:
     - foreign: whether it is somebody's own class or loop, and neither transformers.Trainer itself nor the reference.
     - own_class: the class of somebody's Trainer; None for anything else.
     - built_on: the packages whose known defects are not its own.
+    - profile: the largest that it is judged by, if it is somebody's (`harness.contract.clause.PROFILES`).
     - not_for: globs over clause ids -> why such clauses say nothing of it.
     """
 
     foreign: bool = False
     own_class: type | None = None
     built_on: tuple[str, ...] = ()
+    profile: str = "trainer"
     not_for: Mapping[str, str] = field(default_factory=dict)
 
     def why_not(self, clause: Clause) -> str | None:
         """Return why a clause does not judge the subject; None if it does."""
         if self.foreign and clause.profile == "stack":
             return "about interfaces of transformers and peft themselves, and not about what is built on them"
+        if self.foreign and PROFILES.index(clause.profile) > PROFILES.index(self.profile):
+            return "a convention of transformers.Trainer, of which a loop needs to know nothing"
         return next((why for glob, why in self.not_for.items() if fnmatchcase(clause.id, glob)), None)
 
 
@@ -94,10 +97,11 @@ def traits(subject: Subject) -> Traits:
     if own is None or subject.name == "reference":
         return Traits()
     return Traits(
-        True,
-        own if isinstance(own, type) else None,
-        tuple(getattr(subject, "built_on", _USUAL)),
-        dict(getattr(subject, "not_for", {})),
+        foreign=True,
+        own_class=own if isinstance(own, type) else None,
+        built_on=tuple(getattr(subject, "built_on", _USUAL)),
+        profile=getattr(subject, "profile", "trainer"),
+        not_for=dict(getattr(subject, "not_for", {})),
     )
 
 

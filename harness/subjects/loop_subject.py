@@ -149,6 +149,9 @@ class LoopSubject:
     - not_for: globs over clause ids -> why they say nothing of it.
     """
 
+    #: The largest profile that judges a loop.
+    profile = "checkpoint"
+
     def __init__(
         self,
         function: Callable[..., Any],
