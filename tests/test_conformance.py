@@ -176,9 +176,9 @@ def test_a_case_that_never_ends_is_cut_off_with_its_stack(judged, monkeypatch):
     from harness.runs import preflight
 
     monkeypatch.setattr(preflight, "refused", lambda runs: "")
-    test = conformance(LoopSubject(_ends_never), profile="any-loop", clauses=["FRZ-02"], limit=0.5)
-    for case, ended in judged(test, "FRZ-02-plain", "FRZ-02-n37"):
-        assert case.verdict == "fail" and "CutOff: cut off after 0.5 s" in ended
+    test = conformance(LoopSubject(_ends_never), profile="any-loop", clauses=["FRZ-02"], limit=4)
+    for case, ended in judged(test, "FRZ-02-plain"):
+        assert case.verdict == "fail" and "CutOff: cut off after 4 s" in ended
         assert "in _ends_never" in ended and "time.sleep(60)" in ended
 
 
