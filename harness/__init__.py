@@ -5,12 +5,7 @@ Importing this package imports neither torch nor transformers, so that the comma
 
 from importlib import import_module as _import_module
 from pathlib import Path as _Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from harness.session.conformance import conformance as conformance
-    from harness.subjects.loop_subject import LoopSubject as LoopSubject
-    from harness.subjects.trainer_subject import TrainerSubject as TrainerSubject
+from typing import Any
 
 #: The only place where the version is written: pyproject.toml reads it from here.
 __version__ = "0.2.0"
@@ -22,7 +17,7 @@ if not (_here / "suites").is_dir() and (_here.parent / "suites" / "CONTRACT.md")
     __path__ = [*__path__, str(_here.parent)]
 del _Path, _here
 
-#: What users import from here -> where it is.
+#: What users import from here -> where it is. __init__.pyi has their types: an import here would be one from every floor.
 _ENTRIES = {
     "conformance": "harness.session.conformance",
     "LoopSubject": "harness.subjects.loop_subject",

@@ -1,0 +1,5 @@
+from harness.session.conformance import conformance as conformance
+from harness.subjects.loop_subject import LoopSubject as LoopSubject
+from harness.subjects.trainer_subject import TrainerSubject as TrainerSubject
+
+__version__: str
