@@ -3,13 +3,9 @@
 Importing this package imports neither torch nor transformers, so that the command line answers at once.
 """
 
+from importlib import import_module as _import_module
 from pathlib import Path as _Path
-from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
-
-if _TYPE_CHECKING:
-    from harness import checkpoints as checkpoints
-    from harness.checkpoints.safe import SafeCheckpoints as SafeCheckpoints
 
 #: The only place where the version is written: pyproject.toml reads it from here.
 __version__ = "0.2.0"
@@ -21,15 +17,21 @@ if not (_here / "suites").is_dir() and (_here.parent / "suites" / "CONTRACT.md")
     __path__ = [*__path__, str(_here.parent)]
 del _Path, _here
 
-#: Names that are imported when they are asked for -> the module that has them; "" for a module of that name.
-_LATER = {"SafeCheckpoints": "harness.checkpoints.safe", "checkpoints": ""}
+#: What users import from here -> where it is; "" for a module of that name. Each is imported when it is asked for.
+#: __init__.pyi has their types: an import here would be one from every floor.
+_ENTRIES = {
+    "LoopSubject": "harness.subjects.loop_subject",
+    "SafeCheckpoints": "harness.checkpoints.safe",
+    "TrainerSubject": "harness.subjects.trainer_subject",
+    "checkpoints": "",
+    "conformance": "harness.session.conformance",
+    "crash": "",
+}
 
 
 def __getattr__(name: str) -> _Any:
-    if name not in _LATER:
+    if name not in _ENTRIES:
         raise AttributeError(f"module 'harness' has no attribute {name!r}")
-    import importlib
-
-    if not _LATER[name]:
-        return importlib.import_module(f"harness.{name}")
-    return getattr(importlib.import_module(_LATER[name]), name)
+    if not _ENTRIES[name]:
+        return _import_module(f"harness.{name}")
+    return getattr(_import_module(_ENTRIES[name]), name)

@@ -24,6 +24,7 @@ CHAPTER = Chapter(
             "float32.",
             source="accelerate/accelerator.py:565-569 (Accelerator.__init__)",
             device="cpu",
+            refuses=True,
         ),
         Clause(
             "AMP-04",
@@ -32,6 +33,7 @@ CHAPTER = Chapter(
             "dtype.",
             source="peft/tuners/tuners_utils.py:2705-2762 (cast_adapter_dtype); peft/mapping_func.py:110-122 "
             "(get_peft_model); transformers/integrations/peft.py:426 (PeftAdapterMixin.add_adapter)",
+            profile="stack",
         ),
         Clause(
             "AMP-05",
@@ -70,6 +72,7 @@ CHAPTER = Chapter(
             "nothing, and after evaluate() the model is what it was.",
             source="transformers/training_args.py:288-293, 1775-1788 (TrainingArguments); "
             "transformers/trainer.py:2939-2945 (Trainer.evaluation_loop)",
+            refuses=True,
         ),
         Clause(
             "AMP-11",
@@ -87,4 +90,5 @@ CHAPTER = Chapter(
             "Accelerator has prepared)",
         ),
     ),
+    profile="trainer",
 )

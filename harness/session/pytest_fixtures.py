@@ -20,8 +20,9 @@ from harness.crash.trainer_ways import record_run
 from harness.errors import UsageError
 from harness.laws.universal import Applied
 from harness.processes import gpu_locks
-from harness.runs import drawn, judging
+from harness.runs import drawn, judging, preflight
 from harness.runs.cache import Runs
+from harness.runs.scenarios import PLAIN
 from harness.session.specs import Brought
 from harness.session.state import (
     CASES,
@@ -46,6 +47,11 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     state = request.config.stash[STATE]
     root = tmp_path_factory.mktemp("runs")
     made = state.runs = Runs(subjects.load(state.subject), root, state.device)
+    takes = state.traits.foreign and subjects.unsupported(made.subject, made.on_device(PLAIN)) is None
+    if takes and (sentence := preflight.refused(made)):
+        if not hasattr(request.config, "workerinput"):
+            pytest.exit(sentence, returncode=2)
+        raise WrongSubject(sentence)  # a worker of xdist cannot end the session
     yield made
     state.effort.runs, state.effort.seconds = made.made, made.seconds
     shutil.rmtree(root, ignore_errors=True)

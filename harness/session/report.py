@@ -113,6 +113,7 @@ def to_json(
                         "spec": case.specs[0] if case.specs else None,
                         **({"raised": case.raised} if case.raised else {}),
                         **({"repeat": case.repeat} if case.repeat else {}),
+                        **({"whose": case.whose} if case.whose else {}),
                         **({"cause": number} if (number := numbers.get((clause, case.scenario))) is not None else {}),
                     }
                     for case in judged

@@ -129,6 +129,9 @@ class Observer:
                 # The peak shall be this run's, not that of earlier runs or of building the model.
                 torch.cuda.reset_peak_memory_stats()
             if self.trace.spec.resume is not None and self._model is not None:
+                state = {} if self._optimizer is None else self._optimizer.state
+                if self._wrapped is None and self._optimizer is not None:
+                    self.trace.optimizer_resumed = sum(id(parameter) in self._names for parameter in state)
                 self.trace.adapter_resumed = self._tensors(digests=False)[0]
             self._started = self._stepped = time.perf_counter()
         if name == "train_end":
@@ -196,6 +199,8 @@ class Observer:
         if not module.training:
             self._evaluated.append(rows)
             return
+        if not _keeps_gradients():
+            return
         labels = kwargs.get("labels")
         items = kwargs.get("num_items_in_batch")
         self._batches.append(
@@ -203,6 +208,7 @@ class Observer:
                 rows,
                 tokens=0 if labels is None else int((self._predicted(labels) != -100).sum()),
                 num_items=None if items is None else float(items),
+                labels=[] if labels is None else self._rows.labelled(labels, rows),
             )
         )
 
@@ -212,7 +218,7 @@ class Observer:
 
     def _after_forward(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         loss = output.get("loss") if hasattr(output, "get") else None
-        if module.training and loss is not None:
+        if module.training and loss is not None and _keeps_gradients():
             self._batches[-1].loss = float(loss.detach())
 
     def _accumulated(self, parameter: torch.nn.Parameter) -> None:
@@ -300,6 +306,12 @@ class Observer:
 def _gradients_of_trainable(found: dict[str, torch.nn.Parameter]) -> Tensors:
     """Return the gradients of those parameters that are trained. found: parameters that have a gradient, by name."""
     return {name: p.grad.detach() for name, p in found.items() if p.requires_grad and p.grad is not None}
+
+
+def _keeps_gradients() -> bool:
+    import torch
+
+    return torch.is_grad_enabled()
 
 
 #: A tensor on a GPU with more bytes than this is digested there. A 7B base has 13 GB: copying and hashing takes seconds.
