@@ -171,7 +171,15 @@ FIELDS: dict[str, dict[str, Rule]] = {
         "vocab_size": Number(2, 2**24),
         "seed": _SEED,
         "path": Text(null=True),
-        "task": Choice(("causal", "classification", "seq2seq")),
+        "task": Choice(
+            (
+                *("causal", "classification", "seq2seq", "token-classification", "question-answering", "masked"),
+                *("image-classification", "speech", "image-text"),
+            )
+        ),
+        # Images and sounds of this size take a second to make.
+        "shape": Each(Number(1, 2**12), null=False),
+        "prefix": Each(Number(0, 2**24), null=False),
         "max_length": Number(1, 2**24, null=True),
     },
     "launch": {

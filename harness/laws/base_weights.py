@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from harness.fixtures import models
-from harness.fixtures.methods import METHODS
+from harness.fixtures.methods import rows_of
 from harness.spec import AdapterSpec, RunSpec
 from harness.tensors.names import is_adapter, own_part
 from harness.trace import Trace
@@ -115,4 +115,10 @@ def redrawn_by_loading(adapter: AdapterSpec) -> str | None:
 
 def is_known(adapter: AdapterSpec) -> bool:
     """Return whether the table of methods has a row for the adapter's type, which says which frozen tensors it saves."""
-    return any(method.peft_type == adapter.peft_type for method in METHODS.values())
+    return bool(rows_of(adapter.peft_type))
+
+
+def frozen_parts(adapter: AdapterSpec) -> set[str]:
+    """Return the endings of the adapter's own tensors that its config freezes, and that are saved as they were drawn."""
+    # peft/tuners/lora/variants.py:MiCALinearVariant: B is fixed, and only A is trained.
+    return {"lora_B.weight"} if adapter.config.get("init_lora_weights") == "mica" else set()

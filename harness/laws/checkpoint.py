@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from harness.fixtures.methods import METHODS
+from harness.fixtures.methods import rows_of
 from harness.laws import base_weights
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences, is_finite
@@ -39,7 +39,7 @@ def adapter_only(trace: Trace) -> Verdict:
     """
     findings = incomplete(trace)
     adapter = trace.spec.adapter
-    beside = {end for m in METHODS.values() if m.peft_type == adapter.peft_type for end in m.saves}
+    beside = {end for row in rows_of(adapter.peft_type) for end in row.saves} | base_weights.frozen_parts(adapter)
     allowed = base_weights.saved_beside(trace) | set(trace.trainable) | set(trace.shared)
     if not trace.checkpoints:
         findings.append("no checkpoint was written")
