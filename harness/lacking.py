@@ -103,6 +103,18 @@ def _has(module: str) -> bool:
     return module not in left_out() and importlib.util.find_spec(module) is not None
 
 
+def method(peft_type: str, config: Mapping[str, Any]) -> str | None:
+    """Why an adapter cannot be made here: it needs a package or a GPU; None if it can."""
+    if peft_type == "ADAMSS" and not _has("sklearn"):
+        return "ADAMSS clusters by scikit-learn, which is not installed"
+    if config.get("init_lora_weights") == "loftq":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "init_lora_weights 'loftq' quantizes the weights on a GPU, and this machine has none"
+    return None
+
+
 def package(arguments: Mapping[str, Any]) -> str | None:
     """Why TrainingArguments need a package that is not installed; None if they need none."""
     optimizer = str(arguments.get("optim") or "")

@@ -89,9 +89,8 @@ DRAWS = {
     "LILY": "it mixes its shared matrices by the mean over a whole batch, so what a row computes depends on the others",
 }
 
-#: peft type -> why the loss and the gradients of its runs cannot be recomputed.
+#: peft type -> why the loss and the gradients of its runs cannot be recomputed, beside those of DRAWS.
 _OWN_LOSS = {
-    "PVERA": DRAWS["PVERA"],
     "CPT": "its loss weights the tokens of the prompt by a decay of its own",
     # peft/tuners/shadow/model.py:ShadowModel.forward
     "SHADOW": "it adds the loss of its shadow model",
@@ -118,9 +117,20 @@ def obstacles(spec: RunSpec) -> list[str]:
     adapter = spec.adapter
     if reason := _OWN_LOSS.get(adapter.peft_type):
         found.append(f"adapter.peft_type = {adapter.peft_type!r}: {reason}")
+    elif reason := drawn_by(adapter):
+        found.append(reason)
     if adapter.peft_type == "ADALORA" and spec.arguments.get("label_smoothing_factor"):
         found.append("AdaLoRA's regularizer is not modelled together with label_smoothing_factor")
     return found
+
+
+def drawn_by(adapter: AdapterSpec) -> str | None:
+    """Return why what an adapter computes in training depends on more than its rows; None if it does not."""
+    if reason := DRAWS.get(adapter.peft_type):
+        return f"adapter.peft_type = {adapter.peft_type!r}: {reason}"
+    if adapter.config.get("monteclora_config") is not None:
+        return "adapter.config.monteclora_config: it draws noise that is not recorded, and adds a loss"
+    return None
 
 
 def _regularizer(adapter: AdapterSpec) -> float:

@@ -123,7 +123,7 @@ def bystander(train: Train, spec: RunSpec) -> Verdict:
     # names the tensors of a prompt in memory otherwise than in the file.
     rows = rows_of(spec.adapter.peft_type)
     apart = spec.adapter.route == GET and bool(rows) and all(row.targeted and not row.saves for row in rows)
-    apart = apart and not base_weights.frozen_parts(spec.adapter)
+    apart = apart and not base_weights.own_tensors(spec.adapter)
     saved = [checkpoint.every_adapter_saved(checkpoint.there(beside))] if apart and beside.checkpoints else []
     return both(equal_runs(beside, train(spec), _other_units(spec)), frozen.base_frozen(beside), *saved)
 

@@ -15,13 +15,12 @@ reason (`harness.fixtures.methods.NO_ROW`, `NO_OPTION`).
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from harness.fixtures import models
 from harness.fixtures.methods import FURTHER, Method
 from harness.runs.scenarios import PLAIN, two_steps
-from harness.spec import ADD, GET, RunSpec
+from harness.spec import RunSpec
 
 #: A tiny Llama's config. Others of its shape share these fields.
 _TEXT: dict[str, Any] = {
@@ -82,9 +81,6 @@ OPTIONS: dict[str, RunSpec] = {
     "velora": _lora(velora_config={"num_groups": 8}),
     "monteclora": _lora(monteclora_config={}),
     "bd-lora": _lora(use_bdlora={"target_modules_bd_a": ["q_proj"], "target_modules_bd_b": ["v_proj"], "nblocks": 2}),
-    "conv2d": _lora(target_modules=["conv"]).but(
-        model={"family": "harness.fixtures.convolved:llama", "config": {}}, learning_rate=1e-1
-    ),
 }
 
 #: Field of a LoraConfig that brings a variant, or another way to start -> why it has no row.
@@ -107,7 +103,6 @@ INITS: dict[str, RunSpec] = {
     "mica": _lora(init_lora_weights="mica"),
     # Without its data EVA draws as a plain LoRA does; peft warns.
     "eva": _lora(init_lora_weights="eva", eva_config={"rho": 1.0}),
-    "loftq": _lora(init_lora_weights="loftq", loftq_config={"loftq_bits": 4, "loftq_iter": 1}),
     "corda": _lora(init_lora_weights="corda", corda_config={}).but(
         model={"family": "harness.fixtures.prepared:corda"}
     ),
@@ -115,6 +110,10 @@ INITS: dict[str, RunSpec] = {
         model={"family": "harness.fixtures.prepared:lora_ga"}
     ),
 }
+
+
+#: Value of LoraConfig.init_lora_weights -> why it has no row.
+NO_INIT: dict[str, str] = {"loftq": "LoftQ quantizes the weights on a GPU only"}
 
 
 def _base(model_type: str, task: str = models.CAUSAL, lora: dict[str, Any] | None = None, **config: Any) -> RunSpec:
@@ -217,12 +216,12 @@ TASKS: dict[str, RunSpec] = {
     models.IMAGE_TEXT: _base(
         "llava",
         models.IMAGE_TEXT,
+        # Of the vision tower's last layer LLaVA makes no use.
+        lora={"target_modules": r".*(language_model|vision_tower.*layers\.0)\..*\.[qv]_proj"},
         text_config={"model_type": "llama", **_TEXT},
         vision_config={"model_type": "clip_vision_model", **_VISION, **_IMAGE, "projection_dim": 32},
         image_token_index=255,
     ).but(data=_PATCHES),
-    # The same tasks as peft's own model classes wrap them.
-    "speech/SEQ_2_SEQ_LM": _base("whisper", models.SPEECH, **_WHISPER).but(lora={"task_type": "SEQ_2_SEQ_LM"}),
 }
 
 #: All of them, by the name of the case: "option/kasa".
@@ -237,9 +236,3 @@ KINDS: dict[str, RunSpec] = {
     )
     for name, spec in specs.items()
 }
-
-
-def other_route(spec: RunSpec) -> RunSpec:
-    """Return the run by the other route."""
-    adapter = dataclasses.replace(spec.adapter, route=GET if spec.adapter.route == ADD else ADD)
-    return dataclasses.replace(spec, adapter=adapter)

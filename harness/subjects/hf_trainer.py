@@ -199,6 +199,7 @@ class HFTrainer:
         except LookupError as missing:
             return str(missing)
         reason = lacking.package(spec.arguments) or trainer_keywords.missing(spec)
+        reason = reason or lacking.method(spec.adapter.peft_type, spec.adapter.config)
         if reason is not None:
             return reason
         if spec.model.family == "qwen3-moe":
