@@ -1,7 +1,7 @@
 """Kinds of method, model and task that are judged by one run each, by the laws that need few further runs.
 
 `harness/runs/kinds.py` is the table. Each run has two steps on a tiny model; it is trained once more from its first
-checkpoint, and once by the other route. A law that does not apply to a run is skipped with the reason.
+checkpoint, and those about an adapter once by the other route. A law that does not apply to a run is skipped with the reason.
 """
 
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from harness import defaults
 from harness.laws import frozen, modelled, universal
 from harness.runs import judging
-from harness.runs.kinds import KINDS
+from harness.runs.kinds import ADAPTERS, KINDS
 from harness.runs.scenarios import cases
 from harness.session.state import skip_uncompared
 
@@ -38,7 +38,7 @@ def test_what_is_disabled_is_the_base(spec, judge_by):
 
 
 @pytest.mark.clause("API-05")
-@cases(KINDS)
+@cases(ADAPTERS)
 def test_both_routes_train_the_same_run(spec, judge_by):
     judge_by("API-05", spec)
 

@@ -45,8 +45,13 @@ _RUN = two_steps(
 )
 
 
+#: Rows of few different tokens, so that each of them occurs. The methods that are about single tokens need that.
+_FEW_TOKENS = {"vocab_size": 12}
+
+
 def _method(row: Method) -> RunSpec:
-    return _RUN.but(adapter={"peft_type": row.peft_type, "config": row.fields(models.FAMILIES["llama"])})
+    data = _FEW_TOKENS if "token_indices" in row.config else None
+    return _RUN.but(adapter={"peft_type": row.peft_type, "config": row.fields(models.FAMILIES["llama"])}, data=data)
 
 
 def _lora(**fields: Any) -> RunSpec:
@@ -74,12 +79,12 @@ OPTIONS: dict[str, RunSpec] = {
     "exclude-modules": _lora(target_modules="all-linear", exclude_modules=["down_proj", "o_proj"]),
     "layers-to-transform": _lora(layers_to_transform=[1]),
     "layer-replication": _lora(layer_replication=[[0, 2], [0, 2]]),
-    "alora": _lora(alora_invocation_tokens=[5, 6]),
-    "token-indices": _lora(trainable_token_indices=[3, 5]),
+    "alora": _lora(alora_invocation_tokens=[5]).but(data=_FEW_TOKENS),
+    "token-indices": _lora(trainable_token_indices=[3, 5]).but(data=_FEW_TOKENS),
     "lora-bias": _lora(lora_bias=True),
     "kasa": _lora(kasa_config={}),
     "velora": _lora(velora_config={"num_groups": 8}),
-    "monteclora": _lora(monteclora_config={}),
+    "monteclora": _lora(monteclora_config={"buffer_size": 4, "num_samples": 2}),
     "bd-lora": _lora(use_bdlora={"target_modules_bd_a": ["q_proj"], "target_modules_bd_b": ["v_proj"], "nblocks": 2}),
 }
 
@@ -236,3 +241,6 @@ KINDS: dict[str, RunSpec] = {
     )
     for name, spec in specs.items()
 }
+
+#: Those that are about an adapter, and not about a base model.
+ADAPTERS = {name: spec for name, spec in KINDS.items() if not name.startswith(("base/", "task/"))}
