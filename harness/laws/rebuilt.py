@@ -70,7 +70,7 @@ def logits(model: Any, spec: RunSpec) -> Tensors:
     adapter, some methods compute under no other. Any other base is computed in float32, where small differences show.
     """
     rows, device = data.rows(spec.data)[0][:2], next(model.parameters()).device
-    batch = {name: torch.tensor([row[name] for row in rows], device=device) for name in data.columns(spec.data.task)}
+    batch = {name: torch.tensor([row[name] for row in rows], device=device) for name in data.columns(spec.data)}
     lower = next((dtype for name, dtype in _AUTOCASTS.items() if spec.arguments.get(name)), None)
     mixed = lower is not None and (spec.model.quantization is not None or spec.model.dtype != "float32")
     with torch.no_grad(), torch.autocast(device.type, lower, enabled=mixed):

@@ -160,7 +160,7 @@ class Recomputed:
         self.method = spec.adapter.peft_type
         self.regularizer = _regularizer(spec.adapter)
         self.rows = data.rows(spec.data)[0]
-        self.task = spec.data.task
+        self.data, self.task = spec.data, spec.data.task
         # Prefix tuning has no virtual tokens in this sense: its prefixes are keys and values, which have no logits.
         prompt = self.task == models.CAUSAL and spec.adapter.peft_type in ("PROMPT_TUNING", "P_TUNING")
         self.virtual_tokens = spec.adapter.config["num_virtual_tokens"] if prompt else 0
@@ -237,7 +237,7 @@ class Recomputed:
     def _computed(self, chosen: list[data.Row]) -> torch.Tensor:
         # Without an attention mask if padding is on the right of all that is predicted: no token with a label attends to it.
         left = ("labels", "start_positions", "end_positions", *(["attention_mask"] if self.task == models.CAUSAL else []))
-        given = [name for name in data.columns(self.task) if name not in left]
+        given = [name for name in data.columns(self.data) if name not in left]
         inputs = {name: torch.tensor([row[name] for row in chosen]) for name in given}
         inputs = {name: each.double() if each.is_floating_point() else each for name, each in inputs.items()}
         if self.task in _DECODES:
