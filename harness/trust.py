@@ -43,7 +43,10 @@ OURS: dict[str, frozenset[str]] = {
         {
             "harness.fixtures.named_base:named",
             "harness.fixtures.on_device:llama",
+            "harness.fixtures.other_names:llama",
             "harness.fixtures.plain_loss:llama",
+            "harness.fixtures.prepared:corda",
+            "harness.fixtures.prepared:lora_ga",
             "harness.fixtures.resized_embeddings:resized",
             "harness.fixtures.wrapped_layers:checkpointed_layers",
             "harness.fixtures.wrapped_layers:compiled_layers",
@@ -71,6 +74,7 @@ OURS: dict[str, frozenset[str]] = {
             "harness.fixtures.collators:packed",
             "harness.fixtures.collators:padding_free",
             "harness.fixtures.collators:with_padding",
+            "harness.fixtures.other_names:collate",
             "harness.fixtures.plain_loss:shifted_collator",
         }
     ),

@@ -91,7 +91,7 @@ OPTIONS: dict[str, RunSpec] = {
 #: Field of a LoraConfig -> why no run of the suites sets it.
 NO_OPTION: dict[str, str] = {
     "qalora_group_size": "it belongs to use_qalora",
-    "arrow_config": "it routes between adapters that were trained and saved before (suites/test_kinds_built.py)",
+    "arrow_config": "it routes between adapters that were trained and saved before, and a spec makes none",
     "use_qalora": "peft has it for GPTQ layers only, which need a GPU",
     "megatron_config": "Megatron's parallel layers need GPUs and Megatron",
     "megatron_core": "it belongs to megatron_config",
@@ -108,7 +108,7 @@ INITS: dict[str, RunSpec] = {
     "pissa_niter_2": _lora(init_lora_weights="pissa_niter_2"),
     "orthogonal": _lora(init_lora_weights="orthogonal"),
     "mica": _lora(init_lora_weights="mica"),
-    # Without its data EVA draws as a plain LoRA does; peft warns.
+    # Its vectors come from initialize_lora_eva_weights after the injection, which no spec calls. Until then it is a plain LoRA.
     "eva": _lora(init_lora_weights="eva", eva_config={"rho": 1.0}),
     "corda": _lora(init_lora_weights="corda", corda_config={}).but(
         model={"family": "harness.fixtures.prepared:corda"}
