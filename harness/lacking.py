@@ -138,7 +138,7 @@ def method(peft_type: str, config: Mapping[str, Any]) -> str | None:
     if peft_type == "ADAMSS" and not _has("sklearn"):
         return "ADAMSS clusters by scikit-learn, which is not installed"
     if config.get("arrow_config") is not None or peft_type == "XLORA":
-        return "it mixes adapters that were trained before, which are added by a function of their own (create_arrow_model, or paths)"
+        return "it mixes adapters that were trained before, and a spec makes none (create_arrow_model, XLoraConfig.adapters)"
     if config.get("init_lora_weights") == "loftq":
         import torch
 

@@ -26,7 +26,12 @@ def read(tmp_path, config, **fields):
         ({"model_type": "bert", "architectures": ["BertForTokenClassification"]}, "TOKEN_CLS", models.TOKENS, ()),
         ({"model_type": "bert", "architectures": ["BertForQuestionAnswering"]}, None, models.ANSWERS, ()),
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, None, models.MASKED, ()),
-        ({"model_type": "vit", "architectures": ["ViTForImageClassification"], **VISION}, None, models.IMAGES, (3, 32, 32)),
+        (
+            {"model_type": "vit", "architectures": ["ViTForImageClassification"], **VISION},
+            None,
+            models.IMAGES,
+            (3, 32, 32),
+        ),
         ({"model_type": "whisper", "is_encoder_decoder": True}, None, models.SPEECH, (8, 256)),
         ({"model_type": "llava"}, "CAUSAL_LM", models.IMAGE_TEXT, ()),
         ({"model_type": "mamba"}, "CAUSAL_LM", models.CAUSAL, ()),
@@ -68,7 +73,9 @@ def test_features_are_refused_with_the_tasks_that_have_rows(tmp_path):
     ],
 )
 def test_sizes_that_a_file_leaves_at_their_defaults_are_fitted(tmp_path, peft_type, fields, wanted):
-    file = written(tmp_path, "adapter/adapter_config.json", {"peft_type": peft_type, "task_type": "CAUSAL_LM", **fields})
+    file = written(
+        tmp_path, "adapter/adapter_config.json", {"peft_type": peft_type, "task_type": "CAUSAL_LM", **fields}
+    )
     config = brought.read(adapter=file.parent, device="cpu").spec.adapter.config
     assert {name: config[name] for name in wanted} == wanted
 

@@ -236,7 +236,12 @@ class Recomputed:
 
     def _computed(self, chosen: list[data.Row]) -> torch.Tensor:
         # Without an attention mask if padding is on the right of all that is predicted: no token with a label attends to it.
-        left = ("labels", "start_positions", "end_positions", *(["attention_mask"] if self.task == models.CAUSAL else []))
+        left = (
+            "labels",
+            "start_positions",
+            "end_positions",
+            *(["attention_mask"] if self.task == models.CAUSAL else []),
+        )
         given = [name for name in data.columns(self.data) if name not in left]
         inputs = {name: torch.tensor([row[name] for row in chosen]) for name in given}
         inputs = {name: each.double() if each.is_floating_point() else each for name, each in inputs.items()}

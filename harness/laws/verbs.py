@@ -21,6 +21,7 @@ from harness.tensors import names
 from harness.tolerance import MERGED
 from harness.verdict import NOT_COMPARABLE, Verdict, verdict
 
+
 def refusing(what: str, act: Callable[[], Verdict]) -> Verdict:
     """Return the verdict of `act`. If upstream refuses it in words, the verdict is NOT_COMPARABLE, with the words.
 
@@ -157,8 +158,8 @@ def keeps_modes(model: Any, spec: RunSpec, directory: Path) -> Verdict:
             before = _modes(model)
             try:
                 act(model, spec, directory)
-            except _REFUSALS as error:
-                if not _on_purpose(error):
+            except Exception as error:
+                if not refuses(error):
                     raise
             findings += _changed_modes(f"{verb} in {'training' if training else 'evaluation'} mode", model, before)
     return verdict("modes and requires_grad are left as they were", findings)

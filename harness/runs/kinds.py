@@ -108,11 +108,9 @@ INITS: dict[str, RunSpec] = {
     "pissa_niter_2": _lora(init_lora_weights="pissa_niter_2"),
     "orthogonal": _lora(init_lora_weights="orthogonal"),
     "mica": _lora(init_lora_weights="mica"),
-    # Its vectors come from initialize_lora_eva_weights after the injection, which no spec calls. Until then it is a plain LoRA.
+    # Its vectors come from initialize_lora_eva_weights, after the injection, which no spec calls. Until then it is a LoRA.
     "eva": _lora(init_lora_weights="eva", eva_config={"rho": 1.0}),
-    "corda": _lora(init_lora_weights="corda", corda_config={}).but(
-        model={"family": "harness.fixtures.prepared:corda"}
-    ),
+    "corda": _lora(init_lora_weights="corda", corda_config={}).but(model={"family": "harness.fixtures.prepared:corda"}),
     "lora_ga": _lora(init_lora_weights="lora_ga", lora_ga_config={}).but(
         model={"family": "harness.fixtures.prepared:lora_ga"}
     ),

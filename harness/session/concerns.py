@@ -16,7 +16,11 @@ from harness.spec import ADD, GET, AdapterSpec, RunSpec
 from harness.subjects.launch_arguments import STRATEGIES
 
 #: What can be chosen -> the names of each.
-NAMES: Mapping[str, tuple[str, ...]] = {"route": (GET, ADD), "method": (*METHODS, *FURTHER), "launch": tuple(STRATEGIES)}
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "route": (GET, ADD),
+    "method": (*METHODS, *FURTHER),
+    "launch": tuple(STRATEGIES),
+}
 
 #: How the reason of a case begins that is outside.
 OUTSIDE = "outside of the scope: "
