@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.environment import describe, peak_bytes
 from harness.files import require_space
+from harness.fixtures import data, models
 from harness.raised import where_raised
 from harness.spec import RunSpec
 from harness.subjects.rows import Rows
@@ -44,7 +45,9 @@ class Observer:
 
     def __init__(self, spec: RunSpec, subject: str, rows: Iterable[dict[str, Any]], directory: str | Path):
         self.trace = Trace(spec, subject, describe(spec.launch.device), directory=str(directory))
-        self._rows = Rows(rows, spec.data.augment)
+        made = list(rows)
+        self._rows = Rows(made, spec.data.augment)
+        self._length = max((len(row["input_ids"]) for row in made), default=0)
         self._batches: list[MicroBatch] = []
         self._evaluated: list[list[int]] = []
         self._unclipped: Tensors = {}
@@ -194,7 +197,7 @@ class Observer:
         ]
 
     def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = kwargs.get("input_ids", args[0] if args else None)
+        tokens = data.tokens_of({"input_ids": args[0] if args else None, **kwargs}, self._length)
         rows = [] if tokens is None else self._rows.of(tokens, kwargs.get("attention_mask"), kwargs.get("position_ids"))
         if not module.training:
             self._evaluated.append(rows)
@@ -214,7 +217,7 @@ class Observer:
 
     def _predicted(self, labels: torch.Tensor) -> torch.Tensor:
         # A causal model predicts each label from the tokens before it. Nothing stands before the first one.
-        return labels[..., 1:] if self.trace.spec.data.task == "causal" else labels
+        return labels[..., 1:] if self.trace.spec.data.task in models.NEXT_TOKEN else labels
 
     def _after_forward(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         loss = output.get("loss") if hasattr(output, "get") else None
