@@ -104,8 +104,6 @@ class State:
         concerns.check_clauses(self.expectations)
         #: What decides which clauses judge the subject (`know`).
         self.traits = Traits()
-        #: Clause id -> names in logs and files that the subject adds on purpose.
-        self.allowed: dict[str, list[str]] = {}
         self.effort = report.Effort()
         #: The training runs of this process, once a test needed them.
         self.runs: Runs | None = None
