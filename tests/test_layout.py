@@ -18,6 +18,7 @@ SHARED_NAMES = {
     "command": "a room's entry from the command line",
     "group": "of ranks; in causes/, of cases",
     "evaluation": "the chapter EVAL, and the laws on evaluation",
+    "kinds": "runs/ has kinds of method, model and task; reports/ has kinds of report",
     "loss": "the chapter LOSS, the laws on the loss, and the loss of the reference",
     "best": "the chapter BEST, and the laws on the best model",
     "optimizers": "the reference's rare optimizers; in fixtures/, those that a spec hands to the Trainer",
