@@ -496,6 +496,13 @@ def check_data(data: Any, where: str) -> None:
             f"{where}, rows: {rows:,} rows of {data.length:,} tokens are too many to make; {_MADE_TOKENS:,} tokens are "
             "allowed, and more in a file that `path` names"
         )
+    numbers = math.prod(data.shape)
+    if data.shape and rows * numbers > _MADE_TOKENS:
+        raise UsageError(
+            f"{where}, shape: {rows:,} rows of {numbers:,} numbers are too many to make; {_MADE_TOKENS:,} numbers are allowed"
+        )
+    if data.prefix and data.task != "image-text":
+        raise UsageError(f"{where}, prefix: rows of task {data.task!r} have none; rows of task 'image-text' do")
     if data.path is None and data.inline and len(data.inline) < rows:
         raise UsageError(f"{where}, inline: {len(data.inline)} rows, but {data.rows} + {data.eval_rows} are asked for")
     if data.max_length == 1 and data.task == "causal":

@@ -8,7 +8,7 @@ from harness.errors import UsageError
 from harness.fixtures import data, models
 from harness.laws import recompute
 from harness.runs import kinds
-from harness.spec import DataSpec
+from harness.spec import DataSpec, RunSpec
 from harness.subjects.rows import Rows
 from tests.brought import adapter, written
 
@@ -121,3 +121,19 @@ def test_no_loss_is_left_out_without_a_reason():
     assert set(kinds.KINDS) - judged == {f"method/{name}" for name in ("lily", "pvera", "shadow", "cpt")} | {
         "option/monteclora"
     }
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"task": "image-classification", "shape": [3, 4096, 4096]},
+            "shape: 40 rows of 50,331,648 numbers are too many",
+        ),
+        ({"task": "image-classification", "shape": [3, 0, 16]}, "shape: expected"),
+        ({"prefix": [255]}, "prefix: rows of task 'causal' have none"),
+    ],
+)
+def test_a_shape_or_a_prefix_that_makes_no_rows_is_refused(fields, words):
+    with pytest.raises(UsageError, match=words):
+        RunSpec.from_json({"data": fields})

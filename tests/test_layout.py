@@ -21,6 +21,7 @@ SHARED_NAMES = {
     "group": "of ranks; in causes/, of cases",
     "evaluation": "the chapter EVAL, and the laws on evaluation",
     "judge": "whether a checkpoint is whole; in mutants/, which clauses kill a mutant",
+    "kinds": "runs/ has kinds of method, model and task; reports/ has kinds of report",
     "loss": "the chapter LOSS, the laws on the loss, and the loss of the reference",
     "best": "the chapter BEST, and the laws on the best model",
     "optimizers": "the reference's rare optimizers; in fixtures/, those that a spec hands to the Trainer",

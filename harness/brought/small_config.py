@@ -272,7 +272,9 @@ def _cut_sections(config: dict[str, Any], head: int) -> None:
     """Rotary embeddings of images and text: the sections of a head, each of which turns by another position."""
     for name in ("rope_scaling", "rope_parameters"):
         given = config.get(name)
-        sections = given.get("mrope_section") if isinstance(given, dict) else None
+        if not isinstance(given, dict):
+            continue
+        sections = given.get("mrope_section")
         if isinstance(sections, list) and len(sections) > 1 and all(_is_number(part) for part in sections):
             each = max(1, head // 2 // len(sections))
             made = [head // 2 - each * (len(sections) - 1)] + [each] * (len(sections) - 1)
