@@ -85,6 +85,13 @@ def test_a_save_that_cannot_write_is_an_error_and_harms_no_older_checkpoint(disk
 
 @pytest.mark.slow
 @pytest.mark.clause("CRASH-07")
-@pytest.mark.parametrize("explored_ranks", RANK_SAVES, indirect=True)
+@pytest.mark.parametrize(
+    "explored_ranks",
+    [
+        pytest.param(name, id=f"{name}/shimmed" if saved.spec.launch.shimmed else name)
+        for name, saved in RANK_SAVES.items()
+    ],
+    indirect=True,
+)
 def test_ranks_that_stopped_at_different_points_never_go_on_as_another_run(explored_ranks, judge):
     judge(verdicts.never_silent(explored_ranks, RESUME))
