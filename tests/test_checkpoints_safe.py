@@ -55,7 +55,7 @@ def test_a_checkpoint_has_the_files_of_upstream_and_a_manifest(tmp_path):
         assert {each.name for each in ours.iterdir()} - {each.name for each in theirs.iterdir()} == {manifest.MANIFEST}
         assert equal(ours, theirs) and judge(ours).verdict == "whole"
     assert not (tmp_path / "safe" / saving.SAVING).exists()
-    assert set(safe.checkpoint_seconds) == {"save", "digest", "fsync", "rename"}
+    assert set(safe.checkpoint_seconds) == {"save", "digest", "fsync", "rename", "rotate"}
     # One flipped bit of a number: only the manifest tells.
     flip(tmp_path / "safe/checkpoint-4/adapter_model.safetensors")
     assert "its SHA-256 is another" in judge(tmp_path / "safe/checkpoint-4").why

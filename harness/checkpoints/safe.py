@@ -29,7 +29,7 @@ class SafeCheckpoints:
       one rank cannot write, all raise the same CheckpointError.
     - Resuming: True takes the newest checkpoint whose digests hold; a warning says what was passed over and why. A path to
       a checkpoint that is not whole is refused. If there are checkpoints and none is whole, CheckpointError.
-    - checkpoint_seconds: what the last save took: "save" (upstream's own), "digest", "fsync", "rename".
+    - checkpoint_seconds: what the last save took: "save" (upstream's own), "digest", "fsync", "rename", "rotate".
 
     A checkpoint has the files that the Trainer writes, and checkpoint_manifest.json. Nothing is needed to load it.
     """
@@ -84,12 +84,14 @@ class SafeCheckpoints:
         if here.args.should_save:
             try:
                 commit(partial, Path(run, name), seconds)
-                best = here.state.best_model_checkpoint
-                rotate(Path(run), here.args.save_total_limit, {name, *([Path(best).name] if best else [])})
-                tidy(Path(run))
             except (OSError, UsageError) as problem:
                 error = f"{type(problem).__name__}: {problem}"
         self._agree_on(name, error)
+        if here.args.should_save:
+            best = here.state.best_model_checkpoint
+            with timed(seconds, "rotate"):
+                rotate(Path(run), here.args.save_total_limit, {name, *([Path(best).name] if best else [])})
+                tidy(Path(run))
         self.checkpoint_seconds = seconds
 
     def _load_best_model(self) -> None:
