@@ -4,6 +4,7 @@ Importing this package imports neither torch nor transformers, so that the comma
 """
 
 from pathlib import Path as _Path
+from typing import Any as _Any
 
 #: The only place where the version is written: pyproject.toml reads it from here.
 __version__ = "0.2.0"
@@ -14,3 +15,16 @@ _here = _Path(__file__).resolve().parent
 if not (_here / "suites").is_dir() and (_here.parent / "suites" / "CONTRACT.md").is_file():
     __path__ = [*__path__, str(_here.parent)]
 del _Path, _here
+
+
+def __getattr__(name: str) -> _Any:
+    """Import `Watch` and its like when they are asked for: they need torch and transformers."""
+    if name in ("Watch", "Violation"):
+        from harness.watch import callback
+
+        return getattr(callback, name)
+    if name == "WatchLoop":
+        from harness.watch.loop import WatchLoop
+
+        return WatchLoop
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
