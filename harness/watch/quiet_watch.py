@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from harness.watch.seen import stack
 
 #: Sampled steps in a row, each with more memory than the one before, after which memory is said to grow.
 GROWING = 8
+
+#: The steps before which a CPU's tensors are counted. Counting half a million objects takes a second.
+LOOKS = (4, 7, 10)
 
 
 class RandomNumbers(Check):
@@ -113,23 +117,31 @@ class Evaluations(Check):
 class Memory(Check):
     id = "memory"
 
+    def why_not(self) -> str | None:
+        self._cuda = any(p.is_cuda for p in self.seen.trained.values())
+        if not self._cuda and self.seen.every > 1:
+            return "on a CPU tensors are counted, which needs every=1"
+        return None
+
     def begin(self) -> None:
         self._held: list[int] = []
-        self._cuda = any(p.is_cuda for p in self.seen.trained.values())
 
     def step_begin(self) -> None:
-        if not self.seen.sampled:
-            return
-        # Before the gradients and activations of the step. On a GPU the allocator knows; a CPU's tensors are counted.
-        self._held.append(torch.cuda.memory_allocated() if self._cuda else _tensors())
-        last = self._held[-GROWING - 1 :]
-        if len(self._held) <= GROWING + 2:
-            return
-        grows = all(a < b for a, b in zip(last, last[1:], strict=False))
-        what = "bytes are allocated" if self._cuda else "tensors are alive"
-        self.judge([f"memory grows: {last[-1]:,} {what} as the step begins, {last[0]:,} {GROWING} looks before"] if grows else [])
+        """Look before the step has gradients and activations. On a GPU the allocator knows; a CPU's tensors are counted."""
+        if self._cuda and self.seen.sampled:
+            self._held.append(torch.cuda.memory_allocated())
+            self._judge(self._held[-GROWING - 1 :] if len(self._held) > GROWING + 2 else [], 1, "bytes are allocated")
+        elif not self._cuda and self.seen.begun in LOOKS:
+            self._held.append(_tensors())
+            self._judge(self._held if len(self._held) == len(LOOKS) else [], LOOKS[1] - LOOKS[0], "tensors are alive")
+
+    def _judge(self, held: list[int], least: int, what: str) -> None:
+        if held:
+            grows = all(b - a >= least for a, b in itertools.pairwise(held))
+            words = f"memory grows: {held[-1]:,} {what} as the step begins, {held[0]:,} {len(held) - 1} looks before"
+            self.judge([words] if grows else [])
 
 
 def _tensors() -> int:
-    """Return how many tensors Python knows of. Their types alone are looked at."""
+    """Return how many tensors Python knows of. Only their types are looked at."""
     return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())

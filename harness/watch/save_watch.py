@@ -151,7 +151,7 @@ class Checkpoints(Check):
             if law is checkpoint.dtype_on_disk:
                 judged = _of_trained(judged, trace)
             verdicts.append(judged)
-        if len(self.seen.peft) > 1:
+        if len(self.seen.peft) > 1 and self.seen.peft_type == "LORA":
             verdicts.append(checkpoint.every_adapter_saved(trace))
         self.take(both(*verdicts), "checkpoint-adapter")
         self._config(path)

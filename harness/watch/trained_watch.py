@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 import torch
@@ -163,6 +164,8 @@ class Moves(Check):
         self._after: Values | None = None
         self._norms: Any = None
         self._still: set[str] = set(seen.trained)
+        #: How often an update of Adam's had to move each tensor.
+        self._pushed: Counter[str] = Counter()
         self._updates = 0
         self._told = False
         self._configs = {name: fields_of(config) for name, config in seen.peft.items()}
@@ -209,9 +212,19 @@ class Moves(Check):
         moved = self._before_step.changed(seen.trained)
         self._between([f"{name} has changed before the optimizer step" for name in moved])
         self._before = Values(seen.trained)
+        self._pushed.update(name for name, p in seen.trained.items() if p.grad is not None and self._must_move(name, p))
         self._rates = {
             id(p): float(group["lr"]) for group in seen.optimizer.param_groups for p in group["params"]
         } if seen.optimizer is not None else {}  # fmt: skip
+
+    def _must_move(self, name: str, parameter: Any) -> bool:
+        """Return whether an update must change a tensor that has not moved: Adam's first ones move it by the rate."""
+        seen = self.seen
+        if name not in self._still or not isinstance(seen.optimizer, (torch.optim.AdamW, torch.optim.Adam)):
+            return False
+        rate = max(float(group["lr"]) for group in seen.optimizer.param_groups)
+        largest = float(parameter.detach().abs().max()) if parameter.numel() else 0.0
+        return rate > 16 * torch.finfo(parameter.dtype).eps * largest and bool(parameter.grad.any())
 
     def after_update(self) -> None:
         seen = self.seen
@@ -257,8 +270,11 @@ class Moves(Check):
         unused = _may_be_unused(self.seen)
         if self._still and unused:
             self.skip(unused)
-        else:
-            self.judge([f"{name} is what it was, after {self._updates} updates" for name in sorted(self._still)][:5])
+            return
+        stuck = [name for name in sorted(self._still) if self._pushed[name] >= 2]
+        if self._still and not stuck:
+            self.skip("a tensor has not moved, whose gradient was zero or whose updates are below its last bit")
+        self.judge([f"{name} is what it was, after {self._updates} updates" for name in stuck][:5])
 
 
 def _was_skipped(seen: Any) -> bool:

@@ -310,9 +310,20 @@ class RowsOnce(Check):
 
     def begin(self) -> None:
         self._hashes: list[Any] = []
+        self._rows: list[int] = []
 
     def epoch_begin(self) -> None:
-        self._hashes = []
+        self._hashes, self._rows = [], []
+
+    def step_begin(self) -> None:
+        # Hashes wait on the device until a step that is sampled in any case, so that no other step waits for them.
+        if self.seen.sampled:
+            self._read()
+
+    def _read(self) -> None:
+        if self._hashes:
+            self._rows += torch.cat(self._hashes).tolist()
+            self._hashes = []
 
     def forward(self, batch: MicroPass, inputs: dict[str, Any], output: Any) -> None:
         tokens, mask = inputs.get("input_ids"), inputs.get("attention_mask")
@@ -321,11 +332,12 @@ class RowsOnce(Check):
             self._hashes.append(hashes(tokens, shown))
 
     def epoch_end(self) -> None:
-        if not self._hashes:
+        self._read()
+        if not self._rows:
             self.skip("the model is given no input_ids")
             return
-        seen = Counter(torch.cat(self._hashes).tolist())
-        self._hashes = []
+        seen = Counter(self._rows)
+        self._rows = []
         repeated = {key: count for key, count in seen.items() if count > 1}
         if not repeated:
             self.judge([])
