@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from harness.mutants import watched
 from harness.mutants.digest import digest
 from harness.processes.rank import die_with_parent
 from harness.trace import Trace
@@ -57,6 +58,7 @@ class Record:
     - running: the case that it was in when it ended, "" if it ran to its end.
     - error: the error that ended it, "" if there was none.
     - seconds: how long it ran.
+    - watched: what Watch wrote, if it was attached.
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -65,11 +67,12 @@ class Record:
     running: str = "the start"
     error: str = ""
     seconds: float = 0.0
+    watched: watched.Lines = field(default_factory=watched.Lines)
 
 
 def read(directory: Path) -> Record:
     """Read the record in a child's directory, as far as it was written."""
-    record = Record()
+    record = Record(watched=watched.read(directory))
     file = directory / RECORD
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:

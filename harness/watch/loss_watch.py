@@ -153,7 +153,7 @@ class Loss(Check):
         def arrived(gradient: Any) -> None:
             with torch.no_grad():
                 seen = (gradient[:, :-1] if self._shifts else gradient)[:, ::stride].detach().float().clone()
-            self._smoothed.append((batch, expected, seen, batch.tokens, batch.items))
+            self._smoothed.append((batch, expected, seen, torch.finfo(gradient.dtype).eps, batch.items))
 
         logits.register_hook(arrived)
 
@@ -224,8 +224,8 @@ class Loss(Check):
     def _judge_smoothed(self) -> None:
         if not self._smoothed or (factor := self._factor()) is None:
             return
-        total = sum(int(tokens) for _, _, _, tokens, _ in self._smoothed)
-        for _, expected, seen, tokens, items in self._smoothed:
+        total = sum(int(batch.tokens) for batch, *_ in self._smoothed)
+        for batch, expected, seen, eps, items in self._smoothed:
             if items is not None:
                 wanted = expected * (factor / max(1, total))
                 wrong_count = float(items) != total and self.seen.world == 1
@@ -236,10 +236,10 @@ class Loss(Check):
                 if self.seen.world > 1:
                     continue
             else:
-                wanted = expected * (factor / max(1, int(tokens)))
+                wanted = expected * (factor / max(1, int(batch.tokens)))
             largest = float(wanted.abs().max())
             gap = float((seen - wanted).abs().max())
-            wrong = not gap <= LOGITS * max(largest, 1e-12)
+            wrong = not gap <= max(LOGITS, 4 * eps) * max(largest, 1e-12)
             self.judge(
                 [f"the gradient at the logits is off by {gap:.3g} of {largest:.3g}, with label_smoothing_factor"] if wrong else []
             )

@@ -158,6 +158,11 @@ class Run:
             batch.loss = loss.detach()
             if self.seen.sampled and loss.requires_grad:
                 loss.register_hook(lambda gradient: self._backward(batch, gradient))
+        elif self.seen.sampled and isinstance(output, Mapping):
+            # The loss is computed outside of the model, as with label smoothing.
+            logits = output.get("logits")
+            if isinstance(logits, torch.Tensor) and logits.requires_grad:
+                logits.register_hook(lambda gradient: self.when_backward_ends(batch))
         return batch
 
     def _backward(self, batch: MicroPass, gradient: Any) -> None:

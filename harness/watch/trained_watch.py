@@ -303,7 +303,8 @@ class Gradients(Check):
         return self.seen.sharded or (None if self.seen.trained else "nothing is trained")
 
     def begin(self) -> None:
-        self._updated = self.seen.resumed is not None
+        # A checkpoint may have been saved before the first step with a rate above zero.
+        self._updated = False
         self._zero: dict[str, int] = {}
 
     def before_update(self) -> None:

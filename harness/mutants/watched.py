@@ -1,0 +1,264 @@
+"""Watch on the runs of a mutant's cells: does it see the fault alone, and how soon?
+
+1. `attach` adds two Watches to every Trainer that is made in this process and in its ranks: one that looks at every step,
+   and one with the default sampling. Both write what they find, and the first also what the run did at each step.
+2. `read` reads these lines.
+3. `judge` compares them with the lines of the same cells without the mutant. A mutant counts (`Watched.changes`) if a run
+   of its cells trains, logs or saves anything else than without it, bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import itertools
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+#: Files of lines, one for each process, in the directory of the child.
+PATTERN = "watch-*.jsonl"
+
+#: Arguments that differ from run to run because of their paths.
+_PATHS = ("output_dir", "logging_dir", "run_name")
+
+#: Numbers the runs of this process.
+_COUNT = itertools.count(1)
+
+#: Parts of log entries that are timings.
+_TIMINGS = ("runtime", "per_second")
+
+
+@dataclass
+class Lines:
+    """What was written.
+
+    - runs: key of a run -> what each run with that key did: (step, digest) in order.
+    - found: (sampling, key of the run, check, step, sentence) of each finding.
+    """
+
+    runs: dict[str, list[list[tuple[int, str]]]] = field(default_factory=dict)
+    found: list[tuple[str, str, str, int, str]] = field(default_factory=list)
+
+
+@dataclass
+class Watched:
+    """What Watch saw of a mutant.
+
+    - changes: whether a run of its cells does anything else than without it.
+    - caught: whether Watch(every=1) found something that it does not find without the mutant.
+    - soon: whether it did so within one step of the first difference.
+    - sampled: whether Watch() with the default sampling found something.
+    - sentence: the first finding.
+    """
+
+    changes: bool = False
+    caught: bool = False
+    soon: bool = False
+    sampled: bool = False
+    sentence: str = ""
+
+
+def attach(directory: Path) -> None:
+    """Add both Watches to every Trainer that this process makes from here on, and the ranks that it forks.
+
+    - directory: where lines are written.
+    """
+    from transformers import Trainer
+
+    original = Trainer.__init__
+
+    @functools.wraps(original)
+    def watched(self: Any, *args: Any, **options: Any) -> None:
+        bound = inspect.signature(original).bind(self, *args, **options)
+        added = [_recording()(directory, every) for every in (1, None)]
+        bound.arguments["callbacks"] = [*(bound.arguments.get("callbacks") or []), *added]
+        original(*bound.args, **bound.kwargs)
+
+    Trainer.__init__ = watched  # type: ignore[method-assign]
+
+
+@functools.cache
+def _recording() -> Any:
+    """Return the class of Watch that writes lines. It is made here, because it imports transformers."""
+    from harness.watch.callback import Watch
+
+    class Recording(Watch):
+        def __init__(self, directory: Path, every: int | None):
+            super().__init__(every=every, quiet=True)
+            self._directory, self._sampling = directory, "every" if every else "default"
+            self._key, self._run = "", 0
+
+        def _write(self, line: dict[str, Any]) -> None:
+            with (self._directory / f"watch-{os.getpid()}.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+
+        def _did(self, kind: str, step: int, value: Any) -> None:
+            if self._sampling == "every":
+                text = json.dumps([kind, value], sort_keys=True, default=str)
+                seal = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+                self._write({"run": self._run, "key": self._key, "step": step, "did": seal})
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            self._key, self._run = _key(args, state, given.get("model"), given.get("train_dataloader")), next(_COUNT)
+            super().on_train_begin(args, state, control, **given)
+            self._did("begin", state.global_step, _adapter(given.get("model")))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            super().on_step_end(args, state, control, **given)
+            seen = self.run.seen if self.run else None
+            losses = [None if batch.loss is None else float(batch.loss) for batch in (seen.window if seen else ())]
+            self._did("step", state.global_step, [losses, _adapter(given.get("model"))])
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+            super().on_log(args, state, control, logs=logs, **given)
+            plain = {name: value for name, value in dict(logs or {}).items() if not any(t in name for t in _TIMINGS)}
+            if not any(name.startswith("eval_") for name in plain):
+                self._did("log", state.global_step, plain)
+
+        def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            super().on_save(args, state, control, **given)
+            if args.process_index == 0:
+                self._did("save", state.global_step, _saved(args, state))
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            super().on_train_end(args, state, control, **given)
+            self._did("end", state.global_step, _adapter(given.get("model")))
+
+        def _act(self, control: Any) -> None:
+            for finding in self._fresh:
+                self._write(
+                    {
+                        "found": self._sampling,
+                        "key": self._key,
+                        "check": finding.check,
+                        "step": finding.step,
+                        "sentence": finding.sentence,
+                    }
+                )
+            super()._act(control)
+
+    return Recording
+
+
+def _key(args: Any, state: Any, model: Any, loader: Any) -> str:
+    """Return what a run is known by: its arguments, adapters, model and the step it begins at."""
+    values = {name: value for name, value in args.to_dict().items() if name not in _PATHS}
+    configs = {name: vars(config) for name, config in dict(getattr(model, "peft_config", None) or {}).items()}
+    shapes = [tuple(p.shape) for p in model.parameters()]
+    rows = getattr(loader, "dataset", None)
+    parts = [values, configs, shapes, state.global_step, args.process_index, len(rows) if hasattr(rows, "__len__") else 0]
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=_text).encode(), digest_size=8).hexdigest()
+
+
+def _text(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(type(value))
+
+
+def _adapter(model: Any) -> list[str]:
+    from harness.subjects.observer import digest
+
+    return [digest(p) for p in model.parameters() if p.requires_grad and not hasattr(p, "to_local")]
+
+
+def _saved(args: Any, state: Any) -> Any:
+    from harness.subjects.reporter import newest_checkpoint
+
+    path = newest_checkpoint(args.output_dir, state.global_step)
+    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    whole = [name for name in names if name.endswith((".safetensors", "adapter_config.json", "scheduler.pt", "optimizer.pt"))]
+    contents = {name: hashlib.blake2b((path / name).read_bytes(), digest_size=8).hexdigest() for name in whole}
+    left = sorted(each.name for each in path.parent.glob("checkpoint-*"))
+    return [names, contents, left, _generators(path)]
+
+
+def _generators(path: Path) -> list[str]:
+    from harness.watch.save_watch import torch_generators
+
+    found = []
+    for file in sorted(path.glob("rng_state*.pth")):
+        state = torch_generators(path, file.name)["cpu"]
+        found.append(hashlib.blake2b(bytes(state.tolist()), digest_size=8).hexdigest())
+    return found
+
+
+def read(directory: Path) -> Lines:
+    """Return what both Watches wrote in a child's directory."""
+    lines, runs = Lines(), {}
+    for file in sorted(directory.glob(PATTERN)):
+        for text in file.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # the process was ended while it wrote its last line
+            if "found" in line:
+                lines.found.append((line["found"], line["key"], line["check"], line["step"], line["sentence"]))
+                continue
+            name = (file.name, line["run"], line["key"])
+            if name not in runs:
+                runs[name] = []
+                lines.runs.setdefault(line["key"], []).append(runs[name])
+            runs[name].append((line["step"], line["did"]))
+    return lines
+
+
+def together(parts: Iterable[Lines]) -> Lines:
+    """Return the lines of several children as one."""
+    whole = Lines()
+    for part in parts:
+        whole.found += part.found
+        for key, runs in part.runs.items():
+            whole.runs.setdefault(key, []).extend(runs)
+    return whole
+
+
+def judge(seen: Lines, plain: Lines) -> Watched:
+    """Return what Watch saw of a mutant.
+
+    - seen: the lines with the mutant.
+    - plain: those of all cells without any. What is found there, too, does not count.
+    """
+    known = {(check, _letters(sentence)) for _, _, check, _, sentence in plain.found}
+    news = [one for one in seen.found if (one[2], _letters(one[4])) not in known]
+    shows: dict[str, int] = {}
+    changed = False
+    for key, runs in seen.runs.items():
+        for run in runs:
+            step = _first_difference(run, plain.runs.get(key, []))
+            if step is not None:
+                changed = True
+                shows[key] = min(step, shows.get(key, step))
+    every = [one for one in news if one[0] == "every"]
+    soon = any(step <= shows.get(key, step) + 1 for _, key, _, step, _ in every)
+    first = min(every, key=lambda one: one[3], default=None)
+    return Watched(
+        changes=changed,
+        caught=bool(every),
+        soon=soon,
+        sampled=any(one[0] == "default" for one in news),
+        sentence=f"step {first[3]}: {first[2]}: {first[4]}" if first else "",
+    )
+
+
+def _letters(sentence: str) -> str:
+    return "".join(letter for letter in sentence if not letter.isdigit())
+
+
+def _first_difference(run: list[tuple[int, str]], others: list[list[tuple[int, str]]]) -> int | None:
+    """Return the step at which a run first does something else than every run of the same key; None if one is equal."""
+    if not others:
+        return run[0][0] if run else None
+    latest = -1
+    for other in others:
+        if run == other:
+            return None
+        at = next((i for i, (a, b) in enumerate(zip(run, other, strict=False)) if a != b), min(len(run), len(other)))
+        step = run[at][0] if at < len(run) else run[-1][0] if run else 0
+        latest = max(latest, step)
+    return latest
+
+
