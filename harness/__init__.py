@@ -19,12 +19,16 @@ del _Path, _here
 
 def __getattr__(name: str) -> _Any:
     """Import `Watch` and its like when they are asked for: they need torch and transformers."""
-    if name in ("Watch", "Violation"):
-        from harness.watch import callback
+    if name == "Watch":
+        from harness.watch.callback import Watch
 
-        return getattr(callback, name)
+        return Watch
     if name == "WatchLoop":
         from harness.watch.loop import WatchLoop
 
         return WatchLoop
+    if name == "Violation":
+        from harness.watch.acting import Violation
+
+        return Violation
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,35 +10,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from harness.errors import UsageError
 from harness.subjects.reporter import newest_checkpoint
 from harness.watch import asked, certificate
+from harness.watch.acting import act, check_options
 from harness.watch.book import Book, Finding, log
 from harness.watch.all_checks import ALL
-from harness.watch.run import Run, describe
+from harness.watch.run import Run
 from harness.watch.seen import Seen, local_of, plain_optimizer, trainer_of_stack
-
-ACTIONS = ("warn", "stop", "raise")
-
-
-class Violation(RuntimeError):
-    """What `on_violation="raise"` raises.
-
-    - findings: what was found (`harness.watch.book.Finding`).
-    """
-
-    def __init__(self, findings: list[Finding]):
-        super().__init__("; ".join(map(str, findings)))
-        self.findings = findings
-
-
-def check_options(on_violation: str, every: int | None) -> None:
-    """Raise UsageError for options of Watch that it does not have."""
-    if on_violation not in ACTIONS:
-        raise UsageError(f'Watch: on_violation={on_violation!r} is none of "warn", "stop" and "raise"')
-    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-        raise UsageError(f"Watch: every={every!r}; expected a whole number from 1 on, or None")
-
 
 class Watch(TrainerCallback):
     """Judges a run while it runs. Use one for each Trainer; a second train() gets a certificate of its own.
@@ -188,17 +166,16 @@ class Watch(TrainerCallback):
         self._act(control)
 
     def _act(self, control: Any) -> None:
-        """Say what was found since the last event, and do what `on_violation` asks for."""
-        found, self._fresh[:] = list(self._fresh), []
-        for finding in found:
-            log.warning("%s", describe(finding))
-        if found and self.on_violation == "stop":
+        def stop() -> None:
             control.should_training_stop = True
-        if found and self.on_violation == "raise":
-            if self.run is not None:
-                self.run.release()
-            self._safely(self._finish)
-            raise Violation(found)
+
+        act(self._fresh, self.on_violation, stop, self._give_up)
+
+    def _give_up(self) -> None:
+        """Finish before the run is ended by a `Violation`."""
+        if self.run is not None:
+            self.run.release()
+        self._safely(self._finish)
 
     def _safely(self, act: Callable[[], None]) -> None:
         """Act. An error of Watch's own is said once, and ends the watching, not the run."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from harness.watch.book import Book, Finding, log
+from harness.watch.book import Book, log
 from harness.watch.check import Check
 from harness.watch.seen import MicroPass, Seen
 
@@ -203,8 +203,3 @@ class Run:
         log.debug("Watch failed in %s", what, exc_info=error)
         for check in checks:
             self.book.skips(check, f"Watch failed with {where}")
-
-
-def describe(finding: Finding) -> str:
-    """Return a finding as Watch says it while the run goes on."""
-    return f"Watch: {finding}"

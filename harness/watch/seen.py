@@ -46,6 +46,7 @@ class Seen:
     - foreign: the names of callbacks that are neither transformers' nor the harness's.
     - sharded: why parameters and gradients are not whole in this process; None if they are.
     - resumed: the directory that the run was resumed from.
+    - accumulation, max_grad_norm: what a loop says of itself; None if it does not.
     - number: the step that is being made, counted from 1; after it has ended, that step.
     - sampled: whether this step is looked at closely.
     """
@@ -73,6 +74,8 @@ class Seen:
     begun: int = 0
     window: list[MicroPass] = field(default_factory=list)
     skipped: int = 0
+    accumulation: int | None = None
+    max_grad_norm: float | None = None
     adapters: tuple[str, ...] = ()
     trained: dict[str, torch.nn.Parameter] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)

@@ -178,8 +178,9 @@ class Moves(Check):
         if not seen.sampled:
             self._after = None
             return
-        left = [name for name, p in seen.trained.items() if p.grad is not None]
-        self._between([f"{name} still holds a gradient when a step begins" for name in left])
+        if seen.trainer is not None:  # a loop may clear gradients between the forward and the backward pass
+            left = [name for name, p in seen.trained.items() if p.grad is not None]
+            self._between([f"{name} still holds a gradient when a step begins" for name in left])
         if self._after is not None:
             self._between([f"{name} has changed since the last optimizer step" for name in self._after.changed(seen.trained)])
         self._before_step = Values(seen.trained)

@@ -146,11 +146,14 @@ class Clipping(Check):
 
     def why_not(self) -> str | None:
         seen = self.seen
-        if seen.args is None:
-            return seen.unknown
+        if seen.args is None and seen.max_grad_norm is None:
+            return "the loop does not say its max_grad_norm"
         if own := seen.overridden("_clip_grad_norm", "_inner_training_loop", "_run_epoch"):
             return f"{own} is the user's own"
         return seen.sharded
+
+    def _most(self) -> float:
+        return float(self.seen.argument("max_grad_norm", self.seen.max_grad_norm) or 0)
 
     def begin(self) -> None:
         self._norm: float | None = None
@@ -176,7 +179,7 @@ class Clipping(Check):
         if not (math.isfinite(before) and math.isfinite(after)):
             return
         self._norm = before
-        most = float(seen.args.max_grad_norm or 0)
+        most = self._most()
         expected = min(before, most) if most > 0 else before
         error = NORM + (4 * max(torch.finfo(g.dtype).eps for g in gradients) if gradients[0].dtype.itemsize == 2 else 0)
         wrong = not math.isclose(after, expected, rel_tol=error, abs_tol=2e-6)
@@ -187,7 +190,7 @@ class Clipping(Check):
         seen = self.seen
         if "loss" not in logs or self._after is None:
             return
-        most, logged = float(seen.args.max_grad_norm or 0), logs.get("grad_norm")
+        most, logged = self._most(), logs.get("grad_norm")
         if logged is None:
             if most > 0:
                 self.judge(["the log entry has no grad_norm"], "logs")

@@ -59,9 +59,11 @@ class Windows(Check):
     id = "windows"
 
     def why_not(self) -> str | None:
-        return own_rows(self.seen)
+        return None if self.seen.accumulation else own_rows(self.seen)
 
     def begin(self) -> None:
+        if self.seen.accumulation:
+            return
         self._collator = collator_changes(self.seen)
         self._total: int | None = None
         try:
@@ -70,12 +72,17 @@ class Windows(Check):
             self.skip(str(reason))
 
     def step_begin(self) -> None:
-        if self._total is not None and self.seen.number > self._total:
+        if not self.seen.accumulation and self._total is not None and self.seen.number > self._total:
             self.judge([f"a step {self.seen.number} begins, but the arguments ask for {self._total}"])
 
     def before_update(self) -> None:
         seen = self.seen
         if not seen.window and seen.argument("torch_compile"):
+            return
+        if seen.accumulation:
+            made = len(seen.window)
+            wrong = made != seen.accumulation
+            self.judge([f"the step has {made} micro-batches, expected {seen.accumulation}"] if wrong else [])
             return
         spec = seen.spec
         assert spec is not None
@@ -93,6 +100,8 @@ class Windows(Check):
 
     def end(self) -> None:
         seen = self.seen
+        if seen.accumulation:
+            return
         stopped = seen.foreign or getattr(seen.control, "should_training_stop", False) and seen.number != self._total
         if self._total is None or self._early_stop() or seen.spec is None or seen.spec.data.iterable:
             return
