@@ -21,7 +21,6 @@ from typing import Any, NoReturn
 
 import pytest
 
-from harness.mutants import watched
 from harness.mutants.digest import digest
 from harness.processes.rank import die_with_parent
 from harness.trace import Trace
@@ -58,7 +57,7 @@ class Record:
     - running: the case that it was in when it ended, "" if it ran to its end.
     - error: the error that ended it, "" if there was none.
     - seconds: how long it ran.
-    - watched: what Watch wrote, if it was attached.
+    - watched: what Watch saw of the mutant, if that was measured (`harness.mutants.watched.Watched`).
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -67,12 +66,12 @@ class Record:
     running: str = "the start"
     error: str = ""
     seconds: float = 0.0
-    watched: watched.Lines = field(default_factory=watched.Lines)
+    watched: dict[str, Any] = field(default_factory=dict)
 
 
 def read(directory: Path) -> Record:
     """Read the record in a child's directory, as far as it was written."""
-    record = Record(watched=watched.read(directory))
+    record = Record()
     file = directory / RECORD
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
@@ -88,6 +87,8 @@ def read(directory: Path) -> Record:
             record.trained.append(Trained(**value))
         elif kind == "digest":
             record.digests.update(value)
+        elif kind == "watched":
+            record.watched = value
         elif kind == "running":
             record.running = value
         elif kind == "error":

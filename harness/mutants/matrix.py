@@ -63,7 +63,7 @@ def measure(mutants: Sequence[Mutant], progress: Progress, limit: float = LIMIT,
 
     - progress: shows how far it is.
     - limit: seconds that one mutant's cells may take.
-    - watch: whether the cells are run once more with Watch on every Trainer (`harness.mutants.watched`).
+    - watch: whether it is measured, too, what Watch sees of each (`harness.mutants.watched`).
 
     Raises UsageError if the suites cannot be collected, or if a cell of a mutant names no case.
     """
@@ -115,7 +115,9 @@ class _Session:
             outcomes = self._mutated(pool, chosen, baseline)
             self._compare(pool, [outcome for outcome in outcomes if outcome.status == "survived"])
             if self.watch:
-                self._watched(pool, chosen, outcomes, [item for item in items if item in needed])
+                seen = watched.measure(pool, [outcome.mutant for outcome in outcomes], self.progress)
+                for outcome in outcomes:
+                    outcome.watched = seen.get(outcome.mutant.name)
         unfit = [case for case in baseline.cases.values() if case.verdict in (FAIL, UNEXPECTED_PASS)]
         return Matrix(outcomes, len(baseline.cases), unfit, workers, time.monotonic() - started)
 
@@ -149,23 +151,6 @@ class _Session:
             outcomes[mutant.name] = outcome
             task.advance(1, f"{mutant.name} {outcome.status}")
         return [outcomes[mutant.name] for mutant in self.mutants]
-
-    def _watched(
-        self, pool: Pool, chosen: dict[str, list[pytest.Item]], outcomes: list[Outcome], items: list[pytest.Item]
-    ) -> None:
-        """Run all cells with Watch on every Trainer, without a mutant and with each. Verdicts of clauses do not count."""
-        parts = _parts(items, pool.workers * _PARTS)
-        task = self.progress.add("cases with Watch and no mutant, in parts", len(parts))
-        lines = []
-        for _, record, _ in pool.run((number, _running(part, watch=True)) for number, part in enumerate(parts)):
-            lines.append(record.watched)
-            task.advance()
-        plain = watched.together(lines)
-        task = self.progress.add("mutants with Watch", len(outcomes))
-        runs = ((one, _running(chosen[one.mutant.name], one.mutant, watch=True)) for one in outcomes)
-        for outcome, record, _ in pool.run(runs):
-            outcome.watched = watched.judge(record.watched, plain)
-            task.advance(1, outcome.mutant.name)
 
     def _compare(self, pool: Pool, survivors: list[Outcome]) -> None:
         """Train the scenario table with each survivor. Prove it equivalent, or name the runs that it changes."""
@@ -215,12 +200,10 @@ def _parts(items: list[pytest.Item], count: int) -> list[list[pytest.Item]]:
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 
-def _running(items: list[pytest.Item], mutant: Mutant | None = None, watch: bool = False) -> Callable[[Writer], Any]:
-    """Return what a child does to run some tests, with Watch on every Trainer or without."""
+def _running(items: list[pytest.Item], mutant: Mutant | None = None) -> Callable[[Writer], Any]:
+    """Return what a child does to run some tests."""
 
     def work(write: Writer) -> None:
-        if watch:
-            watched.attach(Path.cwd())
         if mutant is not None:
             mutant.apply()
         child.run(items, write)

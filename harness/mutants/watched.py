@@ -1,10 +1,11 @@
-"""Watch on the runs of a mutant's cells: does it see the fault alone, and how soon?
+"""Does Watch alone see a mutant, and how soon?
 
-1. `attach` adds two Watches to every Trainer that is made in this process and in its ranks: one that looks at every step,
-   and one with the default sampling. Both write what they find, and the first also what the run did at each step.
-2. `read` reads these lines.
-3. `judge` compares them with the lines of the same cells without the mutant. A mutant counts (`Watched.changes`) if a run
-   of its cells trains, logs or saves anything else than without it, bit for bit.
+1. `RUNS` is a table of small runs. A process is forked for each mutant, and trains them one after the other with it.
+2. Two Watches are on every Trainer there (`attach`): one that looks at every step, and one with the default sampling.
+   Both write what they find, and the first also what the run did at each step.
+3. `judge` compares these lines with those of the same runs without the mutant. A mutant counts (`Watched.changes`) if one
+   of the runs trains, logs or saves anything else than without it, bit for bit. Once Watch has seen it, no further run
+   is trained.
 """
 
 from __future__ import annotations
@@ -15,10 +16,19 @@ import inspect
 import itertools
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from harness.runs.scenarios import PLAIN
+from harness.spec import ADD, RunSpec
+
+if TYPE_CHECKING:
+    from harness.mutants.catalogue import Mutant
+    from harness.mutants.child import Writer
+    from harness.mutants.pool import Pool
+    from harness.progress import Progress
 
 #: Files of lines, one for each process, in the directory of the child.
 PATTERN = "watch-*.jsonl"
@@ -31,6 +41,46 @@ _COUNT = itertools.count(1)
 
 #: Parts of log entries that are timings.
 _TIMINGS = ("runtime", "per_second")
+
+
+#: What most of the runs have: ragged rows, five steps an epoch of two micro-batches each, and everything that a schedule,
+#: an optimizer and a log can be wrong about.
+_BASE = PLAIN.but(
+    data={"rows": 20, "min_length": 6, "ignored": 0.2},
+    max_steps=8,
+    per_device_train_batch_size=2,
+    gradient_accumulation_steps=2,
+    learning_rate=1e-2,
+    lr_scheduler_type="polynomial",
+    lr_scheduler_kwargs={"power": 2.0},
+    warmup_steps=2,
+    weight_decay=0.1,
+    max_grad_norm=0.1,
+    logging_steps=1,
+    save_strategy="steps",
+    save_steps=3,
+    lora={"lora_dropout": 0.1},
+)
+_EVALUATED = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
+
+#: Name -> run. A run that resumes takes the checkpoint that the run before it has written.
+RUNS: dict[str, RunSpec] = {
+    "accumulating": _BASE,
+    "resumed in an epoch": _BASE.resumed(6),
+    "evaluated": _BASE.but(data={"eval_rows": 5}, save_total_limit=1, **_EVALUATED),
+    "resumed after an evaluation": _BASE.but(data={"eval_rows": 5}, **(_EVALUATED | {"save_total_limit": 3})).resumed(6),
+    "smoothed": _BASE.but(label_smoothing_factor=0.1),
+    "copies and magnitudes": _BASE.but(lora={"modules_to_save": ["lm_head"], "use_dora": True, "bias": "lora_only"}),
+    "half": _BASE.but(bf16=True, model={"dtype": "float32"}),
+    "saves a model only": _BASE.but(save_only_model=True, save_total_limit=1, save_steps=2, max_steps=5),
+    "several": _BASE.but(adapter={"route": ADD, "others": {"second": {}}}),
+    "all linear": _BASE.but(lora={"target_modules": "all-linear", "use_rslora": True}, max_steps=4),
+    "packed": _BASE.but(model={"quantization": "nf4", "prepare_for_kbit": True}, max_steps=4),
+    "longer": _BASE.but(max_steps=12, save_strategy="no", lora={"lora_dropout": 0.0}),
+}
+
+#: Runs of two ranks, for the mutants of the chapter DIST.
+_RANKS = {"ddp": _BASE.but(launch={"strategy": "ddp", "ranks": 2}, data={"rows": 40})}
 
 
 @dataclass
@@ -206,16 +256,6 @@ def read(directory: Path) -> Lines:
     return lines
 
 
-def together(parts: Iterable[Lines]) -> Lines:
-    """Return the lines of several children as one."""
-    whole = Lines()
-    for part in parts:
-        whole.found += part.found
-        for key, runs in part.runs.items():
-            whole.runs.setdefault(key, []).extend(runs)
-    return whole
-
-
 def judge(seen: Lines, plain: Lines) -> Watched:
     """Return what Watch saw of a mutant.
 
@@ -242,6 +282,76 @@ def judge(seen: Lines, plain: Lines) -> Watched:
         sampled=any(one[0] == "default" for one in news),
         sentence=f"step {first[3]}: {first[2]}: {first[4]}" if first else "",
     )
+
+
+def measure(pool: Pool, mutants: Sequence[Mutant], progress: Progress) -> dict[str, Watched]:
+    """Train the table without a mutant, and with each. Return what Watch saw, by mutant."""
+    plain: dict[str, Lines] = {}
+    task = progress.add("mutants with Watch", len(mutants))
+    for _, record, _ in pool.run([("", _working(None, {}))]):
+        plain = {name: _lines(value) for name, value in record.watched.items()}
+    found: dict[str, Watched] = {}
+    for mutant, record, fate in pool.run((one, _working(one, plain)) for one in mutants):
+        # A run that ends the process shows, and Watch has said nothing of it.
+        found[mutant.name] = Watched(**record.watched) if record.watched else Watched(changes=bool(fate))
+        task.advance(1, mutant.name)
+    return found
+
+
+def _lines(value: Mapping[str, Any]) -> Lines:
+    runs = {key: [[(step, did) for step, did in run] for run in runs] for key, runs in value["runs"].items()}
+    return Lines(runs, [(a, b, c, d, e) for a, b, c, d, e in value["found"]])
+
+
+def _working(mutant: Mutant | None, plain: Mapping[str, Lines]) -> Callable[[Writer], Any]:
+    """Return what a child does: train the table, with a mutant until Watch has seen it, or all of it without one."""
+
+    def work(write: Writer) -> None:
+        attach(Path.cwd())
+        if mutant is not None:
+            mutant.apply()
+        lines: dict[str, Lines] = {}
+        seen = Watched()
+        table = RUNS if mutant is not None and mutant.chapter != "DIST" else {**RUNS, **_RANKS}
+        if mutant is not None and mutant.chapter == "DIST":
+            table = {**_RANKS, **RUNS}
+        for name, spec in table.items():
+            before = read(Path.cwd())
+            _train(name, spec)
+            lines[name] = _news(before, read(Path.cwd()))
+            if mutant is not None:
+                now = judge(lines[name], plain.get(name, Lines()))
+                seen = now if now.caught or not seen.changes else seen
+                if now.caught and now.changes:
+                    break
+        write("watched", asdict(seen) if mutant is not None else {name: asdict(one) for name, one in lines.items()})
+
+    return work
+
+
+def _train(name: str, spec: RunSpec) -> None:
+    """Train a run of the table. What it raises is no finding of Watch's."""
+    from harness.processes import launch
+    from harness.subjects.hf_trainer import HFTrainer
+
+    subject, directory = HFTrainer(), Path.cwd() / name.replace(" ", "-")
+    try:
+        if spec.launch.several:
+            launch.train(subject, spec, directory)
+        elif spec.resume is None:
+            subject.build(spec, directory).train()
+        else:
+            subject.build(spec.first_leg(), directory).train()
+            checkpoint = directory / f"checkpoint-{spec.resume.checkpoint}"
+            subject.build(spec.but(resume=None), directory).train(resume_from_checkpoint=str(checkpoint))
+    except Exception as error:
+        print(name, type(error).__name__, error)
+
+
+def _news(before: Lines, after: Lines) -> Lines:
+    """Return what was written since."""
+    runs = {key: runs[len(before.runs.get(key, [])) :] for key, runs in after.runs.items()}
+    return Lines({key: left for key, left in runs.items() if left}, after.found[len(before.found) :])
 
 
 def _letters(sentence: str) -> str:

@@ -105,7 +105,7 @@ def _list(start: str, parts: list[str]) -> str:
 
 
 def _cut(line: str) -> str:
-    line = one_line(line) if line.strip() == line else "  " + one_line(line.strip())
+    line = f"  {one_line(line.strip())}"
     return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3]}..."
 
 

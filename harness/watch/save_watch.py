@@ -151,7 +151,7 @@ class Checkpoints(Check):
             if law is checkpoint.dtype_on_disk:
                 judged = _of_trained(judged, trace)
             verdicts.append(judged)
-        if len(self.seen.peft) > 1 and self.seen.peft_type == "LORA":
+        if len(self.seen.peft) > 1 and self.seen.peft_type == "LORA" and hasattr(self.seen.model, "get_base_model"):
             verdicts.append(checkpoint.every_adapter_saved(trace))
         self.take(both(*verdicts), "checkpoint-adapter")
         self._config(path)
