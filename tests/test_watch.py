@@ -261,4 +261,4 @@ def test_a_loop_is_judged(tmp_path):
     assert [finding.check for finding in watching.findings] == ["frozen-base"]
     model.save_pretrained(tmp_path)
     with harness.WatchLoop(model, optimizer, on_violation="raise", **options) as watching:
-        pytest.raises(harness.Violation, loop, watching, model, optimizer, clip=1.0)
+        pytest.raises(harness.Violation, loop, watching, model, optimizer, clip=0.01)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.runs.scenarios import PLAIN
-from harness.spec import ADD, RunSpec
+from harness.spec import RunSpec
 
 if TYPE_CHECKING:
     from harness.mutants.catalogue import Mutant
@@ -73,14 +73,33 @@ RUNS: dict[str, RunSpec] = {
     "copies and magnitudes": _BASE.but(lora={"modules_to_save": ["lm_head"], "use_dora": True, "bias": "lora_only"}),
     "half": _BASE.but(bf16=True, model={"dtype": "float32"}),
     "saves a model only": _BASE.but(save_only_model=True, save_total_limit=1, save_steps=2, max_steps=5),
-    "several": _BASE.but(adapter={"route": ADD, "others": {"second": {}}}),
     "all linear": _BASE.but(lora={"target_modules": "all-linear", "use_rslora": True}, max_steps=4),
     "packed": _BASE.but(model={"quantization": "nf4", "prepare_for_kbit": True}, max_steps=4),
     "longer": _BASE.but(max_steps=12, save_strategy="no", lora={"lora_dropout": 0.0}),
 }
 
-#: Runs of two ranks, for the mutants of the chapter DIST.
-_RANKS = {"ddp": _BASE.but(launch={"strategy": "ddp", "ranks": 2}, data={"rows": 40})}
+#: Chapter of a mutant -> the runs that are trained with it, in this order.
+_OF_CHAPTER: dict[str, tuple[str, ...]] = {
+    "API": ("accumulating",),
+    "FRZ": ("accumulating", "copies and magnitudes", "all linear", "packed"),
+    "LOSS": ("accumulating", "smoothed"),
+    "ACC": ("accumulating", "smoothed"),
+    "LOOP": ("accumulating",),
+    "RNG": ("accumulating",),
+    "LOG": ("accumulating",),
+    "CB": ("accumulating", "evaluated"),
+    "CKPT": ("accumulating", "saves a model only", "copies and magnitudes", "resumed in an epoch"),
+    "RES": ("resumed in an epoch", "resumed after an evaluation"),
+    "BEST": ("evaluated", "resumed after an evaluation"),
+    "EVAL": ("evaluated",),
+    "AMP": ("half",),
+    "QLORA": ("packed",),
+    "MEM": ("longer",),
+    "PERF": ("longer",),
+}
+
+#: Runs of mutants of other chapters, such as EMB and IO.
+_USUAL = ("accumulating", "copies and magnitudes")
 
 
 @dataclass
@@ -312,10 +331,9 @@ def _working(mutant: Mutant | None, plain: Mapping[str, Lines]) -> Callable[[Wri
             mutant.apply()
         lines: dict[str, Lines] = {}
         seen = Watched()
-        table = RUNS if mutant is not None and mutant.chapter != "DIST" else {**RUNS, **_RANKS}
-        if mutant is not None and mutant.chapter == "DIST":
-            table = {**_RANKS, **RUNS}
-        for name, spec in table.items():
+        chosen = tuple(RUNS) if mutant is None else _OF_CHAPTER.get(mutant.chapter, _USUAL)
+        for name in chosen:
+            spec = RUNS[name]
             before = read(Path.cwd())
             _train(name, spec)
             lines[name] = _news(before, read(Path.cwd()))
@@ -331,14 +349,11 @@ def _working(mutant: Mutant | None, plain: Mapping[str, Lines]) -> Callable[[Wri
 
 def _train(name: str, spec: RunSpec) -> None:
     """Train a run of the table. What it raises is no finding of Watch's."""
-    from harness.processes import launch
     from harness.subjects.hf_trainer import HFTrainer
 
     subject, directory = HFTrainer(), Path.cwd() / name.replace(" ", "-")
     try:
-        if spec.launch.several:
-            launch.train(subject, spec, directory)
-        elif spec.resume is None:
+        if spec.resume is None:
             subject.build(spec, directory).train()
         else:
             subject.build(spec.first_leg(), directory).train()
