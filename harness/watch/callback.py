@@ -70,8 +70,8 @@ class Watch(TrainerCallback):
             if trainer is None:
                 return
             self._made_without_optimizer = trainer.optimizer is None
-            # Trainer() seeds all generators. Without a model_init, what it draws later is nothing.
-            if torch.initial_seed() != args.seed and not getattr(args, "full_determinism", False):
+            # Trainer() seeds all generators. A model_init may seed them anew.
+            if torch.initial_seed() != args.seed and trainer.model_init is None:
                 self._early.append(
                     ("random-numbers", f"torch's seed is {torch.initial_seed()} after Trainer(), expected {args.seed}")
                 )

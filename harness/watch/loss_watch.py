@@ -179,7 +179,11 @@ class Loss(Check):
                     self.skip("a micro-batch has no label")
                 continue
             wrong = not abs(seen - expected) <= max(LOSS, 2 * rounding) * max(1.0, abs(expected))
-            self.judge([f"{where}: the loss is {seen:.6g}, recomputed from logits and labels {expected:.6g}"] if wrong else [])
+            words = f"{where}: the loss is {seen:.6g}, recomputed from logits and labels {expected:.6g}"
+            own = float(batch.recomputed) / max(1, int(batch.tokens))
+            if wrong and batch.items is not None and math.isclose(seen, own, rel_tol=LOSS):
+                words += "; the model was given num_items_in_batch, and returned the mean of its own micro-batch"
+            self.judge([words] if wrong else [])
 
     def _judge_tokens(self) -> None:
         window = self.seen.window
