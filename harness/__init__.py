@@ -24,7 +24,7 @@ def __getattr__(name: str) -> _Any:
 
         return Watch
     if name == "WatchLoop":
-        from harness.watch.loop import WatchLoop
+        from harness.watch.own_loop import WatchLoop
 
         return WatchLoop
     if name == "Violation":

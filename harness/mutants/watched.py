@@ -68,7 +68,9 @@ RUNS: dict[str, RunSpec] = {
     "accumulating": _BASE,
     "resumed in an epoch": _BASE.resumed(6),
     "evaluated": _BASE.but(data={"eval_rows": 5}, save_total_limit=1, **_EVALUATED),
-    "resumed after an evaluation": _BASE.but(data={"eval_rows": 5}, **(_EVALUATED | {"save_total_limit": 3})).resumed(6),
+    "resumed after an evaluation": _BASE.but(data={"eval_rows": 5}, **(_EVALUATED | {"save_total_limit": 3})).resumed(
+        6
+    ),
     "smoothed": _BASE.but(label_smoothing_factor=0.1),
     "copies and magnitudes": _BASE.but(lora={"modules_to_save": ["lm_head"], "use_dora": True, "bias": "lora_only"}),
     "half": _BASE.but(bf16=True, model={"dtype": "float32"}),
@@ -220,7 +222,14 @@ def _key(args: Any, state: Any, model: Any, loader: Any) -> str:
     configs = {name: vars(config) for name, config in dict(getattr(model, "peft_config", None) or {}).items()}
     shapes = [tuple(p.shape) for p in model.parameters()]
     rows = getattr(loader, "dataset", None)
-    parts = [values, configs, shapes, state.global_step, args.process_index, len(rows) if hasattr(rows, "__len__") else 0]
+    parts = [
+        values,
+        configs,
+        shapes,
+        state.global_step,
+        args.process_index,
+        len(rows) if hasattr(rows, "__len__") else 0,
+    ]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=_text).encode(), digest_size=8).hexdigest()
 
 
@@ -239,7 +248,9 @@ def _saved(args: Any, state: Any) -> Any:
 
     path = newest_checkpoint(args.output_dir, state.global_step)
     names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-    whole = [name for name in names if name.endswith((".safetensors", "adapter_config.json", "scheduler.pt", "optimizer.pt"))]
+    whole = [
+        name for name in names if name.endswith((".safetensors", "adapter_config.json", "scheduler.pt", "optimizer.pt"))
+    ]
     contents = {name: hashlib.blake2b((path / name).read_bytes(), digest_size=8).hexdigest() for name in whole}
     left = sorted(each.name for each in path.parent.glob("checkpoint-*"))
     return [names, contents, left, _generators(path)]
@@ -385,5 +396,3 @@ def _first_difference(run: list[tuple[int, str]], others: list[list[tuple[int, s
         step = run[at][0] if at < len(run) else run[-1][0] if run else 0
         latest = max(latest, step)
     return latest
-
-

@@ -36,7 +36,11 @@ def answer(report: Mapping[str, Any]) -> str:
         checks = objects(report.get("checks"))
         failing_checks = sum(check.get("verdict") == "fails" for check in checks)
         holding_checks = sum(check.get("verdict") == "holds" for check in checks)
-        return f"{counted(failing_checks, 'check')} failed" if failing_checks else f"{counted(holding_checks, 'check')} held"
+        return (
+            f"{counted(failing_checks, 'check')} failed"
+            if failing_checks
+            else f"{counted(holding_checks, 'check')} held"
+        )
     failing = {clause for one in found if one.level == problems.ERROR for clause in one.clauses}
     if verdict == FAIL:
         return f"{counted(len(failing), 'clause')} {'fails' if len(failing) == 1 else 'fail'}"

@@ -30,7 +30,9 @@ def page(report: Mapping[str, Any]) -> Page:
     if failure := text(report.get("failure")):
         found.said.insert(0, f"Not judged: {failure}")
     found.rows = Rows("check")
-    for one in sorted(checks, key=lambda check: ("fails", "not judged", "holds").index(text(check.get("verdict")) or "holds")):
+    for one in sorted(
+        checks, key=lambda check: ("fails", "not judged", "holds").index(text(check.get("verdict")) or "holds")
+    ):
         _add(found.rows, one)
     found.sections = [stack_section({"": fields(fields(report.get("environment")).get("versions"))})]
     return found
@@ -40,7 +42,9 @@ def _add(rows: Rows, check: Mapping[str, Any]) -> None:
     name, verdict = text(check.get("check"), 100), text(check.get("verdict"), 40)
     rows.describe(name, text(check.get("says")))
     seen = [f"step {number(one.get('step'))}: {text(one.get('sentence'))}" for one in objects(check.get("findings"))]
-    reasons = [f"{text(one.get('reason'))} ({number(one.get('times'))} times)" for one in objects(check.get("not_judged"))]
+    reasons = [
+        f"{text(one.get('reason'))} ({number(one.get('times'))} times)" for one in objects(check.get("not_judged"))
+    ]
     evidence = {
         "seen": seen,
         "not judged": reasons,

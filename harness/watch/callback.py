@@ -11,12 +11,13 @@ from typing import Any
 from transformers import TrainerCallback
 
 from harness.subjects.reporter import newest_checkpoint
-from harness.watch import asked, certificate
+from harness.watch import as_spec, certificate
 from harness.watch.acting import act, check_options
-from harness.watch.book import Book, Finding, log
 from harness.watch.all_checks import ALL
+from harness.watch.book import Book, Finding, log
 from harness.watch.run import Run
 from harness.watch.seen import Seen, local_of, plain_optimizer, trainer_of_stack
+
 
 class Watch(TrainerCallback):
     """Judges a run while it runs. Use one for each Trainer; a second train() gets a certificate of its own.
@@ -108,7 +109,7 @@ class Watch(TrainerCallback):
         seen.adapters = tuple(name for name in active or () if name in seen.peft)
         seen.look_at_parameters()
         try:
-            seen.spec, seen.unknown = asked.spec_of(seen)
+            seen.spec, seen.unknown = as_spec.spec_of(seen)
         except Exception as error:
             seen.unknown = f"the arguments are not understood ({type(error).__name__}: {error})"
         book = Book(self._fresh.append)
@@ -203,7 +204,9 @@ class Watch(TrainerCallback):
     def _left(self) -> None:
         """The process ends. Say so of a run that was watched and did not come to its end."""
         if self.run is not None and self.run.seen.args is not None and not self.quiet and self.run.seen.rank == 0:
-            self._safely(lambda: print("Watch: the run did not come to its end\n" + certificate.text(self.certificate())))
+            self._safely(
+                lambda: print("Watch: the run did not come to its end\n" + certificate.text(self.certificate()))
+            )
 
 
 def _sharded(seen: Seen) -> str | None:
@@ -228,5 +231,3 @@ def _foreign(trainer: Any) -> tuple[str, ...]:
     callbacks = getattr(getattr(trainer, "callback_handler", None), "callbacks", ())
     known = ("transformers.", "harness.")
     return tuple(type(one).__name__ for one in callbacks if not type(one).__module__.startswith(known))
-
-

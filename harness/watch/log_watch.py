@@ -62,7 +62,11 @@ class Logs(Check):
             self._mean("loss", float(logs["loss"]), self._losses)
         self._losses = []
         # Releases before 5.0 log the rate of the next step.
-        if self._rates and "learning_rate" in logs and local_of("_maybe_log_save_evaluate", "learning_rate") is not None:
+        if (
+            self._rates
+            and "learning_rate" in logs
+            and local_of("_maybe_log_save_evaluate", "learning_rate") is not None
+        ):
             rate = float(logs["learning_rate"])
             wrong = not any(math.isclose(rate, used, rel_tol=1e-9, abs_tol=1e-20) for used in self._rates)
             self.judge([f"the logged learning_rate is {rate!r}, the step used {self._rates[0]!r}"] if wrong else [])

@@ -79,7 +79,9 @@ class Loss(Check):
     def begin(self) -> None:
         self._shifts = self._kind()[0] == "causal"
         own = self.seen.overridden("compute_loss", "training_step", "get_batch_samples", "_get_num_items_in_batch")
-        self._own = f"{own} is the user's own" if own else "" if self.seen.trainer is not None else "it is a loop of your own"
+        self._own = (
+            f"{own} is the user's own" if own else "" if self.seen.trainer is not None else "it is a loop of your own"
+        )
         self._smoothing = float(self.seen.argument("label_smoothing_factor") or 0)
         self._smoothed: list[tuple[MicroPass, Any, Any, Any, Any]] = []
         smoother = getattr(self.seen.trainer, "label_smoother", None)
@@ -234,7 +236,9 @@ class Loss(Check):
                 wanted = expected * (factor / max(1, total))
                 wrong_count = float(items) != total and self.seen.world == 1
                 self.judge(
-                    [f"num_items_in_batch is {float(items):g}, but the window predicts {total} labels"] if wrong_count else [],
+                    [f"num_items_in_batch is {float(items):g}, but the window predicts {total} labels"]
+                    if wrong_count
+                    else [],
                     "token-count",
                 )
                 if self.seen.world > 1:
@@ -245,5 +249,7 @@ class Loss(Check):
             gap = float((seen - wanted).abs().max())
             wrong = not gap <= max(LOGITS, 4 * eps) * max(largest, 1e-12)
             self.judge(
-                [f"the gradient at the logits is off by {gap:.3g} of {largest:.3g}, with label_smoothing_factor"] if wrong else []
+                [f"the gradient at the logits is off by {gap:.3g} of {largest:.3g}, with label_smoothing_factor"]
+                if wrong
+                else []
             )

@@ -71,7 +71,12 @@ class Precision(Check):
 
     def forward(self, batch: MicroPass, inputs: dict[str, Any], output: Any) -> None:
         logits = output.get("logits") if isinstance(output, Mapping) else None
-        if self.seen.sampled and self._asked is not None and isinstance(logits, torch.Tensor) and self.seen.sharded is None:
+        if (
+            self.seen.sampled
+            and self._asked is not None
+            and isinstance(logits, torch.Tensor)
+            and self.seen.sharded is None
+        ):
             wrong = logits.dtype.itemsize == 2
             self.judge([f"the model's outputs are {logits.dtype}, expected float32 under autocast"] if wrong else [])
 
@@ -113,7 +118,11 @@ class Scaler(Check):
         if growth != 2000:
             self.skip(f"the scaler grows each {growth} steps")
             return
-        self.judge([f"the scale is {scale:g}, expected {expected:g} after skips at {self._skipped}"] if scale != expected else [])
+        self.judge(
+            [f"the scale is {scale:g}, expected {expected:g} after skips at {self._skipped}"]
+            if scale != expected
+            else []
+        )
 
 
 class AdapterEffect(Check):
@@ -124,7 +133,9 @@ class AdapterEffect(Check):
     def why_not(self) -> str | None:
         seen = self.seen
         if seen.peft_type != "LORA":
-            return f"what a {seen.peft_type} layer adds is not modelled" if seen.peft_type else "the model has no adapter"
+            return (
+                f"what a {seen.peft_type} layer adds is not modelled" if seen.peft_type else "the model has no adapter"
+            )
         if seen.argument("torch_compile"):
             return "torch_compile: a hook would change what is compiled"
         if len(seen.adapters) != 1:
@@ -221,7 +232,9 @@ class _Look:
             handle.remove()
         try:
             with torch.no_grad():
-                self.check.judge([f"{self.path}: {sentence}" for sentence in self._findings(inputs[0].detach(), output.detach())])
+                self.check.judge(
+                    [f"{self.path}: {sentence}" for sentence in self._findings(inputs[0].detach(), output.detach())]
+                )
         except Exception as error:
             self.check.skip(f"Watch failed with {type(error).__name__}: {error}")
 
@@ -233,8 +246,10 @@ class _Look:
         found = []
         if not torch.equal(self.base_in, x):
             found.append("its base layer is given another input than the layer")
-        dropout = self.layer.lora_dropout[self.name] if self.name in self.layer.lora_dropout else None
-        found += self._dropped(x.to(self.a_in.dtype), float(getattr(self.check.seen.config, "lora_dropout", 0.0)), dropout)
+        dropout = self.layer.lora_dropout.get(self.name, None)
+        found += self._dropped(
+            x.to(self.a_in.dtype), float(getattr(self.check.seen.config, "lora_dropout", 0.0)), dropout
+        )
         scaling = self.check._scaling(self.path) or float(self.layer.scaling[self.name])
         expected = self.base_out.float() + self.b_out.float() * scaling
         size = self.base_out.float().abs() + (self.b_out.float() * scaling).abs()
@@ -256,7 +271,9 @@ class _Look:
         kept = counted & (self.a_in != 0)
         share = 1 - int(kept.sum()) / total
         if not asked:
-            return [] if torch.equal(self.a_in, x) else ["its adapter is given another input, although lora_dropout is 0"]
+            return (
+                [] if torch.equal(self.a_in, x) else ["its adapter is given another input, although lora_dropout is 0"]
+            )
         spread = math.sqrt(asked * (1 - asked) / total)
         if abs(share - asked) > DEVIATIONS * spread + 1 / total:
             return [f"{share:.1%} of its adapter's input are dropped, lora_dropout is {asked:g}"]

@@ -97,7 +97,9 @@ class Evaluations(Check):
     id = "evaluation"
 
     def begin(self) -> None:
-        self._layer = next((m for m in self.seen.model.modules() if hasattr(m, "disable_adapters") and hasattr(m, "base_layer")), None)
+        self._layer = next(
+            (m for m in self.seen.model.modules() if hasattr(m, "disable_adapters") and hasattr(m, "base_layer")), None
+        )
         self._wrong: set[str] = set()
 
     def before_forward(self, args: Any, inputs: Any) -> None:

@@ -89,16 +89,28 @@ class Ranks(Check):
 
     def _compare(self, number: int, notes: list[dict[str, Any]]) -> None:
         when = f"after step {number}" if number else "before the first step"
-        words = {"adapter": "the adapter", "rates": "the learning rates", "epoch": "the epoch", "items": "num_items_in_batch"}
+        words = {
+            "adapter": "the adapter",
+            "rates": "the learning rates",
+            "epoch": "the epoch",
+            "items": "num_items_in_batch",
+        }
         found = []
         for name, what in words.items():
             if name == "items" and not self.seen.argument("average_tokens_across_devices"):
                 continue
             apart = [rank for rank, note in enumerate(notes) if note[name] != notes[0][name]]
             if apart:
-                found.append(f"{when} {what} of rank {apart[0]} differ{'s' if what.startswith('the a') else ''} from rank 0's")
+                found.append(
+                    f"{when} {what} of rank {apart[0]} differ{'s' if what.startswith('the a') else ''} from rank 0's"
+                )
         rows = [note["rows"] for note in notes]
-        if rows[0] and len(set(rows[0])) == len(rows[0]) and all(set(each) == set(rows[0]) for each in rows[1:]) and len(rows[0]) > 1:
+        if (
+            rows[0]
+            and len(set(rows[0])) == len(rows[0])
+            and all(set(each) == set(rows[0]) for each in rows[1:])
+            and len(rows[0]) > 1
+        ):
             found.append(f"in step {number} all ranks train the same rows")
         self.book.judge(self.id, self.seen.number, found)
 

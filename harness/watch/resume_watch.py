@@ -47,7 +47,15 @@ class Resumed(Check):
             return
         saved = json.loads(file.read_text(encoding="utf-8"))
         found = []
-        for key in ("global_step", "epoch", "log_history", "total_flos", "best_metric", "best_global_step", "num_input_tokens_seen"):
+        for key in (
+            "global_step",
+            "epoch",
+            "log_history",
+            "total_flos",
+            "best_metric",
+            "best_global_step",
+            "num_input_tokens_seen",
+        ):
             if key in saved and hasattr(state, key) and spelled_json(getattr(state, key)) != spelled_json(saved[key]):
                 found.append(f"{key} is {short(getattr(state, key))} after resuming, saved was {short(saved[key])}")
         self.judge(found)
@@ -57,7 +65,8 @@ class Resumed(Check):
         assert seen.spec is not None
         for name in seen.peft:
             file = next(
-                (f for f in (path / name / checkpoint.ADAPTER_FILE, path / checkpoint.ADAPTER_FILE) if f.is_file()), None
+                (f for f in (path / name / checkpoint.ADAPTER_FILE, path / checkpoint.ADAPTER_FILE) if f.is_file()),
+                None,
             )
             if file is None or (file.parent == path and name != "default" and len(seen.peft) > 1):
                 self.skip(f"the checkpoint has no adapter_model.safetensors of adapter {name!r}")
@@ -70,7 +79,12 @@ class Resumed(Check):
             }
             found = [f"the checkpoint has no {key}" for key, p in live.items() if key not in saved and p.requires_grad]
             common = {key: saved[key] for key in live if key in saved}
-            found += differences({key: live[key] for key in common}, {k: v.to(live[k].dtype) for k, v in common.items()}, 0.0, f"after loading {path.name}:")
+            found += differences(
+                {key: live[key] for key in common},
+                {k: v.to(live[k].dtype) for k, v in common.items()},
+                0.0,
+                f"after loading {path.name}:",
+            )
             self.judge(found[:5])
 
     def _optimizer(self, path: Path) -> None:
@@ -90,7 +104,9 @@ class Resumed(Check):
                 found.append(f"optimizer.pt has state of tensor {index}, the optimizer holds {len(held)}")
                 break
             name = seen.names.get(id(held[index]), "?")
-            live = {k: v.detach().cpu() for k, v in seen.optimizer.state.get(held[index], {}).items() if hasattr(v, "dtype")}
+            live = {
+                k: v.detach().cpu() for k, v in seen.optimizer.state.get(held[index], {}).items() if hasattr(v, "dtype")
+            }
             expected = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
             if expected and not live:
                 found.append(f"the optimizer's state of {name} was not restored: it is empty")
@@ -117,7 +133,9 @@ class Resumed(Check):
         seen, path = self.seen, Path(str(self.seen.resumed))
         file = "rng_state.pth" if seen.world == 1 else f"rng_state_{seen.rank}.pth"
         if seen.foreign or seen.argument("ignore_data_skip") or not (path / file).is_file():
-            self.skip(f"callback {seen.foreign[0]} may draw numbers" if seen.foreign else "no state of generators to compare")
+            self.skip(
+                f"callback {seen.foreign[0]} may draw numbers" if seen.foreign else "no state of generators to compare"
+            )
             return
         per_epoch = self._per_epoch()
         if per_epoch is None or seen.resumed_step % per_epoch == 0:
@@ -178,7 +196,11 @@ class BestModel(Check):
         best, state = self._best(), self.seen.state
         if best is not None and state.best_metric is not None:
             wrong = float(state.best_metric) != best[1]
-            self.judge([f"best_metric is {state.best_metric!r}, the best evaluation was {best[1]!r} at step {best[0]}"] if wrong else [])
+            self.judge(
+                [f"best_metric is {state.best_metric!r}, the best evaluation was {best[1]!r} at step {best[0]}"]
+                if wrong
+                else []
+            )
 
     def end(self) -> None:
         best, path = self._best(), self.seen.state.best_model_checkpoint
@@ -199,8 +221,9 @@ class BestModel(Check):
             for raw, p in self.seen.model.named_parameters()
             if names.is_adapter(raw) and names.canonical(raw, name) in saved
         }
-        found = differences(live, {k: saved[k].to(live[k].dtype) for k in live}, 0.0, f"after loading {Path(path).name}:")
+        found = differences(
+            live, {k: saved[k].to(live[k].dtype) for k in live}, 0.0, f"after loading {Path(path).name}:"
+        )
         if checkpoint_step(Path(path)) != best[0]:
             found.append(f"{Path(path).name} is taken for the best, which step {best[0]} is")
         self.judge(found[:3])
-

@@ -1,6 +1,6 @@
 """Run: one run that is watched. It keeps `Seen` up to date, hooks into forward and backward passes, and calls the checks.
 
-Whoever tells it the events (`callback.Watch`, `loop.WatchLoop`) may do so at any time: what a check raises is noted as
+Whoever tells it the events (`callback.Watch`, `own_loop.WatchLoop`) may do so at any time: what a check raises is noted as
 "not judged", and the check is not called again.
 """
 

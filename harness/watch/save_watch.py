@@ -10,24 +10,38 @@ import torch
 
 from harness.laws import checkpoint, optimizer_file, state_files
 from harness.laws.completion import incomplete
-from harness.laws.equal import differences
 from harness.laws.scaler import FILE as SCALER
 from harness.subjects.observer import checkpoint_step, digest, inspect_checkpoint
 from harness.tensors import names
 from harness.trace import Trace
 from harness.verdict import Verdict, both, spelled
-from harness.watch.asked import fields_of, plain
+from harness.watch.as_spec import fields_of, plain
 from harness.watch.check import Check
 from harness.watch.seen import Seen
 from harness.watch.update_watch import as_step, groups_of
 
 #: Fields of adapter_config.json that are another in memory: peft switches a saved adapter to inference.
-_OTHER_IN_FILE = ("inference_mode", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "peft_type", "task_type")
+_OTHER_IN_FILE = (
+    "inference_mode",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "peft_type",
+    "task_type",
+)
 
 #: Fields that are compared, if the config has them. Others may be written in a form of their own.
 _FIELDS = (
     *("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "bias", "use_rslora", "use_dora"),
-    *("fan_in_fan_out", "rank_pattern", "alpha_pattern", "init_lora_weights", "num_virtual_tokens", "layers_to_transform"),
+    *(
+        "fan_in_fan_out",
+        "rank_pattern",
+        "alpha_pattern",
+        "init_lora_weights",
+        "num_virtual_tokens",
+        "layers_to_transform",
+    ),
 )
 
 
@@ -159,7 +173,9 @@ class Checkpoints(Check):
     def _config(self, path: Path) -> None:
         config = self.seen.config
         name = self.seen.adapters[0]
-        file = next((f for f in (path / name / "adapter_config.json", path / "adapter_config.json") if f.is_file()), None)
+        file = next(
+            (f for f in (path / name / "adapter_config.json", path / "adapter_config.json") if f.is_file()), None
+        )
         if file is None:
             return
         saved, memory = json.loads(file.read_text(encoding="utf-8")), fields_of(config)
@@ -196,7 +212,11 @@ class Checkpoints(Check):
         if scaler is not None and SCALER in files:
             saved, live = optimizer_file.load_state(trace.checkpoints[0], SCALER), scaler.state_dict()
             self.judge(
-                [f"{path.name}/{SCALER}: {k} is {saved.get(k)}, in memory {live[k]}" for k in live if saved.get(k) != live[k]],
+                [
+                    f"{path.name}/{SCALER}: {k} is {saved.get(k)}, in memory {live[k]}"
+                    for k in live
+                    if saved.get(k) != live[k]
+                ],
                 "checkpoint-optimizer",
             )
         elif scaler is not None:
@@ -217,7 +237,15 @@ class Checkpoints(Check):
         saved, state = trace.checkpoints[0].state, self.seen.state
         where = f"checkpoint-{trace.checkpoints[0].step}/trainer_state.json"
         found = incomplete(trace)
-        for key in ("global_step", "max_steps", "epoch", "best_metric", "best_model_checkpoint", "total_flos", "log_history"):
+        for key in (
+            "global_step",
+            "max_steps",
+            "epoch",
+            "best_metric",
+            "best_model_checkpoint",
+            "total_flos",
+            "log_history",
+        ):
             live = getattr(state, key, None)
             if spelled_json(saved.get(key)) != spelled_json(live):
                 found.append(f"{where}: {key} is {short(saved.get(key))}, in memory {short(live)}")

@@ -10,7 +10,7 @@ import torch
 
 from harness.reference.lora import is_linear, is_packed
 from harness.tensors import names
-from harness.watch.asked import fields_of
+from harness.watch.as_spec import fields_of
 from harness.watch.check import Check
 
 #: Types whose adapters have tensors that are not trained, or are trained in turns. Which ones is not judged.
@@ -58,7 +58,11 @@ class TrainedTensors(Check):
             self.skip(f"which tensors of {seen.peft_type} are trained is not modelled")
             return []
         if getattr(seen.config, "inference_mode", False):
-            return [f"adapter {seen.adapters[0]!r} is set up for inference, and is not trained"] if not seen.trained else []
+            return (
+                [f"adapter {seen.adapters[0]!r} is set up for inference, and is not trained"]
+                if not seen.trained
+                else []
+            )
         return [
             f"{seen.names[id(p)]} of the active adapter does not require gradients"
             for raw, p in seen.model.named_parameters()
@@ -77,10 +81,16 @@ class TrainedTensors(Check):
         if len(seen.peft) > 1 or seen.peft_type != "LORA" or not targets:
             return []
         if any(getattr(config, rule, None) for rule in _OTHER_RULES):
-            self.skip("which modules are adapted is not modelled with exclude_modules, layers_to_transform and the like")
+            self.skip(
+                "which modules are adapted is not modelled with exclude_modules, layers_to_transform and the like"
+            )
             return []
         adapted, plain = self._layers()
-        head = _path_of(seen.base, seen.base.get_output_embeddings()) if hasattr(seen.base, "get_output_embeddings") else ""
+        head = (
+            _path_of(seen.base, seen.base.get_output_embeddings())
+            if hasattr(seen.base, "get_output_embeddings")
+            else ""
+        )
         copied = tuple(getattr(config, "modules_to_save", None) or ())
 
         def is_named(path: str, linear: bool) -> bool:
@@ -141,13 +151,16 @@ class Values:
         common = [name for name in self._values if name in tensors and tensors[name].shape == self._values[name].shape]
         if not common:
             return []
-        # NaN counts as equal to itself. One transfer for all tensors.
-        apart = [
-            ((tensors[name].detach() != self._values[name]) & ~(tensors[name].detach().isnan() & self._values[name].isnan())).any()
-            for name in common
-        ]  # fmt: skip
-        flags = torch.stack([flag.to(apart[0].device) for flag in apart]).tolist()
-        return [name for name, flag in zip(common, flags, strict=True) if flag]
+        now = [tensors[name].detach() for name in common]
+        before = [self._values[name] for name in common]
+        # One kernel for many tensors, and one transfer. NaN minus NaN is NaN, which is looked at again.
+        gaps = [gap.to(now[0].device) for gap in torch._foreach_norm(torch._foreach_sub(now, before), float("inf"))]
+        largest = torch.stack([gap.float() for gap in gaps]).tolist()
+        return [
+            name
+            for name, gap, one, other in zip(common, largest, now, before, strict=True)
+            if gap > 0 or (gap != gap and not torch.equal(one.nan_to_num(), other.nan_to_num()))
+        ]
 
 
 class Moves(Check):
@@ -182,7 +195,9 @@ class Moves(Check):
             left = [name for name, p in seen.trained.items() if p.grad is not None]
             self._between([f"{name} still holds a gradient when a step begins" for name in left])
         if self._after is not None:
-            self._between([f"{name} has changed since the last optimizer step" for name in self._after.changed(seen.trained)])
+            self._between(
+                [f"{name} has changed since the last optimizer step" for name in self._after.changed(seen.trained)]
+            )
         self._before_step = Values(seen.trained)
 
     def _between(self, findings: list[str]) -> None:
@@ -202,7 +217,9 @@ class Moves(Check):
         gradients = [p.grad for p in self.seen.trained.values() if p.grad is not None]
         if len(gradients) == len(self._norms) and self.seen.model.training:
             same = bool(torch.equal(norms_of(gradients).nan_to_num(), self._norms.nan_to_num()))
-            self.judge([] if same else ["gradients have changed between two backward passes of a window"], "nothing-else-moves")
+            self.judge(
+                [] if same else ["gradients have changed between two backward passes of a window"], "nothing-else-moves"
+            )
         self._norms = None
 
     def before_update(self) -> None:
@@ -247,7 +264,9 @@ class Moves(Check):
             now = fields_of(seen.peft[name]) if name in seen.peft else None
             self._config_kept(name, before, now)
         if self._after is not None and not seen.argument("load_best_model_at_end"):
-            self._between([f"{name} has changed since the last optimizer step" for name in self._after.changed(seen.trained)])
+            self._between(
+                [f"{name} has changed since the last optimizer step" for name in self._after.changed(seen.trained)]
+            )
         still = set(seen.trained) - set(self._first.changed(seen.trained))
         self._still &= still
         if self._updates and not self._told and not seen.argument("load_best_model_at_end"):
@@ -260,7 +279,10 @@ class Moves(Check):
     def _config_kept(self, name: str, before: dict[str, Any], now: dict[str, Any] | None) -> None:
         changed = [key for key in before if now is not None and now.get(key) != before[key]]
         self.judge(
-            [f"{key} of adapter {name!r}'s config was {before[key]!r} and is {(now or {}).get(key)!r}" for key in changed],
+            [
+                f"{key} of adapter {name!r}'s config was {before[key]!r} and is {(now or {}).get(key)!r}"
+                for key in changed
+            ],
             "nothing-else-moves",
         )
         if changed and now is not None:
@@ -294,7 +316,9 @@ def _may_be_unused(seen: Any) -> str | None:
 
 def norms_of(gradients: list[Any]) -> Any:
     """Return the float32 norms of tensors, as one tensor on the device."""
-    return torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm([g.float() for g in gradients], 2)])
+    return torch.stack(
+        [norm.to(gradients[0].device) for norm in torch._foreach_norm([g.float() for g in gradients], 2)]
+    )
 
 
 class Gradients(Check):

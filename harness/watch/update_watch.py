@@ -59,7 +59,11 @@ class OptimizerHolds(Check):
             self.skip("the optimizer is the user's own, so its settings are not judged")
             return
         kind = str(getattr(args.optim, "value", args.optim))
-        if not kind.startswith("adamw") or "anyprecision" in kind or getattr(seen.trainer, "optimizer_cls_and_kwargs", None):
+        if (
+            not kind.startswith("adamw")
+            or "anyprecision" in kind
+            or getattr(seen.trainer, "optimizer_cls_and_kwargs", None)
+        ):
             self.skip(f"the settings of optim={kind!r} are not judged")
             return
         groups, found = seen.optimizer.param_groups, []
@@ -96,7 +100,9 @@ class LearningRate(Check):
             return seen.unknown
         if seen.optimizer is None or not hasattr(seen.optimizer, "param_groups"):
             return "no optimizer of torch's was seen"
-        if not seen.own_optimizer or seen.overridden("create_optimizer", "create_scheduler", "create_optimizer_and_scheduler"):
+        if not seen.own_optimizer or seen.overridden(
+            "create_optimizer", "create_scheduler", "create_optimizer_and_scheduler"
+        ):
             return "the optimizer or its schedule is the user's own"
         if getattr(seen.trainer, "is_deepspeed_enabled", False):
             return "DeepSpeed may have a schedule of its own"
@@ -138,7 +144,9 @@ class LearningRate(Check):
         self._evaluations.append(Evaluation(int(self.seen.state.global_step), [], metrics))
 
     def after_update(self) -> None:
-        self._skipped += bool(getattr(getattr(self.seen.trainer, "accelerator", None), "optimizer_step_was_skipped", False))
+        self._skipped += bool(
+            getattr(getattr(self.seen.trainer, "accelerator", None), "optimizer_step_was_skipped", False)
+        )
 
 
 class Clipping(Check):
@@ -203,10 +211,15 @@ class Clipping(Check):
         if expected is None and most > 0:
             # What is left after clipping by the logged norm.
             wrong = not math.isclose(self._after, min(logged, most), rel_tol=1e-2 if half else NORM, abs_tol=2e-6)
-            self.judge([f"the gradients have norm {self._after:.6g} after clipping, logged is {logged:.6g}"] if wrong else [])
+            self.judge(
+                [f"the gradients have norm {self._after:.6g} after clipping, logged is {logged:.6g}"] if wrong else []
+            )
         elif expected is not None:
             wrong = not math.isclose(logged, expected, rel_tol=2e-2, abs_tol=2e-6)
-            self.judge([f"the logged grad_norm is {logged:.6g}, the norm before clipping was {expected:.6g}"] if wrong else [], "logs")
+            self.judge(
+                [f"the logged grad_norm is {logged:.6g}, the norm before clipping was {expected:.6g}"] if wrong else [],
+                "logs",
+            )
 
 
 class OptimizerStep(Check):
@@ -236,21 +249,32 @@ class OptimizerStep(Check):
         if getattr(getattr(seen.trainer, "accelerator", None), "scaler", None) is not None:
             self.skip("the scaler of fp16 may skip an update")
             return
-        held = [(p, g) for g in seen.optimizer.param_groups for p in g["params"] if p.grad is not None and p.requires_grad]
+        held = [
+            (p, g) for g in seen.optimizer.param_groups for p in g["params"] if p.grad is not None and p.requires_grad
+        ]
         count = min(len(held), TENSORS if seen.every == 1 else 1)
         for index in range(count):
             parameter, group = held[(self._turn + index) % len(held)]
-            state = {k: v.detach().clone() for k, v in seen.optimizer.state.get(parameter, {}).items() if hasattr(v, "dtype")}
+            state = {
+                k: v.detach().clone() for k, v in seen.optimizer.state.get(parameter, {}).items() if hasattr(v, "dtype")
+            }
             settings = {k: v for k, v in group.items() if k != "params"}
             settings["lr"] = float(settings["lr"])
-            self._before.append((parameter, settings, parameter.detach().clone(), parameter.grad.detach().clone(), state))
+            self._before.append(
+                (parameter, settings, parameter.detach().clone(), parameter.grad.detach().clone(), state)
+            )
         self._turn = (self._turn + count) % max(1, len(held))
 
     def after_update(self) -> None:
         for parameter, settings, before, gradient, state in self._before:
             adam = isinstance(self.seen.optimizer, (torch.optim.AdamW, torch.optim.Adam))
             expected = (_adam if adam else _sgd)(before.double(), gradient.double(), state, settings)
-            if adam and isinstance(self.seen.optimizer, torch.optim.Adam) and not isinstance(self.seen.optimizer, torch.optim.AdamW) and settings.get("weight_decay"):
+            if (
+                adam
+                and isinstance(self.seen.optimizer, torch.optim.Adam)
+                and not isinstance(self.seen.optimizer, torch.optim.AdamW)
+                and settings.get("weight_decay")
+            ):
                 self.skip("Adam with weight_decay is not modelled")
                 continue
             moved = (expected - before.double()).abs()

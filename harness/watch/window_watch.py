@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from harness.laws import callbacks
 from harness.laws.data_order import expected_places, expected_rows
 from harness.laws.loading import NotModelled
 from harness.laws.plan import plan
@@ -24,7 +23,13 @@ COLLATORS = (
 )
 
 #: Methods of the Trainer by which a subclass chooses rows or windows of its own.
-_OWN_ROWS = ("get_train_dataloader", "_get_train_sampler", "get_batch_samples", "_get_dataloader", "_inner_training_loop")
+_OWN_ROWS = (
+    "get_train_dataloader",
+    "_get_train_sampler",
+    "get_batch_samples",
+    "_get_dataloader",
+    "_inner_training_loop",
+)
 
 #: Rows that are read from a dataset to find out whether it holds rows twice.
 MOST_ROWS = 20_000
@@ -102,11 +107,11 @@ class Windows(Check):
         seen = self.seen
         if seen.accumulation:
             return
-        stopped = seen.foreign or getattr(seen.control, "should_training_stop", False) and seen.number != self._total
+        stopped = seen.foreign or (getattr(seen.control, "should_training_stop", False) and seen.number != self._total)
         if self._total is None or self._early_stop() or seen.spec is None or seen.spec.data.iterable:
             return
         made = int(seen.state.global_step)
-        if made == self._total or made < self._total and seen.foreign:
+        if made == self._total or (made < self._total and seen.foreign):
             self.judge([])
         elif stopped and made < self._total and not self._stopped_by_itself():
             self.skip("training was stopped")
@@ -178,7 +183,9 @@ class Events(Check):
         seen = self.seen
         self._due = {}
         if seen.foreign or seen.spec is None:
-            self.skip("callbacks of your own may log, evaluate and save at other steps" if seen.foreign else seen.unknown)
+            self.skip(
+                "callbacks of your own may log, evaluate and save at other steps" if seen.foreign else seen.unknown
+            )
             return
         for kind in ("logging", "eval", "save"):
             strategy = str(getattr(seen.argument(f"{kind}_strategy"), "value", seen.argument(f"{kind}_strategy")))
@@ -225,7 +232,9 @@ class Rows(Check):
         if reason := own_rows(seen) or collator_changes(seen):
             return reason
         if readable(seen) is None:
-            return f"a {type(getattr(seen.loader, 'dataset', None)).__name__} is not read: that might draw random numbers"
+            return (
+                f"a {type(getattr(seen.loader, 'dataset', None)).__name__} is not read: that might draw random numbers"
+            )
         return None
 
     def begin(self) -> None:
@@ -303,7 +312,8 @@ def _alike(seen: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     padding = len(long) - len(short)
     ends = (long[:padding], long[len(short) :])
     return padding > 0 and any(
-        len(set(end)) == 1 and body == short for end, body in zip(ends, (long[padding:], long[: len(short)]), strict=True)
+        len(set(end)) == 1 and body == short
+        for end, body in zip(ends, (long[padding:], long[: len(short)]), strict=True)
     )
 
 

@@ -89,7 +89,12 @@ class WatchLoop:
         saved = {names.canonical(key, name): tensor for key, tensor in load_adapter_file(file).items()}
         live = {key: p.detach().cpu() for key, p in seen.trained.items()}
         found = [f"{key} is trained, and not in {file.name}" for key in live if key not in saved]
-        found += differences({k: v for k, v in saved.items() if k in live}, {k: v for k, v in live.items() if k in saved}, 0.0, f"{file.name}:")
+        found += differences(
+            {k: v for k, v in saved.items() if k in live},
+            {k: v for k, v in live.items() if k in saved},
+            0.0,
+            f"{file.name}:",
+        )
         book.judge("checkpoint-adapter", seen.number, found)
 
     # ---- the loop ----
