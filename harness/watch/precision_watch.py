@@ -246,7 +246,7 @@ class _Look:
         found = []
         if not torch.equal(self.base_in, x):
             found.append("its base layer is given another input than the layer")
-        dropout = self.layer.lora_dropout.get(self.name, None)
+        dropout = next((module for name, module in self.layer.lora_dropout.items() if name == self.name), None)
         found += self._dropped(
             x.to(self.a_in.dtype), float(getattr(self.check.seen.config, "lora_dropout", 0.0)), dropout
         )
