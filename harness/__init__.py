@@ -17,18 +17,19 @@ if not (_here / "suites").is_dir() and (_here.parent / "suites" / "CONTRACT.md")
 del _Path, _here
 
 
+#: What the package has beside its modules -> the module that it is imported from, once it is asked for: those need torch
+#: and transformers. They lie on a high floor, so nothing inside the package takes them from here.
+_LATER = {
+    "Watch": "harness.watch.callback",
+    "WatchLoop": "harness.watch.own_loop",
+    "Violation": "harness.watch.acting",
+}
+
+
 def __getattr__(name: str) -> _Any:
-    """Import `Watch` and its like when they are asked for: they need torch and transformers."""
-    if name == "Watch":
-        from harness.watch.callback import Watch
+    """Import one of `_LATER`."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
 
-        return Watch
-    if name == "WatchLoop":
-        from harness.watch.own_loop import WatchLoop
-
-        return WatchLoop
-    if name == "Violation":
-        from harness.watch.acting import Violation
-
-        return Violation
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)
