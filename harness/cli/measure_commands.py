@@ -147,6 +147,7 @@ def mutants(
     ] = None,
     json: Annotated[Path | None, file_option("Write the kill matrix as JSON.")] = None,
     html: Annotated[Path | None, file_option("Write the kill matrix as a page of HTML.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Also run the cells with Watch: what does it see?")] = False,
 ) -> None:
     """Put faults into upstream: do the suites catch them?
 
@@ -154,7 +155,7 @@ def mutants(
     """
     from harness.mutants import command
 
-    raise typer.Exit(command.mutants(mutant or [], module, json, html))
+    raise typer.Exit(command.mutants(mutant or [], module, json, html, watch))
 
 
 def crash(

@@ -57,6 +57,7 @@ class Record:
     - running: the case that it was in when it ended, "" if it ran to its end.
     - error: the error that ended it, "" if there was none.
     - seconds: how long it ran.
+    - watched: what Watch saw of the mutant, if that was measured (`harness.mutants.watched.Watched`).
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -65,6 +66,7 @@ class Record:
     running: str = "the start"
     error: str = ""
     seconds: float = 0.0
+    watched: dict[str, Any] = field(default_factory=dict)
 
 
 def read(directory: Path) -> Record:
@@ -85,6 +87,8 @@ def read(directory: Path) -> Record:
             record.trained.append(Trained(**value))
         elif kind == "digest":
             record.digests.update(value)
+        elif kind == "watched":
+            record.watched = value
         elif kind == "running":
             record.running = value
         elif kind == "error":

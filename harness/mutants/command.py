@@ -13,12 +13,15 @@ from harness.mutants.matrix import measure
 from harness.progress import Progress, screen
 
 
-def mutants(globs: Sequence[str], module: Path | None, json: Path | None, html: Path | None) -> int:
+def mutants(
+    globs: Sequence[str], module: Path | None, json: Path | None, html: Path | None, watch: bool = False
+) -> int:
     """Run the mutants, print the matrix, and return the exit code.
 
     - globs: names of the mutants to run; all if there is none.
     - module: a user's file of mutants, in place of the harness's own.
     - json, html: files to write the matrix to.
+    - watch: whether it is measured, too, which mutants Watch sees.
 
     The code is 0 if every mutant that changes a run is killed, and 1 if one survives or crashes. Raises UsageError if
     the arguments are wrong or the mutants cannot be run.
@@ -35,7 +38,7 @@ def mutants(globs: Sequence[str], module: Path | None, json: Path | None, html: 
         raise UsageError("none of these mutants can run on a CPU")
     # This process forks all others, so no thread may print.
     with Progress(forks=True) as progress:
-        matrix = measure(runnable, progress)
+        matrix = measure(runnable, progress, watch=watch)
     show.show(console, matrix)
     if json is not None:
         show.write_json(matrix, json)
