@@ -11,6 +11,7 @@ campaign goes on where it was, and machines that share the directory share the r
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -65,8 +66,9 @@ class Campaign:
         check_writable_directory("the campaign's directory", self.directory)
         (self.directory / "results").mkdir(parents=True, exist_ok=True)
         self.found = [] if self.anew else load(self.directory)
-        self.sources = {clause: clause_sources.sources(clause) for clause in contract.select(list(self.matrix.clauses))}
-        self.run_name = run_name(self.specs)
+        chosen = contract.select(list(self.matrix.clauses))
+        self.sources = {clause: clause_sources.sources(clause, self.matrix.tests) for clause in chosen}
+        self.run_name = run_name(self.specs, self.matrix)
         self._began = environment.now()
 
     # ---- what there is to do ----
@@ -137,6 +139,8 @@ class Campaign:
             "run": self.run_name,
             "specs": [list(one) for one in self.specs],
             "sources": todo,
+            "tests": list(self.matrix.tests),
+            "concerns": [list(one) for one in dataclasses.astuple(self.matrix.concerns)],
             "extras": list(self.matrix.extras),
             "lock": earlier["lock"] if earlier else "",
             # An environment with another torch has several GB.
@@ -203,12 +207,16 @@ class Campaign:
         return following(plan, judged | dict.fromkeys([*ahead, *self.lost]), count)
 
 
-def run_name(specs: Sequence[tuple[str, str]]) -> str:
-    """Return the name of what is judged: "suites", or a hash of the runs of --spec."""
-    if not specs:
-        return "suites"
-    bodies = sorted(json.dumps(json.loads(text), sort_keys=True) for _, text in specs)
-    return "run " + hashlib.sha256("\n".join(bodies).encode()).hexdigest()[:12]
+def run_name(specs: Sequence[tuple[str, str]], matrix: Matrix) -> str:
+    """Return the name of what is judged: "suites", with what it is limited to; or a hash of the runs of --spec."""
+    if specs:
+        bodies = sorted(json.dumps(json.loads(text), sort_keys=True) for _, text in specs)
+        return "run " + hashlib.sha256("\n".join(bodies).encode()).hexdigest()[:12]
+    judged = matrix.concerns
+    limits = [*judged.routes, *judged.methods, *judged.launches]
+    if matrix.tests:
+        limits.append(f"tests {hashlib.sha256(repr(sorted(matrix.tests)).encode()).hexdigest()[:8]}")
+    return ", ".join(["suites", *limits])
 
 
 # ---- results ----

@@ -175,14 +175,18 @@ def _suites(task: Mapping[str, Any], made: Any) -> dict[str, Any]:
     from harness.causes.group import group
     from harness.gate.scope import Scope
     from harness.gate.side import Side
+    from harness.session.concerns import Concerns
 
     specs = tuple((name, text) for name, text in task["specs"])
-    judged = Scope(device=task["device"], clauses=tuple(task["sources"]), specs=specs)
+    concerns = Concerns(*(tuple(one) for one in task["concerns"]))
+    judged = Scope(device=task["device"], clauses=tuple(task["sources"]), specs=specs, concerns=concerns)
     # In the campaign's directory: if the cell is killed, it goes on where it was.
     place = Path(task["directory"]) / "unfinished" / task["id"]
     side = Side("cell", made, place, judged)
     try:
-        cases = side.suites(1, lambda done, total: None)
+        cases = side.suites(1, lambda done, total: None, tests=task["tests"])
+        # What is outside of the matrix is not judged, and is no reason for a verdict.
+        cases = [case for case in cases if not case.outside]
     finally:
         side.end()
     check = f"peft-harness check --with {shlex.quote(task['requirements'])}"

@@ -24,11 +24,16 @@ _TABLE = "harness.laws.universal"
 
 
 @functools.cache
-def sources(clause: str) -> str:
-    """Return a hash of the sources of a clause's tests and laws."""
+def sources(clause: str, tests: tuple[str, ...] = ()) -> str:
+    """Return a hash of the sources of a clause's tests and laws.
+
+    - tests: those that are collected, such as "suites/test_acc.py" or one with "::" and its name; empty for all.
+    """
     digest = hashlib.sha256()
     modules: set[str] = set()
     for test in sorted(_tests().get(clause, [])):
+        if tests and not {f"suites/{test}", f"suites/{test.partition('::')[0]}"} & set(tests):
+            continue
         file, _, name = test.partition("::")
         for text, used in _parts(SUITES / file, name):
             digest.update(text.encode())

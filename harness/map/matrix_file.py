@@ -18,7 +18,10 @@ from harness.errors import UsageError
 from harness.gate import environments
 from harness.gate.extras import OPTIONAL
 from harness.gate.index import dated
+from harness.paths import SUITES
 from harness.reading import read_text, shown, shown_path
+from harness.session import concerns
+from harness.session.concerns import Concerns
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -52,6 +55,8 @@ class Matrix:
     - specs: files of runs; with any, only these runs are judged.
     - devices: "cpu", "cuda".
     - extras: optional packages that every stack gets.
+    - concerns: the routes, methods and launches that are judged.
+    - tests: tests of the suites that are collected, such as "suites/test_acc.py"; empty for all.
     """
 
     where: str
@@ -62,9 +67,13 @@ class Matrix:
     specs: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cpu",)
     extras: tuple[str, ...] = environments.ALWAYS
+    concerns: Concerns = Concerns()
+    tests: tuple[str, ...] = ()
 
 
-_KEYS = ("pairing", "stacks", "clauses", "specs", "devices", "extras", "packages")
+_KEYS = (
+    "pairing", "stacks", "clauses", "specs", "devices", "extras", "packages", "routes", "methods", "launches", "tests",
+)  # fmt: skip
 
 
 def read(file: Path | None = None) -> Matrix:
@@ -105,8 +114,14 @@ def read(file: Path | None = None) -> Matrix:
     for name in extras:
         if name not in OPTIONAL:
             raise UsageError(f"{where}: extras: {shown(name)} is unknown{_near(name, OPTIONAL)}")
+    chosen = [_texts(where, key, body.get(key, [])) for key in ("routes", "methods", "launches")]
+    judged = concerns.read(*chosen, f"{where}: {{}}s")
+    tests = _texts(where, "tests", body.get("tests", []))
+    for test in tests:
+        if not test.startswith("suites/") or ".." in test or not (SUITES.parent / test.partition("::")[0]).is_file():
+            raise UsageError(f"{where}: tests: {shown(test)} is no test of the suites; write one such as suites/test_acc.py")
     specs = tuple(str(path.parent / name) for name in _texts(where, "specs", body.get("specs", [])))
-    return Matrix(where, releases, pairing, stacks, clauses, specs, devices, extras)
+    return Matrix(where, releases, pairing, stacks, clauses, specs, devices, extras, judged, tests)
 
 
 def _texts(where: str, key: str, value: Any) -> tuple[str, ...]:
