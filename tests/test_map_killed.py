@@ -14,6 +14,7 @@ import pytest
 
 from harness.map import campaign
 from harness.paths import ROOT
+from tests import pretended_slurm
 
 STACKS = 24
 
@@ -116,3 +117,41 @@ def test_a_damaged_result_is_put_aside_and_judged_again(tmp_path, capfd):
     assert start(folder, stacks=2, seconds="0").wait() == 0
     assert len(verdicts(folder)) == 2 and other.stat().st_mtime_ns == before
     assert len([line for line in log(folder) if line[0] == "end"]) == 3
+
+
+# ---- Slurm, pretended ----
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("parsl") is None, reason="needs Parsl")
+def test_a_campaign_runs_in_jobs_of_slurm_one_of_which_fails(tmp_path):
+    folder = tmp_path / "campaign"
+    driver = start(folder, "slurm", 2, 8, "2", **pretended_slurm.install(tmp_path), PEFT_HARNESS_TEST=str(folder))
+    try:
+        wait_for(lambda: len(pretended_slurm.jobs(tmp_path)) == 2 and (folder / "log").exists())
+        pretended_slurm.fail(tmp_path, "100")
+        assert driver.wait(240) == 0, (tmp_path / "output.txt").read_text()[-2000:]
+    finally:
+        kill(driver.pid)
+    check(folder, 8)
+    script = (tmp_path / "jobs" / "101" / "script").read_text()
+    assert "srun bash" in script
+    wait_for(lambda: not processes(folder, "process_worker_pool", "sleeping_cells"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("parsl") is None, reason="needs Parsl")
+def test_jobs_end_when_their_driver_was_killed(tmp_path):
+    folder = tmp_path / "campaign"
+    driver = start(folder, "slurm", 2, 8, "60", **pretended_slurm.install(tmp_path), PEFT_HARNESS_TEST=str(folder))
+    wait_for(lambda: (folder / "log").exists())
+    kill(driver.pid)
+    wait_for(lambda: not processes(folder, "process_worker_pool", "sleeping_cells /"))
+    assert not list((folder / "results").iterdir())
+
+
+def wait_for(holds, seconds=180):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "did not happen"
+        time.sleep(0.2)
