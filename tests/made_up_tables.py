@@ -3,7 +3,9 @@
 from harness.map import results_table
 
 
-def result(transformers, peft="0.18.1", accelerate="1.13.0", fails=(), state="judged", date="2026-11-29T10:00:00Z", **more):
+def result(
+    transformers, peft="0.18.1", accelerate="1.13.0", fails=(), state="judged", date="2026-11-29T10:00:00Z", **more
+):
     """Return the result of a cell with the clauses ACC-01, LOSS-01 and RES-01. fails: those that fail."""
     stack = {"transformers": transformers, "peft": peft, "accelerate": accelerate}
     clauses = {

@@ -1,6 +1,6 @@
-"""Five scripts that pretend to be Slurm's sbatch, squeue, sacct, scancel and srun. Jobs run here, each in a session of its own.
+"""Five scripts that pretend to be Slurm's sbatch, squeue, sacct, scancel and srun.
 
-A job has a directory with its process id, and its state while it runs and after. `cancel` makes one end like a node that
+Jobs run here, each in a session of its own. A job has a directory with its process id, and its state while it runs and after. `cancel` makes one end like a node that
 fails.
 """
 
@@ -12,7 +12,9 @@ SCRIPTS = {
 id=$(ls "$JOBS" | wc -l); id=$((id + 100)); mkdir -p "$JOBS/$id"; script="$1"
 out=$(sed -n 's/^#SBATCH --output=//p' "$script"); err=$(sed -n 's/^#SBATCH --error=//p' "$script")
 echo "$script" >> "$JOBS/$id/script"
-SLURM_JOB_ID=$id setsid bash -c 'echo $$ > "$2/pid"; bash "$1"; echo $? > "$2/exit"' job "$script" "$JOBS/$id" >"$out" 2>"$err" </dev/null &
+export SLURM_JOB_ID=$id
+lead='echo $$ > "$2/pid"; bash "$1"; echo $? > "$2/exit"'
+setsid bash -c "$lead" job "$script" "$JOBS/$id" >"$out" 2>"$err" </dev/null &
 echo "Submitted batch job $id"
 """,
     "sacct": r"""

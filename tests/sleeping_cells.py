@@ -1,7 +1,7 @@
 """Cells that sleep instead of judging, and a campaign of them, to be killed.
 
-    python -m tests.sleeping_cells TASK RESULT                     a cell
-    python -m tests.sleeping_cells campaign DIRECTORY ON WORKERS STACKS SECONDS
+python -m tests.sleeping_cells TASK RESULT                     a cell
+python -m tests.sleeping_cells campaign DIRECTORY ON WORKERS STACKS SECONDS
 """
 
 import json
@@ -29,7 +29,9 @@ def judge(asked, answer):
     time.sleep(float((folder / "seconds").read_text()))
     log("end")
     stack = task["stack"]
-    body = result(stack["transformers"], stack["peft"], stack["accelerate"], fails=["ACC-01"] * ("3" in stack["transformers"]))
+    body = result(
+        stack["transformers"], stack["peft"], stack["accelerate"], fails=["ACC-01"] * ("3" in stack["transformers"])
+    )
     body |= {"requirements": task["requirements"], "machine": cell.machine(), "python": sys.version.split()[0]}
     Path(answer).write_text(stored.line(body | {"keys": task["sources"]}))
 

@@ -40,7 +40,11 @@ def read(folder, text):
 
 def test_of_each_minor_release_the_newest_is_taken(tmp_path, index):
     assert read(tmp_path, "[packages]\na = '>=1.0'").releases == {"a": ("1.0", "1.1.1", "1.2")}
-    assert read(tmp_path, "[packages]\na = {releases = '>1.0', every = 'release'}").releases["a"] == ("1.1", "1.1.1", "1.2")
+    assert read(tmp_path, "[packages]\na = {releases = '>1.0', every = 'release'}").releases["a"] == (
+        "1.1",
+        "1.1.1",
+        "1.2",
+    )
     assert read(tmp_path, "[packages]\na = ['1.2', '1.0']").releases == {"a": ("1.0", "1.2")}
 
 
@@ -73,7 +77,9 @@ def test_a_wrong_matrix_is_one_sentence(tmp_path, index, text, words):
 
 
 def test_the_default_matrix_is_whole(monkeypatch):
-    monkeypatch.setattr(matrix_file, "dated", lambda package: {"4.45.2": None, "5.0": None, "0.13.2": None, "1.0.1": None})
+    monkeypatch.setattr(
+        matrix_file, "dated", lambda package: {"4.45.2": None, "5.0": None, "0.13.2": None, "1.0.1": None}
+    )
     found = matrix_file.read()
     assert found.stacks == 400 and len(found.clauses) == 10 and len(found.tests) == 7
 
@@ -123,7 +129,7 @@ def test_every_stack_is_judged_once_in_the_end_and_the_newest_first():
     judged, order = {}, []
     while chosen := stacks.following(plan, judged, 3):
         order += chosen
-        judged |= {stack: ("same",) for stack in chosen}
+        judged |= dict.fromkeys(chosen, ("same",))
     assert order[0] == plan[0] and sorted(order) == sorted(plan)
 
 
@@ -175,7 +181,10 @@ def test_conflicts_are_shown_and_do_not_count():
     for both in (table(tables=[mine, theirs]), table(tables=[theirs, mine])):
         (cell,) = both["cells"]
         assert cell["clauses"]["ACC-01"]["verdict"] == "conflict"
-        assert results_table.of_cell(cell, ["ACC-01"]) == "undecided" and results_table.of_cell(cell, ["RES-01"]) == "holds"
+        assert (
+            results_table.of_cell(cell, ["ACC-01"]) == "undecided"
+            and results_table.of_cell(cell, ["RES-01"]) == "holds"
+        )
         (conflict,) = both["conflicts"]
         assert conflict["clause"] == "ACC-01" and {one["verdict"] for one in conflict["verdicts"]} == {"pass", "fail"}
         again = table(tables=[both, mine])
@@ -261,7 +270,9 @@ def test_the_smallest_change_is_proposed_and_says_what_is_in_the_way():
 
 def test_what_failed_before_may_fail_still():
     before = result("5.1.0", fails=["ACC-01"])
-    answer = propose.propose(PINS, propose.wanted(["transformers==5.3.0"]), table(before, result("5.3.0", fails=["ACC-01"]))["cells"])
+    answer = propose.propose(
+        PINS, propose.wanted(["transformers==5.3.0"]), table(before, result("5.3.0", fails=["ACC-01"]))["cells"]
+    )
     assert answer.clauses == ("LOSS-01", "RES-01") and answer.proposal is not None
 
 
@@ -270,7 +281,9 @@ def test_a_stack_that_is_not_in_the_table_is_judged_before_it_is_proposed():
 
     def judge(pins):
         asked.append(pins)
-        cell = result(pins["transformers"], pins["peft"], pins["accelerate"], fails=["RES-01"] * (pins["peft"] == "0.18.1"))
+        cell = result(
+            pins["transformers"], pins["peft"], pins["accelerate"], fails=["RES-01"] * (pins["peft"] == "0.18.1")
+        )
         return table(cell)["cells"][0]
 
     more = [PINS | {"transformers": "5.30.0"}, PINS | {"transformers": "5.30.0", "peft": "0.22.0"}, PINS]

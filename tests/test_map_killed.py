@@ -20,7 +20,17 @@ STACKS = 24
 
 
 def start(directory, on="local", workers=1, stacks=STACKS, seconds="0.2", **more):
-    words = [sys.executable, "-m", "tests.sleeping_cells", "campaign", directory, on, str(workers), str(stacks), seconds]
+    words = [
+        sys.executable,
+        "-m",
+        "tests.sleeping_cells",
+        "campaign",
+        directory,
+        on,
+        str(workers),
+        str(stacks),
+        seconds,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PEFT_HARNESS_LEASE": "6", **more}
     output = (directory.parent / "output.txt").open("a")
     return subprocess.Popen(
@@ -34,7 +44,9 @@ def processes(directory, *words):
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            mine = str(directory) in command or str(directory) in (entry / "environ").read_bytes().decode(errors="replace")
+            mine = str(directory) in command or str(directory) in (entry / "environ").read_bytes().decode(
+                errors="replace"
+            )
             if mine and any(word in command for word in words):
                 found.append(int(entry.name))
     return found
@@ -47,7 +59,9 @@ def kill(pid):
 
 def verdicts(directory):
     found = campaign.load(directory)
-    return sorted((one["requirements"], sorted((id, entry["verdict"]) for id, entry in one["clauses"].items())) for one in found)
+    return sorted(
+        (one["requirements"], sorted((id, entry["verdict"]) for id, entry in one["clauses"].items())) for one in found
+    )
 
 
 def log(directory):
@@ -80,7 +94,9 @@ def check(directory, stacks=STACKS):
     found = verdicts(directory)
     assert len(found) == stacks, "something that was judged is lost, or was judged twice"
     expected = [["ACC-01", "fail" if "3" in one.split()[0].partition("==")[2] else "pass"] for one, _ in found]
-    assert [[list(entry) for entry in clauses if entry[0] == "ACC-01"] for _, clauses in found] == [[one] for one in expected]
+    assert [[list(entry) for entry in clauses if entry[0] == "ACC-01"] for _, clauses in found] == [
+        [one] for one in expected
+    ]
     again = [line for line in log(directory) if line[0] == "again"]
     assert not again, "a task was started whose result was there"
 

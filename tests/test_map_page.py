@@ -38,13 +38,16 @@ def choose(chromium, id, value):
 
 
 def square(row, col):
-    return f"[...document.querySelectorAll('#table button')].find((one) => one.title.startsWith('transformers {row}, peft {col}:'))"
+    words = f"transformers {row}, peft {col}:"
+    return f"[...document.querySelectorAll('#table button')].find((one) => one.title.startsWith('{words}'))"
 
 
 def test_a_cell_has_a_colour_and_its_causes_and_opens(chromium, pages):
     chromium.go(pages["line"])
     count = chromium.run(COUNT)
-    assert count.startswith("7 stacks: ") and all(words in count for words in ("4 holds", "2 fails", "1 cannot be made"))
+    assert count.startswith("7 stacks: ") and all(
+        words in count for words in ("4 holds", "2 fails", "1 cannot be made")
+    )
     assert chromium.run(f"{square('5.3.0', '0.18.1')}.className + {square('5.3.0', '0.18.1')}.textContent") == "fails1"
     assert chromium.run(f"{square('5.2.0', '0.18.1')}.className + {square('5.2.0', '0.18.1')}.textContent") == "holds0"
     assert chromium.run(f"{square('5.9.0', '0.10.0')}.className") == "unmade"
@@ -79,10 +82,14 @@ def test_kinds_of_runs_are_filtered(chromium, pages):
 def test_two_stacks_are_compared(chromium, pages):
     chromium.go(pages["line"])
     for id, words in (("a", "transformers==5.2.0"), ("b", "transformers==5.3.0")):
-        value = chromium.run(f"[...document.getElementById({id!r}).options].find((one) => one.text.startsWith({words!r})).value")
+        value = chromium.run(
+            f"[...document.getElementById({id!r}).options].find((one) => one.text.startsWith({words!r})).value"
+        )
         choose(chromium, id, value)
     said = chromium.run("document.getElementById('difference').textContent")
-    assert "transformers 5.2.0 \u2192 5.3.0. 1 of 3 clauses differ." in said and "ACC-01holdsfailsACC-01 is broken" in said
+    assert (
+        "transformers 5.2.0 \u2192 5.3.0. 1 of 3 clauses differ." in said and "ACC-01holdsfailsACC-01 is broken" in said
+    )
     chromium.go(chromium.run("location.href"))
     assert chromium.run("document.getElementById('difference').textContent") == said
 

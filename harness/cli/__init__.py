@@ -85,7 +85,11 @@ _COMMANDS = (
 )
 for _command, _passes_arguments in _COMMANDS:
     # `map` is a word of Python, so its function has a line below at the end.
-    app.command(_command.__name__.rstrip("_"), cls=Command, context_settings={"allow_extra_args": True} if _passes_arguments else None)(_command)
+    app.command(
+        _command.__name__.rstrip("_"),
+        cls=Command,
+        context_settings={"allow_extra_args": True} if _passes_arguments else None,
+    )(_command)
 
 
 def main() -> None:

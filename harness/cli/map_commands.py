@@ -14,18 +14,21 @@ from harness.cli.outputs import file_option
 
 On = Annotated[
     str,
-    typer.Option(metavar="ENGINE", help="Where: local, slurm, kubernetes, or a FILE.py with a parsl.Config named config."),
+    typer.Option(
+        metavar="ENGINE", help="Where: local, slurm, kubernetes, or a FILE.py with a parsl.Config named config."
+    ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, max=10_000, help="How many at a time. [one a core, or a GPU; 4 jobs of a cluster]"),
+    typer.Option(
+        metavar="N", min=1, max=10_000, help="How many at a time. [one a core, or a GPU; 4 jobs of a cluster]"
+    ),
 ]
 Table = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="A table that map --json wrote. [the one that comes with the harness]")
+    Path | None,
+    typer.Option(metavar="FILE", help="A table that map --json wrote. [the one that comes with the harness]"),
 ]
-Campaign = Annotated[
-    Path, file_option("The campaign's directory, which has what was judged.", "directory", "DIR")
-]
+Campaign = Annotated[Path, file_option("The campaign's directory, which has what was judged.", "directory", "DIR")]
 
 
 def _texts(specs: list[Path] | None, trust_code: bool) -> list[tuple[str, str]]:
@@ -38,10 +41,12 @@ def _texts(specs: list[Path] | None, trust_code: bool) -> list[tuple[str, str]]:
 
 def map_(
     matrix: Annotated[
-        Path | None, typer.Argument(metavar="[MATRIX]", help="A TOML file of releases and clauses. [a matrix of our own]")
+        Path | None,
+        typer.Argument(metavar="[MATRIX]", help="A TOML file of releases and clauses. [a matrix of our own]"),
     ] = None,
     size: Annotated[
-        int, typer.Option(metavar="N", min=0, max=100_000, help="Judge until N stacks are judged; 0: nothing is judged.")
+        int,
+        typer.Option(metavar="N", min=0, max=100_000, help="Judge until N stacks are judged; 0: nothing is judged."),
     ] = 40,
     on: On = "local",
     workers: Workers = None,
@@ -102,7 +107,10 @@ def bounds(
 
 def propose(
     baseline: Annotated[str, typer.Option(metavar="REQS", help=f"The pins in use: {REQUIREMENTS}")],
-    want: Annotated[list[str], typer.Option(metavar="REQUIREMENT", help="What it must have, such as 'transformers>=5.20'. Repeatable.")],
+    want: Annotated[
+        list[str],
+        typer.Option(metavar="REQUIREMENT", help="What it must have, such as 'transformers>=5.20'. Repeatable."),
+    ],
     table: Table = None,
     clause: Clauses = None,
     spec: Specs = None,
@@ -117,8 +125,8 @@ def propose(
 ) -> None:
     """What is the smallest change of my pins that has what I want?
 
-    Nothing may break that held before. Stacks of the table are tried first, then others are judged. Exit codes: 0 proposed, 1 nothing that was judged holds, 2 could not run,
-    3 too little was judged.
+    Nothing may break that held before. Stacks of the table are tried first, then others are judged. Exit codes: 0 proposed,
+    1 nothing that was judged holds, 2 could not run, 3 too little was judged.
     """
     use_cache()
     from harness.map import command
@@ -130,7 +138,9 @@ def propose(
 
 
 def ask(
-    stack: Annotated[str, typer.Argument(metavar="STACK", help="Releases, such as 'transformers==4.57.6 peft==0.18.1'.")],
+    stack: Annotated[
+        str, typer.Argument(metavar="STACK", help="Releases, such as 'transformers==4.57.6 peft==0.18.1'.")
+    ],
     table: Table = None,
     clause: Clauses = None,
     device: Device = "cpu",

@@ -82,7 +82,9 @@ def _holds(members: Sequence[Mapping[str, Any]], clauses: Sequence[str]) -> str:
     return max(found)
 
 
-def _why(at: Sequence[Version], of: Mapping[Version, list[Mapping[str, Any]]], clauses: Sequence[str], word: str) -> str:
+def _why(
+    at: Sequence[Version], of: Mapping[Version, list[Mapping[str, Any]]], clauses: Sequence[str], word: str
+) -> str:
     if not at:
         return f"no {word} release was judged"
     members = of[at[0]]

@@ -192,7 +192,9 @@ class Campaign:
                     in_a_row += 1
                     report(done, total, f"{words}: not judged ({self.lost[stack]})")
                     if in_a_row >= _MOST_LOST:
-                        raise UsageError(f"{in_a_row} cells in a row could not be judged; the last: {words}: {error}") from None
+                        raise UsageError(
+                            f"{in_a_row} cells in a row could not be judged; the last: {words}: {error}"
+                        ) from None
                     continue
                 self.found.append(result)
                 done, now, in_a_row = done + 1, now + 1, 0

@@ -74,7 +74,9 @@ def judge(task: dict[str, Any]) -> str:
                 said = output.read().decode(errors="replace").strip().splitlines()
                 if process.returncode < 0:
                     raise Killed(f"the cell's process was killed by {signal.Signals(-process.returncode).name}")
-                raise Killed(f"the cell's process ended with {process.returncode}: {said[-1] if said else 'without a word'}")
+                raise Killed(
+                    f"the cell's process ended with {process.returncode}: {said[-1] if said else 'without a word'}"
+                )
         watch.check()
         publish(result.read_bytes(), target)
     return target.name
@@ -142,7 +144,9 @@ def _result(task: Mapping[str, Any]) -> dict[str, Any]:
         else:
             made = environments.make(task["requirements"], extras=task["extras"], added=variables.named(()))
         body["lock"], body["lock_key"] = made.lock, made.key
-        body["stack"] = {name: made.pins[name] for name in {**dict.fromkeys(STACK), **task["stack"]} if name in made.pins}
+        body["stack"] = {
+            name: made.pins[name] for name in {**dict.fromkeys(STACK), **task["stack"]} if name in made.pins
+        }
         body["requires"] = [str(one) for one in requires.contradictions(made)]
         body |= _suites(task, made)
     except environments.TooOld as error:

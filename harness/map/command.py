@@ -138,7 +138,11 @@ def ask(words: str, file: Path | None, clauses: Sequence[str], device: str, json
     cells, chosen = cells_of(table, _where(file), clauses, "suites", device)
     asked = asking.pins(words)
     found = asking.exactly(cells, asked)
-    judged = [cell for cell in found if any(one in cell["clauses"] for one in chosen) or not chosen or cell["state"] != "judged"]
+    judged = [
+        cell
+        for cell in found
+        if any(one in cell["clauses"] for one in chosen) or not chosen or cell["state"] != "judged"
+    ]
     near = [] if judged else asking.nearest(cells, asked)
     console = screen()
     for name in asking.missing(cells, asked):
@@ -169,7 +173,9 @@ def _print_cell(cell: Mapping[str, Any], clauses: Sequence[str], most: int = 10)
     wanted = set(clauses) or set(cell["clauses"])
     says = results_table.of_cell(cell, clauses) if cell["state"] == "judged" else cell["state"]
     count = counted(len(wanted & set(cell["clauses"])), "clause")
-    console.print(f"{says}: {cell['requirements']} ({count}, {cell['date'][:10]}, {cell['machine']}, {counted(cell['cores'], 'core')})")
+    console.print(
+        f"{says}: {cell['requirements']} ({count}, {cell['date'][:10]}, {cell['machine']}, {counted(cell['cores'], 'core')})"
+    )
     if cell["sentence"]:
         console.print(f"  {cell['sentence']}")
     for sentence in cell["requires"]:
@@ -180,7 +186,9 @@ def _print_cell(cell: Mapping[str, Any], clauses: Sequence[str], most: int = 10)
     if len(causes) > most:
         console.print(f"  and {counted(len(causes) - most, 'more cause')}")
     unjudged = [
-        clause for clause in sorted(wanted) if results_table.state(cell["clauses"].get(clause, {}).get("verdict")) == "not judged"
+        clause
+        for clause in sorted(wanted)
+        if results_table.state(cell["clauses"].get(clause, {}).get("verdict")) == "not judged"
     ]
     if unjudged and cell["state"] == "judged":
         console.print(f"  not judged: {', '.join(unjudged[:12])}{' and more' * (len(unjudged) > 12)}")
@@ -199,7 +207,9 @@ def bounds(
     wanted = list(packages) or moving
     found = bounding.bounds(cells, chosen, wanted)
     console = screen(markup=False, soft_wrap=True)
-    console.print(f"# {counted(len(cells), 'stack')}, {', '.join(chosen) or 'all clauses of the table'}; table of {table['made'][:10]}")
+    console.print(
+        f"# {counted(len(cells), 'stack')}, {', '.join(chosen) or 'all clauses of the table'}; table of {table['made'][:10]}"
+    )
     console.print("# Each package by itself: a release is in the range if one judged stack with it holds.")
     for one in found:
         console.print(f"# above: {one.above}")
@@ -210,7 +220,11 @@ def bounds(
         if name not in [one.package for one in found]:
             console.print(f"# {name}: no judged stack holds")
     if json is not None:
-        body = {"schema_version": 1, "clauses": chosen, "bounds": [dataclasses.asdict(one) | {"line": one.line()} for one in found]}
+        body = {
+            "schema_version": 1,
+            "clauses": chosen,
+            "bounds": [dataclasses.asdict(one) | {"line": one.line()} for one in found],
+        }
         write_whole(json, json_.dumps(body, indent=1) + "\n")
     return 0 if len(found) == len(wanted) else 3
 
@@ -227,7 +241,10 @@ def propose(
     directory: Path,
     json: Path | None,
 ) -> int:
-    """Print the smallest change of pins. Returns 0 if there is one, 1 if all that was judged fails, 3 if too little was judged."""
+    """Print the smallest change of pins.
+
+    Returns 0 if there is one, 1 if all that was judged fails, 3 if too little was judged.
+    """
     from harness.map import campaign, matrix_file
     from harness.map import propose as proposing
 
@@ -283,15 +300,22 @@ def propose(
         if answer.in_the_way or resolver_says:
             console.print(f"nothing that has {', '.join(want)} holds, of what was judged")
             return 3 if answer.undecided else 1
-        console.print(f"no judged stack has {', '.join(want)}, so there is nothing to propose; leave --table-only away to judge some")
+        console.print(
+            f"no judged stack has {', '.join(want)}, so there is nothing to propose; "
+            "leave --table-only away to judge some"
+        )
         return 3
     cell = answer.proposal
     console.print(f"proposal: {', '.join(answer.changes()) or 'nothing has to move'}")
-    console.print(f"judged on {cell['date'][:10]} ({cell['machine']}, {counted(cell['cores'], 'core')}), {counted(len(cell['clauses']), 'clause')}")
+    console.print(
+        f"judged on {cell['date'][:10]} ({cell['machine']}, {counted(cell['cores'], 'core')}), {counted(len(cell['clauses']), 'clause')}"
+    )
     for line in answer.pins():
         console.print(f"  {line}")
     console.print("Next:")
-    console.print(f"  peft-harness gate --baseline {shlex.quote(words)} --candidate {shlex.quote(' '.join(answer.pins()))}")
+    console.print(
+        f"  peft-harness gate --baseline {shlex.quote(words)} --candidate {shlex.quote(' '.join(answer.pins()))}"
+    )
     return 0
 
 

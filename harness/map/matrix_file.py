@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Matrix:
     specs: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cpu",)
     extras: tuple[str, ...] = environments.ALWAYS
-    concerns: Concerns = Concerns()
+    concerns: Concerns = field(default_factory=Concerns)
     tests: tuple[str, ...] = ()
 
 
@@ -119,7 +119,9 @@ def read(file: Path | None = None) -> Matrix:
     tests = _texts(where, "tests", body.get("tests", []))
     for test in tests:
         if not test.startswith("suites/") or ".." in test or not (SUITES.parent / test.partition("::")[0]).is_file():
-            raise UsageError(f"{where}: tests: {shown(test)} is no test of the suites; write one such as suites/test_acc.py")
+            raise UsageError(
+                f"{where}: tests: {shown(test)} is no test of the suites; write one such as suites/test_acc.py"
+            )
     specs = tuple(str(path.parent / name) for name in _texts(where, "specs", body.get("specs", [])))
     return Matrix(where, releases, pairing, stacks, clauses, specs, devices, extras, judged, tests)
 
@@ -158,7 +160,11 @@ def _releases(where: str, package: str, value: Any) -> tuple[str, ...]:
             chosen = {Version(one): one for one in value}
         except InvalidVersion as error:
             raise UsageError(f"{place}: {error}") from None
-        known = () if set(value) == {environments.running().pins.get(name, "").partition("+")[0]} else _known(place, package)
+        known = (
+            ()
+            if set(value) == {environments.running().pins.get(name, "").partition("+")[0]}
+            else _known(place, package)
+        )
         if known and (missing := [one for one in value if Version(one) not in {Version(each) for each in known}]):
             raise UsageError(f"{place}: the index has no release {missing[0]}; the newest is {known[-1]}")
         return tuple(chosen[version] for version in sorted(chosen))

@@ -65,7 +65,9 @@ def wanted(words: Iterable[str]) -> list[Requirement]:
         try:
             found.append(Requirement(word))
         except InvalidRequirement:
-            raise UsageError(f"--want {shown(word)}: is no requirement; write one such as 'transformers>=5.20'") from None
+            raise UsageError(
+                f"--want {shown(word)}: is no requirement; write one such as 'transformers>=5.20'"
+            ) from None
         if not found[-1].specifier:
             raise UsageError(f"--want {shown(word)}: names no release; write one such as '{found[-1].name}>=5.20'")
     return found

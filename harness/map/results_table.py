@@ -1,4 +1,4 @@
-"""The table: what was judged of each stack, clause by clause, as a file that can be sent, merged and read without a network."""
+"""The table: what was judged of each stack, clause by clause. A file that can be sent, merged and read without a network."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def _verdict(cell: Mapping[str, Any], clause: str) -> str | None:
 # ---- making ----
 
 
-def table(results: Iterable[Mapping[str, Any]], tables: Iterable[Mapping[str, Any]], made: str, version: str) -> dict[str, Any]:
+def table(
+    results: Iterable[Mapping[str, Any]], tables: Iterable[Mapping[str, Any]], made: str, version: str
+) -> dict[str, Any]:
     """Return the table of a campaign's results and of other tables.
 
     Results of the same stack, device, run, kind of machine, Python and lock are one cell. Of a clause that was judged again
@@ -109,7 +111,19 @@ def _identity(cell: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _of_result(result: Mapping[str, Any]) -> Cell:
     """Return a cell of one result (`harness.map.cell`)."""
-    names = ("stack", "requirements", "device", "run", "state", "sentence", "python", "machine", "cores", "date", "seconds")
+    names = (
+        "stack",
+        "requirements",
+        "device",
+        "run",
+        "state",
+        "sentence",
+        "python",
+        "machine",
+        "cores",
+        "date",
+        "seconds",
+    )
     cell = {name: result[name] for name in names}
     cell |= {"requires": result["requires"], "lock_key": result.get("lock_key", ""), "causes": result["causes"]}
     cell["clauses"] = {
@@ -156,12 +170,16 @@ def _conflicts(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for cell in cells:
         for clause, entry in cell["clauses"].items():
             each = entry.get("verdicts", [entry])
-            of[_identity(cell)[:-1]][clause] += [(entry["key"], one["verdict"], one["date"], cell["lock_key"]) for one in each]
+            of[_identity(cell)[:-1]][clause] += [
+                (entry["key"], one["verdict"], one["date"], cell["lock_key"]) for one in each
+            ]
     for identity, clauses in of.items():
         for clause, said in clauses.items():
             if any(a[0] == b[0] and state(a[1]) != state(b[1]) for a in said for b in said):
                 verdicts = [{"verdict": verdict, "date": date, "lock_key": lock} for _, verdict, date, lock in said]
-                found.append({"requirements": identity[0], "device": identity[1], "clause": clause, "verdicts": verdicts})
+                found.append(
+                    {"requirements": identity[0], "device": identity[1], "clause": clause, "verdicts": verdicts}
+                )
     return found
 
 
@@ -192,7 +210,9 @@ def load(file: Path | None = None) -> dict[str, Any]:
 
     for error in Draft202012Validator(_schema()).iter_errors(body):
         at = "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in error.absolute_path).lstrip(".")
-        raise UsageError(f"{where}: is damaged ({at or 'the table'}: {error.message[:120]}); make it again with map --json")
+        raise UsageError(
+            f"{where}: is damaged ({at or 'the table'}: {error.message[:120]}); make it again with map --json"
+        )
     known = {CONFLICT, *ORDER}
     for cell in body["cells"]:
         for clause, entry in cell["clauses"].items():

@@ -38,7 +38,11 @@ def defects(cells: Sequence[Mapping[str, Any]], packages: Sequence[str]) -> list
     """
     found = []
     for clause in sorted({clause for cell in cells for clause in cell["clauses"]}):
-        says = [(cell, results_table.state(cell["clauses"][clause]["verdict"])) for cell in cells if clause in cell["clauses"]]
+        says = [
+            (cell, results_table.state(cell["clauses"][clause]["verdict"]))
+            for cell in cells
+            if clause in cell["clauses"]
+        ]
         failing = [cell for cell, one in says if one == FAILS]
         if not failing:
             continue

@@ -43,9 +43,7 @@ def every(releases: Mapping[str, Sequence[str]]) -> Iterable[Stack]:
         yield tuple(zip(releases, versions, strict=True))
 
 
-def contemporaries(
-    releases: Mapping[str, Sequence[str]], days: Mapping[str, Mapping[str, date | None]]
-) -> list[Stack]:
+def contemporaries(releases: Mapping[str, Sequence[str]], days: Mapping[str, Mapping[str, date | None]]) -> list[Stack]:
     """Return, for each release of each package, the stack of it and the newest of the others on its day, newest first.
 
     Of a package that had none yet, the oldest is taken. A package with one release has no say in the days.
@@ -60,7 +58,9 @@ def contemporaries(
                     name,
                     release
                     if name == package
-                    else next((one for one in reversed(known) if len(known) == 1 or _day(days, name, one) <= day), known[0]),
+                    else next(
+                        (one for one in reversed(known) if len(known) == 1 or _day(days, name, one) <= day), known[0]
+                    ),
                 )
                 for name, known in releases.items()
             )
@@ -114,9 +114,7 @@ def requirements(stack: Iterable[tuple[str, str]]) -> str:
     return " ".join(f"{name}=={release}" for name, release in stack)
 
 
-def following(
-    ahead: Sequence[Stack], judged: Mapping[Stack, object], count: int
-) -> list[Stack]:
+def following(ahead: Sequence[Stack], judged: Mapping[Stack, object], count: int) -> list[Stack]:
     """Return the stacks to judge next.
 
     - ahead: all stacks, in the order of the plan (newest first).

@@ -70,7 +70,12 @@ def markdown(table: Mapping[str, Any]) -> str:
     cells = ordered(table["cells"])
     names = packages(cells)
     clauses = sorted({clause for cell in cells for clause in cell["clauses"]})
-    lines = [f"{sentence(table)}.", "", _row([*names, *clauses, "causes", "judged"]), _row(["---"] * (len(names) + len(clauses) + 2))]
+    lines = [
+        f"{sentence(table)}.",
+        "",
+        _row([*names, *clauses, "causes", "judged"]),
+        _row(["---"] * (len(names) + len(clauses) + 2)),
+    ]
     for cell in cells:
         marks = [_MARKS[results_table.state(cell["clauses"].get(one, {}).get("verdict"))] for one in clauses]
         causes = str(len(cell["causes"])) if cell["state"] == "judged" else _plain(cell["state"])

@@ -63,7 +63,10 @@ def _data(cells: list[dict[str, Any]], names: list[str]) -> str:
     about = {id: known[id].statement if id in known else "" for id in ids}
     for most, entries in _CUTS:
         shown = [
-            {**cut(cell, most, entries), "clauses": {id: cut(entry, most, entries) for id, entry in cell["clauses"].items()}}
+            {
+                **cut(cell, most, entries),
+                "clauses": {id: cut(entry, most, entries) for id, entry in cell["clauses"].items()},
+            }
             for cell in cells
         ]
         text = embedded({"packages": names, "clauses": ids, "about": about, "cells": shown, "holds": _WORDS})
@@ -75,7 +78,16 @@ def _data(cells: list[dict[str, Any]], names: list[str]) -> str:
 #: Verdict -> what it says of its stack, for the script.
 _WORDS = {
     verdict: results_table.state(verdict)
-    for verdict in ("pass", "fail", "ambiguous", "not_comparable", "skipped", "known_defect", "unexpected_pass", "conflict")
+    for verdict in (
+        "pass",
+        "fail",
+        "ambiguous",
+        "not_comparable",
+        "skipped",
+        "known_defect",
+        "unexpected_pass",
+        "conflict",
+    )
 }
 
 
@@ -86,7 +98,11 @@ def _templates() -> tuple[Any, str, str]:
     from harness import reports
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FileSystemLoader(_FOLDER)
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FileSystemLoader(_FOLDER),
     )
     shared = (Path(str(reports.__file__)).parent / "page" / "page.css").read_text(encoding="utf-8")
     style = shared + (_FOLDER / "map.css").read_text(encoding="utf-8")

@@ -107,7 +107,10 @@ def opened(on: str, workers: int | None, directory: Path, device: str = "cpu") -
         count = workers or _cores(device)
         if on == LOCAL and (count == 1 or not has_parsl()):
             if count > 1:
-                print("peft-harness: without Parsl one task runs at a time; pip install 'peft-harness[scale]'", file=sys.stderr)
+                print(
+                    "peft-harness: without Parsl one task runs at a time; pip install 'peft-harness[scale]'",
+                    file=sys.stderr,
+                )
             with ThreadPoolExecutor(1) as pool:
                 yield Engine(pool, 1, file, owner, "one at a time")
             return
@@ -124,7 +127,9 @@ def _cores(device: str) -> int:
 
 
 @contextlib.contextmanager
-def _parsl(on: str, workers: int | None, count: int, directory: Path, device: str, fence: str) -> Iterator[tuple[Any, int]]:
+def _parsl(
+    on: str, workers: int | None, count: int, directory: Path, device: str, fence: str
+) -> Iterator[tuple[Any, int]]:
     import parsl
     from parsl.concurrent import ParslPoolExecutor
 
@@ -144,7 +149,9 @@ def _parsl(on: str, workers: int | None, count: int, directory: Path, device: st
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"--on {on}: Parsl could not start ({type(error).__name__}: {error}); its log is in {logs}") from None
+        raise UsageError(
+            f"--on {on}: Parsl could not start ({type(error).__name__}: {error}); its log is in {logs}"
+        ) from None
     try:
         yield pool, width
     finally:
@@ -161,7 +168,9 @@ def _parsl(on: str, workers: int | None, count: int, directory: Path, device: st
 
 def _worker_init(fence: str) -> str:
     """Return the shell that prepares a pilot: it finds this harness and this Python, and ends with the command."""
-    path = os.pathsep.join(dict.fromkeys([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
+    path = os.pathsep.join(
+        dict.fromkeys([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
+    )
     return "\n".join(
         [
             f"export PYTHONPATH={shlex.quote(path)}",

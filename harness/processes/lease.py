@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness.errors import UsageError
 from harness.files import write_whole
 
 #: Seconds between two renewals.
@@ -37,8 +38,11 @@ class Lost(Exception):
 def held(file: Path) -> Iterator[str]:
     """Hold a lease while the block runs. Yields its owner's name, which tasks are given.
 
-    A lease that another command holds is taken from it: its tasks end.
+    Of a command that was killed it is taken over: tasks of that command which still run end. Raises UsageError if another
+    command holds it and is alive.
     """
+    if _is_renewed(file):
+        raise UsageError(f"{file.parent}: another command is at work there; wait for it, or name another directory")
     owner, over = uuid.uuid4().hex, threading.Event()
     write_whole(file, f"{owner} 0\n")
 
@@ -61,6 +65,21 @@ def held(file: Path) -> Iterator[str]:
         with contextlib.suppress(OSError):
             if file.read_text(encoding="utf-8").startswith(owner):
                 file.unlink()
+
+
+def _is_renewed(file: Path) -> bool:
+    """Return whether a command renews a lease. That takes a moment, if there is a lease."""
+
+    def text() -> str:
+        try:
+            return file.read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
+    first = text()
+    if first:
+        time.sleep(2.5 * PERIOD)
+    return text() not in ("", first)
 
 
 class Watch:
