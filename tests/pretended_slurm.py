@@ -1,7 +1,7 @@
 """Five scripts that pretend to be Slurm's sbatch, squeue, sacct, scancel and srun.
 
-Jobs run here, each in a session of its own. A job has a directory with its process id, and its state while it runs and after. `cancel` makes one end like a node that
-fails.
+Jobs run here, each in a session of its own. A job has a directory with its process id, and with its exit status when it has
+ended. `fail` ends one like a node that fails.
 """
 
 import os

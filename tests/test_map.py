@@ -64,6 +64,7 @@ def test_of_each_minor_release_the_newest_is_taken(tmp_path, index):
         ("clauses = 'ACC-01'\n[packages]\na = '>=1'", "expected a list of texts"),
         ("methods = ['lorra']\n[packages]\na = '>=1'", "the nearest known name is 'lora'"),
         ("tests = ['suites/../x.py']\n[packages]\na = '>=1'", "is no test of the suites"),
+        ("first = ['a>=1']\n[packages]\na = '>=1'", "first: 'a>=1': is no release"),
         ("stacks = 0\n[packages]\na = '>=1'", "expected a number from 1"),
         ("devices = ['tpu']\n[packages]\na = '>=1'", "expected cpu, cuda or both"),
         ("pairing = 'all'", "names no releases"),
@@ -131,6 +132,13 @@ def test_every_stack_is_judged_once_in_the_end_and_the_newest_first():
         order += chosen
         judged |= dict.fromkeys(chosen, ("same",))
     assert order[0] == plan[0] and sorted(order) == sorted(plan)
+
+
+def test_stacks_that_are_named_go_first():
+    named = ((("a", "0.7"),),)
+    plan = stacks.planned(matrix_file.Matrix("m", {"a": ("1.0", "1.1")}, ("all",), first=named))
+    assert plan == [*named, (("a", "1.1"),), (("a", "1.0"),)]
+    assert stacks.following(plan, {}, 2, named) == [*named, (("a", "1.1"),)]
 
 
 def test_nothing_is_chosen_in_a_gap_where_a_stack_is_being_judged():

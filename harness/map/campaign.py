@@ -79,7 +79,7 @@ class Campaign:
         They are made once for the same releases: what is judged meanwhile must not change what is planned. A covering array
         leaves out what earlier results show not to resolve.
         """
-        made = json.dumps([self.matrix.releases, self.matrix.pairing, self.matrix.stacks])
+        made = json.dumps([self.matrix.releases, self.matrix.pairing, self.matrix.stacks, self.matrix.first])
         file = self.directory / "plans" / f"{hashlib.sha256(made.encode()).hexdigest()[:12]}.json"
         if file.is_file() and isinstance(known := stored.read(read_text(file, _LIMIT).rstrip("\n")), list):
             return [tuple((str(name), str(release)) for name, release in stack) for stack in known]
@@ -206,7 +206,7 @@ class Campaign:
         judged: dict[Stack, object] = {
             stack: self.verdicts(stack, device) for stack in plan if not self.todo(stack, device)
         }
-        return following(plan, judged | dict.fromkeys([*ahead, *self.lost]), count)
+        return following(plan, judged | dict.fromkeys([*ahead, *self.lost]), count, self.matrix.first)
 
 
 def run_name(specs: Sequence[tuple[str, str]], matrix: Matrix) -> str:

@@ -307,9 +307,9 @@ def propose(
         return 3
     cell = answer.proposal
     console.print(f"proposal: {', '.join(answer.changes()) or 'nothing has to move'}")
-    console.print(
-        f"judged on {cell['date'][:10]} ({cell['machine']}, {counted(cell['cores'], 'core')}), {counted(len(cell['clauses']), 'clause')}"
-    )
+    beside = f" with {', '.join(answer.beside())}" if answer.beside() else ""
+    how = f"{counted(len(cell['clauses']), 'clause')}, {cell['machine']}, {counted(cell['cores'], 'core')}"
+    console.print(f"judged on {cell['date'][:10]}{beside} ({how})")
     for line in answer.pins():
         console.print(f"  {line}")
     console.print("Next:")

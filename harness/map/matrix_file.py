@@ -18,6 +18,7 @@ from harness.errors import UsageError
 from harness.gate import environments
 from harness.gate.extras import OPTIONAL
 from harness.gate.index import dated
+from harness.map import ask
 from harness.paths import SUITES
 from harness.reading import read_text, shown, shown_path
 from harness.session import concerns
@@ -56,6 +57,7 @@ class Matrix:
     - devices: "cpu", "cuda".
     - extras: optional packages that every stack gets.
     - concerns: the routes, methods and launches that are judged.
+    - first: stacks that are judged first, each as (package, release) pairs.
     - tests: tests of the suites that are collected, such as "suites/test_acc.py"; empty for all.
     """
 
@@ -69,10 +71,12 @@ class Matrix:
     extras: tuple[str, ...] = environments.ALWAYS
     concerns: Concerns = field(default_factory=Concerns)
     tests: tuple[str, ...] = ()
+    first: tuple[tuple[tuple[str, str], ...], ...] = ()
 
 
 _KEYS = (
-    "pairing", "stacks", "clauses", "specs", "devices", "extras", "packages", "routes", "methods", "launches", "tests",
+    "pairing", "stacks", "clauses", "specs", "devices", "extras", "packages", "routes", "methods", "launches",
+    "tests", "first",
 )  # fmt: skip
 
 
@@ -122,8 +126,12 @@ def read(file: Path | None = None) -> Matrix:
             raise UsageError(
                 f"{where}: tests: {shown(test)} is no test of the suites; write one such as suites/test_acc.py"
             )
+    try:
+        first = tuple(tuple(ask.pins(one).items()) for one in _texts(where, "first", body.get("first", [])))
+    except UsageError as error:
+        raise UsageError(f"{where}: first: {error}") from None
     specs = tuple(str(path.parent / name) for name in _texts(where, "specs", body.get("specs", [])))
-    return Matrix(where, releases, pairing, stacks, clauses, specs, devices, extras, judged, tests)
+    return Matrix(where, releases, pairing, stacks, clauses, specs, devices, extras, judged, tests, first)
 
 
 def _texts(where: str, key: str, value: Any) -> tuple[str, ...]:

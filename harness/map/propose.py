@@ -29,6 +29,7 @@ class Answer:
     """What was found.
 
     - baseline: the pins as they are.
+    - asked: the packages that are wanted.
     - clauses: what held on the baseline, so must hold; all that was judged if the baseline was not.
     - baseline_judged: whether the table has the baseline.
     - proposal: the cell that is proposed; None if there is none.
@@ -37,25 +38,34 @@ class Answer:
     """
 
     baseline: Pins
+    asked: tuple[str, ...]
     clauses: tuple[str, ...]
     baseline_judged: bool
     proposal: Mapping[str, Any] | None = None
     in_the_way: list[tuple[str, str]] = field(default_factory=list)
     undecided: list[tuple[str, str]] = field(default_factory=list)
 
+    def moved(self) -> Pins:
+        """Return the releases of the proposal, of the packages that are pinned or wanted."""
+        stack = {} if self.proposal is None else _named(self.proposal)
+        return {name: version for name, version in stack.items() if name in self.baseline or name in self.asked}
+
     def changes(self) -> list[str]:
         """Return what moves, such as "peft 0.18.1 -> 0.21.2", in the order of the stack."""
-        stack = {} if self.proposal is None else _named(self.proposal)
         return [
-            f"{name} {self.baseline.get(name, 'not pinned')} -> {stack[name]}"
-            for name in stack
-            if self.baseline.get(name) != stack[name]
+            f"{name} {self.baseline.get(name, 'not pinned')} -> {version}"
+            for name, version in self.moved().items()
+            if self.baseline.get(name) != version
         ]
 
     def pins(self) -> list[str]:
         """Return the lines of a requirement file."""
+        return [f"{name}=={version}" for name, version in (self.baseline | self.moved()).items()]
+
+    def beside(self) -> list[str]:
+        """Return the releases that the proposal was judged with, of packages that are not pinned."""
         stack = {} if self.proposal is None else _named(self.proposal)
-        return [f"{name}=={version}" for name, version in (self.baseline | stack).items()]
+        return [f"{name} {version}" for name, version in stack.items() if name not in self.moved()]
 
 
 def wanted(words: Iterable[str]) -> list[Requirement]:
@@ -103,7 +113,8 @@ def propose(
     before = next((cell for cell in ask.exactly(cells, pins) if cell["state"] == "judged"), None)
     if not clauses and before is not None:
         clauses = [one for one in before["clauses"] if results_table.state(before["clauses"][one]["verdict"]) == HOLDS]
-    answer = Answer(pins, tuple(clauses), before is not None)
+    asked = tuple(str(canonicalize_name(one.name)) for one in want)
+    answer = Answer(pins, asked, tuple(clauses), before is not None)
     having = [cell for cell in cells if _has(_named(cell), want)]
     for cell in sorted(having, key=lambda cell: _change(pins, _named(cell), cells)):
         if _tried(answer, cell):

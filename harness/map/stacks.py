@@ -23,7 +23,7 @@ def planned(matrix: Matrix, refused: Iterable[Mapping[str, str]] = ()) -> list[S
     - refused: releases that are known not to resolve together; the covering array leaves such stacks out.
     """
     refused = list(refused)
-    found: dict[Stack, None] = {}
+    found: dict[Stack, None] = dict.fromkeys(matrix.first)
     for way in matrix.pairing:
         makes: Callable[[], Iterable[Stack]] = {
             CONTEMPORARIES: lambda: contemporaries(matrix.releases, {name: dated(name) for name in matrix.releases}),
@@ -114,14 +114,17 @@ def requirements(stack: Iterable[tuple[str, str]]) -> str:
     return " ".join(f"{name}=={release}" for name, release in stack)
 
 
-def following(ahead: Sequence[Stack], judged: Mapping[Stack, object], count: int) -> list[Stack]:
+def following(
+    ahead: Sequence[Stack], judged: Mapping[Stack, object], count: int, first: Sequence[Stack] = ()
+) -> list[Stack]:
     """Return the stacks to judge next.
 
     - ahead: all stacks, in the order of the plan (newest first).
     - judged: stack -> something that is equal for stacks with the same verdicts; None while a stack is being judged.
     - count: how many.
+    - first: stacks that go before all others.
 
-    First the newest stack, and those with the oldest release of each package. Then, on the line of each package, the
+    Then the newest stack, and those with the oldest release of each package. Then, on the line of each package, the
     middle between two judged neighbours with other verdicts: so a break is found without judging all between. Then the
     rest, newest first.
     """
@@ -130,9 +133,9 @@ def following(ahead: Sequence[Stack], judged: Mapping[Stack, object], count: int
     def open_(stack: Stack) -> bool:
         return stack not in judged and stack not in chosen
 
-    packages = [name for name, _ in ahead[0]] if ahead else []
+    packages = list(dict.fromkeys(name for stack in ahead for name, _ in stack))
     lines = {package: sorted(ahead, key=lambda stack: _along(stack, package)) for package in packages}
-    ends = [*ahead[:1], *(lines[package][0] for package in packages)]
+    ends = [*first, *ahead[len(first) : len(first) + 1], *(lines[package][0] for package in packages)]
     for stack in ends:
         if len(chosen) < count and open_(stack):
             chosen.append(stack)
@@ -154,4 +157,4 @@ def following(ahead: Sequence[Stack], judged: Mapping[Stack, object], count: int
 
 
 def _along(stack: Stack, package: str) -> tuple[Version, tuple[Version, ...]]:
-    return Version(dict(stack)[package]), rank(stack)
+    return Version(dict(stack).get(package, "0")), rank(stack)

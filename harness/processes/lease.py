@@ -30,7 +30,7 @@ PERIOD = 1.0
 LIMIT = float(os.environ.get("PEFT_HARNESS_LEASE", "90"))
 
 
-class Lost(Exception):
+class Lost(UsageError):
     """The command that started this task has ended, or another one has taken its place."""
 
 
