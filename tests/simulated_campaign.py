@@ -19,7 +19,7 @@ START, HANDOUT = 11.0, 0.5
 
 
 def simulate(durations, workers):
-    """Return (seconds until all has ended, share of the workers' time in which they worked, spans as (worker, begin, end))."""
+    """Return (seconds until all has ended, share of the workers' time that cells took, spans as (worker, begin, end))."""
     free = [(START, worker) for worker in range(workers)]
     heapq.heapify(free)
     spans = []

@@ -262,6 +262,18 @@ def test_bounds_have_a_reason_at_each_end():
     assert bounds.bounds([one for one in cells if one["stack"]["transformers"] == "5.24.0"], ["ACC-01"], ["peft"]) == []
 
 
+def test_a_stack_with_known_defects_alone_is_told_apart():
+    body = table(result("5.3.0", fails=["ACC-01", "RES-01"]))
+    (cell,) = body["cells"]
+    cell["clauses"]["ACC-01"]["verdict"] = "known_defect"
+    assert results_table.of_cell(cell) == "fails" and results_table.reason(cell) == "RES-01: the cause of RES-01"
+    cell["clauses"]["RES-01"]["verdict"] = "known_defect"
+    assert results_table.of_cell(cell) == "known defects" and results_table.of_cell(cell, ["ACC-01"]) == "fails"
+    assert [one.line() for one in bounds.bounds([cell], [], ["peft"])] == ["peft>=0.18.1,<=0.18.1"]
+    assert bounds.bounds([cell], ["ACC-01"], ["peft"]) == []
+    assert since.defects([cell], ["peft"])[0].stacks == 1
+
+
 PINS = {"transformers": "5.1.0", "peft": "0.18.1", "accelerate": "1.13.0"}
 
 

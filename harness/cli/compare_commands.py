@@ -16,6 +16,8 @@ from harness.cli.options import (
     Env,
     Html,
     Json,
+    On,
+    Places,
     Preload,
     ScopeFile,
     Specs,
@@ -23,6 +25,7 @@ from harness.cli.options import (
     TrustCode,
     Unpatched,
     clause_ids,
+    require_engine,
     scope,
 )
 from harness.cli.outputs import file_option
@@ -97,16 +100,8 @@ def bisect(
     device: Device = "cpu",
     preload: Preload = None,
     unpatched: Unpatched = False,
-    on: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ENGINE",
-            help="Judge stacks there: local, slurm, kubernetes or a FILE.py (see map). [here, two at a time]",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, max=1000, help="With --on: stacks judged at a time.")
-    ] = None,
+    on: On = None,
+    workers: Places = None,
     json: Json = None,
     env: Env = None,
     build: Build = None,
@@ -120,8 +115,7 @@ def bisect(
     judged = scope(subject, device, None, preload, env, build, spec, trust_code, file=scope_file)
     if clause is None and not judged.specs:
         raise UsageError("name what broke: --clause ID, or --spec FILE")
-    if workers is not None and on is None:
-        raise UsageError("--workers: is for --on; name an engine, too")
+    require_engine(on, workers)
     use_cache()
     raise typer.Exit(command.bisect(clause, good, bad, judged, json, on, workers))
 

@@ -10,7 +10,7 @@ from typing import Any
 from packaging.version import Version
 
 from harness.map import results_table
-from harness.map.results_table import FAILS, HOLDS
+from harness.map.results_table import FAILS, GOOD, HOLDS
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,8 @@ class Bound:
 def bounds(cells: Sequence[Mapping[str, Any]], clauses: Sequence[str], packages: Iterable[str]) -> list[Bound]:
     """Return the bounds of packages. A package of which no release holds has none.
 
-    A release holds if the clauses hold in one judged stack with it, and does not hold if they fail in every one. The range
-    is the longest, from the newest release that holds on, in which each judged release that does not hold lies between two
-    that hold.
+    A release holds if the clauses hold in one judged stack with it, and does not hold if they fail in every one. If no clause
+    is named, nothing may fail but known defects.
     """
     return [found for package in packages if (found := _bound(cells, clauses, package)) is not None]
 
@@ -74,12 +73,12 @@ def _bound(cells: Sequence[Mapping[str, Any]], clauses: Sequence[str], package: 
 
 def _state(members: Sequence[Mapping[str, Any]], clauses: Sequence[str]) -> str:
     states = {results_table.of_cell(cell, clauses) for cell in members}
-    return HOLDS if HOLDS in states else FAILS if states == {FAILS} else results_table.UNDECIDED
+    return HOLDS if states & set(GOOD) else FAILS if states == {FAILS} else results_table.UNDECIDED
 
 
 def _holds(members: Sequence[Mapping[str, Any]], clauses: Sequence[str]) -> str:
-    found = [cell["requirements"] for cell in members if results_table.of_cell(cell, clauses) == HOLDS]
-    return max(found)
+    found = [cell["requirements"] for cell in members if results_table.of_cell(cell, clauses) in GOOD]
+    return str(max(found))
 
 
 def _why(

@@ -85,9 +85,9 @@ def _read(file: Path) -> tuple[str, dict[str, list[ast.stmt]], dict[str, str]]:
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             defined.setdefault(node.name, []).append(node)
         else:
-            for one in ast.walk(node):
-                if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store):
-                    defined.setdefault(one.id, []).append(node)
+            for part in ast.walk(node):
+                if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+                    defined.setdefault(part.id, []).append(node)
     return text, defined, imported
 
 

@@ -118,8 +118,8 @@ def read(file: Path | None = None) -> Matrix:
     for name in extras:
         if name not in OPTIONAL:
             raise UsageError(f"{where}: extras: {shown(name)} is unknown{_near(name, OPTIONAL)}")
-    chosen = [_texts(where, key, body.get(key, [])) for key in ("routes", "methods", "launches")]
-    judged = concerns.read(*chosen, f"{where}: {{}}s")
+    routes, methods, launches = (_texts(where, key, body.get(key, [])) for key in ("routes", "methods", "launches"))
+    judged = concerns.read(routes, methods, launches, f"{where}: {{}}s")
     tests = _texts(where, "tests", body.get("tests", []))
     for test in tests:
         if not test.startswith("suites/") or ".." in test or not (SUITES.parent / test.partition("::")[0]).is_file():

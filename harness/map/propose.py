@@ -17,7 +17,7 @@ from harness.gate import environments, locks
 from harness.gate.requirements import CURRENT
 from harness.map import ask, results_table
 from harness.map.ask import Pins
-from harness.map.results_table import FAILS, HOLDS
+from harness.map.results_table import FAILS, GOOD, HOLDS
 from harness.reading import shown
 
 #: Packages that may move along.
@@ -122,9 +122,10 @@ def propose(
     if judge is not None:
         judged = {tuple(sorted(_named(cell).items())) for cell in cells}
         for stack in more:
-            if tuple(sorted(stack.items())) in judged or (cell := judge(stack)) is None:
+            if tuple(sorted(stack.items())) in judged:
                 continue
-            if _tried(answer, cell):
+            found = judge(stack)
+            if found is not None and _tried(answer, found):
                 return answer
     return answer
 
@@ -132,13 +133,13 @@ def propose(
 def _tried(answer: Answer, cell: Mapping[str, Any]) -> bool:
     """Note what a judged stack says. Returns whether it is the proposal."""
     says = results_table.of_cell(cell, answer.clauses)
-    if says == HOLDS:
+    if says in GOOD:
         answer.proposal = cell
     elif says == FAILS:
         answer.in_the_way.append((cell["requirements"], results_table.reason(cell, answer.clauses)))
     else:
         answer.undecided.append((cell["requirements"], results_table.reason(cell, answer.clauses)))
-    return says == HOLDS
+    return says in GOOD
 
 
 def _named(cell: Mapping[str, Any]) -> Pins:

@@ -29,6 +29,12 @@ CONFLICT = "conflict"
 #: What a stack says of a clause.
 HOLDS, FAILS, UNDECIDED, NOT_JUDGED = "holds", "fails", "undecided", "not judged"
 
+#: What a stack says of all its clauses, if nothing fails in it but what is recorded in suites/expectations/.
+KNOWN = "known defects"
+
+#: What a stack may say that nobody has to act on.
+GOOD = (HOLDS, KNOWN)
+
 _STATES = {PASS: HOLDS, UNEXPECTED_PASS: HOLDS, KNOWN_DEFECT: FAILS, "fail": FAILS, SKIPPED: NOT_JUDGED}
 
 Cell = dict[str, Any]
@@ -40,28 +46,42 @@ def state(verdict: str | None) -> str:
 
 
 def of_cell(cell: Mapping[str, Any], clauses: Iterable[str] = ()) -> str:
-    """Return what a cell says of clauses, of all that it judged if none is named: the worst of them.
+    """Return what a cell says of clauses: the worst of them.
+
+    - clauses: those that must hold; a known defect of one of them is a failure. If none is named, all that was judged, and
+      a stack whose failures are all known defects is KNOWN.
 
     A stack that cannot be made or run does not hold.
     """
     if cell["state"] != "judged":
         return FAILS
     named = list(clauses)
-    states = {state(cell["clauses"].get(one, {}).get("verdict")) for one in named or cell["clauses"]}
+    states = {state(_verdict(cell, one)) for one in named or cell["clauses"]}
+    if not named and {_verdict(cell, one) for one in failing(cell)} == {KNOWN_DEFECT} and UNDECIDED not in states:
+        return KNOWN
     # A clause that is skipped everywhere decides nothing; one that was asked for and is not judged does.
     order = (FAILS, UNDECIDED, NOT_JUDGED, HOLDS) if named else (FAILS, UNDECIDED, HOLDS, NOT_JUDGED)
     return next((one for one in order if one in states), NOT_JUDGED)
+
+
+def failing(cell: Mapping[str, Any], clauses: Iterable[str] = ()) -> list[str]:
+    """Return the clauses that fail in a cell, among those that are named; if none is, new failures before known defects."""
+    named = list(clauses)
+    found = [one for one in named or cell["clauses"] if state(_verdict(cell, one)) == FAILS]
+    new = [one for one in found if _verdict(cell, one) != KNOWN_DEFECT]
+    return found if named or not new else new
 
 
 def reason(cell: Mapping[str, Any], clauses: Iterable[str] = ()) -> str:
     """Return why a cell does not hold, in one sentence; "" if it does."""
     if cell["state"] != "judged":
         return f"{cell['state']}: {cell['sentence']}"
-    wanted = set(clauses) or set(cell["clauses"])
-    if said := [one for one in cell["requires"] if of_cell(cell, clauses) == FAILS]:
-        return said[0]
+    named = list(clauses)
+    wanted, broken = named or list(cell["clauses"]), failing(cell, named)
+    if said := [one for one in cell["requires"] if of_cell(cell, named) == FAILS]:
+        return str(said[0])
     for cause in cell["causes"]:
-        if hit := [one for one in cause["clauses"] if one in wanted and state(_verdict(cell, one)) == FAILS]:
+        if hit := [one for one in cause["clauses"] if one in broken]:
             return f"{', '.join(hit[:3])}{' and more' * (len(hit) > 3)}: {cause['sentence']}"
     for clause in sorted(wanted):
         entry = cell["clauses"].get(clause)
@@ -92,7 +112,8 @@ def table(
     cells: dict[tuple[str, ...], Cell] = {}
     singles = [one for each in results for one in [_of_result(each)]]
     for one in [*(cell for body in tables for cell in body["cells"]), *singles]:
-        cells[key] = _joined(cells[key], one) if (key := _identity(one)) in cells else json.loads(json.dumps(one))
+        key = _identity(one)
+        cells[key] = _joined(cells[key], one) if key in cells else json.loads(json.dumps(one))
     ordered = sorted(cells.values(), key=lambda cell: (cell["requirements"], cell["date"]), reverse=True)
     return {
         "schema_version": NEWEST,

@@ -40,7 +40,9 @@
     if (cell.state !== "judged") return "unmade";
     const found = new Set(chosen().map((id) => ofClause(cell, id)).filter(Boolean));
     if (found.has("holds")) found.delete("not judged");
-    return ORDER.find((one) => found.has(one)) || "not judged";
+    const state = ORDER.find((one) => found.has(one)) || "not judged";
+    const failing = chosen().filter((id) => ofClause(cell, id) === "fails");
+    return state === "fails" && !view.clause && failing.every((id) => cell.clauses[id].verdict === "known_defect") ? "known defects" : state;
   }
   function causes(cell) {
     const failing = new Set(chosen().filter((id) => ofClause(cell, id) === "fails"));
@@ -111,7 +113,7 @@
     if (!found.length) return make("td", {});
     const states = new Set(found.map(ofCell));
     const one = states.size === 1 ? [...states][0] : "mixed";
-    const shade = { holds: "holds", fails: "fails", unmade: "unmade", "not judged": "none", undecided: "undecided" }[one] || "mixed";
+    const shade = { holds: "holds", fails: "fails", "known defects": "known", unmade: "unmade", "not judged": "none", undecided: "undecided" }[one] || "mixed";
     const most = Math.max(...found.map((cell) => causes(cell).length));
     const text = { unmade: "\u00d7", "not judged": "\u2013" }[one] || String(most);
     const key = `${row}|${col}`;
