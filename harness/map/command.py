@@ -207,9 +207,8 @@ def bounds(
     wanted = list(packages) or moving
     found = bounding.bounds(cells, chosen, wanted)
     console = screen(markup=False, soft_wrap=True)
-    console.print(
-        f"# {counted(len(cells), 'stack')}, {', '.join(chosen) or 'all clauses of the table, known defects allowed'}; table of {table['made'][:10]}"
-    )
+    what = ", ".join(chosen) or "all clauses of the table, known defects allowed"
+    console.print(f"# {counted(len(cells), 'stack')}, {what}; table of {table['made'][:10]}")
     console.print("# Each package by itself: a release is in the range if one judged stack with it holds.")
     for one in found:
         console.print(f"# above: {one.above}")

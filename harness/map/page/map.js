@@ -137,7 +137,7 @@
     if (cell.sentence) part.append(make("p", {}, `${cell.state}: ${cell.sentence}`));
     for (const one of cell.requires) part.append(make("p", {}, `requires: ${one}`));
     const list = make("ul", {});
-    for (const cause of causes(cell)) list.append(make("li", {}, `${cause.clauses.join(", ")}: ${cause.sentence} (${cause.cases} cases)`));
+    for (const cause of causes(cell)) list.append(make("li", {}, `${cause.clauses.join(", ")}: ${cause.sentence} (${cause.cases} ${cause.cases === 1 ? "case" : "cases"})`));
     if (list.children.length) part.append(make("h4", {}, "Causes"), list);
     const rows = chosen().filter((one) => Object.hasOwn(cell.clauses, one)).map((one) => {
       const entry = cell.clauses[one];
