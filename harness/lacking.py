@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.environment import left_out, satisfies, version
+from harness.environment import left_out, satisfies, unimportable, version
 
 
 def experts(parameters: Iterable[str]) -> str | None:
@@ -54,6 +54,8 @@ def quantization(storage: str | None = None) -> str | None:
 
     if version("bitsandbytes") is None:
         return "bitsandbytes is not installed"
+    if reason := unimportable("bitsandbytes"):
+        return reason
     if torch.cuda.is_available():
         return None
     if not satisfies("transformers>=4.53"):

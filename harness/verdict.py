@@ -43,6 +43,10 @@ class Unjudged(str):
     """A finding that is no evidence: it says why something could not be compared, such as numbers that are all NaN."""
 
 
+class Refused(str):
+    """The reason of a NOT_COMPARABLE verdict, if it is that upstream refuses in words what was to be judged."""
+
+
 def verdict(expected: str, findings: Iterable[str], **measured: Any) -> Verdict:
     """Return PASS if there are no findings, otherwise FAIL with the findings. `Unjudged` alone makes it NOT_COMPARABLE."""
     seen = tuple(findings)

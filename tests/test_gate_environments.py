@@ -105,12 +105,25 @@ def test_an_environment_that_cannot_be_made_leaves_nothing_behind(tmp_path):
 
 
 def test_what_an_interrupted_process_left_is_removed(tmp_path):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    left = tmp_path / f".0123-{ended.pid}-1"
-    (left / "bin").mkdir(parents=True)
+    """A maker is known to live by its lock alone: another container that shares the cache has other process ids."""
+    held = """
+import os, sys, time
+from pathlib import Path
+from harness.gate.environments import _partial
+with _partial(Path(sys.argv[1]), "0123") as partial:
+    (partial / "bin").mkdir(parents=True)
+    print("made", flush=True)
+    time.sleep(60)
+"""
+    maker = subprocess.Popen([sys.executable, "-c", held, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert maker.stdout is not None
+    with maker:
+        assert maker.stdout.readline() == "made\n"
+        environments._remove_leftovers(tmp_path)
+        assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+        maker.kill()
     environments._remove_leftovers(tmp_path)
-    assert not left.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["", "a file is gone"], ids=["whole", "damaged"])

@@ -108,6 +108,11 @@ def test_a_tolerance_lets_noise_pass_and_ten_times_as_much_fail():
     assert not equal_runs(fault, made_up(), ACCUMULATION).holds
 
 
+def test_a_tensor_on_another_device_differs():
+    found = differences({"w": torch.zeros(2, device="meta")}, {"w": torch.zeros(2)}, 1.0, "loaded:")
+    assert found == ["loaded: w is on meta, expected on cpu"]
+
+
 def test_nan_is_never_within_a_bound():
     broken = made_up()
     broken.adapter[A][0, 0] = float("nan")

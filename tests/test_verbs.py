@@ -8,9 +8,10 @@ import torch
 from harness.fixtures.methods import METHODS, misfit
 from harness.laws import verbs, weighted
 from harness.runs.verb_table import ACTIONS, KINDS, RUNS, rows
+from harness.session.state import NotComparable, RefusedByUpstream, skip_uncompared
 from harness.spec import ADD
 from harness.suites.test_tables import GOTTEN
-from harness.verdict import FAIL, NOT_COMPARABLE, verdict
+from harness.verdict import FAIL, NOT_COMPARABLE, Verdict, verdict
 
 FIELDS = ("kind", "method", "action", "tying", "dtype", "route")
 ROWS = list(rows("").values())
@@ -97,6 +98,14 @@ def test_a_refusal_of_upstream_is_no_failure():
     found = verbs.refusing("it", act)
     assert found.outcome == NOT_COMPARABLE
     assert "layers_pattern" in found.seen[0]
+    # The case is skipped, so that the clause holds by its other cases.
+    with pytest.raises(RefusedByUpstream, match="layers_pattern"):
+        skip_uncompared(found)
+
+
+def test_nothing_to_compare_is_no_refusal():
+    with pytest.raises(NotComparable, match="no layer"):
+        skip_uncompared(Verdict(NOT_COMPARABLE, "it merges", ("no layer",)))
 
 
 def test_an_error_of_torch_below_upstream_is_no_refusal():

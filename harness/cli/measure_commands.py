@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from harness.cli.options import DAY, Clauses, Device, Plot, Subject, finite
+from harness.cli.options import DAY, Clauses, Device, Plot, Subject, TrustCode, finite
 from harness.cli.outputs import file_option
 from harness.cli.pytest_process import run_pytest
 from harness.errors import UsageError
@@ -33,6 +33,27 @@ def speed(
     strategy: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="How --ranks spreads a run; ddp and fsdp2 by default.")
     ] = None,
+    spec: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Measure the run of this RunSpec, as it is, instead of a shape.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Your run's adapter_config.json, or a directory that has one.")
+    ] = None,
+    arguments: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your run's TrainingArguments: JSON, YAML, or a run's directory."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|FAMILY", help="Your run's model: a directory with a config.json, or a family."),
+    ] = None,
+    trust_code: TrustCode = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Also show where a step's time goes, by kind of kernel.")
+    ] = False,
+    advise: Annotated[
+        bool, typer.Option("--advise", help="Try arguments that may make the run faster, and name the best five.")
+    ] = False,
     json: Annotated[Path | None, file_option("Write the figures as JSON.")] = None,
     plot: Plot = None,
 ) -> None:
@@ -42,8 +63,18 @@ def speed(
     """
     from harness.throughput import command
 
+    brought = {"spec_file": spec, "adapter": adapter, "arguments": arguments, "model": model}
+    own = next((f"--{name.removesuffix('_file')}" for name, value in brought.items() if value is not None), "")
     _require_that_each_option_counts(
         [
+            (own, own, "--shape", bool(shape)),
+            (own, own, "--rates", rates),
+            ("--kernels", kernels, "--rates", rates),
+            ("--kernels", kernels, "--ranks", ranks is not None),
+            ("--kernels", kernels, "--advise", advise),
+            ("--advise", advise, "--rates", rates),
+            ("--advise", advise, "--ranks", ranks is not None),
+            ("--plot", plot, "--advise", advise),
             ("--strategy", strategy, "one process; name --ranks N, too", ranks is None),
             ("--seconds", seconds, "--ranks", ranks is not None),
             ("--rates", rates, "--ranks", ranks is not None),
@@ -55,7 +86,23 @@ def speed(
         raise typer.Exit(command.scaling(subject, device, shape or [], ranks, tuple(strategy or ()), json, plot))
     if rates:
         raise typer.Exit(command.rates(device, shape or ["tiny"], seconds, json, plot))
-    raise typer.Exit(command.speed(subject, device, shape or [], seconds, json, plot))
+    chosen = _chosen_shapes(shape or [], device, brought, trust_code)
+    if advise:
+        raise typer.Exit(command.advice(subject, device, chosen, seconds, json))
+    raise typer.Exit(command.speed(subject, device, chosen, seconds, json, plot, kernels))
+
+
+def _chosen_shapes(names: list[str], device: str, brought: dict[str, Any], trust_code: bool) -> list[Any]:
+    """Return the shapes of these names, or that of the run that the user brought, which is taken as it is."""
+    from harness import brought as reading
+    from harness.throughput import shapes
+
+    if not any(value is not None for value in brought.values()):
+        return shapes.chosen(names, device)
+    read = reading.read(**brought, as_is=True, trust_code=trust_code)
+    for sentence in [*read.sentences, *(f"not looked at: {name} ({why})" for name, why in read.not_looked_at.items())]:
+        typer.echo(sentence, err=True)
+    return [shapes.own(read.spec, read.where)]
 
 
 def _require_that_each_option_counts(rules: list[tuple[str, object, str, bool]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.environment import satisfies
+from harness.environment import unmet
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Clause:
             return "a GPU"
         if self.device and device != self.device:
             return f"--device {self.device}"
-        return next((need for need in self.needs if not satisfies(need)), self.option or None)
+        return next((need for need in self.needs if unmet(need)), self.option or None)
 
 
 @dataclass(frozen=True)

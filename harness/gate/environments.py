@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -255,6 +256,7 @@ def _building(build: Iterable[str], sources: Iterable[Source]) -> list[str]:
 # ---- installing ----
 
 _MISSING = "is not there"
+_LOCK = ".lock"
 _locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
@@ -311,14 +313,11 @@ def _put(partial: Path, directory: Path, pins: dict[str, str]) -> None:
         return
     if not installed.damage(directory, pins):
         return
-    aside = directory.with_name(f".{directory.name}-{os.getpid()}-{time.monotonic_ns()}")
-    with contextlib.suppress(FileNotFoundError):
-        directory.rename(aside)
-    try:
+    with _partial(directory.parent, directory.name) as aside:
+        with contextlib.suppress(FileNotFoundError):
+            directory.rename(aside)
         with contextlib.suppress(OSError):
             partial.rename(directory)
-    finally:
-        _remove(aside)
     if not os.path.lexists(directory / "bin" / "python"):
         raise UsageError(f"{directory}: the environment cannot be put there; remove what is in its place")
 
@@ -396,29 +395,22 @@ def _link_bytecode(directory: Path, home: Path) -> None:
 @contextlib.contextmanager
 def _partial(home: Path, key: str) -> Iterator[Path]:
     path = home / f".{key}-{os.getpid()}-{time.monotonic_ns()}"
-    try:
-        yield path
-    finally:
-        _remove(path)
+    # Its lock says that it is being made. A process id would not: containers that share the cache have their own.
+    with FileLock(f"{path}{_LOCK}"):
+        try:
+            yield path
+        finally:
+            _remove(path)
+            _remove(Path(f"{path}{_LOCK}"))
 
 
 def _remove_leftovers(home: Path) -> None:
-    """Remove the temporary directories of processes that were interrupted."""
-    for left in home.glob(".*-*-*"):
-        with contextlib.suppress(OSError, ValueError):
-            process = int(left.name.split("-")[1])
-            if process != os.getpid() and not _runs(process):
-                _remove(left)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):  # another user's, or no process id
-        pass
-    return True
+    """Remove the temporary directories whose makers were interrupted: nobody holds their locks."""
+    for lock in home.glob(f".*-*-*{_LOCK}"):
+        # Taken by another process: it is being made, or being removed.
+        with contextlib.suppress(OSError), FileLock(lock, timeout=0):
+            _remove(lock.with_name(lock.name.removesuffix(_LOCK)))
+            _remove(lock)
 
 
 def _remove(path: Path) -> None:

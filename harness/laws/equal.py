@@ -108,7 +108,8 @@ def differences(
 ) -> list[str]:
     """Return a sentence for each tensor that differs by more than a bound, the largest difference first.
 
-    A name, dtype or shape that differs is always a difference. So is a number that is NaN or infinite on one side only.
+    A name, dtype, shape or device that differs is always a difference. So is a number that is NaN or infinite on one side
+    only.
 
     - bound: the largest difference allowed between two elements; 0 for none. It holds for tensors whose elements are of
       the usual size, and grows in proportion for larger ones (`harness.tolerance.scaled`).
@@ -125,6 +126,9 @@ def differences(
         a, b = seen[name], expected[name]
         if a.dtype != b.dtype or a.shape != b.shape:
             found.append((math.inf, f"{where} {name} is {_kind(a)}, expected {_kind(b)}".strip()))
+            continue
+        if a.device != b.device:
+            found.append((math.inf, f"{where} {name} is on {a.device}, expected on {b.device}".strip()))
             continue
         if not _same_bits(a, b):
             gaps = _gaps(a, b)

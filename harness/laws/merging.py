@@ -137,7 +137,7 @@ def _merges_packed(model: Any, spec: RunSpec) -> Verdict:
 
 
 def _unpacked(layer: Any, twin: Any) -> torch.Tensor:
-    """Return the weight that a packed layer stands for, in float32. twin: the same layer, not packed."""
+    """Return the weight that a packed layer stands for, in float32, on the CPU. twin: the same layer, not packed."""
     base = layer.get_base_layer()
     if is_packed(base):
         return nf4.unpacked(base, twin.get_base_layer().weight.shape).float()
@@ -145,7 +145,7 @@ def _unpacked(layer: Any, twin: Any) -> torch.Tensor:
     data = base.weight.data if getattr(state, "CB", None) is None else state.CB
     scales = base.weight.SCB if getattr(base.weight, "SCB", None) is not None else state.SCB
     found: torch.Tensor = data.float() * scales.float()[:, None] / 127
-    return found
+    return found.cpu()
 
 
 def _apart(what: str, seen: torch.Tensor, expected: torch.Tensor, bound: float) -> list[str]:

@@ -21,7 +21,7 @@ from harness.raised import UPSTREAM
 from harness.spec import GET, RunSpec
 from harness.tensors import names
 from harness.tolerance import MERGED
-from harness.verdict import NOT_COMPARABLE, Verdict, verdict
+from harness.verdict import NOT_COMPARABLE, Refused, Verdict, verdict
 
 #: Exceptions with which upstream says that it does not do something.
 _REFUSALS = (ValueError, NotImplementedError, TypeError)
@@ -41,7 +41,7 @@ def refusing(what: str, act: Callable[[], Verdict]) -> Verdict:
         said = str(error).strip().splitlines()[:1]
         words = ": ".join([type(error).__name__, *said])
         if isinstance(error, _REFUSALS) and _on_purpose(error):
-            return Verdict(NOT_COMPARABLE, f"{what} is done", (f"upstream refuses it: {words}",))
+            return Verdict(NOT_COMPARABLE, f"{what} is done", (Refused(f"upstream refuses it: {words}"),))
         return verdict(f"{what} is done, or refused in words", [f"{what} raised {words}"])
 
 

@@ -427,8 +427,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if len(item.stash[CASES]) > 1:
         return
     for requirement in contract.clauses()[item.stash[CASES][0].clause].needs:
-        if not environment.satisfies(requirement):
-            pytest.skip(f"needs {requirement}")
+        if reason := environment.unmet(requirement):
+            pytest.skip(reason)
 
 
 def _outside(item: pytest.Item, chosen: concerns.Concerns) -> str:

@@ -17,7 +17,7 @@ from harness.runs.cache import Runs
 from harness.session import concerns, report, specs
 from harness.session.complete import Complete
 from harness.session.journal import Journal
-from harness.verdict import NOT_COMPARABLE, Case, Unjudged, Verdict
+from harness.verdict import NOT_COMPARABLE, Case, Refused, Unjudged, Verdict
 
 #: The cases that a test judges, in the test's stash.
 CASES = pytest.StashKey[list[Case]]()
@@ -37,7 +37,11 @@ class DrawnFailure(AssertionError):
 
 
 class NotComparable(Skipped):
-    """Skips a case in which there is nothing to compare, or which upstream refuses in words; the message says why."""
+    """Skips a case in which there is nothing to compare; the message says why. Its clause does not hold by other cases."""
+
+
+class RefusedByUpstream(Skipped):
+    """Skips a case that upstream refuses in words; the message has them. Its clause is judged by its other cases."""
 
 
 class NotTrained(Skipped):
@@ -61,7 +65,8 @@ def skip_if(reason: str | None) -> None:
 def skip_uncompared(verdict: Verdict) -> Verdict:
     """Return a verdict. If its law found nothing to compare, or upstream refused it in words, skip the case instead."""
     if verdict.outcome == NOT_COMPARABLE and not any(isinstance(sentence, Unjudged) for sentence in verdict.seen):
-        raise NotComparable("; ".join(verdict.seen))
+        refused = any(isinstance(sentence, Refused) for sentence in verdict.seen)
+        raise (RefusedByUpstream if refused else NotComparable)("; ".join(verdict.seen))
     return verdict
 
 

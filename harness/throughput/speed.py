@@ -12,9 +12,11 @@ from typing import Any
 from harness import subjects
 from harness.environment import describe
 from harness.errors import UsageError
+from harness.throughput import kernels
 from harness.throughput.ceiling import Ceiling
 from harness.throughput.ceiling import measure as measure_ceiling
 from harness.throughput.judgement import Interval
+from harness.throughput.kernels import Kernel
 from harness.throughput.pairs import Entrant, Runner, at_once, end, race, standing
 from harness.throughput.shapes import Shape
 
@@ -44,6 +46,7 @@ class Row:
     - loss: the mean over the first twelve steps.
     - overhead: how much slower the Trainer is than this side; None for the Trainer itself.
     - refused: why the side was not timed; empty if it was.
+    - kernels: those of its step, the longest first; empty if they were not recorded.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Row:
     loss: float | None = None
     overhead: Interval | None = None
     refused: str = ""
+    kernels: list[Kernel] = field(default_factory=list)
 
 
 @dataclass
@@ -100,6 +104,7 @@ class Measured:
                 "loss": row.loss,
                 "trainer_overhead": row.overhead
                 and {name: number(getattr(row.overhead, name)) for name in ("estimate", "low", "high")},
+                **({"step": kernels.to_json(row.kernels)} if row.kernels else {}),
             }
             for row in self.rows
         ]
@@ -125,13 +130,23 @@ def yardsticks(device: str) -> list[str]:
     return [REFERENCE, COMPILED, *([CAPTURED] if device == "cuda" else [])]
 
 
+#: Steps of which kernels are recorded.
+PROFILED = 3
+
+
 def measure(
-    shape: Shape, device: str, subject: str, budget: float | None, progress: Callable[[str], None] = lambda _: None
+    shape: Shape,
+    device: str,
+    subject: str,
+    budget: float | None,
+    progress: Callable[[str], None] = lambda _: None,
+    profile: bool = False,
 ) -> Iterator[Measured]:
     """Time the subject at a shape against each yardstick in turn. Yields the same `Measured`, with one more row each time.
 
     - budget: seconds of timing for each pair; None for BUDGET.
     - progress: called with words about what is done now.
+    - profile: whether to record which kernels a step runs.
 
     Raises UsageError if the subject cannot be timed.
     """
@@ -160,12 +175,13 @@ def measure(
             try:
                 with standing(early.get(name) or Runner(Entrant(other.name, name, spec))) as yardstick:
                     judgement, timed = race([yardstick], [trainer], 0.01, budget, decide=False)
+                    found = yardstick.kernels(PROFILED) if profile else []
             except UsageError as error:
                 result.rows.append(Row(other.name, refused=str(error).removeprefix(f"{other.name}: ")))
                 if trainer.over:
                     trainer = started.enter_context(standing(Runner(entrant)))
                 continue
-            result.rows.append(Row(other.name, overhead=judgement.intervals["wall"]))
+            result.rows.append(Row(other.name, overhead=judgement.intervals["wall"], kernels=found))
             times += timed.times["trainer"]["wall"]
             for row in (result.rows[0], result.rows[-1]):
                 row.peak_bytes, row.loss = timed.peak_bytes[row.name], timed.first[row.name]["loss"]
@@ -174,6 +190,8 @@ def measure(
         if not times:
             alone, row = trainer.block(5), result.rows[0]
             row.seconds, row.peak_bytes, row.loss = median(alone["wall"]), alone["peak_bytes"], trainer.first["loss"]
+        if profile and not trainer.over:
+            result.rows[0].kernels = trainer.kernels(PROFILED)
     yield result
 
 
