@@ -1,9 +1,9 @@
 """Simulate a campaign: how long many cells take on many workers, and what limits it.
 
-    python -m tests.simulated_campaign TABLE [CELLS] [WORKERS] [PLOT.svg]
+    python -m tests.simulated_campaign TABLE [CELLS] [WORKERS] [SCALE] [PLOT.svg]
 
 The durations of the cells are drawn from those of a table. A worker takes the next cell as soon as it is free, as Parsl's
-workers do. Each start of a cell costs what the engine needs to hand it out.
+workers do. Each start of a cell costs what the engine needs to hand it out. SCALE multiplies the durations.
 """
 
 import heapq
@@ -32,10 +32,10 @@ def simulate(durations, workers):
     return total, sum(durations) / (workers * total), spans
 
 
-def main(table, cells=400, workers=64, plot=None):
+def main(table, cells=400, workers=64, scale=1, plot=None):
     measured = [cell["seconds"] for cell in results_table.load(Path(table))["cells"] if cell["state"] == "judged"]
     draw = random.Random(0)
-    durations = [draw.choice(measured) for _ in range(int(cells))]
+    durations = [float(scale) * draw.choice(measured) for _ in range(int(cells))]
     middle, longest = statistics.median(durations), max(durations)
     for order, chosen in (("in the order of the plan", durations), ("longest first", sorted(durations, reverse=True))):
         total, balance, spans = simulate(chosen, int(workers))

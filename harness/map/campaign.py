@@ -32,6 +32,7 @@ from harness.map.matrix_file import Matrix
 from harness.map.stacks import Stack, following, planned, requirements
 from harness.processes import engine, lease
 from harness.reading import read_text, shown_path
+from harness.session.concerns import Concerns
 
 #: Bytes of a result.
 _LIMIT = 2**24
@@ -207,6 +208,11 @@ class Campaign:
             stack: self.verdicts(stack, device) for stack in plan if not self.todo(stack, device)
         }
         return following(plan, judged | dict.fromkeys([*ahead, *self.lost]), count, self.matrix.first)
+
+
+def of_specs(matrix: Matrix, clauses: Sequence[str] = ()) -> Matrix:
+    """Return a matrix for runs of --spec: only they are collected, and judged by all clauses that apply unless some are named."""
+    return dataclasses.replace(matrix, tests=("suites/test_specs.py",), concerns=Concerns(), clauses=tuple(clauses))
 
 
 def run_name(specs: Sequence[tuple[str, str]], matrix: Matrix) -> str:

@@ -71,6 +71,8 @@ def map_(
 
             brought = load_all([Path(one) for one in read.specs], False)
             specs = [(one.name, json_.dumps(one.spec.to_json())) for one in brought]
+        if specs:
+            read = campaign.of_specs(read, clauses)
         at = campaign.Campaign(read, directory, tuple(specs), anew=anew)
         with Progress(min(size, read.stacks), "map") as progress:
             at.go(on, workers, size, lambda done, total, text: progress.update(done, total, text=text))
@@ -213,7 +215,7 @@ def bounds(
     for one in found:
         console.print(f"# above: {one.above}")
         console.print(f"# below: {one.below}")
-        console.print(f"# shown by: {one.shown_by[1]}; {one.shown_by[0]}")
+        console.print(f"# shown by: {'; '.join(dict.fromkeys(reversed(one.shown_by)))}")
         console.print(one.line())
     for name in wanted:
         if name not in [one.package for one in found]:
@@ -297,7 +299,8 @@ def propose(
         write_whole(json, json_.dumps(body, indent=1) + "\n")
     if answer.proposal is None:
         if answer.in_the_way or resolver_says:
-            console.print(f"nothing that has {', '.join(want)} holds, of what was judged")
+            judged = counted(len(answer.in_the_way) + len(answer.undecided), "judged stack")
+            console.print(f"nothing to propose: {judged} with {', '.join(want)}, and none holds; others may")
             return 3 if answer.undecided else 1
         console.print(
             f"no judged stack has {', '.join(want)}, so there is nothing to propose; "
@@ -332,6 +335,8 @@ def _judged_now(
         devices=(device,),
         clauses=tuple(clauses) or read.clauses,
     )
+    if specs:
+        matrix = campaign.of_specs(matrix, clauses)
     at = campaign.Campaign(matrix, directory, specs)
     with Progress(1, "propose") as progress:
         at.go("local", 1, 1, lambda done, total, text: progress.update(done, total, text=text))

@@ -102,6 +102,10 @@ def opened(on: str, workers: int | None, directory: Path, device: str = "cpu") -
     """
     check(on)
     directory.mkdir(parents=True, exist_ok=True)
+    for folder in directory.parents:
+        if folder.name == ".peft-harness":  # in the user's repository
+            with contextlib.suppress(FileExistsError), (folder / ".gitignore").open("x") as ignored:
+                ignored.write("*\n")
     file = (directory / "lease").absolute()
     with lease.held(file) as owner:
         count = workers or _cores(device)
