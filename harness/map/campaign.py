@@ -211,7 +211,7 @@ class Campaign:
 
 
 def of_specs(matrix: Matrix, clauses: Sequence[str] = ()) -> Matrix:
-    """Return a matrix for runs of --spec: only they are collected, and judged by all clauses that apply unless some are named."""
+    """Return a matrix for runs of --spec. Only they are collected, and all clauses that apply judge them if none is named."""
     return dataclasses.replace(matrix, tests=("suites/test_specs.py",), concerns=Concerns(), clauses=tuple(clauses))
 
 
