@@ -194,7 +194,7 @@ def test_an_engine_measures_parts_that_become_one_matrix(monkeypatch, tmp_path):
         matrix = elsewhere.measured(chosen, None, at, progress)
     assert [one.mutant for one in matrix.outcomes] == chosen
     assert {one.status for one in matrix.outcomes} == {"killed"}
-    assert (matrix.cases, len(matrix.unfit), matrix.workers) == (6, 1, 4)
+    assert (matrix.cases, len(matrix.unfit), matrix.workers) == (6, 1, 2)
 
 
 def test_a_part_that_cannot_be_measured_is_one_sentence(tmp_path):

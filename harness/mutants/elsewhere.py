@@ -48,10 +48,10 @@ def measured(mutants: Sequence[Mutant], module: Path | None, at: Engine, progres
         found |= {one["mutant"]: _outcome(one, by_name[one["mutant"]]) for one in body["outcomes"]}
         cases += body["cases"]
         unfit |= {(one["clause"], one["nodeid"]): Case(**one) for one in body["unfit"]}
-        workers += body["workers"]
+        workers = max(workers, body["workers"])
         task.advance()
     outcomes = [found[mutant.name] for mutant in mutants]
-    return Matrix(outcomes, cases, list(unfit.values()), workers, time.monotonic() - began)
+    return Matrix(outcomes, cases, list(unfit.values()), workers * min(at.width, len(parts)), time.monotonic() - began)
 
 
 def part(module: str, names: Sequence[str]) -> dict[str, Any]:
