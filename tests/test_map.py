@@ -317,7 +317,7 @@ def test_a_stack_that_was_not_judged_has_neighbours():
     cells = line()["cells"]
     assert len(ask.exactly(cells, {"peft": "0.18.1"})) == 4
     near = ask.nearest(cells, PINS | {"transformers": "5.2.1"})
-    assert near[0]["stack"]["transformers"] in ("5.2.0", "5.3.0")
+    assert near[0]["stack"]["transformers"] == "5.2.0"
     with pytest.raises(UsageError, match="is no release"):
         ask.pins("transformers>=5")
 

@@ -39,27 +39,28 @@ def exactly(cells: Sequence[Mapping[str, Any]], asked: Pins) -> list[Mapping[str
 
 
 def nearest(cells: Sequence[Mapping[str, Any]], asked: Pins, count: int = 3) -> list[Mapping[str, Any]]:
-    """Return the judged cells that are nearest: those with most of the packages equal, then the fewest releases away.
+    """Return the judged cells that are nearest: the fewest packages differ, by the fewest releases.
 
     How far two releases are apart is counted in the releases of the table.
     """
     known = {name: sorted({Version(found) for cell in cells if (found := _version(cell, name))}) for name in asked}
 
-    def distance(cell: Mapping[str, Any]) -> tuple[int, int]:
-        unequal, apart = 0, 0
+    def distance(cell: Mapping[str, Any]) -> tuple[int, int, int]:
+        unequal, apart, alike = 0, 0, 0
         for name, version in asked.items():
             found = _version(cell, name)
             if found is None:
-                return (len(asked) + 1, 0)
+                return (len(asked) + 1, len(cells), 0)
             if found != version:
                 low, high = sorted((Version(found), Version(version)))
                 unequal += 1
                 apart += 1 + sum(low < one < high for one in known[name])
-        return unequal, apart
+                # Of releases that are equally far, 5.23.0 is nearer to 5.23.1 than 5.24.0 is.
+                alike += low.release[:2] == high.release[:2]
+        return unequal + apart, unequal, -alike
 
     judged = [cell for cell in cells if cell["state"] == "judged"]
-    # Stacks that differ in all packages may still be the nearest there are, but have nothing in common.
-    return sorted(judged, key=lambda cell: (sum(distance(cell)), distance(cell)))[:count]
+    return sorted(judged, key=distance)[:count]
 
 
 def missing(cells: Sequence[Mapping[str, Any]], asked: Pins) -> list[str]:

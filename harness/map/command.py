@@ -129,7 +129,11 @@ def cells_of(
     chosen = list(contract.select(list(clauses))) if clauses else []
     cells = [cell for cell in table["cells"] if cell["run"].partition(",")[0] == run and cell["device"] == device]
     if not cells:
-        what = "with this run; peft-harness map --spec FILE judges it" if run != "suites" else f"on {device}"
+        what = f"by the suites on {device}" + "; name its run with --spec FILE" * any(
+            cell["run"].startswith("run ") for cell in table["cells"]
+        )
+        if run != "suites":
+            what = "with this run; peft-harness map --spec FILE judges it"
         raise UsageError(f"{where}: has no stack that was judged {what}")
     return cells, chosen
 
