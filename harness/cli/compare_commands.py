@@ -16,6 +16,8 @@ from harness.cli.options import (
     Env,
     Html,
     Json,
+    On,
+    Places,
     Preload,
     ScopeFile,
     Specs,
@@ -23,6 +25,7 @@ from harness.cli.options import (
     TrustCode,
     Unpatched,
     clause_ids,
+    require_engine,
     scope,
 )
 from harness.cli.outputs import file_option
@@ -97,6 +100,8 @@ def bisect(
     device: Device = "cpu",
     preload: Preload = None,
     unpatched: Unpatched = False,
+    on: On = None,
+    workers: Places = None,
     json: Json = None,
     env: Env = None,
     build: Build = None,
@@ -110,8 +115,9 @@ def bisect(
     judged = scope(subject, device, None, preload, env, build, spec, trust_code, file=scope_file)
     if clause is None and not judged.specs:
         raise UsageError("name what broke: --clause ID, or --spec FILE")
+    require_engine(on, workers)
     use_cache()
-    raise typer.Exit(command.bisect(clause, good, bad, judged, json))
+    raise typer.Exit(command.bisect(clause, good, bad, judged, json, on, workers))
 
 
 def history(

@@ -19,6 +19,8 @@ from harness.cli.options import (
     Env,
     Html,
     Json,
+    On,
+    Places,
     Preload,
     ScopeFile,
     Specs,
@@ -27,6 +29,7 @@ from harness.cli.options import (
     Unpatched,
     devices,
     finite,
+    require_engine,
     scope,
     subject_names,
 )
@@ -111,6 +114,8 @@ def soak(
     clause: Clauses = None,
     preload: Preload = None,
     unpatched: Unpatched = False,
+    on: On = None,
+    workers: Places = None,
     json: Annotated[Path | None, file_option("Write each run's time and differences as JSON.")] = None,
 ) -> None:
     """Run the suites many times and compare the verdicts.
@@ -118,9 +123,10 @@ def soak(
     Each run has another hash seed and another order of cases. Arguments after -- go to pytest.
     """
     judged = scope(subject, device, clause, preload)
+    require_engine(on, workers)
     from harness.gate.soak import soak
 
-    raise typer.Exit(soak(times, judged, context.args, json))
+    raise typer.Exit(soak(times, judged, context.args, json, on=on, places=workers))
 
 
 def judge(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.cli.options import DAY, Clauses, Device, Plot, Subject, TrustCode, finite
+from harness.cli.options import DAY, Clauses, Device, On, Places, Plot, Subject, TrustCode, finite, require_engine
 from harness.cli.outputs import file_option
 from harness.cli.pytest_process import run_pytest
 from harness.errors import UsageError
@@ -145,6 +145,8 @@ def mutants(
     module: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Try the mutants of this Python file instead.")
     ] = None,
+    on: On = None,
+    workers: Places = None,
     json: Annotated[Path | None, file_option("Write the kill matrix as JSON.")] = None,
     html: Annotated[Path | None, file_option("Write the kill matrix as a page of HTML.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Also run the cells with Watch: what does it see?")] = False,
@@ -153,9 +155,11 @@ def mutants(
 
     Exit codes: 0 every mutant is caught, 1 one is not, 2 could not run.
     """
+    require_engine(on, workers)
+    _require_that_each_option_counts([("--watch", watch, "--on", on is not None)])
     from harness.mutants import command
 
-    raise typer.Exit(command.mutants(mutant or [], module, json, html, watch))
+    raise typer.Exit(command.mutants(mutant or [], module, json, html, watch, on, workers))
 
 
 def crash(
