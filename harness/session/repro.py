@@ -36,7 +36,8 @@ from harness.runs.cache import Runs
 from harness.runs.judging import Judgement, Refused
 from harness.runs.lifecycle import VERBS, Judged, Life
 from harness.runs.lifecycle import describe as act_in_words
-from harness.session import apart, case_file
+from harness.processes import apart
+from harness.session import case_file
 from harness.session.case_file import CaseFile
 from harness.spec import RunSpec
 from harness.subjects import from_file
