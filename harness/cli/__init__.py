@@ -67,6 +67,7 @@ _COMMANDS = (
     (judge_commands.sweep, False),
     (compare_commands.gate, False),
     (compare_commands.bisect, False),
+    (compare_commands.where, False),
     (compare_commands.history, False),
     (measure_commands.speed, False),
     (measure_commands.coverage, True),

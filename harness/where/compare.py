@@ -16,7 +16,7 @@ import numpy
 import torch
 
 from harness.where import timeline
-from harness.where.recorder import BACKWARD, GRADIENT, INPUT, PARAMETER
+from harness.where.recorder import ACCUMULATION, BACKWARD, BETWEEN, GRADIENT, INPUT, PARAMETER
 from harness.where.timeline import LOG, LOSS, Mark, Run
 
 #: How many times farther than the changed runs two runs must be apart. See README.md for the measurement.
@@ -27,6 +27,7 @@ MOST = 200
 
 #: Logged losses of transformers before 5.0 have four digits (`harness.tolerance.STACKS`).
 _LOGGED = 6e-5
+
 
 @dataclass
 class Distance:
@@ -124,8 +125,10 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def compare(one: Run, other: Run, noise: Sequence[tuple[Run, Run]] | None) -> Found:
+def compare(one: Run, other: Run, noise: Sequence[tuple[Run, Run]] | None, dtypes: bool = True) -> Found:
     """Compare two runs.
+
+    - dtypes: whether two tensors of the same values in two dtypes differ, too.
 
     - noise: pairs of a run and the same run changed in the last bit; None: compare bit for bit.
     """
@@ -140,7 +143,7 @@ def compare(one: Run, other: Run, noise: Sequence[tuple[Run, Run]] | None) -> Fo
             found.alone[mark.stage] = found.alone.get(mark.stage, 0) + 1
             continue
         found.compared += 1
-        gap = distance(mark, match)
+        gap = distance(mark, match, dtypes)
         if not gap.largest and not gap.length:
             continue
         explained = 0.0 if noise is None else rounding.explains(mark, gap)
@@ -192,10 +195,12 @@ class _Rounding:
         return gap.largest > explained or gap.length > max(length, explained)
 
 
-def distance(one: Mark, other: Mark) -> Distance:
-    """Return how far the values of two marks are from each other."""
+def distance(one: Mark, other: Mark, dtypes: bool = False) -> Distance:
+    """Return how far the values of two marks are from each other. dtypes: as for `compare`."""
     ours, theirs = one.value, other.value
     if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
+        if dtypes and ours.dtype != theirs.dtype:
+            return Distance(math.inf, 0.0, 0.0, 0.0, None, (_shape(ours), _shape(theirs)))
         return _between(ours, theirs, one.norm, other.norm)
     numbers = [value for value in (ours, theirs) if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if len(numbers) == 2 and all(map(math.isfinite, numbers)):
@@ -248,10 +253,12 @@ def _whose(mark: Mark, kinds: Mapping[str, str]) -> tuple[str, str, str]:
         return _parent(plain, kinds), mark.stage, f"what goes into {plain or 'the model'}"
     if mark.stage == BACKWARD and mark.what == GRADIENT:
         return _parent(plain, kinds), mark.stage, f"the gradient of {plain or 'the model'}'s output"
-    if mark.what == PARAMETER and mark.stage in (BACKWARD, timeline.ACCUMULATION, timeline.REDUCTION):
+    if mark.what == PARAMETER and mark.stage in (BACKWARD, ACCUMULATION, timeline.REDUCTION):
         return mark.name.removesuffix(".weight"), mark.stage, "the gradient of its weight"
     if mark.stage in (LOSS, timeline.SCHEDULE, timeline.EVALUATION, LOG) or mark.stage == "data":
         return "", mark.stage, mark.name if mark.name != mark.stage else ""
+    if mark.stage in (BETWEEN, timeline.END) or mark.what == PARAMETER:
+        return mark.name.removesuffix(".weight"), mark.stage, ""
     return plain, mark.stage, "" if mark.what in ("value", "output") else mark.what
 
 

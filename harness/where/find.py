@@ -58,11 +58,12 @@ def find(one: Side, other: Side, exact: bool = False) -> Found:
     Runs that are changed in the last bit are trained only if the sides are not equal bit for bit.
     """
     ours, theirs = one.record(None), other.record(None)
-    found = compare(ours, theirs, None)
+    alike = precision(one.spec) == precision(other.spec)
+    found = compare(ours, theirs, None, alike)
     if found.bit is not None and not exact:
-        sides = [(one, ours)] if precision(one.spec) == precision(other.spec) else [(one, ours), (other, theirs)]
+        sides = [(one, ours)] if alike else [(one, ours), (other, theirs)]
         noise = [(plain, side.record(seed)) for side, plain in sides for seed in SEEDS]
-        found = compare(ours, theirs, noise)
+        found = compare(ours, theirs, noise, alike)
     found.notes += _notes(ours, theirs, found)
     return found
 

@@ -35,6 +35,8 @@ INPUT, OUTPUT, VALUE = "input", "output", "value"
 GRADIENT, PASSED, PARAMETER = "gradient of its output", "gradient of its input", "gradient"
 
 DATA, FORWARD, BACKWARD, OPTIMIZER = "data", "forward", "backward", "optimizer"
+#: Between two steps, and between two micro-batches of a window, trained parameters and their gradients must stay.
+BETWEEN, ACCUMULATION = "between steps", "accumulation"
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Entry:
     """One tensor that was seen.
 
     - step, micro_batch: when, from 1.
-    - stage: DATA, FORWARD, BACKWARD or OPTIMIZER.
+    - stage: DATA, FORWARD, BACKWARD, OPTIMIZER, BETWEEN or ACCUMULATION.
     - name: the module's or the parameter's canonical name; of data, the name of the argument.
     - what: INPUT or OUTPUT of a module, GRADIENT of its output, the gradient of its input that it PASSED on, the gradient of
       a PARAMETER, or VALUE.
@@ -193,6 +195,9 @@ class Recorder:
             if isinstance(value, torch.Tensor) and not value.is_floating_point():
                 self._keep(DATA, name, VALUE, value)
         if self._observer.place[1] > 1:
+            for name, parameter in self._trained:
+                if parameter.grad is not None and not hasattr(parameter.grad, "to_local"):
+                    self._keep(ACCUMULATION, name, PARAMETER, parameter.grad)
             return
         # peft makes new Parameter objects when it loads an adapter.
         adapter = self._observer.trace.spec.adapter.name
@@ -202,6 +207,7 @@ class Recorder:
             if id(parameter) not in self._watched:
                 self._watched.add(id(parameter))
                 self._handles.append(parameter.register_post_accumulate_grad_hook(self._accumulated(name)))
+        self._keep_values(BETWEEN)
 
     def _at_work(self) -> bool:
         if self._model is None or self._observer is None or not self._model.training:
@@ -248,12 +254,16 @@ class Recorder:
         return hook
 
     def _stepped(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._at_work() or self._observer is None or shards.is_fsdp1(self._observer.wrapped):
+        if self._at_work():
+            self._calls = {}
+            self._keep_values(OPTIMIZER)
+
+    def _keep_values(self, stage: str) -> None:
+        if self._observer is None or shards.is_fsdp1(self._observer.wrapped):
             return
-        self._calls = {}
         for name, parameter in self._trained:
             if not hasattr(parameter, "to_local") and not hasattr(parameter, "ds_tensor"):
-                self._keep(OPTIMIZER, name, VALUE, parameter)
+                self._keep(stage, name, VALUE, parameter)
 
     def _change(self, module: torch.nn.Module, args: Any, output: Any) -> Any:
         if torch.compiler.is_compiling() or not isinstance(output, torch.Tensor) or not output.is_floating_point():
@@ -267,7 +277,7 @@ class Recorder:
         assert self._observer is not None
         step, micro_batch = self._observer.place
         # The observer counts a step when it begins, and the optimizer's hook comes after that.
-        place = (step, 0 if stage == OPTIMIZER else micro_batch)
+        place = (step, 0 if stage in (OPTIMIZER, BETWEEN) else micro_batch)
         key = (*place, stage, name, what)
         call = self._calls.get(key, 0)
         self._calls[key] = call + 1

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from harness.trace import Step, Trace
-from harness.where.recorder import BACKWARD, DATA, FORWARD, OPTIMIZER, VALUE, Entry, Recording
+from harness.where.recorder import ACCUMULATION, BACKWARD, BETWEEN, DATA, FORWARD, OPTIMIZER, VALUE, Entry, Recording
 
 #: Stages besides those of the recorder, in the order of a run.
-START, RESUME, LOSS, ACCUMULATION, REDUCTION = "start", "resume", "loss", "accumulation", "reduction"
+START, RESUME, LOSS, REDUCTION = "start", "resume", "loss", "reduction"
 CLIPPING, SCHEDULE, EVALUATION, CHECKPOINT, LOG, END = "clipping", "schedule", "evaluation", "checkpoint", "log", "end"
 
 #: Settings of a parameter group that the schedule changes.
@@ -94,7 +94,7 @@ def _flat(cut: Sequence[Sequence[Sequence[int]]]) -> list[int]:
 def timeline(run: Run, by_row: set[int]) -> list[Mark]:
     """Return the marks of a run in order. by_row: steps whose tensors are taken apart into rows (`cut_otherwise`)."""
     trace = run.trace
-    marks = list(_start(trace))
+    marks = [mark for rank, one in enumerate(run.traces) for mark in _start(one, rank)]
     for index, step in enumerate(trace.steps):
         ours = [one.steps[index] for one in run.traces if index < len(one.steps)]
         if step.number in by_row:
@@ -107,23 +107,23 @@ def timeline(run: Run, by_row: set[int]) -> list[Mark]:
     return marks
 
 
-def _tensors(stage: str, tensors: Mapping[str, torch.Tensor], step: int, what: str = VALUE) -> Iterator[Mark]:
+def _tensors(stage: str, tensors: Mapping[str, torch.Tensor], step: int, rank: int = 0, what: str = VALUE) -> Any:
     for name, tensor in tensors.items():
-        yield Mark(step, 0, 0, stage, name, what, tensor)
+        yield Mark(step, 0, rank, stage, name, what, tensor)
 
 
-def _start(trace: Trace) -> Iterator[Mark]:
-    yield Mark(0, 0, 0, START, "what is trained", VALUE, sorted(trace.trainable))
-    yield from _tensors(START, trace.adapter_before, 0)
+def _start(trace: Trace, rank: int) -> Iterator[Mark]:
+    yield Mark(0, 0, rank, START, "what is trained", VALUE, sorted(trace.trainable))
+    yield from _tensors(START, trace.adapter_before, 0, rank)
     for name, digest in trace.base_before.items():
         # Digests of two dtypes differ, whatever the values.
-        yield Mark(0, 0, 0, START, name, str(trace.parameters.get(name, [""])[0]), digest)
-    yield from _tensors(RESUME, trace.adapter_resumed, 0)
+        yield Mark(0, 0, rank, START, name, str(trace.parameters.get(name, [""])[0]), digest)
+    yield from _tensors(RESUME, trace.adapter_resumed, 0, rank)
     for group in trace.groups:
         for name in group.names:
             for setting, value in group.settings.items():
                 if setting not in _SCHEDULED:
-                    yield Mark(0, 0, 0, OPTIMIZER, name, setting, value)
+                    yield Mark(0, 0, rank, OPTIMIZER, name, setting, value)
 
 
 def _batches(run: Run, rank: int, step: Step) -> Iterator[Mark]:
@@ -131,9 +131,11 @@ def _batches(run: Run, rank: int, step: Step) -> Iterator[Mark]:
     for entry in run.recordings[rank].entries if rank < len(run.recordings) else ():
         if entry.step == step.number and entry.stage != OPTIMIZER:
             entries[entry.micro_batch].append(entry)
+    yield from (_mark(entry, (step.number, 0, rank)) for entry in entries[0] if entry.stage == BETWEEN)
     for number, batch in enumerate(step.batches, start=1):
         seen = entries[number]
         place = (step.number, number, rank)
+        yield from (_mark(entry, place) for entry in seen if entry.stage == ACCUMULATION)
         yield Mark(*place, DATA, "rows", VALUE, batch.rows)
         yield from (_mark(entry, place) for entry in seen if entry.stage == DATA)
         yield Mark(*place, DATA, "labels that count", VALUE, batch.tokens)
@@ -187,8 +189,11 @@ def _rows_of(run: Run, step: Step, parts: Sequence[Step]) -> Iterator[Mark]:
 def _end_of_step(run: Run, step: Step) -> Iterator[Mark]:
     trace, number = run.trace, step.number
     several = len(run.traces) > 1
-    yield from _tensors(REDUCTION if several else ACCUMULATION, step.gradients, number, "gradient")
-    yield from _tensors(CLIPPING, step.clipped, number, "gradient")
+    parts = [(rank, one) for rank, each in enumerate(run.traces) for one in each.steps if one.number == number]
+    for rank, part in parts:
+        yield from _tensors(REDUCTION if several else ACCUMULATION, part.gradients, number, rank, "gradient")
+    for rank, part in parts:
+        yield from _tensors(CLIPPING, part.clipped, number, rank, "gradient")
     for index, rate in enumerate(step.learning_rates):
         yield Mark(number, 0, 0, SCHEDULE, f"learning rate of group {index}", VALUE, rate)
     for entry in run.recordings[0].entries if run.recordings else ():
@@ -213,7 +218,8 @@ def _after(trace: Trace, number: int) -> Iterator[Mark]:
 
 
 def _end(trace: Trace) -> Iterator[Mark]:
-    last = trace.steps[-1].number + 1 if trace.steps else 1
+    last = trace.steps[-1].number if trace.steps else 1
+    yield Mark(0, 0, 0, END, "optimizer steps", VALUE, len(trace.steps))
     yield from _tensors(END, trace.adapter, last)
     for name, digest in trace.base.items():
         yield Mark(last, 0, 0, END, name, str(trace.parameters.get(name, [""])[0]), digest)
