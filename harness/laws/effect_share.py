@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 #: Roundings to bfloat16 that the adapter's own part goes through in a layer: x, A, A x, B, B A x, the scaled product, and
-#: those of the layers after it, which make it smaller or larger at random. Each is at most 2^-8 of it.
+#: those of the layers after it, which make it smaller or larger at random. Each is at most 2^-8 of it, the unit roundoff.
 _ROUNDINGS = 16
 
 
@@ -42,4 +42,4 @@ def share(seen: torch.Tensor, effect: torch.Tensor) -> Share:
 
 def least(dtype: torch.dtype) -> float:
     """Return the share that must be left in a dtype: 1 less what the roundings of the adapter's own part can take."""
-    return 1.0 - _ROUNDINGS * torch.finfo(dtype).eps
+    return 1.0 - _ROUNDINGS * torch.finfo(dtype).eps / 2

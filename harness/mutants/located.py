@@ -118,7 +118,7 @@ PLACES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "dropout-of-the-process": ("all", (), _DROPOUT),
     "evaluated-without-the-adapter": ("all", ("evaluation",), ""),
     "evaluated-with-dropout": ("all", ("evaluation",), ""),
-    "evaluated-backwards": ("all", ("evaluation",), ""),
+    "evaluated-backwards": ("all", ("evaluation", "data"), ""),
     "eval-loss-by-labels": ("all", ("evaluation",), ""),
     "eval-loss-by-batches": ("all", ("evaluation",), ""),
     "evaluation-draws-a-number": ("all", ("evaluation",), _DROPOUT),

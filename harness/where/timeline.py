@@ -92,7 +92,10 @@ def _flat(cut: Sequence[Sequence[Sequence[int]]]) -> list[int]:
 
 
 def timeline(run: Run, by_row: set[int]) -> list[Mark]:
-    """Return the marks of a run in order. by_row: steps whose tensors are taken apart into rows (`cut_otherwise`)."""
+    """Return the marks of a run in order.
+
+    - by_row: steps whose tensors are taken apart into rows (`cut_otherwise`).
+    """
     trace = run.trace
     marks = [mark for rank, one in enumerate(run.traces) for mark in _start(one, rank)]
     for index, step in enumerate(trace.steps):
@@ -104,7 +107,9 @@ def timeline(run: Run, by_row: set[int]) -> list[Mark]:
                 marks += _batches(run, rank, part)
         marks += _end_of_step(run, step)
     marks += _end(trace)
-    return marks
+    # What a run writes down feeds nothing back, so it comes last: a difference in it alone is one of writing.
+    written = (CHECKPOINT, LOG)
+    return [mark for mark in marks if mark.stage not in written] + [mark for mark in marks if mark.stage in written]
 
 
 def _tensors(stage: str, tensors: Mapping[str, torch.Tensor], step: int, rank: int = 0, what: str = VALUE) -> Any:
@@ -119,6 +124,7 @@ def _start(trace: Trace, rank: int) -> Iterator[Mark]:
         # Digests of two dtypes differ, whatever the values.
         yield Mark(0, 0, rank, START, name, str(trace.parameters.get(name, [""])[0]), digest)
     yield from _tensors(RESUME, trace.adapter_resumed, 0, rank)
+    yield Mark(0, 0, rank, OPTIMIZER, "what it steps", VALUE, sorted(name for one in trace.groups for name in one.names))
     for group in trace.groups:
         for name in group.names:
             for setting, value in group.settings.items():
@@ -132,6 +138,7 @@ def _batches(run: Run, rank: int, step: Step) -> Iterator[Mark]:
         if entry.step == step.number and entry.stage != OPTIMIZER:
             entries[entry.micro_batch].append(entry)
     yield from (_mark(entry, (step.number, 0, rank)) for entry in entries[0] if entry.stage == BETWEEN)
+    yield Mark(step.number, 0, rank, DATA, "rows of the window", VALUE, [batch.rows for batch in step.batches])
     for number, batch in enumerate(step.batches, start=1):
         seen = entries[number]
         place = (step.number, number, rank)
@@ -205,7 +212,7 @@ def _end_of_step(run: Run, step: Step) -> Iterator[Mark]:
 def _after(trace: Trace, number: int) -> Iterator[Mark]:
     """Yield what comes after a step: what was evaluated, saved and logged."""
     for index, evaluation in enumerate(one for one in trace.evaluations if one.step == number):
-        yield Mark(number, 0, 0, EVALUATION, "rows", VALUE, evaluation.rows, call=index)
+        yield Mark(number, 0, 0, DATA, "rows of the evaluation", VALUE, evaluation.rows, call=index)
         for name, value in _numbers(evaluation.metrics):
             yield Mark(number, 0, 0, EVALUATION, name, VALUE, value, call=index)
     for checkpoint in trace.checkpoints:
