@@ -177,16 +177,17 @@ def trained_again(
 _SURE = 2.0
 
 
-def contribution(model: torch.nn.Module, exact: torch.nn.Module, spec: RunSpec, dtype: torch.dtype | None) -> Verdict:
+def contribution(model: torch.nn.Module, spec: RunSpec, dtype: torch.dtype | None) -> Verdict:
     """Check that what an adapter adds is not rounded away: its effect on the logits is the one that it has in float32.
 
-    - model: a trained one. spec: the run that trained it.
-    - exact: the same with the same values in float32, which no Trainer has touched: accelerate leaves autocast on a model.
+    The latter is computed without peft: by the base in float32, with and without B A added to its weights.
+
+    - model: one with a LoRA adapter, trained. spec: the run that trained it.
     - dtype: that of the autocast in which the model computes; None: it computes in the dtype of its parameters.
 
     If rounding is so large that a loss of half the effect could not be seen, the verdict is NOT_COMPARABLE.
     """
-    effect = _effect(exact, spec, None)
+    effect = _exact_effect(model, spec)
     formats = {p.dtype for p in model.parameters() if p.is_floating_point()} | ({dtype} if dtype else set())
     coarsest = max(formats, key=lambda one: torch.finfo(one).eps)
     wanted = effect_share.least(coarsest)
@@ -198,6 +199,21 @@ def contribution(model: torch.nn.Module, exact: torch.nn.Module, spec: RunSpec, 
     if left.uncertainty > 0.5:
         return Verdict(NOT_COMPARABLE, expected, (f"{found}: too uncertain to see that half of it is lost",))
     return verdict(expected, [found] if left.share + _SURE * left.uncertainty < wanted else [])
+
+
+def _exact_effect(model: torch.nn.Module, spec: RunSpec) -> torch.Tensor:
+    """Return what the adapter changes in the logits in float32, (tokens, vocabulary), in float64."""
+    base = models.build(spec.model).float().eval()
+    without = _all_logits(base, spec, None)
+    matrices = {names.canonical(raw, spec.adapter.name): p.detach().float() for raw, p in model.named_parameters()}
+    scaling = spec.adapter.config["lora_alpha"] / spec.adapter.config["r"]
+    with torch.no_grad():
+        for name, a in matrices.items():
+            if name.endswith(".lora_A.weight"):
+                layer = name.removesuffix(".lora_A.weight")
+                weight = base.get_submodule(layer).get_parameter("weight")
+                weight += scaling * matrices[f"{layer}.lora_B.weight"].to(weight.device) @ a.to(weight.device)
+    return _all_logits(base, spec, None) - without
 
 
 def _effect(model: torch.nn.Module, spec: RunSpec, dtype: torch.dtype | None) -> torch.Tensor:
