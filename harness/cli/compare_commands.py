@@ -126,7 +126,8 @@ def where(
     device: Device = "cpu",
     preload: Preload = None,
     b_preload: Annotated[
-        list[str] | None, typer.Option(metavar="MODULE", help="Import this module before upstream in B only. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="Import this module before upstream in B only. Repeatable."),
     ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Runs part at the first bit that differs, not beyond rounding.")

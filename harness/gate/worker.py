@@ -140,7 +140,13 @@ def record(
     return {}
 
 
-VERBS: dict[str, Callable[..., Any]] = {"train": train, "infer": infer, "inventory": inventory, "count": count, "record": record}
+VERBS: dict[str, Callable[..., Any]] = {
+    "train": train,
+    "infer": infer,
+    "inventory": inventory,
+    "count": count,
+    "record": record,
+}
 
 
 if __name__ == "__main__":

@@ -46,14 +46,17 @@ RUNS: dict[str, RunSpec] = {
     "nf4": PLAIN.but(model={"quantization": "nf4", "prepare_for_kbit": True}, max_steps=3),
     "resumed": PLAIN.but(data={"rows": 10}, max_steps=6, save_strategy="steps", save_steps=4).resumed(4),
     "ddp": PLAIN.but(
-        lora={"lora_dropout": 0.0}, max_steps=3, per_device_train_batch_size=2, data={"min_length": 6},
+        lora={"lora_dropout": 0.0},
+        max_steps=3,
+        per_device_train_batch_size=2,
+        data={"min_length": 6},
         launch={"ranks": 2, "strategy": "ddp"},
-    ),  # fmt: skip
+    ),
 }
 
 #: The layers that LoRA adapts in these runs, and parts of them, as `harness.where` names them.
 _LORA = r"model\.layers\.\d+\.self_attn\.[qv]_proj"
-_DROPOUT, _PACKED = rf"{_LORA}\.lora_dropout", r"model\.layers\.\d+\..*"
+_DROPOUT, _PACKED = rf"{_LORA}\.lora_dropout", r"model\.layers\.\d+\..*_proj(\.base_layer)?"
 
 #: Mutant -> the run that it is tried on, the stages that it changes, and the modules, as a pattern. It is from the function
 #: of upstream that the mutant replaces and what it says, and was written before the runs were compared. These are the
@@ -169,6 +172,7 @@ def stored(directory: Path, name: str, seed: int | None) -> Run:
 def locate(mutant: Mutant, known: dict[str, list[Run]], directory: Path) -> dict[str, Any]:
     """Return the row of a mutant. It is in this process for good."""
     mutant.apply()
+    ranks.prepare(pristine=True)  # they are forked from here on, and have the mutant, too
     row: dict[str, Any] = {"mutant": mutant.name, "function": function(mutant), "says": mutant.says, "run": None}
     name, stages, modules = PLACES[mutant.name]
     run = _recorded(name, directory / name, None)
@@ -219,7 +223,6 @@ def main(file: Path, globs: list[str]) -> None:
             began, place = time.monotonic(), home / mutant.name
 
             def work(write: Writer, mutant: Mutant = mutant, place: Path = place) -> None:
-                ranks.prepare(pristine=True)
                 row = locate(mutant, known, place / "runs")
                 (place / "row.json").write_text(json.dumps(row))
 

@@ -19,7 +19,16 @@ from harness.throughput.speed import Measured, Row
 def table(console: Console, measured: list[Measured]) -> None:
     """Print a line for each side at each shape."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    numbers = ("tokens/s", "ms a step", "the Trainer is (99 % interval)", "peak GiB", "TFLOP/s", "of ceiling", "loss", "from float32")
+    numbers = (
+        "tokens/s",
+        "ms a step",
+        "the Trainer is (99 % interval)",
+        "peak GiB",
+        "TFLOP/s",
+        "of ceiling",
+        "loss",
+        "from float32",
+    )
     for name in ("shape", "", *numbers):
         shown.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
     for shape in measured:

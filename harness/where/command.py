@@ -1,4 +1,4 @@
-"""The command `peft-harness where`, for sides that this environment trains. `harness.gate.where` has those of other stacks."""
+"""The command `peft-harness where`, for sides that this environment trains (`harness.gate.where`: in other stacks)."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ def where(one: Named, other: Named, exact: bool, json_file: Path | None, make: M
         check_device(side.spec.launch.device)
     with tempfile.TemporaryDirectory() as temporary:
         made = [
-            Side(side.words or "as it is", side.spec, make(side, Path(temporary, side.where)))
-            for side in (one, other)
+            Side(side.words or "as it is", side.spec, make(side, Path(temporary, side.where))) for side in (one, other)
         ]
         found = find.find(*made, exact=exact)
     found.notes[:0] = [f"{side.where}: {sentence}" for side in (one, other) for sentence in side.said]

@@ -72,7 +72,14 @@ def precision(spec: RunSpec) -> tuple[object, ...]:
     """Return what decides how much a run rounds."""
     half = [bool(spec.arguments.get(name)) for name in ("bf16", "fp16", "tf32")]
     model = spec.model
-    return (*half, model.dtype, repr(model.quantization), model.quant_storage, model.prepare_for_kbit, spec.launch.device)
+    return (
+        *half,
+        model.dtype,
+        repr(model.quantization),
+        model.quant_storage,
+        model.prepare_for_kbit,
+        spec.launch.device,
+    )
 
 
 def _notes(ours: Run, theirs: Run, found: Found) -> list[str]:

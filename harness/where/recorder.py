@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 
+from harness.errors import UsageError
 from harness.files import write_whole
+from harness.reading import read_json, shown_path
 from harness.spec import RunSpec
 from harness.subjects import Subject, observer, trained
 from harness.subjects.observer import Observer
@@ -29,6 +31,18 @@ from harness.trace import Trace
 
 #: Elements that are kept of a tensor. Of a larger one every n-th is kept, and the norm of all.
 MOST = 1 << 16
+
+#: Bytes of recording.json. Ten steps of a tiny run have half a megabyte.
+_LIMIT = 512 * 2**20
+
+#: The dtypes of tensors that modules pass on, by name.
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    )
+}
 
 #: What an entry is about.
 INPUT, OUTPUT, VALUE = "input", "output", "value"
@@ -92,20 +106,26 @@ class Recording:
 
     @classmethod
     def load(cls, directory: Path) -> Recording:
-        """Read what `save` wrote. Nothing was recorded of a subject that shows no Observer its model."""
+        """Read what `save` wrote. Nothing was recorded of a subject that shows no Observer its model.
+
+        Raises UsageError for what `save` does not write: another stack may have written it.
+        """
         from safetensors.torch import load_file
 
         if not (directory / "recording.json").is_file():
             return cls()
-        body = json.loads((directory / "recording.json").read_text(encoding="utf-8"))
-        flat, start, entries = load_file(directory / "recording.safetensors")["kept"], 0, []
-        for row in body["entries"]:
-            dtype, shape = getattr(torch, row["kept"][0]), row["kept"][1]
-            end = start + math.prod(shape) * dtype.itemsize
-            # Each view begins at a multiple of its own size only in a copy.
-            entries.append(Entry(**{**row, "kept": flat[start:end].clone().view(dtype).reshape(shape)}))
-            start = end
-        return cls(entries, body["kinds"])
+        body = read_json(directory / "recording.json", _LIMIT, nan=True)
+        try:
+            flat, start, entries = load_file(directory / "recording.safetensors")["kept"], 0, []
+            for row in body["entries"]:
+                dtype, shape = _DTYPES[row["kept"][0]], row["kept"][1]
+                end = start + math.prod(shape) * dtype.itemsize
+                # Each view begins at a multiple of its own size only in a copy.
+                entries.append(Entry(**{**row, "kept": flat[start:end].clone().view(dtype).reshape(shape)}))
+                start = end
+            return cls(entries, dict(body["kinds"]))
+        except Exception as error:  # whatever damaged JSON and tensors raise
+            raise UsageError(f"{shown_path(directory)}: no recording ({type(error).__name__}: {error})") from None
 
 
 class Recorded:
@@ -330,7 +350,9 @@ def _floats(values: Any) -> Iterator[torch.Tensor]:
             if value.is_floating_point() and value.dim():  # a number of labels is in the trace
                 yield value
         elif hasattr(value, "get"):
-            inner = next((value.get(name) for name in ("logits", "last_hidden_state") if value.get(name) is not None), None)
+            inner = next(
+                (value.get(name) for name in ("logits", "last_hidden_state") if value.get(name) is not None), None
+            )
             if isinstance(inner, torch.Tensor):
                 yield inner
         elif isinstance(value, (list, tuple)):

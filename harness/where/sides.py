@@ -1,4 +1,7 @@
-"""Read what A and B of `peft-harness where` name, word by word: a spec's file, a subject, a device, a launch, a setting, or a stack."""
+"""Read what A and B of `peft-harness where` name, word by word.
+
+A word is a spec's file, a subject, a device, a launch, a setting, or a requirement of a stack.
+"""
 
 from __future__ import annotations
 
@@ -69,13 +72,16 @@ def read(
             found = dataclasses.replace(found, spec=dataclasses.replace(found.spec, launch=launch))
         elif match := _SETTING.fullmatch(word):
             found = dataclasses.replace(found, spec=_changed(found.spec, *match.groups(), where))
-        elif re.search(r"[=<>~@]", word) or word == "current" or Path(word.partition("[")[0].partition(":")[0]).is_file():
+        elif (
+            re.search(r"[=<>~@]", word) or word == "current" or Path(word.partition("[")[0].partition(":")[0]).is_file()
+        ):
             stack.append(word)
         else:
             raise UsageError(
                 f"{where}: {shown(word)} names nothing: no spec (FILE.json), no subject ({', '.join(subjects.NAMES)} or "
                 f"module:factory), no device (cpu, cuda), no launch ({', '.join(STRATEGIES)}; ddp:2 for two ranks), no "
-                "setting (such as learning_rate=1e-3, lora.r=4 or model.dtype=bfloat16), and no stack (a requirements file, or releases such as peft==0.18.1)"
+                "setting (such as learning_rate=1e-3, lora.r=4 or model.dtype=bfloat16), and no stack "
+                "(a requirements file, or releases such as peft==0.18.1)"
             )
     asked = " ".join(stack)
     return dataclasses.replace(found, stack="" if asked == "current" else asked)

@@ -124,7 +124,9 @@ def _start(trace: Trace, rank: int) -> Iterator[Mark]:
         # Digests of two dtypes differ, whatever the values.
         yield Mark(0, 0, rank, START, name, str(trace.parameters.get(name, [""])[0]), digest)
     yield from _tensors(RESUME, trace.adapter_resumed, 0, rank)
-    yield Mark(0, 0, rank, OPTIMIZER, "what it steps", VALUE, sorted(name for one in trace.groups for name in one.names))
+    yield Mark(
+        0, 0, rank, OPTIMIZER, "what it steps", VALUE, sorted(name for one in trace.groups for name in one.names)
+    )
     for group in trace.groups:
         for name in group.names:
             for setting, value in group.settings.items():
