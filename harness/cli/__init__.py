@@ -68,6 +68,7 @@ _COMMANDS = (
     (judge_commands.sweep, False),
     (compare_commands.gate, False),
     (compare_commands.bisect, False),
+    (compare_commands.where, False),
     (compare_commands.history, False),
     (map_commands.map_, False),
     (map_commands.bounds, False),

@@ -25,6 +25,7 @@ from harness.mutants.digest import digest
 from harness.processes.rank import die_with_parent
 from harness.trace import Trace
 from harness.verdict import Case
+from harness.where import hint
 
 RECORD, OUTPUT = "record.jsonl", "output.txt"
 
@@ -142,6 +143,7 @@ def run_child(directory: Path, work: Callable[[Writer], Any], parent: int) -> No
         faulthandler.enable()
         # The parent deletes this directory, and with it the tests' temporary directories and the files of failed cases.
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(directory)
+        os.environ[hint.OFF] = "1"  # nobody reads the messages
         os.chdir(directory)
         write = Writer(directory)
         try:
