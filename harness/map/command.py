@@ -74,6 +74,7 @@ def map_(
         if specs:
             read = campaign.of_specs(read, clauses)
         at = campaign.Campaign(read, directory, tuple(specs), anew=anew)
+        at.known = [cell for table in tables for cell in table["cells"]]
         with Progress(min(size, read.stacks), "map") as progress:
             at.go(on, workers, size, lambda done, total, text: progress.update(done, total, text=text))
         found = at.found
