@@ -28,18 +28,21 @@ Tensors = dict[str, "torch.Tensor"]
 
 @dataclass
 class MicroBatch:
-    """One forward pass in training mode.
+    """One forward pass in training mode that keeps gradients. Passes without them train nothing, such as a teacher's.
 
     - rows: the index in the data of each row, in order; -1 if the data have no such row.
     - tokens: the number of labels that are not -100; for a causal model, of those after position 0.
     - num_items: the num_items_in_batch that the model was given; None if it was given none.
     - loss: the loss that the model returned; None if it returned none.
+    - labels: for each of `rows`, the row whose labels it was trained with: itself, another one, or -1 if they are no row's
+      (a collator may shift or mask them). Empty if the model was given no labels.
     """
 
     rows: list[int]
     tokens: int
     num_items: float | None = None
     loss: float | None = None
+    labels: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -119,6 +122,8 @@ class Trace:
     - steps, evaluations, checkpoints: in order.
     - log_history: TrainerState.log_history.
     - adapter_before, adapter: the trainable tensors at the start and at the end.
+    - optimizer_resumed: how many trained tensors the optimizer had a state of before the first step of a run that resumes;
+      -1 for other runs, and if it is not known.
     - adapter_resumed: the trainable tensors after a checkpoint was loaded, before the first step. Empty for runs that do
       not resume.
     - base_before, base: canonical name -> digest of every other tensor of state_dict(), at the start and at the end.
@@ -167,6 +172,7 @@ class Trace:
     distributed: dict[str, Any] = field(default_factory=dict)
     ranks: list[Trace] = field(default_factory=list)
     raised: dict[str, Any] = field(default_factory=dict)
+    optimizer_resumed: int = -1
 
     def __repr__(self) -> str:
         """Return a short text. Tracebacks contain it, and the tensors are thousands of numbers."""

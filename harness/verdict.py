@@ -146,6 +146,8 @@ class Case:
     - own: whether a known defect of the user's own (--known-defects) decided the verdict.
     - raised: the errors that ended its runs or its test, each with the place in upstream that raised it (`harness.raised`).
       "run" is which of `specs` was trained.
+    - whose: whose failure it is, if somebody's own class or loop is judged: "yours", "upstream's", or "convention" (it does
+      another thing than transformers.Trainer, which may be on purpose).
     - repeat: the command that repeats it, if it fails.
     """
 
@@ -170,3 +172,4 @@ class Case:
     own: bool = False
     raised: list[dict[str, Any]] = field(default_factory=list)
     repeat: str = ""
+    whose: str = ""

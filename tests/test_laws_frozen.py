@@ -80,8 +80,8 @@ def _no_decay(trace):
     trace.groups[1].names.append(B)
 
 
-def _one_group(trace):
-    trace.groups.pop()
+def _no_group(trace):
+    trace.groups.clear()
 
 
 def _decay(trace):
@@ -133,7 +133,7 @@ def _nothing_trainable(trace):
         ("groups_hold", _base_in_the_optimizer, f"group 0: {BASE} is in it, unexpected"),
         ("groups_hold", _no_decay, f"group 0: no {B}"),
         ("groups_hold", _no_decay, f"group 1: {B} is in it, unexpected"),
-        ("groups_hold", _one_group, "the optimizer has 1 groups, expected 2"),
+        ("groups_hold", _no_group, "the optimizer has 0 groups, expected 2"),
         ("groups_hold", _decay, "group 0: weight decay 0.1, expected 0.0"),
         ("groups_hold", _rank, f"group 0: {A} is [3, 4], expected [2, 4]"),
         ("base_without_gradients", _gradient, f"{BASE} held a gradient at an optimizer step"),

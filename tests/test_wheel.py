@@ -15,8 +15,8 @@ from tests.installed import installed
 __all__ = ["installed"]
 
 COMMANDS = (
-    "adapter", "ask", "bisect", "bounds", "cache", "check", "clauses", "coverage", "defects", "gate", "history", "judge",
-    "map", "mutants", "propose", "report", "repro", "soak", "speed", "sweep", "train", "trend",
+    "adapter", "ask", "bisect", "bounds", "cache", "check", "checkpoint", "clauses", "coverage", "crash", "defects", "gate",
+    "history", "judge", "map", "mutants", "propose", "report", "repro", "soak", "speed", "sweep", "train", "trend",
 )  # fmt: skip
 
 #: Run in the environment: the help of each command, by the function that the console script calls.
@@ -54,6 +54,7 @@ print(json.dumps(answers))
 
 #: Wrong arguments -> words of the answer.
 WRONG = {
+    ("checkpoint", "/no/such/directory"): "no such directory",
     ("bisect", "--clause", "ABC-1", "--good", "current", "--bad", "current"): "'ABC-1' matches no clause",
     ("clauses", "--write"): "clauses --write is for a checkout",
     ("coverage", "--clause", "ABC-1"): "coverage",

@@ -12,9 +12,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from harness import contract
 from harness.causes import reach, root
 from harness.causes.cause import Cause
 from harness.causes.root import Error
+from harness.contract.clause import PROFILES
 from harness.verdict import AMBIGUOUS, FAIL, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS, Case
 from harness.words import counted
 
@@ -58,6 +60,27 @@ def group(
     causes = [_cause(key, members, holding, tuple(changed), check) for key, members in groups.items()]
     weight = {id(cause): _weight(members) for cause, members in zip(causes, groups.values(), strict=True)}
     return sorted(causes, key=lambda cause: weight[id(cause)], reverse=True)
+
+
+#: Whose a failure is, what its maintainer can mend first.
+WHOSE = ("yours", "", "convention", "upstream's")
+
+
+def by_root(causes: Sequence[Cause], cases: Sequence[Case]) -> list[Cause]:
+    """Return causes of somebody's own class or loop in the order to read them in, and not the largest first.
+
+    One fault breaks many clauses. The first in the contract's order is nearest to it: a wrong loss comes before the resumed
+    run that it changes, too. Before that, what any training must do comes before conventions.
+    """
+    clauses = contract.clauses()
+    order = {id: (PROFILES.index(clause.profile), number) for number, (id, clause) in enumerate(clauses.items())}
+    whose = {(case.clause, case.scenario): WHOSE.index(case.whose) for case in cases}
+
+    def place(cause: Cause) -> tuple[int, tuple[int, int], int]:
+        first = min((whose[member], order[member[0]]) for member in cause.members)
+        return *first, -sum(order[clause] == first[1] for clause, _ in cause.members)
+
+    return sorted(causes, key=place)
 
 
 def index(causes: Sequence[Cause]) -> dict[tuple[str, str], int]:

@@ -46,6 +46,7 @@ _DIGEST = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{8,64}\b")
 _NUMBER = re.compile(r"(?<![A-Za-z_])[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][-+]?\d+)?|(?<=[A-Za-z_])\d+(?![A-Za-z])")
 _RANK = re.compile(r"^(?:\([^)]*\) |rank \d+(?: of \d+)?: )+")
 _SEVERAL = re.compile(r"(N|'[^']*')(?:, \1)+")
+_LISTS = re.compile(r"(\[N\])(?:, \1)+")
 
 
 def normal(text: str, scenario: str = "") -> str:
@@ -55,7 +56,14 @@ def normal(text: str, scenario: str = "") -> str:
         line += " " + rest.strip().partition("\n")[0]
     if len(scenario) > 5:
         line = re.sub(rf"(?<![\w/]){re.escape(scenario)}(?![\w/])", "SCENARIO", line)
-    for pattern, word in ((_PATHS, "PATH"), (_ADDRESS, "N"), (_DIGEST, "N"), (_NUMBER, "N"), (_SEVERAL, r"\1")):
+    for pattern, word in (
+        (_PATHS, "PATH"),
+        (_ADDRESS, "N"),
+        (_DIGEST, "N"),
+        (_NUMBER, "N"),
+        (_SEVERAL, r"\1"),
+        (_LISTS, r"\1"),
+    ):
         line = pattern.sub(word, line)
     return _RANK.sub("", " ".join(line.split()))
 

@@ -189,7 +189,7 @@ def judge(
     if spec is None and not any(value is not None for value in given.values()):
         raise UsageError("name what to judge: a SPEC, or one of --adapter, --arguments, --model, --data, --config")
     from harness import brought
-    from harness.session import apart
+    from harness.processes import apart
     from harness.session.repro import judge_run
 
     read = brought.read(spec, as_is=as_is, trust_pickle=trust_pickle, trust_code=trust_code, **given)
@@ -251,7 +251,8 @@ def repro(
     if clause is not None or bisect is not None:
         raise UsageError("--clause and --bisect are for --script and --issue")
     from harness import trust
-    from harness.session import apart, case_file
+    from harness.processes import apart
+    from harness.session import case_file
 
     case = case_file.load(file)
     if with_:

@@ -1,4 +1,4 @@
-"""Commands that measure: speed, coverage, mutants."""
+"""Commands that measure: speed, coverage, mutants, crash."""
 
 from __future__ import annotations
 
@@ -149,12 +149,70 @@ def mutants(
     workers: Places = None,
     json: Annotated[Path | None, file_option("Write the kill matrix as JSON.")] = None,
     html: Annotated[Path | None, file_option("Write the kill matrix as a page of HTML.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Also run the cells with Watch: what does it see?")] = False,
 ) -> None:
     """Put faults into upstream: do the suites catch them?
 
     Exit codes: 0 every mutant is caught, 1 one is not, 2 could not run.
     """
     require_engine(on, workers)
+    _require_that_each_option_counts([("--watch", watch, "--on", on is not None)])
     from harness.mutants import command
 
-    raise typer.Exit(command.mutants(mutant or [], module, json, html, on, workers))
+    raise typer.Exit(command.mutants(mutant or [], module, json, html, watch, on, workers))
+
+
+def crash(
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Judge these saves, such as plain or 'limit-*'. Repeatable; all by default."),
+    ] = None,
+    states: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=1_000_000, help="Judge a sample of N states of each save; all by default."
+        ),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(metavar="KIND", help="What stops: process, machine or both.", show_default=True)
+    ] = "both",
+    at_end: Annotated[
+        bool,
+        typer.Option("--at-end", help="Of a machine's stops, judge only those right after the save: the likeliest."),
+    ] = False,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Random seed of the sample.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=256, help="Processes; one for each core by default.")
+    ] = None,
+    callback: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE:CLASS", help="A TrainerCallback that each run has. Repeatable."),
+    ] = None,
+    resume_with: Annotated[
+        str,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Called with output_dir, returns what is passed as resume_from_checkpoint in place of True.",
+        ),
+    ] = "",
+    json: Annotated[Path | None, file_option("Write every state and its outcome as JSON.")] = None,
+    html: Annotated[Path | None, file_option("Write the result as one page that needs no network.")] = None,
+    plot: Plot = None,
+) -> None:
+    """Stop the Trainer's save at every point, and judge what resumes.
+
+    A save's file operations are recorded. Every state that a killed process or a stopped machine may leave is made of them,
+    resumed, loaded for inference and loaded as the best model.
+
+    Exit code 0 if each state goes on bit for bit or is refused with the checkpoint to use, 1 if one does not.
+    """
+    import os
+
+    from harness.crash import command
+    from harness.crash.parallel import Sample
+
+    if kind not in command.KINDS:
+        raise UsageError(f"--kind {kind!r} is none of {', '.join(command.KINDS)}")
+    count = workers or len(os.sched_getaffinity(0))
+    sample = Sample(states, command.KINDS[kind], seed, at_end)
+    raise typer.Exit(command.crash(scenario or [], sample, count, callback or [], resume_with, json, html, plot))

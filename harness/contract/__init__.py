@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from fnmatch import fnmatchcase
 
-from harness.contract.clause import Chapter, Clause
+from harness.contract.clause import PROFILES, Chapter, Clause
 from harness.errors import UsageError
 
 #: In the order of the summary table. To add a chapter, add a module here and a line to this list.
@@ -34,6 +34,7 @@ CHAPTERS = (
     "perf",
     "rng",
     "gen",
+    "crash",
 )
 
 
@@ -50,6 +51,14 @@ def clauses() -> dict[str, Clause]:
                 raise ValueError(f"clause {clause.id} in chapter {chapter.id} is a duplicate or misplaced")
             found[clause.id] = clause
     return found
+
+
+def in_profile(name: str) -> dict[str, Clause]:
+    """Return the clauses of a profile by id, those of smaller profiles included. UsageError for an unknown profile."""
+    if name not in PROFILES:
+        raise UsageError(f"profile {name!r} is none of {', '.join(PROFILES)}")
+    of_it = PROFILES[: PROFILES.index(name) + 1]
+    return {id: clause for id, clause in clauses().items() if clause.profile in of_it}
 
 
 def select(globs: list[str]) -> dict[str, Clause]:

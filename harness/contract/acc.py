@@ -24,6 +24,8 @@ CHAPTER = Chapter(
             "accelerate MUST NOT accumulate on its own. num_steps in accelerator_config.gradient_accumulation_kwargs "
             "MUST be used as gradient_accumulation_steps. If both are given, the Trainer MUST refuse.",
             source="transformers/trainer.py:806-831 (Trainer.create_accelerator_and_postprocess)",
+            profile="trainer",
+            refuses=True,
         ),
         Clause(
             "ACC-05",
@@ -31,6 +33,7 @@ CHAPTER = Chapter(
             "MUST come after each micro-batch but the last. Gradients MUST be present at on_optimizer_step and None "
             "at on_step_end.",
             source="transformers/trainer.py:1928-1963 (Trainer._run_epoch)",
+            profile="trainer",
         ),
         Clause(
             "ACC-07",
@@ -43,11 +46,13 @@ CHAPTER = Chapter(
             "number of micro-batches in the window. The gradient at the optimizer step MUST be that of the large "
             "batch.",
             source="transformers/trainer.py:514-523 (Trainer.__init__), 2099-2111 (training_step)",
+            profile="trainer",
         ),
         Clause(
             "ACC-09",
             "With label smoothing and accumulation, gradient and logged loss MUST be those of the large batch.",
             source="transformers/trainer_pt_utils.py:469-481 (LabelSmoother.__call__)",
+            profile="trainer",
         ),
         Clause(
             "ACC-10",
@@ -56,4 +61,5 @@ CHAPTER = Chapter(
             source="transformers/trainer.py:2298-2359 (Trainer.get_batch_samples, _get_num_items_in_batch)",
         ),
     ),
+    profile="any-loop",
 )

@@ -24,6 +24,7 @@ CHAPTER = Chapter(
             "float32.",
             source="accelerate/accelerator.py:565-569 (Accelerator.__init__)",
             device="cpu",
+            refuses=True,
         ),
         Clause(
             "AMP-04",
@@ -32,6 +33,7 @@ CHAPTER = Chapter(
             "dtype.",
             source="peft/tuners/tuners_utils.py:2705-2762 (cast_adapter_dtype); peft/mapping_func.py:110-122 "
             "(get_peft_model); transformers/integrations/peft.py:426 (PeftAdapterMixin.add_adapter)",
+            profile="stack",
         ),
         Clause(
             "AMP-05",
@@ -70,6 +72,7 @@ CHAPTER = Chapter(
             "nothing, and after evaluate() the model is what it was.",
             source="transformers/training_args.py:288-293, 1775-1788 (TrainingArguments); "
             "transformers/trainer.py:2939-2945 (Trainer.evaluation_loop)",
+            refuses=True,
         ),
         Clause(
             "AMP-11",
@@ -86,5 +89,14 @@ CHAPTER = Chapter(
             source="accelerate/accelerator.py:1805-1809 (Accelerator.prepare_model, which passes over a model that any "
             "Accelerator has prepared)",
         ),
+        Clause(
+            "AMP-13",
+            "In half precision the adapter's contribution MUST NOT be lost by rounding: of its effect on the logits in "
+            "float32, at least 1 - 16 u MUST be left, where u is the unit roundoff of the format and 16 the roundings that "
+            "the adapter's own part goes through.",
+            source="peft/tuners/lora/layer.py:932-968 (Linear.forward, which adds the adapter's output to one that is "
+            "rounded already); torch/amp/autocast_mode.py (autocast)",
+        ),
     ),
+    profile="trainer",
 )

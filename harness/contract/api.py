@@ -12,6 +12,7 @@ CHAPTER = Chapter(
             "adapters and a compiled model, and MUST train the same run in each.",
             source="transformers/trainer_utils.py:69-99 (_is_peft_model, unwrap_peft_model); "
             "transformers/trainer.py:512-532 (Trainer.__init__)",
+            profile="trainer",
         ),
         Clause(
             "API-02",
@@ -40,6 +41,7 @@ CHAPTER = Chapter(
             "bit.",
             source="peft/mapping_func.py:105-158 (get_peft_model); "
             "transformers/integrations/peft.py:390-428 (PeftAdapterMixin.add_adapter)",
+            profile="any-loop",
         ),
         Clause(
             "API-06",
@@ -48,6 +50,7 @@ CHAPTER = Chapter(
             "dropped.",
             source="transformers/trainer.py:512-532 (Trainer.__init__), 1179-1193 "
             "(Trainer._set_signature_columns_if_needed)",
+            profile="trainer",
         ),
         Clause(
             "API-07",
@@ -55,6 +58,7 @@ CHAPTER = Chapter(
             "(False by default). The value MUST remain after training.",
             source="transformers/trainer.py:644-646 (Trainer.__init__)",
             needs=("transformers>=5.0",),
+            profile="trainer",
         ),
         Clause(
             "API-08",
@@ -70,6 +74,7 @@ CHAPTER = Chapter(
             "accept a correct config.",
             source="transformers/integrations/peft.py:408-462 (PeftAdapterMixin.add_adapter, set_adapter); "
             "peft/mapping.py:78-83 (inject_adapter_in_model)",
+            refuses=True,
         ),
         Clause(
             "API-10",
@@ -77,6 +82,8 @@ CHAPTER = Chapter(
             "were loaded for inference or made with inference_mode=True.",
             source="peft/tuners/tuners_utils.py:1141 (BaseTuner.inject_adapter); peft/peft_model.py:423, 496 "
             "(PeftModel.from_pretrained)",
+            profile="trainer",
+            refuses=True,
         ),
         Clause(
             "API-11",
@@ -84,6 +91,7 @@ CHAPTER = Chapter(
             "the release that they need.",
             source="transformers/integrations/peft.py:47, 408 (PeftAdapterMixin.add_adapter); "
             "transformers/utils/peft_utils.py:99-113 (check_peft_version)",
+            refuses=True,
         ),
         Clause(
             "API-12",
@@ -92,6 +100,7 @@ CHAPTER = Chapter(
             "hot swap of an adapter that is missing, is no LoRA, or was prepared too late.",
             source="transformers/integrations/peft.py:174-222, 375-385, 480, 499, 521, 555, 633-647 (PeftAdapterMixin)",
             needs=("transformers>=5.0",),
+            refuses=True,
         ),
         Clause(
             "API-13",
@@ -123,6 +132,7 @@ CHAPTER = Chapter(
             "it MUST hold within rounding, on transposed (Conv1D) layers too. An unknown name MUST be refused.",
             source="peft/tuners/lora/layer.py:288-312, 384-650 (LoraLayer.update_layer, pissa_init and its kin)",
             needs=("peft>=0.21",),
+            refuses=True,
         ),
         Clause(
             "API-17",
@@ -133,6 +143,7 @@ CHAPTER = Chapter(
             source="peft/peft_model.py:336-372, 398-412 (PeftModel.save_pretrained); peft/tuners/lora/model.py:1144-1190 "
             "(LoraModel._convert_state_dict_for_initial_model)",
             needs=("peft>=0.21",),
+            refuses=True,
         ),
         Clause(
             "API-18",
@@ -142,6 +153,7 @@ CHAPTER = Chapter(
             source="peft/tuners/tuners_utils.py:1051-1130 (BaseTuner.inject_adapter); peft/peft_model.py:288-292, "
             "493-496, 629-645, 1115-1160 (PeftModel)",
             needs=("peft>=0.21",),
+            refuses=True,
         ),
         Clause(
             "API-19",
@@ -190,6 +202,7 @@ CHAPTER = Chapter(
             "it is saved and loaded. What cannot be combined MUST be refused.",
             source="peft/tuners/lora/model.py:707-1056 (LoraModel.add_weighted_adapter); peft/utils/merge_utils.py",
             needs=("peft>=0.21",),
+            refuses=True,
         ),
         Clause(
             "API-25",
@@ -205,6 +218,8 @@ CHAPTER = Chapter(
             "rounding. Methods and layers that cannot be converted MUST be refused.",
             source="peft/tuners/lora/conversion.py:145-355 (convert_to_lora, save_as_lora)",
             needs=("peft>=0.21",),
+            refuses=True,
         ),
     ),
+    profile="stack",
 )

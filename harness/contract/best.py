@@ -39,6 +39,7 @@ CHAPTER = Chapter(
             source="transformers/trainer.py:3776-3796 (Trainer._load_best_model); peft/peft_model.py:744-763 "
             "(PeftModel.get_prompt_embedding_to_save)",
             needs=("transformers>=4.48",),  # the first with a message for prompt learning
+            refuses=True,
         ),
         Clause(
             "BEST-06",
@@ -46,12 +47,15 @@ CHAPTER = Chapter(
             "save_steps a multiple of eval_steps, or save_strategy='best'. The metric MUST default to the loss. A "
             "greater metric MUST count as better unless its name ends with 'loss'.",
             source="transformers/training_args.py:1585-1592, 1748-1774 (TrainingArguments.__post_init__)",
+            refuses=True,
         ),
         Clause(
             "BEST-07",
             "If the adapter file of the best checkpoint is damaged or has another rank, training MUST end with an "
             "error. It MUST NOT be passed over.",
             source="transformers/trainer.py:3780-3799 (Trainer._load_best_model)",
+            refuses=True,
         ),
     ),
+    profile="trainer",
 )

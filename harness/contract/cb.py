@@ -21,6 +21,7 @@ CHAPTER = Chapter(
             "the best metric by strictly more than the threshold. It MUST be saved with its counter. It MUST refuse "
             "to start without metric_for_best_model or without evaluations.",
             source="transformers/trainer_callback.py:711-784 (EarlyStoppingCallback)",
+            refuses=True,
         ),
         Clause(
             "CB-03",
@@ -45,4 +46,5 @@ CHAPTER = Chapter(
             "transformers/trainer.py:4020-4057 (Trainer._load_callback_state)",
         ),
     ),
+    profile="trainer",
 )

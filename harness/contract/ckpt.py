@@ -34,6 +34,7 @@ CHAPTER = Chapter(
             "write the same bytes.",
             source="peft/utils/save_and_load.py:346-354 (get_peft_model_state_dict); "
             "transformers/modeling_utils.py:3458-3465 (PreTrainedModel.save_pretrained)",
+            profile="checkpoint",
         ),
         Clause(
             "CKPT-05",
@@ -42,12 +43,14 @@ CHAPTER = Chapter(
             "have the same order in every process.",
             source="peft/peft_model.py:375-415 (PeftModel.save_pretrained); peft/config.py:150-153 "
             "(PeftConfigMixin.save_pretrained); transformers/integrations/peft.py:424 (PeftAdapterMixin.add_adapter)",
+            profile="checkpoint",
         ),
         Clause(
             "CKPT-06",
             "Saving MUST NOT change the run. inference_mode of the config in memory MUST stay what it was, and a run "
             "that saves MUST be bit-equal to a run that does not.",
             source="peft/peft_model.py:382-415 (PeftModel.save_pretrained)",
+            profile="checkpoint",
         ),
         Clause(
             "CKPT-07",
@@ -80,6 +83,7 @@ CHAPTER = Chapter(
             "training_args.bin MUST be a pickled TrainingArguments of this run. torch.load MUST refuse to read it "
             "with weights_only=True.",
             source="transformers/trainer.py:4177 (Trainer._save)",
+            refuses=True,
         ),
         Clause(
             "CKPT-12",
@@ -106,18 +110,21 @@ CHAPTER = Chapter(
             'With get_peft_model, an adapter named "default" MUST lie at the top of the checkpoint. Every other '
             "adapter, trained or not, MUST lie in a directory of its name.",
             source="peft/peft_model.py:311 (PeftModel.save_pretrained)",
+            profile="checkpoint",
         ),
         Clause(
             "CKPT-16",
             "With add_adapter, a checkpoint MUST hold every adapter of the model, active or not. If several adapters "
             "are active, saving MUST be refused with ValueError.",
             source="transformers/modeling_utils.py:3450-3477 (PreTrainedModel.save_pretrained)",
+            refuses=True,
         ),
         Clause(
             "CKPT-17",
             "A checkpoint of get_peft_model(mixed=True) MUST hold the adapter's tensors and no weights of the base.",
             source="transformers/trainer.py:4143-4158 (Trainer._save); peft/mixed_model.py:388-395 "
             "(PeftMixedModel.save_pretrained)",
+            profile="checkpoint",
         ),
         Clause(
             "CKPT-18",
@@ -125,6 +132,7 @@ CHAPTER = Chapter(
             "base that is float32, unless autocast_adapter_dtype=False. Through add_adapter it is the base's dtype.",
             source="peft/tuners/tuners_utils.py:2705-2745 (cast_adapter_dtype); transformers/integrations/peft.py:426 "
             "(PeftAdapterMixin.add_adapter)",
+            profile="checkpoint",
         ),
         Clause(
             "CKPT-19",
@@ -139,6 +147,7 @@ CHAPTER = Chapter(
             "load_adapter, it MUST be the trained one: tensors and logits bit for bit.",
             source="peft/peft_model.py:418-470 (PeftModel.from_pretrained); transformers/integrations/peft.py:80 "
             "(PeftAdapterMixin.load_adapter)",
+            profile="checkpoint",
         ),
         Clause(
             "CKPT-22",
@@ -152,6 +161,7 @@ CHAPTER = Chapter(
             "An adapter's file MUST hold all tensors of that adapter and none of another. This MUST hold if one "
             "adapter's name is part of another's, and if a module of the base has the adapter's name.",
             source="peft/utils/save_and_load.py:131-146 (_filter_state_dict_for_adapter_name)",
+            profile="checkpoint",
         ),
         Clause(
             "CKPT-24",
@@ -159,6 +169,7 @@ CHAPTER = Chapter(
             "This MUST hold, too, if the name of one module is part of another's.",
             source="peft/utils/save_and_load.py:600-620 (set_peft_model_state_dict); peft/utils/other.py:780 "
             "(ModulesToSaveWrapper.adapter_state_dict_load_map)",
+            profile="checkpoint",
         ),
         Clause(
             "CKPT-25",
@@ -167,6 +178,7 @@ CHAPTER = Chapter(
             "(EMB-03, EMB-05). None may be without elements if it has some in memory, and after training not every "
             "lora_B may be zero. This MUST hold, too, if the layers of the base are wrapped.",
             source="peft/tuners/tuners_utils.py:1510-1539 (BaseTuner._get_adapter_state_dict)",
+            profile="checkpoint",
         ),
         Clause(
             "CKPT-26",
@@ -174,6 +186,7 @@ CHAPTER = Chapter(
             "file MUST load into a plain base, and a plain run's file MUST load into compiled layers.",
             source="peft/tuners/tuners_utils.py:1568-1582 (BaseTuner._remove_adapter_name_from_key), 1585-1618 "
             "(BaseTuner._remap_adapter_state_dict_for_load)",
+            profile="checkpoint",
         ),
         Clause(
             "CKPT-27",
@@ -187,6 +200,7 @@ CHAPTER = Chapter(
             "An adapter file MUST hold each tensor once. What layers share, such as the projections of VeRA and "
             "RandLoRA, MUST NOT be written again for each layer.",
             source="peft/tuners/vera/model.py:271-287 (VeraModel._get_adapter_state_dict)",
+            profile="checkpoint",
         ),
         Clause(
             "CKPT-29",
@@ -196,6 +210,8 @@ CHAPTER = Chapter(
             "change no dtype and no value.",
             source="peft/peft_model.py:418-643, 1417-1605 (PeftModel.from_pretrained, load_adapter); "
             "peft/utils/save_and_load.py (set_peft_model_state_dict); peft/utils/hotswap.py (hotswap_adapter)",
+            profile="stack",
         ),
     ),
+    profile="trainer",
 )

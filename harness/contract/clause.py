@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.environment import unmet
+
+#: What a clause asks of whoever trains, the least first. A profile has the clauses of those before it, too, but for "stack".
+#:
+#: - any-loop: what any training must do: frozen base, loss, accumulation, resume. No file name and no event.
+#: - checkpoint: what an adapter's files must hold.
+#: - trainer: what transformers.Trainer does on top: events, log, TrainOutput, names of files. These are conventions.
+#: - stack: interfaces of transformers, peft and accelerate themselves. Nobody else's class is judged by them.
+PROFILES = ("any-loop", "checkpoint", "trainer", "stack")
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,8 @@ class Clause:
     - needs: requirements without which it does not apply, such as "bitsandbytes" or "transformers>=5.0".
     - device: "cpu" if the clause is about machines without a GPU only.
     - option: the option of a session without which it is not judged, such as "--timed".
+    - refuses: whether it asks for a refusal, so that a case may hold without any run that is completed.
+    - profile: one of PROFILES. Empty: that of its chapter, which fills it in.
     """
 
     id: str
@@ -28,6 +38,8 @@ class Clause:
     needs: tuple[str, ...] = ()
     device: str = ""
     option: str = ""
+    profile: str = ""
+    refuses: bool = False
 
     @property
     def chapter(self) -> str:
@@ -47,8 +59,21 @@ class Clause:
 
 @dataclass(frozen=True)
 class Chapter:
-    """The clauses on one topic. id: such as "FRZ". title: shown in the summary table."""
+    """The clauses on one topic.
+
+    - id: such as "FRZ".
+    - title: shown in the summary table.
+    - profile: of its clauses that name none.
+    """
 
     id: str
     title: str
     clauses: tuple[Clause, ...]
+    profile: str = "trainer"
+
+    def __post_init__(self) -> None:
+        filled = tuple(clause if clause.profile else replace(clause, profile=self.profile) for clause in self.clauses)
+        wrong = next((one.id for one in filled if one.profile not in PROFILES), None)
+        if wrong is not None:
+            raise ValueError(f"clause {wrong}: its profile is none of {', '.join(PROFILES)}")
+        object.__setattr__(self, "clauses", filled)

@@ -65,6 +65,7 @@ CHAPTER = Chapter(
             "If a model lies on several devices (device_map), a run in several processes MUST refuse it.",
             source="accelerate/accelerator.py:1470-1481 (Accelerator.prepare)",
             tier="mp",
+            refuses=True,
         ),
         Clause(
             "DIST-10",
@@ -85,6 +86,7 @@ CHAPTER = Chapter(
             "If nothing is trainable, a run in several processes MUST be refused before its first step.",
             source="torch/nn/parallel/distributed.py (DistributedDataParallel.__init__)",
             tier="mp",
+            refuses=True,
         ),
         Clause(
             "DIST-13",
@@ -104,4 +106,5 @@ CHAPTER = Chapter(
             tier="mp",
         ),
     ),
+    profile="trainer",
 )

@@ -16,6 +16,7 @@ CHAPTER = Chapter(
             "deepspeed.py:680-701 (deepspeed_load_checkpoint)",
             tier="mp",
             needs=_NEEDS,
+            refuses=True,
         ),
         Clause(
             "DS-02",
@@ -46,6 +47,7 @@ CHAPTER = Chapter(
             source="transformers/trainer.py:473 (Trainer.__init__), 889-906 (Trainer.create_accelerator_and_postprocess)",
             tier="mp",
             needs=_NEEDS,
+            refuses=True,
         ),
         Clause(
             "DS-06",
@@ -71,4 +73,5 @@ CHAPTER = Chapter(
             needs=_NEEDS,
         ),
     ),
+    profile="stack",
 )

@@ -13,6 +13,7 @@ CHAPTER = Chapter(
             "a config or loaded from a directory MUST NOT be looked up.",
             source="peft/utils/save_and_load.py:298-332 (get_peft_model_state_dict); "
             "peft/utils/other.py:1491-1513 (check_file_exists_on_hf_hub)",
+            profile="stack",
         ),
         Clause(
             "EMB-02",
@@ -20,6 +21,7 @@ CHAPTER = Chapter(
             "cases each save MUST warn that the vocabulary is assumed to be unchanged, and MUST write the adapter.",
             source="peft/utils/other.py:1497-1513 (check_file_exists_on_hf_hub); "
             "peft/utils/save_and_load.py:311-316 (get_peft_model_state_dict)",
+            profile="stack",
         ),
         Clause(
             "EMB-03",
@@ -59,4 +61,5 @@ CHAPTER = Chapter(
             needs=("peft>=0.15",),
         ),
     ),
+    profile="checkpoint",
 )

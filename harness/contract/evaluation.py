@@ -55,6 +55,7 @@ CHAPTER = Chapter(
             "If the first evaluation does not report metric_for_best_model, the run MUST end with a KeyError that "
             "names it and the metrics that exist.",
             source="transformers/trainer.py:3433-3445 (Trainer._determine_best_metric)",
+            refuses=True,
         ),
         Clause(
             "EVAL-09",
@@ -70,4 +71,5 @@ CHAPTER = Chapter(
             source="transformers/trainer_callback.py:568-621 (DefaultFlowCallback)",
         ),
     ),
+    profile="trainer",
 )

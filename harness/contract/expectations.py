@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class Expectation:
       {"model.family": "gpt2*"}. The entry excuses the drawn runs that match all of them. It requires no run to fail.
     - file: the file that holds the entry.
     - own: whether it is a file of the user's own (--known-defects), and none of `suites/expectations/`.
+    - inherited: whether it is about what the subject is built on (`inherited`). Then a case may pass all the same: the
+      subject may do without what is broken.
     """
 
     clause: str
@@ -60,6 +62,14 @@ class Expectation:
     spec: Mapping[str, str] = field(default_factory=dict)
     file: str = ""
     own: bool = False
+    inherited: bool = False
+
+    @property
+    def packages(self) -> set[str]:
+        """The packages whose fault it is: those that `versions` names."""
+        from packaging.requirements import Requirement
+
+        return {Requirement(version).name for version in self.versions}
 
     @property
     def path(self) -> str:
@@ -115,10 +125,29 @@ def load(directory: Path) -> list[Expectation]:
     )
 
 
-def load_own(file: Path) -> list[Expectation]:
-    """Read a user's own file of known defects. Errors as for `load`."""
-    where = shown_path(file)
-    return _checked([one for number, entry in _entries(file) for one in _read(entry, where, number, own=True)])
+def load_own(file: Path, subject: str = "") -> list[Expectation]:
+    """Read a user's own file of known defects. Errors as for `load`.
+
+    - subject: whose defects they are, if an entry names no subjects. Empty: hf-trainer's.
+    """
+    where, usual = shown_path(file), {"subjects": [subject]} if subject else {}
+    entries = [(number, {**usual, **entry}) for number, entry in _entries(file)]
+    return _checked([one for number, entry in entries for one in _read(entry, where, number, own=True)])
+
+
+def inherited(known: Iterable[Expectation], subject: str, built_on: Iterable[str]) -> list[Expectation]:
+    """Return known defects as they are for a subject: those of what it is built on count for it, too.
+
+    - subject: its name, as cases have it.
+    - built_on: the packages that it is built on, such as "transformers" and "peft". A defect counts if it names no others.
+    """
+    packages = set(built_on)
+    return [
+        one
+        if one.own or any(fnmatchcase(subject, glob) for glob in one.subjects) or not one.packages <= packages
+        else replace(one, subjects=(*one.subjects, "*"), inherited=True)
+        for one in known
+    ]
 
 
 def _checked(read: list[Expectation]) -> list[Expectation]:

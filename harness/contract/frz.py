@@ -37,24 +37,28 @@ CHAPTER = Chapter(
             'bias="all" MUST train every bias of the base, and bias="lora_only" the biases of the adapted layers. '
             "They MUST be trained without weight decay and saved with the adapter.",
             source="peft/tuners/tuners_utils.py:525-539 (BaseTuner._mark_only_adapters_as_trainable)",
+            profile="checkpoint",
         ),
         Clause(
             "FRZ-06",
             "modules_to_save MUST train a copy of the module and leave the original as it was. The copy MUST be "
             "saved under the module's own name, and resuming MUST restore it.",
             source="peft/utils/other.py:598-667 (ModulesToSaveWrapper)",
+            profile="checkpoint",
         ),
         Clause(
             "FRZ-07",
             "If the user unfreezes a base parameter after injection, it MUST be trained and MUST be saved with the "
             "adapter.",
             source="peft/utils/save_and_load.py:225-245 (get_peft_model_state_dict)",
+            profile="checkpoint",
         ),
         Clause(
             "FRZ-08",
             "DoRA MUST train a magnitude for each output of each adapted layer beside A and B. It MUST be trained "
             "with weight decay and saved.",
             source="peft/tuners/lora/dora.py:130 (DoraLinearLayer.update_layer)",
+            profile="checkpoint",
         ),
         Clause(
             "FRZ-09",
@@ -68,6 +72,8 @@ CHAPTER = Chapter(
             "The Trainer MUST refuse a quantized model without adapters.",
             source="transformers/trainer_utils.py:102-136 (validate_quantization_for_training)",
             needs=_BNB,
+            profile="trainer",
+            refuses=True,
         ),
         Clause(
             "FRZ-11",
@@ -77,6 +83,7 @@ CHAPTER = Chapter(
             source="peft/tuners/tuners_utils.py:2000-2017 (BaseTunerLayer.enable_adapters); peft/utils/other.py:669-738 "
             "(ModulesToSaveWrapper.enable_adapters, set_adapter); "
             "transformers/integrations/peft.py:490-505 (PeftAdapterMixin.enable_adapters)",
+            profile="stack",
         ),
         Clause(
             "FRZ-12",
@@ -84,6 +91,7 @@ CHAPTER = Chapter(
             "biases and second adapters included. It MUST stay frozen beside an adapter that is trained.",
             source="peft/peft_model.py:423, 1487-1497 (PeftModel.from_pretrained, load_adapter); "
             "transformers/integrations/peft.py:235, 334 (PeftAdapterMixin.load_adapter)",
+            profile="stack",
         ),
         Clause(
             "FRZ-13",
@@ -100,6 +108,7 @@ CHAPTER = Chapter(
             "head MUST be trained whole.",
             source="peft/tuners/tuners_utils.py:2337, 2430-2487 (check_target_module_exists, "
             "_maybe_include_all_linear_layers); peft/peft_model.py:1830 (PeftModelForSequenceClassification.__init__)",
+            profile="stack",
         ),
         Clause(
             "FRZ-15",
@@ -108,4 +117,5 @@ CHAPTER = Chapter(
             "peft/peft_model.py (PeftModel.add_adapter)",
         ),
     ),
+    profile="any-loop",
 )

@@ -76,6 +76,7 @@ CHAPTER = Chapter(
             source="transformers/trainer.py:3614-3640 (Trainer._load_from_checkpoint)",
             tier="mp",
             needs=_NEEDS,
+            refuses=True,
         ),
         Clause(
             "FSDP-09",
@@ -86,6 +87,7 @@ CHAPTER = Chapter(
             "(Trainer.create_accelerator_and_postprocess)",
             tier="mp",
             needs=_NEEDS,
+            refuses=True,
         ),
         Clause(
             "FSDP-10",
@@ -173,4 +175,5 @@ CHAPTER = Chapter(
             needs=_NEEDS,
         ),
     ),
+    profile="stack",
 )

@@ -16,6 +16,8 @@ CHAPTER = Chapter(
             "GEN-02",
             "If the same run is made twice in one process, both MUST be bit-equal.",
             source="transformers/trainer_utils.py:180 (set_seed)",
+            profile="any-loop",
         ),
     ),
+    profile="trainer",
 )

@@ -16,6 +16,7 @@ CHAPTER = Chapter(
             source="transformers/trainer.py:4555-4590 (Trainer.hyperparameter_search, call_model_init), "
             "transformers/integrations/integration_utils.py:235-287 (run_hp_search_optuna)",
             needs=OPTUNA,
+            refuses=True,
         ),
         Clause(
             "HPO-02",
@@ -55,6 +56,7 @@ CHAPTER = Chapter(
             source="transformers/integrations/integration_utils.py:217-232 (hp_params), transformers/trainer.py:4600-4604 "
             "(Trainer._hp_search_setup)",
             needs=OPTUNA,
+            refuses=True,
         ),
         Clause(
             "HPO-07",
@@ -64,4 +66,5 @@ CHAPTER = Chapter(
             needs=OPTUNA,
         ),
     ),
+    profile="trainer",
 )

@@ -19,6 +19,7 @@ CHAPTER = Chapter(
             "and its tags, and MUST add the tags that it is called with.",
             source="transformers/trainer.py:4263-4335 (Trainer.create_model_card); "
             "peft/peft_model.py:1702-1765 (PeftModel.create_or_update_model_card)",
+            profile="stack",
         ),
         Clause(
             "IO-03",
@@ -28,4 +29,5 @@ CHAPTER = Chapter(
             needs=("transformers>=5.0",),
         ),
     ),
+    profile="trainer",
 )

@@ -37,4 +37,5 @@ CHAPTER = Chapter(
             source="transformers/trainer_callback.py:672-708 (ProgressCallback.on_log, PrinterCallback.on_log)",
         ),
     ),
+    profile="trainer",
 )

@@ -76,12 +76,14 @@ CHAPTER = Chapter(
             "If a dataset has no length and max_steps is not given, it MUST be refused. dataloader_drop_last MUST "
             "leave out a short last batch.",
             source="transformers/trainer.py:728-733 (Trainer._validate_args)",
+            refuses=True,
         ),
         Clause(
             "LOOP-12",
             "Activation checkpointing, reentrant or not, MUST NOT change a bit of gradients, losses or adapter. This "
             "MUST hold with dropout and through either injection route.",
             source="transformers/modeling_utils.py:3142-3189 (PreTrainedModel._activation_checkpointing_enable)",
+            profile="any-loop",
         ),
         Clause(
             "LOOP-13",
@@ -97,6 +99,8 @@ CHAPTER = Chapter(
             "It MUST NOT show in a checkpoint: no key of the adapter's file has _orig_mod.",
             source="accelerate/accelerator.py:2068-2075 (Accelerator.prepare_model); transformers/training_args.py:1621-1636",
             tier="gpu",
+            profile="any-loop",
         ),
     ),
+    profile="trainer",
 )

@@ -15,6 +15,7 @@ CHAPTER = Chapter(
             "the labels of its rows, and a decoder that is fed the labels predicts all of them.",
             source="transformers/trainer.py:2298-2359 (Trainer._get_num_items_in_batch), "
             "transformers/loss/loss_utils.py:34-73 (ForCausalLMLoss)",
+            profile="any-loop",
         ),
         Clause(
             "LOSS-02",
@@ -70,4 +71,5 @@ CHAPTER = Chapter(
             source="transformers/trainer.py:1911-1924 (Trainer._run_epoch, logging_nan_inf_filter)",
         ),
     ),
+    profile="trainer",
 )

@@ -20,4 +20,5 @@ CHAPTER = Chapter(
             source="transformers/trainer.py:1830-1950 (Trainer._run_epoch)",
         ),
     ),
+    profile="trainer",
 )

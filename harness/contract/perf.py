@@ -34,11 +34,14 @@ CHAPTER = Chapter(
             "PERF-05",
             "Saving a checkpoint MUST write each byte of its files once.",
             source="transformers/trainer.py:3215-3290 (Trainer._save_checkpoint)",
+            profile="checkpoint",
         ),
         Clause(
             "PERF-06",
             "Resuming MUST read each byte of a checkpoint's files at most once.",
             source="transformers/trainer.py:3563-3690 (Trainer._load_optimizer_and_scheduler, _load_from_checkpoint)",
+            profile="checkpoint",
         ),
     ),
+    profile="stack",
 )

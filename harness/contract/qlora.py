@@ -16,6 +16,7 @@ CHAPTER = Chapter(
             source="transformers/integrations/bitsandbytes.py:162 (replace_with_bnb_linear); "
             "bitsandbytes/nn/modules.py:504 (Linear4bit)",
             needs=_BNB,
+            profile="any-loop",
         ),
         Clause(
             "QLORA-02",
@@ -37,6 +38,7 @@ CHAPTER = Chapter(
             source="transformers/trainer.py:3671-3731 (Trainer._load_from_checkpoint); "
             "transformers/integrations/peft.py:390-430 (PeftAdapterMixin.add_adapter)",
             needs=_BNB,
+            profile="any-loop",
         ),
         Clause(
             "QLORA-05",
@@ -52,6 +54,7 @@ CHAPTER = Chapter(
             "does, bit for bit.",
             source="peft/utils/other.py:226-261 (prepare_model_for_kbit_training)",
             needs=_BNB,
+            profile="any-loop",
         ),
         Clause(
             "QLORA-07",
@@ -60,6 +63,7 @@ CHAPTER = Chapter(
             source="peft/peft_model.py:302-415 (PeftModel.save_pretrained), 1738-1754 "
             "(PeftModel.create_or_update_model_card)",
             needs=_BNB,
+            profile="checkpoint",
         ),
         Clause(
             "QLORA-08",
@@ -68,6 +72,7 @@ CHAPTER = Chapter(
             source="bitsandbytes/optim/optimizer.py:414, 502 (Optimizer2State.init_state); "
             "transformers/trainer_optimizer.py:246 (_get_bitsandbytes_optimizer)",
             needs=_BNB,
+            profile="trainer",
         ),
         Clause(
             "QLORA-11",
@@ -75,6 +80,8 @@ CHAPTER = Chapter(
             "without adapters.",
             source="transformers/trainer_utils.py:102-136 (validate_quantization_for_training)",
             needs=_BNB,
+            profile="trainer",
+            refuses=True,
         ),
         Clause(
             "QLORA-12",
@@ -91,6 +98,7 @@ CHAPTER = Chapter(
             "(load_state_dict)",
             tier="gpu",
             needs=_BNB,
+            profile="trainer",
         ),
         Clause(
             "QLORA-14",
@@ -108,6 +116,8 @@ CHAPTER = Chapter(
             "first step, after the base was loaded and the data prepared.",
             source="peft/tuners/*/model.py (_create_new_module); peft/tuners/*/bnb.py",
             needs=_BNB,
+            refuses=True,
         ),
     ),
+    profile="stack",
 )

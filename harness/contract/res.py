@@ -12,12 +12,14 @@ CHAPTER = Chapter(
             "configuration. This covers rows, gradients, learning rates, logged losses and gradient norms of each "
             "later step, and the final adapter and optimizer state, bit for bit.",
             source="transformers/trainer.py:1557-1568 (Trainer.train), 1819-1882 (Trainer._run_epoch)",
+            profile="any-loop",
         ),
         Clause(
             "RES-02",
             "A run through add_adapter MUST resume from its own checkpoint bit for bit. The same checkpoint MUST "
             "resume through get_peft_model.",
             source="transformers/trainer.py:3671-3731 (Trainer._load_from_checkpoint)",
+            profile="checkpoint",
         ),
         Clause(
             "RES-03",
@@ -25,12 +27,14 @@ CHAPTER = Chapter(
             "checkpoint of the highest step, by number. If there is none, it MUST raise ValueError.",
             source="transformers/trainer.py:1473, 1553-1556 (Trainer.train); "
             "transformers/trainer_utils.py:270-279 (get_last_checkpoint)",
+            refuses=True,
         ),
         Clause(
             "RES-04",
             "Before the first step, a path without an adapter file MUST be refused with ValueError \"Can't find a "
             'valid checkpoint at", and one without trainer_state.json with FileNotFoundError.',
             source="transformers/trainer.py:3642-3657 (Trainer._load_from_checkpoint), 1565 (Trainer.train)",
+            refuses=True,
         ),
         Clause(
             "RES-05",
@@ -39,6 +43,7 @@ CHAPTER = Chapter(
             "for bit.",
             source="transformers/trainer.py:3720 (Trainer._load_from_checkpoint), 3886-3991 "
             "(Trainer._load_optimizer_and_scheduler); peft/peft_model.py:1417-1525 (PeftModel.load_adapter)",
+            refuses=True,
         ),
         Clause(
             "RES-06",
@@ -52,6 +57,7 @@ CHAPTER = Chapter(
             "training_loss of 0, wherever in an epoch the run ended.",
             source="transformers/trainer.py:1657-1674 (Trainer._inner_training_loop), 1998-2000 "
             "(Trainer._finalize_training); transformers/trainer_callback.py:591-593 (DefaultFlowCallback.on_step_end)",
+            profile="any-loop",
         ),
         Clause(
             "RES-08",
@@ -95,6 +101,7 @@ CHAPTER = Chapter(
             "an error before the first step.",
             source="peft/peft_model.py:1506-1539 (PeftModel.load_adapter); transformers/trainer.py:3720 "
             "(Trainer._load_from_checkpoint, which drops the result)",
+            refuses=True,
         ),
         Clause(
             "RES-14",
@@ -108,6 +115,7 @@ CHAPTER = Chapter(
             "be in the state that they had there in the uninterrupted run. This MUST hold in the middle of an epoch "
             "and at its start.",
             source="transformers/trainer.py:1838-1882 (Trainer._run_epoch), 3841-3884 (Trainer._load_rng_state)",
+            profile="any-loop",
         ),
         Clause(
             "RES-16",
@@ -115,17 +123,20 @@ CHAPTER = Chapter(
             "bit for bit.",
             source="transformers/trainer.py:3720 (Trainer._load_from_checkpoint); peft/peft_model.py:1596-1599 "
             "(PeftModel.load_adapter)",
+            profile="any-loop",
         ),
         Clause(
             "RES-17",
             "All adapters of a model MUST be restored bit for bit, whatever their names. The active adapter alone "
             "MUST be trained further.",
             source="transformers/trainer.py:3624-3640, 3703-3720 (Trainer._load_from_checkpoint)",
+            profile="checkpoint",
         ),
         Clause(
             "RES-18",
             "A run with prompt tuning MUST resume bit for bit.",
             source="peft/utils/save_and_load.py:549 (set_peft_model_state_dict)",
+            profile="any-loop",
         ),
         Clause(
             "RES-20",
@@ -139,6 +150,7 @@ CHAPTER = Chapter(
             "the adapter and its wrapping.",
             source="transformers/trainer.py:3700-3720 (Trainer._load_from_checkpoint); peft/peft_model.py:1506-1519 "
             "(PeftModel.load_adapter)",
+            profile="any-loop",
         ),
         Clause(
             "RES-22",
@@ -146,16 +158,19 @@ CHAPTER = Chapter(
             "and each later epoch in its own order.",
             source="transformers/trainer.py:1842-1857 (Trainer._run_epoch); accelerate/data_loader.py:1395 "
             "(skip_first_batches)",
+            profile="any-loop",
         ),
         Clause(
             "RES-23",
             "If the accumulation does not divide the epoch, a run MUST resume bit for bit from each of its steps.",
             source="transformers/trainer.py:1706-1709 (Trainer._init_training_state), 1860-1871 (Trainer._run_epoch)",
+            profile="any-loop",
         ),
         Clause(
             "RES-24",
             "If a dataset draws random numbers in __getitem__, the run MUST resume bit for bit.",
             source="transformers/trainer.py:1873-1882 (Trainer._run_epoch)",
+            profile="any-loop",
         ),
         Clause(
             "RES-25",
@@ -163,6 +178,7 @@ CHAPTER = Chapter(
             "use the newest complete one, or the error MUST say which file of which directory is missing.",
             source="transformers/trainer_utils.py:270-279 (get_last_checkpoint); transformers/trainer.py:3355-3429 "
             "(Trainer._save_checkpoint)",
+            refuses=True,
         ),
         Clause(
             "RES-26",
@@ -170,6 +186,8 @@ CHAPTER = Chapter(
             "warning MUST name it. The run MUST NOT silently become another run.",
             source="transformers/trainer.py:3841-3863 (Trainer._load_rng_state), 3903-3928 "
             "(Trainer._load_optimizer_and_scheduler)",
+            refuses=True,
         ),
     ),
+    profile="trainer",
 )

@@ -30,6 +30,7 @@ CHAPTER = Chapter(
             "RNG-04",
             "dataloader_num_workers and dataloader_pin_memory MUST NOT change a run, nor how it resumes.",
             source="transformers/trainer.py:1046-1051 (Trainer._get_dataloader)",
+            profile="any-loop",
         ),
         Clause(
             "RNG-05",
@@ -38,4 +39,5 @@ CHAPTER = Chapter(
             source="transformers/trainer_utils.py:154-177 (enable_full_determinism)",
         ),
     ),
+    profile="trainer",
 )

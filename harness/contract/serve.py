@@ -40,4 +40,5 @@ CHAPTER = Chapter(
             device="cpu",
         ),
     ),
+    profile="checkpoint",
 )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from harness.laws import base_weights
 from harness.laws.completion import incomplete
 from harness.laws.equal import has_moved, is_finite
 from harness.tensors import names
@@ -23,8 +24,13 @@ NF4_STATE = ("absmax", "nested_absmax", "nested_quant_map", "quant_map", "quant_
 
 
 def base_frozen(trace: Trace) -> Verdict:
-    """Check that training changes no bit of any tensor of state_dict() that does not require gradients."""
-    findings = _changed(trace, (set(trace.base_before) | set(trace.base)) - set(trace.shared))
+    """Check that training changes no bit of any tensor of state_dict() that does not require gradients.
+
+    What an adapter's own forward pass counts up is left out (`base_weights.counted`).
+    """
+    moving = base_weights.counted(trace.spec.adapter)
+    frozen = {name for name in (*trace.base_before, *trace.base) if not (moving and name.endswith(moving))}
+    findings = _changed(trace, frozen - set(trace.shared))
     return verdict("every base tensor bit-identical before and after training", findings, tensors=len(trace.base))
 
 
@@ -82,16 +88,19 @@ def optimizer_holds_trainables(trace: Trace) -> Verdict:
 def groups_hold(trace: Trace, decayed: Shapes, others: Shapes | None = None) -> Verdict:
     """Check that the optimizer has two groups, one with weight decay and one without, and what each of them holds.
 
+    A single group is as good if nothing tells the two apart: if nothing is trained without decay, or if the decay is 0.
+
     - decayed: canonical name -> shape of the tensors in the group with the weight decay of the arguments.
     - others: the same for the group without weight decay; None if it must be empty.
     """
     findings = incomplete(trace)
     decay = trace.spec.arguments.get("weight_decay", 0.0)
-    if len(trace.groups) != 2:
+    expected_groups: list[tuple[Shapes, float]] = [(decayed, decay), (others or {}, 0.0)]
+    if len(trace.groups) == 1 and not (others and decay):
+        expected_groups = [({**decayed, **(others or {})}, decay)]
+    elif len(trace.groups) != 2:
         findings.append(f"the optimizer has {len(trace.groups)} groups, expected 2")
-    for index, (group, shapes, rate) in enumerate(
-        zip(trace.groups, (decayed, others or {}), (decay, 0.0), strict=False)
-    ):
+    for index, (group, (shapes, rate)) in enumerate(zip(trace.groups, expected_groups, strict=False)):
         where = f"group {index}"
         if group.settings.get("weight_decay") != rate:
             findings.append(f"{where}: weight decay {group.settings.get('weight_decay')}, expected {rate}")

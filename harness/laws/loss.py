@@ -57,7 +57,7 @@ def window_mean(
             else:
                 gaps.append(abs(logged - loss))
         if found and mean == TOKENS:
-            findings += _count(step, recomputed.tokens(step.batches, targets))
+            findings += _other_labels(step) + _count(step, recomputed.tokens(step.batches, targets))
         findings += found
     return verdict(expected, findings, steps=len(judged), largest_loss_difference=max(gaps, default=0.0))
 
@@ -65,6 +65,13 @@ def window_mean(
 def logged_rounding(trace: Trace) -> float:
     """Return by how much the logged losses of a trace are rounded."""
     return compat.logged_rounding(trace.losses.values())
+
+
+def _other_labels(step: Step) -> list[str]:
+    """Return in a sentence which row of a step was trained with the labels of another one; an empty list if none was."""
+    pairs = (pair for batch in step.batches for pair in zip(batch.rows, batch.labels, strict=False))
+    other = next(((row, owner) for row, owner in pairs if row >= 0 and owner not in (row, -1)), None)
+    return [] if other is None else [f"step {step.number}: row {other[0]} is trained with the labels of row {other[1]}"]
 
 
 def _count(step: Step, tokens: int) -> list[str]:

@@ -6,6 +6,7 @@ In all laws `resumed` is the resumed run, `whole` the run that was not interrupt
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from harness.laws.checkpoint import under_trained_names
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences, equal_runs
 from harness.trace import Trace
-from harness.verdict import NOT_COMPARABLE, Verdict, both, not_finite, spelled, verdict
+from harness.verdict import FAIL, NOT_COMPARABLE, Verdict, both, not_finite, spelled, verdict
 
 
 def continues(resumed: Trace, whole: Trace, after: int) -> Verdict:
@@ -26,7 +27,23 @@ def continues(resumed: Trace, whole: Trace, after: int) -> Verdict:
     if whole.error is not None:
         return _not_comparable("the two runs are equal", whole)
     findings = [] if resumed.error else _base_differences(resumed.base, whole.base)
-    return both(equal_runs(resumed, whole, after=after), verdict("tensors that are not trained end the same", findings))
+    equal = equal_runs(resumed, whole, after=after)
+    if equal.outcome == FAIL and (lost := _lost(resumed, whole, after)):
+        # What a run lost on its way says more than what it computed without it.
+        equal = replace(equal, seen=(*lost, *equal.seen))
+    return both(equal, verdict("tensors that are not trained end the same", findings))
+
+
+def _lost(resumed: Trace, whole: Trace, after: int) -> list[str]:
+    """Return what a resumed run has not taken from its checkpoint: the optimizer's state, or an adapter tensor."""
+    lost = []
+    if resumed.optimizer_resumed == 0 and resumed.trainable:
+        lost.append(f"the optimizer's state is empty when the run goes on after step {after}")
+    saved = next((one.adapter for one in whole.checkpoints if one.step == after), {})
+    if saved and resumed.adapter_resumed:
+        tensors = under_trained_names(whole, saved)
+        lost += differences(resumed.adapter_resumed, tensors, 0.0, f"adapter after loading checkpoint-{after}:")[:1]
+    return lost
 
 
 def steps_to_resume(whole: Trace) -> list[int]:

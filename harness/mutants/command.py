@@ -19,6 +19,7 @@ def mutants(
     module: Path | None,
     json: Path | None,
     html: Path | None,
+    watch: bool = False,
     on: str | None = None,
     places: int | None = None,
 ) -> int:
@@ -27,6 +28,7 @@ def mutants(
     - globs: names of the mutants to run; all if there is none.
     - module: a user's file of mutants, in place of the harness's own.
     - json, html: files to write the matrix to.
+    - watch: whether it is measured, too, which mutants Watch sees.
     - on, places: the engine that measures parts of it, and how many at a time; None: this process
       (`harness.processes.engine`).
 
@@ -50,7 +52,7 @@ def mutants(
     else:
         # This process forks all others, so no thread may print.
         with Progress(forks=True) as progress:
-            matrix = measure(runnable, progress)
+            matrix = measure(runnable, progress, watch=watch)
     show.show(console, matrix)
     if json is not None:
         show.write_json(matrix, json)

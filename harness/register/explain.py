@@ -42,6 +42,7 @@ def explain(ids: list[str]) -> None:
 def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
     clause = entry.clause
     yield "upstream", clause.source
+    yield "profile", clause.profile
     yield "tier", ", needs ".join([clause.tier, *clause.needs])
     for test in entry.judged_by:
         yield "judged by", f"suites/{test}"

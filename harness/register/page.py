@@ -14,6 +14,7 @@ _HEAD = """# The contract, clause by clause
 `peft-harness clauses --write` writes this page; do not edit it. Sources are lines of transformers 5.23.0, peft 0.21.2
 and accelerate 1.15.0.
 
+- *profile*: what it asks of whoever trains (`harness/subjects/README.md`).
 - *fails with*: known defects of supported releases (`suites/expectations/`).
 - *broken in*: past releases that had a fault which was mended since (`harness/contract/releases.py`).
 - *made to fail by*: faults that `tests/` puts into upstream, to show that the clause can fail.
@@ -56,6 +57,7 @@ def _clause(entry: Entry) -> Iterator[str]:
 def _facts(entry: Entry) -> Iterator[str]:
     clause = entry.clause
     yield f"upstream: {_escaped(clause.source)}"
+    yield f"profile: {clause.profile}"
     if clause.tier != "cpu" or clause.needs:
         yield f"needs: {', '.join([clause.tier, *clause.needs])}"
     files = dict.fromkeys(test.partition("::")[0] for test in entry.judged_by)

@@ -30,6 +30,7 @@ class Runs:
     - seconds: how long they took together.
     - broken: the runs that ended with an error and that were asked for since somebody emptied the list. The first leg of
       a run that resumes counts as asked for.
+    - completed: how many runs that ended without an error were asked for since somebody set it to 0.
     - measured: results other than traces that a suite wants to compute once per spec, under keys of the suite's own.
     """
 
@@ -41,6 +42,7 @@ class Runs:
         self.seconds = 0.0
         self.measured: dict[Any, Any] = {}
         self.broken: list[Trace] = []
+        self.completed = 0
         self._traces: dict[tuple[str, str], Trace] = {}
         #: Of each run that resumes: the run that it goes on from.
         self._first: dict[tuple[str, str], Trace] = {}
@@ -104,6 +106,8 @@ class Runs:
     def _note(self, trace: Trace | None) -> None:
         if trace is not None and trace.error is not None:
             self.broken.append(trace)
+        elif trace is not None:
+            self.completed += 1
 
     def _copy_checkpoints(self, spec: RunSpec, subject: Subject, directory: Path) -> Trace:
         """Train the first leg, copy the checkpoints that the spec may resume from into `directory`, and damage them.
@@ -120,9 +124,11 @@ class Runs:
         chosen = (one for one in first.checkpoints if isinstance(resume_from, bool) or one.step == resume_from)
         # Releases before 4.50 may write the last checkpoint twice (CKPT-12).
         for path in dict.fromkeys(Path(checkpoint.path) for checkpoint in chosen):
+            # Both keep modification times: resume_from_checkpoint=True and rotation sort by them.
             if path.is_dir():
-                # copytree keeps modification times: resume_from_checkpoint=True and rotation sort by them.
                 shutil.copytree(path, directory / path.name)
+            elif path.is_file():  # a loop of somebody's may write one file
+                shutil.copy2(path, directory / path.name)
         for damage in spec.resume.damage:
             apply(damage, directory)
         return first

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from harness import contract
 from harness.contract.expectations import Expectation
 from harness.files import out_of_space
 from harness.raised import where_raised
@@ -15,7 +16,19 @@ from harness.session import failure, report
 from harness.session.state import VERDICTS, DrawnFailure, NotComparable, NotTrained, Outside, State, Unsupported
 from harness.spec import RunSpec
 from harness.subjects import WrongSubject
-from harness.verdict import FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS, Case, Verdict, both
+from harness.verdict import (
+    AMBIGUOUS,
+    FAIL,
+    KNOWN_DEFECT,
+    NOT_COMPARABLE,
+    PASS,
+    SKIPPED,
+    UNEXPECTED_PASS,
+    Case,
+    Verdict,
+    both,
+)
+from harness.where import hint
 
 #: What is expected of a case that ends with an exception. `harness.mutants.judge` looks for these words.
 RUNS_TO_ITS_END = "the case runs to its end"
@@ -55,7 +68,10 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
         _fails(state, item, case, problems, expected, outcome)
     elif case.drawn == 0:
         case.verdict, case.reason = SKIPPED, "no law of this clause applies to the runs that were drawn"
-    elif expected is not None and not expected.sometimes:
+    elif (broken := _never_completed(state, case)) is not None:
+        undecided = Verdict(AMBIGUOUS, "a run of the case is completed", (f"none was: {broken}",))
+        _fails(state, item, case, [undecided], None, outcome)
+    elif expected is not None and not (expected.sometimes or expected.inherited):
         case.verdict, case.reason, case.link = UNEXPECTED_PASS, expected.reason, expected.link
         case.own = expected.own
         sentence = (
@@ -64,6 +80,17 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
         )
         outcome.outcome = "failed"
         outcome.longrepr = failure.representation(item, sentence, [sentence])
+
+
+def _never_completed(state: State, case: Case) -> str | None:
+    """Return the error of the case's runs, if all of them ended with one and its clause asks for none; otherwise None.
+
+    What is built on upstream may fail for reasons that no law thinks of. Whatever holds then holds of nothing.
+    """
+    runs = state.runs
+    if not state.traits.foreign or runs is None or runs.completed or not runs.broken:
+        return None
+    return None if contract.clauses()[case.clause].refuses else runs.broken[-1].error
 
 
 def _raised(state: State, case: Case, ended: BaseException | None) -> list[dict[str, Any]]:
@@ -129,15 +156,23 @@ def _fails(
     """Make the case a known defect if every problem is the expected one, otherwise a failure."""
     whole = both(*problems)
     case.verdict = whole.outcome
+    if state.traits.foreign:
+        case.whose = "convention" if contract.clauses()[case.clause].profile == "trainer" else "yours"
     case.evidence["expected"], case.evidence["seen"] = whole.expected, list(whole.seen)
     lines = failure.block(state, case, whole)
     texts = ["\n".join(lines)] if len(problems) == 1 else ["\n".join([p.expected, *p.seen]) for p in problems]
     if expected is not None and case.verdict == FAIL and all(expected.match in text for text in texts):
         case.verdict, case.reason, case.link = KNOWN_DEFECT, expected.reason, expected.link
         case.own = expected.own
+        if state.traits.foreign:
+            case.whose = "yours" if expected.own else "upstream's"
         outcome.outcome = "skipped"
         outcome.wasxfail = expected.reason
         return
+    apart = "" if any(problem.expected == RUNS_TO_ITS_END for problem in problems) else _where(state, case)
+    if apart:
+        case.evidence["first_apart"] = apart
+        lines.insert(len(lines) - 1, f"  first apart at: {apart}")
     # The text of a law's verdict is enough. An exception is a fault of the case, which needs the traceback.
     crashed = any(problem.expected == RUNS_TO_ITS_END for problem in problems)
     traceback = [outcome.longreprtext, ""] if crashed else []
@@ -145,3 +180,11 @@ def _fails(
         outcome.sections = []  # what upstream printed while it trained says nothing that the verdict does not
     outcome.outcome = "failed"
     outcome.longrepr = failure.representation(item, f"{case.clause}: {report.headline(case)}", [*traceback, *lines])
+
+
+def _where(state: State, case: Case) -> str:
+    """Return where the runs of a case part, if that is cheap to find (`harness.where.hint`)."""
+    if state.runs is None or case.drawn is not None or case.verdict != FAIL:
+        return ""
+    specs = [state.runs.on_device(RunSpec.from_json(spec, within_bounds=False)) for spec in case.specs]
+    return hint.line(state.runs.subject, specs)

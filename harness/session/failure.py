@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +12,14 @@ import pytest
 from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
 
 from harness import contract, trust
+from harness.contract.clause import Clause
 from harness.errors import UsageError
 from harness.files import reason, write_whole
 from harness.runs.lifecycle import describe
 from harness.session import case_file
 from harness.session.state import State
 from harness.spec import changes
+from harness.subjects import Traits
 from harness.verdict import AMBIGUOUS, NOT_COMPARABLE, Case, Verdict
 
 #: Findings in one block. The report (--json) has all of them.
@@ -32,7 +36,7 @@ def block(state: State, case: Case, verdict: Verdict) -> list[str]:
     lines = [
         f"{case.clause} {ending}: scenario {case.scenario}, subject {case.subject}, {case.device}",
         f"{_STATEMENT}{clause.statement}",
-        f"{_SOURCE}{clause.source}",
+        *sources(clause, state.traits),
         f"  expected  {verdict.expected}",
         *_labelled("seen", verdict.seen[:_FINDINGS]),
     ]
@@ -41,12 +45,39 @@ def block(state: State, case: Case, verdict: Verdict) -> list[str]:
     if case.drawn is not None and case.specs:
         lines.append(f"  run       {', '.join(changes(case.specs[0])) or 'the default run'}")
     lines += _labelled("life", [describe(act) for act in case.life or []])
+    if state.in_theirs:
+        case.repeat = f"pytest {shlex.quote(case.nodeid)}"
+        return [*lines, f"  repeat    {case.repeat}"]
     try:
         case.repeat = f"peft-harness repro {_write_case(state, case)}{_trust(state, case)}"
         lines.append(f"  repeat    {case.repeat}")
     except (OSError, UsageError) as error:
         lines.append(f"  repeat    no case file could be written in .peft-harness ({reason(error)})")
     return lines
+
+
+def sources(clause: Clause, who: Traits) -> list[str]:
+    """Return the lines that say where upstream does what a clause is about.
+
+    A place of transformers says nothing of a loop, nor of a class that overrides the method there. Then its own is named.
+    """
+    if not who.foreign:
+        return [f"{_SOURCE}{clause.source}"]
+    own, lines = who.own_class, []
+    for place in clause.source.split("; "):
+        methods = [name for found in _METHODS.findall(place) for name in found.split(", ")]
+        mine = [] if own is None else [name for name in methods if name in vars(own)]
+        for name in mine:
+            lines.append(
+                f"  yours     {own.__name__ if own else ''}.{name}, which overrides that of transformers.Trainer"
+            )
+        if not mine and (own is not None or not place.startswith("transformers/")):
+            lines.append(f"{_SOURCE}{place}")
+    return lines
+
+
+#: "Trainer.a, b" in the source of a clause: "a, b".
+_METHODS = re.compile(r"\(Trainer\.([\w, ]+)\)")
 
 
 def _trust(state: State, case: Case) -> str:

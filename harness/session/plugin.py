@@ -39,7 +39,7 @@ from harness.session import complete, concerns, report, supervisor, terminal
 from harness.session.decide import RUNS_TO_ITS_END, decide
 from harness.session.junit_properties import JUnitProperties
 from harness.session.specs import Brought
-from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, Outside, State, has_pytest_html
+from harness.session.state import CASES, STATE, VERDICTS, DrawnFailure, Outside, State, has_pytest_html, skip_if
 from harness.spec import RunSpec
 from harness.verdict import FAIL, Case
 
@@ -192,7 +192,7 @@ def pytest_configure(config: pytest.Config) -> None:
             supervisor.tell_doing(config, f"it imported --preload {' --preload '.join(state.preload)}")
             _prepare_training(state)
         supervisor.tell_doing(config, f"it loaded --subject {state.subject}")
-        subjects.load(state.subject)
+        state.know(subjects.load(state.subject))
     supervisor.tell_doing(config, "no test ran in it")
     config.stash[STATE] = state
     config.pluginmanager.register(state.complete, "peft-harness-complete")
@@ -400,8 +400,8 @@ def _is_shimmed(item: pytest.Item, device: str) -> bool:
 
 def _is_whole(config: pytest.Config) -> bool:
     """Return whether all of suites/ was asked for, so that a clause without a test is an error."""
-    # In a checkout, pyproject.toml adds the second expression. It concerns tests/ only: no test of suites/ has those marks.
-    marked = config.getoption("markexpr") not in ("", "not network and not slow")
+    # pyproject.toml and suites.ini add these expressions. Cases that are slow are collected before they are left out.
+    marked = config.getoption("markexpr") not in ("", "not slow", "not network and not slow")
     filtered = any(config.getoption(option) for option in ("keyword", "deselect", "ignore", "ignore_glob"))
     args = [Path(str(arg)) for arg in config.args]
     if config.stash[STATE].brought:
@@ -422,11 +422,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[VERDICTS] = []
     if (runs := item.config.stash[STATE].runs) is not None:
         runs.broken.clear()
+        runs.completed = 0
     if reason := _outside(item, item.config.stash[STATE].concerns):
         raise Outside(f"{concerns.OUTSIDE}{reason}")
     if len(item.stash[CASES]) > 1:
         return
-    for requirement in contract.clauses()[item.stash[CASES][0].clause].needs:
+    clause = contract.clauses()[item.stash[CASES][0].clause]
+    skip_if(item.config.stash[STATE].traits.why_not(clause))
+    for requirement in clause.needs:
         if reason := environment.unmet(requirement):
             pytest.skip(reason)
 

@@ -11,12 +11,13 @@ from _pytest.outcomes import Skipped
 
 from harness import contract, environment, patches, paths
 from harness.causes.cause import Cause
-from harness.causes.group import group
+from harness.causes.group import by_root, group
 from harness.contract import expectations
 from harness.runs.cache import Runs
 from harness.session import concerns, report, specs
 from harness.session.complete import Complete
 from harness.session.journal import Journal
+from harness.subjects import Subject, Traits, traits
 from harness.verdict import NOT_COMPARABLE, Case, Refused, Unjudged, Verdict
 
 #: The cases that a test judges, in the test's stash.
@@ -78,6 +79,9 @@ def has_pytest_html(config: pytest.Config) -> bool:
 class State:
     """The options of the session, the clauses and known defects that apply, and the cases judged so far."""
 
+    #: Whether the cases are tests of somebody's own session (`harness.session.conformance`).
+    in_theirs = False
+
     def __init__(self, config: pytest.Config):
         self.subject: str = config.getoption("--subject")
         self.device: str = config.getoption("--device")
@@ -98,6 +102,8 @@ class State:
         own = [one for file in config.getoption("--known-defects") for one in expectations.load_own(Path(file))]
         self.expectations = [*own, *expectations.load(paths.SUITES / "expectations")]
         concerns.check_clauses(self.expectations)
+        #: What decides which clauses judge the subject (`know`).
+        self.traits = Traits()
         self.effort = report.Effort()
         #: The training runs of this process, once a test needed them.
         self.runs: Runs | None = None
@@ -117,6 +123,11 @@ class State:
         self.complete = Complete(self.journal.ended)
         self._called: str = config.getoption("--called")
 
+    def know(self, subject: Subject) -> None:
+        """Take in what the subject says of itself. What it is built on has known defects, which are then not its own."""
+        self.traits = traits(subject)
+        self.expectations = expectations.inherited(self.expectations, self.subject, self.traits.built_on)
+
     def causes(self) -> list[Cause]:
         """Return why cases do not hold, the largest cause first."""
         words = [self._called]
@@ -124,6 +135,8 @@ class State:
             words += [] if value == usual else [f"{option} {shlex.quote(value)}"]
         words += [f"--preload {shlex.quote(module)}" for module in self.preload]
         found = group(self.cases, check=" ".join(words))
+        if self.traits.foreign:
+            found = by_root(found, self.cases)
         if " --with " not in self._called:
             return found
         # `repro` takes the installed stack, on which the case may hold.

@@ -2,22 +2,28 @@
 
 - "hf-trainer": transformers.Trainer with adapters injected by peft
 - "reference": harness/reference
+- those of other libraries (`harness.subjects.shipped`): "trl-sft", "accelerate", "torch"
 - "module:factory": your own; the factory is called without arguments and returns an object with the protocol `Subject`
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from harness.contract.clause import PROFILES, Clause
 from harness.errors import UsageError
 from harness.files import require_space
 from harness.raised import where_raised
 from harness.spec import RunSpec
+from harness.subjects import shipped
 from harness.trace import Trace, wrong_fields
 from harness.user_code import cause, guarded, quoted
 
-NAMES = ("hf-trainer", "reference")
+NAMES = ("hf-trainer", "reference", *shipped.NEEDS)
 
 #: Characters of a subject's name.
 MOST = 100
@@ -33,6 +39,8 @@ class Subject(Protocol):
 
     #: Shown in reports. Traces are cached by it, so two subjects in one session need two names.
     name: str
+
+    # It may have some of the attributes of `Traits`, too: built_on, profile and not_for.
 
     def unsupported(self, spec: RunSpec) -> str | None:
         """Return why this subject cannot train such a spec, None if it can. With a reason the case is skipped."""
@@ -53,6 +61,50 @@ class Subject(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What decides which clauses judge a subject, and whose fault it is if one fails.
+
+    - foreign: whether it is somebody's own class or loop, and neither transformers.Trainer itself nor the reference.
+    - own_class: the class of somebody's Trainer; None for anything else.
+    - built_on: the packages whose known defects are not its own.
+    - profile: the largest that it is judged by, if it is somebody's (`harness.contract.clause.PROFILES`).
+    - not_for: globs over clause ids -> why such clauses say nothing of it.
+    """
+
+    foreign: bool = False
+    own_class: type | None = None
+    built_on: tuple[str, ...] = ()
+    profile: str = "trainer"
+    not_for: Mapping[str, str] = field(default_factory=dict)
+
+    def why_not(self, clause: Clause) -> str | None:
+        """Return why a clause does not judge the subject; None if it does."""
+        if self.foreign and clause.profile == "stack":
+            return "about interfaces of transformers and peft themselves, and not about what is built on them"
+        if self.foreign and PROFILES.index(clause.profile) > PROFILES.index(self.profile):
+            return "a convention of transformers.Trainer, of which a loop needs to know nothing"
+        return next((why for glob, why in self.not_for.items() if fnmatchcase(clause.id, glob)), None)
+
+
+#: What somebody's own subject is built on, if it does not say.
+_USUAL = ("peft", "accelerate", "bitsandbytes", "torch")
+
+
+def traits(subject: Subject) -> Traits:
+    """Return the traits of a subject."""
+    own = getattr(subject, "own_class", subject)  # a Trainer's is None if it is transformers' own
+    if own is None or subject.name == "reference":
+        return Traits()
+    return Traits(
+        foreign=True,
+        own_class=own if isinstance(own, type) else None,
+        built_on=tuple(getattr(subject, "built_on", _USUAL)),
+        profile=getattr(subject, "profile", "trainer"),
+        not_for=dict(getattr(subject, "not_for", {})),
+    )
+
+
 def load(name: str) -> Subject:
     """Return the subject of that name. Raises UsageError if the name is unknown, or the factory makes no subject."""
     if name == "hf-trainer":
@@ -63,6 +115,8 @@ def load(name: str) -> Subject:
         from harness.subjects.reference import Reference
 
         return Reference()
+    if name in shipped.NEEDS:
+        return shipped.load(name)
     if ":" not in name:
         raise WrongSubject(
             f"unknown subject {name!r}; known are {', '.join(NAMES)}, or name your own as module:factory"

@@ -18,7 +18,7 @@ from harness import compat, lacking
 from harness.environment import version
 from harness.errors import UsageError
 from harness.fixtures import data, loaded, models, quantized
-from harness.spec import ADD, GET, AdapterSpec, ModelSpec, RunSpec
+from harness.spec import ADD, CONFIG_FAMILY, GET, AdapterSpec, ModelSpec, RunSpec
 from harness.spec_fields import unknown
 from harness.subjects import launch_arguments, trainer_keywords
 from harness.subjects.observer import Observer
@@ -139,6 +139,11 @@ class HFTrainer:
     Both callables must be functions of a module, or functools.partial of one.
     """
 
+    #: The packages whose known defects are its own, too (`harness.contract.expectations`).
+    built_on: tuple[str, ...] = ("transformers", "peft", "accelerate", "bitsandbytes", "torch")
+    #: Globs over clauses that say nothing of it -> the reason.
+    not_for: Mapping[str, str] = {}
+
     def __init__(
         self,
         trainer_class: type[Trainer] | None = None,
@@ -172,8 +177,11 @@ class HFTrainer:
         - afterwards: called in place of this subject's own
         """
         calls = [call for call in (self.in_each_rank, in_each_rank) if call is not None]
-        call_all = functools.partial(_call_in_turn, calls) if calls else None
-        return HFTrainer(self._trainer_class, f"{self.name}-{name}", call_all, afterwards or self.afterwards)
+        subject = copy.copy(self)
+        subject.name = f"{self.name}-{name}"
+        subject.in_each_rank = functools.partial(_call_in_turn, calls) if calls else None
+        subject.afterwards = afterwards or self.afterwards
+        return subject
 
     @property
     def trainer_class(self) -> type[Trainer]:
@@ -184,9 +192,15 @@ class HFTrainer:
             self._trainer_class = Trainer
         return self._trainer_class
 
+    @property
+    def own_class(self) -> type[Trainer] | None:
+        """Somebody's subclass that is judged; None if it is transformers.Trainer itself."""
+        cls = self._trainer_class
+        return None if cls is None or cls.__module__ == "transformers.trainer" else cls
+
     def unsupported(self, spec: RunSpec) -> str | None:
         """Return what this installation lacks for a spec, None if nothing. See `Subject.unsupported`."""
-        if (reason := _missing_for_model(spec.model, spec.launch.device)) is not None:
+        if (reason := missing_for_model(spec.model, spec.launch.device)) is not None:
             return reason
         trainer_keywords.check(spec.trainer)
         if (reason := launch_arguments.unsupported(spec.launch)) is not None:
@@ -199,10 +213,16 @@ class HFTrainer:
         except LookupError as missing:
             return str(missing)
         reason = lacking.package(spec.arguments) or trainer_keywords.missing(spec)
+        reason = reason or lacking.method(spec.adapter.peft_type, spec.adapter.config)
         if reason is not None:
             return reason
+        parameters = spec.adapter.config.get("target_parameters") or ()
         if spec.model.family == "qwen3-moe":
-            reason = lacking.experts(spec.adapter.config.get("target_parameters") or ())
+            reason = lacking.experts(parameters)
+        elif spec.model.family.startswith(CONFIG_FAMILY):
+            kind = spec.model.family.removeprefix(CONFIG_FAMILY)
+            reason = lacking.architecture(kind, spec.data.task, parameters)
+        reason = reason or lacking.start(spec.adapter.config.get("init_lora_weights"))
         if reason is not None:
             return reason
         _check_options(spec.adapter)
@@ -213,6 +233,10 @@ class HFTrainer:
         """Return the spec's TrainingArguments, on the spec's device. directory: their output_dir."""
         from transformers import TrainingArguments
 
+        return TrainingArguments(**self.values(spec, directory))
+
+    def values(self, spec: RunSpec, directory: Path) -> dict[str, Any]:
+        """Return the spec's fields of TrainingArguments, for the installed release. directory: their output_dir."""
         compat.forget_precision()
         values = {
             **launch_arguments.arguments(spec.launch),
@@ -220,7 +244,15 @@ class HFTrainer:
             "output_dir": str(directory),
             "use_cpu": spec.launch.device == "cpu",
         }
-        return TrainingArguments(**compat.training_arguments(values))
+        return compat.training_arguments(values)
+
+    def dataset(self, made: list[data.Row], spec: RunSpec) -> Any:
+        """Return rows as the dataset that the class takes."""
+        return data.dataset(made, spec.data)
+
+    def keywords(self) -> dict[str, Any]:
+        """Return keyword arguments that the class takes beside those of every Trainer."""
+        return {}
 
     def build(
         self, spec: RunSpec, directory: Path, observer: Observer | None = None, model: torch.nn.Module | None = None
@@ -260,11 +292,10 @@ class HFTrainer:
         callbacks = trainer_keywords.callbacks(spec.trainer)
         trainer = self.trainer_class(
             args=arguments,
-            train_dataset=data.dataset(train_rows, spec.data),
-            eval_dataset=data.dataset(eval_rows, spec.data) if eval_rows else None,
+            train_dataset=self.dataset(train_rows, spec),
+            eval_dataset=self.dataset(eval_rows, spec) if eval_rows else None,
             callbacks=[*callbacks, reporter] if reporter else callbacks,
-            **trainer_keywords.objects(spec.trainer),
-            **keywords,
+            **{**self.keywords(), **trainer_keywords.objects(spec.trainer), **keywords},
         )
         if reporter is not None:
             reporter.trainer = trainer
@@ -315,7 +346,7 @@ def _reporter(observer: Observer) -> Reporter:
     return Reporter(observer)
 
 
-def _missing_for_model(model: ModelSpec, device: str) -> str | None:
+def missing_for_model(model: ModelSpec, device: str) -> str | None:
     """Return what this installation lacks for a base model on a device, None if nothing."""
     reason = None
     if model.four_bit or model.eight_bit:

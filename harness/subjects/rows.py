@@ -29,8 +29,14 @@ class Rows:
         # An augmented row is cut at its full length, padding included: the token that changes stands there.
         self._fixed = slice(None, -1) if augmented else slice(None)
         self._index: dict[tuple[int, ...], int] = {}
+        rows = list(rows)
         for index, row in enumerate(rows):
             self._index[self._key(row["input_ids"], row.get("attention_mask"))] = index
+        #: Labels -> the rows that have them. Rows with the same tokens count as one.
+        self._labels: dict[tuple[int, ...], list[int]] = {}
+        for row in rows:
+            index = self._index[self._key(row["input_ids"], row.get("attention_mask"))]
+            self._labels.setdefault(_predicted(row.get("labels")), []).append(index)
         #: Lengths of rows, the longest first.
         self._lengths = sorted({len(key) for key in self._index}, reverse=True)
 
@@ -48,6 +54,20 @@ class Rows:
         for row, mask, places in zip(tokens.tolist(), masks, positions, strict=True):
             index = self._index.get(self._key(row, mask))
             found += [index] if index is not None else self._packed(row, places)
+        return found
+
+    def labelled(self, labels: torch.Tensor, rows: Sequence[int]) -> list[int]:
+        """Return for each row of a batch the row whose labels it has: itself, if it may be; -1 for labels of no row.
+
+        - labels: of the batch.
+        - rows: what `of` returned for it.
+        """
+        if len(rows) != len(labels):
+            return [-1] * len(rows)  # packed
+        found = []
+        for row, given in zip(rows, labels.tolist(), strict=True):
+            owners = self._labels.get(_predicted(given), [])
+            found.append(row if row in owners else next(iter(owners), -1))
         return found
 
     def __len__(self) -> int:
@@ -106,6 +126,17 @@ def _listed(tensor: torch.Tensor | None, tokens: torch.Tensor) -> list[Any]:
         return [None] * len(tokens)
     listed: list[Any] = tensor.tolist()
     return listed
+
+
+def _predicted(labels: Any) -> tuple[int, ...]:
+    """Return labels without those that are ignored at either end. labels: a list, or the one label of a classified row."""
+    given = labels if isinstance(labels, list) else [] if labels is None else [labels]
+    start, end = 0, len(given)
+    while end > start and given[end - 1] == data.IGNORED:
+        end -= 1
+    while start < end and given[start] == data.IGNORED:
+        start += 1
+    return tuple(given[start:end])
 
 
 def _stripped(tokens: Sequence[int]) -> tuple[int, ...]:

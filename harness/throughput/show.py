@@ -22,7 +22,16 @@ from harness.throughput.speed import Measured, Row
 def table(console: Console, measured: list[Measured]) -> None:
     """Print a line for each side at each shape."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    numbers = ("tokens/s", "ms a step", "the Trainer is (99 % interval)", "peak GiB", "TFLOP/s", "of ceiling", "loss")
+    numbers = (
+        "tokens/s",
+        "ms a step",
+        "the Trainer is (99 % interval)",
+        "peak GiB",
+        "TFLOP/s",
+        "of ceiling",
+        "loss",
+        "from float32",
+    )
     for name in ("shape", "", *numbers):
         shown.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
     for shape in measured:
@@ -31,9 +40,13 @@ def table(console: Console, measured: list[Measured]) -> None:
         assert shape.ceiling is not None
         bound = f"{shape.bound:,.0f}" if shape.flops else "-"
         limit = f"{shape.ceiling.flops / 1e12:,.2f}"
-        shown.add_row("", "what the device allows", bound, "", "", "", limit, "", "")
+        shown.add_row("", "what the device allows", bound, "", "", "", limit, "", "", "")
     console.print(shown)
     refused = {f"{row.name}: {row.refused}" for shape in measured for row in shape.rows if row.refused}
+    for shape in measured:
+        if shape.float32_refused:
+            sentence = f"{shape.shape.name}: not compared with float32: {shape.float32_refused}"
+            console.print(sentence, style="dim", highlight=False)
     for sentence in sorted(refused):
         console.print(f"not timed: {sentence}", style="dim", highlight=False)
 
@@ -44,7 +57,7 @@ def _title(shape: Shape) -> str:
 
 def _cells(shape: Measured, row: Row) -> list[str]:
     if row.refused:
-        return ["-"] * 7
+        return ["-"] * 8
     return [
         f"{shape.tokens(row):,.0f}",
         f"{1e3 * row.seconds:,.2f}",
@@ -53,6 +66,7 @@ def _cells(shape: Measured, row: Row) -> list[str]:
         f"{shape.flops / row.seconds / 1e12:,.3f}",
         f"{shape.share(row):.1%}",
         "" if row.loss is None else f"{row.loss:.5f}",
+        "?" if (away := shape.from_float32(row)) is None else f"{away:.2g}" + " (farther)" * shape.farther(row),
     ]
 
 
@@ -138,7 +152,7 @@ def _launch(strategy: str, ranks: int) -> str:
 
 def _scaled_cells(scaled: Scaled, spread: Spread) -> list[str]:
     if spread.refused:
-        return ["-"] * 7
+        return ["-"] * 8
     low, high = spread.middle
     memory = [f"{peak / 2**30:.2f}" for peak in spread.peak_bytes]
     return [

@@ -12,6 +12,7 @@ from typing import Any
 from harness import subjects
 from harness.environment import describe
 from harness.errors import UsageError
+from harness.spec import RunSpec
 from harness.throughput import kernels
 from harness.throughput.ceiling import Ceiling
 from harness.throughput.ceiling import measure as measure_ceiling
@@ -66,6 +67,8 @@ class Measured:
     - flops: floating-point operations of a step, 0 if unknown.
     - traffic_bytes: bytes that a step moves through memory, 0 if unknown.
     - ceiling: the limits of the device.
+    - float32: the mean of the first twelve losses of the same run in float32, by the reference; None if it is not known.
+    - float32_refused: why not.
     """
 
     shape: Shape
@@ -73,6 +76,19 @@ class Measured:
     flops: int = 0
     traffic_bytes: int = 0
     ceiling: Ceiling | None = None
+    float32: float | None = None
+    float32_refused: str = ""
+
+    def from_float32(self, row: Row) -> float | None:
+        """Return how far a side's first losses are from those in float32; None if either is not known."""
+        return None if row.loss is None or self.float32 is None else abs(row.loss - self.float32)
+
+    def farther(self, row: Row) -> bool:
+        """Return whether a side is farther from float32 than the Trainer, by more than a last place of float32."""
+        own, trainers = self.from_float32(row), self.from_float32(self.rows[0])
+        if own is None or trainers is None or row is self.rows[0]:
+            return False
+        return own > trainers + 2.0**-23 * abs(self.float32 or 0.0)
 
     def tokens(self, row: Row) -> float:
         """Return a side's tokens a second."""
@@ -102,6 +118,8 @@ class Measured:
                 "share_of_ceiling": number(self.share(row)),
                 "peak_bytes": row.peak_bytes,
                 "loss": row.loss,
+                "from_float32": self.from_float32(row),
+                "farther_than_trainer": self.farther(row),
                 "trainer_overhead": row.overhead
                 and {name: number(getattr(row.overhead, name)) for name in ("estimate", "low", "high")},
                 **({"step": kernels.to_json(row.kernels)} if row.kernels else {}),
@@ -116,6 +134,8 @@ class Measured:
             "traffic_bytes": self.traffic_bytes,
             "bound_tokens_per_second": number(self.bound),
             "ceiling": vars(self.ceiling),
+            "loss_in_float32": self.float32,
+            "loss_in_float32_refused": self.float32_refused or None,
             "rows": rows,
         }
 
@@ -193,6 +213,29 @@ def measure(
         if profile and not trainer.over:
             result.rows[0].kernels = trainer.kernels(PROFILED)
     yield result
+    # After the others have ended: in float32 a model takes twice their memory.
+    progress(f"{shape.name}: the same in float32")
+    try:
+        with standing(Runner(Entrant("float32", REFERENCE, in_float32(spec)))) as exact:
+            result.float32 = exact.first["loss"]
+    except UsageError as error:
+        result.float32_refused = str(error).removeprefix("float32: ")
+    yield result
+
+
+def in_float32(spec: RunSpec) -> RunSpec:
+    """Return a run with the same weights that computes in float32, and recomputes activations, which changes no number."""
+    families = {
+        "llama": "harness.fixtures.widened:llama",
+        "harness.fixtures.on_device:llama": "harness.fixtures.widened:on_device",
+    }
+    half = spec.model.dtype in ("float16", "bfloat16")
+    family = families.get(spec.model.family, spec.model.family) if half else spec.model.family
+    options = {"use_reentrant": False}
+    return spec.but(
+        model={"family": family}, bf16=None, fp16=None,
+        activation_checkpointing=True, activation_checkpointing_kwargs=options,
+    )  # fmt: skip
 
 
 def to_report(measured: list[Measured], device: str, subject: str) -> dict[str, Any]:
