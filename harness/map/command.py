@@ -54,7 +54,7 @@ def map_(
 
     The code is 0 if each judged stack holds, 1 if one does not, and 3 if not all that was asked for is judged.
     """
-    from harness.map import campaign, matrix_file
+    from harness.map import campaign, matrix_file, stacks
     from harness.processes import engine
 
     tables = [results_table.load(file) for file in merge]
@@ -79,7 +79,7 @@ def map_(
             at.go(on, workers, size, lambda done, total, text: progress.update(done, total, text=text))
         found = at.found
         left = [
-            {"requirements": campaign.requirements(stack), "why": at.lost.get(stack, "not yet judged")}
+            {"requirements": stacks.requirements(stack), "why": at.lost.get(stack, "not yet judged")}
             for device in read.devices
             for stack in at.plan()
             if at.todo(stack, device)
@@ -278,7 +278,7 @@ def propose(
             except Unresolvable as error:
                 resolver_says.append(str(error))
 
-        more = limited()  # type: ignore[assignment]
+        more = limited()
     answer = proposing.propose(pins, wanted, cells, chosen, judge, more)
     if answer.baseline_judged:
         console.print(f"must hold: {counted(len(answer.clauses), 'clause')} that hold on the baseline")
