@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.map import campaign
+from harness.map import campaign, cell
+from harness.map.matrix_file import Matrix
 from harness.paths import ROOT
 from tests import pretended_slurm
+from tests.made_up_tables import result, table
 
 STACKS = 24
 
@@ -171,3 +173,16 @@ def wait_for(holds, seconds=180):
     while not holds():
         assert time.monotonic() < end, "did not happen"
         time.sleep(0.2)
+
+
+def test_what_a_table_has_is_not_judged_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign.clause_sources, "sources", lambda clause, tests: "1")
+    matrix = Matrix("made up", {"transformers": ("5.2.0", "5.3.0")}, ("all",), 2, ("ACC-01",))
+    at = campaign.Campaign(matrix, tmp_path / "campaign")
+    new, old = at.plan()
+    assert at.todo(old, "cpu") == at.todo(new, "cpu") == {"ACC-01": "1"}
+    here = {"requirements": "transformers==5.2.0", "machine": cell.machine(), "python": sys.version.split()[0]}
+    at.known = table(result("5.2.0", **here))["cells"]
+    assert at.todo(old, "cpu") == {} and at.todo(new, "cpu") == {"ACC-01": "1"}
+    at.known[0]["clauses"]["ACC-01"]["key"] = "of other tests"
+    assert at.todo(old, "cpu") == {"ACC-01": "1"}

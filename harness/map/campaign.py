@@ -51,6 +51,7 @@ class Campaign:
     - directory: where results are.
     - module: what judges a cell in its process. Tests have another one.
     - found: the results of this directory, of any matrix.
+    - known: cells of tables (`harness.map.results_table`), whose verdicts are not judged again.
     - lost: stack -> why it could not be judged this time.
     - anew: judge all again.
     """
@@ -61,6 +62,7 @@ class Campaign:
     module: str = "harness.map.cell"
     anew: bool = False
     found: list[dict[str, Any]] = field(default_factory=list)
+    known: Sequence[Mapping[str, Any]] = ()
     lost: dict[Stack, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -99,10 +101,14 @@ class Campaign:
 
     def results(self, stack: Stack, device: str) -> list[dict[str, Any]]:
         """Return the results of a stack on this kind of machine and Python."""
+        tables = [
+            {**one, "lock": "", "keys": {clause: entry["key"] for clause, entry in one["clauses"].items()}}
+            for one in (() if self.anew else self.known)
+        ]
         kind, python = cell.machine(device), environment.describe()["python"].rpartition(".")[0]
         return [
             one
-            for one in self.found
+            for one in (*tables, *self.found)
             if one["requirements"] == requirements(stack)
             and (one["device"], one["run"], one["machine"]) == (device, self.run_name, kind)
             and one["python"].rpartition(".")[0] == python

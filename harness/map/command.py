@@ -54,7 +54,7 @@ def map_(
 
     The code is 0 if each judged stack holds, 1 if one does not, and 3 if not all that was asked for is judged.
     """
-    from harness.map import campaign, matrix_file
+    from harness.map import campaign, matrix_file, stacks
     from harness.processes import engine
 
     tables = [results_table.load(file) for file in merge]
@@ -74,11 +74,12 @@ def map_(
         if specs:
             read = campaign.of_specs(read, clauses)
         at = campaign.Campaign(read, directory, tuple(specs), anew=anew)
+        at.known = [cell for table in tables for cell in table["cells"]]
         with Progress(min(size, read.stacks), "map") as progress:
             at.go(on, workers, size, lambda done, total, text: progress.update(done, total, text=text))
         found = at.found
         left = [
-            {"requirements": campaign.requirements(stack), "why": at.lost.get(stack, "not yet judged")}
+            {"requirements": stacks.requirements(stack), "why": at.lost.get(stack, "not yet judged")}
             for device in read.devices
             for stack in at.plan()
             if at.todo(stack, device)
@@ -277,7 +278,7 @@ def propose(
             except Unresolvable as error:
                 resolver_says.append(str(error))
 
-        more = limited()  # type: ignore[assignment]
+        more = limited()
     answer = proposing.propose(pins, wanted, cells, chosen, judge, more)
     if answer.baseline_judged:
         console.print(f"must hold: {counted(len(answer.clauses), 'clause')} that hold on the baseline")
