@@ -154,9 +154,9 @@ def _recorded(name: str, directory: Path, seed: int | None) -> Run:
     return find.record(HFTrainer(), RUNS[name], directory, seed)
 
 
-def baseline(directory: Path) -> None:
-    """Train RUNS without a mutant, and keep their traces and recordings in a directory."""
-    for name in RUNS:
+def baseline(directory: Path, names: list[str]) -> None:
+    """Train runs without a mutant, and keep their traces and recordings in a directory."""
+    for name in names:
         for seed in (None, *find.SEEDS):
             into = directory / name / str(seed)
             run = _recorded(name, into, seed)
@@ -206,20 +206,25 @@ def main(file: Path, globs: list[str]) -> None:
 
     import_upstream([])
     done = {json.loads(line)["mutant"] for line in file.read_text().splitlines()} if file.exists() else set()
+    chosen = [
+        mutant
+        for mutant in mutants().values()
+        if mutant.name in PLACES
+        and mutant.name not in done
+        and (not globs or any(fnmatchcase(mutant.name, glob) for glob in globs))
+    ]
+    runs = sorted({PLACES[mutant.name][0] for mutant in chosen})
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
 
         def first(write: Writer) -> None:
             ranks.prepare(pristine=True)
-            baseline(home / "known")
+            baseline(home / "known", runs)
 
         os.waitpid(start(home / "baseline", first), 0)
         # Read before the forks, which share it.
-        known = {name: [stored(home / "known", name, seed) for seed in (None, *find.SEEDS)] for name in RUNS}
-        for mutant in mutants().values():
-            chosen = not globs or any(fnmatchcase(mutant.name, glob) for glob in globs)
-            if mutant.name not in PLACES or mutant.name in done or not chosen:
-                continue
+        known = {name: [stored(home / "known", name, seed) for seed in (None, *find.SEEDS)] for name in runs}
+        for mutant in chosen:
             began, place = time.monotonic(), home / mutant.name
 
             def work(write: Writer, mutant: Mutant = mutant, place: Path = place) -> None:

@@ -140,6 +140,8 @@ def compare(one: Run, other: Run, noise: Sequence[tuple[Run, Run]] | None, dtype
     versions = one.trace.environment.get("versions") != other.trace.environment.get("versions")
     for mark in ours:
         match = theirs.pop(mark.key, None)
+        if mark.what == timeline.DTYPE and not dtypes:
+            continue
         if match is None and mark.what == PARAMETER and mark.stage == BACKWARD and _passed_back(mark, theirs, other):
             match = dataclasses.replace(mark, value="no gradient")
         if match is None:
