@@ -22,13 +22,13 @@ def plain(spec: RunSpec) -> RunSpec:
     """
     adapter = dataclasses.replace(
         spec.adapter,
-        config=_without(
+        config=changed_adapter(
+            spec.adapter.peft_type,
             {
                 name: value
                 for name, value in spec.adapter.config.items()
                 if (name, value) != ("peft_type", spec.adapter.peft_type)
             },
-            compat.adapter_defaults(spec.adapter.peft_type),
         ),
     )
     arguments = _without(spec.arguments, compat.argument_defaults(), KEPT)
@@ -49,7 +49,10 @@ def changed_config(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def changed_adapter(peft_type: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of an adapter's config that are not at upstream's default."""
-    return _without(values, compat.adapter_defaults(peft_type))
+    defaults = compat.adapter_defaults(peft_type)
+    # An empty object switches on what null leaves off: "kasa_config": {} is KaSA with all its defaults.
+    switches = [name for name, value in values.items() if value == {} and name in defaults and defaults[name] is None]
+    return _without(values, defaults, switches)
 
 
 def _without(values: Mapping[str, Any], defaults: Mapping[str, Any], kept: Iterable[str] = ()) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -46,6 +47,23 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+#: Optional packages that upstream imports in the judged process itself. Ranks import deepspeed, and report its errors.
+_IMPORTED = ("bitsandbytes", "optuna", "tensorboard")
+
+
+@functools.cache
+def unimportable(package: str) -> str | None:
+    """Say why an installed optional package cannot be imported, such as for lack of another one; None if it can."""
+    if package not in _IMPORTED or version(package) is None:
+        return None
+    try:
+        importlib.import_module(package)
+    except Exception as error:  # whatever its own code raises
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return f"{package} cannot be imported ({first_line})"
+    return None
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
@@ -160,3 +178,10 @@ def satisfies(requirement: str) -> bool:
     parsed = Requirement(requirement)
     installed = version(parsed.name)
     return installed is not None and parsed.specifier.contains(installed, prereleases=True)
+
+
+def unmet(requirement: str) -> str | None:
+    """Say why a case that needs this cannot be judged here: it is not installed, or cannot be imported. None if it can."""
+    from packaging.requirements import Requirement
+
+    return unimportable(Requirement(requirement).name) if satisfies(requirement) else f"needs {requirement}"

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.environment import left_out, satisfies, version
+from harness.environment import left_out, satisfies, unimportable, version
 
 
 def experts(parameters: Iterable[str]) -> str | None:
@@ -25,6 +25,36 @@ def experts(parameters: Iterable[str]) -> str | None:
         return None
     lacks = "no parameter of all experts of a layer" if fused else "no Qwen3MoeForCausalLM"
     return f"transformers {version('transformers')} has {lacks}"
+
+
+#: Architectures that the suites train (`harness.runs.kinds`), and that older releases of transformers do not have.
+_NEWER = ("deepseek_v3", "gemma3_text", "gpt_oss", "mamba", "mixtral", "qwen3_moe", "qwen3_next")
+
+
+def architecture(kind: str, task: str, parameters: Iterable[str]) -> str | None:
+    """Return why an architecture of the suites cannot be trained here; None if it can, or is a name of the user's.
+
+    - kind: its model_type.
+    - task: of its rows (`harness.fixtures.models.TASK_TYPES`).
+    - parameters: the adapter's target_parameters. Since transformers 5.0 the experts of Mixtral's layers are one parameter.
+    """
+    import transformers
+
+    if kind in _NEWER and kind not in transformers.CONFIG_MAPPING:
+        return f"transformers {version('transformers')} has no model_type {kind!r}"
+    if task == "image-text" and not hasattr(transformers, "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING"):
+        return f"transformers {version('transformers')} has no AutoModelForImageTextToText"
+    fused = kind in ("mixtral", "qwen3_moe") and any("experts" in name for name in parameters)
+    return experts(parameters) if fused else None
+
+
+def start(value: Any) -> str | None:
+    """Return why the installed peft has no such value of init_lora_weights; None if it has it, or a release never had it."""
+    from peft.tuners.lora import layer
+
+    newer = ("eva", "corda", "orthogonal", "lora_ga", "mica")
+    there = value not in newer or f'"{value}"' in inspect.getsource(layer)
+    return None if there else f"peft {version('peft')} has no init_lora_weights {value!r}"
 
 
 def sharded_loading() -> str | None:
@@ -54,6 +84,8 @@ def quantization(storage: str | None = None) -> str | None:
 
     if version("bitsandbytes") is None:
         return "bitsandbytes is not installed"
+    if reason := unimportable("bitsandbytes"):
+        return reason
     if torch.cuda.is_available():
         return None
     if not satisfies("transformers>=4.53"):
@@ -101,6 +133,20 @@ _OPTIMIZER_PACKAGES: dict[tuple[str, ...], tuple[str, str]] = {
 
 def _has(module: str) -> bool:
     return module not in left_out() and importlib.util.find_spec(module) is not None
+
+
+def method(peft_type: str, config: Mapping[str, Any]) -> str | None:
+    """Why an adapter cannot be made here: it needs a package, a GPU or other adapters; None if it can."""
+    if peft_type == "ADAMSS" and not _has("sklearn"):
+        return "ADAMSS clusters by scikit-learn, which is not installed"
+    if config.get("arrow_config") is not None or peft_type == "XLORA":
+        return "it mixes adapters that were trained before, and a spec makes none (create_arrow_model, XLoraConfig.adapters)"
+    if config.get("init_lora_weights") == "loftq":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "init_lora_weights 'loftq' quantizes the weights on a GPU, and this machine has none"
+    return None
 
 
 def package(arguments: Mapping[str, Any]) -> str | None:

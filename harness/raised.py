@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 import traceback
 from collections.abc import Iterable
@@ -69,3 +70,18 @@ def _in_package(file: str) -> tuple[str, str] | None:
     if start >= len(parts) - 1 or parts[start] not in (*UPSTREAM, *_BELOW):
         return None
     return parts[start], "/".join(parts[start:])
+
+
+#: Exceptions with which upstream says that it does not do something.
+_REFUSALS = (ValueError, NotImplementedError, TypeError)
+
+
+def refuses(error: BaseException) -> bool:
+    """Return whether upstream refuses something in words by this error.
+
+    A refusal is an exception that upstream raises on purpose: the line that raised it is a `raise` in upstream's own code.
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    inside = any(f"/{package}/" in last.filename for package in UPSTREAM)
+    raises = linecache.getline(last.filename, last.lineno or 0).strip().startswith("raise ")
+    return isinstance(error, _REFUSALS) and inside and raises

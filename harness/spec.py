@@ -163,9 +163,11 @@ class DataSpec:
     - path: a JSONL file with "input_ids" and "labels" in each line.
     - inline: the rows themselves, each with "input_ids" and "labels". They replace rows that are made.
     - order: if it is not empty, training row i is row order[i] of those that the other fields describe.
-    - task: the task of the model's family. Labels are tokens for "causal", one int a row for "classification", and the
-      tokens of the answer for "seq2seq".
+    - task: the task of the model's family, a key of `harness.fixtures.models.TASK_TYPES`. Labels are tokens for "causal",
+      one int a row for "classification", and the tokens of the answer for "seq2seq"; `harness.fixtures.data` has the others.
     - max_length: tokens that are kept of each row: longer ones are cut, as a tokenizer with truncation does. None: all.
+    - shape: of a row's image (channels, height, width) or sound (features, frames). Empty: (3, 16, 16), or (8, 32).
+    - prefix: tokens before each row, in whose places a model of images and text puts the image.
     """
 
     rows: int = 40
@@ -182,6 +184,8 @@ class DataSpec:
     task: str = "causal"
     max_length: int | None = field(default=None, metadata=_LATER)
     inline: tuple[Mapping[str, Any], ...] = field(default=(), metadata=_LATER)
+    shape: tuple[int, ...] = field(default=(), metadata=_LATER)
+    prefix: tuple[int, ...] = field(default=(), metadata=_LATER)
 
 
 @dataclass(frozen=True)

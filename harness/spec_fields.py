@@ -171,7 +171,15 @@ FIELDS: dict[str, dict[str, Rule]] = {
         "vocab_size": Number(2, 2**24),
         "seed": _SEED,
         "path": Text(null=True),
-        "task": Choice(("causal", "classification", "seq2seq")),
+        "task": Choice(
+            (
+                *("causal", "classification", "seq2seq", "token-classification", "question-answering", "masked"),
+                *("image-classification", "speech", "image-text"),
+            )
+        ),
+        # Images and sounds of this size take a second to make.
+        "shape": Each(Number(1, 2**12), null=False),
+        "prefix": Each(Number(0, 2**24), null=False),
         "max_length": Number(1, 2**24, null=True),
     },
     "launch": {
@@ -271,7 +279,8 @@ MODEL_CONFIG: dict[str, Rule] = {
     **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "moe_intermediate_size"), _OPTIONAL_WIDTH),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers"), _LAYERS),
     "num_decoder_layers": Number(0, 4096, null=True),
-    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads"), _HEADS),
+    # Vision models have a number for each stage.
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads"), Each(_HEADS, null=False)),
     "num_key_value_heads": Number(1, 4096, null=True),
     **dict.fromkeys(("head_dim", "d_kv"), _OPTIONAL_WIDTH),
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok"), _EXPERTS),
@@ -487,6 +496,13 @@ def check_data(data: Any, where: str) -> None:
             f"{where}, rows: {rows:,} rows of {data.length:,} tokens are too many to make; {_MADE_TOKENS:,} tokens are "
             "allowed, and more in a file that `path` names"
         )
+    numbers = math.prod(data.shape)
+    if data.shape and rows * numbers > _MADE_TOKENS:
+        raise UsageError(
+            f"{where}, shape: {rows:,} rows of {numbers:,} numbers are too many to make; {_MADE_TOKENS:,} numbers are allowed"
+        )
+    if data.prefix and data.task != "image-text":
+        raise UsageError(f"{where}, prefix: rows of task {data.task!r} have none; rows of task 'image-text' do")
     if data.path is None and data.inline and len(data.inline) < rows:
         raise UsageError(f"{where}, inline: {len(data.inline)} rows, but {data.rows} + {data.eval_rows} are asked for")
     if data.max_length == 1 and data.task == "causal":

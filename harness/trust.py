@@ -43,7 +43,10 @@ OURS: dict[str, frozenset[str]] = {
         {
             "harness.fixtures.named_base:named",
             "harness.fixtures.on_device:llama",
+            "harness.fixtures.other_names:llama",
             "harness.fixtures.plain_loss:llama",
+            "harness.fixtures.prepared:corda",
+            "harness.fixtures.prepared:lora_ga",
             "harness.fixtures.resized_embeddings:resized",
             "harness.fixtures.wrapped_layers:checkpointed_layers",
             "harness.fixtures.wrapped_layers:compiled_layers",
@@ -71,6 +74,7 @@ OURS: dict[str, frozenset[str]] = {
             "harness.fixtures.collators:packed",
             "harness.fixtures.collators:padding_free",
             "harness.fixtures.collators:with_padding",
+            "harness.fixtures.other_names:collate",
             "harness.fixtures.plain_loss:shifted_collator",
         }
     ),
@@ -153,6 +157,10 @@ WORDS: dict[str, dict[str, Any]] = {
             # Activations, rotary embeddings, kinds of layers: tables of transformers. The others are not used here.
             (
                 *("hidden_act", "hidden_activation", "activation_function", "feed_forward_proj", "dense_act_fn"),
+                *("pooler_act", "pooler_hidden_act", "projector_hidden_act", "vision_feature_select_strategy"),
+                # How a state space starts, and parts of vision models and of DeBERTa: compared with words.
+                *("time_step_init_scheme", "layer_type", "embedder_type", "downsample_in_first_stage"),
+                *("out_features", "stage_names", "pos_att_type", "norm_rel_ebd"),
                 *("rope_type", "type", "layer_types", "position_embedding_type", "problem_type", "summary_type"),
                 *("summary_activation", "model_type", "architectures", "transformers_version", "torch_dtype", "dtype"),
             ),

@@ -12,6 +12,7 @@ from harness.laws.equal import differences
 from harness.laws.resume import continues
 from harness.runs.scenarios import PLAIN, by_route, cases, over, spec_for
 from harness.session.state import skip_if
+from harness.spec import ADD
 from harness.verdict import both, raises, same, verdict
 
 #: Rows of unequal lengths. Every step is saved, so that the adapter of every step can be read.
@@ -185,3 +186,34 @@ def test_an_evaluation_of_its_own_casts_the_model_and_gives_it_back(spec, upstre
             verdict("the model is what it was before", differences(after, before, 0.0, "after the evaluation:")[:1]),
         )
     )
+
+
+# ---- the adapter's contribution ----
+
+STEPS = PLAIN.but(lora={"lora_dropout": 0.0}, max_steps=3)
+#: After three steps of 1e-5 the adapter adds a hundredth of what bfloat16 can tell apart; after three of 1e-2 ten times that.
+SMALL, LARGE = STEPS.but(learning_rate=1e-5), STEPS.but(learning_rate=1e-2)
+
+
+def halves(spec):
+    """Return, by name, the ways in which an adapter is computed in bfloat16."""
+    base = spec.but(model={"dtype": "bfloat16"})
+    return {
+        "autocast": spec.but(bf16=True),
+        "bfloat16-base": base,
+        "bfloat16-base/autocast": base.but(bf16=True),
+        "bfloat16-base/add_adapter": base.but(adapter={"route": ADD}),
+    }
+
+
+@pytest.mark.clause("AMP-13")
+@cases(
+    {"float32/small": SMALL}
+    | {f"{name}/small": spec for name, spec in halves(SMALL).items()}
+    | {f"{name}/large": spec for name, spec in halves(LARGE).items()}
+)
+def test_what_an_adapter_adds_is_not_rounded_away(spec, upstream, tmp_path, judge):
+    trainer = upstream.build(spec, tmp_path)
+    trainer.train()
+    autocast = torch.bfloat16 if spec.arguments.get("bf16") else None
+    judge(precision.contribution(trainer.model, spec, autocast))

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import os
 import sys
 
 import pytest
@@ -14,10 +15,12 @@ from harness.processes.guard import RUN
 from harness.processes.imports import import_upstream
 from harness.runs.cache import Runs
 from harness.runs.scenarios import PLAIN
+from harness.where import hint
 from tests import faults, forked
 
 
 def pytest_configure(config):
+    os.environ.setdefault(hint.OFF, "1")  # made-up failures need no line about where runs part
     config.addinivalue_line("markers", "clause(id): the clause of the contract that a test of suites/ judges")
     config.addinivalue_line("markers", "proves(id, ...): the clauses of which this test makes a check fail")
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from harness.errors import UsageError
-from harness.session import apart
+from harness.processes import apart
 
 
 @pytest.mark.parametrize("code", [0, 1, 3])

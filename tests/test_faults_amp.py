@@ -60,6 +60,12 @@ FAULTS = {
         mutant("outputs-left-in-half-precision"),
         "besides: ['torch.bfloat16']",
     ),
+    "AMP-13": (
+        amp.test_what_an_adapter_adds_is_not_rounded_away,
+        {"spec": amp.SMALL},
+        mutant("adapter-added-in-half-precision"),
+        "of the adapter's effect on the logits is there",
+    ),
     "AMP-12": (
         amp.test_a_second_trainer_goes_on_in_bf16,
         {"spec": amp.BF16.but(save_strategy="no"), "unwrapped": False},
@@ -135,7 +141,25 @@ def cast_back(original, trainer, *args, **options):
     return result
 
 
+def added_before_the_cast(original, layer, x, *args, **options):
+    """Add the adapter's output in float32 to a product that is not rounded yet."""
+    if not any(p.dtype.itemsize == 2 for p in layer.parameters()) and not torch.is_autocast_enabled("cpu"):
+        return original(layer, x, *args, **options)
+    half = x.bfloat16().float()
+    with torch.autocast("cpu", enabled=False):
+        result = half @ layer.base_layer.weight.bfloat16().float().T
+        for name in layer.active_adapters:
+            a, b = (part[name].weight.float() for part in (layer.lora_A, layer.lora_B))
+            result = result + half @ a.T @ b.T * layer.scaling[name]
+    return result.bfloat16()
+
+
 MENDED = {
+    "AMP-13": (
+        amp.test_what_an_adapter_adds_is_not_rounded_away,
+        {"spec": amp.halves(amp.SMALL)["bfloat16-base"]},
+        replace("peft.tuners.lora.layer:Linear", "forward", added_before_the_cast),
+    ),
     "AMP-02": (
         amp.test_after_bf16_training_the_model_computes_in_float32_again,
         {"spec": amp.BF16},

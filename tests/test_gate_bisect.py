@@ -1,11 +1,15 @@
 """The search for the release that broke a clause, on made-up releases."""
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 
 from harness.errors import UsageError
 from harness.gate import bisect, history, index
-from harness.gate.probe import BREAKS, HOLDS, UNTESTABLE, StackResult, targets
+from harness.gate.probe import BREAKS, HOLDS, UNTESTABLE, Prober, StackResult, targets
 from harness.gate.scope import Scope
+from harness.processes import engine
 from harness.verdict import Case
 
 RELEASES = {"a": [f"1.{n}" for n in range(41)], "b": [f"2.{n}" for n in range(6)]}
@@ -34,6 +38,29 @@ def test_the_first_release_of_the_one_package_is_found_with_few_probes(first):
     answer, asked = found(lambda a, b: a >= first)
     assert str(answer) == f"ACC-01 broke in a 1.{first} (1.{first - 1} holds)"
     assert answer.exact and asked <= 10
+
+
+@pytest.mark.parametrize(("at_once", "rounds"), [(1, 6), (2, 4), (7, 2), (40, 1)])
+def test_with_k_places_each_round_leaves_one_part_of_k_plus_1(at_once, rounds):
+    asked = []
+
+    def ask(stacks):
+        asked.append(len(stacks))
+        return [BREAKS if int(stack["a"].split(".")[1]) >= 29 else HOLDS for stack in stacks]
+
+    answer = bisect.search("ACC-01", {"a": "1.0"}, {"a": "1.40"}, releases, ask, at_once)
+    assert str(answer) == "ACC-01 broke in a 1.29 (1.28 holds)"
+    assert len(asked) <= rounds and max(asked) <= at_once
+
+
+def test_stacks_are_judged_by_an_engine(monkeypatch):
+    monkeypatch.setattr(Prober, "_ask", lambda self, stack: StackResult(stack, reason=f"{self.tests[0]} {stack}"))
+    said = []
+    with ThreadPoolExecutor(1) as pool:
+        at = engine.Engine(pool, 5, Path("lease"), "me", "")
+        prober = Prober(Scope(), ("test",), lambda stack, doing: said.append(stack), at)
+        assert [one.reason for one in prober.ask(["a", "b"])] == ["test a", "test b"]
+        assert prober.width == 5 and said == ["a", "b"]
 
 
 def test_the_package_that_broke_it_is_named():
@@ -87,6 +114,8 @@ def test_a_stack_is_judged_by_the_cases_that_hold_on_good_and_fail_on_bad():
 
 class FakeProber:
     """Stands for a Prober: gives each stack, by its requirements, this verdict."""
+
+    width = 2
 
     def __init__(self, **verdicts):
         self.verdicts = verdicts

@@ -56,6 +56,15 @@ def test_runs_that_judge_alike(runs, tmp_path, capsys):
     ]
 
 
+def test_an_engine_makes_the_runs(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runs(HELD, HELD | {"FRZ-01[one]": "fail"}, HELD)
+    assert soak.soak(3, Scope(), on="local", places=1) == 1
+    assert "3 runs: 2 judged alike, 1 differently or hung" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--on mars: is neither local"):
+        soak.soak(3, Scope(), on="mars")
+
+
 @pytest.mark.parametrize(
     ("second", "said"),
     [

@@ -15,9 +15,13 @@ from harness.paths import FIXTURES, PACKAGE, ROOT, SUITES
 #: Module names that occur several times, and why that is no riddle: inside a room the name says all.
 SHARED_NAMES = {
     "checkpoint": "laws/ and reference/: what a checkpoint must be, and how the reference writes one",
+    "checkpoints": "the room that judges and saves them; in gate/, those that each side of a gate resumes from the other",
     "command": "a room's entry from the command line",
+    "crash": "the room of crash states; the chapter CRASH, its clauses and its mutants",
     "group": "of ranks; in causes/, of cases",
     "evaluation": "the chapter EVAL, and the laws on evaluation",
+    "judge": "whether a checkpoint is whole; in mutants/, which clauses kill a mutant",
+    "kinds": "runs/ has kinds of method, model and task; reports/ has kinds of report",
     "loss": "the chapter LOSS, the laws on the loss, and the loss of the reference",
     "best": "the chapter BEST, and the laws on the best model",
     "optimizers": "the reference's rare optimizers; in fixtures/, those that a spec hands to the Trainer",

@@ -1,18 +1,23 @@
 """Run `peft-harness mutants` as a user does, on a module of the user's own, and check the list of mutants."""
 
+import dataclasses
 import functools
 import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jsonschema
 import pytest
 
 from harness import contract
 from harness.errors import UsageError
-from harness.mutants import catalogue
+from harness.mutants import catalogue, elsewhere
 from harness.paths import PACKAGE, ROOT
+from harness.processes import engine
+from harness.progress import Progress
+from harness.verdict import Case
 from tests import forked
 
 OWN = """
@@ -169,3 +174,30 @@ def test_the_register_is_over_every_chapter_and_well_formed():
 )
 def test_cells_are_named_by_globs(glob, cell, named):
     assert catalogue.matches(glob, cell) is named
+
+
+def test_an_engine_measures_parts_that_become_one_matrix(monkeypatch, tmp_path):
+    chosen = list(catalogue.mutants().values())[:5]
+    unfit = dataclasses.asdict(Case("ACC-01", "one", "suites/test_acc.py::one", "hf-trainer"))
+
+    def part(module, names):
+        outcomes = [
+            {"mutant": name, "cases": [{"clause": "ACC-01", "scenario": "one", "outcome": "killed", "sentence": "x"}],
+             "fate": "", "usual": {}, "equivalent": None, "differs": "", "seconds": 1.0}
+            for name in names
+        ]  # fmt: skip
+        return {"outcomes": outcomes, "cases": 3, "unfit": [unfit], "workers": 2}
+
+    monkeypatch.setattr(elsewhere, "part", part)
+    with ThreadPoolExecutor(2) as pool, Progress() as progress:
+        at = engine.Engine(pool, 1, tmp_path / "lease", "me", "")
+        matrix = elsewhere.measured(chosen, None, at, progress)
+    assert [one.mutant for one in matrix.outcomes] == chosen
+    assert {one.status for one in matrix.outcomes} == {"killed"}
+    assert (matrix.cases, len(matrix.unfit), matrix.workers) == (6, 1, 2)
+
+
+def test_a_part_that_cannot_be_measured_is_one_sentence(tmp_path):
+    (tmp_path / "mine.py").write_text("1/0")
+    with pytest.raises(UsageError, match=r"mutants one: peft-harness: .*mine\.py"):
+        elsewhere.part(str(tmp_path / "mine.py"), ["one"])

@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from harness.checkpoints import adapter_directory
 from harness.errors import UsageError
 from harness.fixtures import models
 from harness.paths import PACKAGE
 from harness.processes.imports import import_upstream
-from harness.serving import command, directory, effect, rules, servers
+from harness.serving import command, effect, rules, servers
 from harness.spec import ModelSpec
 
 SCHEMA = json.loads((PACKAGE / "serving/adapter_schema.json").read_text())
@@ -227,7 +228,7 @@ SERVED = {
 @pytest.mark.parametrize("name", SERVED)
 def test_each_server_takes_what_its_source_takes(name, tmp_path):
     changes, tensors, *expected = SERVED[name]
-    adapter = directory.read(written(tmp_path / "adapter", tensors=tensors, **changes))
+    adapter = adapter_directory.read(written(tmp_path / "adapter", tensors=tensors, **changes))
     answers = servers.judge(adapter)
     assert [answer.takes for answer in answers] == expected, [answer.why for answer in answers]
     assert all(said["source"] for answer in answers for said in answer.why + answer.needs)
@@ -238,7 +239,7 @@ def test_each_server_takes_what_its_source_takes(name, tmp_path):
 def test_each_rule_applies_somewhere(tmp_path):
     left = set(rules.RULES)
     for name, (changes, tensors, *_) in SERVED.items():
-        adapter = directory.read(written(tmp_path / name, tensors=tensors, **changes))
+        adapter = adapter_directory.read(written(tmp_path / name, tensors=tensors, **changes))
         left -= {rule for rule in left if rule.applies(adapter)}
     assert not left
 

@@ -207,6 +207,8 @@ class FakeProber:
 
     judged = Scope(specs=(("mine", "{}"),))
 
+    width = 2
+
     def __init__(self, **cases):
         self.cases = cases
 

@@ -2,12 +2,13 @@
 
 import io
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from harness import contract
+from harness import contract, environment
 from harness.contract.clause import Chapter, Clause
 from harness.session.report import Effort, exit_code, summary, unjudged
 from harness.verdict import FAIL, NOT_COMPARABLE, PASS, SKIPPED, Case
@@ -90,3 +91,19 @@ def test_a_run_that_ends_with_3_names_the_clauses_that_it_was_asked_for():
     cases = [HELD, case("XYZ-02"), case("XYZ-03")]
     assert "undecided: no case was judged of XYZ-03, which" in printed(cases)
     assert "undecided: no case was judged of XYZ-02, XYZ-03, which" in printed(cases, named=True)
+
+
+def test_an_optional_package_that_cannot_be_imported_is_as_good_as_missing(monkeypatch):
+    """optuna is installed here, but what it imports is not."""
+    environment.unimportable.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("optuna", "colorlog")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "colorlog", None)
+    try:
+        assert environment.unmet("optuna>=1").startswith("optuna cannot be imported (import of colorlog halted")
+        clause = contract.clauses()["XYZ-01"]
+        needing = replace(clause, needs=("optuna",))
+        assert needing.lacks("cpu") == "optuna"
+        assert clause.lacks("cpu") is None
+    finally:
+        environment.unimportable.cache_clear()

@@ -15,8 +15,8 @@ from tests.installed import installed
 __all__ = ["installed"]
 
 COMMANDS = (
-    "adapter", "bisect", "cache", "check", "clauses", "coverage", "defects", "gate", "history", "judge", "mutants", "report",
-    "repro", "soak", "speed", "sweep", "train", "trend",
+    "adapter", "ask", "bisect", "bounds", "cache", "check", "checkpoint", "clauses", "coverage", "crash", "defects", "gate",
+    "history", "judge", "map", "mutants", "propose", "report", "repro", "soak", "speed", "sweep", "train", "trend",
 )  # fmt: skip
 
 #: Run in the environment: the help of each command, by the function that the console script calls.
@@ -54,11 +54,17 @@ print(json.dumps(answers))
 
 #: Wrong arguments -> words of the answer.
 WRONG = {
+    ("checkpoint", "/no/such/directory"): "no such directory",
     ("bisect", "--clause", "ABC-1", "--good", "current", "--bad", "current"): "'ABC-1' matches no clause",
     ("clauses", "--write"): "clauses --write is for a checkout",
     ("coverage", "--clause", "ABC-1"): "coverage",
     ("gate", "--baseline", "no.txt", "--candidate", "current"): "no.txt: no such requirements file",
     ("history", "H99"): "history H99: no such entry",
+    ("ask", "transformers>=5"): "'transformers>=5': is no release",
+    ("bounds", "--table", "no.json"): "no.json: no such file",
+    ("map", "no.toml"): "no.toml: no such file",
+    ("map", "--on", "slurn"): "--on slurn: is neither local, slurm, kubernetes nor a FILE.py",
+    ("propose", "--baseline", "peft==0.18.1", "--want", "peft"): "names no release",
     ("mutants", "--mutant", "no-such-mutant"): "'no-such-mutant' names no mutant",
     ("soak", "--times", "1"): "'--times': Input should be greater than or equal to 2",
     ("speed", "--shape", "no-such-shape"): "--shape no-such-shape",
@@ -93,6 +99,11 @@ def test_one_top_level_name_is_packed(installed):
         "harness/reports/page/page.css",
         "harness/reports/page/page.html.j2",
         "harness/reports/page/page.js",
+        "harness/map/default.toml",
+        "harness/map/table_schema.json",
+        "harness/map/page/map.html.j2",
+        "harness/map/page/map.js",
+        "harness/fixtures/map/table.json",
         "harness/contract/proofs.json",
         "harness/suites/CONTRACT.md",
         "harness/suites/conftest.py",

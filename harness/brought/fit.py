@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from harness import compat
 from harness.alarm import TimeIsUp, limited
 from harness.brought.notes import Notes, listed
 from harness.brought.skeleton import Skeleton
@@ -192,15 +193,22 @@ def _fit_ranks(config: dict[str, Any], base: Skeleton, notes: Notes) -> None:
 
 
 def _fit_rest(peft_type: str, config: dict[str, Any], base: Skeleton, steps: int, notes: Notes) -> None:
+    # A size that the file leaves at its default is fitted as well.
+    sizes = {**compat.adapter_defaults(peft_type), **config}
+    sides = {side for shape in base.linears.values() for side in shape if side > 1}
     for field in _BLOCKS:
-        size = config.get(field)
-        if type(size) is int and base.width and size > 0 and (base.width % size or size > base.width):
+        size = sizes.get(field)
+        if type(size) is int and size > 0 and any(side % size for side in sides):
             config[field] = _BLOCK
-            notes.changed(field, size, _BLOCK, f"it divides {base.width}, the width of the model")
+            notes.changed(field, size, _BLOCK, "it divides the sides of the model's layers")
     least = min((min(shape) for name, shape in base.linears.items() if min(shape) > 1), default=0)
-    if type(config.get("n_frequency")) is int and least and config["n_frequency"] > least * least:
-        notes.changed("n_frequency", config["n_frequency"], least * least, "the smallest layer has no more numbers")
+    if type(sizes.get("n_frequency")) is int and least and sizes["n_frequency"] > least * least:
+        notes.changed("n_frequency", sizes["n_frequency"], least * least, "the smallest layer has no more numbers")
         config["n_frequency"] = least * least
+    # SHiRA's rank is as many numbers as a LoRA of that rank has, and a layer has no more than its weight.
+    if peft_type == "SHIRA" and type(sizes.get("r")) is int and least and sizes["r"] > least // 4:
+        notes.changed("r", sizes["r"], least // 4, "the smallest layer has no more numbers")
+        config["r"] = least // 4
     for field in ("num_virtual_tokens", "encoder_hidden_size"):
         most = 8 if field == "num_virtual_tokens" else base.width
         if type(config.get(field)) is int and most and config[field] > most:
@@ -243,8 +251,11 @@ def _fit_tokens(config: dict[str, Any], base: Skeleton, notes: Notes) -> None:
             return list(dict.fromkeys(item % base.vocabulary for item in value))
         return value
 
-    for field in ("trainable_token_indices", "alora_invocation_tokens"):
+    for field in ("trainable_token_indices", "alora_invocation_tokens", "token_indices", "cpt_token_ids"):
         if field in config:
             made = inside(config[field])
+            if field == "cpt_token_ids" and isinstance(config[field], list):
+                # A token of the prompt may come twice, and each has its place in cpt_mask.
+                made = [item % base.vocabulary if type(item) is int else item for item in config[field]]
             notes.changed(field, config[field], made, f"the model has {base.vocabulary} tokens")
             config[field] = made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,6 +110,10 @@ def _from_config(config: dict[str, Any], where: str, notes: Notes, as_is: bool) 
     given = config.get("quantization_config")
     if given is not None and not isinstance(given, dict):
         raise UsageError(f"{where}: quantization_config is {shown(given)}; expected an object")
+    endless = [name for name, value in kept.items() if _has_infinity(value)]
+    if endless:
+        notes.say(f"{where}: {', '.join(endless)}: an infinite number is left to the default of the class")
+        kept = {name: value for name, value in kept.items() if name not in endless}
     if as_is:
         notes.say(f"{where}: the model is taken whole, with weights drawn from a seed")
     else:
@@ -120,6 +125,15 @@ def _from_config(config: dict[str, Any], where: str, notes: Notes, as_is: bool) 
     named = architectures[0] if isinstance(architectures, list) and architectures else ""
     spec = ModelSpec(family=f"{CONFIG}{kind}", config=kept, dtype=_dtype(config, notes))
     return Base(spec, given, named if isinstance(named, str) else "")
+
+
+def _has_infinity(value: Any) -> bool:
+    """Return whether a value of a config.json is infinite, or holds such a number, as transformers writes it."""
+    if isinstance(value, dict):
+        return "__float__" in value or any(_has_infinity(item) for item in value.values() if isinstance(item, float))
+    if isinstance(value, list):
+        return any(_has_infinity(item) for item in value)
+    return isinstance(value, float) and math.isinf(value)
 
 
 def _made(kind: str, config: Mapping[str, Any], where: str) -> Any:

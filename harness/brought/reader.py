@@ -23,7 +23,20 @@ from harness.brought.quantization import quantized
 from harness.brought.small_run import EVAL_ROWS, STEPS, Size, small_run
 from harness.environment import gpus
 from harness.errors import UsageError
-from harness.fixtures.models import CAUSAL, CLASSIFICATION, FAMILIES, SEQ2SEQ, TASK_TYPES
+from harness.fixtures import architectures
+from harness.fixtures.models import (
+    ANSWERS,
+    CAUSAL,
+    CLASSIFICATION,
+    FAMILIES,
+    IMAGE_TEXT,
+    IMAGES,
+    MASKED,
+    SEQ2SEQ,
+    SPEECH,
+    TASK_TYPES,
+    TOKENS,
+)
 from harness.reading import read_json, shown, shown_path
 from harness.spec import LIMIT, AdapterSpec, DataSpec, ModelSpec, RunSpec
 from harness.subjects import from_file
@@ -211,6 +224,33 @@ def _base(named: str | Path | None, parts: Parts, run: _Run, as_is: bool, trust_
     return Base(ModelSpec(family=family))
 
 
+#: How the name of a model's class ends -> the task of its rows.
+_ARCHITECTURES = {
+    "ForSequenceClassification": CLASSIFICATION,
+    "ForTokenClassification": TOKENS,
+    "ForQuestionAnswering": ANSWERS,
+    "ForMaskedLM": MASKED,
+    "ForImageClassification": IMAGES,
+}
+
+
+def _shape(task: str, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the shape of a row's image or sound, as a model's config says; empty for rows of text."""
+    if task == SPEECH:
+        features, frames = config.get("num_mel_bins"), config.get("max_source_positions")
+        if not (isinstance(features, int) and isinstance(frames, int)):
+            raise UsageError(
+                "the model's config has no num_mel_bins and max_source_positions; rows of sound are made for models of "
+                "Whisper's kind alone"
+            )
+        return (features, 2 * frames)
+    if task != IMAGES:
+        return ()
+    size, channels = config.get("image_size"), config.get("num_channels")
+    sides = size if isinstance(size, list) and len(size) == 2 else [size if isinstance(size, int) else 32] * 2
+    return (channels if isinstance(channels, int) else 3, *sides)
+
+
 class _Run:
     """The parts of a run that is being put together."""
 
@@ -227,16 +267,16 @@ class _Run:
     def task(self, base: Base) -> str:
         """Return the task of the rows: that of the adapter, else that of the model's class."""
         kind = self.adapter.config.get("task_type")
-        known = {peft: task for task, peft in TASK_TYPES.items()}
+        known = {peft: task for task, peft in reversed(TASK_TYPES.items()) if peft is not None}
         if kind is not None and not (isinstance(kind, str) and kind in known):
             raise UsageError(f"{self.source}: task_type is {shown(kind)}; rows can be made for {', '.join(known)}")
         if kind is not None:
-            return known[kind]
+            return architectures.closest_task(known[kind], base.spec)
         if base.spec.family in FAMILIES:
             return FAMILIES[base.spec.family].task
-        if base.architecture.endswith("ForSequenceClassification"):
-            return CLASSIFICATION
-        return SEQ2SEQ if base.spec.config.get("is_encoder_decoder") else CAUSAL
+        plain = SEQ2SEQ if base.spec.config.get("is_encoder_decoder") else CAUSAL
+        named = (task for end, task in _ARCHITECTURES.items() if base.architecture.endswith(end))
+        return architectures.closest_task(next(named, plain), base.spec)
 
     def spec(self, base: Base, data: str | Path | None, launch: str | None) -> RunSpec:
         """Return the run on a base model."""
@@ -252,6 +292,9 @@ class _Run:
         if bones is not None and not self.as_is:
             adapter = fit(adapter, bones, size.steps, self.notes)
         rows = self._rows(data, size, task, bones.vocabulary if bones else 256)
+        rows = dataclasses.replace(rows, shape=_shape(task, base.spec.config))
+        if task == IMAGE_TEXT:
+            self.notes.say("the rows are text alone: what the model does with images is not judged")
         arguments |= {"report_to": "none", "disable_tqdm": True}
         trainer = dict(self.parts.trainer)
         if self.parts.collator is not None:

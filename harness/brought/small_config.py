@@ -101,6 +101,7 @@ _AT_MOST: dict[str, int] = {
     # Images and sound: the parts are made, and rows of text do not use them.
     "image_size": 32,
     "patch_size": 8,
+    "num_mel_bins": 8,
 }
 
 #: Lists that name layers by their numbers.
@@ -168,10 +169,20 @@ def _shrunk(config: dict[str, Any]) -> dict[str, Any]:
     for name, most in _AT_MOST.items():
         if _is_number(config.get(name)):
             config[name] = min(config[name], most)
+    _cut_stages(config)
     if _is_number(config.get("vocab_size")):
         config["vocab_size"] = min(config["vocab_size"], VOCABULARY)
         _cut_tokens(config, config["vocab_size"])
     return config
+
+
+def _cut_stages(config: dict[str, Any]) -> None:
+    """Vision models in stages: each has a width and a depth, and the image of the first is some windows wide."""
+    for name, most in (("hidden_sizes", WIDTH), ("depths", LAYERS)):
+        if isinstance(config.get(name), list):
+            config[name] = [min(size, most) if _is_number(size) else size for size in config[name]]
+    if "depths" in config and _is_number(config.get("window_size")):
+        config["window_size"] = min(config["window_size"], HEADS)
 
 
 def _is_number(value: Any) -> bool:
@@ -254,6 +265,20 @@ def _cut_widths(config: dict[str, Any]) -> None:
     if _is_number(config.get("qk_rope_head_dim")):
         _cut_latent_heads(config)
     _cut_state_space(config, config[width])
+    _cut_sections(config, config.get("head_dim") or size)
+
+
+def _cut_sections(config: dict[str, Any], head: int) -> None:
+    """Rotary embeddings of images and text: the sections of a head, each of which turns by another position."""
+    for name in ("rope_scaling", "rope_parameters"):
+        given = config.get(name)
+        if not isinstance(given, dict):
+            continue
+        sections = given.get("mrope_section")
+        if isinstance(sections, list) and len(sections) > 1 and all(_is_number(part) for part in sections):
+            each = max(1, head // 2 // len(sections))
+            made = [head // 2 - each * (len(sections) - 1)] + [each] * (len(sections) - 1)
+            config[name] = {**given, "mrope_section": made}
 
 
 def _cut_latent_heads(config: dict[str, Any]) -> None:

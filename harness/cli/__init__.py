@@ -15,6 +15,7 @@ from harness.cli import (
     directory_commands,
     judge_commands,
     look_commands,
+    map_commands,
     measure_commands,
     report_commands,
 )
@@ -44,7 +45,7 @@ def _print_versions(asked: bool) -> None:
 
 
 #: Commands that start no process and write no temporary file.
-_ALONE = ("cache", "clauses", "report", "trend")
+_ALONE = ("ask", "bounds", "cache", "clauses", "report", "trend")
 
 
 @app.callback()
@@ -67,11 +68,18 @@ _COMMANDS = (
     (judge_commands.sweep, False),
     (compare_commands.gate, False),
     (compare_commands.bisect, False),
+    (compare_commands.where, False),
     (compare_commands.history, False),
+    (map_commands.map_, False),
+    (map_commands.bounds, False),
+    (map_commands.propose, False),
+    (map_commands.ask, False),
     (measure_commands.speed, False),
     (measure_commands.coverage, True),
     (measure_commands.mutants, False),
+    (measure_commands.crash, False),
     (directory_commands.adapter, False),
+    (directory_commands.checkpoint, False),
     (report_commands.report, False),
     (report_commands.trend, False),
     (look_commands.clauses, False),
@@ -79,7 +87,12 @@ _COMMANDS = (
     (look_commands.train, False),
 )
 for _command, _passes_arguments in _COMMANDS:
-    app.command(cls=Command, context_settings={"allow_extra_args": True} if _passes_arguments else None)(_command)
+    # `map` is a word of Python, so its function has a line below at the end.
+    app.command(
+        _command.__name__.rstrip("_"),
+        cls=Command,
+        context_settings={"allow_extra_args": True} if _passes_arguments else None,
+    )(_command)
 
 
 def main() -> None:

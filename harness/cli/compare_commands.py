@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from harness.cli.options import (
     Env,
     Html,
     Json,
+    On,
+    Places,
     Preload,
     ScopeFile,
     Specs,
@@ -23,6 +26,7 @@ from harness.cli.options import (
     TrustCode,
     Unpatched,
     clause_ids,
+    require_engine,
     scope,
 )
 from harness.cli.outputs import file_option
@@ -97,6 +101,8 @@ def bisect(
     device: Device = "cpu",
     preload: Preload = None,
     unpatched: Unpatched = False,
+    on: On = None,
+    workers: Places = None,
     json: Json = None,
     env: Env = None,
     build: Build = None,
@@ -110,8 +116,62 @@ def bisect(
     judged = scope(subject, device, None, preload, env, build, spec, trust_code, file=scope_file)
     if clause is None and not judged.specs:
         raise UsageError("name what broke: --clause ID, or --spec FILE")
+    require_engine(on, workers)
     use_cache()
-    raise typer.Exit(command.bisect(clause, good, bad, judged, json))
+    raise typer.Exit(command.bisect(clause, good, bad, judged, json, on, workers))
+
+
+def where(
+    a: Annotated[str, typer.Argument(metavar="A", help="One side: words that name what it is; see below.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other side, in the same way.")],
+    spec: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What sides train that name no spec; the default run otherwise.")
+    ] = None,
+    trust_code: TrustCode = False,
+    subject: Subject = "hf-trainer",
+    device: Device = "cpu",
+    preload: Preload = None,
+    b_preload: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="Import this module before upstream in B only. Repeatable."),
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Runs part at the first bit that differs, not beyond rounding.")
+    ] = False,
+    steps: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Record modules in the first N optimizer steps only; 0: in all.")
+    ] = 0,
+    json: Json = None,
+    env: Env = None,
+    build: Build = None,
+) -> None:
+    """Find the first module and operation at which two runs part.
+
+    A and B are each one or more words in quotes: a RunSpec (FILE.json), a subject, cpu or cuda, a launch (ddp:2), a setting
+    (lora.r=4), or a stack ('transformers==5.1.0', a requirements file). Exit codes: 0 equal, but for rounding, 1 they part,
+    2 could not run.
+    """
+    from harness.spec import RunSpec
+    from harness.where import command, sides
+
+    judged = scope(subject, device, env=env, build=build)
+    plain, said = RunSpec(), []
+    if spec is not None:
+        from harness.session import specs
+
+        plain, said = specs.load(spec, trust_code)
+    shared = tuple(preload or ())
+    one = sides.read(a, "A", plain, subject, device, trust_code, shared)
+    other = sides.read(b, "B", plain, subject, device, trust_code, (*shared, *(b_preload or ())))
+    for sentence in said:
+        print(sentence, file=sys.stderr)
+    if one.stack or other.stack:
+        use_cache()
+        from harness.gate import where as in_stacks
+
+        raise typer.Exit(in_stacks.where(one, other, exact, steps, json, judged))
+    make = lambda side, directory: command.in_forks(side, directory, steps)  # noqa: E731
+    raise typer.Exit(command.where(one, other, exact, json, make))
 
 
 def history(

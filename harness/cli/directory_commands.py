@@ -1,4 +1,4 @@
-"""Commands that look at a directory of somebody's own run: adapter."""
+"""Commands that look at a directory of somebody's own run: adapter, checkpoint."""
 
 from __future__ import annotations
 
@@ -30,3 +30,27 @@ def adapter(
     from harness.serving import command
 
     raise typer.Exit(command.run(directory, model, tokens, json))
+
+
+def checkpoint(
+    directory: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="A checkpoint, or an output_dir with many. An adapter alone is one, too."),
+    ],
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The base's directory, for the shapes of the adapter's tensors.")
+    ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Move torn checkpoints aside: each is renamed to torn-NAME, nothing is deleted."),
+    ] = False,
+    json: Json = None,
+) -> None:
+    """Look at a run's checkpoints: are they whole, and from which one can it be resumed?
+
+    The Trainer's and TRL's, those of accelerate's save_state, FSDP's and DeepSpeed's. No pickle is loaded, and nothing is
+    looked up on a network. Exit codes: 0 whole, 1 torn, 2 no checkpoint that can be read.
+    """
+    from harness.checkpoints import command
+
+    raise typer.Exit(command.run(directory, model, repair, json))

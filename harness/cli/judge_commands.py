@@ -19,6 +19,8 @@ from harness.cli.options import (
     Env,
     Html,
     Json,
+    On,
+    Places,
     Preload,
     ScopeFile,
     Specs,
@@ -27,6 +29,7 @@ from harness.cli.options import (
     Unpatched,
     devices,
     finite,
+    require_engine,
     scope,
     subject_names,
 )
@@ -111,6 +114,8 @@ def soak(
     clause: Clauses = None,
     preload: Preload = None,
     unpatched: Unpatched = False,
+    on: On = None,
+    workers: Places = None,
     json: Annotated[Path | None, file_option("Write each run's time and differences as JSON.")] = None,
 ) -> None:
     """Run the suites many times and compare the verdicts.
@@ -118,9 +123,10 @@ def soak(
     Each run has another hash seed and another order of cases. Arguments after -- go to pytest.
     """
     judged = scope(subject, device, clause, preload)
+    require_engine(on, workers)
     from harness.gate.soak import soak
 
-    raise typer.Exit(soak(times, judged, context.args, json))
+    raise typer.Exit(soak(times, judged, context.args, json, on=on, places=workers))
 
 
 def judge(
@@ -183,7 +189,7 @@ def judge(
     if spec is None and not any(value is not None for value in given.values()):
         raise UsageError("name what to judge: a SPEC, or one of --adapter, --arguments, --model, --data, --config")
     from harness import brought
-    from harness.session import apart
+    from harness.processes import apart
     from harness.session.repro import judge_run
 
     read = brought.read(spec, as_is=as_is, trust_pickle=trust_pickle, trust_code=trust_code, **given)
@@ -245,7 +251,8 @@ def repro(
     if clause is not None or bisect is not None:
         raise UsageError("--clause and --bisect are for --script and --issue")
     from harness import trust
-    from harness.session import apart, case_file
+    from harness.processes import apart
+    from harness.session import case_file
 
     case = case_file.load(file)
     if with_:

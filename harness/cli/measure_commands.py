@@ -1,13 +1,13 @@
-"""Commands that measure: speed, coverage, mutants."""
+"""Commands that measure: speed, coverage, mutants, crash."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from harness.cli.options import DAY, Clauses, Device, Plot, Subject, finite
+from harness.cli.options import DAY, Clauses, Device, On, Places, Plot, Subject, TrustCode, finite, require_engine
 from harness.cli.outputs import file_option
 from harness.cli.pytest_process import run_pytest
 from harness.errors import UsageError
@@ -33,6 +33,27 @@ def speed(
     strategy: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="How --ranks spreads a run; ddp and fsdp2 by default.")
     ] = None,
+    spec: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Measure the run of this RunSpec, as it is, instead of a shape.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Your run's adapter_config.json, or a directory that has one.")
+    ] = None,
+    arguments: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your run's TrainingArguments: JSON, YAML, or a run's directory."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|FAMILY", help="Your run's model: a directory with a config.json, or a family."),
+    ] = None,
+    trust_code: TrustCode = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Also show where a step's time goes, by kind of kernel.")
+    ] = False,
+    advise: Annotated[
+        bool, typer.Option("--advise", help="Try arguments that may make the run faster, and name the best five.")
+    ] = False,
     json: Annotated[Path | None, file_option("Write the figures as JSON.")] = None,
     plot: Plot = None,
 ) -> None:
@@ -42,8 +63,18 @@ def speed(
     """
     from harness.throughput import command
 
+    brought = {"spec_file": spec, "adapter": adapter, "arguments": arguments, "model": model}
+    own = next((f"--{name.removesuffix('_file')}" for name, value in brought.items() if value is not None), "")
     _require_that_each_option_counts(
         [
+            (own, own, "--shape", bool(shape)),
+            (own, own, "--rates", rates),
+            ("--kernels", kernels, "--rates", rates),
+            ("--kernels", kernels, "--ranks", ranks is not None),
+            ("--kernels", kernels, "--advise", advise),
+            ("--advise", advise, "--rates", rates),
+            ("--advise", advise, "--ranks", ranks is not None),
+            ("--plot", plot, "--advise", advise),
             ("--strategy", strategy, "one process; name --ranks N, too", ranks is None),
             ("--seconds", seconds, "--ranks", ranks is not None),
             ("--rates", rates, "--ranks", ranks is not None),
@@ -55,7 +86,23 @@ def speed(
         raise typer.Exit(command.scaling(subject, device, shape or [], ranks, tuple(strategy or ()), json, plot))
     if rates:
         raise typer.Exit(command.rates(device, shape or ["tiny"], seconds, json, plot))
-    raise typer.Exit(command.speed(subject, device, shape or [], seconds, json, plot))
+    chosen = _chosen_shapes(shape or [], device, brought, trust_code)
+    if advise:
+        raise typer.Exit(command.advice(subject, device, chosen, seconds, json))
+    raise typer.Exit(command.speed(subject, device, chosen, seconds, json, plot, kernels))
+
+
+def _chosen_shapes(names: list[str], device: str, brought: dict[str, Any], trust_code: bool) -> list[Any]:
+    """Return the shapes of these names, or that of the run that the user brought, which is taken as it is."""
+    from harness import brought as reading
+    from harness.throughput import shapes
+
+    if not any(value is not None for value in brought.values()):
+        return shapes.chosen(names, device)
+    read = reading.read(**brought, as_is=True, trust_code=trust_code)
+    for sentence in [*read.sentences, *(f"not looked at: {name} ({why})" for name, why in read.not_looked_at.items())]:
+        typer.echo(sentence, err=True)
+    return [shapes.own(read.spec, read.where)]
 
 
 def _require_that_each_option_counts(rules: list[tuple[str, object, str, bool]]) -> None:
@@ -98,13 +145,74 @@ def mutants(
     module: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Try the mutants of this Python file instead.")
     ] = None,
+    on: On = None,
+    workers: Places = None,
     json: Annotated[Path | None, file_option("Write the kill matrix as JSON.")] = None,
     html: Annotated[Path | None, file_option("Write the kill matrix as a page of HTML.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Also run the cells with Watch: what does it see?")] = False,
 ) -> None:
     """Put faults into upstream: do the suites catch them?
 
     Exit codes: 0 every mutant is caught, 1 one is not, 2 could not run.
     """
+    require_engine(on, workers)
+    _require_that_each_option_counts([("--watch", watch, "--on", on is not None)])
     from harness.mutants import command
 
-    raise typer.Exit(command.mutants(mutant or [], module, json, html))
+    raise typer.Exit(command.mutants(mutant or [], module, json, html, watch, on, workers))
+
+
+def crash(
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Judge these saves, such as plain or 'limit-*'. Repeatable; all by default."),
+    ] = None,
+    states: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=1_000_000, help="Judge a sample of N states of each save; all by default."
+        ),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(metavar="KIND", help="What stops: process, machine or both.", show_default=True)
+    ] = "both",
+    at_end: Annotated[
+        bool,
+        typer.Option("--at-end", help="Of a machine's stops, judge only those right after the save: the likeliest."),
+    ] = False,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Random seed of the sample.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=256, help="Processes; one for each core by default.")
+    ] = None,
+    callback: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE:CLASS", help="A TrainerCallback that each run has. Repeatable."),
+    ] = None,
+    resume_with: Annotated[
+        str,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Called with output_dir, returns what is passed as resume_from_checkpoint in place of True.",
+        ),
+    ] = "",
+    json: Annotated[Path | None, file_option("Write every state and its outcome as JSON.")] = None,
+    html: Annotated[Path | None, file_option("Write the result as one page that needs no network.")] = None,
+    plot: Plot = None,
+) -> None:
+    """Stop the Trainer's save at every point, and judge what resumes.
+
+    A save's file operations are recorded. Every state that a killed process or a stopped machine may leave is made of them,
+    resumed, loaded for inference and loaded as the best model.
+
+    Exit code 0 if each state goes on bit for bit or is refused with the checkpoint to use, 1 if one does not.
+    """
+    import os
+
+    from harness.crash import command
+    from harness.crash.parallel import Sample
+
+    if kind not in command.KINDS:
+        raise UsageError(f"--kind {kind!r} is none of {', '.join(command.KINDS)}")
+    count = workers or len(os.sched_getaffinity(0))
+    sample = Sample(states, command.KINDS[kind], seed, at_end)
+    raise typer.Exit(command.crash(scenario or [], sample, count, callback or [], resume_with, json, html, plot))

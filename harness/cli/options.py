@@ -122,6 +122,26 @@ Json = Annotated[Path | None, file_option("Write the report as JSON.")]
 Html = Annotated[Path | None, file_option("Write the report as a page of HTML, one file that needs no network.")]
 Plot = Annotated[Path | None, file_option("Write a plot as PNG or SVG.", "plot")]
 
+On = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ENGINE",
+        help="Judge there: local, slurm, kubernetes or a FILE.py with a parsl.Config (see map). [here]",
+    ),
+]
+Places = Annotated[
+    int | None, typer.Option("--workers", metavar="N", min=1, max=1000, help="With --on: how many at a time.")
+]
+
+
+def require_engine(on: str | None, workers: int | None) -> None:
+    """Raise UsageError for --workers without --on."""
+    if workers is not None and on is None:
+        from harness.errors import UsageError
+
+        raise UsageError("--workers: is for --on; name an engine, too")
+
+
 #: The help of an option that takes a stack.
 REQUIREMENTS = "a requirements or lock file, 'current', or releases such as 'transformers==5.1.0 peft==0.18.1'."
 

@@ -34,6 +34,7 @@ CHAPTERS = (
     "perf",
     "rng",
     "gen",
+    "crash",
 )
 
 

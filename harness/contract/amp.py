@@ -89,6 +89,14 @@ CHAPTER = Chapter(
             source="accelerate/accelerator.py:1805-1809 (Accelerator.prepare_model, which passes over a model that any "
             "Accelerator has prepared)",
         ),
+        Clause(
+            "AMP-13",
+            "In half precision the adapter's contribution MUST NOT be lost by rounding: of its effect on the logits in "
+            "float32, at least 1 - 16 u MUST be left, where u is the unit roundoff of the format and 16 the roundings that "
+            "the adapter's own part goes through.",
+            source="peft/tuners/lora/layer.py:932-968 (Linear.forward, which adds the adapter's output to one that is "
+            "rounded already); torch/amp/autocast_mode.py (autocast)",
+        ),
     ),
     profile="trainer",
 )

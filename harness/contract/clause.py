@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from harness.environment import satisfies
+from harness.environment import unmet
 
 #: What a clause asks of whoever trains, the least first. A profile has the clauses of those before it, too, but for "stack".
 #:
@@ -54,7 +54,7 @@ class Clause:
             return "a GPU"
         if self.device and device != self.device:
             return f"--device {self.device}"
-        return next((need for need in self.needs if not satisfies(need)), self.option or None)
+        return next((need for need in self.needs if unmet(need)), self.option or None)
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,9 @@ def _code() -> str:
     digest = hashlib.sha256()
     for folder in (PACKAGE, SUITES, FIXTURES):
         for file in sorted(folder.rglob("*")):
+            # The table of many stacks, and what makes it, decide no verdict.
+            if file.relative_to(folder).parts[0] == "map":
+                continue
             if file.suffix in (".py", ".toml", ".json"):
                 digest.update(file.read_bytes())
     return digest.hexdigest()

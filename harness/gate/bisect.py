@@ -83,11 +83,19 @@ class Answer:
         return f"{self.clause} broke {first}{' together with '.join(words)}"
 
 
-def search(clause: str, good: Stack, bad: Stack, releases: Callable[[str, str, str], list[str]], ask: Ask) -> Answer:
+def search(
+    clause: str,
+    good: Stack,
+    bad: Stack,
+    releases: Callable[[str, str, str], list[str]],
+    ask: Ask,
+    at_once: int = PARALLEL,
+) -> Answer:
     """Return what broke a clause that holds on `good` and fails on `bad`.
 
     - releases(package, first, last): the releases between two, as `harness.gate.index.between` returns them.
     - ask(stacks): judges stacks.
+    - at_once: how many it judges at a time. With k, each step leaves one part of k + 1.
     """
     answer = Answer(clause, [])
 
@@ -100,7 +108,9 @@ def search(clause: str, good: Stack, bad: Stack, releases: Callable[[str, str, s
     moved = _smallest(differ, good, bad, ask_and_record)
     for package in moved:
         others = good | {other: bad[other] for other in moved if other != package}
-        answer.steps.append(_first(package, releases(package, good[package], bad[package]), others, ask_and_record))
+        answer.steps.append(
+            _first(package, releases(package, good[package], bad[package]), others, ask_and_record, at_once)
+        )
     return answer
 
 
@@ -115,7 +125,7 @@ def _smallest(differ: list[str], good: Stack, bad: Stack, ask: Ask) -> list[str]
     return differ
 
 
-def _first(package: str, versions: list[str], others: Stack, ask: Ask) -> Step:
+def _first(package: str, versions: list[str], others: Stack, ask: Ask, at_once: int) -> Step:
     """Search for the first version that breaks the clause. The first in the list holds, the last breaks."""
     low, high = 0, len(versions) - 1
     verdict_at = {low: HOLDS, high: BREAKS}
@@ -124,7 +134,7 @@ def _first(package: str, versions: list[str], others: Stack, ask: Ask) -> Step:
         if not inside:
             return Step(package, versions[low], versions[high], tuple(versions[low + 1 : high]))
         # As many as are judged at once, evenly spread.
-        count = min(PARALLEL, len(inside))
+        count = min(at_once, len(inside))
         chosen = sorted({inside[len(inside) * (part + 1) // (count + 1)] for part in range(count)})
         verdicts = ask([others | {package: versions[index]} for index in chosen])
         verdict_at |= dict(zip(chosen, verdicts, strict=True))
@@ -192,7 +202,7 @@ def bisect(
             report(stack, result, verdict, cases)
         return verdicts
 
-    return search(clause, ends[0], ends[1], between, ask)
+    return search(clause, ends[0], ends[1], between, ask, prober.width)
 
 
 def _named(environment: Environment) -> list[str]:

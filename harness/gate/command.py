@@ -41,6 +41,7 @@ from harness.gate.requirements import CURRENT, read
 from harness.gate.scope import Scope
 from harness.gate.side import Side
 from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
+from harness.processes import engine
 from harness.processes.guard import ignore_ctrl_c
 from harness.progress import Progress, Task, screen
 from harness.reports import github
@@ -180,10 +181,19 @@ def gate(
     return exit_code(outcome.verdict)
 
 
-def bisect(clause: str | None, good: str, bad: str, judged: Scope, json: Path | None) -> int:
+def bisect(
+    clause: str | None,
+    good: str,
+    bad: str,
+    judged: Scope,
+    json: Path | None,
+    on: str | None = None,
+    workers: int | None = None,
+) -> int:
     """Find the release that broke a clause, or the run of --spec. Returns 0 if it is found, 3 if only a range of releases is.
 
     - clause: the clause; None for all clauses that hold for the runs of `judged.specs` on `good` and fail on `bad`.
+    - on, workers: where stacks are judged (`harness.processes.engine`); None for two at a time in this process.
 
     Raises UsageError if `clause` does not name one clause, or if nothing holds on `good` and fails on `bad`.
     """
@@ -195,12 +205,18 @@ def bisect(clause: str | None, good: str, bad: str, judged: Scope, json: Path | 
         judged = dataclasses.replace(judged, clauses=(clause,))
     name = clause or ", ".join(one for one, _ in judged.specs)
     check_inputs([good, bad], json)
+    if on is not None:
+        engine.check(on)
     ends = made([good, bad], judged)
     differ = [name for name in ends[0].stack if ends[0].stack[name] != ends[1].stack.get(name)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in (*differ, name, "seconds", "seen"):
         table.add_column(column, overflow="ellipsis", no_wrap=True)
-    with Progress(None, f"bisect {name}") as progress:
+    place = Path(".peft-harness") / "bisect"
+    at_hand: contextlib.AbstractContextManager[engine.Engine | None] = contextlib.nullcontext()
+    if on is not None:
+        at_hand = engine.opened(on, workers, place, judged.device)
+    with at_hand as running, Progress(None, f"bisect {name}") as progress:
 
         def doing(stack: str, what: str) -> None:
             words = [word for word in stack.split() if word.partition("==")[0] in differ]
@@ -212,7 +228,7 @@ def bisect(clause: str | None, good: str, bad: str, judged: Scope, json: Path | 
             words = " ".join(f"{name}=={version}" for name, version in zip(differ, changing, strict=True))
             progress.update(table.row_count, text=f"{words}: {verdict}")
 
-        answer = bisection.bisect(name, ends[0], ends[1], Prober(judged, report=doing), report)
+        answer = bisection.bisect(name, ends[0], ends[1], Prober(judged, report=doing, engine=running), report)
     console = screen()
     console.print(table)
     console.print(str(answer), style="bold", soft_wrap=True)

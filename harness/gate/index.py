@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from datetime import date
 
 from packaging.version import InvalidVersion, Version
 
@@ -10,11 +11,19 @@ from harness.errors import UsageError
 from harness.gate import uv
 
 
-@functools.cache
 def releases(package: str) -> tuple[str, ...]:
     """Return all releases, oldest first. Yanked releases and pre-releases are left out.
 
     Raises UsageError if the index cannot be read.
+    """
+    return tuple(dated(package))
+
+
+@functools.cache
+def dated(package: str) -> dict[str, date | None]:
+    """Return release -> the day on which its first file was uploaded, oldest release first; None if the index has no date.
+
+    Yanked releases and pre-releases are left out. Raises UsageError if the index cannot be read.
     """
     try:
         from pypi_simple import PYPI_SIMPLE_ENDPOINT, PyPISimple
@@ -28,6 +37,7 @@ def releases(package: str) -> tuple[str, ...]:
         except Exception as error:
             raise UsageError(f"{package}: the package index cannot be read ({type(error).__name__}: {error})") from None
     found: dict[Version, str] = {}
+    days: dict[Version, date] = {}
     for file in page.packages:
         if file.version is None or file.is_yanked:
             continue
@@ -37,7 +47,9 @@ def releases(package: str) -> tuple[str, ...]:
             continue
         if not version.is_prerelease:
             found[version] = file.version
-    return tuple(found[version] for version in sorted(found))
+            if file.upload_time is not None:
+                days[version] = min(file.upload_time.date(), days.get(version, date.max))
+    return {found[version]: days.get(version) for version in sorted(found)}
 
 
 def between(package: str, first: str, last: str) -> list[str]:

@@ -23,6 +23,7 @@ from harness.gate.environments import Environment
 from harness.gate.scope import Scope
 from harness.gate.side import Side
 from harness.paths import cache_directory
+from harness.processes.engine import Engine
 from harness.session.report import headline
 from harness.verdict import Case
 
@@ -73,16 +74,28 @@ class Prober:
     - judged: has the clause, or the runs.
     - tests: node ids of the suites; if empty, all tests that `judged` chooses.
     - report(stack, doing): called with what is being done, for progress lines.
+    - engine: judges the stacks, of which each takes one of its places; None: threads of this process do.
     """
 
     judged: Scope
     tests: tuple[str, ...] = ()
     report: Callable[[str, str], None] = lambda stack, doing: None
+    engine: Engine | None = None
+
+    @property
+    def width(self) -> int:
+        """How many stacks are judged at a time."""
+        return PARALLEL if self.engine is None else self.engine.width
 
     def ask(self, stacks: Sequence[str]) -> list[StackResult]:
-        """Judge stacks, given by their requirements, PARALLEL at a time."""
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            return list(pool.map(self._ask, stacks))
+        """Judge stacks, given by their requirements, `width` at a time."""
+        if self.engine is None:
+            with ThreadPoolExecutor(PARALLEL) as pool:
+                return list(pool.map(self._ask, stacks))
+        for stack in stacks:
+            self.report(stack, "waits for a place, or is judged")
+        ahead = [self.engine.executor.submit(judged_elsewhere, self.judged, self.tests, stack) for stack in stacks]
+        return [future.result() for future in ahead]
 
     def _ask(self, stack: str) -> StackResult:
         started = time.monotonic()
@@ -140,6 +153,11 @@ class Prober:
                 return side.suites(workers, report, tests=self.tests)
             finally:
                 side.end()
+
+
+def judged_elsewhere(judged: Scope, tests: tuple[str, ...], stack: str) -> StackResult:
+    """Judge one stack: the task of an engine. Its cases are cached like any other's, so it may run again."""
+    return Prober(judged, tests)._ask(stack)
 
 
 def targets(good: StackResult, bad: StackResult) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ from harness.files import Attempts, write_whole
 from harness.gate.command import workers
 from harness.gate.scope import Scope
 from harness.paths import OUR_SETTINGS, SAFE_PATH, SUITES
+from harness.processes import engine
 from harness.progress import Progress, screen
 from harness.words import counted
 
@@ -28,12 +30,21 @@ LIMIT = 3000.0
 Verdicts = dict[str, str]
 
 
-def soak(times: int, judged: Scope, rest: Sequence[str] = (), file: Path | None = None, limit: float = LIMIT) -> int:
+def soak(
+    times: int,
+    judged: Scope,
+    rest: Sequence[str] = (),
+    file: Path | None = None,
+    limit: float = LIMIT,
+    on: str | None = None,
+    places: int | None = None,
+) -> int:
     """Run the suites `times` times, and print after each run what it judged differently from the first.
 
     - rest: further words for pytest.
     - file: gets {"runs": [{"seed", "seconds", "exit", "cases", "differs"}]} as JSON.
     - limit: seconds after which a run counts as hung.
+    - on, places: where the runs are made, and how many at a time (`harness.processes.engine`); None: here, one by one.
 
     Returns 0 if all runs judged alike; 1 if one judged differently, hung, or judged nothing. Raises UsageError if the first
     run judged nothing.
@@ -47,13 +58,15 @@ def soak(times: int, judged: Scope, rest: Sequence[str] = (), file: Path | None 
     console, written = screen(markup=False, soft_wrap=True), Attempts()
     runs: list[dict[str, Any]] = []
     first: Verdicts | None = None
-    with tempfile.TemporaryDirectory() as directory:
+    with _engine(on, places, judged) as running:
+        ahead = (
+            []
+            if running is None
+            else [running.executor.submit(one_run, seed, judged, tuple(rest), limit) for seed in range(1, times + 1)]
+        )
         for seed in range(1, times + 1):
-            report = Path(directory) / f"{seed}.json"
-            began = time.monotonic()
             with Progress(None, f"run {seed} of {times}"):
-                code = _run(seed, judged, rest, report, limit)
-            body = json.loads(report.read_text()) if report.is_file() else {"clauses": []}
+                code, body, seconds = ahead[seed - 1].result() if ahead else one_run(seed, judged, rest, limit)
             found = verdicts(body)
             if first is None and code is not None and not found:
                 raise UsageError(f"the suites judged no case (exit code {code}); the end of their output is above")
@@ -69,7 +82,6 @@ def soak(times: int, judged: Scope, rest: Sequence[str] = (), file: Path | None 
                 differs = [f"judged no case (exit code {code})"]
             else:
                 differs = differences(first, found)
-            seconds = round(time.monotonic() - began, 1)
             runs.append({"seed": seed, "seconds": seconds, "exit": code, "cases": len(found), "differs": differs})
             result = "same as the first" if seed > 1 and not differs else "; ".join(differs[:3])
             cases = counted(len(found), "case")
@@ -81,6 +93,25 @@ def soak(times: int, judged: Scope, rest: Sequence[str] = (), file: Path | None 
     console.print(f"{times} runs: {times - unlike} judged alike, {unlike} differently or hung")
     written.require_last()
     return 1 if unlike else 0
+
+
+def _engine(
+    on: str | None, places: int | None, judged: Scope
+) -> contextlib.AbstractContextManager[engine.Engine | None]:
+    if on is None:
+        return contextlib.nullcontext()
+    engine.check(on)
+    return engine.opened(on, places, Path(".peft-harness") / "soak", judged.device)
+
+
+def one_run(seed: int, judged: Scope, rest: Sequence[str], limit: float) -> tuple[int | None, dict[str, Any], float]:
+    """Run the suites once: (the exit code, None if they were ended at the limit; the report; seconds)."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory) / f"{seed}.json"
+        code = _run(seed, judged, rest, report, limit)
+        body = json.loads(report.read_text()) if report.is_file() else {"clauses": []}
+    return code, body, round(time.monotonic() - began, 1)
 
 
 def verdicts(report: dict[str, Any]) -> Verdicts:

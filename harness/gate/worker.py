@@ -122,7 +122,31 @@ def count(directory: Path, spec: dict[str, Any], subject: str) -> Any:
         return counters.count(subjects.load(subject), RunSpec.from_json(spec), Path(temporary)).to_json()
 
 
-VERBS: dict[str, Callable[..., Any]] = {"train": train, "infer": infer, "inventory": inventory, "count": count}
+def record(
+    directory: Path, spec: dict[str, Any], into: str, subject: str, seed: int | None = None, steps: int = 0
+) -> Any:
+    """Train a spec and record its modules (`harness.where`), into DIRECTORY/into.
+
+    Returns {"unsupported": reason} if the subject does not train such a spec, or upstream ends it before its first step.
+    """
+    from harness.where import command
+
+    shutil.rmtree(directory / into, ignore_errors=True)
+    (directory / into).mkdir(parents=True)
+    try:
+        command.train(RunSpec.from_json(spec), subject, directory / into, seed, steps, (), subject)
+    except UsageError as error:
+        return {"unsupported": str(error)}
+    return {}
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "train": train,
+    "infer": infer,
+    "inventory": inventory,
+    "count": count,
+    "record": record,
+}
 
 
 if __name__ == "__main__":

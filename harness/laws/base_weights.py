@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from harness.fixtures import models
-from harness.fixtures.methods import METHODS
+from harness.fixtures.methods import rows_of
 from harness.spec import AdapterSpec, RunSpec
 from harness.tensors.names import is_adapter, own_part
 from harness.trace import Trace
@@ -19,9 +19,8 @@ from harness.trace import Trace
 EMBEDDING_LAYERS = ("embed_tokens", "lm_head")
 
 #: Values of LoraConfig.init_lora_weights (or how they begin) that subtract the fresh adapter from the base's weights:
-#: peft/tuners/lora/layer.py:pissa_init, olora_init, corda_init, loftq_init. (lora_ga_init does so only after a search for
-#: gradients, which no spec can ask for.)
-_SUBTRACTED = ("pissa", "olora", "corda", "loftq")
+#: peft/tuners/lora/layer.py:pissa_init, olora_init, corda_init, loftq_init, lora_ga_init.
+_SUBTRACTED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def saved_beside(trace: Trace) -> set[str]:
@@ -85,6 +84,9 @@ def changed_by_injection(adapter: AdapterSpec) -> str | None:
     start = adapter.config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_SUBTRACTED):
         return f"adapter.config.init_lora_weights = {start!r} changes the base's weights when the adapter is injected"
+    if adapter.config.get("kasa_config") is not None:
+        # peft/tuners/lora/variants.py:KasaLinearVariant
+        return "adapter.config.kasa_config cuts the smallest singular values of the base's weights"
     if adapter.config.get("layer_replication"):
         return "adapter.config.layer_replication changes the base's layers when the adapter is injected"
     return None
@@ -105,14 +107,35 @@ def changed_by_others(adapter: AdapterSpec) -> str | None:
 def redrawn_by_loading(adapter: AdapterSpec) -> str | None:
     """Return the field by which each injection changes the base's weights differently, None if there is none.
 
-    pissa_niter_N takes a randomized SVD. Who loads the adapter into a new base gets other base weights.
+    pissa_niter_N and lora_ga take a randomized SVD. Who loads the adapter into a new base gets other base weights.
     """
     start = adapter.config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith("pissa_niter"):
+    if isinstance(start, str) and start.lower().startswith(("pissa_niter", "lora_ga")):
         return f"adapter.config.init_lora_weights = {start!r} draws random numbers to change the base's weights"
     return None
 
 
 def is_known(adapter: AdapterSpec) -> bool:
     """Return whether the table of methods has a row for the adapter's type, which says which frozen tensors it saves."""
-    return any(method.peft_type == adapter.peft_type for method in METHODS.values())
+    return bool(rows_of(adapter.peft_type))
+
+
+#: Field of a LoraConfig -> endings of tensors that its variant counts up in each forward pass, and saves. No optimizer has
+#: them. (peft/tuners/lora/velora.py, monteclora.py)
+_COUNTED = {
+    "velora_config": ("lora_velora_embed",),
+    "monteclora_config": ("sampler.expert_weights", "sampler.gaussian_var_prior"),
+}
+
+
+def counted(adapter: AdapterSpec) -> tuple[str, ...]:
+    """Return the endings of the adapter's own tensors that its forward pass changes."""
+    config = adapter.config
+    return tuple(end for field, ends in _COUNTED.items() if config.get(field) is not None for end in ends)
+
+
+def own_tensors(adapter: AdapterSpec) -> set[str]:
+    """Return the endings of the adapter's own tensors that are not trained, and are saved because of its config."""
+    # peft/tuners/lora/variants.py:MiCALinearVariant: B is fixed, and only A is trained.
+    fixed = {"lora_B.weight"} if adapter.config.get("init_lora_weights") == "mica" else set()
+    return fixed | set(counted(adapter))

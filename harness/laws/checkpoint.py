@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from harness.fixtures.methods import METHODS
+from harness.fixtures.methods import rows_of
 from harness.laws import base_weights
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences, is_finite
@@ -39,7 +39,7 @@ def adapter_only(trace: Trace) -> Verdict:
     """
     findings = incomplete(trace)
     adapter = trace.spec.adapter
-    beside = {end for m in METHODS.values() if m.peft_type == adapter.peft_type for end in m.saves}
+    beside = {end for row in rows_of(adapter.peft_type) for end in row.saves} | base_weights.own_tensors(adapter)
     allowed = base_weights.saved_beside(trace) | set(trace.trainable) | set(trace.shared)
     if not trace.checkpoints:
         findings.append("no checkpoint was written")
@@ -48,7 +48,7 @@ def adapter_only(trace: Trace) -> Verdict:
         findings += [f"{where}: {name} is there" for name in checkpoint.files if Path(name).name in _BASE_FILES]
         saved = under_trained_names(trace, checkpoint.adapter)
         missing = [name for name in trace.trainable if name not in saved]
-        extra = [n for n in checkpoint.adapter if n not in allowed and not n.endswith((*beside, "\0"))]
+        extra = [n for n in checkpoint.adapter if n not in allowed and not _is_beside(n, beside)]
         if not base_weights.is_known(adapter) and (missing or any(map(names.is_adapter, extra))):
             why = f"adapter.peft_type = {adapter.peft_type!r} is not in the table of methods"
             findings.append(Unjudged(f"{where}: which tensors it saves of its own was not judged: {why}"))
@@ -64,6 +64,11 @@ def adapter_only(trace: Trace) -> Verdict:
             if not tensor.numel() and (name not in trace.adapter or trace.adapter[name].numel())
         ]
     return verdict("each checkpoint holds exactly the trained tensors", findings, checkpoints=len(trace.checkpoints))
+
+
+def _is_beside(name: str, beside: set[str]) -> bool:
+    """Return whether a tensor is one of those that a method saves beside the trained ones, by its end or a part."""
+    return name.endswith((*beside, "\0")) or any(part in beside for part in name.split("."))
 
 
 def under_trained_names(trace: Trace, tensors: Tensors) -> Tensors:

@@ -99,8 +99,8 @@ def _on_each_rank(compare: Callable[[Trace, Trace], Verdict], seen: Trace, expec
 @if_planned
 def splits(train: Train, spec: RunSpec) -> Verdict:
     """Check that accumulated micro-batches train as one large batch does."""
-    if reason := recompute.DRAWS.get(spec.adapter.peft_type):
-        return not_comparable(f"adapter.peft_type = {spec.adapter.peft_type!r}: {reason}")
+    if reason := recompute.drawn_by(spec.adapter):
+        return not_comparable(reason)
     found = loading(spec)
     if found.window == 1:
         return not_comparable("nothing is accumulated")
@@ -126,8 +126,8 @@ def splits(train: Train, spec: RunSpec) -> Verdict:
 @if_planned
 def reordered(train: Train, spec: RunSpec) -> Verdict:
     """Check that a window's gradient is the same if its rows are in another order, in other micro-batches."""
-    if reason := recompute.DRAWS.get(spec.adapter.peft_type):
-        return not_comparable(f"adapter.peft_type = {spec.adapter.peft_type!r}: {reason}")
+    if reason := recompute.drawn_by(spec.adapter):
+        return not_comparable(reason)
     if rounds(spec):
         return not_comparable(_ROUNDING)
     if spec.data.order:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from harness.laws import base_weights
 from harness.laws.completion import incomplete
 from harness.laws.equal import has_moved, is_finite
 from harness.tensors import names
@@ -23,8 +24,13 @@ NF4_STATE = ("absmax", "nested_absmax", "nested_quant_map", "quant_map", "quant_
 
 
 def base_frozen(trace: Trace) -> Verdict:
-    """Check that training changes no bit of any tensor of state_dict() that does not require gradients."""
-    findings = _changed(trace, (set(trace.base_before) | set(trace.base)) - set(trace.shared))
+    """Check that training changes no bit of any tensor of state_dict() that does not require gradients.
+
+    What an adapter's own forward pass counts up is left out (`base_weights.counted`).
+    """
+    moving = base_weights.counted(trace.spec.adapter)
+    frozen = {name for name in (*trace.base_before, *trace.base) if not (moving and name.endswith(moving))}
+    findings = _changed(trace, frozen - set(trace.shared))
     return verdict("every base tensor bit-identical before and after training", findings, tensors=len(trace.base))
 
 

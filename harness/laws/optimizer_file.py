@@ -38,21 +38,28 @@ def holds_the_trained_tensors(trace: Trace) -> Verdict:
     """Check that optimizer.pt holds AdamW's state of each trained tensor and of no other: two moments, a step counter.
 
     Its tensors have 2 * (the trained tensors' bytes) + 4 bytes for each tensor: 8P + 4n for n float32 tensors of P numbers.
-    A tensor counts with the dtype that it was trained in. That may be gone at the end, if the best checkpoint was loaded.
+    A tensor counts with the dtype that it was trained in. That may be gone at the end, if the best checkpoint was loaded. A
+    tensor that no step gave a gradient has no state, and the verdict says which: the base makes no use of its layer, or reads
+    the layer's weight past the adapter.
     """
     findings = _written(trace, "optimizer.pt")
+    reached = {name for step in trace.steps for name in step.clipped}
+    idle = [name for name in trace.trainable if name not in reached] if reached else []
     trained = trace.adapter_before if trace.spec.arguments.get("load_best_model_at_end") else trace.adapter
     sizes = [len(group.names) for group in trace.groups]
     grouped = [name for group in trace.groups for name in group.names]
     findings += [f"{name} is trained, but in no group" for name in trace.trainable if name not in grouped]
-    expected = 2 * sum(_bytes(trained[name]) for name in trace.trainable) + STEP_BYTES * len(trace.trainable)
+    having = [name for name in trace.trainable if name not in idle]
+    expected = 2 * sum(_bytes(trained[name]) for name in having) + STEP_BYTES * len(having)
+    stated = [index for index, name in enumerate(grouped) if name not in idle]
     for checkpoint in _having(trace, "optimizer.pt"):
         where, saved = f"checkpoint-{checkpoint.step}/optimizer.pt:", load_state(checkpoint, "optimizer.pt")
         seen = [len(group["params"]) for group in saved["param_groups"]]
         if seen != sizes:
             findings.append(f"{where} groups of {seen} tensors, expected {sizes}")
-        if sorted(saved["state"]) != list(range(len(grouped))):
-            findings.append(f"{where} state of tensors {sorted(saved['state'])}, expected 0 to {len(grouped) - 1}")
+        if sorted(saved["state"]) != stated:
+            every = f"0 to {len(grouped) - 1}" if not idle else f"{stated}"
+            findings.append(f"{where} state of tensors {sorted(saved['state'])}, expected {every}")
         for index, state in saved["state"].items():
             name = grouped[index] if index < len(grouped) else str(index)
             findings += _state_findings(f"{where} {name}", state, checkpoint.step)
@@ -66,7 +73,10 @@ def holds_the_trained_tensors(trace: Trace) -> Verdict:
         total = tensor_bytes(saved)
         if total != expected:
             findings.append(f"{where} {total} bytes of tensors, expected {expected}")
-    return verdict("optimizer.pt is AdamW's state of the trained tensors", findings, tensor_bytes=expected)
+    what = "optimizer.pt is AdamW's state of the trained tensors"
+    if idle:
+        what += f", but for {len(idle)} of {len(trace.trainable)} that no step gave a gradient ({idle[0]}, ...)"
+    return verdict(what, findings, tensor_bytes=expected)
 
 
 def size_law(trace: Trace) -> Verdict:

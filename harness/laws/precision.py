@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness.fixtures import data, models
+from harness.laws import effect_share
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences, equal_runs
 from harness.spec import ADD, RunSpec
@@ -167,3 +168,76 @@ def trained_again(
     fresh.load_state_dict(used.state_dict())
     again = subject.train(second, directory / "again", model=used)
     return equal_runs(again, subject.train(second, directory / "fresh", model=fresh))
+
+
+# ---- the adapter's contribution ----
+
+#: Times the uncertainty of a share by which it must be too small. An uncertainty is two standard errors, so a share that is
+#: whole is taken for a smaller one once in 30,000.
+_SURE = 2.0
+
+
+def contribution(model: torch.nn.Module, spec: RunSpec, dtype: torch.dtype | None) -> Verdict:
+    """Check that what an adapter adds is not rounded away: its effect on the logits is the one that it has in float32.
+
+    The latter is computed without peft: by the base in float32, with and without B A added to its weights.
+
+    - model: one with a LoRA adapter, trained. spec: the run that trained it.
+    - dtype: that of the autocast in which the model computes; None: it computes in the dtype of its parameters.
+
+    If rounding is so large that a loss of half the effect could not be seen, the verdict is NOT_COMPARABLE.
+    """
+    effect = _exact_effect(model, spec)
+    formats = {p.dtype for p in model.parameters() if p.is_floating_point()} | ({dtype} if dtype else set())
+    coarsest = max(formats, key=lambda one: torch.finfo(one).eps)
+    wanted = effect_share.least(coarsest)
+    expected = f"at least {wanted:.1%} of the adapter's effect on the logits in float32 is there"
+    if not bool(effect.square().sum()):
+        return verdict(expected, ["in float32 the adapter changes no logit"])
+    left = effect_share.share(_effect(model, spec, dtype), effect)
+    found = f"{left.share:.1%} of the adapter's effect on the logits is there, give or take {left.uncertainty:.1%}"
+    if left.uncertainty > 0.5:
+        return Verdict(NOT_COMPARABLE, expected, (f"{found}: too uncertain to see that half of it is lost",))
+    return verdict(expected, [found] if left.share + _SURE * left.uncertainty < wanted else [])
+
+
+def _exact_effect(model: torch.nn.Module, spec: RunSpec) -> torch.Tensor:
+    """Return what the adapter changes in the logits in float32, (tokens, vocabulary), in float64."""
+    base = models.build(spec.model).float().eval()
+    without = _all_logits(base, spec, None)
+    matrices = {names.canonical(raw, spec.adapter.name): p.detach().float() for raw, p in model.named_parameters()}
+    scaling = spec.adapter.config["lora_alpha"] / spec.adapter.config["r"]
+    with torch.no_grad():
+        for name, a in matrices.items():
+            if name.endswith(".lora_A.weight"):
+                layer = name.removesuffix(".lora_A.weight")
+                weight = base.get_submodule(layer).get_parameter("weight")
+                weight += scaling * matrices[f"{layer}.lora_B.weight"].to(weight.device) @ a.to(weight.device)
+    return _all_logits(base, spec, None) - without
+
+
+def _effect(model: torch.nn.Module, spec: RunSpec, dtype: torch.dtype | None) -> torch.Tensor:
+    """Return what an adapter changes in the logits, (tokens, vocabulary), in float64."""
+    was = model.training
+    with_adapter = _all_logits(model.eval(), spec, dtype)
+    taken = [(p, p.detach().clone()) for name, p in model.named_parameters() if "lora_B" in name]
+    try:
+        with torch.no_grad():
+            for parameter, _ in taken:
+                parameter.zero_()
+        return with_adapter - _all_logits(model, spec, dtype)
+    finally:
+        with torch.no_grad():
+            for parameter, value in taken:
+                parameter.copy_(value)
+        model.train(was)
+
+
+def _all_logits(model: torch.nn.Module, spec: RunSpec, dtype: torch.dtype | None) -> torch.Tensor:
+    rows = data.rows(spec.data)[0]
+    device = next(model.parameters()).device
+    inputs = {
+        name: torch.tensor([row[name] for row in rows], device=device) for name in ("input_ids", "attention_mask")
+    }
+    with torch.no_grad(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        return model(**inputs)["logits"].flatten(0, -2).double().cpu()

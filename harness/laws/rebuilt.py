@@ -13,6 +13,8 @@ from harness.laws.checkpoint import ADAPTER_FILE, adapter_files
 from harness.laws.comparisons import HALF
 from harness.laws.completion import incomplete
 from harness.laws.equal import differences, largest, same_adapter
+from harness.laws.recompute import logits_of
+from harness.raised import refuses
 from harness.spec import GET, RunSpec
 from harness.tensors import names
 from harness.tolerance import EXACT, MERGED, REBUILT
@@ -68,11 +70,11 @@ def logits(model: Any, spec: RunSpec) -> Tensors:
     adapter, some methods compute under no other. Any other base is computed in float32, where small differences show.
     """
     rows, device = data.rows(spec.data)[0][:2], next(model.parameters()).device
-    batch = {name: torch.tensor([row[name] for row in rows], device=device) for name in rows[0]}
+    batch = {name: torch.tensor([row[name] for row in rows], device=device) for name in data.columns(spec.data)}
     lower = next((dtype for name, dtype in _AUTOCASTS.items() if spec.arguments.get(name)), None)
     mixed = lower is not None and (spec.model.quantization is not None or spec.model.dtype != "float32")
     with torch.no_grad(), torch.autocast(device.type, lower, enabled=mixed):
-        return {"logits": model.eval()(**batch)["logits"].cpu()}
+        return {"logits": logits_of(model.eval()(**batch)).cpu()}
 
 
 def _of_base(spec: RunSpec) -> Tensors:
@@ -150,7 +152,9 @@ def merged(trace: Trace) -> Verdict:
     try:
         for layer in layers:
             layer.merge()
-    except NotImplementedError as error:
+    except (NotImplementedError, ValueError) as error:
+        if not refuses(error):
+            raise
         return Verdict(NOT_COMPARABLE, expected, (f"peft does not merge {spec.adapter.peft_type} here: {error}",))
     findings, sums = differences(logits(model, spec), unmerged, MERGED.loss, "merged:"), _weights(layers)
     if not _weights_differ(sums, base) and differences(unmerged, _of_base(spec), MERGED.loss, ""):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -51,19 +52,49 @@ def the_labels(row: data.Row) -> list[int]:
     return labels
 
 
+def the_answer(row: data.Row) -> list[int]:
+    """Return the targets of a model that answers questions: the first and the last place of the answer."""
+    return [row["start_positions"], row["end_positions"]]
+
+
 #: Task -> what its rows must predict.
 _TARGETS: dict[str, Targets] = {
     models.CAUSAL: next_tokens,
     models.CLASSIFICATION: the_label,
     models.SEQ2SEQ: the_labels,
+    models.TOKENS: the_labels,
+    models.ANSWERS: the_answer,
+    models.MASKED: the_labels,
+    models.IMAGES: the_label,
+    models.SPEECH: the_labels,
+    models.IMAGE_TEXT: next_tokens,
 }
+
+#: Tasks whose decoder is fed the labels, one position later.
+_DECODES = (models.SEQ2SEQ, models.SPEECH)
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """Return the logits of a model's output. Of an answer they are (rows, 2, places): of its start and of its end."""
+    if "start_logits" in output:
+        return torch.stack([output["start_logits"], output["end_logits"]], dim=1)
+    logits: torch.Tensor = output["logits"]
+    return logits
 
 
 #: peft type whose layers draw random numbers in training, as dropout does -> what it draws.
-DRAWS = {"PVERA": "it draws the adapted output from a distribution, with random numbers that are not recorded"}
+DRAWS = {
+    "PVERA": "it draws the adapted output from a distribution, with random numbers that are not recorded",
+    # peft/tuners/lily/layer.py:LilyLayer.forward takes the mean over all tokens of the batch.
+    "LILY": "it mixes its shared matrices by the mean over a whole batch, so what a row computes depends on the others",
+}
 
-#: peft type -> why the loss and the gradients of its runs cannot be recomputed.
-_OWN_LOSS = {**DRAWS, "CPT": "its loss weights the tokens of the prompt by a decay of its own"}
+#: peft type -> why the loss and the gradients of its runs cannot be recomputed, beside those of DRAWS.
+_OWN_LOSS = {
+    "CPT": "its loss weights the tokens of the prompt by a decay of its own",
+    # peft/tuners/shadow/model.py:ShadowModel.forward
+    "SHADOW": "it adds the loss of its shadow model",
+}
 
 
 #: How torch says that two tensors have different dtypes.
@@ -86,9 +117,20 @@ def obstacles(spec: RunSpec) -> list[str]:
     adapter = spec.adapter
     if reason := _OWN_LOSS.get(adapter.peft_type):
         found.append(f"adapter.peft_type = {adapter.peft_type!r}: {reason}")
+    elif reason := drawn_by(adapter):
+        found.append(reason)
     if adapter.peft_type == "ADALORA" and spec.arguments.get("label_smoothing_factor"):
         found.append("AdaLoRA's regularizer is not modelled together with label_smoothing_factor")
     return found
+
+
+def drawn_by(adapter: AdapterSpec) -> str | None:
+    """Return why what an adapter computes in training depends on more than its rows; None if it does not."""
+    if reason := DRAWS.get(adapter.peft_type):
+        return f"adapter.peft_type = {adapter.peft_type!r}: {reason}"
+    if adapter.config.get("monteclora_config") is not None:
+        return "adapter.config.monteclora_config: it draws noise that is not recorded, and adds a loss"
+    return None
 
 
 def _regularizer(adapter: AdapterSpec) -> float:
@@ -118,7 +160,7 @@ class Recomputed:
         self.method = spec.adapter.peft_type
         self.regularizer = _regularizer(spec.adapter)
         self.rows = data.rows(spec.data)[0]
-        self.task = spec.data.task
+        self.data, self.task = spec.data, spec.data.task
         # Prefix tuning has no virtual tokens in this sense: its prefixes are keys and values, which have no logits.
         prompt = self.task == models.CAUSAL and spec.adapter.peft_type in ("PROMPT_TUNING", "P_TUNING")
         self.virtual_tokens = spec.adapter.config["num_virtual_tokens"] if prompt else 0
@@ -193,20 +235,22 @@ class Recomputed:
             raise NotModelled(f"{self.method} does not compute in float64 ({first})") from error
 
     def _computed(self, chosen: list[data.Row]) -> torch.Tensor:
-        inputs = {"input_ids": torch.tensor([row["input_ids"] for row in chosen])}
-        if self.task == models.CAUSAL:
-            # Without an attention mask: padding is on the right, so no token with a label attends to it.
-            logits: torch.Tensor = self.model(**inputs)["logits"]
-            return logits
-        inputs["attention_mask"] = torch.tensor([row["attention_mask"] for row in chosen])
-        if self.task == models.CLASSIFICATION:
-            logits = self.model(**inputs)["logits"].unsqueeze(1)
-            return logits
-        config = self.model.config
-        fed = torch.tensor([[config.decoder_start_token_id, *row["labels"][:-1]] for row in chosen])
-        inputs["decoder_input_ids"] = fed.masked_fill(fed == data.IGNORED, config.pad_token_id)
-        logits = self.model(**inputs)["logits"]
-        return logits
+        # Without an attention mask if padding is on the right of all that is predicted: no token with a label attends to it.
+        left = (
+            "labels",
+            "start_positions",
+            "end_positions",
+            *(["attention_mask"] if self.task == models.CAUSAL else []),
+        )
+        given = [name for name in data.columns(self.data) if name not in left]
+        inputs = {name: torch.tensor([row[name] for row in chosen]) for name in given}
+        inputs = {name: each.double() if each.is_floating_point() else each for name, each in inputs.items()}
+        if self.task in _DECODES:
+            config = self.model.config
+            fed = torch.tensor([[config.decoder_start_token_id, *row["labels"][:-1]] for row in chosen])
+            inputs["decoder_input_ids"] = fed.masked_fill(fed == data.IGNORED, config.pad_token_id)
+        logits = logits_of(self.model(**inputs))
+        return logits.unsqueeze(1) if logits.dim() == 2 else logits
 
     def _sum(self, rows: Sequence[int], smoothing: float, targets: Targets | None) -> torch.Tensor:
         chosen = [self.rows[row] for row in rows]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from harness.fixtures import models
-from harness.fixtures.methods import METHODS
+from harness.fixtures.methods import FURTHER, METHODS, rows_of
 from harness.laws import (
     accumulation,
     base_weights,
@@ -41,7 +41,7 @@ from harness.trace import Trace
 from harness.verdict import Verdict, both
 
 #: peft types that transformers/integrations/peft.py:PeftAdapterMixin.add_adapter refuses.
-GET_ONLY = {method.peft_type for method in METHODS.values() if not method.add_adapter}
+GET_ONLY = {method.peft_type for method in (*METHODS.values(), *FURTHER.values()) if not method.add_adapter}
 
 #: Clause id -> the law that judges one trace.
 LAWS_OF_ONE_RUN: dict[str, Callable[[Trace], Verdict]] = {
@@ -121,8 +121,9 @@ def bystander(train: Train, spec: RunSpec) -> Verdict:
     # Its file is not judged if add_adapter injected it: only the active adapter is saved then (CKPT-16). Nor if a method
     # saves tensors that all of its adapters share, such as VeRA's random matrices, has no row that says what it saves, or
     # names the tensors of a prompt in memory otherwise than in the file.
-    rows = [method for method in METHODS.values() if method.peft_type == spec.adapter.peft_type]
+    rows = rows_of(spec.adapter.peft_type)
     apart = spec.adapter.route == GET and bool(rows) and all(row.targeted and not row.saves for row in rows)
+    apart = apart and not base_weights.own_tensors(spec.adapter)
     saved = [checkpoint.every_adapter_saved(checkpoint.there(beside))] if apart and beside.checkpoints else []
     return both(equal_runs(beside, train(spec), _other_units(spec)), frozen.base_frozen(beside), *saved)
 

@@ -6,8 +6,6 @@ upstream refuses in words from what goes wrong. `harness.laws.merging` and `harn
 
 from __future__ import annotations
 
-import linecache
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,21 +15,17 @@ import torch
 from harness.fixtures import models
 from harness.laws import base_weights, merging, rebuilt
 from harness.laws.equal import differences, largest
-from harness.raised import UPSTREAM
+from harness.raised import refuses
 from harness.spec import GET, RunSpec
 from harness.tensors import names
 from harness.tolerance import MERGED
 from harness.verdict import NOT_COMPARABLE, Refused, Verdict, verdict
 
-#: Exceptions with which upstream says that it does not do something.
-_REFUSALS = (ValueError, NotImplementedError, TypeError)
-
 
 def refusing(what: str, act: Callable[[], Verdict]) -> Verdict:
     """Return the verdict of `act`. If upstream refuses it in words, the verdict is NOT_COMPARABLE, with the words.
 
-    A refusal is an exception that upstream raises on purpose: the line that raised it is a `raise` in upstream's own code.
-    Any other exception fails, such as one about a shape that does not fit.
+    Any other exception fails, such as one about a shape that does not fit (`harness.raised.refuses`).
 
     - what: the name of the act, such as "merge".
     """
@@ -40,15 +34,9 @@ def refusing(what: str, act: Callable[[], Verdict]) -> Verdict:
     except Exception as error:
         said = str(error).strip().splitlines()[:1]
         words = ": ".join([type(error).__name__, *said])
-        if isinstance(error, _REFUSALS) and _on_purpose(error):
+        if refuses(error):
             return Verdict(NOT_COMPARABLE, f"{what} is done", (Refused(f"upstream refuses it: {words}"),))
         return verdict(f"{what} is done, or refused in words", [f"{what} raised {words}"])
-
-
-def _on_purpose(error: BaseException) -> bool:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    inside = any(f"/{package}/" in last.filename for package in UPSTREAM)
-    return inside and linecache.getline(last.filename, last.lineno or 0).strip().startswith("raise ")
 
 
 # ---- taken out of the base ----
@@ -170,8 +158,8 @@ def keeps_modes(model: Any, spec: RunSpec, directory: Path) -> Verdict:
             before = _modes(model)
             try:
                 act(model, spec, directory)
-            except _REFUSALS as error:
-                if not _on_purpose(error):
+            except Exception as error:
+                if not refuses(error):
                     raise
             findings += _changed_modes(f"{verb} in {'training' if training else 'evaluation'} mode", model, before)
     return verdict("modes and requires_grad are left as they were", findings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.mutants.catalogue import Mutant
-from harness.mutants.patch import ACCELERATOR, ARGUMENTS, TUNER, nothing, replace
+from harness.mutants.patch import ACCELERATOR, ARGUMENTS, LINEAR, TUNER, nothing, replace
 
 
 def without_autocast(original, accelerator, *args, **options):
@@ -29,7 +29,20 @@ def unchecked(original, arguments):
     vars(arguments).update(asked)
 
 
+def summed_in_bfloat16(original, layer, *args, **options):
+    """Add the adapter's output to the base's as if both were bfloat16, in a float32 layer."""
+    whole = original(layer, *args, **options)
+    base = layer.base_layer(args[0])
+    return (base.bfloat16() + (whole - base).bfloat16()).to(whole.dtype)
+
+
 MUTANTS = (
+    Mutant(
+        "adapter-added-in-half-precision",
+        "What an adapter adds is rounded away: a float32 layer adds it in bfloat16.",
+        replace(LINEAR, "forward", summed_in_bfloat16),
+        cells=("AMP-13/float32/small", "AMP-01/float32-base"),
+    ),
     Mutant(
         "autocast-off",
         "bf16=True computes in float32.",

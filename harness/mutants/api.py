@@ -137,6 +137,13 @@ def a_tenth_too_much(original, *args, **options):
     return a, 1.1 * b, rank
 
 
+def biases_merged_twice(original, layer, *args, **options):
+    original(layer, *args, **options)
+    if layer.merged_adapters:
+        layer.merged_adapters.pop()
+        original(layer, *args, **options)
+
+
 MUTANTS = (
     Mutant(
         "alpha-for-alpha-over-r",
@@ -323,5 +330,11 @@ MUTANTS = (
         "A converted adapter is 1.1 times as large as it was.",
         replace("peft.tuners.lora.conversion", "_convert_module_to_lora", a_tenth_too_much),
         cells=("API-26/linear/loha/convert*",),
+    ),
+    Mutant(
+        "biases-merged-twice",
+        "Merging a BEFT adds its bias to the layer's twice.",
+        replace("peft.tuners.beft.layer:Linear", "merge", biases_merged_twice),
+        cells=("API-15/method/beft-with-biases",),
     ),
 )

@@ -25,6 +25,7 @@ from harness.mutants.digest import digest
 from harness.processes.rank import die_with_parent
 from harness.trace import Trace
 from harness.verdict import Case
+from harness.where import hint
 
 RECORD, OUTPUT = "record.jsonl", "output.txt"
 
@@ -57,6 +58,7 @@ class Record:
     - running: the case that it was in when it ended, "" if it ran to its end.
     - error: the error that ended it, "" if there was none.
     - seconds: how long it ran.
+    - watched: what Watch saw of the mutant, if that was measured (`harness.mutants.watched.Watched`).
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -65,6 +67,7 @@ class Record:
     running: str = "the start"
     error: str = ""
     seconds: float = 0.0
+    watched: dict[str, Any] = field(default_factory=dict)
 
 
 def read(directory: Path) -> Record:
@@ -85,6 +88,8 @@ def read(directory: Path) -> Record:
             record.trained.append(Trained(**value))
         elif kind == "digest":
             record.digests.update(value)
+        elif kind == "watched":
+            record.watched = value
         elif kind == "running":
             record.running = value
         elif kind == "error":
@@ -138,6 +143,7 @@ def run_child(directory: Path, work: Callable[[Writer], Any], parent: int) -> No
         faulthandler.enable()
         # The parent deletes this directory, and with it the tests' temporary directories and the files of failed cases.
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(directory)
+        os.environ[hint.OFF] = "1"  # nobody reads the messages
         os.chdir(directory)
         write = Writer(directory)
         try:

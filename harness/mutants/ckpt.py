@@ -129,6 +129,15 @@ def adapter_of_the_save_before(original, trainer, directory, *args, **options):
 
 STATE_DICT = ("peft.peft_model", "get_peft_model_state_dict")
 
+
+def without_the_inner_experts(original, *args, **options):
+    return {name: tensor for name, tensor in original(*args, **options).items() if "experts.base_layer." not in name}
+
+
+def without_the_shared_vector(original, *args, **options):
+    return {name: tensor for name, tensor in original(*args, **options).items() if "unilora_theta" not in name}
+
+
 MUTANTS = (
     Mutant(
         "adapter-file-empty",
@@ -256,5 +265,23 @@ MUTANTS = (
         "hotswap_adapter leaves the adapter's tensors as they were.",
         replace("peft.utils.hotswap", "hotswap_adapter_from_state_dict", nothing),
         cells=("CKPT-29/linear/lora/load/hotswap*",),
+    ),
+    Mutant(
+        "inner-experts-not-saved",
+        "Of two adapted parameters of a layer's experts, the adapter file has one.",
+        replace("peft.peft_model", "get_peft_model_state_dict", without_the_inner_experts),
+        cells=("CKPT-25/base/mixtral-experts", "CKPT-21/base/gpt-oss-experts"),
+    ),
+    Mutant(
+        "shared-vector-not-saved",
+        "The adapter file of UniLoRA lacks the vector that its layers share.",
+        replace("peft.peft_model", "get_peft_model_state_dict", without_the_shared_vector),
+        cells=("CKPT-25/method/unilora", "CKPT-21/method/unilora"),
+    ),
+    Mutant(
+        "cartridge-not-loaded",
+        "Loading a cartridge leaves the prefix as it was drawn.",
+        replace("peft.tuners.cartridge.model:CartridgeEncoder", "load_prompt_embeddings", nothing),
+        cells=("CKPT-21/method/cartridge", "RES-01/method/cartridge"),
     ),
 )

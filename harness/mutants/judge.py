@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from harness.mutants.catalogue import Mutant
 from harness.mutants.child import Record
+from harness.mutants.watched import Watched
 from harness.verdict import AMBIGUOUS, FAIL, KNOWN_DEFECT, NOT_COMPARABLE, PASS, SKIPPED, UNEXPECTED_PASS, Case
 
 #: The sentence of a law for a run that ended with an error (`harness.laws.completion.incomplete`).
@@ -44,6 +45,7 @@ class Outcome:
     - equivalent: whether every run of its cells and of the scenario table is bit-equal; None if that was not compared.
     - differs: runs that are not bit-equal, in words.
     - seconds: how long its process ran.
+    - watched: what Watch saw of it; None if that was not measured.
     """
 
     mutant: Mutant
@@ -53,6 +55,7 @@ class Outcome:
     equivalent: bool | None = None
     differs: str = ""
     seconds: float = 0.0
+    watched: Watched | None = None
 
     def count(self, outcome: str) -> dict[str, int]:
         """Return how many cases ended with this outcome, by clause."""

@@ -44,6 +44,29 @@ def first_label_ignored(original, source, target, *args, **options):
     return original(source[1:], target[1:], *args, **options)
 
 
+def ignored_tokens_learned(original, model, *args, labels=None, **options):
+    return original(model, *args, labels=None if labels is None else labels.clamp(min=0), **options)
+
+
+def answers_summed(original, *args, **options):
+    output = original(*args, **options)
+    if output.get("loss") is not None:
+        output["loss"] = 2 * output["loss"]
+    return output
+
+
+def mask_shifted(original, model, *args, labels=None, **options):
+    return original(model, *args, labels=None if labels is None else labels.roll(1, dims=1), **options)
+
+
+def classes_swapped(original, model, *args, labels=None, **options):
+    return original(model, *args, labels=None if labels is None else 1 - labels, **options)
+
+
+def fed_its_own_label(original, labels, pad, start):
+    return labels.masked_fill(labels == -100, pad)
+
+
 MUTANTS = (
     Mutant(
         "gradient-divided-by-three",
@@ -100,5 +123,35 @@ MUTANTS = (
         "Label smoothing shifts a classifier's labels to the neighbouring rows.",
         replace(SMOOTHER, "__call__", classifier_shifted),
         cells=("LOSS-05/classifier*",),
+    ),
+    Mutant(
+        "ignored-tokens-classified",
+        "A token classifier learns the tokens that are to be ignored (-100), as class 0.",
+        replace("transformers:BertForTokenClassification", "forward", ignored_tokens_learned),
+        cells=("LOSS-01/task/token-classification",),
+    ),
+    Mutant(
+        "answers-summed",
+        "The loss of an answer is the sum of the losses of its start and its end, not their mean.",
+        replace("transformers:BertForQuestionAnswering", "forward", answers_summed),
+        cells=("LOSS-01/task/question-answering",),
+    ),
+    Mutant(
+        "masked-labels-shifted",
+        "A masked model predicts the token before the mask.",
+        replace("transformers:BertForMaskedLM", "forward", mask_shifted),
+        cells=("LOSS-01/task/masked",),
+    ),
+    Mutant(
+        "image-classes-swapped",
+        "An image classifier learns class 1 where the label is 0, and 0 where it is 1.",
+        replace("transformers:ViTForImageClassification", "forward", classes_swapped),
+        cells=("LOSS-01/task/image-classification",),
+    ),
+    Mutant(
+        "speech-decoder-sees-its-label",
+        "The decoder of a speech model is fed the token that it is to predict.",
+        replace("transformers.models.whisper.modeling_whisper", "shift_tokens_right", fed_its_own_label),
+        cells=("LOSS-01/task/speech",),
     ),
 )

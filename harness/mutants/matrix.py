@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
-from harness.mutants import child, equivalent, usual_checks
+from harness.mutants import child, equivalent, usual_checks, watched
 from harness.mutants.catalogue import COMMON, Mutant, matches
 from harness.mutants.child import Record, Trained, Writer
 from harness.mutants.judge import HELD, Outcome, judge
@@ -58,15 +58,16 @@ class _Baseline:
     goldens: dict[str, Trained]
 
 
-def measure(mutants: Sequence[Mutant], progress: Progress, limit: float = LIMIT) -> Matrix:
+def measure(mutants: Sequence[Mutant], progress: Progress, limit: float = LIMIT, watch: bool = False) -> Matrix:
     """Run the cells of every mutant, without it and with it.
 
     - progress: shows how far it is.
     - limit: seconds that one mutant's cells may take.
+    - watch: whether it is measured, too, what Watch sees of each (`harness.mutants.watched`).
 
     Raises UsageError if the suites cannot be collected, or if a cell of a mutant names no case.
     """
-    session = _Session(mutants, progress, limit)
+    session = _Session(mutants, progress, limit, watch)
     # The suites' own summary would only confuse. Capturing by file descriptor would be shared by all children.
     options = ["-p", "no:terminal", "-p", "no:cacheprovider", "--capture=sys", "--strict-markers"]
     code = pytest.main([str(SUITES), *options], plugins=[session])
@@ -82,8 +83,9 @@ def measure(mutants: Sequence[Mutant], progress: Progress, limit: float = LIMIT)
 class _Session:
     """A pytest plugin that measures the matrix in place of pytest's loop over the tests."""
 
-    def __init__(self, mutants: Sequence[Mutant], progress: Progress, limit: float):
+    def __init__(self, mutants: Sequence[Mutant], progress: Progress, limit: float, watch: bool):
         self.mutants = mutants
+        self.watch = watch
         self.progress = progress
         self.limit = limit
         self.matrix: Matrix | None = None
@@ -112,6 +114,10 @@ class _Session:
             baseline = self._baseline(pool, [item for item in items if item in needed])
             outcomes = self._mutated(pool, chosen, baseline)
             self._compare(pool, [outcome for outcome in outcomes if outcome.status == "survived"])
+            if self.watch:
+                seen = watched.measure(pool, [outcome.mutant for outcome in outcomes], self.progress)
+                for outcome in outcomes:
+                    outcome.watched = seen.get(outcome.mutant.name)
         unfit = [case for case in baseline.cases.values() if case.verdict in (FAIL, UNEXPECTED_PASS)]
         return Matrix(outcomes, len(baseline.cases), unfit, workers, time.monotonic() - started)
 

@@ -50,6 +50,9 @@ def show(console: Console, matrix: Matrix) -> None:
     console.print()
     console.print(comparison(matrix))
     console.print()
+    if any(outcome.watched for outcome in matrix.outcomes):
+        console.print(watch_table(matrix))
+        console.print()
     console.print(Text(summary(matrix)))
 
 
@@ -84,6 +87,32 @@ def comparison(matrix: Matrix) -> Table:
     table.add_row("the clauses", *_row(matrix, lambda outcome: outcome.status == "killed"))
     for name in usual_checks.CHECKS:
         table.add_row(name, *_row(matrix, functools.partial(_caught_by, name)))
+    return table
+
+
+def watch_table(matrix: Matrix) -> Table:
+    """Make a table of the mutants that change what a run trains, logs or saves, and of how many each check catches.
+
+    Below it are those that Watch misses.
+    """
+    changing = [one for one in matrix.outcomes if one.watched is not None and one.watched.changes]
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table.add_column(f"of {len(changing)} mutants that change what a run trains, logs or saves")
+    for name in ("caught", "missed"):
+        table.add_column(name, justify="right")
+    rows: dict[str, Callable[[Outcome], bool]] = {
+        "the clauses": lambda one: one.status == "killed",
+        "Watch(every=1)": lambda one: one.watched is not None and one.watched.caught,
+        "  within one step of showing": lambda one: one.watched is not None and one.watched.soon,
+        "Watch(), which samples": lambda one: one.watched is not None and one.watched.sampled,
+        **{check: functools.partial(_caught_by, check) for check in usual_checks.CHECKS},
+    }
+    for name, is_caught in rows.items():
+        caught = sum(map(is_caught, changing))
+        table.add_row(name, str(caught), str(len(changing) - caught))
+    missed = [one.mutant.name for one in changing if one.watched is not None and not one.watched.caught]
+    table.caption = f"Watch(every=1) misses {', '.join(missed)}" if missed else None
+    table.caption_justify = "left"
     return table
 
 
@@ -142,6 +171,7 @@ def to_json(matrix: Matrix) -> dict[str, Any]:
                     if c.outcome != HELD
                 ],
                 "held": sum(outcome.count(HELD).values()),
+                "watch": None if outcome.watched is None else vars(outcome.watched),
             }
             for outcome in matrix.outcomes
         ],

@@ -32,6 +32,15 @@ def answer(report: Mapping[str, Any]) -> str:
         mutants = objects(report.get("mutants"))
         caught = sum(mutant.get("status") in ("killed", "equivalent") for mutant in mutants)
         return f"{caught} of {counted(len(mutants), 'fault')} caught"
+    if kind == kinds.WATCH:
+        checks = objects(report.get("checks"))
+        failing_checks = sum(check.get("verdict") == "fails" for check in checks)
+        holding_checks = sum(check.get("verdict") == "holds" for check in checks)
+        return (
+            f"{counted(failing_checks, 'check')} failed"
+            if failing_checks
+            else f"{counted(holding_checks, 'check')} held"
+        )
     failing = {clause for one in found if one.level == problems.ERROR for clause in one.clauses}
     if verdict == FAIL:
         return f"{counted(len(failing), 'clause')} {'fails' if len(failing) == 1 else 'fail'}"
@@ -58,5 +67,7 @@ def _verdict(report: Mapping[str, Any]) -> str:
         return PASS if objects(report.get("mutants")) else SKIPPED
     if kind == kinds.SWEEP:
         return PASS
+    if kind == kinds.WATCH:
+        return PASS if any(one.get("verdict") == "holds" for one in objects(report.get("checks"))) else SKIPPED
     judged = {text(one.get("verdict")) for one in objects(report.get("laws" if kind == kinds.JUDGE else "clauses"))}
     return PASS if judged - {SKIPPED, "not_comparable"} else SKIPPED

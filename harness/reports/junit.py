@@ -174,10 +174,22 @@ def _of_mutants(report: Mapping[str, Any]) -> Iterator[Test]:
         )
 
 
+def _of_watch(report: Mapping[str, Any]) -> Iterator[Test]:
+    """Yield a test for each check of a certificate."""
+    verdicts = {"holds": PASS, "fails": FAIL}
+    for check in objects(report.get("checks")):
+        verdict = verdicts.get(text(check.get("verdict")), SKIPPED)
+        found = [line for one in objects(check.get("findings")) if (line := text(one.get("sentence")))]
+        reasons = [line for one in objects(check.get("not_judged")) if (line := text(one.get("reason")))]
+        lines = found or reasons or [text(check.get("says"))]
+        yield Test("watch", text(check.get("check")), verdict, lines[0], lines)
+
+
 _BY_KIND = {
     kinds.GATE: _of_gate,
     kinds.SUITES: _of_suites,
     kinds.JUDGE: _of_judge,
     kinds.SWEEP: _of_sweep,
     kinds.MUTANTS: _of_mutants,
+    kinds.WATCH: _of_watch,
 }

@@ -9,7 +9,7 @@ from harness.environment import STACK
 from harness.errors import UsageError
 from harness.words import one_line
 
-SUITES, GATE, JUDGE, SWEEP, MUTANTS = "suites", "gate", "judge", "sweep", "mutants"
+SUITES, GATE, JUDGE, SWEEP, MUTANTS, WATCH = "suites", "gate", "judge", "sweep", "mutants", "watch"
 
 #: A field that only reports of this kind have, and the type of its value.
 _FIELDS = {
@@ -18,6 +18,7 @@ _FIELDS = {
     MUTANTS: ("mutants", list),
     SWEEP: ("configurations", dict),
     SUITES: ("clauses", list),
+    WATCH: ("checks", list),
 }
 
 #: Characters of a text that is shown. A sentence of the harness has up to 300.
@@ -25,7 +26,7 @@ TEXT = 2000
 
 
 def kind(report: Any, where: str = "the report") -> str:
-    """Return which command wrote a report: SUITES (`check`, `pytest suites/`), GATE, JUDGE, SWEEP or MUTANTS.
+    """Return which command wrote a report: SUITES (`check`, `pytest suites/`), GATE, JUDGE, SWEEP, MUTANTS or WATCH.
 
     - where: what messages call the report.
 

@@ -23,6 +23,7 @@ RULES = {
     "clause-fails": (ERROR, "A clause of the contract does not hold."),
     "unexpected-pass": (ERROR, "A known defect is gone, so its entry in suites/expectations/ must go, too."),
     "undecided": (WARNING, "It could not be decided whether a clause holds."),
+    "run-violates": (ERROR, "A check of Watch found that a training run does what it must not."),
     "fault-not-caught": (ERROR, "A fault that was put into upstream on purpose makes no clause fail."),
 }
 
@@ -177,6 +178,14 @@ def _of_mutants(report: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem("fault-not-caught", sentence, place=place_of((), report))
 
 
+def _of_watch(report: Mapping[str, Any]) -> Iterator[Problem]:
+    for check in objects(report.get("checks")):
+        first = next(iter(objects(check.get("findings"))), {})
+        if text(check.get("verdict")) == "fails":
+            sentence = f"{text(check.get('check'))}: {text(first.get('sentence'))}"
+            yield Problem("run-violates", sentence, place=place_of((), report))
+
+
 def _grouped(found: Iterable[tuple[str, str, str]], report: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each sentence. found: rule, sentence and clause of each case."""
     groups: dict[tuple[str, str], list[str]] = {}
@@ -193,4 +202,5 @@ _BY_KIND = {
     kinds.JUDGE: _of_judge,
     kinds.SWEEP: _of_sweep,
     kinds.MUTANTS: _of_mutants,
+    kinds.WATCH: _of_watch,
 }

@@ -1,6 +1,6 @@
 """A report as one page of HTML that needs no network: the answer and its causes, then tables that can be filtered.
 
-1. `page_of` turns a report into a `Page` (web_suites.py, web_gate.py, web_sweep.py, web_mutants.py).
+1. `page_of` turns a report into a `Page` (web_suites.py, web_gate.py, web_sweep.py, web_mutants.py, web_watch.py).
 2. page/page.html.j2 shows the answer, the causes and the tables. They are there without a script, too.
 3. page/page.js makes the rows that can be filtered, from JSON within the page.
 
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
-from harness.reports import kinds, web_gate, web_mutants, web_suites, web_sweep
-from harness.reports.kinds import GATE, JUDGE, MUTANTS, SUITES, SWEEP
+from harness.reports import kinds, web_gate, web_mutants, web_suites, web_sweep, web_watch
+from harness.reports.kinds import GATE, JUDGE, MUTANTS, SUITES, SWEEP, WATCH
 from harness.reports.web_model import Page
 
 #: The newest `schema_version` that is read, of any kind of report.
@@ -39,6 +39,7 @@ _NEEDED: dict[str, dict[str, type]] = {
     JUDGE: {"laws": list},
     SWEEP: {"pairs": dict, "causes": list, "configurations": dict},
     MUTANTS: {"mutants": list},
+    WATCH: {"checks": list, "steps": dict},
 }
 
 _PAGES: dict[str, Callable[[Mapping[str, Any]], Page]] = {
@@ -47,6 +48,7 @@ _PAGES: dict[str, Callable[[Mapping[str, Any]], Page]] = {
     JUDGE: web_suites.judged_run,
     SWEEP: web_sweep.page,
     MUTANTS: web_mutants.page,
+    WATCH: web_watch.page,
 }
 
 
@@ -89,7 +91,7 @@ def check(report: Any, where: str = "the report") -> str:
     for field, type_ in _NEEDED[kind].items():
         if not isinstance(report.get(field), type_):
             raise UsageError(f"{where}: is damaged ({field} is missing or of a wrong type); make the report again")
-    for field in ("clauses", "laws", "mutants", "findings"):
+    for field in ("clauses", "laws", "mutants", "findings", "checks"):
         wrong = next((at for at, one in enumerate(kinds.items(report.get(field))) if not isinstance(one, dict)), None)
         if wrong is not None:
             raise UsageError(f"{where}: is damaged ({field}, entry {wrong + 1}, is no object); make the report again")

@@ -9,14 +9,16 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from harness.checkpoints import adapter_directory, whole
+from harness.checkpoints.adapter_directory import FOREIGN, TORN, WHOLE, Adapter
+from harness.checkpoints.choose import newest_beside
 from harness.errors import UsageError
 from harness.files import write_whole
 from harness.fixtures import pretrained
 from harness.processes.imports import import_upstream
 from harness.progress import Progress, screen
 from harness.reading import shown_path
-from harness.serving import directory, effect, servers, whole
-from harness.serving.directory import FOREIGN, TORN, WHOLE, Adapter
+from harness.serving import effect, servers
 from harness.serving.effect import Effect
 from harness.words import counted
 
@@ -33,7 +35,7 @@ def run(path: Path, model: Path | None, tokens: Path | None, json_file: Path | N
     """
     if tokens is not None and model is None:
         raise UsageError("--tokens is for the effect on a base's logits; name the base with --model")
-    adapter = directory.read(path)
+    adapter = adapter_directory.read(path)
     if model is not None:
         pretrained.check(model)
     measured, answers = None, []
@@ -68,6 +70,7 @@ def to_json(adapter: Adapter, answers: list[servers.Answer], measured: Effect | 
             "verdict": adapter.verdict,
             "files": [vars(one) for one in adapter.files],
             "notes": adapter.notes,
+            "use": newest_beside(adapter.path),
         },
         "servers": [answer.to_json() for answer in answers],
         "effect": None if measured is None else measured.to_json(),

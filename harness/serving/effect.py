@@ -1,11 +1,6 @@
 """The section `effect`: how much of an adapter's effect on the logits is left when it is served in a lower precision.
 
-1. The effect is what the adapter changes in the logits: those with it less those without it.
-2. In float32 it is E. Served in another way it is F, with and without the adapter in that way's dtype.
-3. The share that is left is the part of F along E: <F, E> / <E, E>. 1 is all of it, 0 none.
-4. What F has beside that is rounding: |F - share E| / |E|. If it is above 1, rounding is larger than the adapter's effect.
-5. The share is a ratio of sums over tokens. Its uncertainty is two standard errors of such a ratio, with the tokens as the
-   sample (the linearised estimator; W. G. Cochran, Sampling Techniques, 1977, section 2.11).
+`harness.laws.effect_share` says what the share, its uncertainty and the rounding are.
 
 Unmerged, a layer computes `result + lora(x)`: if lora(x) is below half of the last place of `result`, the sum rounds back.
 Merged, the weight is `W + BA`, which rounds back to W likewise.
@@ -18,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.checkpoints.adapter_directory import Adapter
 from harness.errors import UsageError
+from harness.laws import effect_share
 from harness.reading import read_json_lines, shown_path
-from harness.serving.directory import Adapter
 
 if TYPE_CHECKING:
     import torch
@@ -93,10 +89,8 @@ def _left(way: str, seen: torch.Tensor, effect: torch.Tensor) -> Left:
 
     if not bool(torch.isfinite(seen).all()):
         return Left(way, None, None, None)
-    along, whole = (seen * effect).sum(dim=-1), effect.square().sum(dim=-1)
-    share = float(along.sum() / whole.sum())
-    error = float((along - share * whole).square().sum().sqrt() / whole.sum())
-    return Left(way, share, 2 * error, float((seen - share * effect).norm() / effect.norm()))
+    left = effect_share.share(seen, effect)
+    return Left(way, left.share, left.uncertainty, left.rounding)
 
 
 def _logits(

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from harness.serving.directory import Adapter, module_of, quoted
+from harness.checkpoints.adapter_directory import Adapter, module_of, quoted
 
 NO, WRONG, NEEDS, ASK = "no", "wrongly", "needs", "ask"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.serving.directory import Adapter
+from harness.checkpoints.adapter_directory import Adapter
 from harness.serving.rules import ASK, NEEDS, NO, NOT_JUDGED, RULES, SERVERS, WRONG
 
 YES, REFUSES, WRONGLY, DEPENDS = "yes", "no", "wrongly", "depends"

@@ -10,13 +10,17 @@ from typing import Any
 from harness import contract
 from harness.contract.expectations import Expectation
 from harness.errors import UsageError
-from harness.fixtures.methods import METHODS
+from harness.fixtures.methods import FURTHER, METHODS
 from harness.reading import shown
 from harness.spec import ADD, GET, AdapterSpec, RunSpec
 from harness.subjects.launch_arguments import STRATEGIES
 
 #: What can be chosen -> the names of each.
-NAMES: Mapping[str, tuple[str, ...]] = {"route": (GET, ADD), "method": tuple(METHODS), "launch": tuple(STRATEGIES)}
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "route": (GET, ADD),
+    "method": (*METHODS, *FURTHER),
+    "launch": tuple(STRATEGIES),
+}
 
 #: How the reason of a case begins that is outside.
 OUTSIDE = "outside of the scope: "
@@ -93,7 +97,8 @@ def method_of(adapter: AdapterSpec) -> str:
 
     An adapter of a type without a row has the name of its type, in small letters.
     """
-    rows = {name: method.config for name, method in METHODS.items() if method.peft_type == adapter.peft_type}
+    table = METHODS | FURTHER
+    rows = {name: method.config for name, method in table.items() if method.peft_type == adapter.peft_type}
     shared = set.intersection(*(set(config) for config in rows.values())) if rows else set()
     switches = {
         name: {key: value for key, value in config.items() if key not in shared} for name, config in rows.items()

@@ -28,6 +28,7 @@ from harness.verdict import (
     Verdict,
     both,
 )
+from harness.where import hint
 
 #: What is expected of a case that ends with an exception. `harness.mutants.judge` looks for these words.
 RUNS_TO_ITS_END = "the case runs to its end"
@@ -168,6 +169,10 @@ def _fails(
         outcome.outcome = "skipped"
         outcome.wasxfail = expected.reason
         return
+    apart = "" if any(problem.expected == RUNS_TO_ITS_END for problem in problems) else _where(state, case)
+    if apart:
+        case.evidence["first_apart"] = apart
+        lines.insert(len(lines) - 1, f"  first apart at: {apart}")
     # The text of a law's verdict is enough. An exception is a fault of the case, which needs the traceback.
     crashed = any(problem.expected == RUNS_TO_ITS_END for problem in problems)
     traceback = [outcome.longreprtext, ""] if crashed else []
@@ -175,3 +180,11 @@ def _fails(
         outcome.sections = []  # what upstream printed while it trained says nothing that the verdict does not
     outcome.outcome = "failed"
     outcome.longrepr = failure.representation(item, f"{case.clause}: {report.headline(case)}", [*traceback, *lines])
+
+
+def _where(state: State, case: Case) -> str:
+    """Return where the runs of a case part, if that is cheap to find (`harness.where.hint`)."""
+    if state.runs is None or case.drawn is not None or case.verdict != FAIL:
+        return ""
+    specs = [state.runs.on_device(RunSpec.from_json(spec, within_bounds=False)) for spec in case.specs]
+    return hint.line(state.runs.subject, specs)

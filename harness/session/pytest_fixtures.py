@@ -11,6 +11,12 @@ from typing import Any
 import pytest
 
 from harness import defaults, subjects
+from harness.crash.enumeration import MACHINE, PROCESS
+from harness.crash.exploration import Exploration
+from harness.crash.judged_run import explore_states
+from harness.crash.rank_saves import RANK_SAVES, explore_ranks
+from harness.crash.saves import SAVES
+from harness.crash.trainer_ways import record_run
 from harness.errors import UsageError
 from harness.laws.universal import Applied
 from harness.processes import gpu_locks
@@ -231,3 +237,44 @@ def afterwards(runs: Runs, upstream: Any) -> Callable[[RunSpec, Callable[[Any], 
         return runs.train(spec, subject=upstream.in_ranks(call.__name__, afterwards=call))
 
     return train_and_call
+
+
+@pytest.fixture
+def explored(request: pytest.FixtureRequest, runs: Runs, upstream: Any) -> Exploration:
+    """What became of the crash states of "SAVE/STOP" (suites/test_crash.py), judged once in a session."""
+    name, _, stop = request.param.rpartition("/")
+    saved = SAVES[name]
+    skip_if(upstream.unsupported(saved.spec))
+    for case in request.node.stash[CASES]:
+        case.specs.append(saved.spec.to_json())
+    recorded_key, key = ("crash", name), ("crash", request.param)
+    if recorded_key not in runs.measured:
+        try:
+            runs.measured[recorded_key] = record_run(saved, runs.directory("crash"), upstream)
+        except UsageError as error:  # there is no inotify, or the save cannot be recorded
+            raise Unsupported(str(error)) from None
+    if key not in runs.measured:
+        runs.measured[key] = explore_states(
+            request.param,
+            saved,
+            runs.measured[recorded_key],
+            crashes=(PROCESS,) if stop == "killed" else (MACHINE,),
+            at_end=stop == "stopped",
+            subject=upstream,
+        )
+    found: Exploration = runs.measured[key]
+    return found
+
+
+#: States of a save of several ranks that are judged. Each costs a group of ranks, and two seconds more if one fails.
+_RANK_STATES = 16
+
+
+@pytest.fixture
+def explored_ranks(request: pytest.FixtureRequest, runs: Runs, upstream: Any) -> Exploration:
+    """What became of crash states of a save of several ranks, a sample."""
+    saved = RANK_SAVES[request.param]
+    skip_if(upstream.unsupported(saved.spec))
+    for case in request.node.stash[CASES]:
+        case.specs.append(saved.spec.to_json())
+    return explore_ranks(request.param, saved, runs.directory("crash"), _RANK_STATES, subject=upstream)

@@ -17,6 +17,7 @@ from harness import contract
 from harness.causes import root
 from harness.causes.cause import Cause
 from harness.causes.group import index
+from harness.crash import show as crash_states
 from harness.environment import peak_bytes
 from harness.files import write_whole
 from harness.session import answer, specs
@@ -186,6 +187,18 @@ def exit_code(cases: list[Case], named: bool = False) -> int:
     return 3 if undecided else 0
 
 
+def _crash_states(console: Console, cases: Sequence[Case], whole: bool) -> None:
+    """Print how many crash states were judged, and their outcomes. whole: whether to print the table."""
+    rows = {case.scenario: case.evidence["outcomes"] for case in cases if "outcomes" in case.evidence}
+    if not rows:
+        return
+    states = sum(max(sum(counts.values()) for counts in ways.values()) for ways in rows.values() if ways)
+    more = "" if whole else "; -v, or --json FILE, has their outcomes"
+    console.print(Text(f"{counted(states, 'crash state')} of {counted(len(rows), 'save')} judged{more}"))
+    if whole:
+        console.print(crash_states.table(rows.items()))
+
+
 def summary(
     console: Console,
     cases: list[Case],
@@ -204,6 +217,7 @@ def summary(
     answer.show(console, answer.sentence(cases, causes, exit_code(cases, named)), causes, verbose)
     console.print(_table(cases, console.width))
     _known_defects(console, cases, verbose)
+    _crash_states(console, cases, named or verbose)
     if shimmed := sum(case.scenario.endswith("/shimmed") and case.verdict != SKIPPED for case in cases):
         console.print(
             Text(f"{counted(shimmed, 'case')} /shimmed: FSDP on a CPU, which needs harness/processes/shims.py")

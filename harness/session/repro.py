@@ -28,7 +28,7 @@ from harness.environment import check_device, describe
 from harness.errors import UsageError
 from harness.files import require_space, write_whole
 from harness.paths import SUITES
-from harness.processes import ranks
+from harness.processes import apart, ranks
 from harness.processes.imports import import_upstream
 from harness.progress import Progress, screen
 from harness.runs import cache, judging
@@ -36,7 +36,7 @@ from harness.runs.cache import Runs
 from harness.runs.judging import Judgement, Refused
 from harness.runs.lifecycle import VERBS, Judged, Life
 from harness.runs.lifecycle import describe as act_in_words
-from harness.session import apart, case_file
+from harness.session import case_file
 from harness.session.case_file import CaseFile
 from harness.spec import RunSpec
 from harness.subjects import from_file

@@ -18,7 +18,7 @@ from harness import compat, lacking
 from harness.environment import version
 from harness.errors import UsageError
 from harness.fixtures import data, loaded, models, quantized
-from harness.spec import ADD, GET, AdapterSpec, ModelSpec, RunSpec
+from harness.spec import ADD, CONFIG_FAMILY, GET, AdapterSpec, ModelSpec, RunSpec
 from harness.spec_fields import unknown
 from harness.subjects import launch_arguments, trainer_keywords
 from harness.subjects.observer import Observer
@@ -213,10 +213,16 @@ class HFTrainer:
         except LookupError as missing:
             return str(missing)
         reason = lacking.package(spec.arguments) or trainer_keywords.missing(spec)
+        reason = reason or lacking.method(spec.adapter.peft_type, spec.adapter.config)
         if reason is not None:
             return reason
+        parameters = spec.adapter.config.get("target_parameters") or ()
         if spec.model.family == "qwen3-moe":
-            reason = lacking.experts(spec.adapter.config.get("target_parameters") or ())
+            reason = lacking.experts(parameters)
+        elif spec.model.family.startswith(CONFIG_FAMILY):
+            kind = spec.model.family.removeprefix(CONFIG_FAMILY)
+            reason = lacking.architecture(kind, spec.data.task, parameters)
+        reason = reason or lacking.start(spec.adapter.config.get("init_lora_weights"))
         if reason is not None:
             return reason
         _check_options(spec.adapter)

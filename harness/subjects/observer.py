@@ -11,10 +11,11 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.environment import describe, peak_bytes
 from harness.files import require_space
+from harness.fixtures import data, models
 from harness.raised import where_raised
 from harness.spec import RunSpec
 from harness.subjects.rows import Rows
@@ -27,6 +28,22 @@ if TYPE_CHECKING:
 
 #: Called at each event of every run in this process with the trace so far and the event's name, to show progress.
 listeners: list[Callable[[Trace, str], None]] = []
+
+
+class Watcher(Protocol):
+    """Is shown what each Observer of this process watches, once its own hooks are in place (`harness.where.recorder`)."""
+
+    def model(self, observer: Observer, model: torch.nn.Module) -> None:
+        """Is shown the model that is trained."""
+        ...
+
+    def optimizer(self, observer: Observer, optimizer: torch.optim.Optimizer) -> None:
+        """Is shown the optimizer that steps."""
+        ...
+
+
+#: Who is shown the model and the optimizer of every run in this process.
+watchers: list[Watcher] = []
 
 
 class Observer:
@@ -44,7 +61,9 @@ class Observer:
 
     def __init__(self, spec: RunSpec, subject: str, rows: Iterable[dict[str, Any]], directory: str | Path):
         self.trace = Trace(spec, subject, describe(spec.launch.device), directory=str(directory))
-        self._rows = Rows(rows, spec.data.augment)
+        made = list(rows)
+        self._rows = Rows(made, spec.data.augment)
+        self._length = max((len(row["input_ids"]) for row in made), default=0)
         self._batches: list[MicroBatch] = []
         self._evaluated: list[list[int]] = []
         self._unclipped: Tensors = {}
@@ -87,6 +106,18 @@ class Observer:
         self.trace.adapter_before, self.trace.base_before = self._tensors()
         self._handles.append(model.register_forward_pre_hook(self._before_forward, with_kwargs=True))
         self._handles.append(model.register_forward_hook(self._after_forward))
+        for watcher in watchers:
+            watcher.model(self, model)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The optimizer step that is at work, from 1, and its micro-batch, from 1; 0 before the first."""
+        return self._step + 1, len(self._batches)
+
+    @property
+    def wrapped(self) -> torch.nn.Module | None:
+        """What the trainer calls instead of the model, in a run of several ranks."""
+        return self._wrapped
 
     def watch_wrapped(self, wrapped: torch.nn.Module) -> None:
         """Record how the model is spread over the ranks. wrapped: what the trainer calls instead of the model."""
@@ -117,6 +148,8 @@ class Observer:
             for group in optimizer.param_groups
         ]
         self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+        for watcher in watchers:
+            watcher.optimizer(self, optimizer)
 
     def event(self, name: str, step: int) -> None:
         """Record a callback event, named without its "on_". step: the global step."""
@@ -194,7 +227,7 @@ class Observer:
         ]
 
     def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = kwargs.get("input_ids", args[0] if args else None)
+        tokens = data.tokens_of({"input_ids": args[0] if args else None, **kwargs}, self._length)
         rows = [] if tokens is None else self._rows.of(tokens, kwargs.get("attention_mask"), kwargs.get("position_ids"))
         if not module.training:
             self._evaluated.append(rows)
@@ -214,7 +247,7 @@ class Observer:
 
     def _predicted(self, labels: torch.Tensor) -> torch.Tensor:
         # A causal model predicts each label from the tokens before it. Nothing stands before the first one.
-        return labels[..., 1:] if self.trace.spec.data.task == "causal" else labels
+        return labels[..., 1:] if self.trace.spec.data.task in models.NEXT_TOKEN else labels
 
     def _after_forward(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         loss = output.get("loss") if hasattr(output, "get") else None

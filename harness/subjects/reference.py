@@ -134,7 +134,11 @@ OLDER_NAMES = {
 LORA_DEFAULTS = {"bias": "none", "fan_in_fan_out": False, "inference_mode": False, "init_lora_weights": True}
 
 #: Factories of the suites whose models the reference can train.
-FACTORIES = ("harness.fixtures.on_device:llama",)
+FACTORIES = (
+    "harness.fixtures.on_device:llama",
+    "harness.fixtures.widened:llama",
+    "harness.fixtures.widened:on_device",
+)
 
 
 def arguments(given: Mapping[str, Any]) -> Arguments:

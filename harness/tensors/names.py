@@ -52,6 +52,8 @@ def canonical(name: str, adapter: str = "default") -> str:
     name = name.replace(f"lora_magnitude_vector.{adapter}.weight", "lora_magnitude_vector")
     # Of a prompt encoder only the embeddings that it makes are saved, under a name of their own.
     name = name.replace(f"prompt_encoder.{adapter}.embedding.weight", "prompt_embeddings")
+    # CARTRIDGE's frozen tokens are in front of the trained ones, in one tensor of the file.
+    name = name.replace(f"prompt_encoder.{adapter}.trainable_embedding", "prompt_embeddings")
     parts = name.split(".")
     for index in range(1, len(parts)):
         if parts[index] == adapter and is_adapter(parts[index - 1]):

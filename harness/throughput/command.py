@@ -15,11 +15,12 @@ from harness.errors import UsageError
 from harness.files import Attempts, write_whole
 from harness.progress import Progress, screen
 from harness.subjects.launch_arguments import STRATEGIES
+from harness.throughput import advise as advising
 from harness.throughput import rates as error_rates
 from harness.throughput import scaling as spreading
 from harness.throughput import show
 from harness.throughput import speed as measuring
-from harness.throughput.shapes import chosen
+from harness.throughput.shapes import Shape, chosen
 
 #: The most ranks that --ranks starts on one machine. Each takes about a GiB of memory.
 MOST_RANKS = 64
@@ -29,36 +30,61 @@ SECONDS = 90.0
 
 
 def speed(
-    subject: str, device: str, shapes: list[str], seconds: float | None, json: Path | None, plot: Path | None
+    subject: str,
+    device: str,
+    shapes: list[Shape],
+    seconds: float | None,
+    json: Path | None,
+    plot: Path | None,
+    kernels: bool = False,
 ) -> int:
     """Time the subject beside the yardsticks, and print a table.
 
-    - shapes: names; empty for those of the device.
+    - shapes: what to time.
     - seconds: of timing for each pair of subject and yardstick; None for the default.
     - json, plot: files to write.
+    - kernels: whether to show which kernels a step runs. Then the plot has their shares.
 
     Returns 0, or 1 if the first losses show that a yardstick does not compute what the Trainer computes. Raises UsageError if
     the subject cannot be timed.
     """
     check_device(device)
     subjects.load(subject)
-    shapes_to_time = chosen(shapes, device)
     with _progress("speed") as progress:
         each = (
             measured
-            for shape in shapes_to_time
-            for measured in measuring.measure(shape, device, subject, seconds, progress)
+            for shape in shapes
+            for measured in measuring.measure(shape, device, subject, seconds, progress, kernels)
         )
         measured, written = _collect(each, json, lambda so_far: measuring.to_report(so_far, device, subject))
     console = screen()
     show.table(console, measured)
+    if kernels:
+        show.kernels(console, measured)
     differing = [sentence for shape in measured for sentence in measuring.differing_losses(shape)]
     for sentence in differing:
         console.print(sentence, style="bold red")
     if plot is not None:
-        show.bars(measured, plot)
+        (show.kernel_bars if kernels else show.bars)(measured, plot)
     written.require_last()
     return 1 if differing else 0
+
+
+def advice(subject: str, device: str, shapes: list[Shape], seconds: float | None, json: Path | None) -> int:
+    """Try arguments that may make runs faster, and print what each brought. Returns 0.
+
+    - shapes: the runs. - seconds: of timing for each change; None for the default. - json: a file to write.
+
+    Raises UsageError if the run as it is cannot be timed.
+    """
+    check_device(device)
+    subjects.load(subject)
+    with _progress("speed --advise") as progress:
+        each = (made for shape in shapes for made in advising.advise(shape, device, subject, seconds, progress))
+        measured, written = _collect(each, json, lambda so_far: advising.to_report(so_far, device, subject))
+    show.advice(screen(), measured)
+    written.require_last()
+    return 0
 
 
 def scaling(

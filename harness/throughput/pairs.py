@@ -29,6 +29,7 @@ from harness.processes.replies import end as end_process
 from harness.spec import RunSpec
 from harness.throughput.clock import watched
 from harness.throughput.judgement import SPREAD, Judgement, judge, spread
+from harness.throughput.kernels import Kernel
 from harness.throughput.shapes import host_is_ahead, peak_bytes
 
 #: The times that are judged. On CUDA the host's time is mostly spent in a busy loop that waits for the device.
@@ -145,6 +146,17 @@ class Runner:
         self._require(all(isinstance(list_, list) and list_ and all(map(_is_time, list_)) for list_ in times))
         self._require(type(answer.get("peak_bytes")) is int)
         return answer
+
+    def kernels(self, steps: int) -> list[Kernel]:
+        """Train some steps, and return the kernels that they ran, the longest first."""
+        self._ask({"steps": steps, "kernels": True})
+        found = self._read_answer().get("kernels")
+        self._require(isinstance(found, list))
+        for one in found:
+            self._require(
+                isinstance(one, list) and len(one) == 3 and isinstance(one[0], str) and all(map(_is_time, one[1:]))
+            )
+        return [Kernel(*one) for one in found]
 
     def dismiss(self) -> None:
         """Tell the process to end."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import UsageError
+from harness.fixtures import data
 from harness.spec import RunSpec
 
 #: Configs of the published models that the sizes are named after. Their weights are random.
@@ -26,11 +28,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
         "attn_implementation": "eager",
     },
+    "8b": {  # Llama-3.1-8B
+        "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192,
+    },
     "7b": {  # Llama-2-7B
         "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
     },
 }  # fmt: skip
+
+
+#: The layers of a Llama that published benchmarks adapt.
+ALL_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+#: Models whose weights are drawn on the GPU: on a CPU that takes a minute.
+_LARGE = ("1b", "long", "7b", "8b")
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,7 @@ class Shape:
     - bf16: whether the run uses bf16 autocast.
     - quantization: of the base model, None for none.
     - checkpointing: whether activations are checkpointed.
+    - published: whether it has the settings of published benchmarks: all projections are adapted, at a learning rate of 1e-4.
     - ahead: whether the host runs ahead of the device. It then waits at no step for the loss or for a batch, so a short
       delay of the host does not change a step's time.
     - devices: the devices on which `peft-harness speed` times this shape unless --shape names others.
@@ -57,6 +71,7 @@ class Shape:
     bf16: bool = False
     quantization: str | None = None
     checkpointing: bool = False
+    published: bool = False
     ahead: bool = False
     devices: tuple[str, ...] = ("cuda",)
 
@@ -67,10 +82,7 @@ class Shape:
 
     def spec(self, device: str) -> RunSpec:
         """Return the run on a device. It has no end. The loss is logged every 12 steps, first before any step is timed."""
-        # Weights of large models are drawn on the GPU: on a CPU that takes a minute.
-        family = (
-            "harness.fixtures.on_device:llama" if device == "cuda" and self.size in ("1b", "long", "7b") else "llama"
-        )
+        family = "harness.fixtures.on_device:llama" if device == "cuda" and self.size in _LARGE else "llama"
         model = {"family": family, "config": CONFIGS[self.size], "dtype": self.dtype, "quantization": self.quantization}
         spec = RunSpec().but(
             model=model,
@@ -85,6 +97,8 @@ class Shape:
             learning_rate=1e-2 if self.size == "tiny" else 1e-3,
             logging_steps=12,
         )
+        if self.published:
+            spec = spec.but(lora={"target_modules": ALL_PROJECTIONS}, learning_rate=1e-4)
         if self.bf16:
             spec = spec.but(bf16=True)
         if self.ahead:
@@ -109,8 +123,79 @@ SHAPES = {
         Shape("1b-nf4-checkpointing", "1b", 8, 2048, "bfloat16", bf16=True, quantization="nf4", checkpointing=True),
         Shape("7b", "7b", 2, 1024, dtype="bfloat16", bf16=True, checkpointing=True),
         Shape("7b-nf4", "7b", 2, 1024, "bfloat16", bf16=True, quantization="nf4", checkpointing=True),
+        # The settings of published benchmarks: each takes minutes, so a device times them only if they are named.
+        Shape("1b-2x4096", "1b", 2, 4096, "bfloat16", bf16=True, published=True, devices=()),
+        Shape("7b-2x4096", "7b", 2, 4096, "bfloat16", bf16=True, published=True, devices=()),
+        Shape("8b", "8b", 2, 4096, "bfloat16", bf16=True, published=True, devices=()),
+        Shape("8b-nf4", "8b", 2, 4096, "bfloat16", bf16=True, quantization="nf4", published=True, devices=()),
     )
 }
+
+
+@dataclass(frozen=True)
+class OwnShape(Shape):
+    """A run that the user brought, as it is.
+
+    - own: the run.
+    - tokens_of_step: tokens of an optimizer step, on average, without padding.
+    """
+
+    own: RunSpec = field(default_factory=RunSpec)
+    tokens_of_step: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.tokens_of_step
+
+    def spec(self, device: str) -> RunSpec:
+        """Return the run without an end, without checkpoints and evaluations.
+
+        If its rows are made, an epoch has 16 steps or more.
+        """
+        given = self.own.data
+        made = given.path is None and not given.inline and not given.order
+        rows = max(given.rows, 16 * window(self.own)) if made else given.rows
+        ended = ("num_train_epochs", "load_best_model_at_end", "metric_for_best_model", "eval_steps", "save_steps")
+        arguments = {name: value for name, value in self.own.arguments.items() if name not in ended}
+        spec = dataclasses.replace(self.own, arguments=arguments)
+        return spec.but(
+            data={"rows": rows},
+            launch={"device": device},
+            max_steps=1_000_000,
+            logging_strategy="steps",
+            logging_steps=12,
+            save_strategy="no",
+            eval_strategy="no",
+        )
+
+
+def window(spec: RunSpec) -> int:
+    """Return how many rows an optimizer step of one process trains."""
+    return int(spec.arguments["per_device_train_batch_size"]) * int(
+        spec.arguments.get("gradient_accumulation_steps", 1)
+    )
+
+
+def own(spec: RunSpec, name: str) -> OwnShape:
+    """Return the shape of a run that the user brought. name: what tables call it.
+
+    Raises UsageError if the run has several ranks.
+    """
+    if spec.launch.ranks > 1:
+        raise UsageError(f"{name}: it has {spec.launch.ranks} ranks, and one process is timed; set launch.ranks to 1")
+    rows = data.rows(spec.data)[0]
+    tokens = sum(sum(row.get("attention_mask", [1])) for row in rows) / max(1, len(rows))
+    return OwnShape(
+        name,
+        "own",
+        rows=window(spec),
+        length=round(tokens),
+        dtype=spec.model.dtype,
+        bf16=bool(spec.arguments.get("bf16")),
+        devices=(),
+        own=spec,
+        tokens_of_step=round(tokens * window(spec)),
+    )
 
 
 def host_is_ahead(spec: RunSpec) -> bool:
@@ -126,8 +211,9 @@ def peak_bytes(spec: RunSpec) -> int:
     16.3.
     """
     config = spec.model.config
-    if not config:
+    if "num_hidden_layers" not in config or "hidden_size" not in config or "intermediate_size" not in config:
         return 1 << 28
+    config = {"vocab_size": 1024, "num_attention_heads": 1, "num_key_value_heads": 1, **config}
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     attention = 2 * hidden * hidden * (1 + config["num_key_value_heads"] / heads)
     layer = attention + 3 * hidden * config["intermediate_size"]
@@ -135,6 +221,10 @@ def peak_bytes(spec: RunSpec) -> int:
     tokens = spec.arguments["per_device_train_batch_size"] * spec.data.length
     attention_weights = tokens * spec.data.length * heads if config.get("attn_implementation") == "eager" else 0
     held = 24 * tokens * config["vocab_size"] + 16 * attention_weights
+    if not spec.arguments.get("activation_checkpointing"):
+        # What a layer keeps for its backward pass. On an H200 (2026-11-29) the Trainer took 80.4 GiB at 8B.
+        kept = 2 * tokens * config["num_hidden_layers"] * (15 * hidden + 5 * config["intermediate_size"])
+        held = max(held, kept)
     return int(weights * (2 if spec.model.dtype == "bfloat16" else 4) + held)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.files import write_figure
+from harness.throughput.advise import Advice, Tried
 from harness.throughput.judgement import percent
+from harness.throughput.kernels import by_kind
 from harness.throughput.rates import Rates
 from harness.throughput.scaling import Scaled, Spread
 from harness.throughput.shapes import Shape
@@ -19,7 +22,16 @@ from harness.throughput.speed import Measured, Row
 def table(console: Console, measured: list[Measured]) -> None:
     """Print a line for each side at each shape."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    numbers = ("tokens/s", "ms a step", "the Trainer is (99 % interval)", "peak GiB", "TFLOP/s", "of ceiling", "loss")
+    numbers = (
+        "tokens/s",
+        "ms a step",
+        "the Trainer is (99 % interval)",
+        "peak GiB",
+        "TFLOP/s",
+        "of ceiling",
+        "loss",
+        "from float32",
+    )
     for name in ("shape", "", *numbers):
         shown.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
     for shape in measured:
@@ -28,9 +40,13 @@ def table(console: Console, measured: list[Measured]) -> None:
         assert shape.ceiling is not None
         bound = f"{shape.bound:,.0f}" if shape.flops else "-"
         limit = f"{shape.ceiling.flops / 1e12:,.2f}"
-        shown.add_row("", "what the device allows", bound, "", "", "", limit, "", "")
+        shown.add_row("", "what the device allows", bound, "", "", "", limit, "", "", "")
     console.print(shown)
     refused = {f"{row.name}: {row.refused}" for shape in measured for row in shape.rows if row.refused}
+    for shape in measured:
+        if shape.float32_refused:
+            sentence = f"{shape.shape.name}: not compared with float32: {shape.float32_refused}"
+            console.print(sentence, style="dim", highlight=False)
     for sentence in sorted(refused):
         console.print(f"not timed: {sentence}", style="dim", highlight=False)
 
@@ -41,7 +57,7 @@ def _title(shape: Shape) -> str:
 
 def _cells(shape: Measured, row: Row) -> list[str]:
     if row.refused:
-        return ["-"] * 7
+        return ["-"] * 8
     return [
         f"{shape.tokens(row):,.0f}",
         f"{1e3 * row.seconds:,.2f}",
@@ -50,6 +66,64 @@ def _cells(shape: Measured, row: Row) -> list[str]:
         f"{shape.flops / row.seconds / 1e12:,.3f}",
         f"{shape.share(row):.1%}",
         "" if row.loss is None else f"{row.loss:.5f}",
+        "?" if (away := shape.from_float32(row)) is None else f"{away:.2g}" + " (farther)" * shape.farther(row),
+    ]
+
+
+def kernels(console: Console, measured: list[Measured]) -> None:
+    """Print where a step's time goes: for each side the share of each kind of kernel, and the longest kernels."""
+    for shape in measured:
+        shown = Table(box=None, pad_edge=False, header_style="bold")
+        rows = [row for row in shape.rows if row.kernels]
+        if not rows:
+            continue
+        kinds = list(dict.fromkeys(kind for row in rows for kind in by_kind(row.kernels)))
+        for name in (f"{_title(shape.shape)}: a step's kernels", *(row.name for row in rows)):
+            shown.add_column(name, justify="right" if shown.columns else "left", no_wrap=True)
+        for kind in kinds:
+            shown.add_row(kind, *(_share(row, kind) for row in rows))
+        totals = [sum(kernel.seconds for kernel in row.kernels) for row in rows]
+        shown.add_row("together", *(f"{1e3 * total:,.2f} ms" for total in totals))
+        console.print(shown)
+
+
+def _share(row: Row, kind: str) -> str:
+    seconds = by_kind(row.kernels)
+    spent = seconds.get(kind, 0.0)
+    return f"{1e3 * spent:,.2f} ms {spent / sum(seconds.values()):6.1%}"
+
+
+def advice(console: Console, advices: list[Advice]) -> None:
+    """Print what each change of a run brought, and name the best."""
+    for one in advices:
+        shown = Table(box=None, pad_edge=False, header_style="bold")
+        numbers = ("tokens/s", "as it is takes longer by (99 % interval)", "peak GiB", "first twelve losses")
+        for name in (_title(one.shape), *numbers):
+            shown.add_column(name, justify="left" if name not in numbers else "right", no_wrap=True)
+        if one.tried and math.isfinite(one.seconds):
+            shown.add_row("as it is", f"{one.shape.tokens / one.seconds:,.0f}", "", f"{one.peak_bytes / 2**30:.2f}", "")
+        for tried in one.tried:
+            if tried.gain is not None:
+                shown.add_row(tried.words, *_tried(one, tried))
+        console.print(shown)
+        for tried in one.tried:
+            if tried.refused:
+                console.print(f"not tried: {tried.words}: {tried.refused}", style="dim", highlight=False)
+        if one.best:
+            console.print(f"faster for sure, the best first: {'; '.join(tried.words for tried in one.best)}")
+        else:
+            console.print("no change makes this run surely faster")
+
+
+def _tried(advice: Advice, tried: Tried) -> list[str]:
+    assert tried.gain is not None
+    low, high = tried.gain.low, tried.gain.high
+    equal = "the same bits" if tried.apart == 0 else f"mean differs by {tried.apart:.1e} of it"
+    return [
+        f"{advice.shape.tokens / tried.seconds:,.0f}",
+        f"{tried.gain.estimate:+.1%} ({low:+.1%} to {high:+.1%})",
+        f"{tried.peak_bytes / 2**30:.2f}",
+        equal if math.isfinite(tried.apart) else "not known",
     ]
 
 
@@ -78,7 +152,7 @@ def _launch(strategy: str, ranks: int) -> str:
 
 def _scaled_cells(scaled: Scaled, spread: Spread) -> list[str]:
     if spread.refused:
-        return ["-"] * 7
+        return ["-"] * 8
     low, high = spread.middle
     memory = [f"{peak / 2**30:.2f}" for peak in spread.peak_bytes]
     return [
@@ -131,6 +205,25 @@ def bars(measured: list[Measured], path: Path) -> None:
     axes.set_xticks([x + 0.4 - width / 2 for x in range(len(measured))], [one.shape.name for one in measured])
     axes.set_ylabel("tokens a second")
     axes.legend(fontsize=8)
+    write_figure(path, figure)
+
+
+def kernel_bars(measured: list[Measured], path: Path) -> None:
+    """Draw, for each side at each shape, how long a step is in each kind of kernel."""
+    plt = _matplotlib()
+    sides = [
+        (f"{one.shape.name}\n{row.name}", by_kind(row.kernels)) for one in measured for row in one.rows if row.kernels
+    ]
+    figure, axes = plt.subplots(figsize=(8.0, 1.6 + 0.5 * len(sides)), layout="constrained")
+    left = [0.0] * len(sides)
+    for kind in dict.fromkeys(kind for _, seconds in sides for kind in seconds):
+        spent = [1e3 * seconds.get(kind, 0.0) for _, seconds in sides]
+        axes.barh(range(len(sides)), spent, left=left, label=kind)
+        left = [total + more for total, more in zip(left, spent, strict=True)]
+    axes.set_yticks(range(len(sides)), [name for name, _ in sides])
+    axes.invert_yaxis()
+    axes.set_xlabel("ms of a step")
+    figure.legend(fontsize=8, loc="outside upper center", ncols=3)
     write_figure(path, figure)
 
 

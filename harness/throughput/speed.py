@@ -12,9 +12,12 @@ from typing import Any
 from harness import subjects
 from harness.environment import describe
 from harness.errors import UsageError
+from harness.spec import RunSpec
+from harness.throughput import kernels
 from harness.throughput.ceiling import Ceiling
 from harness.throughput.ceiling import measure as measure_ceiling
 from harness.throughput.judgement import Interval
+from harness.throughput.kernels import Kernel
 from harness.throughput.pairs import Entrant, Runner, at_once, end, race, standing
 from harness.throughput.shapes import Shape
 
@@ -44,6 +47,7 @@ class Row:
     - loss: the mean over the first twelve steps.
     - overhead: how much slower the Trainer is than this side; None for the Trainer itself.
     - refused: why the side was not timed; empty if it was.
+    - kernels: those of its step, the longest first; empty if they were not recorded.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Row:
     loss: float | None = None
     overhead: Interval | None = None
     refused: str = ""
+    kernels: list[Kernel] = field(default_factory=list)
 
 
 @dataclass
@@ -62,6 +67,8 @@ class Measured:
     - flops: floating-point operations of a step, 0 if unknown.
     - traffic_bytes: bytes that a step moves through memory, 0 if unknown.
     - ceiling: the limits of the device.
+    - float32: the mean of the first twelve losses of the same run in float32, by the reference; None if it is not known.
+    - float32_refused: why not.
     """
 
     shape: Shape
@@ -69,6 +76,19 @@ class Measured:
     flops: int = 0
     traffic_bytes: int = 0
     ceiling: Ceiling | None = None
+    float32: float | None = None
+    float32_refused: str = ""
+
+    def from_float32(self, row: Row) -> float | None:
+        """Return how far a side's first losses are from those in float32; None if either is not known."""
+        return None if row.loss is None or self.float32 is None else abs(row.loss - self.float32)
+
+    def farther(self, row: Row) -> bool:
+        """Return whether a side is farther from float32 than the Trainer, by more than a last place of float32."""
+        own, trainers = self.from_float32(row), self.from_float32(self.rows[0])
+        if own is None or trainers is None or row is self.rows[0]:
+            return False
+        return own > trainers + 2.0**-23 * abs(self.float32 or 0.0)
 
     def tokens(self, row: Row) -> float:
         """Return a side's tokens a second."""
@@ -98,8 +118,11 @@ class Measured:
                 "share_of_ceiling": number(self.share(row)),
                 "peak_bytes": row.peak_bytes,
                 "loss": row.loss,
+                "from_float32": self.from_float32(row),
+                "farther_than_trainer": self.farther(row),
                 "trainer_overhead": row.overhead
                 and {name: number(getattr(row.overhead, name)) for name in ("estimate", "low", "high")},
+                **({"step": kernels.to_json(row.kernels)} if row.kernels else {}),
             }
             for row in self.rows
         ]
@@ -111,6 +134,8 @@ class Measured:
             "traffic_bytes": self.traffic_bytes,
             "bound_tokens_per_second": number(self.bound),
             "ceiling": vars(self.ceiling),
+            "loss_in_float32": self.float32,
+            "loss_in_float32_refused": self.float32_refused or None,
             "rows": rows,
         }
 
@@ -125,13 +150,23 @@ def yardsticks(device: str) -> list[str]:
     return [REFERENCE, COMPILED, *([CAPTURED] if device == "cuda" else [])]
 
 
+#: Steps of which kernels are recorded.
+PROFILED = 3
+
+
 def measure(
-    shape: Shape, device: str, subject: str, budget: float | None, progress: Callable[[str], None] = lambda _: None
+    shape: Shape,
+    device: str,
+    subject: str,
+    budget: float | None,
+    progress: Callable[[str], None] = lambda _: None,
+    profile: bool = False,
 ) -> Iterator[Measured]:
     """Time the subject at a shape against each yardstick in turn. Yields the same `Measured`, with one more row each time.
 
     - budget: seconds of timing for each pair; None for BUDGET.
     - progress: called with words about what is done now.
+    - profile: whether to record which kernels a step runs.
 
     Raises UsageError if the subject cannot be timed.
     """
@@ -160,12 +195,13 @@ def measure(
             try:
                 with standing(early.get(name) or Runner(Entrant(other.name, name, spec))) as yardstick:
                     judgement, timed = race([yardstick], [trainer], 0.01, budget, decide=False)
+                    found = yardstick.kernels(PROFILED) if profile else []
             except UsageError as error:
                 result.rows.append(Row(other.name, refused=str(error).removeprefix(f"{other.name}: ")))
                 if trainer.over:
                     trainer = started.enter_context(standing(Runner(entrant)))
                 continue
-            result.rows.append(Row(other.name, overhead=judgement.intervals["wall"]))
+            result.rows.append(Row(other.name, overhead=judgement.intervals["wall"], kernels=found))
             times += timed.times["trainer"]["wall"]
             for row in (result.rows[0], result.rows[-1]):
                 row.peak_bytes, row.loss = timed.peak_bytes[row.name], timed.first[row.name]["loss"]
@@ -174,7 +210,32 @@ def measure(
         if not times:
             alone, row = trainer.block(5), result.rows[0]
             row.seconds, row.peak_bytes, row.loss = median(alone["wall"]), alone["peak_bytes"], trainer.first["loss"]
+        if profile and not trainer.over:
+            result.rows[0].kernels = trainer.kernels(PROFILED)
     yield result
+    # After the others have ended: in float32 a model takes twice their memory.
+    progress(f"{shape.name}: the same in float32")
+    try:
+        with standing(Runner(Entrant("float32", REFERENCE, in_float32(spec)))) as exact:
+            result.float32 = exact.first["loss"]
+    except UsageError as error:
+        result.float32_refused = str(error).removeprefix("float32: ")
+    yield result
+
+
+def in_float32(spec: RunSpec) -> RunSpec:
+    """Return a run with the same weights that computes in float32, and recomputes activations, which changes no number."""
+    families = {
+        "llama": "harness.fixtures.widened:llama",
+        "harness.fixtures.on_device:llama": "harness.fixtures.widened:on_device",
+    }
+    half = spec.model.dtype in ("float16", "bfloat16")
+    family = families.get(spec.model.family, spec.model.family) if half else spec.model.family
+    options = {"use_reentrant": False}
+    return spec.but(
+        model={"family": family}, bf16=None, fp16=None,
+        activation_checkpointing=True, activation_checkpointing_kwargs=options,
+    )  # fmt: skip
 
 
 def to_report(measured: list[Measured], device: str, subject: str) -> dict[str, Any]:

@@ -14,7 +14,8 @@ It reads requests from stdin and writes answers to stdout, each a line of JSON:
 
 2. Each further request is {"steps": N}, and is answered with {"wall": [N seconds], "cpu": [N seconds], "peak_bytes": N}; see
    `harness.throughput.step_times`. {"steps": N, "slower": share} also sets by how much `harness.throughput.slowed`, which
-   must be a preload, slows the steps down.
+   must be a preload, slows the steps down. {"steps": N, "kernels": true} is answered with {"kernels": [[name, seconds of a
+   step, calls of a step], ...]} instead; see `harness.throughput.kernels`.
 
 Between two requests the process waits, uses no processor time, and frees what device memory it can. It trains without the
 harness's patches for speed (`harness.patches`): accelerate looks for a package twice in each step, which one of them caches.
@@ -37,6 +38,7 @@ from harness.errors import UsageError
 from harness.paths import SAFE_PATH
 from harness.processes.imports import import_upstream
 from harness.spec import RunSpec
+from harness.throughput.kernels import Recorder
 from harness.throughput.step_times import StepTimes
 
 #: Set in the environment of a process that `fix_layout` has started again.
@@ -70,6 +72,7 @@ class Clock:
         self._costs: dict[str, int] = {}
         self._work = HostWork()
         self._host = 1.0
+        self._kernels: Recorder | None = None
 
     def step(self, number: int, log: list[dict[str, Any]]) -> bool:
         """Take note that a step begins. Returns True, which ends the run, if there are no more requests."""
@@ -93,6 +96,8 @@ class Clock:
             if len(self._times) < self._steps + self._skipped + 1:
                 return False
             answer = self._times.seconds(self._skipped)
+            if self._kernels is not None:
+                answer, self._kernels = {"kernels": self._kernels.end(self._steps + self._skipped)}, None
         else:
             loss = next((entry["loss"] for entry in log if "loss" in entry), None)
             answer = {"loss": loss, "huge_pages": in_huge_pages(), "host": self._host, **self._costs}
@@ -111,6 +116,8 @@ class Clock:
             from harness.throughput import slowed
 
             slowed.SHARE = request["slower"]
+        if request.get("kernels"):
+            self._kernels = Recorder("cuda" if self._cuda else "cpu")
         self._times.clear()
         self._times.step_begins()
         return False

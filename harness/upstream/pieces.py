@@ -89,6 +89,7 @@ def refuse(what: str) -> UsageError:
 
 def rows(data: DataSpec) -> str:
     """Return the lines that make ROWS, and EVAL_ROWS if the spec has some."""
+    check_task(data.task)
     if data.path is not None:
         raise refuse("its rows are in a file; put them into the spec, as data.inline")
     if data.inline:
@@ -194,6 +195,16 @@ def ranks_load(model: ModelSpec, launch: LaunchSpec) -> bool:
     return launch.strategy == "loaded" or (launch.several and model.quantization is not None)
 
 
+#: Task -> the end of the name of the class that makes its model. Rows of other tasks are not written out.
+_AUTO = {"causal": "CausalLM", "classification": "SequenceClassification", "seq2seq": "Seq2SeqLM"}
+
+
+def check_task(task: str) -> None:
+    """Raise UsageError if no rows of a task can be written out in a script."""
+    if task not in _AUTO:
+        raise refuse(f"its rows are for {task}; scripts have rows for {', '.join(_AUTO)}")
+
+
 def _made(model: ModelSpec) -> tuple[str, str, list[str], list[str]]:
     """Return the expressions of the config and the model, the lines after them, and those before the function."""
     if model.path is not None:
@@ -202,7 +213,8 @@ def _made(model: ModelSpec) -> tuple[str, str, list[str], list[str]]:
     fields = {**model.config, **attention}
     if model.family.startswith(CONFIG_FAMILY):
         kind = model.family.removeprefix(CONFIG_FAMILY)
-        auto = {"causal": "CausalLM", "classification": "SequenceClassification", "seq2seq": "Seq2SeqLM"}[model.task]
+        check_task(model.task)
+        auto = _AUTO[model.task]
         return call("AutoConfig.for_model", fields, text(kind)), f"AutoModelFor{auto}.from_config(config)", [], []
     after, before = [], []
     if model.family == RESIZED:

@@ -10,11 +10,11 @@ from typing import Any
 from harness.brought.adapter import FILE as CONFIG
 from harness.brought.adapter import newest_below
 from harness.brought.settings_files import read_object
+from harness.checkpoints import header
+from harness.checkpoints.header import Entry, Torn
 from harness.errors import UsageError
 from harness.files import inside
 from harness.reading import shown, shown_path
-from harness.serving import header
-from harness.serving.header import Entry, Torn
 
 TENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 
@@ -40,6 +40,7 @@ class Adapter:
     - files: the two files, and what is wrong with them.
     - notes: what else is to be known, one sentence each.
     - foreign: whether no adapter lies there.
+    - tensors_file: the file that holds the tensors.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Adapter:
     files: list[File] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     foreign: bool = False
+    tensors_file: str = TENSORS
 
     @property
     def verdict(self) -> str:

@@ -12,9 +12,9 @@ from harness import trust
 from harness.brought.adapter import FILE as CONFIG
 from harness.brought.adapter import from_fields
 from harness.brought.notes import Notes
+from harness.checkpoints.adapter_directory import Adapter, module_of, quoted
 from harness.errors import UsageError
 from harness.reading import shown_path
-from harness.serving.directory import TENSORS, Adapter, module_of, quoted
 from harness.spec import RunSpec
 
 
@@ -44,7 +44,7 @@ def check(adapter: Adapter) -> None:
         adapter.notes.append(f"without --model it was not judged which tensors {adapter.peft_type} must have")
         return
     for why in _wrong(adapter):
-        adapter.torn(TENSORS, why)
+        adapter.torn(adapter.tensors_file, why)
 
 
 def _wrong(adapter: Adapter) -> Iterator[str]:
@@ -138,9 +138,11 @@ def check_with_base(adapter: Adapter, model: Path) -> None:
     besides = sorted(name for name in set(held) - set(wanted) if not name.endswith(".base_layer.weight"))
     other = sorted(name for name in set(held) & set(wanted) if held[name] != wanted[name])
     if missing:
-        adapter.torn(TENSORS, f"lacks {quoted(missing)}, which this base needs")
+        adapter.torn(adapter.tensors_file, f"lacks {quoted(missing)}, which this base needs")
     if besides:
-        adapter.torn(TENSORS, f"has {quoted(besides)}, which this base does not have")
+        adapter.torn(adapter.tensors_file, f"has {quoted(besides)}, which this base does not have")
     if other:
         name = other[0]
-        adapter.torn(TENSORS, f"has {quoted(other)} as {list(held[name])}, and this base needs {list(wanted[name])}")
+        adapter.torn(
+            adapter.tensors_file, f"has {quoted(other)} as {list(held[name])}, and this base needs {list(wanted[name])}"
+        )

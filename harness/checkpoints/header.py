@@ -14,7 +14,7 @@ from harness.reading import opened, parse_json, shown, shown_path
 LIMIT = 16 * 2**20
 
 #: Bytes of a file: a checkpoint of a large model in one file.
-_FILE_LIMIT = 2**44
+FILE_LIMIT = 2**44
 
 #: Bits of a number in each dtype of the format.
 BITS = {
@@ -26,10 +26,12 @@ BITS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor. dtype: as the format names it, such as "BF16"."""
+    """A tensor. dtype: as the format names it, such as "BF16". begin, end: its bytes, after the header."""
 
     dtype: str
     shape: tuple[int, ...]
+    begin: int = 0
+    end: int = 0
 
 
 class Torn(UsageError):
@@ -41,7 +43,7 @@ def read(path: Path) -> dict[str, Entry]:
 
     Raises Torn if the file's size, header or offsets do not fit each other, and UsageError if it cannot be read.
     """
-    with opened(path, _FILE_LIMIT) as file:
+    with opened(path, FILE_LIMIT) as file:
         size = os.fstat(file.fileno()).st_size
         first = file.read(8)
         length = int.from_bytes(first, "little")
@@ -79,4 +81,4 @@ def _entry(name: str, value: Any) -> Entry:
     numbers = [*shape, begin, stop] if isinstance(shape, list) else [-1]
     if dtype not in BITS or not all(type(number) is int and number >= 0 for number in numbers):
         raise Torn(f"has a header whose entry {shown(name)} is none of a tensor")
-    return Entry(dtype, tuple(shape))
+    return Entry(dtype, tuple(shape), begin, stop)

@@ -1,0 +1,1 @@
+"""Many stacks judged clause by clause: which releases work together."""
