@@ -24,6 +24,7 @@ SHARED_NAMES = {
     "evaluation": "the chapter EVAL, and the laws on evaluation",
     "judge": "whether a checkpoint is whole; in mutants/, which clauses kill a mutant",
     "kinds": "runs/ has kinds of method, model and task; reports/ has kinds of report",
+    "where": "the room that finds where two runs part; in gate/, that between two stacks",
     "loss": "the chapter LOSS, the laws on the loss, and the loss of the reference",
     "best": "the chapter BEST, and the laws on the best model",
     "optimizers": "the reference's rare optimizers; in fixtures/, those that a spec hands to the Trainer",

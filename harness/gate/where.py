@@ -10,7 +10,6 @@ from harness.gate import command
 from harness.gate.scope import Scope
 from harness.gate.side import Side
 from harness.where import command as here
-from harness.where import find
 from harness.where.sides import Named
 from harness.where.timeline import Run
 

@@ -23,8 +23,7 @@ from harness.runs.scenarios import PLAIN
 from harness.spec import ADD, RunSpec
 from harness.subjects.hf_trainer import HFTrainer
 from harness.trace import Trace
-from harness.where import find
-from harness.where.compare import compare
+from harness.where.parting import compare
 from harness.where.timeline import Run
 
 #: What the mutants are tried on: windows, ragged rows, clipping, a schedule, decay, evaluations, saves, best model; then

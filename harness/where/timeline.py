@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from harness.trace import Step, Trace
-from harness.where.recorder import ACCUMULATION, BACKWARD, BETWEEN, DATA, FORWARD, OPTIMIZER, VALUE, Entry, Recording
+from harness.where.marks import ACCUMULATION, BACKWARD, BETWEEN, DATA, FORWARD, OPTIMIZER, VALUE, Entry, Recording
 
 #: Stages besides those of the recorder, in the order of a run.
 START, RESUME, LOSS, REDUCTION = "start", "resume", "loss", "reduction"
@@ -36,7 +36,7 @@ class Mark:
 
     - step, micro_batch, rank: from 1, and from 0 for ranks; 0 and 0 where there is none.
     - stage: one of the recorder's, or of this module's.
-    - name, what, call: as in `harness.where.recorder.Entry`.
+    - name, what, call: as in `harness.where.marks.Entry`.
     - row: the row of the data, if two runs cut the same rows into other micro-batches; else -1.
     - value: a tensor, a number, or anything that can be compared by ==.
     - norm: that of the whole tensor, if not all of it was kept.

@@ -1,6 +1,6 @@
 """Measure the kill matrix in parts, each a task of an engine.
 
-python -m harness.mutants.elsewhere RESULT MODULE NAME...     a part: these mutants; MODULE is "" for the harness's own
+python -m harness.mutants.in_parts RESULT MODULE NAME...     a part: these mutants; MODULE is "" for the harness's own
 """
 
 from __future__ import annotations
