@@ -188,7 +188,7 @@ def test_an_engine_measures_parts_that_become_one_matrix(monkeypatch, tmp_path):
         ]  # fmt: skip
         return {"outcomes": outcomes, "cases": 3, "unfit": [unfit], "workers": 2}
 
-    monkeypatch.setattr(elsewhere, "part", part)
+    monkeypatch.setattr(in_parts, "part", part)
     with ThreadPoolExecutor(2) as pool, Progress() as progress:
         at = engine.Engine(pool, 1, tmp_path / "lease", "me", "")
         matrix = in_parts.measured(chosen, None, at, progress)

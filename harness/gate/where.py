@@ -26,7 +26,7 @@ def where(one: Named, other: Named, exact: bool, steps: int, json_file: Path | N
     environments = dict(zip(stacks, command.made(stacks, judged), strict=True))
     open_sides: list[Side] = []
 
-    def make(side: Named, directory: Path) -> find.Record:
+    def make(side: Named, directory: Path) -> both_sides.Record:
         if not side.stack:
             return here.in_forks(side, directory, steps)
         scope = dataclasses.replace(judged, subject=side.subject, preloads=side.preload)

@@ -150,13 +150,13 @@ PLACES: dict[str, tuple[str, tuple[str, ...], str]] = {
 
 
 def _recorded(name: str, directory: Path, seed: int | None) -> Run:
-    return find.record(HFTrainer(), RUNS[name], directory, seed)
+    return both_sides.record(HFTrainer(), RUNS[name], directory, seed)
 
 
 def baseline(directory: Path, names: list[str]) -> None:
     """Train runs without a mutant, and keep their traces and recordings in a directory."""
     for name in names:
-        for seed in (None, *find.SEEDS):
+        for seed in (None, *both_sides.SEEDS):
             into = directory / name / str(seed)
             run = _recorded(name, into, seed)
             run.trace.save(into / "trace")
@@ -165,7 +165,7 @@ def baseline(directory: Path, names: list[str]) -> None:
 def stored(directory: Path, name: str, seed: int | None) -> Run:
     """Return a run that `baseline` trained."""
     trace = Trace.load(directory / name / str(seed) / "trace")
-    return Run(trace, find.load(directory / name / str(seed) / "recordings", 1 + len(trace.ranks)))
+    return Run(trace, both_sides.load(directory / name / str(seed) / "recordings", 1 + len(trace.ranks)))
 
 
 def locate(mutant: Mutant, known: dict[str, list[Run]], directory: Path) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def main(file: Path, globs: list[str]) -> None:
 
         os.waitpid(start(home / "baseline", first), 0)
         # Read before the forks, which share it.
-        known = {name: [stored(home / "known", name, seed) for seed in (None, *find.SEEDS)] for name in runs}
+        known = {name: [stored(home / "known", name, seed) for seed in (None, *both_sides.SEEDS)] for name in runs}
         for mutant in chosen:
             began, place = time.monotonic(), home / mutant.name
 
