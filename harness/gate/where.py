@@ -9,6 +9,7 @@ from harness.errors import UsageError
 from harness.gate import command
 from harness.gate.scope import Scope
 from harness.gate.side import Side
+from harness.where import both_sides
 from harness.where import command as here
 from harness.where.sides import Named
 from harness.where.timeline import Run

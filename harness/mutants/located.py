@@ -23,6 +23,7 @@ from harness.runs.scenarios import PLAIN
 from harness.spec import ADD, RunSpec
 from harness.subjects.hf_trainer import HFTrainer
 from harness.trace import Trace
+from harness.where import both_sides
 from harness.where.parting import compare
 from harness.where.timeline import Run
 
