@@ -1,10 +1,6 @@
 """Measure the kill matrix in parts, each a task of an engine.
 
-<<<<<<<< HEAD:harness/mutants/in_parts.py
-python -m harness.mutants.in_parts RESULT MODULE NAME...     a part: these mutants; MODULE is "" for the harness's own
-========
 python -m harness.mutants.parts RESULT MODULE NAME...     a part: these mutants; MODULE is "" for the harness's own
->>>>>>>> map:harness/mutants/parts.py
 """
 
 from __future__ import annotations
