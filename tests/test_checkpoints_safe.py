@@ -151,11 +151,15 @@ def test_every_crash_state_of_every_save(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "limit-1", "overwritten", "best-at-end"])
 def test_crash_states_resume_bit_equal(name, tmp_path):
-    from harness.crash.judged_run import explore_run
+    from harness.crash.judged_run import explore_states
     from harness.crash.outcomes import EQUAL, NAMED
+    from harness.crash.trainer_ways import RESUME
 
-    found = explore_run(name, SAVES[name], tmp_path, at_most=60, subject=safe_training.safe())
-    assert {one.outcome for one in found.of(way="resume=True")} <= {EQUAL, NAMED}
+    subject, saved = safe_training.safe(), SAVES[name]
+    recorded = record_run(saved, tmp_path, subject)
+    found = explore_states(name, saved, recorded, at_most=60, ways=[RESUME], subject=subject)
+    wrong = [f"{one.how}: {one.outcome}: {one.said}" for one in found.found if one.outcome not in (EQUAL, NAMED)]
+    assert not wrong and len(found.found) == found.judged
 
 
 # ---- kills ----

@@ -93,9 +93,9 @@ def seen_by_strace(text, run):
 def once(operations):
     """Return operations with writes of one file that follow each other as one."""
     made = []
-    for one in operations:
+    for one in map(tuple, operations):
         if not made or one != made[-1] or one[0] != "write":
-            made.append(tuple(one))
+            made.append(one)
     return made
 
 

@@ -14,6 +14,8 @@ from harness.paths import FIXTURES, PACKAGE, ROOT, SUITES
 
 #: Module names that occur several times, and why that is no riddle: inside a room the name says all.
 SHARED_NAMES = {
+    "compare": "two sides of a gate; in where/, two runs",
+    "find": "coverage/ finds branches of upstream, where/ the place at which two runs part",
     "checkpoint": "laws/ and reference/: what a checkpoint must be, and how the reference writes one",
     "checkpoints": "the room that judges and saves them; in gate/, those that each side of a gate resumes from the other",
     "command": "a room's entry from the command line",
@@ -22,6 +24,7 @@ SHARED_NAMES = {
     "evaluation": "the chapter EVAL, and the laws on evaluation",
     "judge": "whether a checkpoint is whole; in mutants/, which clauses kill a mutant",
     "kinds": "runs/ has kinds of method, model and task; reports/ has kinds of report",
+    "where": "the room that finds where two runs part; in gate/, that between two stacks",
     "loss": "the chapter LOSS, the laws on the loss, and the loss of the reference",
     "best": "the chapter BEST, and the laws on the best model",
     "optimizers": "the reference's rare optimizers; in fixtures/, those that a spec hands to the Trainer",

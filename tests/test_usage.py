@@ -84,7 +84,7 @@ COMMANDS = [
         "report",
         "clauses",
     ),
-    *("train", "report", "trend", "defects", "adapter"),
+    *("train", "report", "trend", "defects", "adapter", "checkpoint"),
     *("cache", "cache list", "cache size", "cache clean"),
 ]
 

@@ -111,6 +111,7 @@ FAULTS = {
     "parameter-left-out-of-the-optimizer": ({}, "optimizer-holds", 0, "requires gradients but is in no group"),
     "accumulation-divided-twice": ({}, "loss", 1, "the step's gradient is 0.5 times what it must be"),
     "padding-counted": ({}, "token-count", 1, "labels"),
+    "mean-of-means": ({}, "token-count", 1, "was given none"),
     "smoothing-by-twice-the-factor": ({"label_smoothing_factor": 0.1}, "loss", 1, "the gradient at the logits is off"),
     "scaling-left-out": ({}, "adapter-effect", 2, "times the adapter is added"),
     "not-clipped": ({}, "clipping", 1, "max_grad_norm is 0.1"),

@@ -13,7 +13,7 @@ from harness.runs.scenarios import PLAIN
 from harness.subjects.hf_trainer import HFTrainer
 from harness.throughput import speed
 from harness.throughput.shapes import SHAPES
-from harness.where import command, find, hint, recorder, sides
+from harness.where import both_sides, command, hint, marks, sides
 
 SPEC = PLAIN.but(lora={"lora_dropout": 0.0}, data={"min_length": 6}, max_steps=2)
 
@@ -22,13 +22,13 @@ def side(spec, directory, subject=None):
     def record(seed):
         into = directory / f"{spec.hash}-{seed}-{subject}"
         into.mkdir(parents=True)
-        return find.record(subjects.load(subject) if subject else HFTrainer(), spec, into, seed)
+        return both_sides.record(subjects.load(subject) if subject else HFTrainer(), spec, into, seed)
 
-    return find.Side("", spec, record)
+    return both_sides.Side("", spec, record)
 
 
 def found(one, other, tmp_path, subject=None, **options):
-    return find.find(side(one, tmp_path / "a"), side(other, tmp_path / "b", subject), **options)
+    return both_sides.find(side(one, tmp_path / "a"), side(other, tmp_path / "b", subject), **options)
 
 
 CHANGES = {
@@ -72,7 +72,7 @@ def test_a_case_that_fails_says_where_its_run_leaves_the_reference(monkeypatch):
 def test_neighbours_are_one_last_place_away():
     for dtype in (torch.float32, torch.bfloat16):
         plain = torch.tensor([1.0, -3.5, 0.0, float("inf")], dtype=dtype)
-        moved = recorder.neighbours(plain, torch.Generator().manual_seed(0))
+        moved = marks.neighbours(plain, torch.Generator().manual_seed(0))
         assert torch.equal(moved[2:], plain[2:]) and not (moved[:2] == plain[:2]).any()
         assert ((moved[:2] / plain[:2] - 1).abs() <= torch.finfo(dtype).eps).all()
 

@@ -85,7 +85,7 @@ class Recorder:
             yield
         finally:
             sys.setprofile(earlier)
-            threading.setprofile(None)  # type: ignore[arg-type]
+            threading.setprofile(None)
             for name, original in originals.items():
                 setattr(os, name, original)
             self._poll()

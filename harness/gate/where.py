@@ -9,8 +9,8 @@ from harness.errors import UsageError
 from harness.gate import command
 from harness.gate.scope import Scope
 from harness.gate.side import Side
+from harness.where import both_sides
 from harness.where import command as here
-from harness.where import find
 from harness.where.sides import Named
 from harness.where.timeline import Run
 
@@ -27,7 +27,7 @@ def where(one: Named, other: Named, exact: bool, steps: int, json_file: Path | N
     environments = dict(zip(stacks, command.made(stacks, judged), strict=True))
     open_sides: list[Side] = []
 
-    def make(side: Named, directory: Path) -> find.Record:
+    def make(side: Named, directory: Path) -> both_sides.Record:
         if not side.stack:
             return here.in_forks(side, directory, steps)
         scope = dataclasses.replace(judged, subject=side.subject, preloads=side.preload)

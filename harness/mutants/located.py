@@ -23,8 +23,8 @@ from harness.runs.scenarios import PLAIN
 from harness.spec import ADD, RunSpec
 from harness.subjects.hf_trainer import HFTrainer
 from harness.trace import Trace
-from harness.where import find
-from harness.where.compare import compare
+from harness.where import both_sides
+from harness.where.parting import compare
 from harness.where.timeline import Run
 
 #: What the mutants are tried on: windows, ragged rows, clipping, a schedule, decay, evaluations, saves, best model; then
@@ -151,13 +151,13 @@ PLACES: dict[str, tuple[str, tuple[str, ...], str]] = {
 
 
 def _recorded(name: str, directory: Path, seed: int | None) -> Run:
-    return find.record(HFTrainer(), RUNS[name], directory, seed)
+    return both_sides.record(HFTrainer(), RUNS[name], directory, seed)
 
 
-def baseline(directory: Path) -> None:
-    """Train RUNS without a mutant, and keep their traces and recordings in a directory."""
-    for name in RUNS:
-        for seed in (None, *find.SEEDS):
+def baseline(directory: Path, names: list[str]) -> None:
+    """Train runs without a mutant, and keep their traces and recordings in a directory."""
+    for name in names:
+        for seed in (None, *both_sides.SEEDS):
             into = directory / name / str(seed)
             run = _recorded(name, into, seed)
             run.trace.save(into / "trace")
@@ -166,7 +166,7 @@ def baseline(directory: Path) -> None:
 def stored(directory: Path, name: str, seed: int | None) -> Run:
     """Return a run that `baseline` trained."""
     trace = Trace.load(directory / name / str(seed) / "trace")
-    return Run(trace, find.load(directory / name / str(seed) / "recordings", 1 + len(trace.ranks)))
+    return Run(trace, both_sides.load(directory / name / str(seed) / "recordings", 1 + len(trace.ranks)))
 
 
 def locate(mutant: Mutant, known: dict[str, list[Run]], directory: Path) -> dict[str, Any]:
@@ -206,20 +206,25 @@ def main(file: Path, globs: list[str]) -> None:
 
     import_upstream([])
     done = {json.loads(line)["mutant"] for line in file.read_text().splitlines()} if file.exists() else set()
+    chosen = [
+        mutant
+        for mutant in mutants().values()
+        if mutant.name in PLACES
+        and mutant.name not in done
+        and (not globs or any(fnmatchcase(mutant.name, glob) for glob in globs))
+    ]
+    runs = sorted({PLACES[mutant.name][0] for mutant in chosen})
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
 
         def first(write: Writer) -> None:
             ranks.prepare(pristine=True)
-            baseline(home / "known")
+            baseline(home / "known", runs)
 
         os.waitpid(start(home / "baseline", first), 0)
         # Read before the forks, which share it.
-        known = {name: [stored(home / "known", name, seed) for seed in (None, *find.SEEDS)] for name in RUNS}
-        for mutant in mutants().values():
-            chosen = not globs or any(fnmatchcase(mutant.name, glob) for glob in globs)
-            if mutant.name not in PLACES or mutant.name in done or not chosen:
-                continue
+        known = {name: [stored(home / "known", name, seed) for seed in (None, *both_sides.SEEDS)] for name in runs}
+        for mutant in chosen:
             began, place = time.monotonic(), home / mutant.name
 
             def work(write: Writer, mutant: Mutant = mutant, place: Path = place) -> None:

@@ -245,6 +245,10 @@ class LoopSubject:
             handle.remove()
         for checkpoint in observer.trace.checkpoints:
             self._saved[spec.hash, checkpoint.step] = Path(checkpoint.path).name
+        if _saves(spec):
+            # It was asked to save more often than the spec does (`_given`).
+            due, kept = int(spec.arguments.get("save_steps", 500)), observer.trace.checkpoints
+            observer.trace.checkpoints = [one for one in kept if one.step % due == 0 or one.step == steps]
         return observer.finish(error)
 
     def _given(self, spec: RunSpec, directory: Path, steps: int, **objects: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ listeners: list[Callable[[Trace, str], None]] = []
 
 
 class Watcher(Protocol):
-    """Is shown what each Observer of this process watches, once its own hooks are in place (`harness.where.recorder`)."""
+    """Is shown what each Observer of this process watches, once its own hooks are in place (`harness.where.marks`)."""
 
     def model(self, observer: Observer, model: torch.nn.Module) -> None:
         """Is shown the model that is trained."""

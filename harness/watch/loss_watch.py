@@ -191,7 +191,15 @@ class Loss(Check):
         window = self.seen.window
         given = [float(batch.items) for batch in window if batch.items is not None]
         counts = [int(batch.tokens) for batch in window if batch.tokens is not None]
-        if not given or len(counts) != len(window):
+        if len(counts) != len(window):
+            return
+        if not given:
+            taken = getattr(self.seen.trainer, "model_accepts_loss_kwargs", False) and len(window) > 1
+            if taken and not self._own and counts:
+                self.judge(
+                    ["the model takes num_items_in_batch and was given none, so a window is a mean of means"],
+                    "token-count",
+                )
             return
         if self.seen.world > 1 or self._own:
             self.skip(self._own or "the labels of all ranks together are not counted", "token-count")

@@ -22,9 +22,9 @@ from harness.processes.imports import import_upstream
 from harness.progress import screen
 from harness.spec import RunSpec, changes
 from harness.trace import Trace
-from harness.where import find
-from harness.where.compare import FACTOR, Found
-from harness.where.find import Side
+from harness.where import both_sides
+from harness.where.both_sides import Side
+from harness.where.parting import FACTOR, Found
 from harness.where.sides import Named
 from harness.where.timeline import Run
 
@@ -34,7 +34,7 @@ SCHEMA_VERSION = 1
 _LINES = 12
 
 #: makes(side, its directory) -> what records it.
-Make = Callable[[Named, Path], find.Record]
+Make = Callable[[Named, Path], both_sides.Record]
 
 
 def where(one: Named, other: Named, exact: bool, json_file: Path | None, make: Make) -> int:
@@ -51,7 +51,7 @@ def where(one: Named, other: Named, exact: bool, json_file: Path | None, make: M
         made = [
             Side(side.words or "as it is", side.spec, make(side, Path(temporary, side.where))) for side in (one, other)
         ]
-        found = find.find(*made, exact=exact)
+        found = both_sides.find(*made, exact=exact)
     found.notes[:0] = [f"{side.where}: {sentence}" for side in (one, other) for sentence in side.said]
     _show(one, other, found, exact)
     if json_file is not None:
@@ -59,7 +59,7 @@ def where(one: Named, other: Named, exact: bool, json_file: Path | None, make: M
     return 0 if found.first is None else 1
 
 
-def in_forks(side: Named, directory: Path, steps: int) -> find.Record:
+def in_forks(side: Named, directory: Path, steps: int) -> both_sides.Record:
     """Return what records a side in forks of this process, which never trains itself.
 
     - steps: optimizer steps in which modules are recorded; 0: all.
@@ -95,7 +95,7 @@ def train(
     judged = subjects.load(subject)
     if reason := subjects.unsupported(judged, spec):
         raise UsageError(f"{where}: subject {judged.name} does not train such a spec ({reason})")
-    run = find.record(judged, spec, into, seed, steps)
+    run = both_sides.record(judged, spec, into, seed, steps)
     if run.trace.error and not run.trace.steps:
         raise UsageError(f"{where}: upstream refuses it: {run.trace.error}")
     run.trace.save(into / "trace")
@@ -104,7 +104,7 @@ def train(
 def stored(into: Path) -> Run:
     """Return what `train` stored."""
     trace = Trace.load(into / "trace")
-    return Run(trace, find.load(into / "recordings", 1 + len(trace.ranks)))
+    return Run(trace, both_sides.load(into / "recordings", 1 + len(trace.ranks)))
 
 
 def to_json(one: Named, other: Named, found: Found, exact: bool) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from harness import subjects
 from harness.defaults import plain
 from harness.spec import RunSpec
 from harness.subjects import Subject
-from harness.where import find
-from harness.where.find import Side
+from harness.where import both_sides
+from harness.where.both_sides import Side
 from harness.where.timeline import Run
 
 #: Cases of a process that get a line, and seconds that all of them may take together. A tiny case takes 1 to 3 s.
@@ -55,7 +55,9 @@ def _line(subject: Subject, specs: list[RunSpec]) -> str:
             return ""
         who.append((reference, spec))
     with tempfile.TemporaryDirectory() as temporary:
-        found = find.find(*[_side(one, spec, Path(temporary, str(index))) for index, (one, spec) in enumerate(who)])
+        found = both_sides.find(
+            *[_side(one, spec, Path(temporary, str(index))) for index, (one, spec) in enumerate(who)]
+        )
     if found.first is None:
         return ""
     other = "the reference" if len(specs) == 1 else "its other run"
@@ -67,6 +69,6 @@ def _side(subject: Subject, spec: RunSpec, directory: Path) -> Side:
         into = directory / str(seed)
         into.mkdir(parents=True)
         with contextlib.redirect_stdout(io.StringIO()):
-            return find.record(subject, spec, into, seed)
+            return both_sides.record(subject, spec, into, seed)
 
     return Side(subject.name, spec, record)

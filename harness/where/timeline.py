@@ -14,11 +14,14 @@ from typing import Any
 import torch
 
 from harness.trace import Step, Trace
-from harness.where.recorder import ACCUMULATION, BACKWARD, BETWEEN, DATA, FORWARD, OPTIMIZER, VALUE, Entry, Recording
+from harness.where.marks import ACCUMULATION, BACKWARD, BETWEEN, DATA, FORWARD, OPTIMIZER, VALUE, Entry, Recording
 
 #: Stages besides those of the recorder, in the order of a run.
 START, RESUME, LOSS, REDUCTION = "start", "resume", "loss", "reduction"
 CLIPPING, SCHEDULE, EVALUATION, CHECKPOINT, LOG, END = "clipping", "schedule", "evaluation", "checkpoint", "log", "end"
+
+#: What a mark is about that says a parameter's dtype. It is left out if the sides ask for different precisions.
+DTYPE = "dtype"
 
 #: Settings of a parameter group that the schedule changes.
 _SCHEDULED = ("lr", "initial_lr")
@@ -33,7 +36,7 @@ class Mark:
 
     - step, micro_batch, rank: from 1, and from 0 for ranks; 0 and 0 where there is none.
     - stage: one of the recorder's, or of this module's.
-    - name, what, call: as in `harness.where.recorder.Entry`.
+    - name, what, call: as in `harness.where.marks.Entry`.
     - row: the row of the data, if two runs cut the same rows into other micro-batches; else -1.
     - value: a tensor, a number, or anything that can be compared by ==.
     - norm: that of the whole tensor, if not all of it was kept.
@@ -103,6 +106,10 @@ def timeline(run: Run, by_row: set[int]) -> list[Mark]:
         if step.number in by_row:
             marks += _rows_of(run, step, ours)
         else:
+            # What all ranks read decides the number of labels that each is given.
+            for rank, part in enumerate(ours):
+                rows = [batch.rows for batch in part.batches]
+                marks.append(Mark(step.number, 0, rank, DATA, "rows of the window", VALUE, rows))
             for rank, part in enumerate(ours):
                 marks += _batches(run, rank, part)
         marks += _end_of_step(run, step)
@@ -123,6 +130,8 @@ def _start(trace: Trace, rank: int) -> Iterator[Mark]:
     for name, digest in trace.base_before.items():
         # Digests of two dtypes differ, whatever the values.
         yield Mark(0, 0, rank, START, name, str(trace.parameters.get(name, [""])[0]), digest)
+    for name, (dtype, _) in trace.parameters.items():
+        yield Mark(0, 0, rank, START, name, DTYPE, dtype)
     yield from _tensors(RESUME, trace.adapter_resumed, 0, rank)
     yield Mark(
         0, 0, rank, OPTIMIZER, "what it steps", VALUE, sorted(name for one in trace.groups for name in one.names)
@@ -140,7 +149,6 @@ def _batches(run: Run, rank: int, step: Step) -> Iterator[Mark]:
         if entry.step == step.number and entry.stage != OPTIMIZER:
             entries[entry.micro_batch].append(entry)
     yield from (_mark(entry, (step.number, 0, rank)) for entry in entries[0] if entry.stage == BETWEEN)
-    yield Mark(step.number, 0, rank, DATA, "rows of the window", VALUE, [batch.rows for batch in step.batches])
     for number, batch in enumerate(step.batches, start=1):
         seen = entries[number]
         place = (step.number, number, rank)

@@ -1,7 +1,7 @@
 """Find the first mark at which two runs part by more than rounding explains.
 
 How far rounding gets is measured at the same mark: the distance between a run and the same run with every module's output
-changed in the last bit (`harness.where.recorder`). Two runs are apart at a mark if their distance is more than FACTOR times
+changed in the last bit (`harness.where.marks`). Two runs are apart at a mark if their distance is more than FACTOR times
 that, and more than two last places of the coarser of the two numbers.
 """
 
@@ -17,7 +17,7 @@ import numpy
 import torch
 
 from harness.where import timeline
-from harness.where.recorder import ACCUMULATION, BACKWARD, BETWEEN, GRADIENT, INPUT, PARAMETER
+from harness.where.marks import ACCUMULATION, BACKWARD, BETWEEN, GRADIENT, INPUT, PARAMETER
 from harness.where.timeline import LOG, LOSS, Mark, Run
 
 #: How many times farther than the changed runs two runs must be apart. See README.md for the measurement.
@@ -140,6 +140,8 @@ def compare(one: Run, other: Run, noise: Sequence[tuple[Run, Run]] | None, dtype
     versions = one.trace.environment.get("versions") != other.trace.environment.get("versions")
     for mark in ours:
         match = theirs.pop(mark.key, None)
+        if mark.what == timeline.DTYPE and not dtypes:
+            continue
         if match is None and mark.what == PARAMETER and mark.stage == BACKWARD and _passed_back(mark, theirs, other):
             match = dataclasses.replace(mark, value="no gradient")
         if match is None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from harness.runs.cache import Runs
 from harness.spec import RunSpec
 from harness.subjects import Subject
-from harness.where.compare import Found, compare
-from harness.where.recorder import Recorded, Recording
+from harness.where.marks import Recorded, Recording
+from harness.where.parting import Found, compare
 from harness.where.timeline import Run
 
 #: Seeds of the runs that are changed in the last bit. One of two is larger than a third with probability 2/3, so FACTOR
@@ -34,7 +34,7 @@ def record(subject: Subject, spec: RunSpec, directory: Path, seed: int | None = 
     """Train a spec here, and return its trace with the recordings of its ranks.
 
     - directory: an empty one, for the run's files and the recordings.
-    - seed, steps: as for `harness.where.recorder.Recorded`.
+    - seed, steps: as for `harness.where.marks.Recorded`.
 
     A run that is changed in the last bit is not compiled, since compiled modules run no hooks.
     """

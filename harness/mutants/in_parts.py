@@ -1,6 +1,6 @@
 """Measure the kill matrix in parts, each a task of an engine.
 
-python -m harness.mutants.parts RESULT MODULE NAME...     a part: these mutants; MODULE is "" for the harness's own
+python -m harness.mutants.in_parts RESULT MODULE NAME...     a part: these mutants; MODULE is "" for the harness's own
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def measured(mutants: Sequence[Mutant], module: Path | None, at: Engine, progres
     """Return the matrix of mutants that an engine's tasks measure. Raises UsageError if a part cannot be measured."""
     began = time.monotonic()
     size = -(-len(mutants) // (at.width * _PARTS))
-    groups = [[one.name for one in mutants[start : start + size]] for start in range(0, len(mutants), size)]
-    task = progress.add("parts", len(groups))
+    parts = [[one.name for one in mutants[start : start + size]] for start in range(0, len(mutants), size)]
+    task = progress.add("parts", len(parts))
     found: dict[str, Outcome] = {}
     cases, workers = 0, 0
     unfit: dict[tuple[str, str], Case] = {}
     named = str(module.absolute()) if module is not None else ""
     by_name = {mutant.name: mutant for mutant in mutants}
-    for future in as_completed([at.executor.submit(part, named, group) for group in groups]):
+    for future in as_completed([at.executor.submit(part, named, part_) for part_ in parts]):
         body = future.result()
         found |= {one["mutant"]: _outcome(one, by_name[one["mutant"]]) for one in body["outcomes"]}
         cases += body["cases"]
@@ -51,7 +51,7 @@ def measured(mutants: Sequence[Mutant], module: Path | None, at: Engine, progres
         workers = max(workers, body["workers"])
         task.advance()
     outcomes = [found[mutant.name] for mutant in mutants]
-    return Matrix(outcomes, cases, list(unfit.values()), workers * min(at.width, len(groups)), time.monotonic() - began)
+    return Matrix(outcomes, cases, list(unfit.values()), workers * min(at.width, len(parts)), time.monotonic() - began)
 
 
 def part(module: str, names: Sequence[str]) -> dict[str, Any]:
