@@ -14,8 +14,6 @@ from harness.paths import FIXTURES, PACKAGE, ROOT, SUITES
 
 #: Module names that occur several times, and why that is no riddle: inside a room the name says all.
 SHARED_NAMES = {
-    "compare": "two sides of a gate; in where/, two runs",
-    "find": "coverage/ finds branches of upstream, where/ the place at which two runs part",
     "checkpoint": "laws/ and reference/: what a checkpoint must be, and how the reference writes one",
     "checkpoints": "the room that judges and saves them; in gate/, those that each side of a gate resumes from the other",
     "command": "a room's entry from the command line",

@@ -13,11 +13,7 @@ import pytest
 
 from harness import contract
 from harness.errors import UsageError
-<<<<<<< HEAD
-from harness.mutants import catalogue, parts
-=======
 from harness.mutants import catalogue, in_parts
->>>>>>> map
 from harness.paths import PACKAGE, ROOT
 from harness.processes import engine
 from harness.progress import Progress
@@ -192,17 +188,10 @@ def test_an_engine_measures_parts_that_become_one_matrix(monkeypatch, tmp_path):
         ]  # fmt: skip
         return {"outcomes": outcomes, "cases": 3, "unfit": [unfit], "workers": 2}
 
-<<<<<<< HEAD
-    monkeypatch.setattr(parts, "part", part)
-    with ThreadPoolExecutor(2) as pool, Progress() as progress:
-        at = engine.Engine(pool, 1, tmp_path / "lease", "me", "")
-        matrix = parts.measured(chosen, None, at, progress)
-=======
     monkeypatch.setattr(in_parts, "part", part)
     with ThreadPoolExecutor(2) as pool, Progress() as progress:
         at = engine.Engine(pool, 1, tmp_path / "lease", "me", "")
         matrix = in_parts.measured(chosen, None, at, progress)
->>>>>>> map
     assert [one.mutant for one in matrix.outcomes] == chosen
     assert {one.status for one in matrix.outcomes} == {"killed"}
     assert (matrix.cases, len(matrix.unfit), matrix.workers) == (6, 1, 2)
@@ -211,8 +200,4 @@ def test_an_engine_measures_parts_that_become_one_matrix(monkeypatch, tmp_path):
 def test_a_part_that_cannot_be_measured_is_one_sentence(tmp_path):
     (tmp_path / "mine.py").write_text("1/0")
     with pytest.raises(UsageError, match=r"mutants one: peft-harness: .*mine\.py"):
-<<<<<<< HEAD
-        parts.part(str(tmp_path / "mine.py"), ["one"])
-=======
         in_parts.part(str(tmp_path / "mine.py"), ["one"])
->>>>>>> map

@@ -8,11 +8,7 @@ from pathlib import Path
 from rich.text import Text
 
 from harness.errors import UsageError
-<<<<<<< HEAD
-from harness.mutants import catalogue, parts, show
-=======
 from harness.mutants import catalogue, in_parts, show
->>>>>>> map
 from harness.mutants.matrix import measure
 from harness.processes import engine
 from harness.progress import Progress, screen
@@ -52,11 +48,7 @@ def mutants(
     if on is not None:
         engine.check(on)
         with engine.opened(on, places, Path(".peft-harness") / "mutants") as at, Progress() as progress:
-<<<<<<< HEAD
-            matrix = parts.measured(runnable, module, at, progress)
-=======
             matrix = in_parts.measured(runnable, module, at, progress)
->>>>>>> map
     else:
         # This process forks all others, so no thread may print.
         with Progress(forks=True) as progress:
