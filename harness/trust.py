@@ -31,6 +31,9 @@ SUBJECTS = frozenset(
     {
         "hf-trainer",
         "reference",
+        "trl-sft",
+        "accelerate",
+        "torch",
         "harness.throughput.compiled:compiled",
         "harness.throughput.compiled:captured",
     }

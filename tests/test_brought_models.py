@@ -230,8 +230,8 @@ def test_without_a_model_the_family_with_such_modules_is_taken(tmp_path, fields,
     assert any(f"the base is the harness's tiny {family}" in sentence for sentence in found.sentences)
 
 
-def test_a_task_without_rows_is_one_sentence(tmp_path):
-    with pytest.raises(UsageError, match=r"task_type is 'TOKEN_CLS'; rows can be made for CAUSAL_LM"):
+def test_a_task_without_a_family_is_one_sentence(tmp_path):
+    with pytest.raises(UsageError, match=r"no family .* task 'token-classification'; name your model with --model"):
         read(tmp_path, fields={"task_type": "TOKEN_CLS"})
 
 

@@ -197,6 +197,11 @@ ALLOWED = {
     ("harness/patches.py", "getattr(torch, name, None)"): "kinds of devices that this build of torch has",
     ("harness/throughput/counters.py", "hasattr(torch.ops.aten, f'_scaled_dot_product_{kind}{way}')"): "its kernels",
     ("fixtures/models.py", "getattr(torch, spec.dtype, None)"): "a dtype that a spec names",
+    (
+        "fixtures/architectures.py",
+        "getattr(transformers, AUTO_CLASSES[one][1], ())",
+    ): "a task that an older release lacks",
+    ("fixtures/architectures.py", "getattr(transformers, table, ())"): "a task that an older release lacks",
 }
 
 

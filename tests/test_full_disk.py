@@ -9,6 +9,7 @@ import pytest
 from harness import files
 from harness.session import failure
 from harness.session.state import State
+from harness.subjects import Traits
 from harness.verdict import FAIL, Case, Verdict
 from tests import made_up_reports
 from tests.command_line import run
@@ -81,6 +82,7 @@ def test_no_half_of_a_case_file_is_left(disk, tmp_path):
     case = Case("LOOP-04", "plain", "suites/test_loop.py::test_x", "hf-trainer", "cpu")
     state = State.__new__(State)
     state.preload = []
+    state.traits, state.in_theirs = Traits(), False
     disk(2)  # the first is .gitignore
     lines = failure.block(state, case, Verdict(FAIL, "expected", ("seen",)))
     assert lines[-1] == "  repeat    no case file could be written in .peft-harness (no space left on device)"

@@ -77,11 +77,11 @@ def test_a_shared_tensor_may_be_saved_under_any_of_its_names(tmp_path):
 
 def test_what_a_method_without_a_row_saves_of_its_own_is_not_judged(tmp_path):
     trace = sharing(tmp_path, {"lily_A": torch.ones(2)})
-    trace.spec = PLAIN.but(adapter={"peft_type": "LILY", "config": {}})
+    trace.spec = PLAIN.but(adapter={"peft_type": "POLY", "config": {}})
     assert not base_weights.is_known(trace.spec.adapter)
     verdict = checkpoint.adapter_only(trace)
     assert verdict.outcome == NOT_COMPARABLE
-    assert "adapter.peft_type = 'LILY'" in verdict.seen[0]
+    assert "adapter.peft_type = 'POLY'" in verdict.seen[0]
     trace.checkpoints[0].adapter[HEAD] = torch.ones(2)
     assert f"checkpoint-4: {HEAD} is saved, but was not trained" in checkpoint.adapter_only(trace).seen
 

@@ -16,6 +16,7 @@ from harness.runs.cache import Runs
 from harness.runs.scenarios import PLAIN
 from harness.session import case_file, failure
 from harness.session.repro import judge_spec
+from harness.subjects import Traits
 from harness.trace import Step, Trace
 from harness.verdict import AMBIGUOUS, FAIL, NOT_COMPARABLE, PASS, Case, Unjudged, Verdict
 
@@ -261,6 +262,7 @@ class _State:
 
     def __init__(self, preload):
         self.preload = preload
+        self.traits, self.in_theirs = Traits(), False
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_a_real_side_is_timed():
     assert timed.first["hf-trainer"]["loss"] == pytest.approx(timed.first["reference"]["loss"], abs=1e-6)
 
 
-@pytest.mark.parametrize("subject", subjects.NAMES)
+@pytest.mark.parametrize("subject", ["hf-trainer", "reference"])
 def test_a_run_calls_back_at_each_step_and_ends_on_request(subject, runs, tmp_path):
     seen = []
     train(subjects.load(subject), PLAIN, tmp_path / "whole", lambda number, log: seen.append(number))

@@ -84,7 +84,8 @@ COMMANDS = [
         "report",
         "clauses",
     ),
-    *("train", "report", "trend", "defects", "adapter", "checkpoint"),
+    *("train", "report", "trend", "defects", "adapter", "checkpoint", "crash"),
+    *("where", "map", "ask", "bounds", "propose"),
     *("cache", "cache list", "cache size", "cache clean"),
 ]
 

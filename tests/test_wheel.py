@@ -16,7 +16,8 @@ __all__ = ["installed"]
 
 COMMANDS = (
     "adapter", "ask", "bisect", "bounds", "cache", "check", "checkpoint", "clauses", "coverage", "crash", "defects", "gate",
-    "history", "judge", "map", "mutants", "propose", "report", "repro", "soak", "speed", "sweep", "train", "trend",
+    "history", "judge", "map", "mutants", "propose", "report", "repro", "soak", "speed", "sweep", "train",
+    "trend", "where",
 )  # fmt: skip
 
 #: Run in the environment: the help of each command, by the function that the console script calls.

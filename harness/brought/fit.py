@@ -58,6 +58,8 @@ def closest_family(adapter: AdapterSpec, task: str, skeletons: Callable[[str], S
     listed_names = names if isinstance(names, list) else []
     wanted = [names] if isinstance(names, str) else [str(name) for name in listed_names]
     fitting = [name for name, row in FAMILIES.items() if row.task == task and ":" not in name]
+    if not fitting:
+        raise UsageError(f"no family of the suites has a head for task {task!r}; name your model with --model")
     if not wanted or wanted == ["all-linear"]:
         return fitting[0]
 

@@ -276,9 +276,7 @@ def _cut_sections(config: dict[str, Any], head: int) -> None:
             continue
         sections = given.get("mrope_section")
         if isinstance(sections, list) and len(sections) > 1 and all(_is_number(part) for part in sections):
-            each = max(1, head // 2 // len(sections))
-            made = [head // 2 - each * (len(sections) - 1)] + [each] * (len(sections) - 1)
-            config[name] = {**given, "mrope_section": made}
+            config[name] = {**given, "mrope_section": _shares(sections, head // 2)}
 
 
 def _cut_latent_heads(config: dict[str, Any]) -> None:

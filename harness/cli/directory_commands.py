@@ -46,7 +46,7 @@ def checkpoint(
     ] = False,
     json: Json = None,
 ) -> None:
-    """Look at a run's checkpoints: are they whole, and from which one can it be resumed?
+    """Look at a run's checkpoints: which are whole?
 
     The Trainer's and TRL's, those of accelerate's save_state, FSDP's and DeepSpeed's. No pickle is loaded, and nothing is
     looked up on a network. Exit codes: 0 whole, 1 torn, 2 no checkpoint that can be read.

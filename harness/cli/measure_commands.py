@@ -199,7 +199,7 @@ def crash(
     html: Annotated[Path | None, file_option("Write the result as one page that needs no network.")] = None,
     plot: Plot = None,
 ) -> None:
-    """Stop the Trainer's save at every point, and judge what resumes.
+    """Stop a save at every point: does what is left resume?
 
     A save's file operations are recorded. Every state that a killed process or a stopped machine may leave is made of them,
     resumed, loaded for inference and loaded as the best model.

@@ -94,8 +94,8 @@ class Loss(Check):
         name = type(base).__name__
         from transformers.models.auto import modeling_auto
 
-        causal = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {}).values()
-        seq2seq = getattr(modeling_auto, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", {}).values()
+        causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        seq2seq = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()
         kind = getattr(base, "loss_type", None)
         if kind not in (None, "ForCausalLM", "ForConditionalGeneration"):
             return "", f"the loss of {name} ({kind}) is not modelled"
