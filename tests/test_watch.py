@@ -2,6 +2,8 @@
 
 import json
 import random
+import time
+from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
@@ -21,6 +23,7 @@ from harness.subjects.hf_trainer import HFTrainer, inject
 from harness.watch import certificate
 from harness.watch.base_watch import FrozenBase
 from harness.watch.book import CHECKS
+from harness.watch.run import Run
 
 import_upstream(threads=1)
 
@@ -273,3 +276,20 @@ def test_a_loop_is_judged(tmp_path):
     with harness.WatchLoop(model, optimizer, on_violation="raise", **options) as watching:
         with pytest.raises(harness.Violation):
             loop(watching, model, optimizer, clip=0.01)
+
+
+def test_sampled_steps_alone_count_for_how_often_one_is_sampled():
+    """What each step pays does not: where it is 0.8 %, no step after the third would be sampled any more."""
+    made = Run.__new__(Run)
+    made.seen, made._strict, made._waits = SimpleNamespace(begun=100, every=100, world=1), False, False
+    made._began, made.own_seconds, made._sampled_seconds = time.perf_counter() - 100, 1.0, 0.1
+    assert made._is_sampled()
+    made._sampled_seconds = 0.3
+    made.seen.begun = 200
+    assert not made._is_sampled()
+    # It waits, and is sampled as soon as there is time for it.
+    made._began -= 100
+    made.seen.begun = 201
+    assert made._is_sampled()
+    made.seen.begun = 202
+    assert not made._is_sampled()

@@ -25,7 +25,7 @@ class Watch(TrainerCallback):
     - on_violation: what to do within one optimizer step of a finding: "warn" logs it, "stop" also ends training after the
       step, "raise" raises `Violation`.
     - every: each how many steps one is looked at closely; 1 for every step. None: the first three, then every 100th, as
-      long as that takes less than 0.5 % of the time.
+      long as that takes less than 0.2 % of the time.
     - json: a file for the certificate; in a run of several ranks only rank 0 writes.
     - quiet: whether the certificate is not printed at the end.
 

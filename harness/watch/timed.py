@@ -5,7 +5,8 @@ Two pairs of sides are timed in turn (`harness.throughput.pairs`), the Trainer a
 1. `unsampled`: a Watch that samples no step after the first three. This is what every step pays.
 2. `sampled`: Watch(every=1), which samples each step.
 
-The default samples each 100th step, so it costs the first plus a hundredth of the difference.
+The default samples each 100th step, so it costs the first plus a hundredth of the difference, but `run.SHARE` of the time
+at most.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from harness.environment import check_device
 from harness.subjects.hf_trainer import HFTrainer
 from harness.throughput.pairs import METRICS, Entrant, Pairs, compare
 from harness.throughput.shapes import chosen
+from harness.watch.run import SHARE
 
 #: Each how many steps the default samples one.
 DEFAULT = 100
@@ -71,7 +73,7 @@ def main(given: list[str] | None = None) -> int:
                 _, timed = compare(a, b, 0.01, options.seconds, processes=2, decide=False)
                 costs[name] = share(timed, metric)
                 step = timed.step("a", metric)
-            default = costs["unsampled"] + (costs["sampled"] - costs["unsampled"]) / DEFAULT
+            default = costs["unsampled"] + min(SHARE, (costs["sampled"] - costs["unsampled"]) / DEFAULT)
             print(
                 f"{shape.name}: a step takes {1000 * step:.1f} ms; with Watch {costs['unsampled']:+.2%}, a sampled one "
                 f"{costs['sampled']:+.1%}, and so by default {default:+.2%}",
