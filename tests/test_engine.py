@@ -1,9 +1,11 @@
 """The engine and the lease that its tasks watch."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +85,44 @@ def test_the_fence_ends_a_shell_and_what_it_started(tmp_path):
         time.sleep(0.05)
     assert not os.path.exists(f"/proc/{child}")
     assert sys.executable in script
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("parsl") is None, reason="needs Parsl")
+def test_no_interchange_outlives_a_command_that_was_killed(tmp_path):
+    """Parsl's own goes on for ever."""
+    code = """
+import sys, time
+from pathlib import Path
+from harness.processes import engine
+with engine.opened("local", 1, Path(sys.argv[1])):
+    print("opened", flush=True)
+    time.sleep(600)
+"""
+    command = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    with command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == "opened\n"
+        started = children(command.pid)
+        assert started
+        command.kill()
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in started):
+        assert time.monotonic() < end, started
+        time.sleep(0.2)
+
+
+def children(pid):
+    """Return the ids of the processes that a process has started and that run an interchange."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words, parent = (
+                (folder / "cmdline").read_bytes(),
+                (folder / "stat").read_text().rpartition(")")[2].split()[1],
+            )
+        except OSError:
+            continue
+        if int(parent) == pid and b"interchange" in words:
+            found.append(int(folder.name))
+    return found

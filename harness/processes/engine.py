@@ -206,8 +206,8 @@ def _executor(provider: Any, label: str, per_node: int, device: str, address: st
         available_accelerators=names, heartbeat_period=_PERIOD, heartbeat_threshold=_LOST, worker_logdir_root=logs,
         # Keys of an encrypted channel; only processes of this user can read them.
         encrypted=True,
-        # Its script is beside this Python, which need not be on PATH.
-        interchange_launch_cmd=[sys.executable, "-m", "parsl.executors.high_throughput.interchange"],
+        # By this Python, which need not be on PATH. It must not outlive this command.
+        interchange_launch_cmd=[sys.executable, "-m", "harness.processes.interchange", str(os.getpid())],
     )  # fmt: skip
 
 
