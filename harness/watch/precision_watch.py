@@ -100,7 +100,8 @@ class Scaler(Check):
         return "a resumed scaler goes on from an earlier state" if self.seen.resumed else self.seen.sharded
 
     def begin(self) -> None:
-        self._steps, self._skipped = 0, []
+        self._steps = 0
+        self._skipped: list[int] = []
         self._first = float(self.seen.trainer.accelerator.scaler.get_scale())
 
     def after_update(self) -> None:
@@ -205,7 +206,10 @@ class _Look:
 
     def __init__(self, check: AdapterEffect, path: str, layer: Any):
         self.check, self.path, self.layer, self.name = check, path, layer, check.seen.adapters[0]
-        self.base_in = self.base_out = self.a_in = self.b_out = None
+        self.base_in: torch.Tensor | None = None
+        self.base_out: torch.Tensor | None = None
+        self.a_in: torch.Tensor | None = None
+        self.b_out: torch.Tensor | None = None
         self.handles = [
             layer.register_forward_hook(self._whole),
             layer.base_layer.register_forward_hook(self._base),
