@@ -12,6 +12,7 @@ from harness.errors import UsageError
 from harness.runs.scenarios import PLAIN
 from harness.throughput import advise, kernels, pairs, shapes, speed
 from harness.throughput.advise import CHANGES, Change
+from harness.throughput.ceiling import Ceiling
 from harness.throughput.kernels import Kernel, by_kind
 
 #: A fake worker. With torch_compile a step takes half as long, with eager attention it cannot be timed.
@@ -140,7 +141,7 @@ def test_the_published_settings_adapt_all_projections():
 
 def test_kernels_are_in_the_report():
     row = speed.Row("trainer", seconds=0.1, kernels=[Kernel("aten::mm", 0.05, 4.0)])
-    measured = speed.Measured(shapes.SHAPES["tiny"], [row], ceiling=speed.Ceiling("float32", 1e9, 1e9))
+    measured = speed.Measured(shapes.SHAPES["tiny"], [row], ceiling=Ceiling("float32", 1e9, 1e9))
     assert measured.to_json()["rows"][0]["step"]["seconds_by_kind"] == {"matrix products": 0.05}
 
 

@@ -1,6 +1,7 @@
 """Where two runs part: the module or the stage that was changed is named, and rounding is not taken for a change."""
 
 import json
+import re
 
 import jsonschema
 import pytest
@@ -91,6 +92,28 @@ def test_sides_are_read_word_by_word(tmp_path):
         read("nonsense")
     with pytest.raises(UsageError, match=r"[Nn]o such file"):
         read("missing.json")
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("model=llama", "A: 'model=llama' names a part of a spec; a setting names one field, such as"),
+        ("resume=1", "A: 'resume=1' names a part of a spec"),
+        ("lora=4", "A: 'lora=4' names a part of a spec"),
+        ("model.nothing=3", "A, model: unknown field 'nothing'"),
+        ("launch.self=3", "A, launch: unknown field 'self'"),
+        ("max_steps=some", "A, arguments, max_steps: expected an int"),
+    ],
+)
+def test_a_setting_that_is_none_is_one_sentence(word, sentence):
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        sides.read(word, "A", PLAIN, "hf-trainer", "cpu", trusted=False)
+
+
+def test_null_removes_what_may_be_left_out():
+    spec = PLAIN.but(max_grad_norm=0.5, lora={"use_rslora": True})
+    read = sides.read("max_grad_norm=null lora.use_rslora=null", "A", spec, "hf-trainer", "cpu", trusted=False)
+    assert read.spec == spec.but(max_grad_norm=None, lora={"use_rslora": None}) != spec
 
 
 def test_the_report_is_as_its_schema_says(tmp_path):

@@ -155,7 +155,8 @@ def where(
     from harness.where import command, sides
 
     judged = scope(subject, device, env=env, build=build)
-    plain, said = RunSpec(), []
+    plain = RunSpec()
+    said: list[str] = []
     if spec is not None:
         from harness.session import specs
 

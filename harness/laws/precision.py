@@ -240,4 +240,5 @@ def _all_logits(model: torch.nn.Module, spec: RunSpec, dtype: torch.dtype | None
         name: torch.tensor([row[name] for row in rows], device=device) for name in ("input_ids", "attention_mask")
     }
     with torch.no_grad(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        return model(**inputs)["logits"].flatten(0, -2).double().cpu()
+        logits: torch.Tensor = model(**inputs)["logits"]
+        return logits.flatten(0, -2).double().cpu()

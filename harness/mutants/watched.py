@@ -61,7 +61,12 @@ _BASE = PLAIN.but(
     save_steps=3,
     lora={"lora_dropout": 0.1},
 )
-_EVALUATED = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
+_EVALUATED: dict[str, Any] = {
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_steps": 2,
+    "load_best_model_at_end": True,
+}
 
 #: Name -> run. A run that resumes takes the checkpoint that the run before it has written.
 RUNS: dict[str, RunSpec] = {
@@ -221,7 +226,7 @@ def _key(args: Any, state: Any, model: Any, loader: Any) -> str:
     values = {name: value for name, value in args.to_dict().items() if name not in _PATHS}
     configs = {name: vars(config) for name, config in dict(getattr(model, "peft_config", None) or {}).items()}
     shapes = [tuple(p.shape) for p in model.parameters()]
-    rows = getattr(loader, "dataset", None)
+    rows: Any = getattr(loader, "dataset", None)
     parts = [
         values,
         configs,

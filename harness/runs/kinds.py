@@ -124,7 +124,9 @@ NO_INIT: dict[str, str] = {"loftq": "LoftQ quantizes the weights on a GPU only"}
 NO_TASK: dict[str, str] = {"FEATURE_EXTRACTION": "its models return no loss, so the Trainer cannot train them"}
 
 
-def _base(model_type: str, task: str = models.CAUSAL, lora: dict[str, Any] | None = None, **config: Any) -> RunSpec:
+def _base(
+    model_type: str, config: dict[str, Any], task: str = models.CAUSAL, lora: dict[str, Any] | None = None
+) -> RunSpec:
     """Return a LoRA on a tiny model of an architecture. If its loss is a mean of its batch, nothing is accumulated."""
     family = f"config:{model_type}"
     spec = _RUN.but(model={"family": family, "config": config}, data={"task": task}, lora=lora)
@@ -145,7 +147,7 @@ _T5: dict[str, Any] = {
     **{"vocab_size": 256, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0},
     **{"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
 }
-_MAMBA = {"vocab_size": 256, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}
+_MAMBA: dict[str, Any] = {"vocab_size": 256, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}
 _IMAGE = {"image_size": 16, "patch_size": 8}
 #: Four patches of an image, in the places of token 255.
 _PATCHES: dict[str, Any] = {"prefix": (255,) * 4, "vocab_size": 255}
@@ -156,39 +158,39 @@ _BERT: dict[str, Any] = {
 _QUERY = {"target_modules": ["query", "value"]}
 
 BASES: dict[str, RunSpec] = {
-    "mixtral-experts": _base("mixtral", lora=_FUSED, **_TEXT, **_EXPERTS),
-    "gpt-oss-experts": _base("gpt_oss", lora=_FUSED, **_TEXT, **_EXPERTS, head_dim=8, sliding_window=4),
+    "mixtral-experts": _base("mixtral", {**_TEXT, **_EXPERTS}, lora=_FUSED),
+    "gpt-oss-experts": _base("gpt_oss", {**_TEXT, **_EXPERTS, "head_dim": 8, "sliding_window": 4}, lora=_FUSED),
     # Attention's layers and the experts of one model.
     "qwen3-moe-both": _base(
         "qwen3_moe",
+        {**_TEXT, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8},
         lora={**_FUSED, "target_modules": ["q_proj"]},
-        **_TEXT,
-        **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8},
     ),
     "gemma3-hybrid": _base(
         "gemma3_text",
-        **_TEXT,
-        **{"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+        {**_TEXT, "head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
     ),
     "qwen3-next-hybrid": _base(
         "qwen3_next",
-        **_TEXT,
-        **{"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
-        **{"shared_expert_intermediate_size": 24, "linear_num_value_heads": 4, "linear_num_key_heads": 2},
-        **{"linear_key_head_dim": 8, "linear_value_head_dim": 8},
-        layer_types=["linear_attention", "full_attention"],
+        {
+            **{**_TEXT, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+            **{"shared_expert_intermediate_size": 24, "linear_num_value_heads": 4, "linear_num_key_heads": 2},
+            **{"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+            "layer_types": ["linear_attention", "full_attention"],
+        },
     ),
-    "mamba": _base("mamba", lora={"target_modules": ["in_proj", "x_proj"]}, **_MAMBA),
-    "mamba-dt": _base("mamba", lora={"target_modules": ["in_proj", "dt_proj"]}, **_MAMBA),
+    "mamba": _base("mamba", _MAMBA, lora={"target_modules": ["in_proj", "x_proj"]}),
+    "mamba-dt": _base("mamba", _MAMBA, lora={"target_modules": ["in_proj", "dt_proj"]}),
     "deepseek-latent": _base(
         "deepseek_v3",
+        {
+            **{**_TEXT, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2},
+            **{"moe_intermediate_size": 24, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+            **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8},
+        },
         lora={"target_modules": ["q_b_proj", "kv_b_proj"]},
-        **{**_TEXT, "num_key_value_heads": 4},
-        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_group": 1, "topk_group": 1},
-        **{"first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8},
-        **{"qk_rope_head_dim": 8, "v_head_dim": 8},
     ),
-    "t5-shared": _base("t5", models.SEQ2SEQ, lora={"target_modules": ["q", "shared"]}, **_T5),
+    "t5-shared": _base("t5", _T5, models.SEQ2SEQ, lora={"target_modules": ["q", "shared"]}),
     # Its forward names its inputs otherwise than transformers' models do.
     "other-names": _RUN.but(
         model={"family": "harness.fixtures.other_names:llama"},
@@ -200,29 +202,33 @@ BASES: dict[str, RunSpec] = {
 }
 
 TASKS: dict[str, RunSpec] = {
-    models.TOKENS: _base("bert", models.TOKENS, lora={**_QUERY, "modules_to_save": ["classifier"]}, **_BERT),
-    models.ANSWERS: _base("bert", models.ANSWERS, lora={**_QUERY, "modules_to_save": ["qa_outputs"]}, **_BERT),
-    models.MASKED: _base("bert", models.MASKED, lora=_QUERY, **_BERT),
+    models.TOKENS: _base("bert", _BERT, models.TOKENS, lora={**_QUERY, "modules_to_save": ["classifier"]}),
+    models.ANSWERS: _base("bert", _BERT, models.ANSWERS, lora={**_QUERY, "modules_to_save": ["qa_outputs"]}),
+    models.MASKED: _base("bert", _BERT, models.MASKED, lora=_QUERY),
     models.CLASSIFICATION: _base(
-        "roberta", models.CLASSIFICATION, lora={**_QUERY, "modules_to_save": ["classifier"]}, **_BERT, pad_token_id=0
+        "roberta",
+        {**_BERT, "pad_token_id": 0},
+        models.CLASSIFICATION,
+        lora={**_QUERY, "modules_to_save": ["classifier"]},
     ),
     models.IMAGES: _base(
         "vit",
+        {**_VISION, **_IMAGE},
         models.IMAGES,
         lora={"target_modules": ["projection", "q_proj", "v_proj"], "modules_to_save": ["classifier"]},
-        **_VISION,
-        **_IMAGE,
     ),
-    models.SEQ2SEQ: _base("t5", models.SEQ2SEQ, lora={"target_modules": ["q", "v"]}, **_T5),
-    models.SPEECH: _base("whisper", models.SPEECH, **_WHISPER),
+    models.SEQ2SEQ: _base("t5", _T5, models.SEQ2SEQ, lora={"target_modules": ["q", "v"]}),
+    models.SPEECH: _base("whisper", _WHISPER, models.SPEECH),
     models.IMAGE_TEXT: _base(
         "llava",
+        {
+            "text_config": {"model_type": "llama", **_TEXT},
+            "vision_config": {"model_type": "clip_vision_model", **_VISION, **_IMAGE, "projection_dim": 32},
+            "image_token_index": 255,
+        },
         models.IMAGE_TEXT,
         # Of the vision tower's last layer LLaVA makes no use.
         lora={"target_modules": r".*(language_model|vision_tower.*layers\.0)\..*\.[qv]_proj"},
-        text_config={"model_type": "llama", **_TEXT},
-        vision_config={"model_type": "clip_vision_model", **_VISION, **_IMAGE, "projection_dim": 32},
-        image_token_index=255,
     ).but(data=_PATCHES),
 }
 

@@ -48,7 +48,7 @@ def rows(most: int) -> list[dict[str, Any]]:
     """Return configurations in which each pair of values of two fields occurs, the first `most` of them."""
     every = [dict(zip(FIELDS, values, strict=True)) for values in itertools.product(*FIELDS.values())]
     left = {pair for row in every for pair in _pairs(row)}
-    chosen = []
+    chosen: list[dict[str, Any]] = []
     while left and len(chosen) < most:
         best = max(every, key=lambda row: len(_pairs(row) & left))
         left -= _pairs(best)
@@ -152,7 +152,7 @@ def _sum_first(model: Any) -> Any:
 
 def _unrounded(layer: Any, x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
     with torch.autocast("cpu", enabled=False):
-        whole = x.float() @ layer.base_layer.weight.float().T
+        whole: torch.Tensor = x.float() @ layer.base_layer.weight.float().T
         for name in layer.active_adapters:
             a, b = (part[name].weight.float() for part in (layer.lora_A, layer.lora_B))
             whole = whole + x.float() @ a.T @ b.T * layer.scaling[name]

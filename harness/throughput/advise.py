@@ -143,7 +143,8 @@ def _keeping_activations(spec: RunSpec) -> RunSpec | str:
     names = ("activation_checkpointing", "gradient_checkpointing")
     if not any(spec.arguments.get(name) for name in names):
         return "activations are kept already"
-    return spec.but(**{name: False for name in names if name in spec.arguments})
+    off: dict[str, Any] = {name: False for name in names if name in spec.arguments}
+    return spec.but(**off)
 
 
 def _attention(kind: str) -> Change:

@@ -150,7 +150,7 @@ class Runner:
     def kernels(self, steps: int) -> list[Kernel]:
         """Train some steps, and return the kernels that they ran, the longest first."""
         self._ask({"steps": steps, "kernels": True})
-        found = self._read_answer().get("kernels")
+        found: Any = self._read_answer().get("kernels")
         self._require(isinstance(found, list))
         for one in found:
             self._require(

@@ -67,7 +67,7 @@ def _rows(seen: Seen) -> tuple[int, bool]:
 
 def _arguments(args: Any) -> dict[str, Any]:
     values = {name: plain(value) for name, value in args.to_dict().items() if not name.endswith("_token")}
-    config = getattr(args, "accelerator_config", None)
+    config: Any = getattr(args, "accelerator_config", None)
     if hasattr(config, "to_dict"):
         values["accelerator_config"] = plain(config.to_dict())
     # Releases before 5.0 have the share of the warm-up in an argument of its own.

@@ -35,7 +35,7 @@ class FrozenBase(Check):
         for parameter in self._frozen:
             name = self.seen.names.get(id(parameter), "?")
             yield name, _local(parameter)
-            state = getattr(parameter, "quant_state", None)
+            state: Any = getattr(parameter, "quant_state", None)
             for part in _PACKED:
                 if hasattr(getattr(state, part, None), "dtype"):
                     yield f"{name}.{part}", getattr(state, part)

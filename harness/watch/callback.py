@@ -50,7 +50,12 @@ class Watch(TrainerCallback):
         self._early: list[tuple[str, str]] = []
         self._failure = ""
         reference = weakref.ref(self)
-        atexit.register(lambda: (watch := reference()) is not None and watch._left())
+
+        def left() -> None:
+            if (watch := reference()) is not None:
+                watch._left()
+
+        atexit.register(left)
 
     @property
     def findings(self) -> list[Finding]:

@@ -222,7 +222,7 @@ class Loss(Check):
             across = bool(seen.argument("average_tokens_across_devices"))
             return factor * seen.world if across else factor
         if not hasattr(seen.trainer, "current_gradient_accumulation_steps"):
-            return factor / seen.args.gradient_accumulation_steps
+            return factor / int(seen.args.gradient_accumulation_steps)
         return factor / len(window)
 
     def _judge_factor(self) -> None:

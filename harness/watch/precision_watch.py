@@ -100,7 +100,8 @@ class Scaler(Check):
         return "a resumed scaler goes on from an earlier state" if self.seen.resumed else self.seen.sharded
 
     def begin(self) -> None:
-        self._steps, self._skipped = 0, []
+        self._steps = 0
+        self._skipped: list[int] = []
         self._first = float(self.seen.trainer.accelerator.scaler.get_scale())
 
     def after_update(self) -> None:
@@ -205,7 +206,10 @@ class _Look:
 
     def __init__(self, check: AdapterEffect, path: str, layer: Any):
         self.check, self.path, self.layer, self.name = check, path, layer, check.seen.adapters[0]
-        self.base_in = self.base_out = self.a_in = self.b_out = None
+        self.base_in: torch.Tensor | None = None
+        self.base_out: torch.Tensor | None = None
+        self.a_in: torch.Tensor | None = None
+        self.b_out: torch.Tensor | None = None
         self.handles = [
             layer.register_forward_hook(self._whole),
             layer.base_layer.register_forward_hook(self._base),
@@ -241,42 +245,42 @@ class _Look:
     def _findings(self, x: Any, output: Any) -> list[str]:
         if self.layer.merged or self.layer.disable_adapters:
             return ["its adapter is merged or switched off while it is trained"]
-        if self.base_out is None or self.b_out is None or self.a_in is None:
+        base_in, base_out, a_in, b_out = self.base_in, self.base_out, self.a_in, self.b_out
+        if base_in is None or base_out is None or a_in is None or b_out is None:
             return ["its adapter takes no part in the forward pass"]
         found = []
-        if not torch.equal(self.base_in, x):
+        if not torch.equal(base_in, x):
             found.append("its base layer is given another input than the layer")
         dropout = next((module for name, module in self.layer.lora_dropout.items() if name == self.name), None)
         found += self._dropped(
-            x.to(self.a_in.dtype), float(getattr(self.check.seen.config, "lora_dropout", 0.0)), dropout
+            x.to(a_in.dtype), a_in, float(getattr(self.check.seen.config, "lora_dropout", 0.0)), dropout
         )
         scaling = self.check._scaling(self.path) or float(self.layer.scaling[self.name])
-        expected = self.base_out.float() + self.b_out.float() * scaling
-        size = self.base_out.float().abs() + (self.b_out.float() * scaling).abs()
-        eps = max(torch.finfo(t.dtype).eps for t in (output, self.base_out, self.b_out))
+        expected = base_out.float() + b_out.float() * scaling
+        size = base_out.float().abs() + (b_out.float() * scaling).abs()
+        eps = max(torch.finfo(t.dtype).eps for t in (output, base_out, b_out))
         gap = (output.float() - expected).abs()
         if bool((gap > 8 * eps * size + 1e-12).any()):
-            share = float(((output.float() - self.base_out.float()) * self.b_out.float()).sum())
-            whole = float((self.b_out.float() * self.b_out.float()).sum()) * scaling
+            share = float(((output.float() - base_out.float()) * b_out.float()).sum())
+            whole = float((b_out.float() * b_out.float()).sum()) * scaling
             times = f", {share / whole:.4g} times the adapter is added" if whole else ""
             found.append(f"its output is off by {float(gap.max()):.3g}{times}")
         return found
 
-    def _dropped(self, x: Any, asked: float, dropout: Any) -> list[str]:
-        """Return what is wrong with the dropout of the adapter's input. asked: lora_dropout of the config."""
+    @staticmethod
+    def _dropped(x: torch.Tensor, a_in: torch.Tensor, asked: float, dropout: Any) -> list[str]:
+        """Return what is wrong with the dropout of the adapter's input, a_in. asked: lora_dropout of the config."""
         counted = x != 0
         total = int(counted.sum())
         if not total or not isinstance(dropout, (torch.nn.Dropout, torch.nn.Identity)):
             return []
-        kept = counted & (self.a_in != 0)
+        kept = counted & (a_in != 0)
         share = 1 - int(kept.sum()) / total
         if not asked:
-            return (
-                [] if torch.equal(self.a_in, x) else ["its adapter is given another input, although lora_dropout is 0"]
-            )
+            return [] if torch.equal(a_in, x) else ["its adapter is given another input, although lora_dropout is 0"]
         spread = math.sqrt(asked * (1 - asked) / total)
         if abs(share - asked) > DEVIATIONS * spread + 1 / total:
             return [f"{share:.1%} of its adapter's input are dropped, lora_dropout is {asked:g}"]
-        ratio = (self.a_in.float() * (1 - asked) - x.float()).abs()[kept]
+        ratio = (a_in.float() * (1 - asked) - x.float()).abs()[kept]
         wrong = bool((ratio > 4 * torch.finfo(x.dtype).eps * x.float().abs()[kept] + 1e-12).any())
         return ["what dropout keeps is not divided by 1 - lora_dropout"] if wrong else []

@@ -40,7 +40,7 @@ class Run:
         self.asked = every
         self._strict = every is not None
         self._handles: list[Any] = []
-        self._listeners: dict[str, list[tuple[Check, Callable[..., None]]]] = {}
+        self._listeners: dict[str, list[tuple[Check, Callable[..., Any]]]] = {}
         self._dead: set[int] = set()
         self._began = time.perf_counter()
         self.own_seconds = 0.0
@@ -175,7 +175,7 @@ class Run:
     def when_backward_ends(self, batch: MicroPass) -> None:
         """Tell the checks when the present backward pass has ended. Only to be called within one."""
         try:
-            engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+            engine: Any = torch.autograd.Variable._execution_engine
             engine.queue_callback(lambda: self._tell("backward", batch))
         except Exception as error:
             self._failed("the backward pass", error, ("clipping",))

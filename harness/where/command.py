@@ -48,10 +48,10 @@ def where(one: Named, other: Named, exact: bool, json_file: Path | None, make: M
     for side in (one, other):
         check_device(side.spec.launch.device)
     with tempfile.TemporaryDirectory() as temporary:
-        made = [
+        ours, theirs = [
             Side(side.words or "as it is", side.spec, make(side, Path(temporary, side.where))) for side in (one, other)
         ]
-        found = both_sides.find(*made, exact=exact)
+        found = both_sides.find(ours, theirs, exact)
     found.notes[:0] = [f"{side.where}: {sentence}" for side in (one, other) for sentence in side.said]
     _show(one, other, found, exact)
     if json_file is not None:
@@ -137,7 +137,10 @@ def _side(side: Named) -> dict[str, Any]:
 
 def _show(one: Named, other: Named, found: Found, exact: bool) -> None:
     console = screen()
-    say = lambda text, style="": console.print(Text(text), style=style)  # noqa: E731
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(text), style=style)
+
     for side in (one, other):
         differs = ", ".join(changes(side.spec.to_json())) or "the default run"
         stack = f", stack {side.stack}" if side.stack else ""

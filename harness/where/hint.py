@@ -55,9 +55,8 @@ def _line(subject: Subject, specs: list[RunSpec]) -> str:
             return ""
         who.append((reference, spec))
     with tempfile.TemporaryDirectory() as temporary:
-        found = both_sides.find(
-            *[_side(one, spec, Path(temporary, str(index))) for index, (one, spec) in enumerate(who)]
-        )
+        ours, theirs = [_side(one, spec, Path(temporary, str(index))) for index, (one, spec) in enumerate(who)]
+        found = both_sides.find(ours, theirs)
     if found.first is None:
         return ""
     other = "the reference" if len(specs) == 1 else "its other run"

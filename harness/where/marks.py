@@ -291,7 +291,8 @@ class Recorder:
         kind = str(output.device)
         if kind not in self._draws:
             self._draws[kind] = torch.Generator(output.device).manual_seed(self.seed or 0)
-        return _Changed.apply(output, self._draws[kind])
+        apply: Any = _Changed.apply
+        return apply(output, self._draws[kind])
 
     def _keep(self, stage: str, name: str, what: str, tensor: torch.Tensor) -> None:
         assert self._observer is not None

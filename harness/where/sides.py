@@ -10,7 +10,6 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness import subjects, trust
 from harness.brought import launching
@@ -22,6 +21,8 @@ from harness.subjects.launch_arguments import STRATEGIES
 
 _SUBJECT = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _SETTING = re.compile(r"(?:(model|adapter|lora|data|trainer|launch|arguments)\.)?(\w+)=([^=].*)")
+#: What is no argument of the Trainer's, but a part of a spec.
+_PARTS = ("model", "adapter", "lora", "data", "trainer", "launch", "arguments", "resume")
 _LAUNCH = re.compile(rf"({'|'.join(STRATEGIES)})(:[0-9]+)?")
 
 
@@ -71,7 +72,7 @@ def read(
             launch = launching.named(word, found.spec.launch.device)
             found = dataclasses.replace(found, spec=dataclasses.replace(found.spec, launch=launch))
         elif match := _SETTING.fullmatch(word):
-            found = dataclasses.replace(found, spec=_changed(found.spec, *match.groups(), where))
+            found = dataclasses.replace(found, spec=_changed(found.spec, match, where))
         elif (
             re.search(r"[=<>~@]", word) or word == "current" or Path(word.partition("[")[0].partition(":")[0]).is_file()
         ):
@@ -87,11 +88,27 @@ def read(
     return dataclasses.replace(found, stack="" if asked == "current" else asked)
 
 
-def _changed(spec: RunSpec, part: str | None, name: str, text: str, where: str) -> RunSpec:
-    """Return a spec with one field changed. text: its value as JSON, or as it is."""
+def _changed(spec: RunSpec, setting: re.Match[str], where: str) -> RunSpec:
+    """Return a spec with one field changed.
+
+    - setting: a match of _SETTING. Its value is JSON, or text as it is. null removes what may be left out.
+
+    Raises UsageError for a part without a field, and as `RunSpec.from_json` does.
+    """
+    part, name, text = setting.groups()
+    if part is None and name in _PARTS:
+        raise UsageError(
+            f"{where}: {shown(setting[0])} names a part of a spec; a setting names one field, "
+            "such as learning_rate=1e-3, lora.r=4 or model.dtype=bfloat16"
+        )
     try:
         value = json.loads(text)
     except ValueError:
         value = {"True": True, "False": False, "None": None}.get(text, text)
-    changes: dict[str, Any] = {name: value} if part in (None, "arguments") else {str(part): {name: value}}
-    return RunSpec.from_json(spec.but(resume=spec.resume, **changes).to_json(), where)
+    body = spec.to_json()
+    fields = body["adapter"]["config"] if part == "lora" else body[part or "arguments"]
+    if value is None and part in (None, "arguments", "lora", "trainer"):
+        fields.pop(name, None)
+    else:
+        fields[name] = value
+    return RunSpec.from_json(body, where)
