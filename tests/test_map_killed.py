@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.map import campaign, cell
+from harness.map import campaign, cell, clause_sources
 from harness.map.matrix_file import Matrix
 from harness.paths import ROOT
 from tests import pretended_slurm
@@ -176,7 +176,7 @@ def wait_for(holds, seconds=180):
 
 
 def test_what_a_table_has_is_not_judged_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(campaign.clause_sources, "sources", lambda clause, tests: "1")
+    monkeypatch.setattr(clause_sources, "sources", lambda clause, tests: "1")
     matrix = Matrix("made up", {"transformers": ("5.2.0", "5.3.0")}, ("all",), 2, ("ACC-01",))
     at = campaign.Campaign(matrix, tmp_path / "campaign")
     new, old = at.plan()
