@@ -107,11 +107,12 @@ DRIVER, TASK = ("sleeping_cells campaign",), ("sleeping_cells /",)
 WORKER = ("process_worker_pool", "parsl: HTEX", "interchange")
 
 
-def test_nothing_is_lost_and_nothing_is_judged_twice(tmp_path):
+@pytest.mark.parametrize(("kills", "stacks"), [(2, 3), pytest.param(3, 6, marks=pytest.mark.slow)])
+def test_nothing_is_lost_and_nothing_is_judged_twice(kills, stacks, tmp_path):
     folder = tmp_path / "campaign"
-    left = disturbed(folder, {"driver": DRIVER, "task": TASK}, 3, random.Random(1), stacks=6, seconds="0.5")
+    left = disturbed(folder, {"driver": DRIVER, "task": TASK}, kills, random.Random(1), stacks=stacks, seconds="0.5")
     assert left == 0
-    check(folder, 6)
+    check(folder, stacks)
 
 
 @pytest.mark.slow
