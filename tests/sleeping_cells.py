@@ -9,9 +9,10 @@ import os
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 from harness.gate import stored
-from harness.map import campaign, cell
+from harness.map import campaign, cell, clause_sources
 from harness.map.matrix_file import Matrix
 from tests.made_up_tables import result
 
@@ -38,14 +39,14 @@ def judge(asked, answer):
 
 def run(directory, on, workers, stacks, seconds):
     """Judge made-up stacks. Prints how many were judged now."""
-    campaign.clause_sources.sources = lambda clause, tests: "1"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "seconds").write_text(seconds)
     releases = {
         "transformers": tuple(f"5.{minor}.0" for minor in range(stacks)), "peft": ("0.18.1",), "accelerate": ("1.13.0",),
     }  # fmt: skip
     matrix = Matrix("made up", releases, ("all",), stacks, ("ACC-01",))
-    at = campaign.Campaign(matrix, directory, module="tests.sleeping_cells")
+    with patch.object(clause_sources, "sources", lambda clause, tests: "1"):
+        at = campaign.Campaign(matrix, directory, module="tests.sleeping_cells")
     print(at.go(on, workers, stacks, lambda done, total, text: print(f"{done} of {total}, {text}", flush=True)))
 
 

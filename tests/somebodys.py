@@ -13,7 +13,7 @@ class Plain(Trainer):
 
 
 class ForgetsItems(Trainer):
-    def compute_loss(self, model, inputs, return_outputs=False, **ignored):  # without num_items_in_batch
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # the last is not used
         outputs = model(**inputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 

@@ -24,14 +24,14 @@ def several_adapters(path):
 
 def sharded(path):
     """A checkpoint of FSDP with SHARDED_STATE_DICT, saved by torch.distributed.checkpoint itself."""
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     path.mkdir()
     made.states(path, ranks=2)
     (path / "optimizer.pt").unlink()
     for name in ("pytorch_model_fsdp_0", "optimizer_0"):
         content = {"held": {"a": torch.randn(64, 4), "step": 4, "b": torch.randn(3)}}
-        dcp.save(content, checkpoint_id=str(path / name), no_dist=True)
+        save(content, checkpoint_id=str(path / name), no_dist=True)
     return path
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import harness
 from harness import crash
 from harness.checkpoints import CheckpointError, manifest, newest_whole, saving
+from harness.checkpoints import safe as safe_checkpoints
 from harness.checkpoints.judge import judge
 from harness.crash.enumeration import MACHINE, PROCESS
 from harness.crash.outcomes import folders, whole_folders, wholes
@@ -88,6 +89,12 @@ def test_rotation_and_the_best_model(tmp_path):
         assert judge(tmp_path / name).verdict == "whole"
     only = trained(SHORT.but(save_only_model=True), tmp_path / "only")
     assert only.state.global_step == 4 and judge(tmp_path / "only/checkpoint-4").verdict == "whole"
+
+
+def test_a_path_in_bytes_is_a_path(tmp_path):
+    made_checkpoints.states(made_checkpoints.adapter(tmp_path / "checkpoint-4"))
+    with os.scandir(os.fsencode(tmp_path)) as entries:
+        assert safe_checkpoints._chosen(tmp_path, next(entries)) == str(tmp_path / "checkpoint-4")
 
 
 def test_it_is_no_callback():
@@ -170,10 +177,10 @@ def run_in_fork(output_dir, seconds=None):
     return forked.run(words, timeout=200).returncode
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(kills, tmp_path):
+@pytest.mark.parametrize(("kills", "seed"), [(1, 5), pytest.param(30, 30, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(kills, seed, tmp_path):
     assert run_in_fork(tmp_path / "undisturbed") == 0
-    draw, done = random.Random(kills), 0
+    draw, done = random.Random(seed), 0
     while done < kills:
         code = run_in_fork(tmp_path / "killed", 0.02 + 0.4 * draw.random())
         if code == 0:  # it was faster than its end

@@ -52,7 +52,8 @@ def test_accelerate_goes_on_in_silence_where_the_random_state_is_torn(torch, ear
 
 @pytest.mark.parametrize("where", ["first", "over", "beside"])
 def test_torch_distributed_checkpoint_is_never_silent(torch, where):
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+    from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
     def state(seed):
         torch.manual_seed(seed)
@@ -60,14 +61,14 @@ def test_torch_distributed_checkpoint_is_never_silent(torch, where):
 
     def load(directory):
         found = {name: torch.zeros_like(tensor) for name, tensor in state(0).items()}
-        dcp.load(found, checkpoint_id=str(max(directory.iterdir(), key=lambda path: path.name)))
+        dcp_load(found, checkpoint_id=str(max(directory.iterdir(), key=lambda path: path.name)))
         return found
 
     def older(directory):
-        dcp.save(state(1), checkpoint_id=str(directory / ("2" if where == "over" else "1")))
+        dcp_save(state(1), checkpoint_id=str(directory / ("2" if where == "over" else "1")))
 
     found = crash.explore(
-        lambda directory: dcp.save(state(2), checkpoint_id=str(directory / "2")),
+        lambda directory: dcp_save(state(2), checkpoint_id=str(directory / "2")),
         load,
         None if where == "first" else older,
         name=f"torch.distributed.checkpoint, {where}",

@@ -24,8 +24,8 @@ from harness.processes import engine, lease
 )
 def test_an_engine_that_cannot_be_had_is_one_sentence(monkeypatch, on, words):
     monkeypatch.setattr(engine, "has_parsl", lambda: True)
-    monkeypatch.setattr(engine.shutil, "which", lambda name: None)
-    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=words.replace(".", "\\.")):
         engine.check(on)
 

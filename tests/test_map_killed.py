@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.map import campaign, cell
+from harness.map import campaign, cell, clause_sources
 from harness.map.matrix_file import Matrix
 from harness.paths import ROOT
 from tests import pretended_slurm
@@ -107,11 +107,12 @@ DRIVER, TASK = ("sleeping_cells campaign",), ("sleeping_cells /",)
 WORKER = ("process_worker_pool", "parsl: HTEX", "interchange")
 
 
-def test_nothing_is_lost_and_nothing_is_judged_twice(tmp_path):
+@pytest.mark.parametrize(("kills", "stacks"), [(2, 3), pytest.param(3, 6, marks=pytest.mark.slow)])
+def test_nothing_is_lost_and_nothing_is_judged_twice(kills, stacks, tmp_path):
     folder = tmp_path / "campaign"
-    left = disturbed(folder, {"driver": DRIVER, "task": TASK}, 3, random.Random(1), stacks=6, seconds="0.5")
+    left = disturbed(folder, {"driver": DRIVER, "task": TASK}, kills, random.Random(1), stacks=stacks, seconds="0.5")
     assert left == 0
-    check(folder, 6)
+    check(folder, stacks)
 
 
 @pytest.mark.slow
@@ -176,7 +177,7 @@ def wait_for(holds, seconds=180):
 
 
 def test_what_a_table_has_is_not_judged_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(campaign.clause_sources, "sources", lambda clause, tests: "1")
+    monkeypatch.setattr(clause_sources, "sources", lambda clause, tests: "1")
     matrix = Matrix("made up", {"transformers": ("5.2.0", "5.3.0")}, ("all",), 2, ("ACC-01",))
     at = campaign.Campaign(matrix, tmp_path / "campaign")
     new, old = at.plan()

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from types import SimpleNamespace
 
@@ -124,7 +125,13 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+#: Further faults for a check that another one is for.
+SLOW = ("smoothing-by-twice-the-factor", "mean-of-means")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FAULTS]
+)
 def test_a_fault_is_seen_within_a_step(tmp_path, monkeypatch, name):
     changes, expected, step, words = FAULTS[name]
     catalogue.mutants()[name].put(monkeypatch)
@@ -132,6 +139,16 @@ def test_a_fault_is_seen_within_a_step(tmp_path, monkeypatch, name):
     found = check(watching, expected)["findings"]
     assert found and found[0]["step"] <= step + 1, watching.findings
     assert any(words in one["sentence"] for one in found), found
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    """A run's directory, after training it and resuming it without a fault."""
+    directory = tmp_path_factory.mktemp("healthy")
+    first = watch(SPEC, directory)
+    again = watch(SPEC, directory, resume=str(directory / "checkpoint-2"))
+    assert first.findings == [] and again.findings == []
+    return directory
 
 
 @pytest.mark.parametrize(
@@ -143,12 +160,10 @@ def test_a_fault_is_seen_within_a_step(tmp_path, monkeypatch, name):
         ("log-forgotten", "log_history"),
     ],
 )
-def test_a_fault_of_resuming_is_seen_before_the_first_step(tmp_path, monkeypatch, name, words):
-    first = watch(SPEC, tmp_path)
-    checkpoint = str(tmp_path / "checkpoint-2")
-    assert first.findings == [] and watch(SPEC, tmp_path, resume=checkpoint).findings == []
+def test_a_fault_of_resuming_is_seen_before_the_first_step(healthy, tmp_path, monkeypatch, name, words):
+    run = shutil.copytree(healthy, tmp_path / "run")
     catalogue.mutants()[name].put(monkeypatch)
-    found = check(watch(SPEC, tmp_path, resume=checkpoint), "resume")["findings"]
+    found = check(watch(SPEC, run, resume=str(run / "checkpoint-2")), "resume")["findings"]
     assert found and found[0]["step"] <= 3 and any(words in one["sentence"] for one in found), found
 
 

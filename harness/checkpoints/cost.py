@@ -26,7 +26,7 @@ _TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "dow
 
 def main() -> None:
     """Measure, and print one JSON object in the end."""
-    parser = argparse.ArgumentParser(prog="python -m harness.checkpoints.cost", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m harness.checkpoints.cost", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
     parser.add_argument("--saves", type=int, default=5, metavar="N")
@@ -75,8 +75,8 @@ def _base(size: str, device: str) -> Any:
         num_key_value_heads=heads, vocab_size=words, dtype=torch.bfloat16 if device == "cuda" else torch.float32,
     )  # fmt: skip
     with torch.device(device):
-        base = LlamaForCausalLM(config).to(config.dtype)
-    return get_peft_model(base, LoraConfig(r=rank, target_modules=_TARGETS))
+        base: Any = LlamaForCausalLM(config)  # Any: upstream wraps .to() so that its arguments are lost
+    return get_peft_model(base.to(config.dtype), LoraConfig(r=rank, target_modules=_TARGETS))
 
 
 def _timed(model: Any, trainer_class: Any, saves: int, device: str, place: Path) -> list[dict[str, float]]:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from harness.brought.adapter import FILE as CONFIG
 from harness.checkpoints import manifest, outlook, sharded, states, weights
 from harness.checkpoints.adapter_directory import WHOLE, Adapter
 from harness.checkpoints.found import NOT_READ, STATE, Checkpoint
@@ -195,9 +196,9 @@ def _lost_adapters(found: Checkpoint, below: dict[str, set[str]]) -> None:
     others = [
         each for each in _directories_beside(found.path) if NAME.fullmatch(each.name) and (each / STATE).is_file()
     ]
-    held = [{each.parent.name for each in other.glob(f"*/{weights.CONFIG}")} for other in others[:64]]
+    held = [{each.parent.name for each in other.glob(f"*/{CONFIG}")} for other in others[:64]]
     for name in sorted(set.intersection(*held) - set(below)) if held else ():
-        found.missing(f"{name}/{weights.CONFIG}", "every other checkpoint beside it has this adapter")
+        found.missing(f"{name}/{CONFIG}", "every other checkpoint beside it has this adapter")
 
 
 def _written_over(found: Checkpoint, names: set[str]) -> None:

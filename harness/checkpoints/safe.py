@@ -61,11 +61,12 @@ class SafeCheckpoints:
         return super().train(chosen, trial, *args, **kwargs)  # type: ignore[misc]
 
     def _get_output_dir(self, trial: Any = None) -> str:
-        return self._saving or super()._get_output_dir(trial)  # type: ignore[misc, no-any-return]
+        return self._saving or super()._get_output_dir(trial)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any = None, *args: Any, **kwargs: Any) -> None:
         here: Any = self
-        run, seconds = self._get_output_dir(trial), {}
+        run = self._get_output_dir(trial)
+        seconds: dict[str, float] = {}
         name = f"checkpoint-{here.state.global_step}"
         partial, error = Path(run, SAVING, name), ""
         self._saving = str(partial.parent)
@@ -119,8 +120,9 @@ def _chosen(run: Path, asked: Any) -> Any:
         return newest_whole(run) or True  # without a checkpoint the Trainer raises its own error
     if not isinstance(asked, (str, os.PathLike)):
         return asked
-    found = judge(asked)
+    directory = os.fsdecode(asked)
+    found = judge(directory)
     if found.verdict != WHOLE:
-        other = newest_whole(Path(asked).parent)
-        raise CheckpointError(f"{asked} is {found.verdict}: {found.why}; resume from {other}")
-    return os.fspath(asked)
+        other = newest_whole(Path(directory).parent)
+        raise CheckpointError(f"{directory} is {found.verdict}: {found.why}; resume from {other}")
+    return directory

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from harness.brought.adapter import FILE as CONFIG
 from harness.brought.settings_files import read_object
 from harness.checkpoints import header, stored_numbers, torch_files, whole
-from harness.checkpoints.adapter_directory import CONFIG, PICKLE, TENSORS, WHOLE, Adapter, quoted
+from harness.checkpoints.adapter_directory import PICKLE, TENSORS, WHOLE, Adapter, quoted
 from harness.checkpoints.found import NOT_READ, Checkpoint
 from harness.checkpoints.header import Entry
 from harness.checkpoints.pickles import Tensor

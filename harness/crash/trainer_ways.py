@@ -241,6 +241,8 @@ def fingerprint(trainer: Trainer) -> dict[str, str]:
     import numpy as np
     import torch
 
+    optimizer, schedule = trainer.optimizer, trainer.lr_scheduler
+    assert optimizer is not None and schedule is not None  # it has trained
     log = [
         {name: value for name, value in entry.items() if "runtime" not in name and "per_second" not in name}
         for entry in trainer.state.log_history
@@ -248,8 +250,8 @@ def fingerprint(trainer: Trainer) -> dict[str, str]:
     ]
     return {
         "adapter": tensors_digest(trainer.model),
-        "optimizer": digest_of(trainer.optimizer.state_dict()),
-        "schedule": digest_of(trainer.lr_scheduler.state_dict()),  # type: ignore[union-attr]
+        "optimizer": digest_of(optimizer.state_dict()),
+        "schedule": digest_of(schedule.state_dict()),
         "random numbers": digest_of([random.getstate(), np.random.get_state(), torch.random.get_rng_state()]),
         "log": digest_of(log),
         "step": str(trainer.state.global_step),

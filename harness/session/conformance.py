@@ -141,6 +141,7 @@ class Conforming(State):
     """The state of the cases of one `conformance`, as that of a session of suites/."""
 
     in_theirs = True
+    runs: _OneProcess
 
     def __init__(self, judged: _Judged, root: Path):
         self.subject, self.device, self.preload = judged.subject.name, judged.device, []

@@ -430,8 +430,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     clause = contract.clauses()[item.stash[CASES][0].clause]
     skip_if(item.config.stash[STATE].traits.why_not(clause))
     for requirement in clause.needs:
-        if reason := environment.unmet(requirement):
-            pytest.skip(reason)
+        if unmet := environment.unmet(requirement):
+            pytest.skip(unmet)
 
 
 def _outside(item: pytest.Item, chosen: concerns.Concerns) -> str:

@@ -212,7 +212,7 @@ def call(test: SuiteTest, request: Request) -> None:
 
 def _fixture(home: ModuleType, name: str) -> tuple[Callable[..., Any], str] | None:
     """Return the function and the scope of a fixture of a module; None if there is none of that name."""
-    found = getattr(home, name, None)
+    found: Any = getattr(home, name, None)
     if hasattr(found, "_get_wrapped_function"):  # pytest 8.4 and newer
         return found._get_wrapped_function(), found._fixture_function_marker.scope
     inner = getattr(found, "__pytest_wrapped__", None)

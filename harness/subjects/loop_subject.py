@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from harness.errors import UsageError
 from harness.fixtures import data, models
@@ -64,7 +64,13 @@ class Recorder:
         self._given = True
         self._observer.watch_optimizer(optimizer)
 
-    def step(self, number: int, loss: Any = None, grad_norm: Any = None, learning_rate: float | None = None) -> None:
+    def step(
+        self,
+        number: int,
+        loss: SupportsFloat | None = None,
+        grad_norm: SupportsFloat | None = None,
+        learning_rate: SupportsFloat | None = None,
+    ) -> None:
         """Note that an optimizer step was made."""
         if not self._given:
             raise UsageError("the loop calls recorder.step before recorder.optimizer(optimizer)")
@@ -291,7 +297,7 @@ def _short(argument: str) -> str:
 
 
 def _saves(spec: RunSpec) -> bool:
-    return spec.arguments.get("save_strategy", "no") != "no"
+    return bool(spec.arguments.get("save_strategy", "no") != "no")
 
 
 def _steps(spec: RunSpec) -> int:
@@ -299,9 +305,11 @@ def _steps(spec: RunSpec) -> int:
     arguments = spec.arguments
     if (most := arguments.get("max_steps", -1)) > 0:
         return int(most)
-    batches = math.ceil(spec.data.rows / arguments["per_device_train_batch_size"])
-    epoch = math.ceil(batches / arguments.get("gradient_accumulation_steps", 1))
-    return math.ceil(arguments.get("num_train_epochs", 3) * epoch)
+    batch: int = arguments["per_device_train_batch_size"]
+    batches = math.ceil(spec.data.rows / batch)
+    accumulation: int = arguments.get("gradient_accumulation_steps", 1)
+    epochs: float = arguments.get("num_train_epochs", 3)
+    return math.ceil(epochs * math.ceil(batches / accumulation))
 
 
 def _arguments() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import torch
@@ -222,7 +222,7 @@ def _random_states() -> dict[str, Any]:
     import numpy as np
     import torch
 
-    kind, words, *rest = np.random.get_state(legacy=True)
+    kind, words, *rest = cast("tuple[str, np.ndarray[Any, Any], int, int, float]", np.random.get_state(legacy=True))
     return {
         "python": random.getstate(),
         "numpy": [kind, words.tolist(), *rest],
