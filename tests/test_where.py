@@ -140,3 +140,11 @@ def test_the_float32_run_of_a_shape_has_the_weights_of_its_own_dtype(tmp_path):
     weights = [models.build(spec.model).lm_head.weight for spec in (half, exact)]
     assert weights[1].dtype == torch.float32 and torch.equal(weights[0].float(), weights[1])
     assert subjects.load("reference").unsupported(exact) is None and "bf16" not in exact.arguments
+
+
+def test_a_file_that_is_named_after_a_setting_does_not_undo_it(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(PLAIN.but(max_steps=3).to_json()))
+    for words in (f"lora.r=4 {file}", f"{file} lora.r=4"):
+        read = sides.read(words, "A", PLAIN, "hf-trainer", "cpu", trusted=False).spec
+        assert (read.adapter.config["r"], read.arguments["max_steps"]) == (4, 3)

@@ -59,7 +59,8 @@ def read(
     """
     found = Named(words, where, spec.on_device(device), subject, preload=preload)
     stack: list[str] = []
-    for word in words.split():
+    # Files first: one that is named after a setting must not undo it.
+    for word in sorted(words.split(), key=lambda word: not word.endswith(".json")):
         if word.endswith(".json"):
             read_spec, said = from_file.as_run(RunSpec.load(word), shown_path(word))
             trust.check(read_spec, shown_path(word), trusted)
