@@ -104,8 +104,7 @@ def test_the_five_faults_of_a_loop_are_named(judged):
     assert held.verdict == "pass"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["torch", "accelerate"])
+@pytest.mark.parametrize("name", ["torch", pytest.param("accelerate", marks=pytest.mark.slow)])
 def test_the_shipped_loops_have_none_of_them(name, judged):
     ids = ["LOSS-01-ragged", "RES-22-plain/step-6", "RES-07-ended-inside-an-epoch"]
     test = conformance(subjects.load(name), profile="checkpoint", clauses=["LOSS-01", "RES-22", "RES-07"])
