@@ -5,6 +5,7 @@ import random
 import shutil
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -295,7 +296,7 @@ def test_a_loop_is_judged(tmp_path):
 
 def test_sampled_steps_alone_count_for_how_often_one_is_sampled():
     """What each step pays does not: where it is 0.8 %, no step after the third would be sampled any more."""
-    made = Run.__new__(Run)
+    made: Any = Run.__new__(Run)
     made.seen, made._strict, made._waits = SimpleNamespace(begun=100, every=100, world=1), False, False
     made._began, made.own_seconds, made._sampled_seconds = time.perf_counter() - 100, 1.0, 0.1
     assert made._is_sampled()
