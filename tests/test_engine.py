@@ -95,17 +95,19 @@ def test_no_interchange_outlives_a_command_that_was_killed(tmp_path):
 import sys, time
 from pathlib import Path
 from harness.processes import engine
-with engine.opened("local", 1, Path(sys.argv[1])):
+with engine.opened("local", 2, Path(sys.argv[1])):
     print("opened", flush=True)
     time.sleep(600)
 """
     command = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    with command:
-        assert command.stdout is not None
+    assert command.stdout is not None
+    try:
         assert command.stdout.readline() == "opened\n"
         started = children(command.pid)
         assert started
+    finally:
         command.kill()
+        command.wait()
     end = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in started):
         assert time.monotonic() < end, started
