@@ -11,7 +11,7 @@ import pytest
 
 from harness.contract import expectations
 from harness.errors import UsageError
-from harness.paths import PACKAGE, SUITES
+from harness.paths import PACKAGE, ROOT, SUITES
 from harness.session.journal import Journal
 from tests.made_up_suite import HOLDS, defect, in_new_process, verdicts
 
@@ -377,3 +377,16 @@ def test_a_case_that_kills_its_worker_is_a_failed_case(tmp_path, monkeypatch):
     assert len(failed) == 1 and len(clause["cases"]) > 1
     assert "crashed" in failed[0]["evidence"]["seen"][0]
     assert {case["verdict"] for case in clause["cases"]} == {"fail", "pass"}
+
+
+def test_no_collected_file_imports_upstream_before_its_environment_is_set():
+    """huggingface_hub reads HF_HUB_OFFLINE when it is imported, and test files of the suites import peft."""
+    code = """
+import pytest
+pytest.main(["suites/test_api.py", "--clause", "API-01", "-q", "-n", "0", "-p", "no:cacheprovider", "--co"])
+import huggingface_hub.constants
+print("offline", huggingface_hub.constants.HF_HUB_OFFLINE)
+"""
+    variables = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=variables)
+    assert done.stdout.splitlines()[-1] == "offline True", done.stdout + done.stderr

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from harness import compat
 from harness.crash.operations import Recording
@@ -219,8 +220,12 @@ def _for_inference(spec: RunSpec, checkpoint: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def quiet(said: list[str]) -> Iterator[None]:
-    """Collect warnings instead of printing them, and print no log of training."""
-    with recorded_warnings(said), open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
+    """Collect warnings instead of printing them, print no log of training, and ask the hub nothing.
+
+    peft looks on the hub for a directory's adapter_config.json if it is missing, and tries again for half a minute.
+    """
+    offline = mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with recorded_warnings(said), offline, open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
         yield
 
 

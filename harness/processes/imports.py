@@ -35,6 +35,12 @@ def preload(modules: list[str]) -> None:
         imported(module, f"--preload {module}:")
 
 
+def set_environment() -> None:
+    """Set the variables of ENVIRONMENT, unless the user has. Upstream reads them when it is imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def import_upstream(preloads: list[str] | None = None, threads: int = 1, patched: bool = True) -> None:
     """Import the user's preloads and upstream, set torch's threads, and apply the harness's patches.
 
@@ -51,8 +57,7 @@ def import_upstream(preloads: list[str] | None = None, threads: int = 1, patched
     hide_left_out()
     if not patched:
         patches.turn_off()
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     if is_guarded():
         # Its usual place is TMPDIR, which ends with the command. Everything would be compiled anew each time.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "inductor"))

@@ -32,6 +32,7 @@ from harness import compat, contract, environment, patches, paths, subjects
 from harness.errors import UsageError
 from harness.files import check_writable, out_of_space, reason, write_whole
 from harness.processes import guard, interrupts
+from harness.processes.imports import set_environment
 from harness.processes.parent_watch import end_with_owner
 from harness.reports import web_page
 from harness.runs import drawn
@@ -179,6 +180,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::FutureWarning")
     with _usage_errors_end_the_session():
         compat.require_supported()
+        # The suites import upstream as they are collected, before a case needs it.
+        set_environment()
         # This comes first: whatever asks a GPU for its name starts CUDA on it.
         worker = getattr(config, "workerinput", {}).get("workerid", "gw0")
         environment.check_device(config.getoption("--device"), turn=int(worker.removeprefix("gw")))
