@@ -28,7 +28,7 @@ class Terminal:
     def __init__(self, config: pytest.Config, reporter: Any):
         self._config = config
         self._reporter = reporter
-        self._ended = 0
+        self._ended = self._total = 0
         self._began = self._printed_at = time.monotonic()
 
     def pytest_runtest_logfinish(self) -> None:
@@ -38,11 +38,12 @@ class Terminal:
         if self._reporter.isatty or now - self._printed_at < progress.INTERVAL:
             return
         self._printed_at = now
-        total = self._reporter._session.testscollected
+        # After a worker has died, xdist's number is that of the tests that were left to it.
+        self._total = max(self._total, self._reporter._session.testscollected)
         failed = len(self._reporter.stats.get("failed", ()))
         if self._reporter._width_of_current_line:
             self._reporter.line("")
-        self._reporter.write_line(f"{self._ended} of {total} tests, {failed} failed ({now - self._began:.0f} s)")
+        self._reporter.write_line(f"{self._ended} of {self._total} tests, {failed} failed ({now - self._began:.0f} s)")
 
     # Outermost, so that this comes before pytest prints the failures and after it prints its short summary.
     @pytest.hookimpl(wrapper=True, tryfirst=True)
