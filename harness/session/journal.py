@@ -43,12 +43,13 @@ class Journal:
         self._writes = writes
 
     @classmethod
-    def open(cls, chosen: str | None, run: list[Any], writes: bool) -> Journal:
+    def open(cls, chosen: str | None, run: list[Any], writes: bool, known: int | None = None) -> Journal:
         """Open the journal in the chosen file, or make it. If none is chosen, only what is collected is written.
 
         - chosen: the file of --journal.
         - run: what the cases depend on: subject, device, clauses, stack.
         - writes: whether this process writes cases.
+        - known: how many of its cases, the first, count as ended; None: all.
 
         Raises UsageError if the file has the cases of another run, or is no journal. It is left as it is then.
         """
@@ -66,6 +67,7 @@ class Journal:
                 raise UsageError(
                     f"--journal {file}: has cases of another run (stack, subject, clauses); name another file"
                 )
+        cases = cases[:known]
         if writes:
             # Again, what could be read: the last line may have been cut off.
             write_whole(file, text(run, cases))

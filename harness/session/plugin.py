@@ -572,7 +572,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    node.workerinput["peft_harness_journal"] = str(node.config.stash[STATE].journal.file)
+    journal = node.config.stash[STATE].journal
+    node.workerinput["peft_harness_journal"] = str(journal.file)
+    node.workerinput["peft_harness_journal_cases"] = len(journal.cases)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -118,7 +118,9 @@ class State:
         run += [patches.names(self.device), environment.describe(self.device)]
         run += [[one.name, one.spec.hash] for one in self.brought]
         run += [self.concerns.options(), [repr(one) for one in own]] if own or not self.concerns.all else []
-        self.journal = Journal.open(chosen, run, writes=worker is None)
+        # A worker that replaces a dead one must collect what the others have, so what ended meanwhile does not count.
+        known = worker["peft_harness_journal_cases"] if worker else None
+        self.journal = Journal.open(chosen, run, writes=worker is None, known=known)
         self.cases: list[Case] = list(self.journal.cases)
         self.complete = Complete(self.journal.ended)
         self._called: str = config.getoption("--called")
