@@ -22,21 +22,16 @@ from harness.verdict import both
 SAMPLE = ("plain/killed", "limit-1/stopped")
 ALL = [f"{save}/{stop}" for save in SAVES for stop in ("killed", "stopped", "stopped-anywhere")]
 
-explored = pytest.mark.parametrize(
-    "explored",
-    [pytest.param(name, id=name, marks=[] if name in SAMPLE else pytest.mark.slow) for name in ALL],
-    indirect=True,
-)
+
+def exploring(names):
+    """Decorate a test that runs once for each of these saves and stops."""
+    params = [pytest.param(name, id=name, marks=[] if name in SAMPLE else pytest.mark.slow) for name in names]
+    return pytest.mark.parametrize("explored", params, indirect=True)
+
+
+explored = exploring(ALL)
 #: There was no whole checkpoint before a first save.
-with_an_older_one = pytest.mark.parametrize(
-    "explored",
-    [
-        pytest.param(name, id=name, marks=[] if name in SAMPLE else pytest.mark.slow)
-        for name in ALL
-        if not name.startswith("first-save/")
-    ],
-    indirect=True,
-)
+with_an_older_one = exploring(name for name in ALL if not name.startswith("first-save/"))
 
 
 @pytest.mark.clause("CRASH-01")

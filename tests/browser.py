@@ -9,6 +9,8 @@ import subprocess
 import tempfile
 import time
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -145,3 +147,12 @@ class Browser:
     def printed(self):
         """Return the page as PDF."""
         return base64.b64decode(self.ask("Page.printToPDF", printBackground=False)["data"])
+
+
+needs_chromium = pytest.mark.skipif(found() is None, reason="needs a Chromium on PATH")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with Browser() as one:
+        yield one

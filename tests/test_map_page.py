@@ -3,16 +3,12 @@
 import pytest
 
 from harness.map import web
-from tests import browser
+from tests.browser import chromium, needs_chromium
 from tests.made_up_tables import line, result, table
 
-pytestmark = pytest.mark.skipif(browser.found() is None, reason="needs a Chromium on PATH")
+__all__ = ["chromium"]
 
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser.Browser() as one:
-        yield one
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")

@@ -202,7 +202,7 @@ def test_an_error_of_its_own_does_not_reach_the_run(tmp_path, monkeypatch):
 
 def test_an_error_outside_of_all_checks_is_said_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("harness.watch.as_spec.spec_of", lambda seen: 1 / 0)
-    monkeypatch.setattr("harness.watch.seen.Seen.look_at_parameters", lambda seen: [][0])
+    monkeypatch.setattr("harness.watch.seen.Seen.look_at_model", lambda seen: [][0])
     watching = watch(SPEC, tmp_path)
     said = capsys.readouterr().err
     assert said.count("not judged: Watch failed with IndexError: list index out of range") == 1

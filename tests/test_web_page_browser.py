@@ -3,15 +3,12 @@
 import pytest
 
 from harness.reports import web_page
-from tests import browser, made_up_reports
+from tests import made_up_reports
+from tests.browser import chromium, needs_chromium
 
-pytestmark = pytest.mark.skipif(browser.found() is None, reason="needs a Chromium on PATH")
+__all__ = ["chromium"]
 
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser.Browser() as one:
-        yield one
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from rich.console import Console
 from rich.table import Table
 
+from harness import pages
 from harness.crash.exploration import Exploration
 from harness.crash.outcomes import MEANING, OUTCOMES, REFUSED, SILENT, Judged
 from harness.words import counted, one_line
@@ -79,8 +77,7 @@ def sentence(one: Judged) -> str:
 
 def page(explored: Sequence[Exploration], environment: Mapping[str, Any]) -> str:
     """Return a page that loads nothing. What upstream said is escaped."""
-    made = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    template = made.from_string(Path(__file__).with_name("crash.html.j2").read_text(encoding="utf-8"))
+    template = pages.templates(Path(__file__).parent).get_template("crash.html.j2")
     return template.render(
         explored=explored,
         outcomes=OUTCOMES,
@@ -98,9 +95,7 @@ def _svg(explored: Sequence[Exploration]) -> str:
         figure = plot(explored)
     except ImportError:
         return ""
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", bbox_inches="tight")
-    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+    return pages.figure_address(figure, bbox_inches="tight")
 
 
 def plot(explored: Sequence[Exploration]) -> Any:

@@ -6,14 +6,12 @@ The page has the table as JSON, and a script that sets texts only. What others w
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness import contract
+from harness import contract, pages
 from harness.errors import UsageError
 from harness.map import results_table, texts
 from harness.map.since import defects
@@ -38,10 +36,6 @@ def write(table: Mapping[str, Any]) -> str:
     names = texts.packages(table["cells"]) if table["cells"] else []
     cells = texts.ordered(table["cells"])
     shown = [{name: cell[name] for name in _FIELDS} for cell in cells]
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
-        "form-action 'none'; require-trusted-types-for 'script'"
-    )
     text: str = template.render(
         sentence=texts.sentence(table),
         made=table["made"],
@@ -52,7 +46,7 @@ def write(table: Mapping[str, Any]) -> str:
         data=_data(shown, names),
         style=style,
         script=script,
-        policy=policy,
+        policy=pages.policy(style, script),
     )
     return text + "\n"
 
@@ -93,21 +87,8 @@ _WORDS = {
 
 @functools.cache
 def _templates() -> tuple[Any, str, str]:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     from harness import reports
 
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=FileSystemLoader(_FOLDER),
-    )
     shared = (Path(str(reports.__file__)).parent / "page" / "page.css").read_text(encoding="utf-8")
     style = shared + (_FOLDER / "map.css").read_text(encoding="utf-8")
-    return environment.get_template("map.html.j2"), style, (_FOLDER / "map.js").read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return pages.templates(_FOLDER).get_template("map.html.j2"), style, (_FOLDER / "map.js").read_text(encoding="utf-8")

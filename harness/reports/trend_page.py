@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from harness import pages
 from harness.errors import UsageError
 from harness.reports import trend
 from harness.reports.trend import EXACT, Change, Series, Track
@@ -23,11 +20,8 @@ _DRIFTS, _VARIES = "#d55e00", "#0072b2"
 
 def write(tracks: list[Track], left_out: list[tuple[str, str]]) -> str:
     """Return the page: one file that loads nothing. Texts of reports are escaped."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(Path(__file__).with_name("trend.html.j2").read_text(encoding="utf-8"))
-    plots = [_as_svg(figure([track])) if track.series else "" for track in tracks]
+    template = pages.templates(Path(__file__).parent).get_template("trend.html.j2")
+    plots = [pages.figure_address(figure([track])) if track.series else "" for track in tracks]
     return template.render(
         tracks=list(zip(tracks, plots, strict=True)),
         left_out=left_out,
@@ -118,10 +112,3 @@ def _curve(axis: Any, track: Track, one: Series) -> None:
     axis.tick_params(labelsize=8)
     axis.margins(y=0.2)
     axis.grid(alpha=0.3)
-
-
-def _as_svg(drawn: Any) -> str:
-    """Return a figure as an address that holds it, for an <img>. As text it would run the scripts that a title could name."""
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

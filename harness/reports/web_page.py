@@ -10,14 +10,13 @@ sets texts and never markup, and the page's policy allows this one script and no
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness import pages
 from harness.errors import UsageError
 from harness.reports import kinds, web_gate, web_mutants, web_suites, web_sweep, web_watch
 from harness.reports.kinds import GATE, JUDGE, MUTANTS, SUITES, SWEEP, WATCH
@@ -62,12 +61,14 @@ def write(report: Any, where: str = "the report") -> str:
     page = page_of(report, where)
     data, shortened = _data(page, where)
     template, style, script = _templates()
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
-        "form-action 'none'; require-trusted-types-for 'script'"
-    )
     text: str = template.render(
-        page=page, data=data, style=style, script=script, policy=policy, shortened=shortened, rows=len(page.rows.rows)
+        page=page,
+        data=data,
+        style=style,
+        script=script,
+        policy=pages.policy(style, script),
+        shortened=shortened,
+        rows=len(page.rows.rows),
     )
     return text + "\n"
 
@@ -117,19 +118,6 @@ def embedded(value: Any) -> str:
 @functools.cache
 def _templates() -> tuple[Any, str, str]:
     """Return the template, the style and the script of every page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     folder = Path(__file__).parent / "page"
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=FileSystemLoader(folder),
-    )
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return environment.get_template("page.html.j2"), style, script
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return pages.templates(folder).get_template("page.html.j2"), style, script

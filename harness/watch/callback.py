@@ -106,13 +106,7 @@ class Watch(TrainerCallback):
         if isinstance(resumed, str) and state.global_step:
             seen.resumed, seen.resumed_step = resumed, int(state.global_step)
         seen.number = int(state.global_step)
-        active = getattr(seen.model, "active_adapters", None)
-        try:
-            active = active() if callable(active) else active
-        except Exception:  # transformers raises ValueError if there is no adapter
-            active = None
-        seen.adapters = tuple(name for name in active or () if name in seen.peft)
-        seen.look_at_parameters()
+        seen.look_at_model()
         try:
             seen.spec, seen.unknown = as_spec.spec_of(seen)
         except Exception as error:

@@ -106,13 +106,7 @@ class WatchLoop:
 
     def _begin(self) -> None:
         seen = self.run.seen
-        active = getattr(seen.model, "active_adapters", None)
-        try:
-            active = active() if callable(active) else active
-        except Exception:  # transformers raises ValueError if there is no adapter
-            active = None
-        seen.adapters = tuple(name for name in active or () if name in seen.peft)
-        seen.look_at_parameters()
+        seen.look_at_model()
         # Before the hooks of the run, which must know that a step has begun.
         self._handles.append(seen.model.register_forward_pre_hook(self._before_forward))
         self.run.begin()

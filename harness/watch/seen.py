@@ -107,8 +107,14 @@ class Seen:
         """Return a TrainingArguments value; a default if there is none."""
         return getattr(self.args, name, default)
 
-    def look_at_parameters(self) -> None:
-        """Note the names of all parameters, and which of them are trained."""
+    def look_at_model(self) -> None:
+        """Note the active adapters, the names of all parameters, and which of them are trained."""
+        active = getattr(self.model, "active_adapters", None)
+        try:
+            active = active() if callable(active) else active
+        except Exception:  # transformers raises ValueError if there is no adapter
+            active = None
+        self.adapters = tuple(name for name in active or () if name in self.peft)
         adapter = self.adapters[0] if self.adapters else "default"
         self.names = {id(p): names.canonical(raw, adapter) for raw, p in self.model.named_parameters()}
         self.trained = {self.names[id(p)]: p for p in self.model.parameters() if p.requires_grad}
