@@ -66,11 +66,13 @@ def sharded_loading() -> str | None:
 
 
 def tensor_parallelism() -> str | None:
-    """Why peft gives no adapter to layers that transformers splits in DTensors (DistributedConfig(tp_size=...)): since peft 0.20."""
+    """Why peft gives no adapter to layers that transformers splits in DTensors (DistributedConfig): since peft 0.21."""
     from peft.tuners.lora import model
 
     takes = hasattr(model, "add_lora_tp_hooks_dtensor")
-    return None if takes else f"peft {version('peft')} has no adapters beside layers that transformers splits over ranks"
+    return (
+        None if takes else f"peft {version('peft')} has no adapters beside layers that transformers splits over ranks"
+    )
 
 
 def fsdp2() -> str | None:

@@ -1,18 +1,23 @@
-"""TP: a base whose layers from_pretrained(distributed_config=DistributedConfig(tp_size=...)) splits over ranks, with adapters.
+"""TP: layers that from_pretrained(distributed_config=DistributedConfig(tp_size=...)) splits over ranks, with adapters.
 
 Without a GPU these runs need the shims of harness/processes/shims.py, and their scenarios end in "/shimmed".
 """
 
+import functools
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.laws import rank_files, resume, several, split
-from harness.runs.scenarios import LAUNCHES, cases, continued, over
+from harness.processes import launch
+from harness.runs.scenarios import LAUNCHES, TOGETHER, cases, continued, over, spread
 from harness.suites.test_fsdp import NO_DEVICE, save_model
+from harness.verdict import verdict
 
-TP = {name: LAUNCHES[name] for name in ("tp-2", "tp-2-add_adapter", "tp-4-fsdp2")}
+TP = {name: LAUNCHES[name] for name in ("tp-2", "tp-2-add_adapter")}
 SPLIT = LAUNCHES["tp-2"]
 BRIEF: dict[str, Any] = {"max_steps": 2, "save_strategy": "no", "save_only_model": None}
 
@@ -21,6 +26,43 @@ BRIEF: dict[str, Any] = {"max_steps": 2, "save_strategy": "no", "save_only_model
 @over(TP)
 def test_layers_and_adapters_lie_in_parts(trace, judge):
     judge(split.in_parts(trace))
+
+
+def parts_of_adapter(spec, directory: Path) -> None:
+    """Write how many rows of each lora_B lie on this rank, and how many are there in all. Called in each rank."""
+    import torch
+
+    from harness.subjects import hf_trainer
+
+    launch.settle(spec.launch)
+    backend = "nccl" if spec.launch.device == "cuda" else "gloo"
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(backend)
+    model = hf_trainer.inject(hf_trainer._base(spec, directory), spec.adapter)
+    found = {
+        name: [parameter.to_local().shape[0], parameter.shape[0], parameter.device_mesh.size()]
+        for name, parameter in model.named_parameters()
+        if "lora_B" in name and hasattr(parameter, "to_local")
+    }
+    (directory / f"parts-{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
+@pytest.mark.clause("TP-01")
+@cases({"tp-4-fsdp2": spread(TOGETHER.but(**BRIEF), "tp", 4, options={"fsdp_size": 2}, limit=30.0)})
+def test_parts_that_fsdp_shards_have_an_adapter_of_their_size(spec, runs, upstream, tmp_path, judge):
+    spec = spec.on_device(runs.device)
+    if reason := upstream.unsupported(spec):
+        pytest.skip(reason)
+    launch.run(functools.partial(parts_of_adapter, spec, tmp_path), spec.launch, tmp_path / "ranks")
+    seen = {file.stem: json.loads(file.read_text()) for file in sorted(tmp_path.glob("parts-*.json"))}
+    findings = [
+        f"{where}: {name} has {here} rows of {rows} in {parts} parts"
+        for where, found in seen.items()
+        for name, (here, rows, parts) in found.items()
+        if here * parts != rows
+    ]
+    findings += [] if len(seen) == 4 and all(seen.values()) else [f"split adapters were found by {list(seen)}"]
+    judge(verdict("each rank holds its part of the adapter", findings[:4], ranks=len(seen)))
 
 
 def start_from_one_process() -> None:
@@ -79,7 +121,7 @@ def test_it_trains_as_one_process(spec, train, upstream, judge):
 
 
 @pytest.mark.clause("TP-03")
-@over({name: TP[name] for name in ("tp-2", "tp-4-fsdp2")})
+@over({"tp-2": SPLIT})
 def test_a_checkpoint_has_the_whole_adapter(trace, judge):
     last = trace.checkpoints[-1:] if trace.error is None else []
     judge(rank_files.saved_at_the_end(trace, Path(last[0].path) if last else Path(trace.directory)))
@@ -154,4 +196,3 @@ def test_a_checkpoint_with_an_optimizer_is_refused(spec, train, judge):
 @cases({"columns": SPLIT, "rows": SPLIT.but(lora={"target_modules": ROWS}, **BRIEF)})
 def test_split_matrices_are_drawn_as_whole_ones(spec, train, judge):
     judge(split.drawn_whole(train(spec)))
-

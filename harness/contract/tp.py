@@ -3,7 +3,7 @@
 from harness.contract.clause import Chapter, Clause
 
 #: Releases in which the three libraries agree on layers that are split in DTensors.
-_NEEDS = ("transformers>=5.19", "peft>=0.20")
+_NEEDS = ("transformers>=5.19", "peft>=0.21")
 
 CHAPTER = Chapter(
     "TP",
@@ -13,7 +13,7 @@ CHAPTER = Chapter(
             "TP-01",
             "Each weight of the base that the plan splits MUST lie in parts on the ranks of its group, each element on one. "
             "Beside it, the adapter's matrix on the split side (lora_B by columns, lora_A by rows) MUST be split alike. The "
-            "other matrix MUST be whole and equal on each rank.",
+            "other matrix MUST be whole and equal on each rank. So it MUST be if FSDP2 shards the parts, too.",
             source="peft/tuners/lora/model.py:100-162 (get_tp_plan_and_mesh, add_lora_tp_hooks_dtensor)",
             tier="mp",
             needs=_NEEDS,
@@ -21,7 +21,7 @@ CHAPTER = Chapter(
         Clause(
             "TP-02",
             "Ranks that split the layers between them MUST train the same rows. From the same adapter, all ranks together "
-            "MUST train as one process does, for layers split by columns and by rows, and together with FSDP2.",
+            "MUST train as one process does, for layers split by columns and by rows.",
             source="transformers/trainer.py:2354-2357 (Trainer._get_num_items_in_batch), 2205-2206, 2742 "
             "(Trainer._mixed_mesh_grad_norm)",
             tier="mp",

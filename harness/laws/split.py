@@ -101,7 +101,9 @@ def merges(trace: Trace) -> Verdict:
     for rank, found in enumerate(seen):
         apart, effect = found.get("apart", math.nan), found.get("effect", math.nan)
         if not apart <= MERGED.loss:
-            findings.append(f"rank {rank}: merged logits are {apart:.3g} away from unmerged ones, at most {MERGED.loss}")
+            findings.append(
+                f"rank {rank}: merged logits are {apart:.3g} away from unmerged ones, at most {MERGED.loss}"
+            )
         if not effect > MERGED.loss:
             findings.append(Unjudged(f"rank {rank}: the adapter changes logits by {effect:.3g} only"))
     return verdict("a merged adapter computes what it did unmerged", findings, ranks=len(seen))

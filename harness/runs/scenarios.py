@@ -187,7 +187,6 @@ LAUNCHES: dict[str, RunSpec] = {
     # Layers are split while they are loaded, so that no optimizer is saved here either (TP-06).
     "tp-2": spread(TOGETHER.but(save_only_model=True), "tp", limit=20.0),
     "tp-2-add_adapter": spread(TOGETHER.but(adapter={"route": ADD}, save_only_model=True), "tp", limit=20.0),
-    "tp-4-fsdp2": spread(TOGETHER.but(save_only_model=True), "tp", 4, options={"fsdp_size": 2}, limit=30.0),
     "zero1-2": spread(TOGETHER, "zero1"),
     "zero2-2": spread(TOGETHER, "zero2"),
     "zero3-2": spread(TOGETHER, "zero3"),
