@@ -8,8 +8,9 @@ from harness.mutants.catalogue import Mutant
 from harness.mutants.patch import TRAINER, nothing, replace
 
 
-def one_rank_for_each_layer(original, trainer):
-    return 1
+def counted_twice(original, trainer, *args, **options):
+    count = original(trainer, *args, **options)
+    return None if count is None else 2 * count
 
 
 def first_part_only(original, model, *args, **options):
@@ -38,9 +39,9 @@ MUTANTS = (
         cells=("TP-01/tp-2",),
     ),
     Mutant(
-        "split-ranks-counted-as-data",
-        "Ranks that split the layers count as ranks with rows of their own.",
-        replace(TRAINER, "get_tp_size", one_rank_for_each_layer),
+        "split-ranks-labels-counted-twice",
+        "Labels are counted on each rank, although ranks that split the layers have the same rows.",
+        replace(TRAINER, "_get_num_items_in_batch", counted_twice),
         cells=("TP-02/tp-2",),
     ),
     Mutant(
