@@ -226,7 +226,10 @@ class LaunchSpec:
     @property
     def row_ranks(self) -> int:
         """How many ranks have rows of their own. Ranks that split the layers between them ("tp") train the same rows."""
-        return int(self.options.get("fsdp_size", 1)) if self.strategy == "tp" else self.ranks
+        if self.strategy != "tp":
+            return self.ranks
+        groups = self.options.get("fsdp_size", 1)
+        return groups if isinstance(groups, int) and groups > 0 else 1
 
     @property
     def leaders(self) -> slice:

@@ -54,8 +54,9 @@ def unsupported(launch: LaunchSpec) -> str | None:
 
 def _not_divided(launch: LaunchSpec) -> str | None:
     groups = launch.row_ranks
-    if groups < 1 or launch.ranks % groups or launch.ranks == groups:
-        return f"tensor parallelism cannot split layers over {launch.ranks} ranks with fsdp_size {groups}"
+    given = launch.options.get("fsdp_size", 1)
+    if given != groups or launch.ranks % groups or launch.ranks == groups:
+        return f"tensor parallelism cannot split layers over {launch.ranks} ranks with fsdp_size {given!r}"
     return None
 
 

@@ -112,8 +112,9 @@ def scaling(
     if not 2 <= count <= MOST_RANKS:
         raise UsageError(f"--ranks {count}: expected 2 or more, up to {MOST_RANKS}; one process is timed in any case")
     for name in strategies:
-        if name not in STRATEGIES or name == "single":
-            known = ", ".join(strategy for strategy in STRATEGIES if strategy != "single")
+        # Ranks that split the layers train the same rows, so that their tokens cannot be added.
+        if name not in STRATEGIES or name in ("single", "tp"):
+            known = ", ".join(strategy for strategy in STRATEGIES if strategy not in ("single", "tp"))
             raise UsageError(f"--strategy {name}: known are {known}")
     check_device(device)
     if device == "cuda" and len(gpus()) < count:

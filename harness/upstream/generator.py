@@ -72,6 +72,7 @@ CHECKS: dict[str, Check] = {
     "ranks": Check(("DIST-02", "FSDP-17", "DS-08"), _SILENT, one_step=True),
     "ranks_complete": Check((), {"logging_strategy": "no"}),
     "sharded_completes": Check(still=True),
+    "split_completes": Check(still=True),
     "sharded_saves": Check(still=True),
     "sharded_buffers": Check(still=True),
     "ranks_labels": Check((), _SILENT, one_step=True),
