@@ -185,10 +185,28 @@ def helped(spec):
 def test_table(draw):
     draw(LAWS)
 """,
-    "laws/equal.py": '"""Equal."""\nfrom harness.laws.loss import mean\ndef same(a, b):\n    return a == b\ndef near(a):\n    return mean(a)\n',
-    "laws/loss.py": "def mean(a, b=0):\n    return Mean().of(a)\ndef shift(a):\n    return a\nclass Mean:\n    def of(self, a):\n        return a\n",
-    "laws/universal.py": "from harness.laws import equal, loss\n"
-    'LAWS = {"LOSS-01": loss.mean, "FRZ-01": equal.same}\nLAWS_OF_ONE_RUN = {"LOG-01": equal.near}\nLAWS_OF_SEVERAL_RUNS = {}\n',
+    "laws/equal.py": """
+from harness.laws.loss import mean
+def same(a, b):
+    return a == b
+def near(a):
+    return mean(a)
+""",
+    "laws/loss.py": """
+def mean(a, b=0):
+    return Mean().of(a)
+def shift(a):
+    return a
+class Mean:
+    def of(self, a):
+        return a
+""",
+    "laws/universal.py": """
+from harness.laws import equal, loss
+LAWS = {"LOSS-01": loss.mean, "FRZ-01": equal.same}
+LAWS_OF_ONE_RUN = {"LOG-01": equal.near}
+LAWS_OF_SEVERAL_RUNS = {}
+""",
     "runs/scenarios.py": "SHORT = dict(max_steps=4)\nLONG = dict(max_steps=40)\n",
 }
 CLAUSES = ("ACC-01", "ACC-02", "LOSS-01", "FRZ-01", "LOG-01")
@@ -245,7 +263,7 @@ def fresh_keys(clauses, tests=()):
 def test_the_code_that_a_clause_reaches_is_found_in_the_suites_as_they_are():
     reached = clause_sources.reached("ACC-01", ("suites/test_acc.py",))
     assert ("harness.laws.accumulation", "same_split") in reached and ("harness.runs.scenarios", "RAGGED") in reached
-    assert ("harness.laws.equal", "equal_runs") not in reached and len(reached) < 100
+    assert ("harness.laws.equal", "same_adapter") not in reached and len(reached) < 100
     one = clause_sources.reached("ACC-01", ("suites/test_acc.py::test_no",))
     assert ("harness.laws.comparisons", "splits") in one and ("harness.suites.test_acc", "SPLIT") not in one
     name = "suites/test_acc.py::test_accumulated_micro_batches_train_as_the_large_batch"
