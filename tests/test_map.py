@@ -76,6 +76,14 @@ def test_a_wrong_matrix_is_one_sentence(tmp_path, index, text, words):
     assert words in str(error.value) and "m.toml" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_clause_that_the_matrix_does_not_judge_is_looked_for_in_all_tests(tmp_path, index):
+    matrix = read(tmp_path, "clauses = ['ACC-*']\ntests = ['suites/test_acc.py']\n[packages]\na = '>=1.0'")
+    assert matrix_file.judging(matrix, ["ACC-01"]).tests == ("suites/test_acc.py",)
+    assert matrix_file.judging(matrix, ["ACC-01", "EMB-01"]).tests == ()
+    with pytest.raises(UsageError, match="matches no clause"):
+        matrix_file.judging(matrix, ["ABC-*"])
+
+
 def test_the_default_matrix_is_whole(monkeypatch):
     monkeypatch.setattr(
         matrix_file, "dated", lambda package: {"4.45.2": None, "5.0": None, "0.13.2": None, "1.0.1": None}
@@ -414,10 +422,74 @@ def test_a_stack_that_is_not_in_the_table_is_judged_before_it_is_proposed():
 def test_a_stack_that_was_not_judged_has_neighbours():
     cells = line()["cells"]
     assert len(ask.exactly(cells, {"peft": "0.18.1"})) == 4
-    near = ask.nearest(cells, PINS | {"transformers": "5.2.1"})
+    near = ask.nearest(cells, ask.asked("transformers==5.2.1 peft==0.18.1 accelerate==1.13.0"))
     assert near[0]["stack"]["transformers"] == "5.2.0"
+    assert ask.nearest(cells, ask.asked("transformers>=6"))[0]["stack"]["transformers"] == "5.24.0"
+    assert ask.outside(cells, ask.asked("transformers>=6 peft")) == [
+        "transformers>=6: the table has 7 releases of it, 5.1.0 to 5.24.0, but none of these"
+    ]
     with pytest.raises(UsageError, match="is no release"):
         ask.pins("transformers>=5")
+
+
+@pytest.mark.parametrize(
+    ("words", "releases"),
+    [
+        ("transformers==5.3", ["5.3.0"]),
+        ("Transformers==v5.3.0, PEFT==0.18.1", ["5.3.0"]),
+        ("transformers[torch,vision]===5.3.0", ["5.3.0"]),
+        ("transformers==5.3.0+cpu", ["5.3.0"]),
+        ("transformers~=5.3.0", ["5.3.0"]),
+        ("transformers>=5.2,<5.4", ["5.2.0", "5.3.0"]),
+        ("transformers==5.*,>=5.20 peft", ["5.23.0", "5.24.0"]),
+        ("accelerate==1.15.0", ["5.23.0", "5.24.0"]),
+        ("transformers==5.4.0rc1", []),
+    ],
+)
+def test_a_question_may_name_releases_as_requirements_do(words, releases):
+    found = ask.matching(line()["cells"], ask.asked(words))
+    assert sorted(cell["stack"]["transformers"] for cell in found) == releases
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "name a stack, such as"),
+        ("transformers 5.3.0", "5.3.0 is no package; write a release as transformers==5.1.0"),
+        ("transformers==5.3.0 transformers==5.4.0", "contradicts"),
+        ("transformers===five", "is no release"),
+        ("pefft==0.18.1", "pefft: the table has no such package; the nearest name is 'peft'"),
+        ("bits_and_bytes==0.50", "bits-and-bytes: the table has stacks of accelerate, peft, transformers only"),
+        ("peft @ https://example.org/peft-1.0-py3-none-any.whl", "peft: comes from an address or a folder"),
+        ("nowhere.txt", "nowhere.txt: no such requirements file"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_one_sentence(words, said):
+    with pytest.raises(UsageError) as error:
+        ask.known(line()["cells"], ask.asked(words))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_the_table_does_not_have_is_left_out_of_the_answer(tmp_path, capsys):
+    (tmp_path / "t.json").write_text(results_table.write(line()))
+    (tmp_path / "reqs.txt").write_text("transformers==5.2.0\ndatasets>=3  # any\n-c limits.txt\n")
+    (tmp_path / "limits.txt").write_text("transformers<6\nnumpy<2\n")
+    assert command.ask(str(tmp_path / "reqs.txt"), tmp_path / "t.json", [], "cpu", None) == 3
+    out = capsys.readouterr().out
+    assert "datasets: is in no stack of the table" in out and "holds: transformers==5.2.0" in out
+    with pytest.raises(UsageError, match="no stack was judged by PERF-01; it has clauses of ACC-"):
+        command.ask("transformers==5.2.0", tmp_path / "t.json", ["PERF-01"], "cpu", None)
+
+
+def test_without_a_network_a_baseline_must_name_releases():
+    assert propose.baseline("transformers[torch]==5.3 peft==0.18.1 datasets>=2", True) == {
+        "transformers": "5.3",
+        "peft": "0.18.1",
+    }
+    with pytest.raises(UsageError, match=r"transformers>=5.3: is no release; write =="):
+        propose.baseline("transformers>=5.3 peft==0.18.1", True)
+    with pytest.raises(UsageError, match="names none of torch, transformers"):
+        propose.baseline("numpy==2.0", True)
 
 
 @pytest.mark.parametrize(
