@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,16 @@ def read(file: Path | None = None) -> Matrix:
         raise UsageError(f"{where}: first: {error}") from None
     specs = tuple(str(path.parent / name) for name in _texts(where, "specs", body.get("specs", [])))
     return Matrix(where, releases, pairing, stacks, clauses, specs, devices, extras, judged, tests, first)
+
+
+def judging(matrix: Matrix, clauses: Sequence[str]) -> Matrix:
+    """Return a matrix that judges other clauses. If it judges one that is not its own, it collects all tests.
+
+    Raises UsageError if a glob matches no clause.
+    """
+    own = set(contract.select(list(matrix.clauses)))
+    tests = matrix.tests if set(contract.select(list(clauses))) <= own else ()
+    return dataclasses.replace(matrix, clauses=tuple(clauses), tests=tests)
 
 
 def _texts(where: str, key: str, value: Any) -> tuple[str, ...]:

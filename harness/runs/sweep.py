@@ -20,7 +20,9 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -152,6 +154,32 @@ class Result:
         return 3 if self.causes or self.share < ENOUGH else 0
 
 
+class Doer(Protocol):
+    """What does a sweep's tasks (`harness.processes.workers.Workers`)."""
+
+    @property
+    def free(self) -> int: ...
+
+    @property
+    def busy(self) -> int: ...
+
+    def give(self, task: Any, limit: float, fresh: bool = False) -> None: ...
+
+    def ended(self, seconds: float) -> list[tuple[Any, Any]]: ...
+
+
+def work(trial: Trial, task: tuple[Any, ...]) -> Any:
+    """Do a task, in a worker. Returns OutOfSpace if a disk is full: then a failure says nothing about upstream."""
+    name, *arguments = task
+    try:
+        if name == "confirm":
+            row, clause, words = arguments
+            return cause(trial.found(row, clause)) == cause(words)
+        return getattr(trial, name)(*arguments)
+    except OutOfSpace as error:
+        return error
+
+
 class Sweep:
     """Judges rows until the time is over.
 
@@ -163,6 +191,7 @@ class Sweep:
     - suspects: pairs of fields whose values are often refused together.
     - modelled: field -> the values that the independent reference can train, for every second row once all are covered.
     - workers: how many configurations are judged at the same time.
+    - elsewhere: makes what does tasks in place of workers of this process (`harness.runs.sweep_elsewhere`).
     - seconds: how long the sweep may take.
     - rows: how many rows of the array are judged at most; None: as many as the time allows.
     - progress: called with the result so far.
@@ -185,14 +214,17 @@ class Sweep:
         modelled: Mapping[str, Sequence[str]] | None = None,
         begin: Callable[[], Any] = lambda: None,
         progress: Callable[[Result], Any] = lambda result: None,
+        elsewhere: Callable[[], AbstractContextManager[Doer]] | None = None,
     ):
+        self._doers: Callable[[], AbstractContextManager[Doer]] = elsewhere or (
+            lambda: Workers(partial(work, trial), workers, directory, begin)
+        )
         self._trial, self._unsupported, self._changed, self._progress = trial, unsupported, changed, progress
         self._pairs = Pairs(fields, seed)
         self._launch, self._modelled = launch, modelled or {}
         single, *several = fields.get(launch, ("", ""))
         self._single, self._several = {launch: [single]} if launch else {}, {launch: several} if launch else {}
         self._fields, self._suspects = fields, suspects
-        self._directory, self._workers, self._begin = directory, workers, begin
         self._seconds, self._most = seconds, rows
         self.result = Result()
         self._begun = self._ranked = 0
@@ -212,7 +244,7 @@ class Sweep:
         began = time.monotonic()
         until, rows_until = began + self._seconds, began + _ROWS_UNTIL * self._seconds
         self._suspect()
-        with Workers(self._work, self._workers, self._directory, self._begin) as workers:
+        with self._doers() as workers:
             while time.monotonic() < until and not self.result.full:
                 while workers.free and (task := self._next(time.monotonic() < rows_until)) is not None:
                     name = task[0]
@@ -236,17 +268,6 @@ class Sweep:
         result.covered, result.allowed, result.pairs = self._pairs.counts()
         result.seconds = time.monotonic() - began
         self._progress(result)
-
-    def _work(self, task: tuple[Any, ...]) -> Any:
-        """Do a task, in a worker. Returns OutOfSpace if a disk is full: then a failure says nothing about upstream."""
-        name, *arguments = task
-        try:
-            if name == "confirm":
-                row, clause, words = arguments
-                return cause(self._trial.found(row, clause)) == cause(words)
-            return getattr(self._trial, name)(*arguments)
-        except OutOfSpace as error:
-            return error
 
     # ---- what is done next ----
 
