@@ -427,7 +427,7 @@ def test_an_incomplete_checkpoint_is_refused(runs):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (PLAIN.but(load_best_model_at_end=True), "an evaluation for each checkpoint"),
+        (PLAIN.but(save_strategy="steps", load_best_model_at_end=True), "an evaluation for each checkpoint"),
         (BEST.but(save_steps=3), "an evaluation for each checkpoint"),
         (BEST.but(save_steps=0.5, eval_steps=2), "an evaluation for each checkpoint"),
         (PLAIN.but(optim="lomo"), "adamw_torch_fused"),
