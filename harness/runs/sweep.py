@@ -1,6 +1,7 @@
 """The sweep: configurations of a covering array, each judged, in worker processes, until the time is over.
 
-1. The default run is judged, and each value by itself. Values that are often refused together are trained once.
+1. The default run is judged, and each value by itself. Values that are often refused together are trained once. This takes
+   a third of the time at most, so that a short sweep has rows, too; what is left of it follows the rows.
 2. `harness.runs.pairs` makes a row; `harness.runs.fields` says what its values are. A tenth of the rows has several ranks.
 3. A worker judges it (`harness.runs.trial`).
 4. If it is refused, the fewest fields that are refused together are found, and no further row has them. Its other pairs are
@@ -8,6 +9,8 @@
 5. If it fails, the fewest fields that fail in the same way are found. That is a cause. A later row that has these fields and
    fails in the same way belongs to it.
 6. A cause is judged once more, in a process that has trained nothing before.
+7. A configuration that has not ended after `LIMIT` seconds is stopped with all of its processes, and is a cause of its own.
+   Its fewest fields are not looked for, since each try would take as long.
 
 Once all pairs are covered, the array begins anew with other rows. Every second one then has only values that the
 independent reference can train, too.
@@ -16,6 +19,7 @@ independent reference can train, too.
 from __future__ import annotations
 
 import itertools
+import random
 import re
 import time
 from collections import Counter, deque
@@ -29,6 +33,7 @@ from typing import Any, Protocol
 from harness.errors import OutOfSpace
 from harness.laws.completion import REFUSALS, REFUSED_LATE
 from harness.processes.workers import Died, Workers
+from harness.raised import place_in
 from harness.runs.fewest import cause
 from harness.runs.pairs import Pairs, Row
 from harness.runs.trial import ENDED, FAILS, REFUSED, Finding, Outcome
@@ -44,6 +49,9 @@ LONG_LIMIT = 300.0
 
 #: The share of the time after which no new configuration is begun. The rest is for finding the fewest fields.
 _ROWS_UNTIL = 0.9
+
+#: The share of the time for what comes before the first row.
+_ROWS_FROM = 1 / 3
 
 #: How often the fewest fields are looked for, for failures of a clause in the same words. Others count as the first cause.
 _SEARCHES = 10
@@ -79,6 +87,7 @@ class Cause:
     - rows: how many configurations have it.
     - smallest: whether `fewest` is what was looked for, and not a whole row for which the time did not suffice.
     - alone: whether it also fails in a process that has trained nothing before; None if that was not tried.
+    - hung: whether it was stopped at a limit, and no fewest fields were looked for.
     """
 
     clauses: dict[str, str]
@@ -87,6 +96,7 @@ class Cause:
     rows: int = 1
     smallest: bool = False
     alone: bool | None = None
+    hung: bool = False
 
 
 #: Exceptions by which upstream refuses what it does not support.
@@ -121,6 +131,8 @@ class Result:
     - seconds: how long it took.
     - over: whether it ended because its time was over.
     - full: why it ended early, if a disk was full; "" otherwise. What came afterwards is not judged.
+    - stopped: how many configurations had not ended at their limit, and were stopped.
+    - longest: for how many seconds the longest task is being done now.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -136,6 +148,8 @@ class Result:
     seconds: float = 0.0
     over: bool = False
     full: str = ""
+    stopped: int = 0
+    longest: float = 0.0
 
     @property
     def judged(self) -> int:
@@ -163,6 +177,9 @@ class Doer(Protocol):
     @property
     def busy(self) -> int: ...
 
+    @property
+    def longest(self) -> float: ...
+
     def give(self, task: Any, limit: float, fresh: bool = False) -> None: ...
 
     def ended(self, seconds: float) -> list[tuple[Any, Any]]: ...
@@ -178,6 +195,21 @@ def work(trial: Trial, task: tuple[Any, ...]) -> Any:
         return getattr(trial, name)(*arguments)
     except OutOfSpace as error:
         return error
+
+
+#: What is said of a configuration that was stopped.
+HUNG = f"it had not ended after {LIMIT:g} s, and was stopped with all of its processes"
+
+
+def _hangs(words: str) -> bool:
+    """Return whether a finding is that a worker, or its ranks, had not ended in time (`harness.processes.ranks`)."""
+    return re.search(r"had not ended after|did not answer within", words) is not None
+
+
+def _where(output: str) -> str:
+    """Return in which function of upstream a process was that has printed its stack; "" if that cannot be said."""
+    found = place_in(output)
+    return f"; it was in {found['file']}:{found['function']}" if found else ""
 
 
 class Sweep:
@@ -228,6 +260,8 @@ class Sweep:
         self._seconds, self._most = seconds, rows
         self.result = Result()
         self._begun = self._ranked = 0
+        self._until = self._rows_until = self._rows_from = 0.0
+        self._draw = random.Random(seed)
         self._again = False
         #: What workers are asked before further rows: the name of the task, and its arguments.
         self._first: deque[tuple[Any, ...]] = deque()
@@ -242,7 +276,9 @@ class Sweep:
     def run(self) -> Result:
         """Judge until the time is over, or the rows are done. Return what was found."""
         began = time.monotonic()
-        until, rows_until = began + self._seconds, began + _ROWS_UNTIL * self._seconds
+        self._until = until = began + self._seconds
+        self._rows_until = rows_until = began + _ROWS_UNTIL * self._seconds
+        self._rows_from = began + _ROWS_FROM * self._seconds
         self._suspect()
         with self._doers() as workers:
             while time.monotonic() < until and not self.result.full:
@@ -256,6 +292,7 @@ class Sweep:
                         self.result.full = str(answer)
                         break
                     getattr(self, f"_{task[0]}_ended")(*task[1:], answer)
+                self.result.longest = workers.longest
                 self._count(began)
             self.result.over = bool(workers.busy or self._first) or time.monotonic() >= rows_until
         for waiting in self._waiting.values():
@@ -274,18 +311,22 @@ class Sweep:
     def _next(self, rows: bool) -> tuple[Any, ...] | None:
         if self._first:
             return self._first.popleft()
-        if rows and self._begin_with:
+        if not rows:
+            return None
+        if time.monotonic() < self._rows_from and (task := self._before_rows()) is not None:
+            return task
+        if (self._most is None or self._begun < self._most) and (row := self._row()) is not None:
+            self._begun += 1
+            return "judge", row
+        return self._before_rows()
+
+    def _before_rows(self) -> tuple[Any, ...] | None:
+        if self._begin_with:
             return "judge", self._begin_with.popleft()
-        while rows and self._probes:
+        while self._probes:
             if left := [row for row in self._probes.popleft() if not self._is_refused(row)]:
                 return "refusals", left
-        if not rows or (self._most is not None and self._begun >= self._most):
-            return None
-        row = self._row()
-        if row is None:
-            return None
-        self._begun += 1
-        return "judge", row
+        return None
 
     def _row(self) -> Row | None:
         """Return the next row that nothing speaks against. None if there is none."""
@@ -304,7 +345,7 @@ class Sweep:
         return None
 
     def _next_row(self, fixed: Mapping[str, Sequence[str]]) -> Row | None:
-        while (row := self._pairs.next(fixed)) is not None:
+        while time.monotonic() < self._rows_until and (row := self._pairs.next(fixed)) is not None:
             reason = self._unsupported(row)
             if not reason:
                 return row
@@ -314,7 +355,7 @@ class Sweep:
 
     def _suspect(self) -> None:
         """Note what is judged and trained before the first row, and forbid what cannot be trained at all."""
-        trained = []
+        trained, alone = [], []
         for names in [(), *((name,) for name in self._fields), *self._suspects]:
             for values in itertools.product(*(self._fields[name] for name in names)):
                 part = dict(zip(names, values, strict=True))
@@ -324,9 +365,12 @@ class Sweep:
                     self._pairs.forbid(part)
                     self.result.refusals.append(Refusal(part, reason))
                 elif len(part) < 2:
-                    self._begin_with.append({**{name: values[0] for name, values in self._fields.items()}, **part})
+                    alone.append({**{name: values[0] for name, values in self._fields.items()}, **part})
                 else:
                     trained.append(part)
+        first, *others = alone
+        self._draw.shuffle(others)
+        self._begin_with.extend([first, *others])
         self._probes.extend(trained[at : at + _BATCH] for at in range(0, len(trained), _BATCH))
 
     def _is_refused(self, row: Row) -> bool:
@@ -347,7 +391,8 @@ class Sweep:
 
     def _judge_ended(self, row: Row, answer: Outcome | Died) -> None:
         if isinstance(answer, Died):
-            how = answer.how + (f" ({answer.output.splitlines()[-1]})" if answer.output and not answer.hung else "")
+            how = f"{HUNG}{_where(answer.output)}" if answer.hung else answer.how
+            how += f" ({answer.output.splitlines()[-1]})" if answer.output and not answer.hung else ""
             answer = Outcome(row, ENDED, [(ENDED, "", how)])
         result = self.result
         result.outcomes[answer.kind] += 1
@@ -366,8 +411,13 @@ class Sweep:
         self._pairs.cover(row)
         result.ranked += self._several_ranks(row)
         result.known.update(answer.known.items())
+        hung = [finding for finding in answer.findings if finding[0] == ENDED and _hangs(finding[2])]
+        result.stopped += bool(hung)
         for finding in answer.findings:
-            self._failed(row, finding)
+            if finding in hung:
+                self._add(row, finding, hung=True)
+            else:
+                self._failed(row, finding)
 
     def _several_ranks(self, row: Row) -> bool:
         return self._launch in row and row[self._launch] not in self._single[self._launch]
@@ -399,15 +449,19 @@ class Sweep:
         for other in others:
             self._failed(*other)
 
-    def _add(self, row: Row, finding: Finding, fewest: Row | None = None) -> None:
-        """Note a cause. One that has the same fewest fields gets another clause."""
+    def _add(self, row: Row, finding: Finding, fewest: Row | None = None, hung: bool = False) -> None:
+        """Note a cause. One that has the same fewest fields gets another clause; what hangs in the same way is one cause."""
         kind, clause, words = finding
+        alike = [one for one in self.result.causes if hung and one.hung and cause(one.clauses[""]) == cause(words)]
+        if alike:
+            alike[0].rows += 1
+            return
         fields = self._changed(row) if fewest is None else fewest
         for one in self.result.causes:
             if one.kind == kind and one.fewest == fields and clause not in one.clauses:
                 one.clauses[clause] = words
                 return
-        self.result.causes.append(Cause({clause: words}, kind, fields, smallest=fewest is not None))
+        self.result.causes.append(Cause({clause: words}, kind, fields, smallest=fewest is not None, hung=hung))
 
     def _confirm_ended(self, row: Row, clause: str, words: str, answer: bool | Died) -> None:
         for one in self.result.causes:

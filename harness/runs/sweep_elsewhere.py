@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
@@ -45,6 +46,7 @@ class Elsewhere:
     def __init__(self, at: Engine, subject: str):
         self._at, self._subject = at, subject
         self._ahead: dict[Future[Any], Any] = {}
+        self._given: dict[Future[Any], float] = {}
 
     @property
     def busy(self) -> int:
@@ -54,8 +56,14 @@ class Elsewhere:
     def free(self) -> int:
         return self._at.width - self.busy
 
+    @property
+    def longest(self) -> float:
+        """For how many seconds the task that was handed over first is being done or waits; 0 if there is none."""
+        return max((time.monotonic() - self._given[future] for future in self._ahead), default=0.0)
+
     def give(self, task: Any, limit: float, fresh: bool = False) -> None:
-        self._ahead[self._at.executor.submit(done, self._subject, task, limit, fresh)] = task
+        future = self._at.executor.submit(done, self._subject, task, limit, fresh)
+        self._ahead[future], self._given[future] = task, time.monotonic()
 
     def ended(self, seconds: float) -> list[tuple[Any, Any]]:
         """Return tasks that have ended, each with its answer. Raises UsageError if a host cannot be started."""

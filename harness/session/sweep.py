@@ -32,12 +32,15 @@ from harness.progress import Progress, screen
 from harness.reports import web_page
 from harness.runs import fields
 from harness.runs.fewest import cause
-from harness.runs.sweep import ENOUGH, Cause, Refusal, Result, Sweep
+from harness.runs.sweep import ENOUGH, LIMIT, Cause, Refusal, Result, Sweep
 from harness.runs.sweep_elsewhere import Elsewhere
 from harness.runs.trial import BROKEN, ENDED, FAILS, OUTCOMES, UNDECIDED, Trial, unsupported
 from harness.words import counted
 
 SCHEMA_VERSION = 1
+
+#: Seconds from which on the progress says how long the longest task is at work.
+_LONG = 30.0
 
 #: What is printed first.
 _ORDER = (FAILS, ENDED, BROKEN, UNDECIDED)
@@ -113,7 +116,8 @@ def _engine(on: str | None, places: int, directory: Path) -> contextlib.Abstract
 
 
 def _so_far(result: Result) -> str:
-    return f"{100 * result.share:.1f} % of the pairs, {counted(len(result.causes), 'cause')}"
+    waits = f", the longest at work for {result.longest:.0f} s" if result.longest > _LONG else ""
+    return f"{100 * result.share:.1f} % of the pairs, {counted(len(result.causes), 'cause')}{waits}"
 
 
 # ---- what is printed ----
@@ -138,6 +142,8 @@ def lines(result: Result, files: list[Path]) -> Iterator[str]:
     )
     for kind, number in result.outcomes.most_common():
         yield f"{number:6,} {kind}: {OUTCOMES[kind]}"
+    if result.stopped:
+        yield f"{result.stopped:6,} of them stopped at a limit (a worker's is {LIMIT:g} s)"
     ordered = sorted(
         zip(result.causes, files, strict=True), key=lambda pair: (_ORDER.index(pair[0].kind), -pair[0].rows)
     )
@@ -176,7 +182,9 @@ def _answer(result: Result) -> str:
 
 def _cause_lines(number: int, one: Cause, file: Path) -> Iterator[str]:
     yield f"{number}. {one.kind}, {counted(one.rows, 'configuration')}: {_words(one.fewest)}"
-    if not one.smallest:
+    if one.hung:
+        yield "   fewest fields: not looked for, since each try would last until its limit"
+    elif not one.smallest:
         yield "   fewest fields: not found within the time"
     if one.alone is False:
         yield "   only in a process that had trained other runs before"
@@ -234,6 +242,7 @@ def to_json(result: Result, files: list[Path], seed: int, minutes: float) -> dic
         "configurations": {kind: result.outcomes[kind] for kind in OUTCOMES},
         "several_ranks": result.ranked,
         "equal_to_the_reference": result.equal,
+        "stopped_at_a_limit": result.stopped,
         "laws": dict(result.laws),
         "pairs": {"all": result.pairs, "not_refused": result.allowed, "covered": result.covered},
         "causes": [
