@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from harness.crash import show
+from harness.crash import show, trainers
 from harness.crash.enumeration import MACHINE, PROCESS
 from harness.crash.exploration import Exploration
 from harness.crash.outcomes import REFUSED, SILENT
@@ -24,7 +24,6 @@ from harness.processes.cuda_free_fork import cuda_untouched
 from harness.processes.imports import import_upstream
 from harness.processes.workers import prepare
 from harness.progress import Progress, screen
-from harness.subjects.hf_trainer import HFTrainer
 
 SCHEMA_VERSION = 1
 
@@ -38,6 +37,8 @@ def crash(
     file: Path | None,
     html: Path | None,
     plot: Path | None,
+    subject: str = trainers.UPSTREAMS,
+    safe: bool = False,
 ) -> int:
     """Judge crash states, print what became of them, and return the exit code: 1 if one is silent or refused without help.
 
@@ -45,27 +46,29 @@ def crash(
     - callbacks: "module:class" of TrainerCallbacks that each run has.
     - resume_with: "module:function", as of `SavedRun`; "": none.
     - file, html, plot: where to write the result; None: nowhere.
+    - subject, safe: whose saves, as of `trainers.trainer`.
     """
     chosen = _chosen(scenarios, callbacks, resume_with)
     began = time.monotonic()
     import_upstream()
     with cuda_untouched():
         prepare()
+    judged = trainers.trainer(subject, safe)
     console = screen()
     for name, saved in list(chosen.items()):
-        if reason := HFTrainer().unsupported(saved.spec):
+        if reason := judged.unsupported(saved.spec):
             console.print(f"{name}: not judged, it needs {reason}", highlight=False, markup=False)
             del chosen[name]
     if not chosen:
         raise UsageError("no save is left to judge")
     # This process forks, so no thread may print.
     with tempfile.TemporaryDirectory() as root, Progress(what="crash", forks=True) as progress:
-        explored = list(explore_all(chosen, Path(root), workers, sample, progress.update))
-    show.show(console, explored, time.monotonic() - began)
+        explored = list(explore_all(chosen, Path(root), workers, sample, judged, progress.update))
+    show.show(console, explored, time.monotonic() - began, judged.name)
     if file is not None:
-        write_whole(file, json.dumps(to_json(explored), indent=1) + "\n")
+        write_whole(file, json.dumps(to_json(explored, judged.name), indent=1) + "\n")
     if html is not None:
-        write_whole(html, show.page(explored, describe()))
+        write_whole(html, show.page(explored, describe(), judged.name))
     if plot is not None:
         show.plot(explored).savefig(plot, bbox_inches="tight", dpi=150)
     return code(explored)
@@ -76,9 +79,10 @@ def code(explored: Sequence[Exploration]) -> int:
     return int(any(one.outcome in (SILENT, REFUSED) for each in explored for one in each.found))
 
 
-def to_json(explored: Sequence[Exploration]) -> dict[str, object]:
+def to_json(explored: Sequence[Exploration], subject: str) -> dict[str, object]:
     return {
         "schema_version": SCHEMA_VERSION,
+        "subject": subject,
         "environment": describe(),
         "scenarios": [one.to_json() for one in explored],
     }
