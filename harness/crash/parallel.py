@@ -167,7 +167,7 @@ def _memory() -> str | None:
 
     On ext4 a third of the time of a state is spent in removing its directories. TMPDIR is respected.
     """
-    place = "/dev/shm"
+    place = "/dev/shm"  # noqa: S108 - a directory with a random name is made in it
     if os.environ.get("TMPDIR") or not os.access(place, os.W_OK):
         return None
     return place if shutil.disk_usage(place).free > _FREE else None

@@ -138,7 +138,8 @@ def explore_ranks(
             found.notes.append(f"{RESUME}: a whole checkpoint is refused: {answer.error[:300]}")
         elif answer.value not in references:
             references.append(answer.value)
-            found.notes.append(f"{RESUME}: going on from a whole checkpoint differs from the undisturbed run")
+            note = f"{RESUME}: going on from a whole checkpoint differs from the undisturbed run"
+            found.notes += [note] if note not in found.notes else []
     for number, state in enumerate(those):
         torn, left = damages(state.tree, known), len(whole_folders(state.tree, known))
         answer = resume(str(number), state)
