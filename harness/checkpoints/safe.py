@@ -98,9 +98,7 @@ class SafeCheckpoints:
         if here.args.should_save:
             best = here.state.best_model_checkpoint
             with timed(seconds, "rotate"):
-                doomed = rotate(
-                    Path(run), here.args.save_total_limit, {name, *([Path(best).name] if best else [])}
-                )
+                doomed = rotate(Path(run), here.args.save_total_limit, {name, *([Path(best).name] if best else [])})
             if doomed:
                 with timed(seconds, "fsync"):
                     sync(run)

@@ -165,7 +165,10 @@ def mutants(
 def crash(
     scenario: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Judge these saves, such as plain or 'limit-*'. Repeatable; all by default."),
+        typer.Option(
+            metavar="GLOB",
+            help="Judge these saves, such as plain, 'limit-*' or ddp-2. Repeatable; all of one process by default.",
+        ),
     ] = None,
     states: Annotated[
         int | None,

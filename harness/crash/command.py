@@ -13,19 +13,25 @@ from pathlib import Path
 from harness.crash import show, trainers
 from harness.crash.enumeration import MACHINE, PROCESS
 from harness.crash.exploration import Exploration
+from harness.crash.killed_ranks import explore_killed
 from harness.crash.outcomes import REFUSED, SILENT
 from harness.crash.parallel import Sample, explore_all
+from harness.crash.rank_saves import RANK_SAVES
 from harness.crash.saves import SAVES
 from harness.crash.trainer_ways import SavedRun
 from harness.environment import describe
 from harness.errors import UsageError
 from harness.files import write_whole
+from harness.processes import ranks
 from harness.processes.cuda_free_fork import cuda_untouched
 from harness.processes.imports import import_upstream
 from harness.processes.workers import prepare
 from harness.progress import Progress, screen
 
 SCHEMA_VERSION = 1
+
+#: Points of a save of several ranks. Each costs two groups of ranks, some four seconds.
+_POINTS = 16
 
 
 def crash(
@@ -42,7 +48,8 @@ def crash(
 ) -> int:
     """Judge crash states, print what became of them, and return the exit code: 1 if one is silent or refused without help.
 
-    - scenarios: globs over the names of `SAVES`; none: all.
+    - scenarios: globs over the names of `SAVES` and `RANK_SAVES`; none: all of `SAVES`. Those of several ranks are killed for
+      real, at `_POINTS` points unless the sample says how many.
     - callbacks: "module:class" of TrainerCallbacks that each run has.
     - resume_with: "module:function", as of `SavedRun`; "": none.
     - file, html, plot: where to write the result; None: nowhere.
@@ -62,8 +69,14 @@ def crash(
     if not chosen:
         raise UsageError("no save is left to judge")
     # This process forks, so no thread may print.
+    single = {name: saved for name, saved in chosen.items() if not saved.spec.launch.several}
     with tempfile.TemporaryDirectory() as root, Progress(what="crash", forks=True) as progress:
-        explored = list(explore_all(chosen, Path(root), workers, sample, judged, progress.update))
+        if len(single) < len(chosen):
+            ranks.prepare(pristine=True)
+        explored = list(explore_all(single, Path(root), workers, sample, judged, progress.update)) if single else []
+        for number, name in enumerate(each for each in chosen if each not in single):
+            place, points = Path(root, f"ranks-{number}"), sample.at_most or _POINTS
+            explored.append(explore_killed(name, chosen[name], place, points, sample.seed, judged, progress.update))
     show.show(console, explored, time.monotonic() - began, judged.name)
     if file is not None:
         write_whole(file, json.dumps(to_json(explored, judged.name), indent=1) + "\n")
@@ -89,15 +102,18 @@ def to_json(explored: Sequence[Exploration], subject: str) -> dict[str, object]:
 
 
 def _chosen(globs: Sequence[str], callbacks: Sequence[str], resume_with: str) -> dict[str, SavedRun]:
+    saves = {**SAVES, **RANK_SAVES}
     for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in SAVES):
-            raise UsageError(f"--scenario {glob!r} matches no save; there are {', '.join(SAVES)}")
+        if not any(fnmatchcase(name, glob) for name in saves):
+            raise UsageError(f"--scenario {glob!r} matches no save; there are {', '.join(saves)}")
     for option, names in (("--callback", callbacks), ("--resume-with", [resume_with] if resume_with else [])):
         for name in names:
             if not all(name.partition(":")[::2]):
                 raise UsageError(f"{option} {name!r} is not of the form MODULE:NAME")
     chosen: Mapping[str, SavedRun] = {
-        name: saved for name, saved in SAVES.items() if not globs or any(fnmatchcase(name, glob) for glob in globs)
+        name: saved
+        for name, saved in saves.items()
+        if any(fnmatchcase(name, glob) for glob in globs) or (not globs and name in SAVES)
     }
     return {name: _with(saved, callbacks, resume_with) for name, saved in chosen.items()}
 

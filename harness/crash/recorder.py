@@ -42,7 +42,6 @@ from harness.crash.operations import (
 from harness.crash.trees import Tree, read_tree
 from harness.errors import UsageError
 
-
 #: Seconds in which a thread that a save began may still write.
 _STILL_WRITING = 30.0
 
