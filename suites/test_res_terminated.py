@@ -8,7 +8,6 @@ import pytest
 
 from harness.laws import resume
 from harness.runs.scenarios import PLAIN
-from harness.spec import ADD
 from harness.subjects.hf_trainer import recorded_warnings
 
 #: Four windows of two micro-batches an epoch, evaluated after every second step.
@@ -44,8 +43,6 @@ DRAWN = {
     "dropout/step_end": (RUN, "step_end", 3),
     "first-step/step_begin": (STILL, "step_begin", 0),
     "first-step/pre_optimizer_step": (STILL, "pre_optimizer_step", 0),
-    "add_adapter/step_begin": (STILL.but(adapter={"route": ADD}), "step_begin", 2),
-    "bf16/pre_optimizer_step": (STILL.but(bf16=True), "pre_optimizer_step", 2),
 }
 
 

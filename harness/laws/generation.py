@@ -14,15 +14,11 @@ from harness.spec import RunSpec
 from harness.tolerance import REBUILT
 from harness.verdict import Verdict, verdict
 
-#: GenerationConfig's max_length, the start token included.
-DEFAULT_LENGTH = 20
-
-
 def greedy(trainer: Any, spec: RunSpec, output: Any, length: int) -> Verdict:
     """Check that the predictions are the tokens of greatest probability, one after the other, and eval_loss that of the labels.
 
     - output: of predict() on the evaluation rows.
-    - length: max_length of the generation. Shorter sequences are padded to it.
+    - length: max_length of the generation, the start token included. What follows must be padding (pad_token_id or -100).
     """
     model, rows, size = trainer.model.eval(), data.rows(spec.data)[1], trainer.args.eval_batch_size
     seen, findings, losses = torch.as_tensor(output.predictions), [], []
@@ -32,18 +28,15 @@ def greedy(trainer: Any, spec: RunSpec, output: Any, length: int) -> Verdict:
         with torch.no_grad():
             losses.append(float(model(**batch)["loss"]))
             made = _generated(model, {name: one for name, one in batch.items() if name != "labels"}, length)
-        # Predictions are as long as the longest of all batches.
-        found = seen[first : first + size]
-        made = torch.nn.functional.pad(made, (0, length - made.shape[1]), value=model.config.pad_token_id)
-        findings += [
-            f"row {first + index}: {found[index].tolist()}, expected {made[index].tolist()}"
-            for index in range(len(part))
-            if found[index].tolist() != made[index].tolist()
-        ][:1]
+        for index, row in enumerate(made.tolist()):
+            found = seen[first + index].tolist()
+            padding = set(found[len(row) :]) - {model.config.pad_token_id, -100}
+            if found[: len(row)] != row or padding:
+                findings.append(f"row {first + index}: {found}, expected {row} and padding")
     loss = sum(losses) / len(losses)
     if abs(output.metrics["test_loss"] - loss) > REBUILT.loss:
         findings.append(f"test_loss is {output.metrics['test_loss']}, expected {loss}")
-    return verdict("what is predicted is what the trained model generates greedily", findings, rows=len(rows))
+    return verdict("what is predicted is what the trained model generates greedily", findings[:3], rows=len(rows))
 
 
 def _generated(model: Any, batch: dict[str, torch.Tensor], length: int) -> torch.Tensor:
