@@ -14,8 +14,9 @@ from harness.spec import RunSpec
 from harness.tolerance import REBUILT
 from harness.verdict import Verdict, verdict
 
+
 def greedy(trainer: Any, spec: RunSpec, output: Any, length: int) -> Verdict:
-    """Check that the predictions are the tokens of greatest probability, one after the other, and eval_loss that of the labels.
+    """Check that the predictions are the tokens of greatest probability, one after the other. test_loss is judged, too.
 
     - output: of predict() on the evaluation rows.
     - length: max_length of the generation, the start token included. What follows must be padding (pad_token_id or -100).

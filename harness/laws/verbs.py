@@ -194,7 +194,9 @@ def changed_modes(when: str, model: Any, before: dict[str, bool]) -> list[str]:
 def modes(model: Any) -> dict[str, bool]:
     """Return whether each module is in training mode, and whether each parameter requires gradients."""
     training = {f"training of {name or 'the model'}": module.training for name, module in model.named_modules()}
-    return training | {f"requires_grad of {name}": parameter.requires_grad for name, parameter in model.named_parameters()}
+    return training | {
+        f"requires_grad of {name}": parameter.requires_grad for name, parameter in model.named_parameters()
+    }
 
 
 def _off_and_on(model: Any, spec: RunSpec, directory: Path) -> None:
