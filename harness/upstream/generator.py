@@ -88,6 +88,8 @@ _MODULES = (
         "logging",
         "math",
         "os",
+        "signal",
+        "threading",
         "pathlib",
         "random",
         "re",
