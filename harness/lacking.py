@@ -65,6 +65,16 @@ def sharded_loading() -> str | None:
     return None if takes else "the Trainer takes no base that was sharded as it was loaded before transformers 5.19"
 
 
+def tensor_parallelism() -> str | None:
+    """Why peft gives no adapter to layers that transformers splits in DTensors (DistributedConfig): since peft 0.21."""
+    from peft.tuners.lora import model
+
+    takes = hasattr(model, "add_lora_tp_hooks_dtensor")
+    return (
+        None if takes else f"peft {version('peft')} has no adapters beside layers that transformers splits over ranks"
+    )
+
+
 def fsdp2() -> str | None:
     """Why accelerate has no FSDP version 2 (torch's fully_shard): since accelerate 1.6."""
     from accelerate.utils import FullyShardedDataParallelPlugin

@@ -51,6 +51,16 @@ def speed(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Also show where a step's time goes, by kind of kernel.")
     ] = False,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Compare with this only: reference, compiled, captured, merged, tuned or fp8. Repeatable.",
+        ),
+    ] = None,
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="Also compare with a base in FP8, and say how far that is from float32.")
+    ] = False,
     advise: Annotated[
         bool, typer.Option("--advise", help="Try arguments that may make the run faster, and name the best five.")
     ] = False,
@@ -75,6 +85,11 @@ def speed(
             ("--advise", advise, "--rates", rates),
             ("--advise", advise, "--ranks", ranks is not None),
             ("--plot", plot, "--advise", advise),
+            *(
+                (option, value, other, there)
+                for option, value in (("--beside", beside), ("--fp8", fp8))
+                for other, there in (("--rates", rates), ("--ranks", ranks is not None), ("--advise", advise))
+            ),
             ("--strategy", strategy, "one process; name --ranks N, too", ranks is None),
             ("--seconds", seconds, "--ranks", ranks is not None),
             ("--rates", rates, "--ranks", ranks is not None),
@@ -89,7 +104,7 @@ def speed(
     chosen = _chosen_shapes(shape or [], device, brought, trust_code)
     if advise:
         raise typer.Exit(command.advice(subject, device, chosen, seconds, json))
-    raise typer.Exit(command.speed(subject, device, chosen, seconds, json, plot, kernels))
+    raise typer.Exit(command.speed(subject, device, chosen, seconds, json, plot, kernels, beside, fp8))
 
 
 def _chosen_shapes(names: list[str], device: str, brought: dict[str, Any], trust_code: bool) -> list[Any]:
