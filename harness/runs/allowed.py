@@ -22,7 +22,7 @@ def names(allowed: Sequence[Allowed], clause: str) -> list[str]:
 
 
 def without(trace: Trace, globs: Sequence[str]) -> Trace:
-    """Return a trace without some keys of its log and metrics, and some files of its checkpoints."""
+    """Return a trace without some keys of its log and metrics, files of its checkpoints, and tensors that are not trained."""
     if not globs:
         return trace
 
@@ -32,10 +32,12 @@ def without(trace: Trace, globs: Sequence[str]) -> Trace:
     def checkpoint(one: Any) -> Any:
         log = one.state.get("log_history")
         state = one.state if log is None else {**one.state, "log_history": [kept(entry) for entry in log]}
-        return dataclasses.replace(one, files=kept(one.files), state=state)
+        return dataclasses.replace(one, files=kept(one.files), tensors=kept(one.tensors), state=state)
 
     return dataclasses.replace(
         trace,
+        base_before=kept(trace.base_before),
+        base=kept(trace.base),
         log_history=[kept(entry) for entry in trace.log_history],
         output={key: kept(value) if key == "metrics" else value for key, value in trace.output.items()},
         evaluations=[dataclasses.replace(one, metrics=kept(one.metrics)) for one in trace.evaluations],

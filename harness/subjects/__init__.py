@@ -70,7 +70,8 @@ class Traits:
     - built_on: the packages whose known defects are not its own.
     - profile: the largest that it is judged by, if it is somebody's (`harness.contract.clause.PROFILES`).
     - not_for: globs over clause ids, or over "CLAUSE/scenario" -> why these say nothing of it.
-    - allow: globs over clause ids -> globs over names that it adds on purpose: keys of logs and metrics, files.
+    - allow: globs over clause ids -> globs over names that it adds on purpose: keys of logs and metrics, files,
+      tensors that are not trained.
     """
 
     foreign: bool = False

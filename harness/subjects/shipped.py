@@ -109,11 +109,33 @@ def _trl_dpo() -> Subject:
         extra={"processing_class": functools.partial(tokenizer, "<pad>")},
         name="trl-dpo",
         not_for=_NOT_FOR_PAIRS,
+        # A copy of the adapter is what the trained one is compared with.
+        allow={
+            **_trl_adds(*_OF_PAIRS),
+            "FRZ-*": ["*.ref.*"],
+            "RES-*": ["*.ref.*"],
+            "CKPT-*": ["tokenizer*", "chat_template*", "ref/*", "*.ref.*"],
+        },
+        lacks=_trl_lacks,
+        padded=False,
         sequences=2,
     )
 
 
-_NOT_FOR_PAIRS: dict[str, str] = {}
+_OF_PAIRS = ("rewards/*", "logps/*", "logits/*", "entropy", "mean_token_accuracy", "num_tokens")
+
+_ITS_LOSS = "DPO's loss is that of pairs"
+
+_NOT_FOR_PAIRS = {
+    "LOSS-*": _ITS_LOSS,
+    "GEN-01": _ITS_LOSS,
+    "AMP-01": _ITS_LOSS,
+    "ACC-02": _ITS_LOSS,
+    "EVAL-*": "an evaluation of pairs passes the rows through the model twice, with and without the adapter",
+    "API-06": "DPOTrainer names the columns that it takes",
+    "CKPT-03/without_an_adapter*": _TOKENIZER,
+    "CKPT-19": _TOKENIZER,
+}
 
 
 def pairs(rows: list[dict[str, Any]]) -> Any:

@@ -78,19 +78,21 @@ def drawn(count: int, seed: int, device: str = "cpu") -> list[RunSpec]:
     from harness.laws.plan import never_ends
 
     found: dict[str, RunSpec] = {}
-    halves = ((strategies.run_specs(), count // 2), (strategies.any_specs(), count))
-    for strategy, enough in halves:
+    for strategy, enough in ((strategies.run_specs(), count // 2), (strategies.any_specs(), count)):
+        drawing = settings(
+            max_examples=10 * count,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
 
-        @seeded(seed)
-        @settings(max_examples=10 * count, deadline=None, database=None, phases=[Phase.generate],
-                  suppress_health_check=list(HealthCheck))  # fmt: skip
-        @given(strategy)
-        def draw(spec: RunSpec, enough: int = enough) -> None:
-            if len(found) < enough and never_ends(spec) is None:
+        def draw(spec: RunSpec) -> None:
+            if len(found) < enough and never_ends(spec) is None:  # noqa: B023 - it is called in this round only
                 one = _on(defaults.plain(spec), len(found), device)
                 found.setdefault(one.hash, one)
 
-        draw()
+        seeded(seed)(drawing(given(strategy)(draw)))()
     return list(found.values())
 
 
