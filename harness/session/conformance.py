@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import sys
 import time
@@ -38,8 +39,9 @@ from harness.session.pyargs import PROPERTY
 from harness.session.state import CASES, VERDICTS, State, Unsupported, skip_if
 from harness.session.suite_tests import Request, SuiteTest, Whole, call, find
 from harness.spec import RunSpec
-from harness.subjects import Subject, traits
+from harness.subjects import Subject, given, traits
 from harness.trace import Trace
+from harness.user_code import quoted
 from harness.verdict import KNOWN_DEFECT, NOT_COMPARABLE, SKIPPED, Case
 
 #: Seconds after which a case is cut off.
@@ -79,8 +81,12 @@ def conformance(
     caller = sys._getframe(1)
     here = Path(caller.f_code.co_filename).parent
     try:
+        if device not in ("cpu", "cuda"):
+            raise UsageError(f"device={quoted(device)} is neither 'cpu' nor 'cuda'")
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 <= limit < math.inf:
+            raise UsageError(f"limit={quoted(limit)}; expected seconds, or 0 for no limit")
         tests = find(_chosen(subject, profile, clauses), tables)
-        judged = _Judged(subject, tests, _own(expectations, subject, here), dict(allow or {}), limit, device)
+        judged = _Judged(subject, tests, _own(expectations, subject, here), given.lists("allow", allow), limit, device)
     except UsageError as error:
         raise ConformanceError(f"conformance: {error}") from None
     often = Counter(one.id for one in tests)
@@ -99,8 +105,10 @@ def conformance(
 
 def _chosen(subject: Any, profile: str, globs: str | Sequence[str]) -> list[str]:
     """Return the ids of the clauses that judge the subject."""
-    if not isinstance(subject, Subject):
-        raise UsageError(f"{subject!r} is no subject; wrap it in TrainerSubject(...) or LoopSubject(...)")
+    if isinstance(subject, type) or not isinstance(subject, Subject):
+        raise UsageError(f"{quoted(subject)} is no subject; wrap it in TrainerSubject(...) or LoopSubject(...)")
+    if not isinstance(globs, str) and not (isinstance(globs, Sequence) and all(isinstance(one, str) for one in globs)):
+        raise UsageError(f"clauses={quoted(globs)}; expected a glob over clauses, or a list of them")
     who = traits(subject)
     if profile == "stack" and who.foreign:
         raise UsageError(
@@ -117,6 +125,8 @@ def _chosen(subject: Any, profile: str, globs: str | Sequence[str]) -> list[str]
 def _own(file: str | Path | None, subject: Subject, here: Path) -> list[Expectation]:
     if file is None:
         return []
+    if not isinstance(file, (str, Path)):
+        raise UsageError(f"expectations={quoted(file)}; expected the path of a file")
     places = [Path(file), here / file]
     found = next((place for place in places if place.is_file()), None)
     if found is None:

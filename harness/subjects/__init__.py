@@ -20,13 +20,11 @@ from harness.files import require_space
 from harness.raised import where_raised
 from harness.spec import RunSpec
 from harness.subjects import shipped
+from harness.subjects.given import MOST
 from harness.trace import Trace, wrong_fields
 from harness.user_code import cause, guarded, quoted
 
 NAMES = ("hf-trainer", "reference", *shipped.NEEDS)
-
-#: Characters of a subject's name.
-MOST = 100
 
 
 class WrongSubject(UsageError):

@@ -26,6 +26,7 @@ PAD = 0
 NEEDS = {
     "trl-sft": "trl",
     "trl-dpo": "trl",
+    "sentence-transformers": "sentence-transformers",
     "accelerate": "",
     "torch": "",
 }
@@ -138,12 +139,46 @@ _NOT_FOR_PAIRS = {
 }
 
 
+def _sentence_transformers() -> Subject:
+    from sentence_transformers import SentenceTransformerTrainingArguments
+
+    from harness.subjects.sentence_trainer import AdaptedTrainer, sentences
+    from harness.subjects.trainer_subject import TrainerSubject
+
+    loss = "its loss is that of sentences' embeddings"
+    return TrainerSubject(
+        AdaptedTrainer,
+        config=SentenceTransformerTrainingArguments,
+        dataset=sentences,
+        name="sentence-transformers",
+        not_for={
+            **dict.fromkeys(("LOSS-*", "GEN-01", "AMP-01", "ACC-02"), loss),
+            "RNG-02": "SentenceTransformerTrainer draws the order of rows by samplers of its own",
+        },
+        allow={"CKPT-*": _SENTENCE_FILES},
+        lacks=_sentence_lacks,
+        padded=False,
+    )
+
+
+#: What a SentenceTransformer's directory has beside an adapter.
+_SENTENCE_FILES = ["modules.json", "config_sentence_transformers.json", "1_Pooling/*", "tokenizer*", "README.md"]
+
+
+def _sentence_lacks(spec: RunSpec) -> str | None:
+    """Return what the subject does not train of a spec, None if it does."""
+    from harness.fixtures.models import CAUSAL
+
+    if spec.data.task != CAUSAL or "llama" not in spec.model.family or spec.model.config.get("hidden_size", 64) != 64:
+        return "the subject makes embeddings of Llamas of size 64"
+    if spec.adapter.route != "get_peft_model" or spec.adapter.others:
+        return "the subject saves and loads one adapter of a PeftModel"
+    return None
+
+
 def pairs(rows: list[dict[str, Any]]) -> Any:
     """Return rows as the dataset of DPO: the first token is the prompt, the others are chosen, and other tokens rejected."""
     from datasets import Dataset
-
-    def words(tokens: list[int]) -> str:
-        return " ".join(_word(token) for token in tokens)
 
     made = []
     for row in rows:
@@ -164,6 +199,11 @@ def tokenizer(ends: str = "<eos>") -> Any:
     made = Tokenizer(models.WordLevel({_word(token): token for token in range(LAST + 1)}, unk_token="<pad>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token=ends)
+
+
+def words(tokens: list[int]) -> str:
+    """Return tokens as a text that `tokenizer` turns into them."""
+    return " ".join(_word(token) for token in tokens)
 
 
 def _word(token: int) -> str:
@@ -187,6 +227,7 @@ def _torch() -> Subject:
 _MAKE: dict[str, Callable[[], Subject]] = {
     "trl-sft": _trl_sft,
     "trl-dpo": _trl_dpo,
+    "sentence-transformers": _sentence_transformers,
     "accelerate": _accelerate,
     "torch": _torch,
 }

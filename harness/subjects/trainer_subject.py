@@ -14,8 +14,9 @@ from harness import compat
 from harness.errors import UsageError
 from harness.fixtures import data
 from harness.spec import RunSpec
+from harness.subjects import given
 from harness.subjects.hf_trainer import HFTrainer
-from harness.user_code import guarded
+from harness.user_code import guarded, quoted
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -66,27 +67,33 @@ class TrainerSubject(HFTrainer):
         padded: bool = True,
         sequences: int = 1,
     ):
-        from transformers import Trainer
+        __tracebackhide__ = True
+        from transformers import Trainer, TrainingArguments
 
+        where = "TrainerSubject:"
         if not (isinstance(cls, type) and issubclass(cls, Trainer)):
             raise UsageError(
-                f"TrainerSubject: {cls!r} is no subclass of transformers.Trainer; for a loop use LoopSubject"
+                f"{where} {quoted(cls)} is no subclass of transformers.Trainer; for a loop use LoopSubject"
             )
-        if config is not None and not (isinstance(config, type) and dataclasses.is_dataclass(config)):
-            raise UsageError(f"TrainerSubject: config is {config!r}; expected a subclass of TrainingArguments")
-        super().__init__(None if cls is Trainer else cls, name or cls.__name__)
-        self._config, self._defaults = config, dict(defaults or {})
-        self._dataset, self._extra, self._collator = dataset, dict(extra or {}), collator
-        self.not_for, self.allow = dict(not_for or {}), dict(allow or {})
-        self._lacks, self._padded, self.sequences = lacks, padded, sequences
-        if self._collator is not None:
+        if config is not None and not (isinstance(config, type) and issubclass(config, TrainingArguments)):
+            raise UsageError(f"{where} config is {quoted(config)}; expected a subclass of TrainingArguments")
+        super().__init__(
+            None if cls is Trainer else cls, cls.__name__ if name is None else given.name(f"{where} name", name)
+        )
+        self._config, self._defaults = config, given.mapping(f"{where} defaults", defaults)
+        self._dataset = given.function(f"{where} dataset", dataset)
+        self._extra = given.mapping(f"{where} extra", extra)
+        self.not_for = given.mapping(f"{where} not_for", not_for, texts=True)
+        self.allow = given.lists(f"{where} allow", allow)
+        self._lacks = given.function(f"{where} lacks", lacks)
+        self._padded, self.sequences = bool(padded), given.count(f"{where} sequences", sequences)
+        if given.function(f"{where} collator", collator) is not None:
             self._extra.setdefault("data_collator", collator)
         if wrong := next((name for name in self._extra if name in _GIVEN), None):
-            raise UsageError(f"TrainerSubject: extra has {wrong!r}, which the harness gives to the class itself")
-        if config is not None and (
-            wrong := next((name for name in self._defaults if name not in _names(config)), None)
-        ):
-            raise UsageError(f"TrainerSubject: defaults has {wrong!r}, which {config.__name__} has no field for")
+            raise UsageError(f"{where} extra has {wrong!r}, which the harness gives to the class itself")
+        kind = config or TrainingArguments
+        if wrong := next((name for name in self._defaults if name not in _names(kind)), None):
+            raise UsageError(f"{where} defaults has {wrong!r}, which {kind.__name__} has no field for")
 
     def unsupported(self, spec: RunSpec) -> str | None:
         """Return by name what the class, its config or this installation lacks for a spec."""
