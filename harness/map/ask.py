@@ -25,9 +25,11 @@ def pins(words: str) -> Pins:
             (limit,) = parsed.specifier
             if limit.operator not in ("==", "===") or limit.version.endswith(".*"):
                 raise ValueError
-            found[str(canonicalize_name(parsed.name))] = str(Version(limit.version)).partition("+")[0]
+            name, version = str(canonicalize_name(parsed.name)), str(Version(limit.version)).partition("+")[0]
         except (InvalidRequirement, InvalidVersion, ValueError):
             raise UsageError(f"{shown(word)}: is no release; write one such as transformers==5.1.0") from None
+        if found.setdefault(name, version) != version:
+            raise UsageError(f"{name} is named twice, as {shown(found[name])} and {shown(version)}; name one release")
     if not found:
         raise UsageError("name a stack, such as 'transformers==5.1.0 peft==0.18.1'")
     return found
