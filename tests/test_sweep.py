@@ -441,6 +441,8 @@ def test_a_host_judges_and_one_that_dies_is_replaced():
 def test_a_host_that_cannot_start_says_why():
     with pytest.raises(UsageError, match="the sweep could not start its process"):
         sweep_elsewhere.done("nobody", ("judge", {}), 1.0, False)
+
+
 def test_a_short_sweep_has_rows_too(tmp_path):
     """Each value by itself would take longer than there is time for. Only rows change several fields."""
     log = tmp_path / "log"

@@ -22,11 +22,14 @@ from harness.crash.trainer_ways import SavedRun
 from harness.environment import describe
 from harness.errors import UsageError
 from harness.files import write_whole
+from harness.fixtures import models
 from harness.processes import ranks
 from harness.processes.cuda_free_fork import cuda_untouched
 from harness.processes.imports import import_upstream
 from harness.processes.workers import prepare
 from harness.progress import Progress, screen
+from harness.subjects import trainer_keywords
+from harness.user_code import quoted
 
 SCHEMA_VERSION = 1
 
@@ -59,6 +62,7 @@ def crash(
     began = time.monotonic()
     import_upstream()
     with cuda_untouched():
+        _require_code(callbacks, resume_with)
         prepare()
     judged = trainers.trainer(subject, safe)
     console = screen()
@@ -116,6 +120,13 @@ def _chosen(globs: Sequence[str], callbacks: Sequence[str], resume_with: str) ->
         if any(fnmatchcase(name, glob) for glob in globs) or (not globs and name in SAVES)
     }
     return {name: _with(saved, callbacks, resume_with) for name, saved in chosen.items()}
+
+
+def _require_code(callbacks: Sequence[str], resume_with: str) -> None:
+    """Raise UsageError if the user's code cannot be imported or is of another kind. A crash state would look refused by it."""
+    trainer_keywords.callbacks({"callbacks": list(callbacks)})
+    if resume_with and not callable(found := models.load_object(resume_with)):
+        raise UsageError(f"--resume-with {resume_with}: is {quoted(found)}, which cannot be called; name a function")
 
 
 def _with(saved: SavedRun, callbacks: Sequence[str], resume_with: str) -> SavedRun:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +21,9 @@ from harness.gate.extras import OPTIONAL
 from harness.gate.index import dated
 from harness.map import ask
 from harness.paths import SUITES
-from harness.reading import read_text, shown, shown_path
+from harness.reading import parse_toml, read_text, shown, shown_path
 from harness.session import concerns
 from harness.session.concerns import Concerns
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DEFAULT = Path(__file__).with_name("default.toml")
 
@@ -89,10 +83,7 @@ def read(file: Path | None = None) -> Matrix:
     """
     path = file or DEFAULT
     where = shown_path(path) if file else "the default matrix"
-    try:
-        body = tomllib.loads(read_text(path, _LIMIT))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{where}: is no TOML ({error})") from None
+    body = parse_toml(read_text(path, _LIMIT), where)
     for key in body:
         if key not in _KEYS:
             raise UsageError(f"{where}: {shown(key)} is unknown{_near(key, _KEYS)}")
