@@ -1,4 +1,4 @@
-"""Bad inputs of the newer commands: crash, where, map, bounds, propose, ask, adapter, checkpoint, and speed of one's own run."""
+"""Bad inputs of crash, where, map, bounds, propose, ask, adapter, checkpoint, and speed of one's own run."""
 
 from __future__ import annotations
 
@@ -191,8 +191,12 @@ _MAP = [
     words("map /dev/zero", "/dev/zero"),
     words("map m.toml", "pipe", "a pipe", before=_pipe("m.toml")),
     *(
-        words("map m.toml --size 1", answer, f"a matrix that is {name}" if name in ("no TOML", "empty") else f"a matrix with {name}",
-              files={"m.toml": content})
+        words(
+            "map m.toml --size 1",
+            answer,
+            f"a matrix that is {name}" if name in ("no TOML", "empty") else f"a matrix with {name}",
+            files={"m.toml": content},
+        )
         for name, (content, answer) in _MATRICES.items()
     ),
     words("map --size -1", "size"),
@@ -209,6 +213,9 @@ _MAP = [
     *(words(f"map --size 0 --{option} /dev/full", f"--{option}") for option in ("json", "html", "markdown", "csv")),
 ]  # fmt: skip
 
+#: A tag that would run code, and a word where a number must be.
+_TAG, _WORD = "!!python/object/apply:os.system ['x']\n", {"learning_rate": "fast"}
+
 _SPEED = [
     words("speed --spec gone.json", "gone.json"),
     words("speed --spec {}", "directory", "--spec with a directory"),
@@ -220,8 +227,8 @@ _SPEED = [
     words("speed --adapter a.json", "a.json", "--adapter with random bytes", files={"a.json": bytes(range(256))}),
     words("speed --adapter a.json", "a.json", "--adapter with a list", files={"a.json": []}),
     words("speed --arguments gone.yaml", "gone.yaml"),
-    words("speed --arguments a.yaml", "a.yaml", "--arguments with a tag", files={"a.yaml": "!!python/object/apply:os.system ['x']\n"}),
-    words("speed --arguments a.json", "learning_rate", "--arguments with a word", files={"a.json": {"learning_rate": "fast"}}),
+    words("speed --arguments a.yaml", "a.yaml", "--arguments with a tag", files={"a.yaml": _TAG}),
+    words("speed --arguments a.json", "learning_rate", "--arguments with a word", files={"a.json": _WORD}),
     words("speed --model nonsense", "nonsense"),
     words("speed --model m", "m", "--model without a config", files={"m/x": ""}),
     words("speed --advise --plot p.png", "--plot"),
