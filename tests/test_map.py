@@ -380,6 +380,15 @@ def test_a_stack_with_known_defects_alone_is_told_apart():
     assert since.defects([cell], ["peft"])[0].stacks == 1
 
 
+def test_a_stack_whose_packages_refuse_each_other_does_not_hold():
+    wants = ["transformers 5.24.0 wants peft >= 0.22.0, the stack has 0.21.2"]
+    (cell,) = table(result("5.24.0", "0.21.2", requires=wants))["cells"]
+    assert results_table.of_cell(cell) == results_table.of_cell(cell, ["ACC-01"]) == "fails"
+    assert results_table.reason(cell) == wants[0] and bounds.bounds([cell], ["ACC-01"], ["peft"]) == []
+    answer = propose.propose(PINS, propose.wanted(["transformers>=5.24"]), [cell])
+    assert answer.proposal is None and answer.in_the_way == [(cell["requirements"], wants[0])]
+
+
 PINS = {"transformers": "5.1.0", "peft": "0.18.1", "accelerate": "1.13.0"}
 
 

@@ -38,6 +38,8 @@
   }
   function ofCell(cell) {
     if (cell.state !== "judged") return "unmade";
+    // Its packages refuse each other, perhaps in what was not judged (results_table.of_cell).
+    if (cell.requires.length && !view.clause && !limited()) return "fails";
     const found = new Set(chosen().map((id) => ofClause(cell, id)).filter(Boolean));
     if (found.has("holds")) found.delete("not judged");
     const state = ORDER.find((one) => found.has(one)) || "not judged";
