@@ -326,6 +326,9 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
         (lambda body: body["cells"][0].pop("state"), "is damaged (cells[0]: 'state' is a required property"),
         (lambda body: body["cells"][1]["clauses"]["ACC-01"].update(verdict="good"), "has the verdict 'good'"),
         (lambda body: body["cells"][1]["clauses"]["ACC-01"].update(cases=[["a", 1]]), "is damaged"),
+        (lambda body: body["cells"][0]["stack"].update(transformers="abc"), "is damaged (Invalid version: 'abc')"),
+        (lambda body: body["cells"][0].update(requirements="a b"), "is damaged ('a': is no release"),
+        (lambda body: body.update(not_judged=["x"]), "is damaged (not_judged[0]: 'x' is not of type 'object')"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_one_sentence(tmp_path, change, words):
@@ -532,4 +535,8 @@ def test_tables_are_joined_and_written_without_judging(tmp_path, capsys):
     assert command.map_(None, 0, "local", None, tmp_path / "d", [], [], merge, False, outputs) == 3
     assert "conflict: transformers==5.3.0" in capsys.readouterr().out
     assert len(results_table.load(outputs["json"])["conflicts"]) == 1
+    left = [{"requirements": words, "why": "not yet judged"} for words in (result("5.3.0")["requirements"], "a==1")]
+    merge[1].write_text(results_table.write(table(result("5.4.0")) | {"not_judged": left}))
+    command.map_(None, 0, "local", None, tmp_path / "d", [], [], merge, False, outputs)
+    assert results_table.load(outputs["json"])["not_judged"] == left[1:]
     assert all(file.stat().st_size > 100 for file in outputs.values())

@@ -10,7 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from packaging.version import InvalidVersion, Version
+
 from harness.errors import UsageError
+from harness.map import ask
 from harness.paths import FIXTURES
 from harness.reading import read_json, shown_path
 from harness.verdict import KNOWN_DEFECT, ORDER, PASS, SKIPPED, UNEXPECTED_PASS
@@ -254,6 +257,12 @@ def load(file: Path | None = None) -> dict[str, Any]:
         )
     known = {CONFLICT, *ORDER}
     for cell in body["cells"]:
+        try:
+            ask.pins(cell["requirements"])
+            for release in cell["stack"].values():
+                Version(release)
+        except (UsageError, InvalidVersion) as error:
+            raise UsageError(f"{where}: is damaged ({error}); make it again with map --json") from None
         for clause, entry in cell["clauses"].items():
             if entry["verdict"] not in known:
                 raise UsageError(f"{where}: is damaged ({clause} has the verdict {entry['verdict']!r})")
