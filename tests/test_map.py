@@ -326,6 +326,9 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
         (lambda body: body["cells"][0].pop("state"), "is damaged (cells[0]: 'state' is a required property"),
         (lambda body: body["cells"][1]["clauses"]["ACC-01"].update(verdict="good"), "has the verdict 'good'"),
         (lambda body: body["cells"][1]["clauses"]["ACC-01"].update(cases=[["a", 1]]), "is damaged"),
+        (lambda body: body["cells"][0]["stack"].update(transformers="abc"), "is damaged (Invalid version: 'abc')"),
+        (lambda body: body["cells"][0].update(requirements="a b"), "is damaged ('a': is no release"),
+        (lambda body: body.update(not_judged=["x"]), "is damaged (not_judged[0]: 'x' is not of type 'object')"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_one_sentence(tmp_path, change, words):
@@ -378,6 +381,15 @@ def test_a_stack_with_known_defects_alone_is_told_apart():
     assert [one.line() for one in bounds.bounds([cell], [], ["peft"])] == ["peft>=0.18.1,<=0.18.1"]
     assert bounds.bounds([cell], ["ACC-01"], ["peft"]) == []
     assert since.defects([cell], ["peft"])[0].stacks == 1
+
+
+def test_a_stack_whose_packages_refuse_each_other_does_not_hold():
+    wants = ["transformers 5.24.0 wants peft >= 0.22.0, the stack has 0.21.2"]
+    (cell,) = table(result("5.24.0", "0.21.2", requires=wants))["cells"]
+    assert results_table.of_cell(cell) == results_table.of_cell(cell, ["ACC-01"]) == "fails"
+    assert results_table.reason(cell) == wants[0] and bounds.bounds([cell], ["ACC-01"], ["peft"]) == []
+    answer = propose.propose(PINS, propose.wanted(["transformers>=5.24"]), [cell])
+    assert answer.proposal is None and answer.in_the_way == [(cell["requirements"], wants[0])]
 
 
 PINS = {"transformers": "5.1.0", "peft": "0.18.1", "accelerate": "1.13.0"}
@@ -523,4 +535,8 @@ def test_tables_are_joined_and_written_without_judging(tmp_path, capsys):
     assert command.map_(None, 0, "local", None, tmp_path / "d", [], [], merge, False, outputs) == 3
     assert "conflict: transformers==5.3.0" in capsys.readouterr().out
     assert len(results_table.load(outputs["json"])["conflicts"]) == 1
+    left = [{"requirements": words, "why": "not yet judged"} for words in (result("5.3.0")["requirements"], "a==1")]
+    merge[1].write_text(results_table.write(table(result("5.4.0")) | {"not_judged": left}))
+    command.map_(None, 0, "local", None, tmp_path / "d", [], [], merge, False, outputs)
+    assert results_table.load(outputs["json"])["not_judged"] == left[1:]
     assert all(file.stat().st_size > 100 for file in outputs.values())

@@ -89,6 +89,10 @@ def map_(
             if at.todo(stack, device)
         ]
     body = results_table.table(found, tables, environment.now(), harness.__version__)
+    if not left:
+        judged = {cell["requirements"] for cell in body["cells"]}
+        known = {one["requirements"]: one for table in tables for one in table.get("not_judged", [])}
+        left = [one for name, one in known.items() if name not in judged]
     body["not_judged"] = left[:_MOST_LEFT]
     _write(body, outputs)
     console = screen()

@@ -56,9 +56,10 @@ def of_cell(cell: Mapping[str, Any], clauses: Iterable[str] = ()) -> str:
     - clauses: those that must hold; a known defect of one of them is a failure. If none is named, all that was judged, and
       a stack whose failures are all known defects is KNOWN.
 
-    A stack that cannot be made or run does not hold.
+    A stack that cannot be made or run does not hold. Nor does one whose packages refuse each other (`requires`): what they
+    refuse, such as add_adapter, may be in no case that was judged.
     """
-    if cell["state"] != "judged":
+    if cell["state"] != "judged" or cell["requires"]:
         return FAILS
     named = list(clauses)
     states = {state(_verdict(cell, one)) for one in named or cell["clauses"]}
@@ -83,8 +84,8 @@ def reason(cell: Mapping[str, Any], clauses: Iterable[str] = ()) -> str:
         return f"{cell['state']}: {cell['sentence']}"
     named = list(clauses)
     wanted, broken = named or list(cell["clauses"]), failing(cell, named)
-    if said := [one for one in cell["requires"] if of_cell(cell, named) == FAILS]:
-        return str(said[0])
+    if cell["requires"]:
+        return str(cell["requires"][0])
     for cause in cell["causes"]:
         if hit := [one for one in cause["clauses"] if one in broken]:
             return f"{', '.join(hit[:3])}{' and more' * (len(hit) > 3)}: {cause['sentence']}"
