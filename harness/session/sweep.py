@@ -100,7 +100,7 @@ def sweep(
 
 def _so_far(result: Result) -> str:
     waits = f", the longest at work for {result.longest:.0f} s" if result.longest > _LONG else ""
-    return f"{100 * result.share:.1f} % of the pairs, {counted(len(result.causes), 'cause')}{waits}"
+    return f"{result.phase}; {100 * result.share:.1f} % of the pairs, {counted(len(result.causes), 'cause')}{waits}"
 
 
 # ---- what is printed ----
