@@ -8,18 +8,20 @@ import os
 import signal
 import struct
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import jsonschema
 import pytest
 
 from harness import subjects
-from harness.errors import OutOfSpace
+from harness.errors import OutOfSpace, UsageError
 from harness.paths import PACKAGE
 from harness.processes import workers as workers_module
+from harness.processes.engine import Engine
 from harness.processes.group import send
 from harness.processes.workers import Died, Workers
-from harness.runs import fields, judging
+from harness.runs import fields, judging, sweep_elsewhere
 from harness.runs import sweep as sweep_module
 from harness.runs.cache import Runs
 from harness.runs.fewest import cause, fewest, with_defaults
@@ -386,6 +388,59 @@ def test_the_sweep_stops_when_its_time_is_over(tmp_path):
     result = swept(Slow(), tmp_path, seconds=1.0)
     assert time.monotonic() - began < 5
     assert result.over and result.share < 0.95 and result.code == 3
+
+
+@pytest.fixture
+def places(monkeypatch, tmp_path):
+    """Three places of an engine, which do tasks in threads; they lose a worker at a row that ends its process."""
+
+    def opened(trial):
+        def done(subject, task, limit, fresh):
+            row = task[1]
+            if task[0] in ("judge", "fewest") and trial._has(trial.dies, row):
+                raise ConnectionError("the worker is gone")
+            return sweep_elsewhere.work(trial, task)
+
+        monkeypatch.setattr(sweep_elsewhere, "done", done)
+        return sweep_elsewhere.Elsewhere(Engine(ThreadPoolExecutor(3), 3, tmp_path / "lease", "me", ""), "made-up")
+
+    return opened
+
+
+def test_an_engine_finds_what_workers_here_find(tmp_path, places):
+    trial = MadeUp([{"a": "1", "c": "2"}], fails=[{"a": "1", "b": "1"}], broken=[{"c": "3"}])
+    here = swept(trial, tmp_path, rows=120)
+    there = swept(trial, tmp_path, rows=120, elsewhere=lambda: places(trial))
+    assert there.covered == there.allowed and there.refusals == here.refusals
+    assert {str(one.fewest) for one in there.causes} == {str(one.fewest) for one in here.causes} and there.code == 1
+
+
+def test_a_worker_that_an_engine_loses_is_a_failure_of_its_configuration(tmp_path, places):
+    trial = MadeUp(dies=[{"c": "1", "d": "1"}])
+    result = swept(trial, tmp_path, rows=5, seconds=5.0, elsewhere=lambda: places(trial))
+    assert result.outcomes[ENDED] and result.code == 1
+    assert "its worker was lost (ConnectionError: the worker is gone)" in {one.clauses[""] for one in result.causes}
+
+
+@pytest.mark.slow
+def test_a_host_judges_and_one_that_dies_is_replaced():
+    row = fields.default()
+    assert sweep_elsewhere.done("hf-trainer", ("judge", row), 180.0, False).kind == HOLDS
+    hung = sweep_elsewhere.done("hf-trainer", ("judge", row), 0.01, True)
+    assert isinstance(hung, Died) and hung.hung
+    process, _ = sweep_elsewhere._HOSTS["hf-trainer"]
+    process.kill()
+    dead = sweep_elsewhere.done("hf-trainer", ("judge", row), 180.0, False)
+    assert isinstance(dead, Died) and dead.how == "its process ended with -9"
+    assert sweep_elsewhere.done("hf-trainer", ("judge", row), 180.0, False).kind == HOLDS
+    sweep_elsewhere.end_hosts()
+    assert not sweep_elsewhere._HOSTS
+
+
+@pytest.mark.slow
+def test_a_host_that_cannot_start_says_why():
+    with pytest.raises(UsageError, match="the sweep could not start its process"):
+        sweep_elsewhere.done("nobody", ("judge", {}), 1.0, False)
 
 
 def test_a_short_sweep_has_rows_too(tmp_path):

@@ -24,7 +24,9 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -171,6 +173,35 @@ class Result:
         return 3 if self.causes or self.share < ENOUGH else 0
 
 
+class Doer(Protocol):
+    """What does a sweep's tasks (`harness.processes.workers.Workers`)."""
+
+    @property
+    def free(self) -> int: ...
+
+    @property
+    def busy(self) -> int: ...
+
+    @property
+    def longest(self) -> float: ...
+
+    def give(self, task: Any, limit: float, fresh: bool = False) -> None: ...
+
+    def ended(self, seconds: float) -> list[tuple[Any, Any]]: ...
+
+
+def work(trial: Trial, task: tuple[Any, ...]) -> Any:
+    """Do a task, in a worker. Returns OutOfSpace if a disk is full: then a failure says nothing about upstream."""
+    name, *arguments = task
+    try:
+        if name == "confirm":
+            row, clause, words = arguments
+            return cause(trial.found(row, clause)) == cause(words)
+        return getattr(trial, name)(*arguments)
+    except OutOfSpace as error:
+        return error
+
+
 #: What is said of a configuration that was stopped.
 HUNG = f"it had not ended after {LIMIT:g} s, and was stopped with all of its processes"
 
@@ -197,6 +228,7 @@ class Sweep:
     - suspects: pairs of fields whose values are often refused together.
     - modelled: field -> the values that the independent reference can train, for every second row once all are covered.
     - workers: how many configurations are judged at the same time.
+    - elsewhere: makes what does tasks in place of workers of this process (`harness.runs.sweep_elsewhere`).
     - seconds: how long the sweep may take.
     - rows: how many rows of the array are judged at most; None: as many as the time allows.
     - progress: called with the result so far.
@@ -219,14 +251,17 @@ class Sweep:
         modelled: Mapping[str, Sequence[str]] | None = None,
         begin: Callable[[], Any] = lambda: None,
         progress: Callable[[Result], Any] = lambda result: None,
+        elsewhere: Callable[[], AbstractContextManager[Doer]] | None = None,
     ):
+        self._doers: Callable[[], AbstractContextManager[Doer]] = elsewhere or (
+            lambda: Workers(partial(work, trial), workers, directory, begin)
+        )
         self._trial, self._unsupported, self._changed, self._progress = trial, unsupported, changed, progress
         self._pairs = Pairs(fields, seed)
         self._launch, self._modelled = launch, modelled or {}
         single, *several = fields.get(launch, ("", ""))
         self._single, self._several = {launch: [single]} if launch else {}, {launch: several} if launch else {}
         self._fields, self._suspects = fields, suspects
-        self._directory, self._workers, self._begin = directory, workers, begin
         self._seconds, self._most = seconds, rows
         self.result = Result()
         self._begun = self._ranked = 0
@@ -255,7 +290,7 @@ class Sweep:
         self._rows_until = rows_until = began + _ROWS_UNTIL * self._seconds
         self._rows_from = began + _ROWS_FROM * self._seconds
         self._suspect()
-        with Workers(self._work, self._workers, self._directory, self._begin) as workers:
+        with self._doers() as workers:
             while time.monotonic() < until and not self.result.full:
                 while workers.free and (task := self._next(time.monotonic() < rows_until)) is not None:
                     name = task[0]
@@ -283,17 +318,6 @@ class Sweep:
         result.seconds = time.monotonic() - began
         result.phase = self._phase()
         self._progress(result)
-
-    def _work(self, task: tuple[Any, ...]) -> Any:
-        """Do a task, in a worker. Returns OutOfSpace if a disk is full: then a failure says nothing about upstream."""
-        name, *arguments = task
-        try:
-            if name == "confirm":
-                row, clause, words = arguments
-                return cause(self._trial.found(row, clause)) == cause(words)
-            return getattr(self._trial, name)(*arguments)
-        except OutOfSpace as error:
-            return error
 
     # ---- what is done next ----
 

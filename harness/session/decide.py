@@ -69,7 +69,7 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
     elif case.drawn == 0:
         case.verdict, case.reason = SKIPPED, "no law of this clause applies to the runs that were drawn"
     elif (broken := _never_completed(state, case)) is not None:
-        undecided = Verdict(AMBIGUOUS, "a run of the case is completed", (f"none was: {broken}",))
+        undecided = Verdict(AMBIGUOUS, "a run of the case is completed", (broken,))
         _fails(state, item, case, [undecided], None, outcome)
     elif expected is not None and not (expected.sometimes or expected.inherited):
         case.verdict, case.reason, case.link = UNEXPECTED_PASS, expected.reason, expected.link
@@ -83,14 +83,16 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
 
 
 def _never_completed(state: State, case: Case) -> str | None:
-    """Return the error of the case's runs, if all of them ended with one and its clause asks for none; otherwise None.
+    """Return why no run of the case was completed, if somebody's subject is judged and its clause asks for no error.
 
     What is built on upstream may fail for reasons that no law thinks of. Whatever holds then holds of nothing.
     """
     runs = state.runs
-    if not state.traits.foreign or runs is None or runs.completed or not runs.broken:
+    if not state.traits.foreign or runs is None or runs.completed or contract.clauses()[case.clause].refuses:
         return None
-    return None if contract.clauses()[case.clause].refuses else runs.broken[-1].error
+    if runs.broken:
+        return f"none was: {runs.broken[-1].error}"
+    return None if runs.built or case.drawn is not None else "none was made"
 
 
 def _raised(state: State, case: Case, ended: BaseException | None) -> list[dict[str, Any]]:

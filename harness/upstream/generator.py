@@ -88,6 +88,8 @@ _MODULES = (
         "logging",
         "math",
         "os",
+        "signal",
+        "threading",
         "pathlib",
         "random",
         "re",
@@ -211,7 +213,7 @@ def _steady(spec: RunSpec, row: Check) -> RunSpec:
     if row.one_step:
         given = spec.arguments
         size = int(given.get("per_device_train_batch_size", 8)) * int(given.get("gradient_accumulation_steps") or 1)
-        size *= spec.launch.ranks
+        size *= spec.launch.row_ranks
         # One step that uses all rows: which rows are drawn does not matter.
         data = {"rows": size, "order": (), "eval_rows": 0}
         keep = ("per_device_train_batch_size", "gradient_accumulation_steps", "label_smoothing_factor", "report_to")
