@@ -370,10 +370,10 @@ class Hangs(MadeUp):
 
 def test_configurations_that_hang_are_stopped_and_said_and_the_others_are_judged(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_module, "LIMIT", 0.2)
-    trial, began = Hangs(dies=[{"c": "1"}]), time.monotonic()
-    result = swept(trial, tmp_path, rows=30)
+    trial, began = Hangs(dies=[{"c": "1", "d": "0"}]), time.monotonic()
+    result = swept(trial, tmp_path, rows=14)
     assert time.monotonic() - began < 30
-    assert result.stopped == result.outcomes[ENDED] > 2 and result.outcomes[HOLDS] > 20
+    assert result.stopped == result.outcomes[ENDED] > 1 and result.outcomes[HOLDS] > 12
     (one,) = result.causes
     assert one.hung and one.kind == ENDED and one.rows == result.stopped and one.fewest["c"] == "1"
     assert "had not ended after 180 s, and was stopped with all of its processes" in one.clauses[""]
@@ -455,6 +455,27 @@ def test_a_short_sweep_has_rows_too(tmp_path):
 
     swept(Logged(), tmp_path, seconds=1.5, workers=1)
     assert max(map(int, log.read_text().split())) > 1
+
+
+def test_what_is_refused_does_not_starve_the_rows(tmp_path):
+    """Each value is refused with many others, and finding out which takes long. Half of the time is left for rows."""
+
+    class Searched(MadeUp):
+        def judge(self, row):
+            time.sleep(0.1)
+            return super().judge(row)
+
+        def forbidden(self, row, sentence, trained=True):
+            time.sleep(0.2)
+            return super().forbidden(row, sentence, trained)
+
+    refused = [{"a": x, "c": y} for x in "12" for y in "123"] + [{"b": "1", "d": "1"}, {"d": "1", "e": "1"}]
+    seen = []
+    trial = Searched(refused)
+    result = swept(trial, tmp_path, seconds=1.8, workers=1, progress=lambda now: seen.append((now.phase, now.judged)))
+    assert result.judged >= 3 and result.over
+    assert any("rows of the array" in phase and "refusals to look into" in phase for phase, _ in seen), seen
+    assert any(phase.startswith("each value by itself, ") for phase, _ in seen)
 
 
 class Full(MadeUp):

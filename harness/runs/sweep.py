@@ -5,7 +5,7 @@
 2. `harness.runs.pairs` makes a row; `harness.runs.fields` says what its values are. A tenth of the rows has several ranks.
 3. A worker judges it (`harness.runs.trial`).
 4. If it is refused, the fewest fields that are refused together are found, and no further row has them. Its other pairs are
-   owed again.
+   owed again. As long as there are rows, half of the workers' time goes into such searches at most.
 5. If it fails, the fewest fields that fail in the same way are found. That is a cause. A later row that has these fields and
    fails in the same way belongs to it.
 6. A cause is judged once more, in a process that has trained nothing before.
@@ -52,6 +52,9 @@ _ROWS_UNTIL = 0.9
 
 #: The share of the time for what comes before the first row.
 _ROWS_FROM = 1 / 3
+
+#: The share of the workers' time for finding what is refused together, as long as there are rows.
+_REFUSED_SHARE = 0.5
 
 #: How often the fewest fields are looked for, for failures of a clause in the same words. Others count as the first cause.
 _SEARCHES = 10
@@ -133,6 +136,7 @@ class Result:
     - full: why it ended early, if a disk was full; "" otherwise. What came afterwards is not judged.
     - stopped: how many configurations had not ended at their limit, and were stopped.
     - longest: for how many seconds the longest task is being done now.
+    - phase: what is being done now, in words.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -150,6 +154,7 @@ class Result:
     full: str = ""
     stopped: int = 0
     longest: float = 0.0
+    phase: str = ""
 
     @property
     def judged(self) -> int:
@@ -263,8 +268,13 @@ class Sweep:
         self._until = self._rows_until = self._rows_from = 0.0
         self._draw = random.Random(seed)
         self._again = False
-        #: What workers are asked before further rows: the name of the task, and its arguments.
+        # What workers are asked before further rows: the name of the task, and its arguments.
         self._first: deque[tuple[Any, ...]] = deque()
+        self._refused: deque[tuple[Any, ...]] = (
+            deque()
+        )  # of these, if the searches have not had their share of the time
+        self._begun_at: dict[int, float] = {}  # id of a task that is being done -> when it was begun
+        self._spent: Counter[str] = Counter()  # name of a task -> seconds of workers
         #: What is judged, and what is trained once, before the first row.
         self._begin_with: deque[Row] = deque()
         self._probes: deque[list[Row]] = deque()
@@ -285,16 +295,18 @@ class Sweep:
                 while workers.free and (task := self._next(time.monotonic() < rows_until)) is not None:
                     name = task[0]
                     workers.give(task, LIMIT if name == "judge" else LONG_LIMIT, fresh=name == "confirm")
+                    self._begun_at[id(task)] = time.monotonic()
                 if not workers.busy:
                     break
                 for task, answer in workers.ended(min(0.5, max(0.0, until - time.monotonic()))):
+                    self._spent[task[0]] += time.monotonic() - self._begun_at.pop(id(task))
                     if isinstance(answer, OutOfSpace):
                         self.result.full = str(answer)
                         break
                     getattr(self, f"_{task[0]}_ended")(*task[1:], answer)
                 self.result.longest = workers.longest
                 self._count(began)
-            self.result.over = bool(workers.busy or self._first) or time.monotonic() >= rows_until
+            self.result.over = bool(workers.busy or self._first or self._refused) or time.monotonic() >= rows_until
         for waiting in self._waiting.values():
             self._add(*waiting[0])
         self._count(began)
@@ -304,6 +316,7 @@ class Sweep:
         result = self.result
         result.covered, result.allowed, result.pairs = self._pairs.counts()
         result.seconds = time.monotonic() - began
+        result.phase = self._phase()
         self._progress(result)
 
     # ---- what is done next ----
@@ -311,14 +324,28 @@ class Sweep:
     def _next(self, rows: bool) -> tuple[Any, ...] | None:
         if self._first:
             return self._first.popleft()
-        if not rows:
-            return None
+        share = self._spent["forbidden"] / (sum(self._spent.values()) or 1.0)
+        if self._refused and (not rows or share <= _REFUSED_SHARE):
+            return self._refused.popleft()
+        task = self._judged_next() if rows else None
+        return self._refused.popleft() if task is None and self._refused else task
+
+    def _judged_next(self) -> tuple[Any, ...] | None:
         if time.monotonic() < self._rows_from and (task := self._before_rows()) is not None:
             return task
         if (self._most is None or self._begun < self._most) and (row := self._row()) is not None:
             self._begun += 1
             return "judge", row
         return self._before_rows()
+
+    def _phase(self) -> str:
+        """Return what is being done now: values by themselves, suspected pairs of values, or rows."""
+        waiting = f", {len(self._refused)} refusals to look into" if self._refused else ""
+        if time.monotonic() < self._rows_from and self._begin_with:
+            return f"each value by itself, {len(self._begin_with)} left{waiting}"
+        if time.monotonic() < self._rows_from and self._probes:
+            return f"pairs that may be refused, {sum(map(len, self._probes))} left{waiting}"
+        return f"rows of the array, {self._begun} begun{waiting}"
 
     def _before_rows(self) -> tuple[Any, ...] | None:
         if self._begin_with:
@@ -380,7 +407,7 @@ class Sweep:
         # If a probe has ended its process, a row will, too.
         for row, reason in zip(rows, [] if isinstance(answer, Died) else answer, strict=False):
             if reason and not self._is_refused(row):
-                self._first.append(("forbidden", row, reason))
+                self._refused.append(("forbidden", row, reason))
 
     def _forbid(self, fields: Row, sentence: str) -> None:
         if not self._is_refused(fields):
@@ -406,7 +433,7 @@ class Sweep:
                 return  # it was begun before that was known
             if key not in self._looked_for:
                 self._looked_for.add(key)
-                self._first.append(("forbidden", row, answer.refused))
+                self._refused.append(("forbidden", row, answer.refused))
             return
         self._pairs.cover(row)
         result.ranked += self._several_ranks(row)

@@ -117,7 +117,7 @@ def _engine(on: str | None, places: int, directory: Path) -> contextlib.Abstract
 
 def _so_far(result: Result) -> str:
     waits = f", the longest at work for {result.longest:.0f} s" if result.longest > _LONG else ""
-    return f"{100 * result.share:.1f} % of the pairs, {counted(len(result.causes), 'cause')}{waits}"
+    return f"{result.phase}; {100 * result.share:.1f} % of the pairs, {counted(len(result.causes), 'cause')}{waits}"
 
 
 # ---- what is printed ----
