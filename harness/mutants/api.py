@@ -436,7 +436,7 @@ MUTANTS = (
         "one-copy-of-two",
         "Of two adapters with a copy of one module the first is activated, and the second is ignored.",
         replace(COPY, "check_set_adapter", first_copy_alone),
-        cells=("API-18/two-copies",),
+        cells=("API-18/refused/two-copies",),
     ),
     Mutant(
         "targets-not-from-tensors",

@@ -92,13 +92,6 @@ def still_in_progress(original, manager):
     Path(manager.trainer.args.output_dir, f"checkpoint-{step}", "checkpoint-is-incomplete.txt").touch()
 
 
-def reading_the_model_card(original, model, path, *args, **options):
-    from pathlib import Path
-
-    (Path(path) / "README.md").read_text()
-    return original(model, path, *args, **options)
-
-
 def reading_the_argument(original, trainer, resume_from_checkpoint=None, **options):
     chosen = resume_from_checkpoint or trainer.args.resume_from_checkpoint
     return original(trainer, resume_from_checkpoint=chosen, **options)
@@ -259,12 +252,6 @@ MUTANTS = (
         "train() reads the training argument resume_from_checkpoint.",
         replace(TRAINER, "train", reading_the_argument),
         cells=("RES-06/*",),
-    ),
-    Mutant(
-        "model-card-missed",
-        "Resuming needs the README.md of the checkpoint.",
-        replace(PEFT, "load_adapter", reading_the_model_card),
-        cells=("RES-05/README.md",),
     ),
     Mutant(
         "checkpoints-batch-size-ignored",
