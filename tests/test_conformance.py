@@ -114,14 +114,6 @@ def test_the_shipped_loops_have_none_of_them(name, judged):
     assert {ended for _, ended in judged(test, *ids)} == {"passed"}
 
 
-@pytest.mark.slow
-def test_the_trainer_of_trl_holds(judged):
-    pytest.importorskip("trl", reason="trl is not installed: pip install 'peft-harness[trl]'")
-    ids = ["FRZ-01-plain", "LOSS-01-ragged", "RES-22-plain/step-6"]
-    test = conformance(subjects.load("trl-sft"), clauses=["FRZ-01", "LOSS-01", "RES-22"])
-    assert {ended for _, ended in judged(test, *ids)} == {"passed"}
-
-
 @pytest.mark.skipif(environment.version("trl") is not None, reason="trl is installed")
 def test_a_shipped_subject_names_the_extra_that_it_needs():
     with pytest.raises(UsageError, match=r"subject 'trl-sft' needs trl: pip install 'peft-harness\[trl\]'"):
