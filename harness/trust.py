@@ -32,6 +32,8 @@ SUBJECTS = frozenset(
         "hf-trainer",
         "reference",
         "trl-sft",
+        "trl-dpo",
+        "sentence-transformers",
         "accelerate",
         "torch",
         "harness.throughput.compiled:compiled",

@@ -169,7 +169,7 @@ CHAPTER = Chapter(
             "This MUST hold, too, if the name of one module is part of another's.",
             source="peft/utils/save_and_load.py:600-620 (set_peft_model_state_dict); peft/utils/other.py:780 "
             "(ModulesToSaveWrapper.adapter_state_dict_load_map)",
-            profile="checkpoint",
+            profile="stack",
         ),
         Clause(
             "CKPT-25",

@@ -2,7 +2,8 @@
 
 - "hf-trainer": transformers.Trainer with adapters injected by peft
 - "reference": harness/reference
-- those of other libraries (`harness.subjects.shipped`): "trl-sft", "trl-dpo", "accelerate", "torch"
+- those of other libraries (`harness.subjects.shipped`): "trl-sft", "trl-dpo", "sentence-transformers",
+  "accelerate", "torch"
 - "module:factory": your own; the factory is called without arguments and returns an object with the protocol `Subject`
 """
 

@@ -145,34 +145,38 @@ def _sentence_transformers() -> Subject:
     from harness.subjects.sentence_trainer import AdaptedTrainer, sentences
     from harness.subjects.trainer_subject import TrainerSubject
 
-    loss = "its loss is that of sentences' embeddings"
     return TrainerSubject(
         AdaptedTrainer,
         config=SentenceTransformerTrainingArguments,
         dataset=sentences,
         name="sentence-transformers",
-        not_for={
-            **dict.fromkeys(("LOSS-*", "GEN-01", "AMP-01", "ACC-02"), loss),
-            "RNG-02": "SentenceTransformerTrainer draws the order of rows by samplers of its own",
-        },
+        not_for=dict.fromkeys(("LOSS-*", "ACC-02"), "its loss is that of sentences' embeddings"),
         allow={"CKPT-*": _SENTENCE_FILES},
         lacks=_sentence_lacks,
+        # Its model is a SentenceTransformer, with other inputs, names and columns than transformers' models have.
+        profile="checkpoint",
         padded=False,
     )
 
 
 #: What a SentenceTransformer's directory has beside an adapter.
-_SENTENCE_FILES = ["modules.json", "config_sentence_transformers.json", "1_Pooling/*", "tokenizer*", "README.md"]
+_SENTENCE_FILES = ["modules.json", "config_sentence_transformers.json", "1_Pooling/*"]
 
 
 def _sentence_lacks(spec: RunSpec) -> str | None:
     """Return what the subject does not train of a spec, None if it does."""
     from harness.fixtures.models import CAUSAL
+    from harness.spec import GET
 
     if spec.data.task != CAUSAL or "llama" not in spec.model.family or spec.model.config.get("hidden_size", 64) != 64:
         return "the subject makes embeddings of Llamas of size 64"
-    if spec.adapter.route != "get_peft_model" or spec.adapter.others:
-        return "the subject saves and loads one adapter of a PeftModel"
+    adapter = spec.adapter
+    if adapter.route != GET or adapter.others or adapter.options.get("mixed") or adapter.name != "default":
+        return "the subject saves and loads one adapter of a PeftModel, named default"
+    if "lm_head" in (adapter.config.get("target_modules") or ()) or adapter.config.get("modules_to_save"):
+        return "embeddings do not pass through lm_head"
+    if spec.arguments.get("neftune_noise_alpha"):
+        return "a SentenceTransformer has no input embeddings for NEFTune"
     return None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import compat
+from harness.contract.clause import PROFILES
 from harness.errors import UsageError
 from harness.fixtures import data
 from harness.spec import RunSpec
@@ -45,6 +46,8 @@ class TrainerSubject(HFTrainer):
       {"LOSS-*": "its loss is DPO's"}.
     - allow: globs over clause ids -> names of what the class adds on purpose, as in `harness.conformance`.
     - lacks: called with the RunSpec of a run; returns in words why the class does not train such a run, None if it does.
+    - profile: the largest that judges the class (`harness.contract.clause.PROFILES`): "checkpoint" if its model is none of
+      transformers, so that conventions of the Trainer say nothing of it.
     - padded: False if the class pads by itself: then rows come without padding.
     - sequences: how many sequences your collator makes of each row, such as 2 of a pair. The rows themselves come first.
 
@@ -64,6 +67,7 @@ class TrainerSubject(HFTrainer):
         not_for: Mapping[str, str] | None = None,
         allow: Mapping[str, Sequence[str]] | None = None,
         lacks: Callable[[RunSpec], str | None] | None = None,
+        profile: str = "trainer",
         padded: bool = True,
         sequences: int = 1,
     ):
@@ -85,6 +89,9 @@ class TrainerSubject(HFTrainer):
         self._extra = given.mapping(f"{where} extra", extra)
         self.not_for = given.mapping(f"{where} not_for", not_for, texts=True)
         self.allow = given.lists(f"{where} allow", allow)
+        if profile not in PROFILES[:-1]:
+            raise UsageError(f"{where} profile is {quoted(profile)}; expected one of {', '.join(PROFILES[:-1])}")
+        self.profile = profile
         self._lacks = given.function(f"{where} lacks", lacks)
         self._padded, self.sequences = bool(padded), given.count(f"{where} sequences", sequences)
         if given.function(f"{where} collator", collator) is not None:
