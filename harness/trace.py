@@ -139,6 +139,8 @@ class Trace:
     - seconds: wall time of train().
     - memory_bytes: peak memory, allocated on the device (cuda) or resident (cpu).
     - distributed: how the run was spread over ranks, see `harness.tensors.shards`.
+    - own_loss: the class whose own compute_loss computed the losses; empty if it is transformers.Trainer's. Another order of
+      the same operations rounds otherwise.
     - ranks: the traces of the other ranks, in order. If there are several processes, this trace is rank 0's. Gradients,
       adapters and digests are whole on every rank, assembled from the shards.
     """
@@ -173,6 +175,7 @@ class Trace:
     ranks: list[Trace] = field(default_factory=list)
     raised: dict[str, Any] = field(default_factory=dict)
     optimizer_resumed: int = -1
+    own_loss: str = ""
 
     def __repr__(self) -> str:
         """Return a short text. Tracebacks contain it, and the tensors are thousands of numbers."""

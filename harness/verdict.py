@@ -47,6 +47,10 @@ class Refused(str):
     """The reason of a NOT_COMPARABLE verdict, if it is that upstream refuses in words what was to be judged."""
 
 
+class Otherwise(str):
+    """The reason of a NOT_COMPARABLE verdict, if the subject does on purpose otherwise what was to be compared."""
+
+
 def verdict(expected: str, findings: Iterable[str], **measured: Any) -> Verdict:
     """Return PASS if there are no findings, otherwise FAIL with the findings. `Unjudged` alone makes it NOT_COMPARABLE."""
     seen = tuple(findings)

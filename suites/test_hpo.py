@@ -5,10 +5,8 @@ from typing import Any
 import pytest
 
 from harness.environment import satisfies
-from harness.fixtures import models
 from harness.laws import search as laws
 from harness.runs.scenarios import PLAIN, by_route, cases
-from harness.subjects.hf_trainer import inject
 from harness.subjects.hyperparameter_search import search
 from harness.verdict import both, raises, same
 
@@ -142,13 +140,7 @@ def test_a_pruned_trial_ends_with_train_end(searched, judge):
 
 def with_model_init(upstream, spec, directory):
     """Return a Trainer that was given model_init, outside a search."""
-    from harness.fixtures import data
-
-    return upstream.trainer_class(
-        model_init=lambda: inject(models.build(spec.model), spec.adapter),
-        args=upstream.arguments(spec, directory),
-        train_dataset=data.dataset(data.rows(spec.data)[0], spec.data),
-    )
+    return upstream.build(spec.but(trainer={"model_init": True}), directory)
 
 
 @pytest.mark.clause("HPO-06")

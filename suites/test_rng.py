@@ -27,7 +27,7 @@ def noisy(upstream, spec, directory, before=0, between=0):
     """
     import torch
 
-    observer = Observer(spec, upstream.name, data.rows(spec.data)[0], directory)
+    observer = Observer(spec, upstream.name, data.rows(spec.data)[0], directory, upstream.sequences)
     model = inject(models.build(spec.model), spec.adapter)
     torch.rand(before, device=upstream.device)
     trainer = upstream.build(spec, directory, observer, model=model)
@@ -56,20 +56,9 @@ def test_a_model_that_the_trainer_makes_trains_like_one_that_it_is_given(spec, t
 @pytest.mark.clause("RNG-01")
 def test_train_seeds_again_where_it_builds_the_model(upstream, tmp_path, judge):
     import torch
-    from transformers import Trainer
-
-    def model_init():
-        # Building the model seeds the generator, so the state that train() left is restored.
-        with torch.random.fork_rng(devices=[]):
-            return inject(models.build(SHORT.model), SHORT.adapter)
 
     def trained(name, between):
-        rows, _ = data.rows(SHORT.data)
-        trainer = Trainer(
-            model_init=model_init,
-            args=upstream.arguments(SHORT, tmp_path / name),
-            train_dataset=data.dataset(rows, SHORT.data),
-        )
+        trainer = upstream.build(SHORT.but(trainer={"model_init": True}), tmp_path / name)
         torch.rand(between)
         trainer.train()
         return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -7,9 +7,16 @@ from pathlib import Path
 import torch
 from transformers import Trainer, get_scheduler
 
+from harness import TrainerSubject
+
 
 class Plain(Trainer):
     pass
+
+
+def plain():
+    """Return the plain subclass as a subject, for `pytest suites/ --subject tests.somebodys:plain`."""
+    return TrainerSubject(Plain)
 
 
 class ForgetsItems(Trainer):

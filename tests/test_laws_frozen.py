@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from harness.laws import frozen
+from harness.trace import Group
 from tests.traces import BASE, A, B, made_up
 
 LORA = {A: [2, 4], B: [4, 2]}
@@ -84,6 +85,11 @@ def _no_group(trace):
     trace.groups.clear()
 
 
+def _one_group(trace):
+    trace.groups = [Group([*trace.groups[0].names, *trace.groups[1].names], trace.groups[0].settings)]
+    trace.events.insert(0, "step_begin")
+
+
 def _decay(trace):
     trace.groups[0].settings["weight_decay"] = 0.1
 
@@ -134,6 +140,7 @@ def _nothing_trainable(trace):
         ("groups_hold", _no_decay, f"group 0: no {B}"),
         ("groups_hold", _no_decay, f"group 1: {B} is in it, unexpected"),
         ("groups_hold", _no_group, "the optimizer has 0 groups, expected 2"),
+        ("groups_hold", _one_group, "the optimizer has 1 groups, expected 2"),
         ("groups_hold", _decay, "group 0: weight decay 0.1, expected 0.0"),
         ("groups_hold", _rank, f"group 0: {A} is [3, 4], expected [2, 4]"),
         ("base_without_gradients", _gradient, f"{BASE} held a gradient at an optimizer step"),

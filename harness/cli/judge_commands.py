@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from json import dumps
 from pathlib import Path
@@ -289,6 +288,7 @@ def sweep(
     directory: Annotated[
         Path, file_option("Write the spec of each cause into this directory.", "directory", "DIR")
     ] = Path(".peft-harness/sweep"),
+    on: On = None,
     subject: Subject = "hf-trainer",
     json: Json = None,
     html: Html = None,
@@ -302,4 +302,4 @@ def sweep(
     scope(subject)
     from harness.session.sweep import sweep
 
-    raise typer.Exit(sweep(minutes, seed, workers or len(os.sched_getaffinity(0)), directory, json, html, subject))
+    raise typer.Exit(sweep(minutes, seed, workers, directory, json, html, subject, on))

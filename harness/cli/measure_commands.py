@@ -180,7 +180,10 @@ def mutants(
 def crash(
     scenario: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Judge these saves, such as plain or 'limit-*'. Repeatable; all by default."),
+        typer.Option(
+            metavar="GLOB",
+            help="Judge these saves, such as plain, 'limit-*' or ddp-2. Repeatable; all of one process by default.",
+        ),
     ] = None,
     states: Annotated[
         int | None,
@@ -199,6 +202,16 @@ def crash(
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=256, help="Processes; one for each core by default.")
     ] = None,
+    subject: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Whose saves: hf-trainer, trl-sft, MODULE:CLASS of a Trainer's subclass, or MODULE:FACTORY of a subject.",
+        ),
+    ] = "hf-trainer",
+    safe: Annotated[
+        bool, typer.Option("--safe", help="Judge the saves of the Trainer with harness.SafeCheckpoints.")
+    ] = False,
     callback: Annotated[
         list[str] | None,
         typer.Option(metavar="MODULE:CLASS", help="A TrainerCallback that each run has. Repeatable."),
@@ -230,4 +243,6 @@ def crash(
         raise UsageError(f"--kind {kind!r} is none of {', '.join(command.KINDS)}")
     count = workers or len(os.sched_getaffinity(0))
     sample = Sample(states, command.KINDS[kind], seed, at_end)
-    raise typer.Exit(command.crash(scenario or [], sample, count, callback or [], resume_with, json, html, plot))
+    raise typer.Exit(
+        command.crash(scenario or [], sample, count, callback or [], resume_with, json, html, plot, subject, safe)
+    )

@@ -39,7 +39,7 @@ def adapter_only(trace: Trace) -> Verdict:
     """
     findings = incomplete(trace)
     adapter = trace.spec.adapter
-    beside = {end for row in rows_of(adapter.peft_type) for end in row.saves} | base_weights.own_tensors(adapter)
+    beside = _beside(adapter)
     allowed = base_weights.saved_beside(trace) | set(trace.trainable) | set(trace.shared)
     if not trace.checkpoints:
         findings.append("no checkpoint was written")
@@ -64,6 +64,11 @@ def adapter_only(trace: Trace) -> Verdict:
             if not tensor.numel() and (name not in trace.adapter or trace.adapter[name].numel())
         ]
     return verdict("each checkpoint holds exactly the trained tensors", findings, checkpoints=len(trace.checkpoints))
+
+
+def _beside(adapter: AdapterSpec) -> set[str]:
+    """Return the ends of names of tensors that a method saves besides those that it trains."""
+    return {end for row in rows_of(adapter.peft_type) for end in row.saves} | base_weights.own_tensors(adapter)
 
 
 def _is_beside(name: str, beside: set[str]) -> bool:
@@ -259,13 +264,14 @@ def pushed(trace: Trace, pushes: list[dict[str, bytes]]) -> Verdict:
 
 
 def last_is_current(trace: Trace) -> Verdict:
-    """Check that the last step's checkpoint holds the trained adapter, bit for bit."""
-    findings = incomplete(trace)
+    """Check that the last checkpoint holds the adapter as trained, bit for bit. `adapter_only` judges what it has besides."""
+    findings, beside = incomplete(trace), _beside(trace.spec.adapter)
     last = [c for c in trace.checkpoints if c.step == trace.output.get("global_step")]
     if not last:
         findings.append("no checkpoint was written at the last step")
     for checkpoint in last:
-        saved = under_trained_names(trace, checkpoint.adapter)
+        found = under_trained_names(trace, checkpoint.adapter)
+        saved = {name: one for name, one in found.items() if name in trace.adapter or not _is_beside(name, beside)}
         findings += differences(saved, trace.adapter, 0.0, f"checkpoint-{checkpoint.step}:")
     return verdict("the last checkpoint holds the adapter as it was trained", findings)
 

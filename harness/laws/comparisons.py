@@ -17,7 +17,7 @@ from harness import compat, subjects
 from harness.fixtures import models
 from harness.laws import accumulation, checkpoint, recompute, resume
 from harness.laws.data_order import drawn, expected_places
-from harness.laws.equal import equal_runs
+from harness.laws.equal import equal_runs, unless_rounding
 from harness.laws.loading import NotModelled, accelerator_config, loading
 from harness.laws.plan import Plan, if_planned, plan
 from harness.laws.rates import follows_metric
@@ -190,7 +190,9 @@ def as_reference(train: Train, spec: RunSpec) -> Verdict:
             asked, spec = spec, _first(spec, steps)
             one = _as_logged(train(_for_reference(spec), subject=reference))
             return _over(equal_runs(train(spec), one), asked, spec)
-        return equal_runs(train(spec), _as_logged(train(_for_reference(spec), subject=reference)))
+        seen, one = train(spec), _as_logged(train(_for_reference(spec), subject=reference))
+        half = bool(spec.arguments.get("bf16") or spec.arguments.get("fp16"))
+        return unless_rounding(equal_runs(seen, one), seen, one.steps[0].gradients if one.steps else {}, half)
     if reason := _not_alone(spec) or reference.unsupported(_for_reference(spec)):
         return not_comparable(reason)
     ranks, single, reason = _with_one_process(spec)

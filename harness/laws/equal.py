@@ -10,9 +10,9 @@ import torch
 
 from harness.laws.completion import incomplete
 from harness.laws.curves import curves
-from harness.tolerance import ELEMENTS, EXACT, LOSSES, Tolerance, scaled
+from harness.tolerance import ACCUMULATION, ELEMENTS, EXACT, HALF, LOSSES, Tolerance, scaled
 from harness.trace import Step, Tensors, Trace
-from harness.verdict import Unjudged, Verdict, not_finite, verdict
+from harness.verdict import NOT_COMPARABLE, Otherwise, Unjudged, Verdict, not_finite, verdict
 
 
 def equal_runs(seen: Trace, expected: Trace, within: Tolerance = EXACT, after: int = 0) -> Verdict:
@@ -36,6 +36,26 @@ def equal_runs(seen: Trace, expected: Trace, within: Tolerance = EXACT, after: i
     if any(not isinstance(sentence, Unjudged) for sentence in findings) and seen.steps and expected.steps:
         measured["curves"] = curves(seen, expected, largest_gap)
     return verdict(f"the two runs are equal ({within.name})", findings, **measured)
+
+
+def unless_rounding(judged: Verdict, seen: Trace, gradients: Tensors, half: bool = False) -> Verdict:
+    """Return a verdict on equality bit for bit, as it is for a run whose class computes the loss by operations of its own.
+
+    Such a run is not comparable if the gradient of its first step is the expected one within rounding. Later steps start from
+    weights that rounding has moved, so they say nothing. LOSS-01 judges every step within a bound.
+
+    - judged: the verdict bit for bit.
+    - seen: the run that is judged.
+    - gradients: of the first step, as expected.
+    - half: whether products are rounded to half precision.
+    """
+    if judged.holds or not seen.own_loss or not seen.steps or not gradients:
+        return judged
+    within = (HALF if half else ACCUMULATION).gradient
+    if differences(seen.steps[0].gradients, gradients, within, "gradient of"):
+        return judged
+    reason = f"{seen.own_loss} computes the loss by operations of its own, which round otherwise; LOSS-01 judges it"
+    return Verdict(NOT_COMPARABLE, judged.expected, (Otherwise(reason),))
 
 
 def _all_differences(seen: Trace, expected: Trace, within: Tolerance, after: int) -> list[str]:

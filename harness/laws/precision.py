@@ -10,7 +10,7 @@ import torch
 from harness.fixtures import data, models
 from harness.laws import effect_share
 from harness.laws.completion import incomplete
-from harness.laws.equal import differences, equal_runs
+from harness.laws.equal import differences, equal_runs, unless_rounding
 from harness.spec import ADD, RunSpec
 from harness.tensors import names
 from harness.trace import MicroBatch, Tensors, Trace
@@ -72,7 +72,7 @@ def plain_autocast(trace: Trace) -> Verdict:
     judged = [step for step in trace.steps if step.number in adapters and len(step.batches) == 1]
     if not findings and not judged:
         return Verdict(NOT_COMPARABLE, expected, ("no step has one micro-batch",))
-    autocast = Autocast(spec)
+    autocast, first = Autocast(spec), Tensors()
     for step in judged:
         loss, gradients = autocast.step(step.batches[0], adapters[step.number])
         if unjudged := not_finite(f"step {step.number}: the loss", step.batches[0].loss, loss):
@@ -80,7 +80,8 @@ def plain_autocast(trace: Trace) -> Verdict:
         elif step.batches[0].loss != loss:
             findings.append(f"step {step.number}: the model returned {step.batches[0].loss!r}, expected {loss!r}")
         findings += differences(step.gradients, gradients, 0.0, f"step {step.number}: gradient of")
-    return verdict(expected, findings, steps=len(judged))
+        first = first or gradients
+    return unless_rounding(verdict(expected, findings, steps=len(judged)), trace, first, half=True)
 
 
 class Autocast:

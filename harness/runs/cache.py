@@ -11,6 +11,7 @@ from typing import Any
 
 from harness import compat, patches, subjects
 from harness.processes import launch
+from harness.runs import allowed
 from harness.runs.damage import apply, check
 from harness.spec import RunSpec
 from harness.subjects import Subject
@@ -31,6 +32,9 @@ class Runs:
     - broken: the runs that ended with an error and that were asked for since somebody emptied the list. The first leg of
       a run that resumes counts as asked for.
     - completed: how many runs that ended without an error were asked for since somebody set it to 0.
+    - built: how many Trainers of the subject a test has built by itself, since somebody set it to 0.
+    - clause: the clause that is judged; "" if a test judges several. What the subject adds on purpose is left out of the
+      traces (`harness.runs.allowed`).
     - measured: results other than traces that a suite wants to compute once per spec, under keys of the suite's own.
     """
 
@@ -43,6 +47,9 @@ class Runs:
         self.measured: dict[Any, Any] = {}
         self.broken: list[Trace] = []
         self.completed = 0
+        self.built = 0
+        self.clause = ""
+        self.allow: list[allowed.Allowed] = [subjects.traits(subject).allow]
         self._traces: dict[tuple[str, str], Trace] = {}
         #: Of each run that resumes: the run that it goes on from.
         self._first: dict[tuple[str, str], Trace] = {}
@@ -71,7 +78,7 @@ class Runs:
         if key in self._traces and not again:
             self._note(self._first.get(key))
             self._note(self._traces[key])
-            return self._traces[key]
+            return self._shown(subject, self._traces[key])
         directory = self.directory(f"{subject.name}-{spec.hash}".replace(":", "-"))
         if spec.resume is not None:
             self._first[key] = self._copy_checkpoints(spec, subject, directory)
@@ -91,7 +98,10 @@ class Runs:
         # accelerate calls gc.collect() at the start of each run. Frozen objects are not searched: without this, every
         # run would search all cached traces.
         patches.freeze()
-        return trace
+        return self._shown(subject, trace)
+
+    def _shown(self, subject: Subject, trace: Trace) -> Trace:
+        return allowed.without(trace, allowed.names(self.allow, self.clause)) if subject is self.subject else trace
 
     def directory(self, name: str) -> Path:
         """Create a new directory below `root`, and return it. A running number before `name` makes it unique."""

@@ -10,8 +10,8 @@ them. Under xdist each worker trains what its cases ask for.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
+import math
 import shutil
 import sys
 import time
@@ -20,7 +20,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import CodeType, SimpleNamespace
 from typing import Any
@@ -40,8 +39,9 @@ from harness.session.pyargs import PROPERTY
 from harness.session.state import CASES, VERDICTS, State, Unsupported, skip_if
 from harness.session.suite_tests import Request, SuiteTest, Whole, call, find
 from harness.spec import RunSpec
-from harness.subjects import Subject, traits
+from harness.subjects import Subject, given, traits
 from harness.trace import Trace
+from harness.user_code import quoted
 from harness.verdict import KNOWN_DEFECT, NOT_COMPARABLE, SKIPPED, Case
 
 #: Seconds after which a case is cut off.
@@ -70,8 +70,8 @@ def conformance(
     - expectations: a file of the subject's known defects, in the format of suites/expectations/. Relative to the current
       directory, or to the test file. A case in it must fail, in those words.
     - clauses: globs over clause ids, such as "RES-*"; empty: all of the profile.
-    - allow: clause id, or glob -> names of what the subject adds on purpose: keys of log entries and metrics, files of a
-      checkpoint.
+    - allow: clause id, or glob -> names, or globs, of what the subject adds on purpose: keys of log entries and metrics,
+      files of a checkpoint.
     - tables: judge each method of peft on each kind of layer, too, which is four times as much.
     - limit: seconds after which a case is cut off and has failed; 0: never.
     - device: "cpu" or "cuda".
@@ -81,8 +81,12 @@ def conformance(
     caller = sys._getframe(1)
     here = Path(caller.f_code.co_filename).parent
     try:
+        if device not in ("cpu", "cuda"):
+            raise UsageError(f"device={quoted(device)} is neither 'cpu' nor 'cuda'")
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 <= limit < math.inf:
+            raise UsageError(f"limit={quoted(limit)}; expected seconds, or 0 for no limit")
         tests = find(_chosen(subject, profile, clauses), tables)
-        judged = _Judged(subject, tests, _own(expectations, subject, here), dict(allow or {}), limit, device)
+        judged = _Judged(subject, tests, _own(expectations, subject, here), given.lists("allow", allow), limit, device)
     except UsageError as error:
         raise ConformanceError(f"conformance: {error}") from None
     often = Counter(one.id for one in tests)
@@ -101,8 +105,10 @@ def conformance(
 
 def _chosen(subject: Any, profile: str, globs: str | Sequence[str]) -> list[str]:
     """Return the ids of the clauses that judge the subject."""
-    if not isinstance(subject, Subject):
-        raise UsageError(f"{subject!r} is no subject; wrap it in TrainerSubject(...) or LoopSubject(...)")
+    if isinstance(subject, type) or not isinstance(subject, Subject):
+        raise UsageError(f"{quoted(subject)} is no subject; wrap it in TrainerSubject(...) or LoopSubject(...)")
+    if not isinstance(globs, str) and not (isinstance(globs, Sequence) and all(isinstance(one, str) for one in globs)):
+        raise UsageError(f"clauses={quoted(globs)}; expected a glob over clauses, or a list of them")
     who = traits(subject)
     if profile == "stack" and who.foreign:
         raise UsageError(
@@ -119,6 +125,8 @@ def _chosen(subject: Any, profile: str, globs: str | Sequence[str]) -> list[str]
 def _own(file: str | Path | None, subject: Subject, here: Path) -> list[Expectation]:
     if file is None:
         return []
+    if not isinstance(file, (str, Path)):
+        raise UsageError(f"expectations={quoted(file)}; expected the path of a file")
     places = [Path(file), here / file]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
@@ -145,7 +153,8 @@ class Conforming(State):
 
     def __init__(self, judged: _Judged, root: Path):
         self.subject, self.device, self.preload = judged.subject.name, judged.device, []
-        self.runs = _OneProcess(judged.subject, root, judged.device, judged.allow)
+        self.runs = _OneProcess(judged.subject, root, judged.device)
+        self.runs.allow.append(judged.allow)
         self.expectations = [*judged.own, *known.load(paths.SUITES / "expectations")]
         self.cases: list[Case] = []
         self.know(judged.subject)
@@ -158,45 +167,13 @@ class Conforming(State):
 
 
 class _OneProcess(Runs):
-    """The training runs of a `conformance`. What the user allows is left out of what the laws of a clause see."""
-
-    def __init__(self, subject: Subject, root: Path, device: str, allow: Mapping[str, Sequence[str]]):
-        super().__init__(subject, root, device)
-        self._allow = allow
-        self.clause = ""
+    """The training runs of a `conformance`."""
 
     def train(self, spec: RunSpec, subject: Subject | None = None, again: bool = False) -> Trace:
-        """Return the trace of a spec, without what is allowed. See `Runs.train`."""
+        """Return the trace of a spec. See `Runs.train`."""
         if spec.launch.several:
             raise Unsupported("several processes: `pytest --pyargs harness.suites --subject NAME` judges these")
-        trace = super().train(spec, subject, again)
-        names = {name for glob, names in self._allow.items() if fnmatchcase(self.clause, glob) for name in names}
-        return _without(trace, names) if names else trace
-
-
-def _without(trace: Trace, names: set[str]) -> Trace:
-    """Return a trace without some keys of its log and metrics, and some files of its checkpoints."""
-
-    def kept(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in values.items() if key not in names}
-
-    state = "log_history"
-    return dataclasses.replace(
-        trace,
-        log_history=[kept(entry) for entry in trace.log_history],
-        output={key: kept(value) if key == "metrics" else value for key, value in trace.output.items()},
-        evaluations=[dataclasses.replace(one, metrics=kept(one.metrics)) for one in trace.evaluations],
-        checkpoints=[
-            dataclasses.replace(
-                one,
-                files=kept(one.files),
-                state={**one.state, state: [kept(entry) for entry in one.state[state]]}
-                if state in one.state
-                else one.state,
-            )
-            for one in trace.checkpoints
-        ],
-    )
+        return super().train(spec, subject, again)
 
 
 @dataclass
@@ -251,12 +228,13 @@ class _Judged:
 
     def _run(self, test: SuiteTest, case: Case, state: Conforming, real: pytest.FixtureRequest) -> _Outcome:
         state.runs.broken.clear()
-        state.runs.completed, state.runs.clause = 0, case.clause
+        state.runs.completed, state.runs.built, state.runs.clause = 0, 0, case.clause
         request = Request(test, real, state, state.whole)
         request.node.stash[CASES], request.node.stash[VERDICTS] = [case], []
         raised: BaseException | None = None
         outcome = _Outcome()
         try:
+            skip_if(state.traits.why_not(contract.clauses()[case.clause], case.scenario))
             skip_if(next((f"needs {need}" for need in _needs(case) if not environment.satisfies(need)), None))
             with _as_in_suites(), cut_off(self.limit):
                 call(test, request)

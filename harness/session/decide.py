@@ -71,6 +71,8 @@ def decide(state: State, item: pytest.Item, case: Case, call: pytest.CallInfo[An
     elif (broken := _never_completed(state, case)) is not None:
         undecided = Verdict(AMBIGUOUS, "a run of the case is completed", (f"none was: {broken}",))
         _fails(state, item, case, [undecided], None, outcome)
+    elif _made_none(state, case):
+        case.verdict, case.reason = SKIPPED, f"it makes no run of {state.subject}, and is about what that is built on"
     elif expected is not None and not (expected.sometimes or expected.inherited):
         case.verdict, case.reason, case.link = UNEXPECTED_PASS, expected.reason, expected.link
         case.own = expected.own
@@ -91,6 +93,14 @@ def _never_completed(state: State, case: Case) -> str | None:
     if not state.traits.foreign or runs is None or runs.completed or not runs.broken:
         return None
     return None if contract.clauses()[case.clause].refuses else runs.broken[-1].error
+
+
+def _made_none(state: State, case: Case) -> bool:
+    """Return whether somebody's subject is judged, and the case has neither trained with it nor built a Trainer of it."""
+    runs = state.runs
+    if not state.traits.foreign or runs is None or case.drawn is not None:
+        return False
+    return not (runs.completed or runs.broken or runs.built)
 
 
 def _raised(state: State, case: Case, ended: BaseException | None) -> list[dict[str, Any]]:

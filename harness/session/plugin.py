@@ -422,16 +422,17 @@ def _stale(state: State, cases: list[Case]) -> list[str]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    item.stash[VERDICTS] = []
+    item.stash[VERDICTS], cases = [], item.stash[CASES]
     if (runs := item.config.stash[STATE].runs) is not None:
         runs.broken.clear()
-        runs.completed = 0
+        runs.completed = runs.built = 0
+        runs.clause = cases[0].clause if len(cases) == 1 else ""
     if reason := _outside(item, item.config.stash[STATE].concerns):
         raise Outside(f"{concerns.OUTSIDE}{reason}")
-    if len(item.stash[CASES]) > 1:
+    if len(cases) > 1:
         return
-    clause = contract.clauses()[item.stash[CASES][0].clause]
-    skip_if(item.config.stash[STATE].traits.why_not(clause))
+    clause = contract.clauses()[cases[0].clause]
+    skip_if(item.config.stash[STATE].traits.why_not(clause, cases[0].scenario))
     for requirement in clause.needs:
         if unmet := environment.unmet(requirement):
             pytest.skip(unmet)

@@ -36,9 +36,9 @@ from harness.session.state import (
     skip_uncompared,
 )
 from harness.spec import RunSpec
-from harness.subjects import WrongSubject
+from harness.subjects import WrongSubject, traits
 from harness.trace import Trace
-from harness.verdict import Verdict
+from harness.verdict import NOT_COMPARABLE, Otherwise, Verdict
 
 
 @pytest.fixture(scope="session")
@@ -155,6 +155,8 @@ def judge(request: pytest.FixtureRequest) -> Callable[[Verdict], None]:
     (case,) = request.node.stash[CASES]
 
     def record(verdict: Verdict) -> None:
+        if verdict.outcome == NOT_COMPARABLE and any(isinstance(sentence, Otherwise) for sentence in verdict.seen):
+            raise NotComparable("; ".join(verdict.seen))
         case.evidence.update(verdict.measured)
         request.node.stash[VERDICTS].append(verdict)
 
@@ -222,7 +224,15 @@ def upstream(runs: Runs) -> Any:
         raise Unsupported(
             f"subject {runs.subject.name} is no transformers.Trainer, and the clause is about its interface"
         )
-    return runs.subject.on(runs.device)
+    subject = runs.subject.on(runs.device)
+
+    def before_build(spec: RunSpec) -> None:
+        skip_if(subjects.unsupported(subject, spec))
+        runs.built += 1
+
+    if traits(runs.subject).foreign:
+        subject.before_build = before_build
+    return subject
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 - "hf-trainer": transformers.Trainer with adapters injected by peft
 - "reference": harness/reference
-- those of other libraries (`harness.subjects.shipped`): "trl-sft", "accelerate", "torch"
+- those of other libraries (`harness.subjects.shipped`): "trl-sft", "trl-dpo", "sentence-transformers",
+  "accelerate", "torch"
 - "module:factory": your own; the factory is called without arguments and returns an object with the protocol `Subject`
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,13 +21,11 @@ from harness.files import require_space
 from harness.raised import where_raised
 from harness.spec import RunSpec
 from harness.subjects import shipped
+from harness.subjects.given import MOST
 from harness.trace import Trace, wrong_fields
 from harness.user_code import cause, guarded, quoted
 
 NAMES = ("hf-trainer", "reference", *shipped.NEEDS)
-
-#: Characters of a subject's name.
-MOST = 100
 
 
 class WrongSubject(UsageError):
@@ -40,7 +39,7 @@ class Subject(Protocol):
     #: Shown in reports. Traces are cached by it, so two subjects in one session need two names.
     name: str
 
-    # It may have some of the attributes of `Traits`, too: built_on, profile and not_for.
+    # It may have some of the attributes of `Traits`, too: built_on, profile, not_for and allow.
 
     def unsupported(self, spec: RunSpec) -> str | None:
         """Return why this subject cannot train such a spec, None if it can. With a reason the case is skipped."""
@@ -69,7 +68,9 @@ class Traits:
     - own_class: the class of somebody's Trainer; None for anything else.
     - built_on: the packages whose known defects are not its own.
     - profile: the largest that it is judged by, if it is somebody's (`harness.contract.clause.PROFILES`).
-    - not_for: globs over clause ids -> why such clauses say nothing of it.
+    - not_for: globs over clause ids, or over "CLAUSE/scenario" -> why these say nothing of it.
+    - allow: globs over clause ids -> globs over names that it adds on purpose: keys of logs and metrics, files,
+      tensors that are not trained.
     """
 
     foreign: bool = False
@@ -77,14 +78,16 @@ class Traits:
     built_on: tuple[str, ...] = ()
     profile: str = "trainer"
     not_for: Mapping[str, str] = field(default_factory=dict)
+    allow: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    def why_not(self, clause: Clause) -> str | None:
-        """Return why a clause does not judge the subject; None if it does."""
+    def why_not(self, clause: Clause, scenario: str = "") -> str | None:
+        """Return why a clause, or one of its scenarios, does not judge the subject; None if it does."""
         if self.foreign and clause.profile == "stack":
             return "about interfaces of transformers and peft themselves, and not about what is built on them"
         if self.foreign and PROFILES.index(clause.profile) > PROFILES.index(self.profile):
             return "a convention of transformers.Trainer, of which a loop needs to know nothing"
-        return next((why for glob, why in self.not_for.items() if fnmatchcase(clause.id, glob)), None)
+        called = (clause.id, f"{clause.id}/{scenario}") if scenario else (clause.id,)
+        return next((why for glob, why in self.not_for.items() if any(fnmatchcase(one, glob) for one in called)), None)
 
 
 #: What somebody's own subject is built on, if it does not say.
@@ -102,6 +105,7 @@ def traits(subject: Subject) -> Traits:
         built_on=tuple(getattr(subject, "built_on", _USUAL)),
         profile=getattr(subject, "profile", "trainer"),
         not_for=dict(getattr(subject, "not_for", {})),
+        allow=dict(getattr(subject, "allow", {})),
     )
 
 

@@ -10,7 +10,7 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +143,10 @@ class HFTrainer:
     built_on: tuple[str, ...] = ("transformers", "peft", "accelerate", "bitsandbytes", "torch")
     #: Globs over clauses that say nothing of it -> the reason.
     not_for: Mapping[str, str] = {}
+    #: Globs over clauses -> what it adds on purpose (`harness.runs.allowed`).
+    allow: Mapping[str, Sequence[str]] = {}
+    #: How many sequences its batches have for each row (`harness.subjects.observer.Observer`).
+    sequences = 1
 
     def __init__(
         self,
@@ -157,6 +161,11 @@ class HFTrainer:
         self.afterwards = afterwards
         #: The device that `build` uses in place of the spec's; None: the spec's.
         self.device: str | None = None
+        #: Called with each spec before its Trainer is built.
+        self.before_build: Callable[[RunSpec], Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "before_build": None}  # ranks build what was asked for
 
     def on(self, device: str) -> HFTrainer:
         """Return a copy of this subject whose `build` makes Trainers for that device ("cpu" or "cuda")."""
@@ -197,6 +206,13 @@ class HFTrainer:
         """Somebody's subclass that is judged; None if it is transformers.Trainer itself."""
         cls = self._trainer_class
         return None if cls is None or cls.__module__ == "transformers.trainer" else cls
+
+    def _own_loss(self) -> str:
+        """Return the name of the class that is judged if it computes the loss by a method of its own, "" if not."""
+        from transformers import Trainer
+
+        own = self.own_class
+        return own.__name__ if own is not None and own.compute_loss is not Trainer.compute_loss else ""
 
     def unsupported(self, spec: RunSpec) -> str | None:
         """Return what this installation lacks for a spec, None if nothing. See `Subject.unsupported`."""
@@ -265,6 +281,8 @@ class HFTrainer:
         """
         if self.device is not None:
             spec = spec.on_device(self.device)
+        if self.before_build is not None:
+            self.before_build(spec)
         train_rows, eval_rows = data.rows(spec.data)
         trainer_keywords.check(spec.trainer)
 
@@ -317,7 +335,8 @@ class HFTrainer:
         if spec.launch.several and self.in_each_rank is not None:
             self.in_each_rank()
         train_rows, eval_rows = data.rows(spec.data)
-        observer = Observer(spec, self.name, [*train_rows, *eval_rows], directory)
+        observer = Observer(spec, self.name, [*train_rows, *eval_rows], directory, self.sequences)
+        observer.trace.own_loss = self._own_loss()
         error: Exception | None = None
         with recorded_warnings(observer.trace.warnings):
             try:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
@@ -15,9 +15,11 @@ from harness.errors import UsageError
 from harness.fixtures import data, models
 from harness.spec import RunSpec
 from harness.spec_fields import unknown
+from harness.subjects import given
 from harness.subjects.hf_trainer import inject, missing_for_model, recorded_warnings, torch_random_state
 from harness.subjects.observer import Observer, inspect_checkpoint
 from harness.trace import Checkpoint, Trace
+from harness.user_code import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -163,14 +165,18 @@ class LoopSubject:
         function: Callable[..., Any],
         name: str | None = None,
         built_on: tuple[str, ...] = ("peft", "accelerate", "bitsandbytes", "torch"),
-        not_for: dict[str, str] | None = None,
+        not_for: Mapping[str, str] | None = None,
     ):
-        if not callable(function):
-            raise UsageError(f"LoopSubject: {function!r} is no function")
+        __tracebackhide__ = True
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError):
+            raise UsageError(f"LoopSubject: {quoted(function)} is no function of Python") from None
         self.function = function
-        self.name = name or getattr(function, "__name__", type(function).__name__).strip("<>")
-        self.built_on, self.not_for = built_on, dict(not_for or {})
-        parameters = inspect.signature(function).parameters
+        usual = getattr(function, "__name__", type(function).__name__).strip("<>")
+        self.name = usual if name is None else given.name("LoopSubject: name", name)
+        self.not_for = given.mapping("LoopSubject: not_for", not_for, texts=True)
+        self.built_on = tuple(given.lists("LoopSubject:", {"built_on": built_on})["built_on"])
         self._takes = set(parameters)
         anything = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
         missing = [] if anything else [name for name in NEEDED if name not in parameters]

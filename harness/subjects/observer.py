@@ -54,16 +54,21 @@ class Observer:
     - rows: the training rows, then the evaluation rows (see `harness.fixtures.data`); the rows of a batch are recorded as
       indices into them
     - directory: where the run writes
+    - sequences: how many sequences a batch has for each row. The first of them, in the order of the rows, are the rows
+      themselves
 
     In a run of several ranks each rank has an Observer. All must see the same events in the same order, since they put
     tensors together from their shards.
     """
 
-    def __init__(self, spec: RunSpec, subject: str, rows: Iterable[dict[str, Any]], directory: str | Path):
+    def __init__(
+        self, spec: RunSpec, subject: str, rows: Iterable[dict[str, Any]], directory: str | Path, sequences: int = 1
+    ):
         self.trace = Trace(spec, subject, describe(spec.launch.device), directory=str(directory))
         made = list(rows)
         self._rows = Rows(made, spec.data.augment)
         self._length = max((len(row["input_ids"]) for row in made), default=0)
+        self._sequences = sequences
         self._batches: list[MicroBatch] = []
         self._evaluated: list[list[int]] = []
         self._unclipped: Tensors = {}
@@ -229,6 +234,7 @@ class Observer:
     def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = data.tokens_of({"input_ids": args[0] if args else None, **kwargs}, self._length)
         rows = [] if tokens is None else self._rows.of(tokens, kwargs.get("attention_mask"), kwargs.get("position_ids"))
+        rows = rows[: len(rows) // self._sequences] if self._sequences > 1 else rows
         if not module.training:
             self._evaluated.append(rows)
             return
@@ -241,7 +247,7 @@ class Observer:
                 rows,
                 tokens=0 if labels is None else int((self._predicted(labels) != -100).sum()),
                 num_items=None if items is None else float(items),
-                labels=[] if labels is None else self._rows.labelled(labels, rows),
+                labels=[] if labels is None or self._sequences > 1 else self._rows.labelled(labels, rows),
             )
         )
 

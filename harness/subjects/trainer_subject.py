@@ -6,16 +6,18 @@ import dataclasses
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import compat
+from harness.contract.clause import PROFILES
 from harness.errors import UsageError
 from harness.fixtures import data
 from harness.spec import RunSpec
+from harness.subjects import given
 from harness.subjects.hf_trainer import HFTrainer
-from harness.user_code import guarded
+from harness.user_code import guarded, quoted
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -40,7 +42,14 @@ class TrainerSubject(HFTrainer):
       run; anything else is passed on as it is.
     - collator: the data_collator, unless a case brings one; None: the class's own.
     - name: shown in reports; None: the name of the class.
-    - not_for: globs over clause ids -> why they say nothing of this class, such as {"LOSS-*": "its loss is DPO's"}.
+    - not_for: globs over clause ids, or over "CLAUSE/scenario" -> why these say nothing of this class, such as
+      {"LOSS-*": "its loss is DPO's"}.
+    - allow: globs over clause ids -> names of what the class adds on purpose, as in `harness.conformance`.
+    - lacks: called with the RunSpec of a run; returns in words why the class does not train such a run, None if it does.
+    - profile: the largest that judges the class (`harness.contract.clause.PROFILES`): "checkpoint" if its model is none of
+      transformers, so that conventions of the Trainer say nothing of it.
+    - padded: False if the class pads by itself: then rows come without padding.
+    - sequences: how many sequences your collator makes of each row, such as 2 of a pair. The rows themselves come first.
 
     What the class or its config does not take is unsupported by name. For runs of several ranks all of this must be found
     by name in a module, since it is pickled.
@@ -56,27 +65,42 @@ class TrainerSubject(HFTrainer):
         collator: Any = None,
         name: str | None = None,
         not_for: Mapping[str, str] | None = None,
+        allow: Mapping[str, Sequence[str]] | None = None,
+        lacks: Callable[[RunSpec], str | None] | None = None,
+        profile: str = "trainer",
+        padded: bool = True,
+        sequences: int = 1,
     ):
-        from transformers import Trainer
+        __tracebackhide__ = True
+        from transformers import Trainer, TrainingArguments
 
+        where = "TrainerSubject:"
         if not (isinstance(cls, type) and issubclass(cls, Trainer)):
             raise UsageError(
-                f"TrainerSubject: {cls!r} is no subclass of transformers.Trainer; for a loop use LoopSubject"
+                f"{where} {quoted(cls)} is no subclass of transformers.Trainer; for a loop use LoopSubject"
             )
-        if config is not None and not (isinstance(config, type) and dataclasses.is_dataclass(config)):
-            raise UsageError(f"TrainerSubject: config is {config!r}; expected a subclass of TrainingArguments")
-        super().__init__(None if cls is Trainer else cls, name or cls.__name__)
-        self._config, self._defaults = config, dict(defaults or {})
-        self._dataset, self._extra, self._collator = dataset, dict(extra or {}), collator
-        self.not_for = dict(not_for or {})
-        if self._collator is not None:
+        if config is not None and not (isinstance(config, type) and issubclass(config, TrainingArguments)):
+            raise UsageError(f"{where} config is {quoted(config)}; expected a subclass of TrainingArguments")
+        super().__init__(
+            None if cls is Trainer else cls, cls.__name__ if name is None else given.name(f"{where} name", name)
+        )
+        self._config, self._defaults = config, given.mapping(f"{where} defaults", defaults)
+        self._dataset = given.function(f"{where} dataset", dataset)
+        self._extra = given.mapping(f"{where} extra", extra)
+        self.not_for = given.mapping(f"{where} not_for", not_for, texts=True)
+        self.allow = given.lists(f"{where} allow", allow)
+        if profile not in PROFILES[:-1]:
+            raise UsageError(f"{where} profile is {quoted(profile)}; expected one of {', '.join(PROFILES[:-1])}")
+        self.profile = profile
+        self._lacks = given.function(f"{where} lacks", lacks)
+        self._padded, self.sequences = bool(padded), given.count(f"{where} sequences", sequences)
+        if given.function(f"{where} collator", collator) is not None:
             self._extra.setdefault("data_collator", collator)
         if wrong := next((name for name in self._extra if name in _GIVEN), None):
-            raise UsageError(f"TrainerSubject: extra has {wrong!r}, which the harness gives to the class itself")
-        if config is not None and (
-            wrong := next((name for name in self._defaults if name not in _names(config)), None)
-        ):
-            raise UsageError(f"TrainerSubject: defaults has {wrong!r}, which {config.__name__} has no field for")
+            raise UsageError(f"{where} extra has {wrong!r}, which the harness gives to the class itself")
+        kind = config or TrainingArguments
+        if wrong := next((name for name in self._defaults if name not in _names(kind)), None):
+            raise UsageError(f"{where} defaults has {wrong!r}, which {kind.__name__} has no field for")
 
     def unsupported(self, spec: RunSpec) -> str | None:
         """Return by name what the class, its config or this installation lacks for a spec."""
@@ -87,8 +111,12 @@ class TrainerSubject(HFTrainer):
             lacking = next((name for name in values if name not in _names(self._config)), None)
             if lacking is not None:
                 return f"{self._config.__name__} has no {lacking}"
+        if self._lacks is not None and (reason := self._lacks(spec)) is not None:
+            return reason
         if self._dataset is not None and (spec.data.iterable or spec.data.augment):
             return "dataset= makes a dataset of a list of rows: none that streams, and none that draws"
+        if self._dataset is not None and "data_collator" in spec.trainer:
+            return "dataset= makes rows for the class's own collator"
         taken = inspect.signature(self.trainer_class.__init__).parameters
         if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
             return None
@@ -116,7 +144,9 @@ class TrainerSubject(HFTrainer):
 
     def dataset(self, made: list[data.Row], spec: RunSpec) -> Any:
         """Return rows as the dataset that the class takes."""
-        return super().dataset(made, spec) if self._dataset is None else self._dataset([dict(row) for row in made])
+        if self._dataset is None:
+            return super().dataset(made, spec)
+        return self._dataset([dict(row) if self._padded else data.unpadded(row) for row in made])
 
     def keywords(self) -> dict[str, Any]:
         """Return `extra`; of each function without parameters what it returns."""

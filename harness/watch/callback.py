@@ -12,14 +12,14 @@ from transformers import TrainerCallback
 
 from harness.subjects.reporter import newest_checkpoint
 from harness.watch import as_spec, certificate
-from harness.watch.acting import act, check_options
+from harness.watch.acting import Safe, act, check_options
 from harness.watch.all_checks import ALL
-from harness.watch.book import Book, Finding, log
+from harness.watch.book import Book, Finding
 from harness.watch.run import Run
 from harness.watch.seen import Seen, local_of, plain_optimizer, trainer_of_stack
 
 
-class Watch(TrainerCallback):
+class Watch(Safe, TrainerCallback):
     """Judges a run while it runs. Use one for each Trainer; a second train() gets a certificate of its own.
 
     - on_violation: what to do within one optimizer step of a finding: "warn" logs it, "stop" also ends training after the
@@ -39,16 +39,14 @@ class Watch(TrainerCallback):
         json: str | Path | None = None,
         quiet: bool = False,
     ):
-        check_options(on_violation, every)
+        self.json = check_options(on_violation, every, json)
         self.on_violation, self.every, self.quiet = on_violation, every, quiet
-        self.json = None if json is None else Path(json).absolute()
         self.run: Run | None = None
         #: The certificates of all runs that have ended, as dicts (`certificate_schema.json`).
         self.certificates: list[dict[str, Any]] = []
         self._fresh: list[Finding] = []
         self._made_without_optimizer: bool | None = None
         self._early: list[tuple[str, str]] = []
-        self._failure = ""
         reference = weakref.ref(self)
 
         def left() -> None:
@@ -173,20 +171,12 @@ class Watch(TrainerCallback):
 
     def _give_up(self) -> None:
         """Finish before the run is ended by a `Violation`."""
-        if self.run is not None:
-            self.run.release()
+        self._release()
         self._safely(self._finish)
 
-    def _safely(self, act: Callable[[], None]) -> None:
-        """Act. An error of Watch's own is said once, and ends the watching, not the run."""
-        try:
-            act()
-        except Exception as error:
-            self._failure = f"Watch failed with {type(error).__name__}: {error}"
-            log.warning("not judged: %s", self._failure)
-            log.debug("Watch failed", exc_info=error)
-            if self.run is not None:
-                self.run.release()
+    def _release(self) -> None:
+        if self.run is not None:
+            self.run.release()
 
     def _finish(self) -> None:
         if self.run is None or self.run.seen.args is None:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from harness.errors import UsageError
 from harness.laws.checkpoint import ADAPTER_FILE, load_adapter_file
 from harness.laws.equal import differences
 from harness.tensors import names
+from harness.user_code import quoted
 from harness.watch import certificate
-from harness.watch.acting import act, check_options
+from harness.watch.acting import Safe, act, check_options
 from harness.watch.all_checks import ALL
-from harness.watch.book import Book, Finding, log
+from harness.watch.book import Book, Finding
 from harness.watch.run import Run
 from harness.watch.seen import Seen, plain_optimizer
 
 
-class WatchLoop:
+class WatchLoop(Safe):
     """Judges a training loop of your own while it runs.
 
         with harness.WatchLoop(model, optimizer, max_grad_norm=1.0) as watch:
@@ -49,13 +52,17 @@ class WatchLoop:
         json: str | Path | None = None,
         quiet: bool = False,
     ):
-        check_options(on_violation, every)
+        self.json = check_options(on_violation, every, json)
+        if not isinstance(model, torch.nn.Module):
+            raise UsageError(f"WatchLoop: {quoted(model)} is no model; give it the torch.nn.Module that is trained")
+        if not hasattr(plain_optimizer(optimizer), "param_groups"):
+            raise UsageError(f"WatchLoop: {quoted(optimizer)} is no optimizer")
+        if accumulation is not None and (isinstance(accumulation, bool) or not isinstance(accumulation, int)):
+            raise UsageError(f"WatchLoop: accumulation={quoted(accumulation)}; expected a whole number, or None")
         self.on_violation, self.quiet = on_violation, quiet
-        self.json = None if json is None else Path(json).absolute()
         #: Whether a violation was found and on_violation is "stop".
         self.stopped = False
         self._fresh: list[Finding] = []
-        self._failure = ""
         self._handles: list[Any] = []
         self._in_step = False
         inner = getattr(model, "module", None) if type(model).__name__ == "DistributedDataParallel" else model
@@ -77,7 +84,7 @@ class WatchLoop:
 
         - directory: holds adapter_model.safetensors.
         """
-        self._safely(lambda: self._compare(Path(directory) / ADAPTER_FILE))
+        self._tell(lambda: self._compare(Path(directory) / ADAPTER_FILE))
         self._act()
 
     def _compare(self, file: Path) -> None:
@@ -119,17 +126,17 @@ class WatchLoop:
     def _before_forward(self, module: Any, inputs: Any) -> None:
         if module.training and torch.is_grad_enabled() and not self._in_step:
             self._in_step = True
-            self._safely(lambda: self.run.step_begin(self.run.seen.number + 1))
+            self._tell(lambda: self.run.step_begin(self.run.seen.number + 1))
 
     def _before_update(self, optimizer: Any, args: Any, options: Any) -> None:
         if self._in_step:
-            self._safely(lambda: self.run.tell("before_update"))
+            self._tell(lambda: self.run.tell("before_update"))
 
     def _after_update(self, optimizer: Any, args: Any, options: Any) -> None:
         if self._in_step:
             self._in_step = False
-            self._safely(lambda: self.run.tell("after_update"))
-            self._safely(lambda: self.run.tell("step_end"))
+            self._tell(lambda: self.run.tell("after_update"))
+            self._tell(lambda: self.run.tell("step_end"))
             self._act()
 
     def __exit__(
@@ -137,7 +144,7 @@ class WatchLoop:
     ) -> None:
         self._release()
         if error is None:
-            self._safely(self.run.end)
+            self._tell(self.run.end)
         self._safely(self._finish)
         if error is None:
             self._act()
@@ -156,19 +163,12 @@ class WatchLoop:
             certificate.write(made, self.json)
         self.run.let_go()
 
+    def _tell(self, event: Callable[[], Any]) -> None:
+        if not self._failure:
+            self._safely(event)
+
     def _act(self) -> None:
         def stop() -> None:
             self.stopped = True
 
         act(self._fresh, self.on_violation, stop, self._release)
-
-    def _safely(self, work: Any) -> None:
-        """Do some work. An error of Watch's own is said once, and ends the watching, not the loop."""
-        if self._failure:
-            return
-        try:
-            work()
-        except Exception as error:
-            self._failure = f"Watch failed with {type(error).__name__}: {error}"
-            log.warning("not judged: %s", self._failure)
-            self._release()
