@@ -248,6 +248,8 @@ def bounds(
     for one in found:
         console.print(f"# above: {one.above}")
         console.print(f"# below: {one.below}")
+        if one.undecided:
+            console.print(f"# undecided, and not excluded: {', '.join(one.undecided)}")
         console.print(f"# shown by: {'; '.join(dict.fromkeys(reversed(one.shown_by)))}")
         console.print(one.line())
     for name in wanted:

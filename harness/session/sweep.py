@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def sweep(
             modelled=fields.modelled(),
             begin=lambda: ranks.prepare(pristine=True),
             progress=lambda result: progress.update(result.judged, text=_so_far(result)),
-            elsewhere=None if running is None else lambda: Elsewhere(running, subject_name),
+            elsewhere=None if running is None else partial(Elsewhere, running, subject_name),
         ).run()
     files = spec_files(result, directory)
     show(result, files, screen())
