@@ -147,7 +147,11 @@ def judge(
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="JSONL", help="Rows to train on.")] = None,
     launch: Annotated[
-        str | None, typer.Option(metavar="NAME", help="single, ddp, fsdp1, fsdp2, zero2 or zero3, over two processes.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="single, ddp, fsdp1, fsdp2, zero2 or zero3, over two processes; or a file of accelerate launch.",
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="YAML", help="A configuration of TRL, LLaMA-Factory or axolotl.")

@@ -74,10 +74,10 @@ def sweep(
         engine.check(on)
     seconds, began = minutes * 60, time.monotonic()
     import_upstream()
+    subject = subjects.load(subject_name)
     if on is None:
         with cuda_untouched():
             prepare()
-    subject = subjects.load(subject_name)
     # This process forks, so no thread may print.
     with (
         _engine(on, workers, directory) as running,

@@ -235,4 +235,36 @@ _SPEED = [
     words("speed --kernels --ranks 2", "--kernels"),
 ]  # fmt: skip
 
-ROWS: list[Row] = [*_CRASH, *_WHERE, *_ASKED, *_MAP, *_SPEED]
+_LORA = {"a.json": {"peft_type": "LORA", "target_modules": ["q_proj"]}}
+_LAUNCH = [
+    words("judge --adapter a.json --launch gone.yaml", "gone.yaml", files=_LORA),
+    words("judge --adapter a.json --launch ./d.yaml", "directory", "--launch with a directory", files=_LORA,
+          before=lambda d: (d / "d.yaml").mkdir()),
+    words("judge --adapter a.json --launch p.yaml", "pipe", "--launch with a pipe", files=_LORA, before=_pipe("p.yaml")),
+    words("judge --config l.yaml", "--launch", "a file of accelerate launch as --config",
+          files={"l.yaml": "distributed_type: FSDP\n"}),
+    *(words("judge --adapter a.json --launch l.yaml", answer, f"--launch with {name}", files={**_LORA, "l.yaml": text})
+      for name, text, answer in (
+          ("another file", "stage: sft\n", "distributed_type"),
+          ("a tag", _TAG, "tag"),
+          ("random words", "a: b: c\n", "YAML"),
+          ("a kind that is not started here", "distributed_type: XLA\n", "XLA"),
+          ("a list as fsdp_config", "distributed_type: FSDP\nfsdp_config: [1]\n", "fsdp_config"),
+          ("a text as deepspeed_config", "distributed_type: DEEPSPEED\ndeepspeed_config: x\n", "deepspeed_config"),
+          ("a file that is gone", "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: gone.json}\n",
+           "gone.json"),
+          ("a stage that there is not", "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 9}\n", "stage"),
+      )),
+    words("sweep --minutes 0", "minutes"),
+    words("sweep --minutes nan", "minutes"),
+    words("sweep --minutes 1e30", "minutes"),
+    words("sweep --seed -1", "seed"),
+    words("sweep --seed 1.5", "seed"),
+    words("sweep --workers 0", "workers"),
+    words("sweep --workers 1000", "workers"),
+    words("sweep --minutes 1 --subject gone:Mine", "gone"),
+    words("sweep --directory file.txt", "file.txt", files={"file.txt": "x"}),
+    *(words(f"sweep --{option} /dev/full", f"--{option}") for option in ("json", "html")),
+]  # fmt: skip
+
+ROWS: list[Row] = [*_LAUNCH, *_CRASH, *_WHERE, *_ASKED, *_MAP, *_SPEED]
