@@ -45,6 +45,9 @@ from harness.errors import UsageError
 #: Seconds in which a thread that a save began may still write.
 _STILL_WRITING = 30.0
 
+#: Seconds without a change after which such a thread is taken to be idle.
+_QUIET = 0.2
+
 
 def record(save: Callable[[Path], Any], directory: Path) -> Recording:
     """Call `save(directory)` and return what it did to the directory, which must exist.
@@ -107,12 +110,18 @@ class Recorder:
 
     def _compare(self, threads: set[threading.Thread]) -> None:
         """Check that the operations give what the directory holds. threads: those that the save began."""
-        until = time.monotonic() + _STILL_WRITING
-        wrong = self._unlike()
-        while wrong and any(one.is_alive() for one in threads) and time.monotonic() < until:
-            time.sleep(0.01)
+        until, made, changed = time.monotonic() + _STILL_WRITING, -1, time.monotonic()
+        while True:
+            # Asked first: what a thread that has ended did is in the queue by now.
+            writing = any(one.is_alive() for one in threads) and time.monotonic() < until
             self._poll()
             wrong = self._unlike()
+            if len(self._operations) != made:
+                made, changed = len(self._operations), time.monotonic()
+            # A thread that waits for work may live as long as the process.
+            if not writing or (not wrong and time.monotonic() - changed > _QUIET):
+                break
+            time.sleep(0.01)
         if wrong:
             self._failed = self._failed or UsageError(
                 f"the save changed {wrong[0]} in a way that cannot be recorded, such as through a memory map, so its crash "
