@@ -288,8 +288,8 @@ def test_a_loop_goes_on_after_an_error_of_watchs_own_and_has_a_certificate(tmp_p
 def test_healthy_runs_differ_and_an_alarm_is_printed_with_its_run():
     specs = drawing.drawn(6, seed=0)
     assert len({spec.hash for spec in specs}) == 6
-    scaled = [spec for spec in drawing.drawn(12, seed=0, device="cuda") if spec.arguments.get("fp16")]
-    assert scaled and not any(spec.arguments.get("bf16") for spec in scaled)
+    halves = [drawing._on(SPEC.but(bf16=True), number, "cuda").arguments for number in (0, 1)]
+    assert halves[0]["bf16"] and halves[1]["fp16"] and "bf16" not in halves[1]
     good = drawing.Seen(runs=2, judged=Counter({"loss": 4}))
     bad = drawing.Seen(runs=1, alarms=[("the run", "loss", 3, "is off")], aside="")
     told = drawing.lines([(specs[0], good), (specs[1], bad)], 5.0)
