@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import time
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ from harness.reports import web_page
 from harness.spec import ADD, RunSpec
 from harness.subjects.hf_trainer import HFTrainer, inject
 from harness.watch import certificate
+from harness.watch import healthy as drawing
 from harness.watch.base_watch import FrozenBase
 from harness.watch.book import CHECKS
 from harness.watch.run import Run
@@ -244,10 +246,55 @@ def test_by_default_the_first_steps_are_sampled(tmp_path):
     assert check(watching, "learning-rate")["steps"] == 6  # it costs nothing, so every step is judged
 
 
-@pytest.mark.parametrize("wrong", [{"on_violation": "shout"}, {"every": 0}, {"every": True}, {"every": 1.5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"on_violation": "shout"},
+        {"every": 0},
+        {"every": True},
+        {"every": 1.5},
+        {"json": 3},
+        {"json": "/dev/null/x.json"},
+    ],
+)
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(UsageError, match="Watch: "):
         harness.Watch(**wrong)
+
+
+def test_what_is_no_model_or_no_optimizer_is_refused():
+    module = torch.nn.Linear(2, 2)
+    with pytest.raises(UsageError, match="WatchLoop: 3 is no model"):
+        harness.WatchLoop(3, torch.optim.SGD(module.parameters()))
+    with pytest.raises(UsageError, match="is no optimizer"):
+        harness.WatchLoop(module, module)
+    with pytest.raises(UsageError, match=r"accumulation=1\.5; expected a whole number"):
+        harness.WatchLoop(module, torch.optim.SGD(module.parameters()), accumulation=1.5)
+
+
+def test_a_loop_goes_on_after_an_error_of_watchs_own_and_has_a_certificate(tmp_path, monkeypatch, capsys):
+    def broken(run):
+        raise RuntimeError("made up")
+
+    monkeypatch.setattr(Run, "begin", broken)
+    model, optimizer = made()
+    with harness.WatchLoop(model, optimizer, json=tmp_path / "run.json") as watching:
+        assert loop(watching, model, optimizer) == 3
+        watching.saved(tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text())["failure"] == "Watch failed with RuntimeError: made up"
+    assert "made up" in capsys.readouterr().out
+
+
+def test_healthy_runs_differ_and_an_alarm_is_printed_with_its_run():
+    specs = drawing.drawn(6, seed=0)
+    assert len({spec.hash for spec in specs}) == 6
+    halves = [drawing._on(SPEC.but(bf16=True), number, "cuda").arguments for number in (0, 1)]
+    assert halves[0]["bf16"] and halves[1]["fp16"] and "bf16" not in halves[1]
+    good = drawing.Seen(runs=2, judged=Counter({"loss": 4}))
+    bad = drawing.Seen(runs=1, alarms=[("the run", "loss", 3, "is off")], aside="")
+    told = drawing.lines([(specs[0], good), (specs[1], bad)], 5.0)
+    assert told[0] == "false alarm: the run, step 3: loss: is off" and str(specs[1].to_json()) in told[1]
+    assert told[2] == "3 runs of 2 drawn were watched in 5 s: 1 false alarm, 0 failures of Watch's own"
 
 
 def loop(watching, model, optimizer, *, damage=False, clip=0.1):
