@@ -1,4 +1,4 @@
-"""Bad inputs of the newer commands: crash, where, map, bounds, propose, ask, adapter, checkpoint, and speed of one's own run."""
+"""Bad inputs of the newer commands: crash, where, map, bounds, propose, ask, and speed of one's own run."""
 
 from __future__ import annotations
 
@@ -191,8 +191,7 @@ _MAP = [
     words("map /dev/zero", "/dev/zero"),
     words("map m.toml", "pipe", "a pipe", before=_pipe("m.toml")),
     *(
-        words("map m.toml --size 1", answer, f"a matrix that is {name}" if name in ("no TOML", "empty") else f"a matrix with {name}",
-              files={"m.toml": content})
+        words("map m.toml --size 1", answer, f"a matrix: {name}", files={"m.toml": content})
         for name, (content, answer) in _MATRICES.items()
     ),
     words("map --size -1", "size"),
@@ -220,8 +219,10 @@ _SPEED = [
     words("speed --adapter a.json", "a.json", "--adapter with random bytes", files={"a.json": bytes(range(256))}),
     words("speed --adapter a.json", "a.json", "--adapter with a list", files={"a.json": []}),
     words("speed --arguments gone.yaml", "gone.yaml"),
-    words("speed --arguments a.yaml", "a.yaml", "--arguments with a tag", files={"a.yaml": "!!python/object/apply:os.system ['x']\n"}),
-    words("speed --arguments a.json", "learning_rate", "--arguments with a word", files={"a.json": {"learning_rate": "fast"}}),
+    words("speed --arguments a.yaml", "a.yaml", "--arguments with a tag",
+          files={"a.yaml": "!!python/object/apply:os.system ['x']\n"}),
+    words("speed --arguments a.json", "learning_rate", "--arguments with a word",
+          files={"a.json": {"learning_rate": "fast"}}),
     words("speed --model nonsense", "nonsense"),
     words("speed --model m", "m", "--model without a config", files={"m/x": ""}),
     words("speed --advise --plot p.png", "--plot"),
