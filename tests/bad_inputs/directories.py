@@ -74,7 +74,8 @@ _CONFIGS: dict[str, Any] = {
 }
 
 _GOOD = _file({f"base_model.model.q_proj.lora_{half}.weight": {
-    "dtype": "F32", "shape": [4, 4], "data_offsets": [64 * at, 64 * at + 64]} for at, half in enumerate("AB")}, bytes(128))  # fmt: skip
+    "dtype": "F32", "shape": [4, 4], "data_offsets": [64 * at, 64 * at + 64]}
+    for at, half in enumerate("AB")}, bytes(128))  # fmt: skip
 
 
 def _zip(names: int, size: int) -> bytes:
@@ -138,7 +139,10 @@ ROWS: list[Row] = [
     *(row for name, content in _TENSORS.items() for row in _adapter(f"tensors: {name}", _CONFIG, content, codes=TORN)),
     *(row for name, config in _CONFIGS.items() for row in _adapter(f"config: {name}", config, _GOOD, codes=ANY)),
     *(_state(file, name, content) for file, each in _STATES.items() for name, content in each.items()),
-    *(words(f"{command} a", "pipe", "a config that is a pipe", before=_pipe_in, codes=TORN) for command in ("adapter", "checkpoint")),
+    *(
+        words(f"{command} a", "pipe", "a config that is a pipe", before=_pipe_in, codes=TORN)
+        for command in ("adapter", "checkpoint")
+    ),
     *(
         words(f"{command} a", "", "tensors that are /dev/zero", files={"a/adapter_config.json": _CONFIG},
               before=_link("a/adapter_model.safetensors", "/dev/zero"), codes=TORN)
