@@ -3,7 +3,7 @@
 import pytest
 
 from harness.processes.imports import import_upstream
-from tests.bad_inputs import ROWS, driver
+from tests.bad_inputs import ROWS, SLOW, driver
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -13,7 +13,7 @@ def warm():
 
 
 @pytest.mark.parametrize(
-    "row", [pytest.param(row, id=row.id, marks=[pytest.mark.slow] * row.own_child) for row in ROWS]
+    "row", [pytest.param(row, id=row.id, marks=[pytest.mark.slow] * (row.own_child or row.id in SLOW)) for row in ROWS]
 )
 def test_a_bad_input_is_answered(row, tmp_path):
     outcome = driver.run(row, tmp_path / "row")

@@ -36,7 +36,7 @@ PIP = {
     "-r ${FOLDER}/one.txt": "transformers accelerate peft | accelerate<2",
     # lines
     "# all of it\n\npeft==0.18.1  # pinned\n  \n": "peft==0.18.1",
-    "peft \\\n  >=0.15, \\\n  <0.19": "peft    >=0.15,    <0.19",
+    "peft \\\n  >=0.15, \\\n  <0.19": "peft >=0.15, <0.19",
     "peft==0.18.1 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb": "peft==0.18.1",
     "peft==0.18.1 ; sys_platform == 'win32'\ntransformers": "transformers",
     "peft==0.18.1 ; python_version >= '3.8' and sys_platform == 'linux'": "peft==0.18.1 ; python_version >= '3.8' and "
@@ -116,6 +116,7 @@ round-too = ["mine[round]"]
 dev = ["pytest>=8", {include-group = "lint"}]
 lint = ["ruff"]
 circle = [{include-group = "circle"}]
+lost = [{include-group = "gone"}]
 odd = [1]
 """
 
@@ -515,10 +516,11 @@ OTHERS_WRONG = [
         "pyproject.toml",
         PROJECT,
         ":test",
-        "pyproject.toml:test: has no group test; its groups are circle, dev, lint, odd",
+        "pyproject.toml:test: has no group test; its groups are circle, dev, lint, lost, odd",
     ),
     ("pyproject.toml", PROJECT, "[round]", "the extra round includes itself (round -> round-too -> round)"),
     ("pyproject.toml", PROJECT, ":circle", "the group circle includes itself (circle -> circle); remove one of them"),
+    ("pyproject.toml", PROJECT, ":lost", "has no group gone (the group lost includes it)"),
     ("pyproject.toml", PROJECT, ":odd", "the group odd has 1; write a requirement or {include-group = ...}"),
     (
         "pyproject.toml",

@@ -11,6 +11,7 @@ import typer
 from harness.cli.cache_use import use_cache
 from harness.cli.options import REQUIREMENTS, Clauses, Device, Html, Json, Specs, TrustCode
 from harness.cli.outputs import file_option
+from harness.files import check_writable_directory
 
 On = Annotated[
     str,
@@ -28,7 +29,20 @@ Table = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A table that map --json wrote. [the one that comes with the harness]"),
 ]
-Campaign = Annotated[Path, file_option("The campaign's directory, which has what was judged.", "directory", "DIR")]
+Campaign = Annotated[
+    Path | None,
+    file_option("The campaign's directory, which has what was judged. [.peft-harness/map]", "directory", "DIR"),
+]
+
+
+def _campaign(directory: Path | None, judges: bool) -> Path:
+    """Return the campaign's directory. The usual one need not be writable if nothing is judged."""
+    if directory is not None:
+        return directory
+    usual = Path(".peft-harness/map")
+    if judges:
+        check_writable_directory("--directory", usual)
+    return usual
 
 
 def _texts(specs: list[Path] | None, trust_code: bool) -> list[tuple[str, str]]:
@@ -50,7 +64,7 @@ def map_(
     ] = 40,
     on: On = "local",
     workers: Workers = None,
-    directory: Campaign = Path(".peft-harness/map"),
+    directory: Campaign = None,
     clause: Clauses = None,
     spec: Specs = None,
     trust_code: TrustCode = False,
@@ -72,9 +86,10 @@ def map_(
     from harness.map import command
 
     outputs = {"json": json, "html": html, "markdown": markdown, "csv": csv}
+    where = _campaign(directory, bool(size))
     raise typer.Exit(
         command.map_(
-            matrix, size, on, workers, directory, clause or [], _texts(spec, trust_code), merge or [], anew, outputs
+            matrix, size, on, workers, where, clause or [], _texts(spec, trust_code), merge or [], anew, outputs
         )
     )
 
@@ -120,7 +135,7 @@ def propose(
         bool, typer.Option("--table-only", help="Judge nothing: answer from the table, without a network.")
     ] = False,
     tries: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Judge at most N stacks.")] = 4,
-    directory: Campaign = Path(".peft-harness/map"),
+    directory: Campaign = None,
     json: Json = None,
 ) -> None:
     """What is the smallest change of my pins that has what I want?
@@ -131,9 +146,9 @@ def propose(
     use_cache()
     from harness.map import command
 
-    specs = _texts(spec, trust_code)
+    specs, where = _texts(spec, trust_code), _campaign(directory, not table_only)
     raise typer.Exit(
-        command.propose(baseline, want, table, clause or [], specs, device, table_only, tries, directory, json)
+        command.propose(baseline, want, table, clause or [], specs, device, table_only, tries, where, json)
     )
 
 

@@ -69,17 +69,22 @@ def report(
             if not each.is_file():
                 raise UsageError(f"--pins {shown_path(each)}: no such file")
         found["pins"] = places.to_json(places.find(pins, kinds.packages(found), Path.cwd()))
-    for name, path in written_by(outputs).items():
-        write_whole(path, importlib.import_module(f"harness.reports.{name}").write(found))
+    texts = {
+        path: importlib.import_module(f"harness.reports.{name}").write(found)
+        for name, path in written_by(outputs).items()
+    }
+    if markdown is not None:
+        from harness.gate.summary import markdown as of_gate
+
+        texts[markdown] = of_gate(found) if kind == kinds.GATE else github.summary(found)
+    # Each text is made before the first is written: a damaged report leaves no file.
+    for path, content in texts.items():
+        write_whole(path, content)
     without = [] if sarif is None else [one for one in problems.of(found) if one.place is None]
     if without:
         what = f"{counted(len(without), 'problem')} {'has' if len(without) == 1 else 'have'} no line"
         advice = "and GitHub takes none of these; name a requirements file by --pins"
         print(f"{shown_path(sarif or '')}: {what}, {advice}", file=sys.stderr)
-    if markdown is not None:
-        from harness.gate.summary import markdown as of_gate
-
-        write_whole(markdown, of_gate(found) if kind == kinds.GATE else github.summary(found))
     if annotate:
         sys.stdout.write(github.write(found))
 

@@ -123,7 +123,7 @@ def _chosen(globs: Sequence[str], callbacks: Sequence[str], resume_with: str) ->
 
 
 def _require_code(callbacks: Sequence[str], resume_with: str) -> None:
-    """Raise UsageError if the user's code cannot be imported or is no function. Crash states would look refused by it."""
+    """Raise UsageError if the user's code cannot be imported or is of another kind: states would look refused by it."""
     trainer_keywords.callbacks({"callbacks": list(callbacks)})
     if resume_with and not callable(found := models.load_object(resume_with)):
         raise UsageError(f"--resume-with {resume_with}: is {quoted(found)}, which cannot be called; name a function")

@@ -109,7 +109,8 @@ def counts(rows: list[Row]) -> str:
     scripts = {row.script for row in rows if row.script}
     covered = sum(bool(row.script) for row in rows)
     listed = sum(bool(row.why_no_script) for row in rows)
-    text = f"{len(rows)} known defects; {covered} are shown by {len(scripts)} scripts, {listed} have a reason why not"
+    why = f"{listed} {'has' if listed == 1 else 'have'} a reason why not"
+    text = f"{len(rows)} known defects; {covered} are shown by {len(scripts)} scripts, {why}"
     states = Counter(row.state for row in rows if row.state)
     return text + "".join(f"; {number} {state}" for state, number in states.items())
 

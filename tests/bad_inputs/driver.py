@@ -52,9 +52,11 @@ class Outcome:
         found = []
         if "Traceback" in self.errors + self.output or "INTERNALERROR" in self.errors + self.output:
             found.append("prints a traceback")
-        if self.code != row.code:
-            found.append(f"exit code {self.code}, expected {row.code}")
-        if len(sentences) != 1 and row.code == 2:
+        if self.code not in (row.codes or (row.code,)):
+            found.append(f"exit code {self.code}, expected {' or '.join(map(str, row.codes or (row.code,)))}")
+        if "internal error" in self.errors:
+            found.append("is an internal error")
+        if len(sentences) != 1 and self.code == 2:
             found.append(f"{len(sentences)} sentences on stderr, expected 1")
         if row.answer.lower() not in (self.errors + self.output).lower():
             found.append(f"does not say {row.answer!r}")

@@ -130,7 +130,7 @@ _ASKED = [
         for line in _READERS.values()
         for name, (content, answer) in _TABLES.items()
     ),
-    *(words(line, "t.json", "a pipe", before=_pipe("t.json")) for line in _READERS.values()),
+    *(words(line, "t.json", "a table that is a pipe", before=_pipe("t.json")) for line in _READERS.values()),
     *(words(line, "t.json", "no table") for line in _READERS.values()),
     words("ask", "STACK"),
     words("ask ", "name a stack", "an empty stack"),
@@ -189,14 +189,9 @@ _MAP = [
     words("map gone.toml", "gone.toml"),
     words("map {}", "directory", "a directory"),
     words("map /dev/zero", "/dev/zero"),
-    words("map m.toml", "pipe", "a pipe", before=_pipe("m.toml")),
+    words("map m.toml", "pipe", "a matrix that is a pipe", before=_pipe("m.toml")),
     *(
-        words(
-            "map m.toml --size 1",
-            answer,
-            f"a matrix that is {name}" if name in ("no TOML", "empty") else f"a matrix with {name}",
-            files={"m.toml": content},
-        )
+        words("map m.toml --size 1", answer, f"a matrix: {name}", files={"m.toml": content})
         for name, (content, answer) in _MATRICES.items()
     ),
     words("map --size -1", "size"),

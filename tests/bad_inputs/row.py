@@ -20,6 +20,7 @@ class Row:
     - files: name -> content. Text and bytes are written as they are, everything else as JSON.
     - before: makes what is no plain file (a link, a pipe), in the row's directory.
     - code: the exit code.
+    - codes: the exit codes of which one is right; empty: `code` alone.
     - variables: environment variables that are set.
     - says: how the sentence begins.
     - forked: whether the row runs in a process of its own.
@@ -33,6 +34,7 @@ class Row:
     files: Mapping[str, Any] = field(default_factory=dict)
     before: Callable[[Path], object] | None = None
     code: int = 2
+    codes: tuple[int, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     says: str = "peft-harness: "
     forked: bool = False

@@ -60,14 +60,18 @@ def texts(file: Path, value: Any, what: str) -> list[str]:
     return [re.sub(r"\s*\n\s*", " ", line).strip() for line in value]
 
 
-def check_choice(file: Path, kind: str, wanted: Iterable[str], known: Iterable[str]) -> None:
-    """Raise UsageError for an extra or a group that a file does not have. kind: "extra" or "group"."""
+def check_choice(file: Path, kind: str, wanted: Iterable[str], known: Iterable[str], why: str = "") -> None:
+    """Raise UsageError for an extra or a group that a file does not have.
+
+    - kind: "extra" or "group".
+    - why: who asks for it, if the command line does not.
+    """
     there = sorted({str(canonicalize_name(name)) for name in known})
     for name in wanted:
         if canonicalize_name(name) not in there:
             example = f"[{name}]" if kind == "extra" else f":{name}"
             others = f"its {kind}s are {', '.join(there)}" if there else f"it has no {kind}s; leave {example} out"
-            raise UsageError(f"{shown_path(file)}{example}: has no {kind} {name}; {others}")
+            raise UsageError(f"{shown_path(file)}{example}: has no {kind} {name}{why}; {others}")
 
 
 def no_choice(file: Path, chosen: Chosen) -> None:

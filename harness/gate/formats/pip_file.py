@@ -55,7 +55,8 @@ def _lines(text: str) -> list[tuple[int, str]]:
         if line.endswith("\\") and not comment:
             joined += line[:-1] + " "
             continue
-        lines.append((first, (joined + line).strip()))
+        # The parts of a continued line are indented as the file has them; messages show one line.
+        lines.append((first, re.sub(r"\s+", " ", joined + line).strip() if joined else line.strip()))
         joined = ""
     return [(number, line) for number, line in [*lines, (first, joined.strip())] if line]
 

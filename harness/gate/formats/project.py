@@ -124,7 +124,7 @@ def of_group(file: Path, groups: dict[str, Any], group: str, within: tuple[str, 
     lines: list[str] = []
     for entry in value:
         if isinstance(entry, dict) and isinstance(entry.get("include-group"), str):
-            check_choice(file, "group", [entry["include-group"]], groups)
+            check_choice(file, "group", [entry["include-group"]], groups, f" (the group {name} includes it)")
             lines += of_group(file, groups, entry["include-group"], (*within, name))
         elif isinstance(entry, str):
             lines.append(re.sub(r"\s*\n\s*", " ", entry).strip())
