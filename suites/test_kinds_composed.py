@@ -145,5 +145,7 @@ def test_eva_starts_at_the_directions_of_greatest_variance_of_each_layers_inputs
         # peft looks at batches until the directions change by less than 1 %. A random start holds a quarter.
         share = float((inputs @ held).pow(2).sum() / best)
         if share < 0.9:
-            findings.append(f"layer {name}: A holds {share:.3f} of the variance that {rank} directions of its inputs can hold")
+            findings.append(
+                f"layer {name}: A holds {share:.3f} of the variance that {rank} directions of its inputs can hold"
+            )
     judge(verdict("EVA starts as an identity, at the directions of greatest variance", findings))
