@@ -38,14 +38,22 @@ def base():
     return model
 
 
+def with_directions(model):
+    """Return a model with a fresh EVA whose vectors are those of its inputs."""
+    from peft import EvaConfig, initialize_lora_eva_weights
+
+    # Some releases, such as 0.18.1, leave a dict as it is.
+    model.peft_config["default"].eva_config = EvaConfig(rho=1.0)
+    initialize_lora_eva_weights(model, rows(EVA), show_progress_bar=False)
+    return model
+
+
 def composed(kind, path):
     """Return a model with an adapter of this kind. path: where adapters that it is made of are saved."""
-    from peft import XLoraConfig, get_peft_model, initialize_lora_eva_weights
+    from peft import XLoraConfig, get_peft_model
 
     if kind == "eva":
-        model = inject(base(), EVA.adapter)
-        initialize_lora_eva_weights(model, rows(EVA), show_progress_bar=False)
-        return model
+        return with_directions(inject(base(), EVA.adapter))
     parts = {}
     for seed, name in enumerate(("first", "second") if kind.endswith("named-adapters") else ("0", "1")):
         parts[name] = str(path / name)
@@ -125,9 +133,7 @@ def test_eva_starts_at_the_directions_of_greatest_variance_of_each_layers_inputs
     layers = dict(zip("ab", rebuilt.tuner_layers(model)[:2], strict=True))
     plain = rebuilt.logits(base(), RUN)
     with recorded_warnings([]):
-        from peft import initialize_lora_eva_weights
-
-        initialize_lora_eva_weights(model, batches, show_progress_bar=False)
+        with_directions(model)
     for name, layer in layers.items():
         keep = seen.setdefault(name, [])
         layer.register_forward_pre_hook(lambda module, given, keep=keep: keep.append(given[0].detach().double()))

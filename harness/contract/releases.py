@@ -114,4 +114,18 @@ RELEASES = (
         ("bitsandbytes==0.49.0",),
         "a CPU unpacks packed weights in bfloat16, a GPU in float32",
     ),
+    Release(
+        "H14",
+        "CKPT-21",
+        _stack("5.23.0", "1.15.0", "0.20.0"),
+        (_stack("5.10.4", "1.14.0", "0.19.1"),),
+        "the first layer of X-LoRA's classifier is not saved, and a loaded one is random",
+    ),
+    Release(
+        "H15",
+        "FRZ-13",
+        _stack("5.23.0", "1.15.0", "0.20.0"),
+        (_stack("5.1.0", "1.13.0", "0.18.1"),),
+        "a LoRA on Mamba's dt_proj trains nothing",
+    ),
 )
