@@ -300,8 +300,8 @@ def downloaded(tmp_path, made_at):
     repository = tmp_path / "models--me--mine"
     (repository / "blobs").mkdir(parents=True)
     snapshot = repository / "snapshots" / "abc123"
-    for file in sorted(each for each in made_at.rglob("*") if each.is_file()):
-        link, blob = snapshot / file.relative_to(made_at), repository / "blobs" / f"blob-{file.name}"
+    for number, file in enumerate(sorted(each for each in made_at.rglob("*") if each.is_file())):
+        link, blob = snapshot / file.relative_to(made_at), repository / "blobs" / f"blob-{number}"
         link.parent.mkdir(parents=True, exist_ok=True)
         file.rename(blob)
         link.symlink_to(os.path.relpath(blob, link.parent))

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.checkpoints import manifest
 from harness.checkpoints.adapter_directory import WHOLE
-from harness.checkpoints.saving import SAVING, CheckpointError, agree, commit, delete, finish, rotate, sync, timed
+from harness.checkpoints.saving import SAVING, CheckpointError, agree, commit, delete, finish, rotate, sync, tidy, timed
 from harness.errors import UsageError
 
 _USE = "class SafeTrainer(harness.SafeCheckpoints, Trainer): pass"
@@ -64,6 +64,8 @@ class SafeCheckpoints:
             return super().train(chosen, trial, *args, **kwargs)  # type: ignore[misc]
         finally:
             self._deleted()
+            if here.args.should_save:
+                tidy(run)
 
     def _get_output_dir(self, trial: Any = None) -> str:
         return self._saving or super()._get_output_dir(trial)  # type: ignore[misc]
@@ -74,8 +76,6 @@ class SafeCheckpoints:
         seconds: dict[str, float] = {}
         name = f"checkpoint-{here.state.global_step}"
         partial, error = Path(run, SAVING, name), ""
-        self._deleted()
-        self._agree(f"{name}/begin")  # no rank writes into .saving before rank 0 has done with it
         self._saving = str(partial.parent)
         try:
             with timed(seconds, "save"):
@@ -98,12 +98,13 @@ class SafeCheckpoints:
         if here.args.should_save:
             best = here.state.best_model_checkpoint
             with timed(seconds, "rotate"):
+                self._deleted()
                 doomed = rotate(Path(run), here.args.save_total_limit, {name, *([Path(best).name] if best else [])})
             if doomed:
                 with timed(seconds, "fsync"):
                     sync(run)
             # To delete what is on the disk takes as long as to write it, and nothing waits for it.
-            self._deleting = threading.Thread(target=delete, args=(Path(run), doomed))
+            self._deleting = threading.Thread(target=delete, args=(doomed,))
             self._deleting.start()
         self.checkpoint_seconds = seconds
 

@@ -92,10 +92,14 @@ def rotate(run: Path, limit: int | None, keep: set[str]) -> list[Path]:
     return doomed
 
 
-def delete(run: Path, doomed: list[Path]) -> None:
-    """Delete checkpoints without a name, and the directory of checkpoints that are being written if it is empty then."""
+def delete(doomed: list[Path]) -> None:
+    """Delete checkpoints that `rotate` took the names of."""
     for each in doomed:
         shutil.rmtree(each, ignore_errors=True)
+
+
+def tidy(run: Path) -> None:
+    """Delete the directory of checkpoints that are being written, if it is empty."""
     with suppress(OSError):
         (run / SAVING).rmdir()
 
