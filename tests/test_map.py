@@ -67,7 +67,7 @@ def test_of_each_minor_release_the_newest_is_taken(tmp_path, index):
         ("stacks = 0\n[packages]\na = '>=1'", "expected a number from 1"),
         ("devices = ['tpu']\n[packages]\na = '>=1'", "expected cpu, cuda or both"),
         ("pairing = 'all'", "names no releases"),
-        ("[packages", "is no TOML"),
+        ("[packages", "not TOML"),
     ],
 )
 def test_a_wrong_matrix_is_one_sentence(tmp_path, index, text, words):

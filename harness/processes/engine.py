@@ -246,10 +246,12 @@ def _kubernetes(pods: int, logs: str) -> Any:
 
 def _own(file: str) -> Any:
     """Return the `config` of a user's file. It is run: the command line named it."""
-    from parsl.config import Config
-
     with guarded(f"--on {file}: cannot be run"):
         found = runpy.run_path(file).get("config")
+    if "parsl" not in sys.modules:  # its import takes a second
+        raise UsageError(f"--on {file}: has no parsl.Config named config")
+    from parsl.config import Config
+
     if not isinstance(found, Config):
         raise UsageError(f"--on {file}: has no parsl.Config named config")
     return found
