@@ -53,17 +53,22 @@ def version(package: str) -> str | None:
 _IMPORTED = ("bitsandbytes", "optuna", "tensorboard")
 
 
-@functools.cache
 def unimportable(package: str) -> str | None:
     """Say why an installed optional package cannot be imported, such as for lack of another one; None if it can."""
     if package not in _IMPORTED or version(package) is None:
         return None
+    error = import_error(package)
+    return f"{package} cannot be imported ({error})" if error else None
+
+
+@functools.cache
+def import_error(module: str) -> str:
+    """Import a module. Return the first line of the error that this raises; "" if it raises none."""
     try:
-        importlib.import_module(package)
+        importlib.import_module(module)
     except Exception as error:  # whatever its own code raises
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        return f"{package} cannot be imported ({first_line})"
-    return None
+        return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return ""
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.environment import left_out, satisfies, unimportable, version
+from harness.environment import import_error, left_out, satisfies, unimportable, version
 
 
 def experts(parameters: Iterable[str]) -> str | None:
@@ -65,6 +65,16 @@ def sharded_loading() -> str | None:
     return None if takes else "the Trainer takes no base that was sharded as it was loaded before transformers 5.19"
 
 
+def tensor_parallelism() -> str | None:
+    """Why peft gives no adapter to layers that transformers splits in DTensors (DistributedConfig): since peft 0.21."""
+    from peft.tuners.lora import model
+
+    takes = hasattr(model, "add_lora_tp_hooks_dtensor")
+    return (
+        None if takes else f"peft {version('peft')} has no adapters beside layers that transformers splits over ranks"
+    )
+
+
 def fsdp2() -> str | None:
     """Why accelerate has no FSDP version 2 (torch's fully_shard): since accelerate 1.6."""
     from accelerate.utils import FullyShardedDataParallelPlugin
@@ -106,8 +116,8 @@ def attention(name: str | None, device: str) -> str | None:
         "flash_attention_2": ("flash_attn", "flash-attn"),
         "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
     }
-    if name in packages and not _has(packages[name][0]):
-        return f"attn_implementation {name!r} needs {packages[name][1]}, which is not installed"
+    if name in packages and (lack := _lack(*packages[name])):
+        return f"attn_implementation {name!r} needs {lack}"
     if name == "flex_attention" and device == "cpu":
         return "attn_implementation 'flex_attention' has no backward pass on a CPU"
     return None
@@ -135,10 +145,18 @@ def _has(module: str) -> bool:
     return module not in left_out() and importlib.util.find_spec(module) is not None
 
 
+def _lack(module: str, package: str) -> str | None:
+    """Name an optional package and say why it cannot be used: it is not installed, or its import fails. None if it can."""
+    if not _has(module):
+        return f"{package}, which is not installed"
+    error = import_error(module)
+    return f"{package}, which is installed, but cannot be imported ({error})" if error else None
+
+
 def method(peft_type: str, config: Mapping[str, Any]) -> str | None:
     """Why an adapter cannot be made here: it needs a package, a GPU or other adapters; None if it can."""
-    if peft_type == "ADAMSS" and not _has("sklearn"):
-        return "ADAMSS clusters by scikit-learn, which is not installed"
+    if peft_type == "ADAMSS" and (lack := _lack("sklearn", "scikit-learn")):
+        return f"ADAMSS clusters by {lack}"
     if config.get("arrow_config") is not None or peft_type == "XLORA":
         return "it mixes adapters that were trained before, and a spec makes none (create_arrow_model, XLoraConfig.adapters)"
     if config.get("init_lora_weights") == "loftq":
@@ -167,8 +185,8 @@ def package(arguments: Mapping[str, Any]) -> str | None:
     if "tensorboard" in (report if isinstance(report, (list, tuple)) else [report]) and not _has("tensorboardX"):
         needed.append(("report_to 'tensorboard'", "tensorboard", "tensorboard"))
     for what, module, package in needed:
-        if not _has(module):
-            return f"{what} needs {package}, which is not installed"
+        if lack := _lack(module, package):
+            return f"{what} needs {lack}"
     return None
 
 

@@ -13,12 +13,18 @@ import math
 import os
 import re
 import stat
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 #: Bytes of a file that is read whole. A report of the whole suites has 6 MB, and so has the index of the largest model.
 LIMIT = 16 * 2**20
@@ -129,6 +135,19 @@ def read_json_lines(path: str | Path, limit: int = LINES_LIMIT, nan: bool = Fals
             first = False
             if text:
                 yield number, parse_json(text, f"{name}, line {number}", nan, lines=False)
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """Return the tables of a text in TOML.
+
+    - where: what messages call the source. The parser's words name the line.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{where}: not TOML ({error})") from None
+    except (RecursionError, ValueError):  # a number of too many digits
+        raise UsageError(f"{where}: not TOML (nested too deep, or a number is too long)") from None
 
 
 def parse_json(text: str, where: str, nan: bool = False, lines: bool = True) -> Any:

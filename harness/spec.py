@@ -199,7 +199,7 @@ class LaunchSpec:
     - state_dict_type: "FULL_STATE_DICT" or "SHARDED_STATE_DICT"; None leaves it to upstream.
     - activation_checkpointing: whether the strategy checkpoints activations. The Trainer's own is an argument.
     - cpu_offload: whether parameters (or the optimizer state) stay on the CPU.
-    - options: further fields of TrainingArguments.fsdp_config, or of the DeepSpeed config.
+    - options: further fields of TrainingArguments.fsdp_config, of the DeepSpeed config, or of DistributedConfig ("tp").
     - limit: seconds after which the ranks count as hung. 0 means a minute (`harness.processes.group.LIMIT`).
     """
 
@@ -220,8 +220,21 @@ class LaunchSpec:
 
     @property
     def shimmed(self) -> bool:
-        """Whether the run needs `harness.processes.shims`: upstream has no FSDP without a GPU."""
-        return self.strategy in ("fsdp1", "fsdp2") and self.device == "cpu"
+        """Whether the run needs `harness.processes.shims`: upstream has no FSDP and no tensor parallelism without a GPU."""
+        return self.strategy in ("fsdp1", "fsdp2", "tp") and self.device == "cpu"
+
+    @property
+    def row_ranks(self) -> int:
+        """How many ranks have rows of their own. Ranks that split the layers between them ("tp") train the same rows."""
+        if self.strategy != "tp":
+            return self.ranks
+        groups = self.options.get("fsdp_size", 1)
+        return groups if isinstance(groups, int) and groups > 0 else 1
+
+    @property
+    def leaders(self) -> slice:
+        """Of all ranks, in order, those that have rows of their own: one of each group that splits the layers."""
+        return slice(None, None, max(1, self.ranks // self.row_ranks))
 
     @property
     def deepspeed(self) -> bool:

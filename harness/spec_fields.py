@@ -184,7 +184,7 @@ FIELDS: dict[str, dict[str, Rule]] = {
     },
     "launch": {
         "device": Choice(("cpu", "cuda")),
-        "strategy": Choice(("single", "ddp", "fsdp1", "fsdp2", "loaded", "zero1", "zero2", "zero3")),
+        "strategy": Choice(("single", "ddp", "fsdp1", "fsdp2", "loaded", "tp", "zero1", "zero2", "zero3")),
         # All ranks are processes of one host, and no host has more GPUs.
         "ranks": Number(1, 256),
         # The largest hosts have some hundred cores.

@@ -65,6 +65,7 @@ OURS: dict[str, frozenset[str]] = {
             "harness.fixtures.optimizers:lorafa",
             "harness.fixtures.optimizers:loraplus",
             "harness.fixtures.optimizers:parameter_groups",
+            "harness.fixtures.optimizers:schedule_free",
         }
     ),
     "trainer.preprocess_logits_for_metrics": frozenset({"harness.fixtures.metrics:predictions"}),

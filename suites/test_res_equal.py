@@ -62,6 +62,7 @@ CONFIGURATIONS = {
     "iterable": SHORT.but(data={"rows": 16, "iterable": True}),
     "lora-plus": SHORT.but(trainer={"optimizers": ["harness.fixtures.optimizers:loraplus", {"loraplus_lr_ratio": 4}]}),
     "lora-fa": SHORT.but(trainer={"optimizers": "harness.fixtures.optimizers:lorafa"}),
+    "schedule-free": SHORT.but(trainer={"optimizers": "harness.fixtures.optimizers:schedule_free"}),
     "parameter-groups": SHORT.but(trainer={"optimizers": "harness.fixtures.optimizers:parameter_groups"}),
     "model-init": SHORT.but(trainer={"model_init": True}),
     "packed": SHORT.but(data=RAGGED, trainer={"data_collator": "harness.fixtures.collators:packed"}),

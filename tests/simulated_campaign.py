@@ -45,20 +45,42 @@ def main(table, cells=400, workers=64, scale=1, plot=None):
     tail = total - sorted(max(end for worker, _, end in spans if worker == at) for at in range(int(workers)))[0]
     print(f"what limits it: {tail / 60:.1f} min at the end, in which some workers have nothing left to do")
     if plot:
-        draw_plot(spans, Path(plot))
+        draw_plot(durations, int(workers), Path(plot))
 
 
-def draw_plot(spans, file):
+def draw_plot(durations, workers, file):
+    """Draw which worker has which cell when, and how time and balance change with the number of workers."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axis = figure.subplots()
+    total, balance, spans = simulate(durations, workers)
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    colours = ("#4477aa", "#ccbb44")  # in turn, so that two cells in a row are told apart
+    cells_of = [0] * workers
     for worker, begin, end in spans:
-        axis.plot([begin / 60, end / 60], [worker, worker], linewidth=2, solid_capstyle="butt")
-    axis.set_xlabel("minutes")
-    axis.set_ylabel("worker")
-    axis.set_title("Simulated: each line is a cell on a worker")
-    figure.savefig(file)
+        colour = colours[cells_of[worker] % 2]
+        cells_of[worker] += 1
+        left.broken_barh([(begin / 60, (end - begin) / 60)], (worker - 0.45, 0.9), color=colour, linewidth=0)
+    left.axvline(total / 60, color="black", linewidth=0.8)
+    left.set(xlabel="minutes", ylabel="worker", xlim=(0, total / 60 * 1.02), ylim=(-1, workers))
+    left.set_title(
+        f"{len(durations)} cells on {workers} workers: {total / 60:.0f} min, balance {balance:.0%} (simulated)"
+    )
+    counts = [number for number in (8, 16, 32, 64, 128, 256, 400) if number <= len(durations)]
+    found = [simulate(durations, number) for number in counts]
+    right.plot(counts, [seconds / 60 for seconds, _, _ in found], marker="o", color=colours[0])
+    right.axhline(30, color="grey", linestyle=":", linewidth=1)
+    right.axhline(max(durations) / 60, color="grey", linestyle="--", linewidth=1)
+    right.annotate("30 min", (counts[0], 30), va="bottom", fontsize=8)
+    right.annotate("the longest cell", (counts[0], max(durations) / 60), va="top", fontsize=8)
+    right.set(xscale="log", yscale="log", xlabel="workers", ylabel="minutes")
+    right.set_xticks(counts, [str(number) for number in counts])
+    right.minorticks_off()
+    for number, (seconds, share, _) in zip(counts, found, strict=True):
+        right.annotate(f"{share:.0%}", (number, seconds / 60), xytext=(0, 6), textcoords="offset points", fontsize=8)
+    right.set_title("minutes, and balance beside each point")
+    right.margins(0.12)
+    figure.savefig(file, dpi=110)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 
 import pytest
@@ -189,6 +190,76 @@ def test_a_configuration_that_cannot_be_judged_is_one_sentence(tmp_path, text, w
     with pytest.raises(UsageError) as caught:
         read(tmp_path, text)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+#: What an `accelerate config` file says -> strategy, ranks, and an option of the launch.
+ACCELERATE = {
+    "distributed_type: 'NO'\nmixed_precision: bf16\nnum_processes: 1": ("single", 1, {}),
+    "distributed_type: MULTI_GPU\nnum_processes: 8\nrdzv_backend: static": ("ddp", 2, {}),
+    "distributed_type: FSDP\nfsdp_config:\n  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\nnum_processes: 2": (
+        *("fsdp1", 2),
+        {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"},
+    ),
+    "distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 2\n  fsdp_offload_params: true": ("fsdp2", 2, {}),
+    "distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 3\n  zero3_init_flag: true": ("zero3", 2, {}),
+}
+
+
+@pytest.mark.parametrize(("text", "wanted"), ACCELERATE.items(), ids=lambda value: str(value)[18:34])
+def test_a_file_of_accelerate_launch_says_how_a_run_is_spread(tmp_path, text, wanted):
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(f"compute_environment: LOCAL_MACHINE\n{text}\ndynamo_config: {{dynamo_backend: INDUCTOR}}\n")
+    read = brought.read(adapter=adapter(tmp_path), launch=str(file), device="cpu")
+    strategy, ranks, options = wanted
+    assert (read.spec.launch.strategy, read.spec.launch.ranks) == (strategy, ranks)
+    assert options.items() <= read.spec.launch.options.items() and not read.spec.launch.cpu_offload
+    assert read.spec.arguments.get("bf16", False) is ("bf16" in text)
+    assert "launch.dynamo_config" in read.not_looked_at
+    assert ("fsdp_config.offload_params" in read.not_looked_at) is ("offload" in text)
+    with pytest.raises(
+        UsageError, match=r"accelerate\.yaml: a configuration of `accelerate launch`; name it with --launch"
+    ):
+        brought.read(config=file)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stage: sft", "no configuration of `accelerate launch`, because it has no distributed_type"),
+        (
+            "distributed_type: MEGATRON_LM",
+            "'MEGATRON_LM' is not launched here; expected NO, MULTI_GPU, FSDP or DEEPSPEED",
+        ),
+        ("distributed_type: FSDP\nfsdp_config: [1]", "fsdp_config: expected `field: value` lines"),
+    ],
+)
+def test_a_file_that_launches_nothing_here_is_one_sentence(tmp_path, text, words):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UsageError, match=re.escape(words)):
+        brought.read(adapter=adapter(tmp_path), launch=str(tmp_path / "x.yaml"), device="cpu")
+
+
+def test_what_a_tool_does_to_labels_and_models_is_named(tmp_path):
+    """Labels of prompts are left out of the made rows, too. A field with a typing error names the one that was meant."""
+    file = tmp_path / "sft.yaml"
+    file.write_text(
+        "use_peft: 'yes'\ncompletion_only_loss: true\nloss_type: dft\nlora_rr: 8\n"
+        "model_init_kwargs: {torch_dtype: bfloat16, attn_implementation: eager, device_map: auto}\n"
+    )
+    read = brought.read(config=file, device="cpu")
+    assert read.spec.data.ignored == 0.3
+    assert (read.spec.model.dtype, read.spec.model.attn_implementation) == ("bfloat16", "eager")
+    why = read.not_looked_at
+    assert why["completion_only_loss"] == "which labels count is decided by the rows"
+    assert why["loss_type"] == "a loss of the tool's own, which is not judged"
+    assert why["lora_rr"].endswith("did you mean 'lora_r'?")
+    assert "model_init_kwargs.device_map" in why
+
+
+def test_a_configuration_of_trl_without_an_adapter_is_known(tmp_path):
+    (tmp_path / "sft.yaml").write_text("model_name_or_path: x\ndataset_name: y\nmax_length: 512\ndatasets: []\n")
+    with pytest.raises(UsageError, match="trains no adapter"):
+        brought.read(config=tmp_path / "sft.yaml")
 
 
 def test_the_kind_of_a_configuration_can_be_said(tmp_path):

@@ -99,6 +99,12 @@ def test_what_is_no_checkpoint(kind, tmp_path):
         command.run(path, None, False, None)
 
 
+def test_a_directory_of_runs_names_them(run):
+    (run.parent / "other").mkdir()
+    with pytest.raises(UsageError, match=f"checkpoints are in {run}: name one of these"):
+        command.run(run.parent, None, False, None)
+
+
 def test_accelerate(tmp_path, capsys):
     for step in (1, 2):
         made.saved_by_accelerate(tmp_path / f"project/checkpoints/checkpoint_{step}")

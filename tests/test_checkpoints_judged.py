@@ -295,6 +295,37 @@ def test_links_out_of_the_directory_are_not_followed(at, tmp_path):
     assert (judge(at).verdict, judge(at).why[:28]) == ("foreign", "optimizer.pt is a link, whic")
 
 
+def downloaded(tmp_path, made_at):
+    """Move the files of a directory into a cache of the hub, and return the snapshot, which has links to them."""
+    repository = tmp_path / "models--me--mine"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot = repository / "snapshots" / "abc123"
+    for file in sorted(each for each in made_at.rglob("*") if each.is_file()):
+        link, blob = snapshot / file.relative_to(made_at), repository / "blobs" / f"blob-{file.name}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(blob)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
+
+
+@pytest.mark.parametrize("kind", ["adapter alone", "several adapters", "model alone"])
+def test_a_download_of_the_hub_is_followed_to_its_blobs_and_no_further(kind, at, tmp_path):
+    snapshot = downloaded(tmp_path, WHOLE[kind](at))
+    assert (judge(snapshot).verdict, judge(snapshot).why) == ("whole", "")
+    name = "config.json" if kind == "model alone" else "adapter_config.json"
+    (snapshot / name).resolve().rename(tmp_path / "elsewhere.json")
+    (snapshot / name).unlink()
+    (snapshot / name).symlink_to(tmp_path / "elsewhere.json")
+    assert (judge(snapshot).verdict, judge(snapshot).why[: len(name) + 10]) == ("foreign", f"{name} is a link")
+
+
+def test_line_ends_of_windows(at):
+    made.arguments(made.states(made.adapter(at)))
+    for file in at.glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert (judge(at).verdict, judge(at).why) == ("whole", "")
+
+
 # ---- which one to use ----
 
 

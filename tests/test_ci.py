@@ -1,6 +1,7 @@
 """ci/: workflows and scripts have no finding, and tokens are kept away from judged packages and from what they wrote."""
 
 import base64
+import importlib.util
 import json
 import os
 import re
@@ -657,8 +658,25 @@ def test_without_cuda_the_gpu_suites_end_with_one_sentence():
     code, said = script("gpu-suites", env={**os.environ, "PYTHON": sys.executable})
     assert code == 2
     assert said.splitlines() == [
-        f"ci/gpu-suites: {sys.executable} has no torch that finds a CUDA device; set PYTHON to an interpreter that has one"
+        f"ci/gpu-suites: {sys.executable} has no torch that finds a CUDA device (torch {torch.__version__} is built for CUDA "
+        f"{torch.version.cuda}); set PYTHON to an interpreter that has one"
     ]
+    assert "torch cannot be imported" in script("gpu-suites", env={**os.environ, "PYTHON": "/bin/false"})[1]
+
+
+def test_what_a_gpu_machine_lacks_is_said_before_anything_is_installed(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("gpu_needs", CI / "gpu_needs.py")
+    needs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(needs)
+    monkeypatch.setattr(needs, "WANTED", (needs.packages,))
+    monkeypatch.setattr(needs.shutil, "which", lambda name: "/usr/bin/gcc")
+    assert needs.main() == 0
+    monkeypatch.setattr(needs.shutil, "which", lambda name: None)
+    monkeypatch.setattr(needs, "PACKAGES", ("no-such-package",))
+    assert needs.main() == 2
+    said = capsys.readouterr().err
+    assert "MISSING   a C compiler, for torch.compile; none is on PATH: install gcc, or set CC" in said
+    assert "not there packages; missing, so pip must reach an index: no-such-package" in said
 
 
 def test_the_container_runs_the_scripts_of_a_runner():

@@ -181,7 +181,8 @@ def test_a_stale_reason_fails_too(measured, capsys):
     assert "gone.py * * *: every branch that it names is reached or gone; delete the entry" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_what_the_suites_reach_is_recorded_in_one_process_and_in_workers(workers, tmp_path):
     out = tmp_path / "coverage.json"
     words = ["coverage", "--clause", "API-11", "--json", str(out), "--", "-n", workers, "-q"]

@@ -160,6 +160,19 @@ def test_threads_are_seen(tmp_path):
     assert recorded(tmp_path, save) == ["create f", "write f (1 bytes)"]
 
 
+def test_a_thread_that_outlives_the_save_is_waited_for(tmp_path):
+    (tmp_path / "old").mkdir()
+    for number in range(20):
+        (tmp_path / "old" / str(number)).touch()
+
+    def save(directory):
+        (directory / "new").touch()
+        threading.Thread(target=shutil.rmtree, args=(directory / "old",)).start()
+
+    made = crash.record(save, tmp_path)
+    assert made.after == read_tree(tmp_path) == {"new": b""}
+
+
 def test_a_save_through_a_memory_map_is_refused(tmp_path):
     (tmp_path / "f").write_bytes(b"1234")
 

@@ -211,6 +211,7 @@ def test_a_case_that_does_not_end_is_a_failed_case_and_the_others_are_judged(tmp
     assert "in hang" in failed[0].evidence["seen"][0]
 
 
+@pytest.mark.slow
 def test_the_suites_of_one_worker_take_one_process(tmp_path, runs):
     baseline = Side("baseline", environments.running(), tmp_path / "side", Scope(clauses=("RNG-01",)))
     assert {case.verdict for case in baseline.suites(1, lambda *_: None)} == {"pass"}

@@ -99,6 +99,7 @@ def test_a_first_run_that_did_not_judge_all_is_nothing_to_compare_with(monkeypat
         soak.soak(2, Scope())
 
 
+@pytest.mark.slow
 def test_suites_that_depend_on_the_hash_seed_are_found(tmp_path, monkeypatch, capsys):
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["harness.session.plugin"]\n')
     (tmp_path / "test_seed.py").write_text(SUITE)

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 from datetime import date
-from pathlib import Path
 
 import pytest
 
@@ -77,12 +76,20 @@ def test_a_wrong_matrix_is_one_sentence(tmp_path, index, text, words):
     assert words in str(error.value) and "m.toml" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_clause_that_the_matrix_does_not_judge_is_looked_for_in_all_tests(tmp_path, index):
+    matrix = read(tmp_path, "clauses = ['ACC-*']\ntests = ['suites/test_acc.py']\n[packages]\na = '>=1.0'")
+    assert matrix_file.judging(matrix, ["ACC-01"]).tests == ("suites/test_acc.py",)
+    assert matrix_file.judging(matrix, ["ACC-01", "EMB-01"]).tests == ()
+    with pytest.raises(UsageError, match="matches no clause"):
+        matrix_file.judging(matrix, ["ABC-*"])
+
+
 def test_the_default_matrix_is_whole(monkeypatch):
     monkeypatch.setattr(
         matrix_file, "dated", lambda package: {"4.45.2": None, "5.0": None, "0.13.2": None, "1.0.1": None}
     )
     found = matrix_file.read()
-    assert found.stacks == 400 and len(found.clauses) == 10 and len(found.tests) == 7
+    assert found.stacks == 400 and len(found.clauses) == 69 and len(found.tests) == 74
 
 
 # ---- stacks and their order ----
@@ -150,26 +157,125 @@ def test_nothing_is_chosen_in_a_gap_where_a_stack_is_being_judged():
 # ---- what a verdict depends on ----
 
 
-def test_the_sources_of_a_clause_change_with_its_tests_and_laws_only(monkeypatch):
-    files = {"ACC-01": "suites/test_acc.py", "QLORA-14": "suites/test_qlora.py"}
+TREE = {
+    "suites/test_a.py": """
+import pytest
+from harness.laws import equal, loss as losses
+from harness.runs.scenarios import SHORT
+from harness.suites.test_b import helped
+pytestmark = pytest.mark.usefixtures("quiet")
+BOUND = 3
+TABLE = {}
+TABLE["x"] = 1
 
-    def fresh():
-        for cached in (clause_sources.sources, clause_sources._read, clause_sources._imports):
+@pytest.fixture
+def made():
+    return losses.shift(1)
+
+@pytest.mark.clause("ACC-01")
+@pytest.mark.parametrize("n", [1, 2])
+def test_one(made, n, judge):
+    judge(equal.same(made, BOUND))
+
+@pytest.mark.clause("ACC-02")
+def test_two(judge):
+    from harness.laws.loss import mean
+    judge(mean(helped(SHORT), TABLE))
+""",
+    "suites/test_b.py": """
+import pytest
+from harness.laws.universal import LAWS
+
+def helped(spec):
+    return spec
+
+@pytest.mark.clause("LOSS-01", "FRZ-01")
+def test_table(draw):
+    draw(LAWS)
+""",
+    "laws/equal.py": """
+from harness.laws.loss import mean
+def same(a, b):
+    return a == b
+def near(a):
+    return mean(a)
+""",
+    "laws/loss.py": """
+def mean(a, b=0):
+    return Mean().of(a)
+def shift(a):
+    return a
+class Mean:
+    def of(self, a):
+        return a
+""",
+    "laws/universal.py": """
+from harness.laws import equal, loss
+LAWS = {"LOSS-01": loss.mean, "FRZ-01": equal.same}
+LAWS_OF_ONE_RUN = {"LOG-01": equal.near}
+LAWS_OF_SEVERAL_RUNS = {}
+""",
+    "runs/scenarios.py": "SHORT = dict(max_steps=4)\nLONG = dict(max_steps=40)\n",
+}
+CLAUSES = ("ACC-01", "ACC-02", "LOSS-01", "FRZ-01", "LOG-01")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "voided"),
+    [
+        ("laws/equal.py", "a == b", "a is b", {"ACC-01", "FRZ-01"}),
+        ("laws/equal.py", "return mean(a)", "return mean(a, 1)", {"LOG-01"}),
+        ("laws/equal.py", "def same(a, b):", "# a comment\ndef same(a,  b):\n    'What it is for.'", set()),
+        ("laws/equal.py", "def near", "def unused():\n    return 1\ndef near", set()),
+        (
+            "laws/loss.py",
+            "of(self, a):\n        return a",
+            "of(self, a):\n        return a + 1",
+            {"ACC-02", "LOSS-01", "LOG-01"},
+        ),
+        ("laws/loss.py", "def shift(a):\n    return a", "def shift(a):\n    return -a", {"ACC-01"}),
+        ("suites/test_a.py", "BOUND = 3", "BOUND = 4", {"ACC-01"}),
+        ("suites/test_a.py", 'TABLE["x"] = 1', 'TABLE["x"] = 2', {"ACC-02"}),
+        ("suites/test_a.py", "[1, 2]", "[1, 2, 3]", {"ACC-01"}),
+        ("suites/test_a.py", '"quiet"', '"loud"', {"ACC-01", "ACC-02"}),
+        ("suites/test_a.py", 'clause("ACC-02")', 'clause("ACC-02", "RES-01")', set()),
+        ("suites/test_b.py", "return spec", "return spec.but()", {"ACC-02"}),
+        ("suites/test_b.py", "draw(LAWS)", "draw(LAWS, 2)", {"LOSS-01", "FRZ-01"}),
+        ("laws/universal.py", '"FRZ-01": equal.same', '"FRZ-01": equal.near', {"FRZ-01"}),
+        ("laws/universal.py", '"FRZ-01": equal.same', '"FRZ-01": equal.same, "FRZ-02": equal.near', set()),
+        ("runs/scenarios.py", "max_steps=4)", "max_steps=5)", {"ACC-02"}),
+        ("runs/scenarios.py", "max_steps=40", "max_steps=50", set()),
+    ],
+)
+def test_a_verdict_is_voided_by_what_its_tests_reach_and_by_nothing_else(tmp_path, monkeypatch, file, old, new, voided):
+    monkeypatch.setattr(clause_sources, "SUITES", tmp_path / "suites")
+    monkeypatch.setattr(clause_sources, "PACKAGE", tmp_path)
+    for name, text in TREE.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = fresh_keys(CLAUSES)
+    assert len(set(before.values())) == len(CLAUSES) and TREE[file].count(old) == 1
+    (tmp_path / file).write_text(TREE[file].replace(old, new))
+    after = fresh_keys(CLAUSES)
+    fresh_keys(())
+    assert {clause for clause in CLAUSES if after[clause] != before[clause]} == voided
+
+
+def fresh_keys(clauses, tests=()):
+    for cached in vars(clause_sources).values():
+        if hasattr(cached, "cache_clear"):
             cached.cache_clear()
-        return {clause: clause_sources.sources(clause, (file,)) for clause, file in files.items()}
+    return {clause: clause_sources.sources(clause, tests) for clause in clauses}
 
-    before, reads = fresh(), Path.read_bytes
 
-    def changed(name):
-        monkeypatch.setattr(Path, "read_bytes", lambda self: reads(self) + b"#" * (self.name == name))
-        return {clause for clause, key in fresh().items() if key != before[clause]}
-
-    assert changed("accumulation.py") == {"ACC-01"}
-    assert changed("nf4.py") == {"QLORA-14"}
-    assert changed("models.py") == set()
-    monkeypatch.undo()
-    assert fresh() == before
-    assert clause_sources.sources("ACC-01", ("suites/test_acc.py::test_no",)) != before["ACC-01"]
+def test_the_code_that_a_clause_reaches_is_found_in_the_suites_as_they_are():
+    reached = clause_sources.reached("ACC-01", ("suites/test_acc.py",))
+    assert ("harness.laws.accumulation", "same_split") in reached and ("harness.runs.scenarios", "RAGGED") in reached
+    assert ("harness.laws.equal", "same_adapter") not in reached and len(reached) < 100
+    one = clause_sources.reached("ACC-01", ("suites/test_acc.py::test_no",))
+    assert ("harness.laws.comparisons", "splits") in one and ("harness.suites.test_acc", "SPLIT") not in one
+    name = "suites/test_acc.py::test_accumulated_micro_batches_train_as_the_large_batch"
+    assert clause_sources.reached("ACC-01", (f"{name}[ragged]",)) == clause_sources.reached("ACC-01", (name,))
 
 
 # ---- the table ----
@@ -220,6 +326,9 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
         (lambda body: body["cells"][0].pop("state"), "is damaged (cells[0]: 'state' is a required property"),
         (lambda body: body["cells"][1]["clauses"]["ACC-01"].update(verdict="good"), "has the verdict 'good'"),
         (lambda body: body["cells"][1]["clauses"]["ACC-01"].update(cases=[["a", 1]]), "is damaged"),
+        (lambda body: body["cells"][0]["stack"].update(transformers="abc"), "is damaged (Invalid version: 'abc')"),
+        (lambda body: body["cells"][0].update(requirements="a b"), "is damaged ('a': is no release"),
+        (lambda body: body.update(not_judged=["x"]), "is damaged (not_judged[0]: 'x' is not of type 'object')"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_one_sentence(tmp_path, change, words):
@@ -254,7 +363,8 @@ def test_a_defect_has_the_releases_with_it():
 def test_bounds_have_a_reason_at_each_end():
     cells = line()["cells"]
     found = {one.package: one for one in bounds.bounds(cells, ["ACC-01"], ["transformers", "peft"])}
-    assert found["transformers"].line() == "transformers>=5.1.0,<=5.23.0,!=5.3.0,!=5.9.0"
+    assert found["transformers"].line() == "transformers>=5.1.0,<=5.23.0,!=5.3.0"
+    assert found["transformers"].undecided == ("5.9.0",)  # judged only beside a peft with which it does not resolve
     assert found["transformers"].above.startswith("5.24.0: transformers 5.24.0 wants peft >= 0.22.0")
     assert found["transformers"].below == "no older release was judged"
     assert found["peft"].line() == "peft>=0.18.1,<=0.21.2"
@@ -272,6 +382,15 @@ def test_a_stack_with_known_defects_alone_is_told_apart():
     assert [one.line() for one in bounds.bounds([cell], [], ["peft"])] == ["peft>=0.18.1,<=0.18.1"]
     assert bounds.bounds([cell], ["ACC-01"], ["peft"]) == []
     assert since.defects([cell], ["peft"])[0].stacks == 1
+
+
+def test_a_stack_whose_packages_refuse_each_other_does_not_hold():
+    wants = ["transformers 5.24.0 wants peft >= 0.22.0, the stack has 0.21.2"]
+    (cell,) = table(result("5.24.0", "0.21.2", requires=wants))["cells"]
+    assert results_table.of_cell(cell) == results_table.of_cell(cell, ["ACC-01"]) == "fails"
+    assert results_table.reason(cell) == wants[0] and bounds.bounds([cell], ["ACC-01"], ["peft"]) == []
+    answer = propose.propose(PINS, propose.wanted(["transformers>=5.24"]), [cell])
+    assert answer.proposal is None and answer.in_the_way == [(cell["requirements"], wants[0])]
 
 
 PINS = {"transformers": "5.1.0", "peft": "0.18.1", "accelerate": "1.13.0"}
@@ -316,10 +435,74 @@ def test_a_stack_that_is_not_in_the_table_is_judged_before_it_is_proposed():
 def test_a_stack_that_was_not_judged_has_neighbours():
     cells = line()["cells"]
     assert len(ask.exactly(cells, {"peft": "0.18.1"})) == 4
-    near = ask.nearest(cells, PINS | {"transformers": "5.2.1"})
+    near = ask.nearest(cells, ask.asked("transformers==5.2.1 peft==0.18.1 accelerate==1.13.0"))
     assert near[0]["stack"]["transformers"] == "5.2.0"
+    assert ask.nearest(cells, ask.asked("transformers>=6"))[0]["stack"]["transformers"] == "5.24.0"
+    assert ask.outside(cells, ask.asked("transformers>=6 peft")) == [
+        "transformers>=6: the table has 7 releases of it, 5.1.0 to 5.24.0, but none of these"
+    ]
     with pytest.raises(UsageError, match="is no release"):
         ask.pins("transformers>=5")
+
+
+@pytest.mark.parametrize(
+    ("words", "releases"),
+    [
+        ("transformers==5.3", ["5.3.0"]),
+        ("Transformers==v5.3.0, PEFT==0.18.1", ["5.3.0"]),
+        ("transformers[torch,vision]===5.3.0", ["5.3.0"]),
+        ("transformers==5.3.0+cpu", ["5.3.0"]),
+        ("transformers~=5.3.0", ["5.3.0"]),
+        ("transformers>=5.2,<5.4", ["5.2.0", "5.3.0"]),
+        ("transformers==5.*,>=5.20 peft", ["5.23.0", "5.24.0"]),
+        ("accelerate==1.15.0", ["5.23.0", "5.24.0"]),
+        ("transformers==5.4.0rc1", []),
+    ],
+)
+def test_a_question_may_name_releases_as_requirements_do(words, releases):
+    found = ask.matching(line()["cells"], ask.asked(words))
+    assert sorted(cell["stack"]["transformers"] for cell in found) == releases
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "name a stack, such as"),
+        ("transformers 5.3.0", "5.3.0 is no package; write a release as transformers==5.1.0"),
+        ("transformers==5.3.0 transformers==5.4.0", "contradicts"),
+        ("transformers===five", "is no release"),
+        ("pefft==0.18.1", "pefft: the table has no such package; the nearest name is 'peft'"),
+        ("bits_and_bytes==0.50", "bits-and-bytes: the table has stacks of accelerate, peft, transformers only"),
+        ("peft @ https://example.org/peft-1.0-py3-none-any.whl", "peft: comes from an address or a folder"),
+        ("nowhere.txt", "nowhere.txt: no such requirements file"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_one_sentence(words, said):
+    with pytest.raises(UsageError) as error:
+        ask.known(line()["cells"], ask.asked(words))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_the_table_does_not_have_is_left_out_of_the_answer(tmp_path, capsys):
+    (tmp_path / "t.json").write_text(results_table.write(line()))
+    (tmp_path / "reqs.txt").write_text("transformers==5.2.0\ndatasets>=3  # any\n-c limits.txt\n")
+    (tmp_path / "limits.txt").write_text("transformers<6\nnumpy<2\n")
+    assert command.ask(str(tmp_path / "reqs.txt"), tmp_path / "t.json", [], "cpu", None) == 3
+    out = capsys.readouterr().out
+    assert "datasets: is in no stack of the table" in out and "holds: transformers==5.2.0" in out
+    with pytest.raises(UsageError, match="no stack was judged by PERF-01; it has clauses of ACC-"):
+        command.ask("transformers==5.2.0", tmp_path / "t.json", ["PERF-01"], "cpu", None)
+
+
+def test_without_a_network_a_baseline_must_name_releases():
+    assert propose.baseline("transformers[torch]==5.3 peft==0.18.1 datasets>=2", True) == {
+        "transformers": "5.3",
+        "peft": "0.18.1",
+    }
+    with pytest.raises(UsageError, match=r"transformers>=5.3: is no release; write =="):
+        propose.baseline("transformers>=5.3 peft==0.18.1", True)
+    with pytest.raises(UsageError, match="names none of torch, transformers"):
+        propose.baseline("numpy==2.0", True)
 
 
 @pytest.mark.parametrize(
@@ -353,4 +536,8 @@ def test_tables_are_joined_and_written_without_judging(tmp_path, capsys):
     assert command.map_(None, 0, "local", None, tmp_path / "d", [], [], merge, False, outputs) == 3
     assert "conflict: transformers==5.3.0" in capsys.readouterr().out
     assert len(results_table.load(outputs["json"])["conflicts"]) == 1
+    left = [{"requirements": words, "why": "not yet judged"} for words in (result("5.3.0")["requirements"], "a==1")]
+    merge[1].write_text(results_table.write(table(result("5.4.0")) | {"not_judged": left}))
+    command.map_(None, 0, "local", None, tmp_path / "d", [], [], merge, False, outputs)
+    assert results_table.load(outputs["json"])["not_judged"] == left[1:]
     assert all(file.stat().st_size > 100 for file in outputs.values())

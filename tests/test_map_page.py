@@ -90,6 +90,24 @@ def test_two_stacks_are_compared(chromium, pages):
     assert chromium.run("document.getElementById('difference').textContent") == said
 
 
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_narrow_screen_scrolls_tables_and_not_the_page(chromium, pages, dark):
+    chromium.go(pages["line"])
+    chromium.run(f"{square('5.24.0', '0.21.2')}.click()")
+    for id, at in (("a", 1), ("b", 3)):
+        choose(chromium, id, chromium.run(f"document.getElementById({id!r}).options[{at}].value"))
+    try:
+        chromium.look(400, 900, dark)
+        assert chromium.run("document.documentElement.scrollWidth") <= 400
+        back, text = chromium.run(
+            "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        )
+        light = [sum(int(part) for part in one[4:-1].split(",")) for one in (back, text)]
+        assert (light[0] < light[1]) == dark
+    finally:
+        chromium.look()
+
+
 def test_the_page_says_since_which_release_a_clause_fails(chromium, pages):
     chromium.go(pages["line"])
     body = chromium.run("document.body.textContent")

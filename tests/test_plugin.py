@@ -268,6 +268,7 @@ def test_two():
 """
 
 
+@pytest.mark.slow
 def test_workers_choose_their_gpu_before_they_use_one(suite, pytester, monkeypatch):
     suite(SEES)
     pytester.makepyfile(two_gpus=TWO_GPUS)

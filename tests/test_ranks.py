@@ -68,6 +68,7 @@ def test_an_error_that_all_ranks_raise_is_reported_once(tmp_path):
     assert failed.value.alike
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torchrun", [False, True])
 def test_the_rank_that_serves_the_store_waits_until_the_others_have_failed(tmp_path, monkeypatch, torchrun):
     monkeypatch.setattr(ranks.settings, "torchrun", torchrun)
@@ -90,6 +91,7 @@ def test_a_hung_group_is_killed_with_every_ranks_stack_and_the_next_group_runs(t
     test_groups_run_and_the_later_ones_need_no_imports(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_groups_at_the_same_time_do_not_mix(tmp_path):
     code = (
         "import functools, sys; from pathlib import Path; from tests import rank_calls\n"
@@ -140,6 +142,7 @@ def test_no_rank_outlives_the_process_that_asked_for_it(number, tmp_path):
         parent.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_no_rank_outlives_the_fork_server(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stderr=subprocess.PIPE, text=True)

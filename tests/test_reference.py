@@ -40,6 +40,24 @@ NO_DROPOUT = {"lora_dropout": 0.0}
 EVALUATED = PLAIN.but(data={"eval_rows": 10}, eval_strategy="steps", eval_steps=5)
 NF4 = {"quantization": "nf4"}
 
+#: Qwen2 has biases in its attention.
+BIASES = PLAIN.but(
+    model={"family": "qwen2"}, lora={"bias": "all"}, weight_decay=0.1, max_steps=4, save_strategy="steps", save_steps=2
+)
+#: The loss of other rows is lowest after step 2, and highest after step 4 (of 6).
+BEST = PLAIN.but(
+    data={"rows": 4, "eval_rows": 8, "seed": 7},
+    lora=NO_DROPOUT,
+    learning_rate=2e-2,
+    lr_scheduler_type="constant",
+    max_steps=6,
+    eval_strategy="steps",
+    eval_steps=2,
+    save_strategy="steps",
+    save_steps=2,
+    load_best_model_at_end=True,
+)
+
 EQUAL = {
     "plain": PLAIN,
     "accumulation": PLAIN.but(data=RAGGED, gradient_accumulation_steps=3, max_steps=8),
@@ -112,6 +130,18 @@ EQUAL = {
         max_steps=4,
     ),
     "saving-two": EVALUATED.but(save_strategy="steps", save_steps=0.2, save_total_limit=2),
+    "bias-all": BIASES,
+    "bias-of-the-targets-add-bf16": BIASES.but(
+        adapter={"route": ADD}, lora={"bias": "lora_only"}, model={"dtype": "bfloat16"}, bf16=True
+    ),
+    "bias-nf4": BIASES.but(model=NF4, lora={"bias": "lora_only"}),
+    "best": BEST,
+    "best-rotated": BEST.but(save_total_limit=1, save_only_model=True),
+    "best-rotated-two": BEST.but(save_total_limit=2, greater_is_better=True, metric_for_best_model="eval_loss"),
+    "best-saved": BEST.but(save_strategy="best", save_total_limit=1, greater_is_better=True),
+    "best-saved-and-not-loaded": BEST.but(
+        save_strategy="best", load_best_model_at_end=None, metric_for_best_model="loss", eval_steps=0.5
+    ),
 }
 
 EACH = EVALUATED.but(eval_steps=1, max_steps=8, save_strategy="steps", save_steps=3)
@@ -135,6 +165,7 @@ STATES = ("adafactor", "adamw-8bit", "ademamix-8bit")
 #: Twenty steps in two epochs of ten, with dropout. All checkpoints but one are taken in the middle of an epoch.
 LONG = PLAIN.but(max_steps=20, save_strategy="steps", save_steps=3)
 AT_EPOCH = LONG.but(save_strategy="epoch")
+RESUMED_BEST = BEST.but(load_best_model_at_end=None, metric_for_best_model="loss", max_steps=4)
 WINDOWS = PLAIN.but(data=RAGGED, gradient_accumulation_steps=3, max_steps=8, save_strategy="steps", save_steps=2)
 
 
@@ -265,7 +296,9 @@ def test_choices_are_what_the_reference_has():
     assert sorted(names) == sorted(reference.CHOICES["lr_scheduler_type"])
 
 
-@pytest.mark.parametrize("spec", [LONG, AT_EPOCH, WINDOWS], ids=["steps", "epoch", "windows"])
+@pytest.mark.parametrize(
+    "spec", [LONG, AT_EPOCH, WINDOWS, BIASES, RESUMED_BEST], ids=["steps", "epoch", "windows", "biases", "best"]
+)
 @pytest.mark.parametrize(("writer", "reader"), [("hf-trainer", "reference"), ("reference", "hf-trainer")])
 def test_checkpoints_resume_in_each_other(runs, spec, writer, reader):
     whole = train(runs, spec, writer)
@@ -394,7 +427,9 @@ def test_an_incomplete_checkpoint_is_refused(runs):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (PLAIN.but(load_best_model_at_end=True), "TrainingArguments.load_best_model_at_end"),
+        (PLAIN.but(save_strategy="steps", load_best_model_at_end=True), "an evaluation for each checkpoint"),
+        (BEST.but(save_steps=3), "an evaluation for each checkpoint"),
+        (BEST.but(save_steps=0.5, eval_steps=2), "an evaluation for each checkpoint"),
         (PLAIN.but(optim="lomo"), "adamw_torch_fused"),
         (PLAIN.but(optim="sgd", optim_args="momentum"), "optim_args 'momentum'"),
         (PLAIN.but(optim="rmsprop_bnb", optim_args="alpha=0.9"), "optim_args of 'rmsprop_bnb'"),
@@ -404,19 +439,19 @@ def test_an_incomplete_checkpoint_is_refused(runs):
         (PLAIN.but(lr_scheduler_type="cosine_with_min_lr"), "one of min_lr and min_lr_rate"),
         (PLAIN.but(lr_scheduler_type="polynomial", learning_rate=1e-8), "lr_end must be below"),
         (PLAIN.but(lr_scheduler_type="greedy"), "needs evaluations"),
-        (EVALUATED.but(metric_for_best_model="loss", save_total_limit=1), "save_total_limit with a metric"),
         (EVALUATED.but(metric_for_best_model="accuracy"), "metric_for_best_model"),
         (PLAIN.but(data={"augment": True}, train_sampling_strategy="group_by_length"), "augmented row"),
         (PLAIN.but(data={"augment": True}, dataloader_num_workers=2), "augmented row"),
         (PLAIN.but(dataloader_persistent_workers=True), "dataloader_persistent_workers"),
         (PLAIN.but(eval_on_start=True), "evaluation rows"),
         (PLAIN.but(fp16=True), "fp16"),
-        (PLAIN.but(save_strategy="best"), "save_strategy"),
+        (PLAIN.but(save_strategy="best"), "save_strategy 'best' needs a metric_for_best_model"),
         (PLAIN.but(max_steps="ten"), "expected int"),
         (PLAIN.but(gradient_accumulation_steps=0), "more than 0"),
         (PLAIN.but(eval_strategy="epoch"), "evaluation rows"),
         (PLAIN.but(lora={"use_dora": True}), "LoraConfig.use_dora"),
-        (PLAIN.but(lora={"bias": "all"}), "LoraConfig.bias"),
+        (PLAIN.but(lora={"bias": "boft_only"}), "LoraConfig.bias"),
+        (PLAIN.but(lora={"lora_bias": True}), "LoraConfig.lora_bias"),
         (PLAIN.but(lora={"target_modules": ["lm_head"]}), "lm_head"),
         (PLAIN.but(adapter={"peft_type": "IA3"}), "IA3"),
         (PLAIN.but(adapter={"options": {"mixed": True}}), "options"),

@@ -5,17 +5,24 @@ import functools
 import itertools
 import json
 import os
+import signal
+import struct
 import time
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 import jsonschema
 import pytest
 
 from harness import subjects
-from harness.errors import OutOfSpace
+from harness.errors import OutOfSpace, UsageError
 from harness.paths import PACKAGE
+from harness.processes import workers as workers_module
+from harness.processes.engine import Engine
+from harness.processes.group import send
 from harness.processes.workers import Died, Workers
-from harness.runs import fields, judging
+from harness.runs import fields, judging, sweep_elsewhere
+from harness.runs import sweep as sweep_module
 from harness.runs.cache import Runs
 from harness.runs.fewest import cause, fewest, with_defaults
 from harness.runs.pairs import Pairs
@@ -35,6 +42,7 @@ from harness.runs.trial import (
 )
 from harness.session import sweep as session
 from harness.spec import RunSpec
+from tests.processes import alive, until
 
 TABLE = {"a": "012", "b": "01", "c": "0123", "d": "01", "e": "01", "launch": ("one", "two")}
 
@@ -204,6 +212,55 @@ def test_a_worker_that_dies_or_hangs_is_replaced(tmp_path):
         assert answers(workers, "after")["after"][0] == "after"
 
 
+def starts_what_stays(task):
+    """Start a process in a session of its own that ignores SIGTERM, and hang: as a fork server that hangs."""
+    file, half = task
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        file.write_text(str(os.getpid()))
+        time.sleep(60)
+        os._exit(0)
+    while not file.is_file() or not file.read_text():
+        time.sleep(0.01)
+    if half:
+        return "an answer"
+    time.sleep(60)
+
+
+def send_half(channel, message):
+    """Send a message whole, unless it is an answer."""
+    if message == "an answer":
+        channel.sendall(struct.pack("<Q", 100) + b"half")
+        time.sleep(60)
+    send(channel, message)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["no-answer", "half-an-answer"])
+def test_what_a_worker_that_hangs_has_started_ends_with_it(tmp_path, monkeypatch, half):
+    monkeypatch.setattr(workers_module, "_ANSWER", 0.2)
+    monkeypatch.setattr(workers_module, "send", send_half)
+    task, began = (tmp_path / "pid", half), time.monotonic()
+    with Workers(starts_what_stays, 1, tmp_path) as workers:
+        found = answers(workers, task, limit=30.0 if half else 1.0)
+        assert found[task].hung
+        assert workers.free == 1
+    assert time.monotonic() - began < 10
+    assert until(lambda: not alive(int(task[0].read_text())), 5.0)
+
+
+def test_a_process_that_the_kernel_keeps_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers_module, "_ANSWER", 0.1)
+    with Workers(work, 1, tmp_path) as workers:
+        monkeypatch.setattr(workers_module, "_wait", lambda pid, until: (0, 0))
+        found, began = answers(workers, "hang", limit=0.2), time.monotonic()
+        assert found["hang"].hung and workers.free == 1
+        monkeypatch.undo()
+        assert answers(workers, "after")["after"][0] == "after"
+        assert time.monotonic() - began < 5
+
+
 def test_a_worker_is_used_again_unless_a_fresh_one_is_asked_for(tmp_path):
     with Workers(work, 1, tmp_path, tasks=3) as workers:
         pids = [answers(workers, number)[number][1] for number in range(4)]
@@ -302,11 +359,123 @@ def test_a_configuration_that_ends_its_process_is_a_failure_of_its_own(tmp_path)
     assert all("exit status 3" in one.clauses[""] for one in result.causes)
 
 
+class Hangs(MadeUp):
+    """Judges rows, but for those with some fields: it waits for ever for them."""
+
+    def judge(self, row):
+        if self._has(self.dies, row):
+            time.sleep(600)
+        return super().judge(row)
+
+
+def test_configurations_that_hang_are_stopped_and_said_and_the_others_are_judged(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_module, "LIMIT", 0.2)
+    trial, began = Hangs(dies=[{"c": "1", "d": "0"}]), time.monotonic()
+    result = swept(trial, tmp_path, rows=14)
+    assert time.monotonic() - began < 30
+    assert result.stopped == result.outcomes[ENDED] > 1 and result.outcomes[HOLDS] > 12
+    (one,) = result.causes
+    assert one.hung and one.kind == ENDED and one.rows == result.stopped and one.fewest["c"] == "1"
+    assert "had not ended after 180 s, and was stopped with all of its processes" in one.clauses[""]
+    assert result.code == 1
+    text = "\n".join(session.lines(Result(causes=[replace(one, fewest={})], stopped=3), [tmp_path / "x.json"]))
+    assert "3 of them stopped at a limit" in text and "not looked for, since each try would last" in text
+    assert session.to_json(Result(stopped=3), [], 0, 1.0)["stopped_at_a_limit"] == 3
+
+
 def test_the_sweep_stops_when_its_time_is_over(tmp_path):
     began = time.monotonic()
     result = swept(Slow(), tmp_path, seconds=1.0)
     assert time.monotonic() - began < 5
     assert result.over and result.share < 0.95 and result.code == 3
+
+
+@pytest.fixture
+def places(monkeypatch, tmp_path):
+    """Three places of an engine, which do tasks in threads; they lose a worker at a row that ends its process."""
+
+    def opened(trial):
+        def done(subject, task, limit, fresh):
+            row = task[1]
+            if task[0] in ("judge", "fewest") and trial._has(trial.dies, row):
+                raise ConnectionError("the worker is gone")
+            return sweep_elsewhere.work(trial, task)
+
+        monkeypatch.setattr(sweep_elsewhere, "done", done)
+        return sweep_elsewhere.Elsewhere(Engine(ThreadPoolExecutor(3), 3, tmp_path / "lease", "me", ""), "made-up")
+
+    return opened
+
+
+def test_an_engine_finds_what_workers_here_find(tmp_path, places):
+    trial = MadeUp([{"a": "1", "c": "2"}], fails=[{"a": "1", "b": "1"}], broken=[{"c": "3"}])
+    here = swept(trial, tmp_path, rows=120)
+    there = swept(trial, tmp_path, rows=120, elsewhere=lambda: places(trial))
+    assert there.covered == there.allowed and there.refusals == here.refusals
+    assert {str(one.fewest) for one in there.causes} == {str(one.fewest) for one in here.causes} and there.code == 1
+
+
+def test_a_worker_that_an_engine_loses_is_a_failure_of_its_configuration(tmp_path, places):
+    trial = MadeUp(dies=[{"c": "1", "d": "1"}])
+    result = swept(trial, tmp_path, rows=5, seconds=5.0, elsewhere=lambda: places(trial))
+    assert result.outcomes[ENDED] and result.code == 1
+    assert "its worker was lost (ConnectionError: the worker is gone)" in {one.clauses[""] for one in result.causes}
+
+
+@pytest.mark.slow
+def test_a_host_judges_and_one_that_dies_is_replaced():
+    row = fields.default()
+    assert sweep_elsewhere.done("hf-trainer", ("judge", row), 180.0, False).kind == HOLDS
+    hung = sweep_elsewhere.done("hf-trainer", ("judge", row), 0.01, True)
+    assert isinstance(hung, Died) and hung.hung
+    process, _ = sweep_elsewhere._HOSTS["hf-trainer"]
+    process.kill()
+    dead = sweep_elsewhere.done("hf-trainer", ("judge", row), 180.0, False)
+    assert isinstance(dead, Died) and dead.how == "its process ended with -9"
+    assert sweep_elsewhere.done("hf-trainer", ("judge", row), 180.0, False).kind == HOLDS
+    sweep_elsewhere.end_hosts()
+    assert not sweep_elsewhere._HOSTS
+
+
+@pytest.mark.slow
+def test_a_host_that_cannot_start_says_why():
+    with pytest.raises(UsageError, match="the sweep could not start its process"):
+        sweep_elsewhere.done("nobody", ("judge", {}), 1.0, False)
+
+
+def test_a_short_sweep_has_rows_too(tmp_path):
+    """Each value by itself would take longer than there is time for. Only rows change several fields."""
+    log = tmp_path / "log"
+
+    class Logged(Slow):
+        def judge(self, row):
+            with log.open("a") as stream:
+                stream.write(f"{len(changed(row))}\n")
+            return super().judge(row)
+
+    swept(Logged(), tmp_path, seconds=1.5, workers=1)
+    assert max(map(int, log.read_text().split())) > 1
+
+
+def test_what_is_refused_does_not_starve_the_rows(tmp_path):
+    """Each value is refused with many others, and finding out which takes long. Half of the time is left for rows."""
+
+    class Searched(MadeUp):
+        def judge(self, row):
+            time.sleep(0.1)
+            return super().judge(row)
+
+        def forbidden(self, row, sentence, trained=True):
+            time.sleep(0.2)
+            return super().forbidden(row, sentence, trained)
+
+    refused = [{"a": x, "c": y} for x in "12" for y in "123"] + [{"b": "1", "d": "1"}, {"d": "1", "e": "1"}]
+    seen = []
+    trial = Searched(refused)
+    result = swept(trial, tmp_path, seconds=1.8, workers=1, progress=lambda now: seen.append((now.phase, now.judged)))
+    assert result.judged >= 3 and result.over
+    assert any("rows of the array" in phase and "refusals to look into" in phase for phase, _ in seen), seen
+    assert any(phase.startswith("each value by itself, ") for phase, _ in seen)
 
 
 class Full(MadeUp):

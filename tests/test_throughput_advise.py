@@ -99,6 +99,7 @@ def test_the_kinds_together_are_all_kernels():
     assert named + report["seconds_of_others"] == pytest.approx(sum(by_kind(made).values()))
 
 
+@pytest.mark.slow
 def test_a_process_says_which_kernels_its_steps_ran():
     with pairs.standing(
         pairs.Runner(pairs.Entrant("trainer", "hf-trainer", shapes.SHAPES["tiny"].spec("cpu")))

@@ -112,6 +112,7 @@ def test_a_side_that_cannot_be_timed_is_named(code, words):
     assert str(failed.value) == words
 
 
+@pytest.mark.slow
 def test_a_real_side_is_timed():
     a, b = (Entrant(name, name, SPEC, cost=name == "hf-trainer") for name in ("reference", "hf-trainer"))
     judgement, timed = pairs.compare(a, b, margin=0.5, budget=2, processes=1, decide=False)

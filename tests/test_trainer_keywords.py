@@ -1,9 +1,11 @@
 """RunSpec.trainer: names and options become what the Trainer is given, or one sentence."""
 
+import sys
+
 import pytest
 import torch
 
-from harness import lacking
+from harness import environment, lacking
 from harness.errors import UsageError
 from harness.fixtures import collators, data
 from harness.runs.scenarios import PLAIN
@@ -126,6 +128,24 @@ def test_every_optimizer_of_upstream_is_there_or_its_package_is_named():
 def test_a_package_that_is_not_installed_is_named(spec, words, monkeypatch):
     monkeypatch.setattr(lacking, "_has", lambda module: False)
     assert words in HFTrainer().unsupported(spec)
+
+
+@pytest.mark.parametrize(
+    ("module", "spec", "words"),
+    [
+        ("schedulefree", PLAIN.but(optim="schedule_free_adamw"), "needs schedulefree"),
+        ("flash_attn", PLAIN.but(model={"attn_implementation": "flash_attention_2"}), "needs flash-attn"),
+        ("sklearn", PLAIN.but(adapter={"peft_type": "ADAMSS"}), "ADAMSS clusters by scikit-learn"),
+    ],
+)
+def test_a_package_whose_import_fails_is_named(module, spec, words, monkeypatch, tmp_path):
+    (tmp_path / f"{module}.py").write_text("raise OSError('libone.so is missing\\nand more')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    environment.import_error.cache_clear()
+    reason = HFTrainer().unsupported(spec)
+    environment.import_error.cache_clear()
+    assert f"{words}, which is installed, but cannot be imported (libone.so is missing)" in str(reason)
 
 
 def test_an_option_of_the_route_that_there_is_not():

@@ -11,13 +11,15 @@ import re
 import subprocess
 import sys
 
+import peft
 import pytest
 
 from harness.contract import expectations
 from harness.errors import UsageError
 from harness.gate import environments
 from harness.paths import SUITES
-from harness.runs.scenarios import PLAIN
+from harness.runs.scenarios import PLAIN, spec_for
+from harness.spec import ADD
 from harness.upstream import case_script, generator, issue, pieces, recipes
 from tests.command_line import run
 
@@ -109,6 +111,67 @@ def test_a_script_exits_with_1_where_the_fault_is_and_else_with_0(texts, name):
     assert code == int(recipes.here(one))
     assert "expected:" in said and "seen:" in said
     assert code == 0 or one.words in said
+
+
+# ---- the clauses about adapters that are loaded elsewhere ----
+
+SERVED = {"plain": PLAIN, "seq2seq": spec_for("t5", "lora"), "add_adapter": spec_for("llama", "loha", ADD)}
+
+
+@pytest.mark.parametrize("clause", ["SERVE-01", "SERVE-02", "SERVE-03", "SERVE-04"])
+def test_each_clause_of_serve_has_a_short_script(clause):
+    for spec in SERVED.values():
+        text = case_script.of_spec(spec, clause, KNOWN).text
+        assert len(text.splitlines()) <= 60 and "harness" not in text
+
+
+def test_no_script_merges_what_upstream_does_not_merge_within_rounding():
+    for spec, words in (
+        (spec_for("llama", "prompt-tuning"), "PROMPT_TUNING is never merged"),
+        (PLAIN.but(model={"quantization": "nf4"}), "the base is packed"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            case_script.of_spec(spec, "SERVE-02", KNOWN)
+
+
+def test_a_clause_without_a_check_is_refused_with_the_reason(tmp_path):
+    case = tmp_path / "case.json"
+    case.write_text(json.dumps({"clause": "CRASH-05", "scenario": "limit-1/stopped", "spec": {}}))
+    code, _, said = run("repro", case, "--script", tmp_path / "s.py")
+    assert code == 2 and "needs a machine that stops" in said and not (tmp_path / "s.py").exists()
+
+
+def _double_rank(self, *given, saved=peft.PeftConfig.to_dict, **options):
+    return {**saved(self, *given, **options), "r": 16}
+
+
+def _shifted(*given, merge=peft.tuners.lora.Linear.merge, **options):
+    merge(*given, **options)
+    given[0].get_base_layer().weight.data += 0.1
+
+
+def _careless(model, *given, load=peft.PeftModel.from_pretrained.__func__, **options):
+    model.lm_head.weight.data += 0.1
+    return load(peft.PeftModel, model, *given, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("clause", "where", "fault", "words"),
+    [
+        ("SERVE-01", peft.PeftModel, ("from_pretrained", staticmethod(_careless)), "logits differ by"),
+        ("SERVE-02", peft.tuners.lora.Linear, ("merge", _shifted), "logits differ by"),
+        ("SERVE-03", peft.PeftConfig, ("to_dict", _double_rank), "r is 16, was 8"),
+        ("SERVE-04", peft.PeftModel, ("from_pretrained", staticmethod(_careless)), "lm_head.weight changed"),
+    ],
+    ids=["SERVE-01", "SERVE-02", "SERVE-03", "SERVE-04"],
+)
+def test_a_script_of_serve_finds_a_fault(clause, where, fault, words, monkeypatch):
+    text = case_script.of_spec(PLAIN, clause, KNOWN).text
+    assert outcome(text)[0] == 0
+    monkeypatch.setattr(where, *fault)
+    code, said = outcome(text)
+    assert code == 1 and words in said
 
 
 @pytest.mark.slow

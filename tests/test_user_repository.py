@@ -76,6 +76,7 @@ def test_check_judges_the_repositorys_own_trainer(installed, repository):
     assert "judged: my_trainer:subject" in done.stdout and "4 passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_ranks_find_the_modules_of_the_repository(installed, repository):
     test = "test_launches.py::test_ranks_together_obey_the_laws_of_one_process[ddp-2/LOSS-01]"
     done = installed.run("peft-harness", "repro", case_file(repository, test), "--trust-code", cwd=repository)
@@ -84,6 +85,7 @@ def test_ranks_find_the_modules_of_the_repository(installed, repository):
     assert (repository / "seen.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_wrong_module_is_named(installed, repository):
     done = installed.run("peft-harness", "check", "--subject", "no_trainer:subject", cwd=repository)
     assert done.returncode == 2

@@ -165,6 +165,7 @@ def test_check_judges_a_clause(peft_harness):
     assert "FRZ what is trained" in said and "2 passed" in said
 
 
+@pytest.mark.slow
 def test_repro_repeats_a_case_of_the_suites(peft_harness, tmp_path):
     case = tmp_path / "case.json"
     test = "test_frz.py::test_base_is_bit_identical[plain]"

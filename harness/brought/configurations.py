@@ -6,12 +6,14 @@ takes is listed as not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness import compat
+from harness.brought.accelerate_config import MARK
 from harness.brought.argument_names import unused
 from harness.brought.notes import Notes
 from harness.brought.settings_files import read_object
@@ -37,6 +39,34 @@ _ELSEWHERE = {
     "special_tokens": "no tokenizer is used",
     "tokens": "no tokenizer is used",
     "preprocessing": "the rows are made, or those of --data",
+    **dict.fromkeys(
+        (
+            *("packing_strategy", "eval_packing", "eval_sample_packing", "pad_to_", "max_samples", "overwrite_cache"),
+            *("truncation_mode", "shuffle_dataset", "val_", "roles_to_train", "sample_packing_", "streaming"),
+        ),
+        "the rows are made, or those of --data",
+    ),
+    **dict.fromkeys(
+        ("assistant_only_loss", "completion_only_loss", "train_on_", "mask_history"),
+        "which labels count is decided by the rows",
+    ),
+    **dict.fromkeys(("loss_type", "use_dft_loss", "dft_", "use_asft"), "a loss of the tool's own, which is not judged"),
+    **dict.fromkeys(
+        (
+            *("use_unsloth", "unsloth", "shift_attn", "plugins", "liger_", "activation_offloading", "xformers", "s2_"),
+            *("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "upcast_", "embeddings_skip", "cut_cross_"),
+        ),
+        "the tool changes the model's code for it, which is not judged",
+    ),
+    "cosine_": "a schedule of the tool's own, which is not judged",
+    "plot_loss": "reports to somebody else",
+    "eos_token": "no tokenizer is used",
+    "pad_token": "no tokenizer is used",
+    "trust_remote_code": "no code of a model is run",
+    **dict.fromkeys(
+        ("model_type", "model_revision", "revision_of_model", "type_of_model", "is_llama", "is_mistral", "is_falcon"),
+        "the base is that of --model, or made",
+    ),
 }
 
 
@@ -53,6 +83,7 @@ class Parts:
     - length: tokens to which rows are cut; None if the file says none.
     - collator: a collator of `harness.fixtures.collators`.
     - trainer: other entries of RunSpec.trainer.
+    - prompts_left_out: whether the labels of prompts do not count.
     - prepares: whether the tool calls peft's prepare_model_for_kbit_training.
     """
 
@@ -65,6 +96,7 @@ class Parts:
     length: int | None = None
     collator: str | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
+    prompts_left_out: bool = False
     prepares: bool = False
 
 
@@ -109,13 +141,22 @@ def read_configuration(path: str | Path, kind: str | None, tools: Mapping[str, T
         if unused(value):
             continue
         start = next((why for start, why in _ELSEWHERE.items() if name.startswith(start)), None)
-        notes.leave_out(name, start or f"a field of {tool.title} that has no part in this path, or is not known")
+        notes.leave_out(name, start or _unknown(name, tool, known))
     return parts
+
+
+def _unknown(name: str, tool: Tool, arguments: Collection[str]) -> str:
+    """Return why a field that no table has is not looked at, with the field that may have been meant."""
+    near = difflib.get_close_matches(name[:100], sorted({*tool.fields, *tool.marks, *arguments}), n=1, cutoff=0.85)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"a field of {tool.title} that has no part in this path, or is not known{hint}"
 
 
 def _recognised(
     given: Mapping[str, Any], kind: str | None, known: Mapping[str, Tool], where: str, notes: Notes
 ) -> Tool:
+    if MARK in given:
+        raise UsageError(f"{where}: a configuration of `accelerate launch`; name it with --launch")
     if kind is not None:
         raise UsageError(f"--config-kind {shown(kind)}: expected one of {', '.join(known)}")
     counts = {name: sum(mark in given for mark in tool.marks) for name, tool in known.items()}

@@ -1,5 +1,7 @@
 """How a run is launched: --launch, and what deepspeed and fsdp in TrainingArguments ask for.
 
+--launch is a strategy, or a file of `accelerate launch` (`accelerate_config`).
+
 `harness.subjects.from_file` makes a launch of them, for every spec. Here is what a run that is made small needs besides.
 """
 
@@ -11,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.brought import accelerate_config
 from harness.brought.argument_names import unused
 from harness.brought.notes import Notes, listed
 from harness.brought.settings_files import read_object
 from harness.errors import UsageError
-from harness.reading import shown
+from harness.reading import shown, shown_path
 from harness.spec import LaunchSpec, RunSpec
 from harness.subjects import from_file
 from harness.subjects.launch_arguments import STRATEGIES
@@ -50,7 +53,7 @@ def take(arguments: dict[str, Any], name: str | None, where: str, device: str, n
     """Return the launch of a run, and take what asks for one out of `arguments`.
 
     - arguments: TrainingArguments in newest names; deepspeed, fsdp and fsdp_config are removed.
-    - name: what --launch names; None leaves it to the arguments.
+    - name: what --launch names; None leaves it to the arguments. A file of accelerate's may also set bf16 or fp16.
     - where: what messages call the arguments' file. Files that they name are looked for beside it, too.
 
     Raises UsageError for an unknown strategy, for a file that cannot be read, and for what cannot be run here.
@@ -58,6 +61,8 @@ def take(arguments: dict[str, Any], name: str | None, where: str, device: str, n
     given = {field: arguments.pop(field) for field in _FIELDS if not unused(arguments.get(field))}
     for field in _FIELDS:
         arguments.pop(field, None)
+    if name is not None and accelerate_config.is_file(name):
+        return _accelerate(name, arguments, given, where, device, notes)
     if name is not None:
         if given.keys() - {"fsdp_config"}:
             notes.say(f"--launch {name} counts, and not what the arguments say about deepspeed and fsdp")
@@ -67,6 +72,33 @@ def take(arguments: dict[str, Any], name: str | None, where: str, device: str, n
     if "fsdp" in given:
         return _fsdp(given, where, device, notes)
     return LaunchSpec(device=device)
+
+
+def _accelerate(
+    file: str, arguments: dict[str, Any], given: Mapping[str, Any], where: str, device: str, notes: Notes
+) -> LaunchSpec:
+    """Return the launch that a file of `accelerate launch` asks for. given: what the arguments say of a launch."""
+    asked = accelerate_config.read(file, RANKS, notes)
+    if asked.precision in ("bf16", "fp16") and not (arguments.get("bf16") or arguments.get("fp16")):
+        arguments[asked.precision] = True
+        notes.say(f"mixed_precision: {asked.precision} of {shown_path(file)} is read as {asked.precision}")
+        if asked.precision == "fp16" and device == "cpu":
+            arguments.pop("fp16")
+            notes.leave_out("fp16", "float16 needs a GPU, and the run is on the CPU, in float32")
+    elif asked.precision not in ("no", "bf16", "fp16"):
+        notes.leave_out("launch.mixed_precision", f"{shown(asked.precision)} is not trained here")
+    # The Trainer's own arguments count before what accelerate's file says (training_args.py).
+    if "deepspeed" in given:
+        return _deepspeed(given["deepspeed"], where, device, notes)
+    if "fsdp" in given:
+        return _fsdp(given, where, device, notes)
+    if asked.strategy == "deepspeed":
+        return _deepspeed(asked.options, file, device, notes)
+    if asked.strategy == "fsdp":
+        return _fsdp({"fsdp": True, "fsdp_config": asked.options}, file, device, notes)
+    notes.say(f"trained by {asked.strategy}, as {shown_path(file)} says")
+    ranks = 1 if asked.strategy == "single" else RANKS
+    return LaunchSpec(device=device, strategy=asked.strategy, ranks=ranks)
 
 
 def _launched(arguments: Mapping[str, Any], where: str, device: str, notes: Notes) -> LaunchSpec:
@@ -100,7 +132,11 @@ def _fsdp(given: Mapping[str, Any], where: str, device: str, notes: Notes) -> La
     if sharding is not None and words is True:
         numbers = {"1": "FULL_SHARD", "2": "SHARD_GRAD_OP"}
         words = numbers.get(str(sharding), str(sharding)).lower()
-    return _launched({"fsdp": words, "fsdp_config": config}, where, device, notes)
+    launch = _launched({"fsdp": words, "fsdp_config": config}, where, device, notes)
+    if launch.cpu_offload and launch.strategy == "fsdp2" and device == "cpu":
+        notes.leave_out("fsdp_config.offload_params", "it pins memory, which needs a GPU")
+        launch = dataclasses.replace(launch, cpu_offload=False)
+    return launch
 
 
 def _deepspeed(given: Any, where: str, device: str, notes: Notes) -> LaunchSpec:

@@ -44,6 +44,9 @@ from harness.subjects import from_file
 #: Rows that are made: their tokens, and those of the shortest. Real rows have different lengths, too.
 _ROW, _SHORTEST = 16, 6
 
+#: The share of the labels of a row that is left out of the loss, for tools that learn answers alone.
+_PROMPT = 0.3
+
 #: Rows that are read of a file if the run is taken as it is.
 _ALL_ROWS = 2_000
 
@@ -173,7 +176,9 @@ def _changed_spec(
         )
         spec = dataclasses.replace(kept, resume=spec.resume, data=kept.data if data is not None else spec.data)
     if launch is not None:
-        spec = dataclasses.replace(spec, launch=launching.named(launch, spec.launch.device))
+        arguments_left = dict(spec.arguments)
+        placed = launching.take(arguments_left, launch, read.where, spec.launch.device, notes)
+        spec = dataclasses.replace(spec, arguments=arguments_left, launch=placed)
     spec = RunSpec.from_json(spec.to_json(), read.where)
     trust.check(spec, read.where, trust_code)
     return Brought(spec, tuple(notes.sentences), notes.not_looked_at, read.where)
@@ -348,6 +353,13 @@ class _Run:
         evaluates = arguments.get("eval_strategy", "no") != "no"
         return Size(max(arguments.get("max_steps", -1), STEPS), rows, EVAL_ROWS if evaluates else 0)
 
+    def _ignored(self, task: str) -> float:
+        """Return the share of the labels of rows that are made which are left out."""
+        if not self.parts.prompts_left_out or task not in (CAUSAL, IMAGE_TEXT):
+            return 0.0
+        self.notes.say(f"{100 * _PROMPT:.0f} % of the labels are left out of the loss, as the tool does with prompts")
+        return _PROMPT
+
     def _rows(self, data: str | Path | None, size: Size, task: str, vocabulary: int) -> DataSpec:
         asked = self.parts.length if isinstance(self.parts.length, int) and self.parts.length > 1 else None
         if data is None:
@@ -359,6 +371,7 @@ class _Run:
                 eval_rows=size.eval_rows,
                 length=length,
                 min_length=min(_SHORTEST, length),
+                ignored=self._ignored(task),
                 vocab_size=min(vocabulary or 256, 256),
                 task=task,
             )

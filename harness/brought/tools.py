@@ -42,7 +42,8 @@ _SFT_DEFAULTS = {"learning_rate": 2e-5, "gradient_checkpointing": True}
 
 
 def _trl(values: dict[str, Any], parts: Parts, where: str, notes: Notes) -> None:
-    if values.pop("use_peft", False) is True:
+    # The command line of TRL reads words, too.
+    if str(values.pop("use_peft", False)).lower() in ("true", "yes", "1", "t", "y"):
         parts.adapter = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "task_type": "CAUSAL_LM"}
     parts.model = values.pop("model_name_or_path", None)
     parts.dtype = _dtype(values.pop("dtype", values.pop("torch_dtype", None)))
@@ -58,6 +59,13 @@ def _trl(values: dict[str, Any], parts: Parts, where: str, notes: Notes) -> None
     targets = values.get("lora_target_modules")
     if isinstance(targets, list) and len(targets) == 1:
         values["lora_target_modules"] = targets[0]  # a list of one is a pattern or "all-linear" to TRL
+    init = values.pop("model_init_kwargs", None)
+    if isinstance(init, dict):
+        parts.dtype = parts.dtype or _dtype(init.pop("dtype", init.pop("torch_dtype", None)))
+        parts.attention = parts.attention or init.pop("attn_implementation", None)
+        for name, value in init.items():
+            notes.leave_out(f"model_init_kwargs.{name}", f"{shown(value)}: the base is made by the harness")
+    parts.prompts_left_out = bool(values.get("completion_only_loss") or values.get("assistant_only_loss"))
     parts.length = values.pop("max_length", values.pop("max_seq_length", 1024))
     padding_free, packing = values.pop("padding_free", False), values.pop("packing", False)
     if padding_free or packing:
@@ -70,8 +78,6 @@ def _trl(values: dict[str, Any], parts: Parts, where: str, notes: Notes) -> None
     parts.arguments.update(absent)
     if absent:
         notes.say(f"defaults of TRL's SFTConfig: {', '.join(f'{name}={value}' for name, value in absent.items())}")
-    values.pop("model_revision", None)
-    values.pop("trust_remote_code", None)
 
 
 TRL = Tool(
@@ -83,6 +89,11 @@ TRL = Tool(
         "dataset_train_split",
         "max_seq_length",
         "model_revision",
+        "dataset_name",
+        "max_length",
+        "packing_strategy",
+        "assistant_only_loss",
+        "completion_only_loss",
     ),
     {
         **_LORA,
@@ -142,9 +153,9 @@ def _llama_factory(values: dict[str, Any], parts: Parts, where: str, notes: Note
     neat, packing = values.pop("neat_packing", False), values.pop("packing", False)
     if neat or packing:
         shared.pack(parts, notes)
-    if values.pop("val_size", 0) and "eval_strategy" not in values:
+    if values.get("val_size", 0) and "eval_strategy" not in values:
         notes.say("val_size sets rows aside; without eval_strategy nothing is evaluated")
-    values.pop("trust_remote_code", None)
+    parts.prompts_left_out = stage == "sft" and not values.get("train_on_prompt")
 
 
 LLAMA_FACTORY = Tool(
@@ -191,10 +202,10 @@ def _axolotl(values: dict[str, Any], parts: Parts, where: str, notes: Notes) -> 
     parts.quantization = shared.bits({**asked, **double}, parts.dtype)
     parts.prepares = parts.quantization is not None
     _axolotl_attention(values, parts, notes)
+    parts.prompts_left_out = not values.get("train_on_inputs")
     parts.length = values.pop("sequence_len", None)
     if values.pop("sample_packing", False):
         shared.pack(parts, notes)
-    values.pop("eval_sample_packing", None)
     if values.get("gradient_checkpointing") not in (None, True, False):
         notes.leave_out(
             "gradient_checkpointing", f"{shown(values['gradient_checkpointing'])} is axolotl's own; it is torch's"
@@ -271,7 +282,6 @@ AXOLOTL = Tool(
         "sequence_len",
         "sample_packing",
         "lora_target_linear",
-        "datasets",
     ),
     {
         **_LORA,

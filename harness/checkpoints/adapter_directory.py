@@ -12,8 +12,8 @@ from harness.brought.adapter import newest_below
 from harness.brought.settings_files import read_object
 from harness.checkpoints import header
 from harness.checkpoints.header import Entry, Torn
+from harness.checkpoints.links import readable
 from harness.errors import UsageError
-from harness.files import inside
 from harness.reading import shown, shown_path
 
 TENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
@@ -94,7 +94,7 @@ def read(path: str | Path) -> Adapter:
         return adapter
     for name in (CONFIG, TENSORS):
         if name in names:
-            inside(directory, name, shown_path(directory))
+            readable(directory, name, shown_path(directory))
     _read_config(adapter, names)
     _read_tensors(adapter, names)
     return adapter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ SCHEMA_VERSION = 1
 
 #: The exit code of each verdict. A foreign directory is a UsageError, whose code is 2.
 CODES = {WHOLE: 0, TORN: 1, FOREIGN: 2}
+
+#: Directories in which runs are looked for, if a directory is none.
+_LOOKED_AT = 200
 
 #: Seconds since the last write in which a save may still be going on.
 _RECENT = 60
@@ -60,7 +64,9 @@ def run(path: Path, model: Path | None, repair: bool, json_file: Path | None) ->
     if json_file is not None:
         write_whole(json_file, json.dumps(to_json(path, verdict, shown, use, moved), indent=1) + "\n")
     if verdict == FOREIGN:
-        raise UsageError(f"{shown_path(path)}: no checkpoint that can be read: {_reasons(asked, several)}")
+        runs = _runs_below(path)
+        known = f"; checkpoints are in {', '.join(map(shown_path, runs))}: name one of these" if runs else ""
+        raise UsageError(f"{shown_path(path)}: no checkpoint that can be read: {_reasons(asked, several)}{known}")
     return CODES[verdict]
 
 
@@ -91,6 +97,19 @@ def _judged(path: Path, model: Path | None) -> tuple[Checkpoint | None, Run]:
                 task.advance(1, each.name)
             beside.checkpoints.sort(key=lambda one: -(one.step if one.step is not None else -1))
         return asked, beside
+
+
+def _runs_below(path: Path) -> list[Path]:
+    """Return the first directories in a directory that have checkpoints, such as the runs of a search."""
+    try:
+        inner = [Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+    found = []
+    for each in sorted(inner)[:_LOOKED_AT]:
+        with suppress(UsageError):
+            found += [each] if checkpoints_in(each) else []
+    return found[:3]
 
 
 def _others(path: Path) -> list[Path]:

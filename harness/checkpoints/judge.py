@@ -16,8 +16,8 @@ from harness.brought.adapter import FILE as CONFIG
 from harness.checkpoints import manifest, outlook, sharded, states, weights
 from harness.checkpoints.adapter_directory import WHOLE, Adapter
 from harness.checkpoints.found import NOT_READ, STATE, Checkpoint
+from harness.checkpoints.links import is_followed
 from harness.errors import UsageError
-from harness.files import inside
 from harness.reading import opened, shown_path
 
 NAME = re.compile(r"checkpoint-(\d{1,15})")
@@ -81,17 +81,14 @@ def _listed(found: Checkpoint) -> tuple[set[str], dict[str, set[str]]]:
         if len(entries) > _ENTRIES:
             raise UsageError(f"{shown_path(found.path)}: has more than {_ENTRIES:,} entries; name a checkpoint in it")
         for entry in entries:
-            try:
-                if entry.is_symlink():
-                    inside(found.path, os.path.relpath(found.path / entry.name, found.path), "a link")
-            except UsageError:
+            if not is_followed(Path(entry.path)):
                 if _matters(entry.name):
                     found.say(entry.name, NOT_READ, "is a link, which is not followed; copy the file in its place")
                 continue
             if entry.is_dir():
                 # The checkpoints of an output_dir are judged one by one.
                 if not entry.name.startswith((".", "torn-")) and not NAME.fullmatch(entry.name):
-                    below[entry.name] = {each.name for each in os.scandir(entry.path) if not each.is_symlink()}
+                    below[entry.name] = {each.name for each in os.scandir(entry.path) if is_followed(Path(each.path))}
             else:
                 names.add(entry.name)
     except OSError as error:

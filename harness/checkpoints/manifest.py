@@ -12,8 +12,8 @@ from typing import Any
 
 from harness.checkpoints.adapter_directory import TORN, WHOLE
 from harness.checkpoints.found import MISSING, NOT_READ, Checkpoint
+from harness.checkpoints.links import readable
 from harness.errors import UsageError
-from harness.files import inside
 from harness.reading import opened, read_json, shown
 
 MANIFEST = "checkpoint_manifest.json"
@@ -74,7 +74,7 @@ def wrong(directory: Path) -> list[tuple[str, str, str]]:
     found, same = [], []
     for name, (size, sum_) in entries.items():
         try:
-            file = inside(directory, name, MANIFEST)
+            file = readable(directory, name, MANIFEST)
             here = file.stat().st_size
         except FileNotFoundError:
             found.append((name, MISSING, f"{MANIFEST} has it"))

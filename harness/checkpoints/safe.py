@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 from harness.checkpoints import manifest
 from harness.checkpoints.adapter_directory import WHOLE
-from harness.checkpoints.saving import SAVING, CheckpointError, agree, commit, finish, rotate, tidy, timed
+from harness.checkpoints.saving import SAVING, CheckpointError, agree, commit, delete, finish, rotate, sync, timed
 from harness.errors import UsageError
 
 _USE = "class SafeTrainer(harness.SafeCheckpoints, Trainer): pass"
@@ -36,6 +37,7 @@ class SafeCheckpoints:
 
     checkpoint_seconds: dict[str, float]
     _saving: str | None = None
+    _deleting: threading.Thread | None = None
     _agreements = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -58,7 +60,10 @@ class SafeCheckpoints:
             except (CheckpointError, UsageError, OSError) as problem:
                 error = str(problem)
         chosen = json.loads(self._agree("resume", error, json.dumps(resume_from_checkpoint, default=str)))
-        return super().train(chosen, trial, *args, **kwargs)  # type: ignore[misc]
+        try:
+            return super().train(chosen, trial, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._deleted()
 
     def _get_output_dir(self, trial: Any = None) -> str:
         return self._saving or super()._get_output_dir(trial)  # type: ignore[misc]
@@ -69,6 +74,8 @@ class SafeCheckpoints:
         seconds: dict[str, float] = {}
         name = f"checkpoint-{here.state.global_step}"
         partial, error = Path(run, SAVING, name), ""
+        self._deleted()
+        self._agree(f"{name}/begin")  # no rank writes into .saving before rank 0 has done with it
         self._saving = str(partial.parent)
         try:
             with timed(seconds, "save"):
@@ -91,9 +98,20 @@ class SafeCheckpoints:
         if here.args.should_save:
             best = here.state.best_model_checkpoint
             with timed(seconds, "rotate"):
-                rotate(Path(run), here.args.save_total_limit, {name, *([Path(best).name] if best else [])})
-                tidy(Path(run))
+                doomed = rotate(Path(run), here.args.save_total_limit, {name, *([Path(best).name] if best else [])})
+            if doomed:
+                with timed(seconds, "fsync"):
+                    sync(run)
+            # To delete what is on the disk takes as long as to write it, and nothing waits for it.
+            self._deleting = threading.Thread(target=delete, args=(Path(run), doomed))
+            self._deleting.start()
         self.checkpoint_seconds = seconds
+
+    def _deleted(self) -> None:
+        """Wait until the older checkpoints of the last save are deleted."""
+        if self._deleting is not None:
+            self._deleting.join()
+            self._deleting = None
 
     def _load_best_model(self) -> None:
         here: Any = self

@@ -72,27 +72,30 @@ def finish(run: Path) -> None:
                     sync(run)
 
 
-def rotate(run: Path, limit: int | None, keep: set[str]) -> None:
-    """Delete the oldest checkpoints until `limit` are left. Each loses its name first, so that no half of one has it.
+def rotate(run: Path, limit: int | None, keep: set[str]) -> list[Path]:
+    """Take the oldest checkpoints' names away until `limit` are left, and return them: `delete` does the rest.
+
+    None is deleted under its name, so that no half of one has it.
 
     - keep: names of those that stay: the newest, and the best.
     """
     if limit is None or limit <= 0:
-        return
+        return []
     found = sorted(
         (each for each in run.glob("checkpoint-*") if each.is_dir()), key=lambda each: each.stat().st_mtime_ns
     )
-    goes = [each for each in found if each.name not in keep]
-    for each in goes[: max(0, len(found) - max(limit, len(keep)))]:
-        doomed = run / SAVING / f"old-{each.name}"
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(each, doomed)
-        sync(run)
-        shutil.rmtree(doomed, ignore_errors=True)
+    goes = [each for each in found if each.name not in keep][: max(0, len(found) - max(limit, len(keep)))]
+    doomed = [run / SAVING / f"old-{each.name}" for each in goes]
+    for each, gone in zip(goes, doomed, strict=True):
+        shutil.rmtree(gone, ignore_errors=True)
+        os.rename(each, gone)
+    return doomed
 
 
-def tidy(run: Path) -> None:
-    """Delete the directory of checkpoints that are being written, if it is empty."""
+def delete(run: Path, doomed: list[Path]) -> None:
+    """Delete checkpoints without a name, and the directory of checkpoints that are being written if it is empty then."""
+    for each in doomed:
+        shutil.rmtree(each, ignore_errors=True)
     with suppress(OSError):
         (run / SAVING).rmdir()
 

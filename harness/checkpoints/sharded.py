@@ -9,10 +9,11 @@ from harness.checkpoints import pickles, torch_files
 from harness.checkpoints.adapter_directory import WHOLE
 from harness.checkpoints.found import NOT_READ, Checkpoint
 from harness.checkpoints.header import FILE_LIMIT
+from harness.checkpoints.links import readable
 from harness.checkpoints.pickles import Stub
 from harness.checkpoints.weights import torch_file, torn_in
 from harness.errors import UsageError
-from harness.files import inside, leads_out
+from harness.files import leads_out
 from harness.reading import opened, read_bytes, read_text, shown
 
 METADATA = ".metadata"
@@ -92,7 +93,7 @@ def _counts(values: Any) -> bool:
 
 def _read_pieces(found: Checkpoint, file: str, pieces: list[tuple[int, int]]) -> None:
     try:
-        inside(found.path, file, found.path.name)
+        readable(found.path, file, found.path.name)
         with opened(found.path / file, FILE_LIMIT) as stream:
             size = stream.seek(0, 2)
             for begin, length in pieces:

@@ -12,9 +12,9 @@ from harness.checkpoints import header, stored_numbers, torch_files, whole
 from harness.checkpoints.adapter_directory import PICKLE, TENSORS, WHOLE, Adapter, quoted
 from harness.checkpoints.found import NOT_READ, Checkpoint
 from harness.checkpoints.header import Entry
+from harness.checkpoints.links import readable
 from harness.checkpoints.pickles import Tensor
 from harness.errors import UsageError
-from harness.files import inside
 from harness.reading import shown, shown_path
 
 MODEL, MODEL_PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -175,7 +175,7 @@ def _shards(found: Checkpoint, index: str) -> dict[str, set[str]]:
             found.torn(index, "has no weight_map of tensors to files")
             return {}
         for file in set(weights.values()):
-            inside(found.path, file, shown_path(found.path / index))
+            readable(found.path, file, shown_path(found.path / index))
     except UsageError as error:
         found.torn(index, _is(torn_in(str(error))))
         return {}

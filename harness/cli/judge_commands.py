@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from json import dumps
 from pathlib import Path
@@ -148,7 +147,11 @@ def judge(
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="JSONL", help="Rows to train on.")] = None,
     launch: Annotated[
-        str | None, typer.Option(metavar="NAME", help="single, ddp, fsdp1, fsdp2, zero2 or zero3, over two processes.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="single, ddp, fsdp1, fsdp2, zero2 or zero3, over two processes; or a file of accelerate launch.",
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="YAML", help="A configuration of TRL, LLaMA-Factory or axolotl.")
@@ -289,6 +292,7 @@ def sweep(
     directory: Annotated[
         Path, file_option("Write the spec of each cause into this directory.", "directory", "DIR")
     ] = Path(".peft-harness/sweep"),
+    on: On = None,
     subject: Subject = "hf-trainer",
     json: Json = None,
     html: Html = None,
@@ -302,4 +306,4 @@ def sweep(
     scope(subject)
     from harness.session.sweep import sweep
 
-    raise typer.Exit(sweep(minutes, seed, workers or len(os.sched_getaffinity(0)), directory, json, html, subject))
+    raise typer.Exit(sweep(minutes, seed, workers, directory, json, html, subject, on))

@@ -51,6 +51,16 @@ def speed(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Also show where a step's time goes, by kind of kernel.")
     ] = False,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Compare with this only: reference, compiled, captured, merged, tuned or fp8. Repeatable.",
+        ),
+    ] = None,
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="Also compare with a base in FP8, and say how far that is from float32.")
+    ] = False,
     advise: Annotated[
         bool, typer.Option("--advise", help="Try arguments that may make the run faster, and name the best five.")
     ] = False,
@@ -75,6 +85,11 @@ def speed(
             ("--advise", advise, "--rates", rates),
             ("--advise", advise, "--ranks", ranks is not None),
             ("--plot", plot, "--advise", advise),
+            *(
+                (option, value, other, there)
+                for option, value in (("--beside", beside), ("--fp8", fp8))
+                for other, there in (("--rates", rates), ("--ranks", ranks is not None), ("--advise", advise))
+            ),
             ("--strategy", strategy, "one process; name --ranks N, too", ranks is None),
             ("--seconds", seconds, "--ranks", ranks is not None),
             ("--rates", rates, "--ranks", ranks is not None),
@@ -89,7 +104,7 @@ def speed(
     chosen = _chosen_shapes(shape or [], device, brought, trust_code)
     if advise:
         raise typer.Exit(command.advice(subject, device, chosen, seconds, json))
-    raise typer.Exit(command.speed(subject, device, chosen, seconds, json, plot, kernels))
+    raise typer.Exit(command.speed(subject, device, chosen, seconds, json, plot, kernels, beside, fp8))
 
 
 def _chosen_shapes(names: list[str], device: str, brought: dict[str, Any], trust_code: bool) -> list[Any]:
@@ -165,7 +180,10 @@ def mutants(
 def crash(
     scenario: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Judge these saves, such as plain or 'limit-*'. Repeatable; all by default."),
+        typer.Option(
+            metavar="GLOB",
+            help="Judge these saves, such as plain, 'limit-*' or ddp-2. Repeatable; all of one process by default.",
+        ),
     ] = None,
     states: Annotated[
         int | None,
@@ -184,6 +202,16 @@ def crash(
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=256, help="Processes; one for each core by default.")
     ] = None,
+    subject: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Whose saves: hf-trainer, trl-sft, MODULE:CLASS of a Trainer's subclass, or MODULE:FACTORY of a subject.",
+        ),
+    ] = "hf-trainer",
+    safe: Annotated[
+        bool, typer.Option("--safe", help="Judge the saves of the Trainer with harness.SafeCheckpoints.")
+    ] = False,
     callback: Annotated[
         list[str] | None,
         typer.Option(metavar="MODULE:CLASS", help="A TrainerCallback that each run has. Repeatable."),
@@ -215,4 +243,6 @@ def crash(
         raise UsageError(f"--kind {kind!r} is none of {', '.join(command.KINDS)}")
     count = workers or len(os.sched_getaffinity(0))
     sample = Sample(states, command.KINDS[kind], seed, at_end)
-    raise typer.Exit(command.crash(scenario or [], sample, count, callback or [], resume_with, json, html, plot))
+    raise typer.Exit(
+        command.crash(scenario or [], sample, count, callback or [], resume_with, json, html, plot, subject, safe)
+    )

@@ -25,6 +25,7 @@ CHAPTERS = (
     "amp",
     "dist",
     "fsdp",
+    "tp",
     "ds",
     "qlora",
     "cb",

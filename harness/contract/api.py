@@ -220,6 +220,17 @@ CHAPTER = Chapter(
             needs=("peft>=0.21",),
             refuses=True,
         ),
+        Clause(
+            "API-27",
+            "evaluate() and predict() MUST leave every module in evaluation mode, and all else as it was: tensors, "
+            "requires_grad, hooks, active, merged and disabled adapters. The next step MUST be made in training mode. If an "
+            "exception or KeyboardInterrupt ends train(), requires_grad, hooks and adapters MUST be as one that came to "
+            "its end leaves them, and the model MUST train as a new one with its values does.",
+            source="transformers/trainer.py:1481-1540, 1643-1676, 2010-2041 (Trainer.train, _inner_training_loop, "
+            "_finalize_training), 2955-2959 (evaluation_loop)",
+            profile="trainer",
+            device="cpu",
+        ),
     ),
     profile="stack",
 )

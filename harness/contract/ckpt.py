@@ -212,6 +212,21 @@ CHAPTER = Chapter(
             "peft/utils/save_and_load.py (set_peft_model_state_dict); peft/utils/hotswap.py (hotswap_adapter)",
             profile="stack",
         ),
+        Clause(
+            "CKPT-30",
+            "save_model() at any event of a run, called by a callback, MUST save the trained tensors as they are then. It "
+            "MUST leave modes and requires_grad as they were, and the run as it is without it, bit for bit.",
+            source="transformers/trainer.py:3290-3340 (Trainer.save_model)",
+            device="cpu",
+        ),
+        Clause(
+            "CKPT-31",
+            "If an optimizer has other weights for training than for evaluation (schedule-free), checkpoints and "
+            "save_model() MUST hold those for evaluation.",
+            source="transformers/trainer.py:2073-2074, 2958-2959 (Trainer.training_step, evaluation_loop); "
+            "accelerate/optimizer.py:124-152 (AcceleratedOptimizer.train, eval)",
+            device="cpu",
+        ),
     ),
     profile="trainer",
 )

@@ -70,6 +70,13 @@ CHAPTER = Chapter(
             "evaluate once where it is due.",
             source="transformers/trainer_callback.py:568-621 (DefaultFlowCallback)",
         ),
+        Clause(
+            "EVAL-11",
+            "With predict_with_generate, Seq2SeqTrainer MUST predict the tokens that the trained model generates greedily, "
+            "up to generation_max_length, and after them padding alone. test_loss MUST be that of the labels.",
+            source="transformers/trainer_seq2seq.py:195-400 (Seq2SeqTrainer.predict, prediction_step)",
+            device="cpu",
+        ),
     ),
     profile="trainer",
 )

@@ -8,7 +8,6 @@ fault. Both fail the run.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -17,12 +16,7 @@ from typing import Any
 
 from harness.environment import cpu_flags, satisfies
 from harness.errors import UsageError
-from harness.reading import read_text, shown, shown_path
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from harness.reading import parse_toml, read_text, shown, shown_path
 
 
 @dataclass(frozen=True)
@@ -162,12 +156,7 @@ def _checked(read: list[Expectation]) -> list[Expectation]:
 
 
 def _entries(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    text = read_text(file)
-    try:
-        body = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        # tomllib's message names the line.
-        raise UsageError(f"{file}: not TOML ({str(error) or 'nested too deep'})") from None
+    body = parse_toml(read_text(file), str(file))
     unknown = sorted(set(body) - {"defect"})
     defects = body.get("defect", [])
     if unknown or not (isinstance(defects, list) and all(isinstance(entry, dict) for entry in defects)):

@@ -188,6 +188,14 @@ CHAPTER = Chapter(
             "(Trainer._load_optimizer_and_scheduler)",
             refuses=True,
         ),
+        Clause(
+            "RES-27",
+            "With enable_jit_checkpoint, SIGTERM at any place of a step MUST end train() within that step, with one whole "
+            "checkpoint, and SIGTERM MUST get its handler back. The run that resumes from it MUST be the run that was not "
+            "stopped, bit for bit, its log included.",
+            source="transformers/trainer_jit_checkpoint.py:11-121 (CheckpointManager, JITCheckpointCallback)",
+            device="cpu",
+        ),
     ),
     profile="trainer",
 )

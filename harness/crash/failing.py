@@ -19,7 +19,7 @@ from typing import Any
 from harness.crash.outcomes import folders
 from harness.crash.recorder import Recorder
 from harness.crash.trainer_ways import RUN, SavedRun, quiet, while_saving, working_in
-from harness.crash.trees import below, key, read_tree
+from harness.crash.trees import Tree, below, key, read_tree
 from harness.subjects.hf_trainer import HFTrainer
 from harness.verdict import Verdict, verdict
 
@@ -69,6 +69,21 @@ def _restored() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def _lost(before: Tree, after: Tree) -> list[str]:
+    """Say what the newest checkpoint lacks of what the one before it has.
+
+    With another torch a save may have fewer operations, so that none was left to fail. Then nothing is lost.
+    """
+    older, newer = folders(before)[-1], folders(after)[-1]
+    if newer == older:
+        return [f"and wrote no checkpoint after {older}"]
+    had, has = (
+        {name for name, node in (below(tree, at) or {}).items() if node}
+        for tree, at in ((before, older), (after, newer))
+    )
+    return [f"and {newer}/{name} is missing or empty" for name in sorted(had - has)]
+
+
 def fail(saved: SavedRun, number: int, how: str, directory: Path, subject: HFTrainer | None = None) -> Verdict:
     """Train a run whose save cannot write after `number` operations, and return whether it ended as it must.
 
@@ -88,7 +103,12 @@ def fail(saved: SavedRun, number: int, how: str, directory: Path, subject: HFTra
             except Exception as caught:
                 error = f"{type(caught).__name__}: {caught}"
         after = read_tree(RUN)
-    findings = [] if error else [f"disk {how} after operation {number}: train() ended without an error"]
+    findings = []
+    if not error:
+        findings = [
+            f"disk {how} after operation {number}: train() ended without an error, {loss}"
+            for loss in _lost(recorder.before, after)
+        ]
     findings += [
         f"disk {how} after operation {number}: {name} is not as it was before the save"
         for name in folders(recorder.before)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,9 +23,14 @@ from harness.crash.outcomes import REFUSED, Judged
 from harness.crash.trainer_ways import RESUME, Recorded, SavedRun, record_run, working_in
 from harness.errors import UsageError
 from harness.processes.workers import Died, Workers
+from harness.subjects.hf_trainer import HFTrainer
+from harness.user_code import cause
 
 #: States that a worker judges at a time: a second of work.
 _CHUNK = 20
+
+#: Bytes that must be free in memory. A worker writes one state at a time, of 100 KB.
+_FREE = 2**25
 
 #: Seconds for a task. Recording a save takes two, a state a tenth of one.
 _LIMIT = 120.0
@@ -60,29 +67,34 @@ class _Done:
 class _Work:
     """What workers do. What a worker has prepared for a save stays in its process."""
 
-    def __init__(self, saves: Mapping[str, SavedRun], sample: Sample, root: Path):
-        self._saves, self._sample, self._root = saves, sample, root
+    def __init__(self, saves: Mapping[str, SavedRun], sample: Sample, root: Path, subject: HFTrainer, memory: Path):
+        self._saves, self._sample, self._root, self._subject, self._memory = saves, sample, root, subject, memory
         self._judges: dict[str, tuple[Judge, list[State]]] = {}
 
     def __call__(self, task: _Task) -> _Done:
         began = time.monotonic()
         done = _Done()
-        with working_in(self._root / str(os.getpid())):
+        # A save is recorded on the disk that the user chose: the order of its operations may depend on it.
+        with working_in((self._memory if task.numbers else self._root) / str(os.getpid())):
             try:
                 if task.numbers:
                     self._judge(task, done)
                 else:
-                    made = record_run(self._saves[task.name], Path("recorded"))
+                    made = record_run(self._saves[task.name], Path("recorded"), self._subject)
                     file(self._root, task.name).write_bytes(pickle.dumps(made))
             except UsageError as error:
                 done.refused = str(error)
+            except Exception as error:
+                if task.numbers:
+                    raise
+                done.refused = f"cannot be recorded: {cause(error)}"
         done.seconds = time.monotonic() - began
         return done
 
     def _judge(self, task: _Task, done: _Done) -> None:
         if task.name not in self._judges:
             made = recorded(self._root, task.name)
-            self._judges[task.name] = Judge(self._saves[task.name], made), chosen(made, self._sample)
+            self._judges[task.name] = Judge(self._saves[task.name], made, self._subject), chosen(made, self._sample)
         judge, made_of = self._judges[task.name]
         for number in task.numbers:
             done.found += judge.judge(made_of[number])
@@ -108,6 +120,7 @@ def explore_all(
     root: Path,
     workers: int,
     sample: Sample,
+    subject: HFTrainer,
     told: Callable[[int, int, str], Any] = lambda done, total, text: None,
 ) -> Iterator[Exploration]:
     """Judge the crash states of saves, and yield what became of those of each save, in the order of `saves`.
@@ -116,11 +129,15 @@ def explore_all(
 
     - root: a directory to work in.
     - workers: how many processes.
+    - subject: who trains and loads.
     - told: called with how many tasks are done, of how many, and which.
 
     Raises UsageError if a save cannot be recorded.
     """
-    with Workers(_Work(saves, sample, root), workers, root / "output", tasks=1000) as team:
+    with (
+        tempfile.TemporaryDirectory(dir=_memory()) as memory,
+        Workers(_Work(saves, sample, root, subject, Path(memory)), workers, root / "output", tasks=1000) as team,
+    ):
         for _ in _all_done(team, [_Task(name) for name in saves], told):
             pass
         for name in saves:
@@ -143,6 +160,17 @@ def explore_all(
             exploration.found = [one for at in sorted(found) for one in found[at]]
             exploration.seconds = time.monotonic() - began
             yield exploration
+
+
+def _memory() -> str | None:
+    """Return a directory in memory, where states are written and loaded; None for the default one.
+
+    On ext4 a third of the time of a state is spent in removing its directories. TMPDIR is respected.
+    """
+    place = "/dev/shm"  # noqa: S108 - a directory with a random name is made in it
+    if os.environ.get("TMPDIR") or not os.access(place, os.W_OK):
+        return None
+    return place if shutil.disk_usage(place).free > _FREE else None
 
 
 def _all_done(

@@ -22,12 +22,11 @@ from harness.crash.operations import Recording
 from harness.crash.outcomes import REFUSED, Answer, Judged, damages, outcome, whole_folders, wholes
 from harness.crash.recorder import Recorder
 from harness.crash.saves import RUN as PLAIN_RUN
-from harness.crash.trainer_ways import RESUME, RUN, SavedRun, fingerprint, quiet, while_saving, working_in
+from harness.crash.trainer_ways import RESUME, RUN, SavedRun, chooser, fingerprint, quiet, while_saving, working_in
 from harness.crash.trees import write_tree
 from harness.processes import launch
 from harness.processes.group import RanksFailed
 from harness.runs.scenarios import spread
-from harness.spec import RunSpec
 from harness.subjects.hf_trainer import HFTrainer
 
 
@@ -130,7 +129,7 @@ def explore_ranks(
     found = Exploration(name, len(everything), len(those))
     whole = everything[-1]
     known = wholes(before, whole.tree)
-    resume = functools.partial(_resumed, subject or HFTrainer(), saved.spec, directory)
+    resume = functools.partial(resumed, subject or HFTrainer(), saved, directory)
     references = [[end for _, end in recorded]]
     for number, tree in enumerate((before, whole.tree)):
         answer = resume(f"whole-{number}", State("", "", tree))
@@ -138,7 +137,8 @@ def explore_ranks(
             found.notes.append(f"{RESUME}: a whole checkpoint is refused: {answer.error[:300]}")
         elif answer.value not in references:
             references.append(answer.value)
-            found.notes.append(f"{RESUME}: going on from a whole checkpoint differs from the undisturbed run")
+            note = f"{RESUME}: going on from a whole checkpoint differs from the undisturbed run"
+            found.notes += [note] if note not in found.notes else []
     for number, state in enumerate(those):
         torn, left = damages(state.tree, known), len(whole_folders(state.tree, known))
         answer = resume(str(number), state)
@@ -151,12 +151,12 @@ def explore_ranks(
     return found
 
 
-def _resumed(subject: HFTrainer, spec: RunSpec, directory: Path, name: str, state: State) -> Answer:
+def resumed(subject: HFTrainer, saved: SavedRun, directory: Path, name: str, state: State) -> Answer:
     """Resume a state in a new group of ranks. The value is what each rank ended with."""
     place = directory / name
     write_tree(state.tree, place / RUN)
     try:
-        launch.run(functools.partial(_resume_rank, subject, spec, place), spec.launch, place / "ranks")
+        launch.run(functools.partial(_resume_rank, subject, saved, place), saved.spec.launch, place / "ranks")
     except RanksFailed as failed:
         return Answer(error=str(failed).partition("\n")[0])
     finally:
@@ -165,11 +165,11 @@ def _resumed(subject: HFTrainer, spec: RunSpec, directory: Path, name: str, stat
     return Answer([one["end"] for one in said], warnings=tuple(text for one in said for text in one["warnings"]))
 
 
-def _resume_rank(subject: HFTrainer, spec: RunSpec, directory: Path) -> None:
-    launch.settle(spec.launch)
+def _resume_rank(subject: HFTrainer, saved: SavedRun, directory: Path) -> None:
+    launch.settle(saved.spec.launch)
     said: list[str] = []
     with working_in(directory), quiet(said):
-        trainer = subject.build(spec, RUN)
-        trainer.train(resume_from_checkpoint=True)
+        trainer = subject.build(saved.spec, RUN)
+        trainer.train(resume_from_checkpoint=chooser(saved)(str(RUN)))
         end = fingerprint(trainer)
     (directory / f"{os.environ['RANK']}.answer").write_text(json.dumps({"end": end, "warnings": said}))

@@ -18,6 +18,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ from harness.crash.operations import (
 )
 from harness.crash.trees import Tree, read_tree
 from harness.errors import UsageError
+
+#: Seconds in which a thread that a save began may still write.
+_STILL_WRITING = 30.0
+
+#: Seconds without a change after which such a thread is taken to be idle.
+_QUIET = 0.2
 
 
 def record(save: Callable[[Path], Any], directory: Path) -> Recording:
@@ -76,6 +83,7 @@ class Recorder:
             if node is None:
                 self._watch.add(where)
         self._tree = dict(self._before)
+        threads = set(threading.enumerate())
         earlier, originals = sys.getprofile(), {name: getattr(os, name) for name in ("fsync", "fdatasync")}
         for name, original in originals.items():
             setattr(os, name, self._syncing(original))
@@ -89,7 +97,7 @@ class Recorder:
             for name, original in originals.items():
                 setattr(os, name, original)
             self._poll()
-            self._compare()
+            self._compare(set(threading.enumerate()) - threads)
             with self._lock:  # threads of the save may still run
                 self._watch.close()
                 self._watch = None
@@ -100,14 +108,32 @@ class Recorder:
             raise self._failed
         return Recording(self._before, tuple(self._operations))
 
-    def _compare(self) -> None:
-        there = read_tree(self._directory)
-        wrong = sorted(where for where in {*there, *self._tree} if there.get(where, 0) != self._tree.get(where, 0))
+    def _compare(self, threads: set[threading.Thread]) -> None:
+        """Check that the operations give what the directory holds. threads: those that the save began."""
+        until, made, changed = time.monotonic() + _STILL_WRITING, -1, time.monotonic()
+        while True:
+            # Asked first: what a thread that has ended did is in the queue by now.
+            writing = any(one.is_alive() for one in threads) and time.monotonic() < until
+            self._poll()
+            wrong = self._unlike()
+            if len(self._operations) != made:
+                made, changed = len(self._operations), time.monotonic()
+            # A thread that waits for work may live as long as the process.
+            if not writing or (not wrong and time.monotonic() - changed > _QUIET):
+                break
+            time.sleep(0.01)
         if wrong:
             self._failed = self._failed or UsageError(
                 f"the save changed {wrong[0]} in a way that cannot be recorded, such as through a memory map, so its crash "
                 "states are not known"
             )
+
+    def _unlike(self) -> list[str]:
+        try:
+            there = read_tree(self._directory)
+        except FileNotFoundError as gone:  # a thread deletes it just now
+            return [str(gone.filename)]
+        return sorted(where for where in {*there, *self._tree} if there.get(where, 0) != self._tree.get(where, 0))
 
     @property
     def before(self) -> Tree:

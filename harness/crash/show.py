@@ -40,8 +40,8 @@ def table(rows: Iterable[tuple[str, Counts]]) -> Table:
     return made
 
 
-def show(console: Console, explored: Sequence[Exploration], seconds: float) -> None:
-    """Print the table, examples of what is wrong, and notes."""
+def show(console: Console, explored: Sequence[Exploration], seconds: float, subject: str) -> None:
+    """Print the table, examples of what is wrong, and notes. subject: whose saves they are."""
     console.print(table((one.name, one.outcomes) for one in explored))
     console.print()
     for what in OUTCOMES:
@@ -54,7 +54,10 @@ def show(console: Console, explored: Sequence[Exploration], seconds: float) -> N
     made, judged = sum(one.states for one in explored), sum(one.judged for one in explored)
     share = "all" if made == judged else f"a sample of {judged}"
     console.print(
-        f"{counted(made, 'crash state')} of {counted(len(explored), 'save')}, {share} judged in {seconds:.0f} s"
+        f"{subject}: {counted(made, 'crash state')} of {counted(len(explored), 'save')}, {share} judged in "
+        f"{seconds:.0f} s",
+        highlight=False,
+        markup=False,
     )
 
 
@@ -75,11 +78,12 @@ def sentence(one: Judged) -> str:
     return f"{one.outcome}: {one.how}; {f'{one.way} {one.folder}'.rstrip()}: {one_line(one.said)[:200]}"
 
 
-def page(explored: Sequence[Exploration], environment: Mapping[str, Any]) -> str:
-    """Return a page that loads nothing. What upstream said is escaped."""
+def page(explored: Sequence[Exploration], environment: Mapping[str, Any], subject: str) -> str:
+    """Return a page that loads nothing. What upstream said is escaped. subject: whose saves they are."""
     template = pages.templates(Path(__file__).parent).get_template("crash.html.j2")
     return template.render(
         explored=explored,
+        subject=subject,
         outcomes=OUTCOMES,
         meaning=MEANING,
         examples=examples,

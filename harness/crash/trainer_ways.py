@@ -131,6 +131,11 @@ def ways_of(tree: Mapping[str, Node], torn: Callable[[str], bool]) -> list[tuple
     return [(RESUME, ""), *((way, name) for way in WAYS[1:] for name in named)]
 
 
+def chooser(saved: SavedRun) -> Callable[[str], Any]:
+    """Return the function that is called with output_dir, and returns what is passed as resume_from_checkpoint."""
+    return models.load_object(saved.resume_with) if saved.resume_with else lambda directory: True
+
+
 class Loader:
     """Loads states of one run. The injected model is built once, and copied for each state.
 
@@ -140,7 +145,7 @@ class Loader:
 
     def __init__(self, saved: SavedRun, subject: HFTrainer | None = None):
         self._spec, self._subject = saved.spec, subject or HFTrainer()
-        self._choose = models.load_object(saved.resume_with) if saved.resume_with else lambda directory: True
+        self._choose = chooser(saved)
         self._models = Prototypes()
 
     def load(self, tree: Mapping[str, Node], way: str, folder: str) -> Answer:

@@ -244,7 +244,7 @@ def resolve(asked: str, build: Iterable[str] = (), added: Named = (), extras: It
     return (
         "".join(copy.line for copy in copied_along)
         + resolver.kept(given)
-        + locks.completed(resolved, sources, given.hashes, build)
+        + locks.completed(resolved, sources, given.hashes, build, functools.partial(unresolved.at, given))
     )
 
 

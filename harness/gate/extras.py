@@ -20,6 +20,8 @@ OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "tensorboardx": ("tensorboardX",),
     "deepspeed": ("deepspeed",),
+    # methods of peft
+    "scikit-learn": ("sklearn",),
     # kernels of attention, layers and losses
     "kernels": ("kernels",),
     "liger-kernel": ("liger_kernel",),

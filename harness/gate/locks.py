@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -86,12 +86,19 @@ def key(lock: str) -> str:
     return hashlib.sha256((machine + pins).encode()).hexdigest()[:16]
 
 
-def completed(resolved: str, sources: Iterable[Source], hashes: Mapping[str, set[str]], build: Iterable[str]) -> str:
+def completed(
+    resolved: str,
+    sources: Iterable[Source],
+    hashes: Mapping[str, set[str]],
+    build: Iterable[str],
+    place: Callable[[str], str] = lambda name: "",
+) -> str:
     """Return the lock from what uv resolved.
 
     - sources: packages that are no releases.
     - hashes: package -> the hashes that the user's requirements allow.
     - build: releases that are built from source.
+    - place: returns how a message about a package begins, such as "pins.txt, line 3 (peft==1.0): ".
 
     Raises UsageError if no file of a release has one of the hashes that the user gave.
     """
@@ -108,7 +115,8 @@ def completed(resolved: str, sources: Iterable[Source], hashes: Mapping[str, set
             both = [found for found in entry.hashes if found in allowed]
             if not both:
                 raise UsageError(
-                    f"{entry.name}=={entry.version}: no file on the index has a hash that the requirements give"
+                    f"{place(entry.name)}{entry.name}=={entry.version}: no file on the index has a hash that the "
+                    "requirements give; make the hashes anew, or take them out"
                 )
             head = entry.text.partition("\\")[0].strip()
             lines.append(" \\\n".join([head, *(f"    --hash={found}" for found in both)]) + "\n")

@@ -17,21 +17,15 @@ Every key may be missing. Paths start at the file.
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import contract, subjects
 from harness.errors import UsageError
-from harness.reading import read_text, shown, shown_path
+from harness.reading import parse_toml, read_text, shown, shown_path
 from harness.session import concerns
 from harness.session.concerns import Concerns, unknown
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _TEXTS = ("subject", "device")
 _LISTS = ("routes", "methods", "launches", "clauses", "specs", "known-defects")
@@ -94,10 +88,7 @@ def read(path: Path) -> ScopeFile:
 
 
 def _table(path: Path, where: str) -> dict[str, Any]:
-    try:
-        body: dict[str, Any] = tomllib.loads(read_text(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{where}: not TOML ({str(error) or 'nested too deep'})") from None
+    body = parse_toml(read_text(path), where)
     tools = body.get("tool")
     if isinstance(tools, dict) and isinstance(tools.get("peft-harness"), dict):
         table: dict[str, Any] = tools["peft-harness"]

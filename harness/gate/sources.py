@@ -31,12 +31,7 @@ from packaging.utils import (
 )
 
 from harness.errors import UsageError
-from harness.reading import read_text, shown
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from harness.reading import parse_toml, read_text, shown
 
 #: Files and bytes of a folder that is installed. A checkout of transformers has 8,000 files and 200 MB.
 _MOST_FILES, _MOST_BYTES = 100_000, 4 * 2**30
@@ -160,10 +155,8 @@ def _archive(name: str, path: Path, fragment: str, where: str) -> Source:
 def _folder(name: str, path: Path, where: str) -> Source:
     project: Any = {}
     if (path / "pyproject.toml").is_file():
-        try:
-            project = tomllib.loads(read_text(path / "pyproject.toml")).get("project", {})
-        except (tomllib.TOMLDecodeError, RecursionError, AttributeError) as error:
-            raise UsageError(f"{path / 'pyproject.toml'}: not TOML ({error})") from None
+        file = path / "pyproject.toml"
+        project = parse_toml(read_text(file), str(file)).get("project", {})
     elif not (path / "setup.py").is_file():
         raise UsageError(f"{where}: {path}: is a directory without pyproject.toml and setup.py; name a package")
     found = project.get("name") if isinstance(project, dict) else None

@@ -70,7 +70,8 @@ def _key(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name.partition("[")[0]).lower()
 
 
-def _at(given: Asked, name: str) -> str:
+def at(given: Asked, name: str) -> str:
+    """Return how a message about a package of the user's begins: with the lines of a file that name it, or "" for none."""
     in_a_file = any(not place.startswith("requirements ") for place, _ in given.places.get(_key(name), []))
     lines = _lines(given, name) if in_a_file else ""
     return f"{lines}: " if lines else ""
@@ -87,12 +88,12 @@ def _no_version(match: re.Match[str], text: str, given: Asked) -> str:
         index = f"--extra-index-url https://download.pytorch.org/whl/{local}"
         what = f", a build for {kind}," if kind else ""
         return (
-            f"{_at(given, name)}{name}=={version}{what} is on none of the package indexes that are asked; add the line "
+            f"{at(given, name)}{name}=={version}{what} is on none of the package indexes that are asked; add the line "
             f"{index} to have that build, or write {name}=={version.partition('+')[0]} for the build that this machine gets"
         )
     wanted = re.search(rf"there (?:is no version|are no versions) of {re.escape(name)}[^,;]*?(?= and |,|$)", text)
     return (
-        f"{_at(given, name)}{wanted[0] if wanted else match[0]} on the package index; name a release that exists"
+        f"{at(given, name)}{wanted[0] if wanted else match[0]} on the package index; name a release that exists"
         f"{_because(text, name)}"
     )
 
@@ -107,7 +108,7 @@ def _not_found(match: re.Match[str], text: str, given: Asked) -> str:
     name = match[1]
     because = _because(text, name)
     return (
-        f"{_at(given, name)}there is no package {name} on the package index{because}; check its spelling, or name the index "
+        f"{at(given, name)}there is no package {name} on the package index{because}; check its spelling, or name the index "
         "that has it (--extra-index-url in the file)"
     )
 
@@ -120,7 +121,7 @@ def _no_wheel(match: re.Match[str], text: str, given: Asked) -> str:
     there = re.search(r"on the following platforms: (.+)$", text)
     why += f" (there are wheels for {there[1].replace('`', '')} only)" if there else ""
     return (
-        f"{_at(given, name)}{release} {why}{_because(text, name)}; name a release that has one for this "
+        f"{at(given, name)}{release} {why}{_because(text, name)}; name a release that has one for this "
         "machine and Python; only wheels are installed: --build NAME lets a package's own code build it"
     )
 
@@ -130,13 +131,13 @@ def _python(match: re.Match[str], text: str, given: Asked) -> str:
     name = re.split(r"[=<>!~]", needs[1])[0] if needs else ""
     what = f"{needs[1]} needs Python {needs[2].rstrip(',')}" if needs else "the requirements need another Python"
     advice = "name another release, or run the harness with such a Python"
-    return f"{_at(given, name)}{what}, and this is Python {match[1]}; {advice}"
+    return f"{at(given, name)}{what}, and this is Python {match[1]}; {advice}"
 
 
 def _on_another_index(match: re.Match[str], text: str, given: Asked) -> str:
     name, index, wanted = match[1], match[2], match[3]
     return (
-        f"{_at(given, name)}{wanted} is not on {index}, the first index that has {name}; uv looks no further: set "
+        f"{at(given, name)}{wanted} is not on {index}, the first index that has {name}; uv looks no further: set "
         "UV_INDEX_STRATEGY=unsafe-best-match to take releases from every index, or give the package an index of its own"
     )
 
@@ -162,7 +163,9 @@ def _unreachable(match: re.Match[str], text: str, given: Asked) -> str:
     }
     why = next((words for pattern, words in reasons.items() if re.search(pattern, text, re.IGNORECASE)), "")
     package = next((name for name, lines in given.places.items() if any(url in line for _, line in lines)), "")
-    return f"{_at(given, package)}{url} cannot be read: {why or 'the connection failed; check the address and the network'}"
+    return (
+        f"{at(given, package)}{url} cannot be read: {why or 'the connection failed; check the address and the network'}"
+    )
 
 
 def _git(match: re.Match[str], text: str, given: Asked) -> str:
@@ -171,7 +174,7 @@ def _git(match: re.Match[str], text: str, given: Asked) -> str:
     fatal = re.search(r"fatal: (.+?)(?= hint:|$)", text)
     said = fatal[1].strip() if fatal else text.partition("Git operation failed")[2].strip(": ")
     what = f"{branch[1]} of the repository cannot be fetched" if branch else "the repository cannot be fetched"
-    return f"{_at(given, name)}{name}: {what} ({said}); check the address, the branch and your access to it"
+    return f"{at(given, name)}{name}: {what} ({said}); check the address, the branch and your access to it"
 
 
 def _build_failed(match: re.Match[str], text: str, given: Asked) -> str:
@@ -181,7 +184,7 @@ def _build_failed(match: re.Match[str], text: str, given: Asked) -> str:
     advice = "name a release or a wheel of it instead"
     if "No module named 'torch'" in why:
         advice = "its build imports torch, which is not there while it is built; name a wheel of it instead"
-    return f"{_at(given, name)}{match[1]} cannot be built here{why}; {advice}"
+    return f"{at(given, name)}{match[1]} cannot be built here{why}; {advice}"
 
 
 #: What uv says, and what makes a sentence of it. The first one that is found counts.

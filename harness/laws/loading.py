@@ -70,7 +70,7 @@ def integer(spec: RunSpec, name: str, default: int) -> int:
 @cache
 def loading(spec: RunSpec) -> Loading:
     """Return what a spec says about its training data loader. Raises NotModelled, with the reason."""
-    config, ranks = accelerator_config(spec), spec.launch.ranks
+    config, ranks = accelerator_config(spec), spec.launch.row_ranks
     accumulation = config.get("gradient_accumulation_kwargs", {}).get("num_steps")
     found = Loading(
         rows=spec.data.rows,

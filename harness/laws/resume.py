@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -220,6 +221,33 @@ def stays_finished(resumed: Trace, whole: Trace) -> Verdict:
         findings.append(f"training_loss is {resumed.output['training_loss']}, expected 0.0")
     findings += differences(resumed.adapter, whole.adapter, 0.0, "adapter at the end:")
     return verdict("a finished run stays finished", findings)
+
+
+# ---- what was told to end ----
+
+
+def one_checkpoint(directory: Path, done: int, ended: int, given_back: bool) -> Verdict:
+    """Check that a run that SIGTERM ended saved one whole checkpoint, and gave SIGTERM its handler back.
+
+    - directory: its output_dir.
+    - done: how many steps were done when the signal came.
+    - ended: how many were done when train() returned.
+    - given_back: whether the handler is the one before.
+    """
+    saved = sorted(path.name for path in directory.glob("checkpoint-*"))
+    allowed = [f"checkpoint-{step}" for step in (done, done + 1)]
+    findings = [] if len(saved) == 1 and saved[0] in allowed else [f"it saved {saved}, expected one of {allowed}"]
+    findings += [f"{path.name} is left in it" for path in directory.glob("checkpoint-*/checkpoint-is-incomplete*")]
+    if ended > done + 1:
+        findings.append(f"it ended after step {ended}; SIGTERM came after step {done}")
+    findings += [] if given_back else ["SIGTERM's handler is not the one before train()"]
+    return verdict("SIGTERM ends the run within a step, with one whole checkpoint", findings)
+
+
+def goes_on(resumed: Trace, whole: Trace, directory: Path) -> Verdict:
+    """Check that a run which resumes from the only checkpoint of a directory is the one that was not stopped, log and all."""
+    after = min(int(path.name.rpartition("-")[2]) for path in directory.glob("checkpoint-*"))
+    return both(continues(resumed, whole, after), same_log(resumed, whole))
 
 
 # ---- what cannot be resumed ----

@@ -31,7 +31,7 @@ def one_process_spec(spec: RunSpec) -> RunSpec:
     With split_batches the batch size is that of all ranks already. What one process has no use for is left out.
     """
     config = dict(accelerator_config(spec))
-    ranks = 1 if config.get("split_batches") else spec.launch.ranks
+    ranks = 1 if config.get("split_batches") else spec.launch.row_ranks
     sizes: dict[str, Any] = {
         name: ranks * int(spec.arguments[name])
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size")
@@ -59,7 +59,7 @@ def whole_run(trace: Trace) -> Trace:
     - If num_items_in_batch counts the labels of all ranks, each rank's loss is a share of the window's: they are added.
     - Otherwise each rank's loss is a mean over its own labels: they are averaged.
     """
-    traces = [trace, *trace.ranks]
+    traces = [trace, *trace.ranks][trace.spec.launch.leaders]
     steps = []
     for index, step in enumerate(trace.steps):
         parts = [rank.steps[index].batches for rank in traces if index < len(rank.steps)]
@@ -203,8 +203,9 @@ def trains_its_share(trace: Trace) -> Verdict:
     if drawn(spec):
         findings += _no_order(traces)
     else:
+        together = spec.launch.ranks // spec.launch.row_ranks
         for rank, one in enumerate(traces):
-            findings += [f"rank {rank}, {sentence}" for sentence in out_of_order(one, rank)]
+            findings += [f"rank {rank}, {sentence}" for sentence in out_of_order(one, rank // together)]
     return verdict("each rank trains its share of every epoch", findings, ranks=spec.launch.ranks)
 
 

@@ -173,7 +173,7 @@ def laws_of(train: Train, spec: RunSpec) -> Iterator[tuple[str, Applied]]:
 _OF_FILES = ("CKPT-04", "CKPT-07", "CKPT-21", "CKPT-27")
 
 #: Strategy -> the clause that says that its ranks train as one process does; FSDP-17 for the others.
-CLAUSES_OF_RANKS = {"ddp": "DIST-02", "zero1": "DS-08", "zero2": "DS-08", "zero3": "DS-08"}
+CLAUSES_OF_RANKS = {"ddp": "DIST-02", "tp": "TP-02", "zero1": "DS-08", "zero2": "DS-08", "zero3": "DS-08"}
 
 
 def clauses_of(spec: RunSpec) -> tuple[str, ...]:

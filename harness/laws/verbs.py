@@ -155,13 +155,13 @@ def keeps_modes(model: Any, spec: RunSpec, directory: Path) -> Verdict:
         for verb, act in _QUIET.items():
             if (act is _merge_and_back and spec.model.quantization) or (act is _save and not training):
                 continue
-            before = _modes(model)
+            before = modes(model)
             try:
                 act(model, spec, directory)
             except Exception as error:
                 if not refuses(error):
                     raise
-            findings += _changed_modes(f"{verb} in {'training' if training else 'evaluation'} mode", model, before)
+            findings += changed_modes(f"{verb} in {'training' if training else 'evaluation'} mode", model, before)
     return verdict("modes and requires_grad are left as they were", findings)
 
 
@@ -171,14 +171,19 @@ def stays_frozen(model: Any, spec: RunSpec, directory: Path) -> Verdict:
     for verb, act in _QUIET.items():
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        before = _modes(model)
+        before = modes(model)
         act(model, spec, directory)
-        findings += _changed_modes(verb, model, before)
+        findings += changed_modes(verb, model, before)
     return verdict("a frozen adapter stays frozen", findings)
 
 
-def _changed_modes(when: str, model: Any, before: dict[str, bool]) -> list[str]:
-    after = _modes(model)
+def changed_modes(when: str, model: Any, before: dict[str, bool]) -> list[str]:
+    """Return a sentence if a module's mode or a parameter's requires_grad is not what it was.
+
+    - when: how the sentence begins.
+    - before: what `modes` returned then.
+    """
+    after = modes(model)
     changed = [name for name in before if after.get(name) != before[name]]
     if not changed:
         return []
@@ -186,9 +191,12 @@ def _changed_modes(when: str, model: Any, before: dict[str, bool]) -> list[str]:
     return [f"{when}: {name} is {after.get(name)}, was {before[name]}; {len(changed)} of {len(before)} changed"]
 
 
-def _modes(model: Any) -> dict[str, bool]:
-    modes = {f"training of {name or 'the model'}": module.training for name, module in model.named_modules()}
-    return modes | {f"requires_grad of {name}": parameter.requires_grad for name, parameter in model.named_parameters()}
+def modes(model: Any) -> dict[str, bool]:
+    """Return whether each module is in training mode, and whether each parameter requires gradients."""
+    training = {f"training of {name or 'the model'}": module.training for name, module in model.named_modules()}
+    return training | {
+        f"requires_grad of {name}": parameter.requires_grad for name, parameter in model.named_parameters()
+    }
 
 
 def _off_and_on(model: Any, spec: RunSpec, directory: Path) -> None:

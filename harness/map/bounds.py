@@ -19,6 +19,8 @@ class Bound:
 
     - low, high: the first and the last of them.
     - without: releases between these with which none of the judged stacks holds.
+    - undecided: releases between these that were judged only in stacks which cannot be made or refuse each other, or whose
+      clauses are undecided. Other stacks with them may hold.
     - below, above: why the range ends there.
     - shown_by: the newest stack with `high` in which the clauses hold, and the one with `low`.
     """
@@ -30,6 +32,7 @@ class Bound:
     below: str
     above: str
     shown_by: tuple[str, str]
+    undecided: tuple[str, ...] = ()
 
     def line(self) -> str:
         """Return the line of a requirement file."""
@@ -40,8 +43,8 @@ class Bound:
 def bounds(cells: Sequence[Mapping[str, Any]], clauses: Sequence[str], packages: Iterable[str]) -> list[Bound]:
     """Return the bounds of packages. A package of which no release holds has none.
 
-    A release holds if the clauses hold in one judged stack with it, and does not hold if they fail in every one. If no clause
-    is named, nothing may fail but known defects.
+    A release holds if the clauses hold in one judged stack with it, and does not hold if they fail in every one that can be
+    made and whose packages do not refuse each other. If no clause is named, nothing may fail but known defects.
     """
     return [found for package in packages if (found := _bound(cells, clauses, package)) is not None]
 
@@ -68,11 +71,15 @@ def _bound(cells: Sequence[Mapping[str, Any]], clauses: Sequence[str], package: 
         _why(before[-1:], of, clauses, "older"),
         _why(after[:1], of, clauses, "newer"),
         (_holds(of[low], clauses), _holds(of[high], clauses)),
+        tuple(str(one) for one in judged if low < one < high and states[one] not in (FAILS, HOLDS)),
     )
 
 
 def _state(members: Sequence[Mapping[str, Any]], clauses: Sequence[str]) -> str:
-    states = {results_table.of_cell(cell, clauses) for cell in members}
+    # A stack that cannot be made, or whose packages refuse each other, says nothing of a release in other company.
+    states = {
+        results_table.of_cell(cell, clauses) for cell in members if cell["state"] == "judged" and not cell["requires"]
+    }
     return HOLDS if states & set(GOOD) else FAILS if states == {FAILS} else results_table.UNDECIDED
 
 

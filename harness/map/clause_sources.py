@@ -1,46 +1,73 @@
-"""What a verdict depends on in this repository: the sources of a clause's tests and laws.
+"""What a verdict depends on in this repository: the code that a clause's tests reach, function by function.
 
-A verdict is stored with a hash of them. A later commit that touches neither the tests of a clause, nor what they use of
-harness/laws/ and harness/reference/, leaves its verdicts valid. What trains and observes (subjects/, runs/, processes/) is
-not part of it: `map --anew` judges all again.
+A verdict is stored with a hash of it. From the tests of the clause on, each name is followed to the function, class or value
+that it stands for, in the suites and in the modules of `_FOLLOWED`. Comments, docstrings and layout do not count. So a later
+commit voids the verdicts of the clauses whose tests use what it changed, and no others.
+
+What trains and observes (subjects/, session/, processes/), models and data are not part of it: `map --anew` judges all again.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import hashlib
-from collections.abc import Iterable
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from harness.paths import PACKAGE, SUITES
 from harness.register.entries import judged_by
 
-#: Packages of the harness whose modules are laws, or what laws compare with.
-_LAWS = ("harness.laws", "harness.reference", "harness.tolerance")
+#: Modules, and packages of modules, in which names are followed: tests, laws, what laws compare with, and what is trained.
+_FOLLOWED = (
+    "harness.suites", "harness.laws", "harness.reference", "harness.tolerance", "harness.verdict", "harness.runs",
+)  # fmt: skip
 
-#: Tests that judge runs by a table of laws name no clause in their marks. This module is the table.
-_TABLE = "harness.laws.universal"
+#: Laws that judge runs whose tests name no law, such as those of --spec.
+_TABLES = (("harness.laws.universal", "LAWS_OF_ONE_RUN"), ("harness.laws.universal", "LAWS_OF_SEVERAL_RUNS"))
+
+_CLAUSE = re.compile(r"[A-Z]+-\d+")
+
+#: (module, name at its top level); the name is "" for all that has no name.
+Piece = tuple[str, str]
 
 
 @functools.cache
 def sources(clause: str, tests: tuple[str, ...] = ()) -> str:
-    """Return a hash of the sources of a clause's tests and laws.
+    """Return a hash of the code that a clause's tests reach.
 
     - tests: those that are collected, such as "suites/test_acc.py" or one with "::" and its name; empty for all.
     """
     digest = hashlib.sha256()
-    modules: set[str] = set()
-    for test in sorted(_tests().get(clause, [])):
-        if tests and not {f"suites/{test}", f"suites/{test.partition('::')[0]}"} & set(tests):
-            continue
-        file, _, name = test.partition("::")
-        for text, used in _parts(SUITES / file, name):
-            digest.update(text.encode())
-            modules |= used
-    for module in sorted(_closure(modules or {_TABLE})):
-        digest.update(_path(module).read_bytes())
+    for piece in sorted(reached(clause, tests)):
+        digest.update(f"{' '.join(piece)}\n{_text(piece, _entry(piece, clause))}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def reached(clause: str, tests: Iterable[str] = ()) -> set[Piece]:
+    """Return what a clause's tests reach, each as (module, name)."""
+    chosen = {one.partition("[")[0] for one in tests}
+    ahead: list[Piece] = []
+    for test in _tests().get(clause, []):
+        file, _, name = test.partition("::")
+        if not chosen or chosen & {f"suites/{test}", f"suites/{file}"}:
+            ahead.append((f"harness.suites.{file.removesuffix('.py')}", name))
+    found: set[Piece] = set()
+    for start in (ahead, _TABLES):
+        ahead = list(start)
+        while ahead:
+            piece = ahead.pop()
+            if piece not in found:
+                found.add(piece)
+                ahead += _used(piece, _entry(piece, clause))
+        if any(module.startswith("harness.laws") for module, _ in found):
+            break
+    return found
 
 
 @functools.cache
@@ -48,74 +75,174 @@ def _tests() -> dict[str, list[str]]:
     return judged_by(SUITES)
 
 
-def _parts(file: Path, test: str) -> list[tuple[str, set[str]]]:
-    """Return (source, modules of laws) of a test and of what it uses in its file, by name, from the test on."""
-    text, defined, imported = _read(file)
-    lines = text.splitlines()
-    ahead, found, seen = [test], [], set()
-    while ahead:
-        name = ahead.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for node in defined.get(name, ()):
-            used = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
-            used |= {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}  # fixtures
-            first = min([node.lineno, *(mark.lineno for mark in getattr(node, "decorator_list", []))])
-            source = "\n".join(lines[first - 1 : node.end_lineno])
-            found.append((source, {imported[one] for one in used if one in imported}))
-            ahead += sorted(used)
-    return found
+# ---- one module ----
+
+
+@dataclass
+class _Module:
+    """A module's top level.
+
+    - defined: name -> the statements that define or change it; "" -> statements with marks of all its tests.
+    - imported: name -> what it stands for: (module, name), or (module, "") for a module.
+    """
+
+    defined: dict[str, list[ast.stmt]] = field(default_factory=lambda: defaultdict(list))
+    imported: dict[str, list[Piece]] = field(default_factory=lambda: defaultdict(list))
 
 
 @functools.cache
-def _read(file: Path) -> tuple[str, dict[str, list[ast.stmt]], dict[str, str]]:
-    """Return a module's text, its top-level statements by the name that they define, and imported name -> module of laws."""
-    text = file.read_text(encoding="utf-8")
-    defined: dict[str, list[ast.stmt]] = {}
-    imported: dict[str, str] = {}
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.ImportFrom) and node.module:
+def _module(name: str) -> _Module:
+    found = _Module()
+    body = ast.parse(_path(name).read_text(encoding="utf-8"))
+    for node in ast.walk(body):  # also within functions
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for one in node.names:
-                module = next((name for name in (f"{node.module}.{one.name}", node.module) if _is_law(name)), None)
-                if module:
-                    imported[one.asname or one.name] = module
+                inside = f"{node.module}.{one.name}"
+                target = (inside, "") if _is_followed(inside) else (node.module, one.name)
+                if _is_followed(target[0]):
+                    found.imported[one.asname or one.name].append(target)
         elif isinstance(node, ast.Import):
-            imported |= {one.asname or one.name: one.name for one in node.names if _is_law(one.name)}
-        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            defined.setdefault(node.name, []).append(node)
-        else:
-            for part in ast.walk(node):
-                if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
-                    defined.setdefault(part.id, []).append(node)
-    return text, defined, imported
+            for one in node.names:
+                if _is_followed(one.name):
+                    found.imported[one.asname or one.name].append((one.name, ""))
+    for statement in body.body:
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.defined[statement.name].append(statement)
+        elif not isinstance(statement, (ast.Import, ast.ImportFrom)):
+            for changed in _changed(statement):
+                found.defined["" if changed == "pytestmark" else changed].append(statement)
+    return found
 
 
-def _is_law(module: str) -> bool:
-    return module.startswith(_LAWS) and _path(module).is_file()
+def _changed(statement: ast.stmt) -> set[str]:
+    """Return the names that a statement defines, or may change by a method or an index."""
+    if isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Call):
+        return set()  # the module's docstring
+    names = {one.id for one in ast.walk(statement) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+    targets = [
+        one.func if isinstance(one, ast.Call) else one
+        for one in ast.walk(statement)
+        if (isinstance(one, ast.Call) and isinstance(statement, ast.Expr))
+        or (isinstance(one, (ast.Subscript, ast.Attribute)) and isinstance(one.ctx, ast.Store))
+    ]
+    for target in targets:
+        while isinstance(target, (ast.Attribute, ast.Subscript)):
+            target = target.value
+        if isinstance(target, ast.Name):
+            names.add(target.id)
+    return names
+
+
+def _is_followed(module: str) -> bool:
+    return any(module == one or module.startswith(f"{one}.") for one in _FOLLOWED) and _path(module).is_file()
 
 
 def _path(module: str) -> Path:
-    path = PACKAGE.joinpath(*module.split(".")[1:])
+    package, *rest = module.split(".")[1:]
+    path = (SUITES if package == "suites" else PACKAGE / package).joinpath(*rest)
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def _closure(modules: Iterable[str]) -> set[str]:
-    """Return modules with all modules of laws that they import."""
-    ahead, found = list(modules), set()
-    while ahead:
-        module = ahead.pop()
-        if module not in found:
-            found.add(module)
-            ahead += _imports(module)
-    return found
+# ---- one definition ----
+
+
+def _entry(piece: Piece, clause: str) -> str:
+    """Return the clause whose entry counts in a definition; "" if it has no table by clause, so is the same for all."""
+    return clause if _has_table(piece) else ""
 
 
 @functools.cache
-def _imports(module: str) -> tuple[str, ...]:
-    found = []
-    for node in ast.walk(ast.parse(_path(module).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{one.name}" for one in node.names)]
-            found += [name for name in names if _is_law(name)]
+def _has_table(piece: Piece) -> bool:
+    statements = _module(piece[0]).defined.get(piece[1], ())
+    return any(_is_table(node) for statement in statements for node in ast.walk(statement))
+
+
+def _is_table(node: ast.AST) -> bool:
+    """Return whether a node is a dict by clause."""
+    return isinstance(node, ast.Dict) and bool(node.keys) and all(map(_is_clause, node.keys))
+
+
+def _is_clause(node: ast.AST | None) -> bool:
+    return isinstance(node, ast.Constant) and bool(_CLAUSE.fullmatch(str(node.value)))
+
+
+@functools.cache
+def _used(piece: Piece, clause: str) -> tuple[Piece, ...]:
+    """Return what a definition uses."""
+    module, name = piece
+    at = _module(module)
+    found: list[Piece] = []
+    if module.startswith("harness.suites") and at.defined.get(""):
+        found.append((module, ""))
+    for statement in at.defined.get(name, ()):
+        for node in _parts(statement, clause):
+            if isinstance(node, ast.Attribute):
+                # Of a module, such as equal.equal_runs, or harness.laws.equal.equal_runs after `import harness.laws.equal`.
+                base, _, last = ast.unparse(node).rpartition(".")
+                for target, inside in at.imported.get(base, ()):
+                    found += [] if inside else _of(target, last)
+                continue
+            # An argument of a test is a fixture.
+            used = node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, ast.arg) else ""
+            if used and used in at.defined:
+                found.append((module, used))
+            for target, inside in at.imported.get(used, ()):
+                found += _of(target, inside) if inside else []
     return tuple(found)
+
+
+def _of(module: str, name: str) -> list[Piece]:
+    """Return what a name of a module stands for: its own definition, or one that it imports."""
+    at = _module(module)
+    found = [(module, name)] if name in at.defined else []
+    for target, inside in at.imported.get(name, ()):
+        if inside and (target, inside) != (module, name):
+            found += _of(target, inside)
+    return found
+
+
+def _parts(node: ast.AST, clause: str) -> Iterator[ast.AST]:
+    """Yield a node and all below it. Of a table by clause, only the entry of this clause."""
+    yield node
+    below: Iterable[ast.AST] = ast.iter_child_nodes(node)
+    if isinstance(node, ast.Dict) and _is_table(node):
+        below = [value for key, value in zip(node.keys, node.values, strict=True) if _value(key) == clause]
+    for child in below:
+        yield from _parts(child, clause)
+
+
+def _value(node: ast.AST | None) -> Any:
+    return node.value if isinstance(node, ast.Constant) else None
+
+
+class _Normal(ast.NodeTransformer):
+    """Removes docstrings, lists of clauses, and other clauses' entries of a table."""
+
+    def __init__(self, clause: str):
+        self._clause = clause
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            node.decorator_list = [one for one in node.decorator_list if not _names_clauses(one)]
+            kept = [one for one in node.body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
+            node.body = kept or [ast.Pass()]
+        elif isinstance(node, ast.Dict) and _is_table(node):
+            pairs = [
+                (key, value) for key, value in zip(node.keys, node.values, strict=True) if _value(key) == self._clause
+            ]
+            node.keys, node.values = [key for key, _ in pairs], [value for _, value in pairs]
+        elif isinstance(node, (ast.Tuple, ast.List)) and all(map(_is_clause, node.elts)):
+            node.elts = []
+        self.generic_visit(node)
+        return node
+
+
+def _names_clauses(mark: ast.expr) -> bool:
+    return isinstance(mark, ast.Call) and isinstance(mark.func, ast.Attribute) and mark.func.attr == "clause"
+
+
+@functools.cache
+def _text(piece: Piece, clause: str) -> str:
+    """Return the source of a definition without what does not change what it does."""
+    statements = _module(piece[0]).defined.get(piece[1], ())
+    return "\n".join(ast.unparse(_Normal(clause).visit(copy.deepcopy(one))) for one in statements)

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from packaging.utils import canonicalize_name
+
 import harness
 from harness import contract, environment
 from harness.errors import UsageError
@@ -18,7 +20,7 @@ from harness.map import bounds as bounding
 from harness.map import results_table, texts
 from harness.map.results_table import FAILS, GOOD
 from harness.progress import Progress, screen
-from harness.reading import shown_path
+from harness.reading import shown, shown_path
 from harness.words import counted
 
 #: Where a campaign's results are, if no directory is named.
@@ -26,6 +28,9 @@ DIRECTORY = Path(".peft-harness/map")
 
 #: Stacks of the matrix that a table lists as not judged.
 _MOST_LEFT = 400
+
+#: Stacks that an answer to `ask` prints.
+_MOST_ANSWERS = 8
 
 
 def map_(
@@ -64,8 +69,7 @@ def map_(
         engine.check(on)
         read = matrix_file.read(matrix)
         if clauses:
-            contract.select(list(clauses))
-            read = dataclasses.replace(read, clauses=tuple(clauses))
+            read = matrix_file.judging(read, clauses)
         if not specs and read.specs:
             from harness.session.specs import load_all
 
@@ -85,6 +89,10 @@ def map_(
             if at.todo(stack, device)
         ]
     body = results_table.table(found, tables, environment.now(), harness.__version__)
+    if not left:
+        judged = {cell["requirements"] for cell in body["cells"]}
+        known = {one["requirements"]: one for table in tables for one in table.get("not_judged", [])}
+        left = [one for name, one in known.items() if name not in judged]
     body["not_judged"] = left[:_MOST_LEFT]
     _write(body, outputs)
     console = screen()
@@ -143,31 +151,50 @@ def ask(words: str, file: Path | None, clauses: Sequence[str], device: str, json
     """Print what a table says of a stack. Returns 0 if it holds, 1 if it fails, 3 if it was not judged."""
     table = results_table.load(file)
     cells, chosen = cells_of(table, _where(file), clauses, "suites", device)
-    asked = asking.pins(words)
-    found = asking.exactly(cells, asked)
+    _require_judged(cells, chosen, clauses, file)
+    question, foreign = asking.known(cells, asking.asked(words))
+    found = texts.ordered(asking.matching(cells, question))
     judged = [
         cell
         for cell in found
         if any(one in cell["clauses"] for one in chosen) or not chosen or cell["state"] != "judged"
     ]
-    near = [] if judged else asking.nearest(cells, asked)
-    console = screen()
-    for name in asking.missing(cells, asked):
-        console.print(f"{name}: no stack of the table names it, so the answer would not depend on it", markup=False)
+    near = [] if judged else asking.nearest(cells, question)
+    console = screen(markup=False, soft_wrap=True)
+    if foreign:
+        verb = "is" if len(foreign) == 1 else "are"
+        console.print(f"{', '.join(foreign)}: {verb} in no stack of the table, so the answer leaves that out")
     if json is not None:
+        asked = {name: asking.pin(limits) or str(limits) for name, limits in question.items()}
         body = {"schema_version": 1, "asked": asked, "judged": judged, "nearest": near, "made": table["made"]}
         write_whole(json, json_.dumps(body, indent=1) + "\n")
-    for cell in judged:
-        _print_cell(cell, chosen)
+    if len(judged) > 1:
+        console.print(f"{len(judged)} judged stacks have {asking.as_words(question)}:")
+    for cell in judged[:_MOST_ANSWERS]:
+        _print_cell(cell, chosen, 10 if len(judged) == 1 else 2)
+    if len(judged) > _MOST_ANSWERS:
+        console.print(f"and {len(judged) - _MOST_ANSWERS} more, which --json has")
     if not judged:
-        console.print(f"not judged: {' '.join(f'{name}=={version}' for name, version in asked.items())}", markup=False)
+        console.print(f"not judged: {asking.as_words(question)}")
+        for sentence in asking.outside(cells, question):
+            console.print(sentence)
         console.print("The nearest judged stacks:" if near else "The table has no judged stack.")
         for cell in near:
             _print_cell(cell, chosen, 2)
-        console.print(f"Next:\n  peft-harness check --with {shlex.quote(words)}", markup=False)
+        console.print(f"Next:\n  peft-harness check --with {shlex.quote(words)}")
         return 3
     says = {results_table.of_cell(cell, chosen) for cell in judged}
-    return 1 if says == {FAILS} else 0 if says <= set(GOOD) else 3
+    return 1 if says == {FAILS} else 0 if says <= set(GOOD) and not foreign else 3
+
+
+def _require_judged(
+    cells: Sequence[Mapping[str, Any]], chosen: Sequence[str], asked: Sequence[str], file: Path | None
+) -> None:
+    """Raise UsageError if clauses were asked for and no cell was judged by any of them."""
+    judged = {clause for cell in cells for clause in cell["clauses"]}
+    if chosen and not judged & set(chosen):
+        chapters = ", ".join(sorted({f"{clause.partition('-')[0]}-*" for clause in judged}))
+        raise UsageError(f"{_where(file)}: no stack was judged by {', '.join(asked)}; it has clauses of {chapters}")
 
 
 def _where(file: Path | None) -> str:
@@ -207,11 +234,12 @@ def bounds(
     """Print for each package between which releases the clauses hold. Returns 0, or 3 if there is no such release."""
     table = results_table.load(file)
     cells, chosen = cells_of(table, _where(file), clauses, run, device)
+    _require_judged(cells, chosen, clauses, file)
     moving = texts.packages(cells)
-    for name in packages:
+    wanted = [str(canonicalize_name(name)) for name in packages] or moving
+    for name in wanted:
         if name not in {one for cell in cells for one in cell["stack"]}:
-            raise UsageError(f"--package {name}: the table has no stack with it; it has {', '.join(moving)}")
-    wanted = list(packages) or moving
+            raise UsageError(f"--package {shown(name)}: the table has no stack with it; it has {', '.join(moving)}")
     found = bounding.bounds(cells, chosen, wanted)
     console = screen(markup=False, soft_wrap=True)
     what = ", ".join(chosen) or "all clauses of the table, known defects allowed"
@@ -220,6 +248,8 @@ def bounds(
     for one in found:
         console.print(f"# above: {one.above}")
         console.print(f"# below: {one.below}")
+        if one.undecided:
+            console.print(f"# undecided, and not excluded: {', '.join(one.undecided)}")
         console.print(f"# shown by: {'; '.join(dict.fromkeys(reversed(one.shown_by)))}")
         console.print(one.line())
     for name in wanted:
@@ -259,7 +289,10 @@ def propose(
     none = matrix_file.Matrix("the default matrix", {})
     run = campaign.run_name(tuple(specs), none).partition(",")[0]
     cells, chosen = cells_of(table, _where(file), clauses, run, device)
-    pins = proposing.baseline(words)
+    if table_only:
+        _require_judged(cells, chosen, clauses, file)
+    asking.check_names(cells, [one.name for one in wanted], least=len(wanted) if table_only else 0)
+    pins = proposing.baseline(words, table_only)
     console = screen(markup=False, soft_wrap=True)
     resolver_says: list[str] = []
     judge, more = None, []
@@ -280,8 +313,11 @@ def propose(
 
         more = limited()
     answer = proposing.propose(pins, wanted, cells, chosen, judge, more)
-    if answer.baseline_judged:
-        console.print(f"must hold: {counted(len(answer.clauses), 'clause')} that hold on the baseline")
+    if chosen:
+        console.print(f"must hold: {', '.join(chosen)}")
+    elif answer.baseline_judged:
+        count = len(answer.clauses)
+        console.print(f"must hold: {counted(count, 'clause')} that {'holds' if count == 1 else 'hold'} on the baseline")
     else:
         console.print("the baseline is not in the table, so all clauses that were judged must hold")
     for requirements, reason in answer.in_the_way[:10]:
@@ -319,6 +355,8 @@ def propose(
     console.print(f"judged on {cell['date'][:10]}{beside} ({how})")
     for line in answer.pins():
         console.print(f"  {line}")
+    if not answer.changes():
+        return 0
     console.print("Next:")
     console.print(
         f"  peft-harness gate --baseline {shlex.quote(words)} --candidate {shlex.quote(' '.join(answer.pins()))}"
@@ -334,11 +372,10 @@ def _judged_now(
 
     read = matrix_file.read()
     matrix = dataclasses.replace(
-        read,
+        matrix_file.judging(read, clauses) if clauses else read,
         releases={name: (version,) for name, version in stack.items()},
         pairing=("all",),
         devices=(device,),
-        clauses=tuple(clauses) or read.clauses,
     )
     if specs:
         matrix = campaign.of_specs(matrix, clauses)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,9 @@ from harness.gate.extras import OPTIONAL
 from harness.gate.index import dated
 from harness.map import ask
 from harness.paths import SUITES
-from harness.reading import read_text, shown, shown_path
+from harness.reading import parse_toml, read_text, shown, shown_path
 from harness.session import concerns
 from harness.session.concerns import Concerns
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DEFAULT = Path(__file__).with_name("default.toml")
 
@@ -87,10 +83,7 @@ def read(file: Path | None = None) -> Matrix:
     """
     path = file or DEFAULT
     where = shown_path(path) if file else "the default matrix"
-    try:
-        body = tomllib.loads(read_text(path, _LIMIT))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{where}: is no TOML ({error})") from None
+    body = parse_toml(read_text(path, _LIMIT), where)
     for key in body:
         if key not in _KEYS:
             raise UsageError(f"{where}: {shown(key)} is unknown{_near(key, _KEYS)}")
@@ -132,6 +125,16 @@ def read(file: Path | None = None) -> Matrix:
         raise UsageError(f"{where}: first: {error}") from None
     specs = tuple(str(path.parent / name) for name in _texts(where, "specs", body.get("specs", [])))
     return Matrix(where, releases, pairing, stacks, clauses, specs, devices, extras, judged, tests, first)
+
+
+def judging(matrix: Matrix, clauses: Sequence[str]) -> Matrix:
+    """Return a matrix that judges other clauses. If it judges one that is not its own, it collects all tests.
+
+    Raises UsageError if a glob matches no clause.
+    """
+    own = set(contract.select(list(matrix.clauses)))
+    tests = matrix.tests if set(contract.select(list(clauses))) <= own else ()
+    return dataclasses.replace(matrix, clauses=tuple(clauses), tests=tests)
 
 
 def _texts(where: str, key: str, value: Any) -> tuple[str, ...]:

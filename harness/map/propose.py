@@ -14,7 +14,6 @@ from packaging.version import Version
 from harness.environment import STACK
 from harness.errors import UsageError
 from harness.gate import environments, locks
-from harness.gate.requirements import CURRENT
 from harness.map import ask, results_table
 from harness.map.ask import Pins
 from harness.map.results_table import FAILS, GOOD, HOLDS
@@ -55,7 +54,7 @@ class Answer:
         return [
             f"{name} {self.baseline.get(name, 'not pinned')} -> {version}"
             for name, version in self.moved().items()
-            if self.baseline.get(name) != version
+            if name not in self.baseline or Version(self.baseline[name]) != Version(version)
         ]
 
     def pins(self) -> list[str]:
@@ -83,16 +82,23 @@ def wanted(words: Iterable[str]) -> list[Requirement]:
     return found
 
 
-def baseline(words: str) -> Pins:
-    """Return the releases of the stack's packages that requirements make. Resolves them only if they are no pins."""
-    if words.strip() == CURRENT:
-        found = environments.running().pins
-    else:
-        try:
-            return ask.pins(words)
-        except UsageError:
-            found = {entry.name: entry.version or "" for entry in locks.entries(environments.resolve(words))}
-    return {name: found[name].partition("+")[0] for name in STACK if found.get(name)}
+def baseline(words: str, offline: bool = False) -> Pins:
+    """Return the releases that requirements make. They are resolved if they do not name one of each package of the stack.
+
+    - offline: raise UsageError instead.
+    """
+    question = ask.asked(words)
+    found: Pins = {name: version for name, limits in question.items() if (version := ask.pin(limits))}
+    loose = [f"{name}{limits}" for name, limits in question.items() if name in STACK and name not in found]
+    if not loose and any(name in STACK for name in found):
+        return found
+    if offline:
+        missing = f"{', '.join(loose)}: is no release" if loose else f"names none of {', '.join(STACK)}"
+        raise UsageError(
+            f"--baseline {shown(words)}: {missing}; write ==, or leave --table-only away, and it is resolved"
+        )
+    locked = {entry.name: entry.version or "" for entry in locks.entries(environments.resolve(words))}
+    return {name: locked[name].partition("+")[0] for name in STACK if locked.get(name)}
 
 
 def propose(
@@ -110,7 +116,8 @@ def propose(
     - judge: judges a stack that is not in the table; None if nothing may be judged.
     - more: stacks to judge if the table has no answer.
     """
-    before = next((cell for cell in ask.exactly(cells, pins) if cell["state"] == "judged"), None)
+    own = {name: version for name, version in pins.items() if any(name in cell["stack"] for cell in cells)}
+    before = next((cell for cell in ask.exactly(cells, own) if cell["state"] == "judged"), None) if own else None
     if not clauses and before is not None:
         clauses = [one for one in before["clauses"] if results_table.state(before["clauses"][one]["verdict"]) == HOLDS]
     asked = tuple(str(canonicalize_name(one.name)) for one in want)
@@ -156,7 +163,7 @@ def _has(stack: Pins, want: Sequence[Requirement]) -> bool:
 
 def _change(pins: Pins, stack: Pins, cells: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     """Return how much a stack changes pins: the packages that move, and how many known releases they move past."""
-    moved = [name for name in stack if pins.get(name) not in (None, stack[name])]
+    moved = [name for name in stack if name in pins and Version(pins[name]) != Version(stack[name])]
     apart = 0
     for name in moved:
         low, high = sorted((Version(pins[name]), Version(stack[name])))

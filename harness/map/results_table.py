@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from packaging.version import InvalidVersion, Version
+
 from harness.errors import UsageError
+from harness.map import ask
 from harness.paths import FIXTURES
 from harness.reading import read_json, shown_path
 from harness.verdict import KNOWN_DEFECT, ORDER, PASS, SKIPPED, UNEXPECTED_PASS
+from harness.words import one_line
 
 #: The newest `schema_version` that is read.
 NEWEST = 1
@@ -51,9 +56,10 @@ def of_cell(cell: Mapping[str, Any], clauses: Iterable[str] = ()) -> str:
     - clauses: those that must hold; a known defect of one of them is a failure. If none is named, all that was judged, and
       a stack whose failures are all known defects is KNOWN.
 
-    A stack that cannot be made or run does not hold.
+    A stack that cannot be made or run does not hold. Nor does one whose packages refuse each other (`requires`): what they
+    refuse, such as add_adapter, may be in no case that was judged.
     """
-    if cell["state"] != "judged":
+    if cell["state"] != "judged" or cell["requires"]:
         return FAILS
     named = list(clauses)
     states = {state(_verdict(cell, one)) for one in named or cell["clauses"]}
@@ -78,8 +84,8 @@ def reason(cell: Mapping[str, Any], clauses: Iterable[str] = ()) -> str:
         return f"{cell['state']}: {cell['sentence']}"
     named = list(clauses)
     wanted, broken = named or list(cell["clauses"]), failing(cell, named)
-    if said := [one for one in cell["requires"] if of_cell(cell, named) == FAILS]:
-        return str(said[0])
+    if cell["requires"]:
+        return str(cell["requires"][0])
     for cause in cell["causes"]:
         if hit := [one for one in cause["clauses"] if one in broken]:
             return f"{', '.join(hit[:3])}{' and more' * (len(hit) > 3)}: {cause['sentence']}"
@@ -146,12 +152,22 @@ def _of_result(result: Mapping[str, Any]) -> Cell:
         "seconds",
     )
     cell = {name: result[name] for name in names}
-    cell |= {"requires": result["requires"], "lock_key": result.get("lock_key", ""), "causes": result["causes"]}
+    causes = [
+        {**cause, **{name: _unstyled(cause[name]) for name in ("sentence", "reaches", "example") if name in cause}}
+        for cause in result["causes"]
+    ]
+    cell |= {"requires": result["requires"], "lock_key": result.get("lock_key", ""), "causes": causes}
     cell["clauses"] = {
-        clause: entry | {"key": result["keys"].get(clause, ""), "date": result["date"]}
+        clause: entry
+        | {"seen": _unstyled(entry["seen"]), "key": result["keys"].get(clause, ""), "date": result["date"]}
         for clause, entry in result["clauses"].items()
     }
     return cell
+
+
+def _unstyled(text: str) -> str:
+    """Return a text in one line, without the colours that upstream put in for a terminal."""
+    return one_line(re.sub(r"\x1b\[[0-9;]*m", "", text))
 
 
 def _joined(one: Cell, other: Mapping[str, Any]) -> Cell:
@@ -165,13 +181,18 @@ def _joined(one: Cell, other: Mapping[str, Any]) -> Cell:
     kept = [
         {**cause, "clauses": left}
         for cause in older["causes"]
-        if (left := [clause for clause in cause["clauses"] if clause not in newer["clauses"]])
+        if (left := [one for one in cause["clauses"] if one not in newer["clauses"] or _is_conflict(clauses[one])])
     ]
+    kept = [cause for cause in kept if cause not in newer["causes"]]
     if older["state"] != newer["state"] and "judged" in (older["state"], newer["state"]):
         # What could be judged once is not unjudged by a network that was away.
         whole = older if older["state"] == "judged" else newer
         joined |= {name: whole[name] for name in ("state", "sentence", "requires", "stack", "date")}
     return joined | {"clauses": clauses, "causes": [*newer["causes"], *kept]}
+
+
+def _is_conflict(entry: Mapping[str, Any]) -> bool:
+    return bool(entry["verdict"] == CONFLICT)
 
 
 def _agreed(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,7 +256,13 @@ def load(file: Path | None = None) -> dict[str, Any]:
             f"{where}: is damaged ({at or 'the table'}: {error.message[:120]}); make it again with map --json"
         )
     known = {CONFLICT, *ORDER}
-    for cell in body["cells"]:
+    for number, cell in enumerate(body["cells"]):
+        try:
+            ask.pins(cell["requirements"])
+            for version in cell["stack"].values():
+                Version(version)
+        except (UsageError, InvalidVersion) as error:
+            raise UsageError(f"{where}: is damaged (cells[{number}]: {error}); make it again with map --json") from None
         for clause, entry in cell["clauses"].items():
             if entry["verdict"] not in known:
                 raise UsageError(f"{where}: is damaged ({clause} has the verdict {entry['verdict']!r})")

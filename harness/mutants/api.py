@@ -144,6 +144,53 @@ def biases_merged_twice(original, layer, *args, **options):
         original(layer, *args, **options)
 
 
+def then_training(original, trainer, *args, **options):
+    output = original(trainer, *args, **options)
+    trainer.model.train()
+    return output
+
+
+def then_switched_off(original, trainer, *args, **options):
+    output = original(trainer, *args, **options)
+    for module in trainer.model.modules():
+        if hasattr(module, "_disable_adapters"):
+            module._disable_adapters = True
+    return output
+
+
+def not_before_the_first_step(original, model, *args, **options):
+    import sys
+
+    frame = sys._getframe()
+    while frame.f_code.co_name not in ("_run_epoch", "_inner_training_loop", "<module>") and frame.f_back:
+        frame = frame.f_back
+    if frame.f_code.co_name != "_inner_training_loop":
+        original(model, *args, **options)
+
+
+def saved_in_evaluation_mode(original, model, *args, **options):
+    original(model, *args, **options)
+    model.eval()
+
+
+def deleted_by_name_alone(original, layer, name):
+    layer.set_adapter([one for one in layer._all_available_adapter_names() if one != name])
+
+
+def never_without_tokens(original, layer, *args, **options):
+    layer._disable_adapters = False
+    return original(layer, *args, **options)
+
+
+def first_copy_alone(original, wrapper, names):
+    return names[0]
+
+
+def without_named_tensors(original, tuner, model, name, **options):
+    options.pop("state_dict", None)
+    return original(tuner, model, name, **options)
+
+
 MUTANTS = (
     Mutant(
         "alpha-for-alpha-over-r",
@@ -336,5 +383,65 @@ MUTANTS = (
         "Merging a BEFT adds its bias to the layer's twice.",
         replace("peft.tuners.beft.layer:Linear", "merge", biases_merged_twice),
         cells=("API-15/method/beft-with-biases",),
+    ),
+    Mutant(
+        "evaluation-ends-in-training-mode",
+        "evaluate() and predict() put the model into training mode when they are done.",
+        replace(TRAINER, "evaluation_loop", then_training),
+        cells=("API-27/plain",),
+    ),
+    Mutant(
+        "evaluation-switches-the-adapter-off",
+        "evaluate() and predict() disable the adapter when they are done.",
+        replace(TRAINER, "evaluation_loop", then_switched_off),
+        cells=("API-27/plain",),
+    ),
+    Mutant(
+        "interrupted-gradient-kept",
+        "train() begins with the gradients that an interrupted one has left.",
+        replace("torch.nn:Module", "zero_grad", not_before_the_first_step),
+        cells=("API-27/interrupt/substep_end", "API-27/exception/substep_end"),
+    ),
+    Mutant(
+        "saved-in-evaluation-mode",
+        "PeftModel.save_pretrained puts the model into evaluation mode.",
+        replace(PEFT, "save_pretrained", saved_in_evaluation_mode),
+        cells=("API-23/linear/lora/modes*", "CKPT-30/plain"),
+    ),
+    Mutant(
+        "deleted-tensors-stay",
+        "Deleting an adapter deactivates it, and leaves its tensors in each layer.",
+        replace("peft.tuners.tuners_utils:BaseTunerLayer", "delete_adapter", deleted_by_name_alone),
+        cells=("API-13/linear/lora/delete*", "API-13/linear/dora/delete*"),
+    ),
+    Mutant(
+        "trained-tokens-never-disabled",
+        "disable_adapter leaves trained tokens in the embedding.",
+        replace("peft.tuners.trainable_tokens.layer:TrainableTokensLayer", "forward", never_without_tokens),
+        cells=("API-02/method/trainable-tokens", "API-02/option/token-indices"),
+    ),
+    Mutant(
+        "version-of-peft-unchecked",
+        "The version of peft is not checked.",
+        replace("transformers.integrations.peft", "check_peft_version", nothing),
+        cells=("API-11/*",),
+    ),
+    Mutant(
+        "no-adapter-disabled",
+        "disable_adapters accepts a model that has no adapter.",
+        replace(LLAMA, "disable_adapters", nothing),
+        cells=("API-12/*",),
+    ),
+    Mutant(
+        "one-copy-of-two",
+        "Of two adapters with a copy of one module the first is activated, and the second is ignored.",
+        replace(COPY, "check_set_adapter", first_copy_alone),
+        cells=("API-18/refused/two-copies",),
+    ),
+    Mutant(
+        "targets-not-from-tensors",
+        "Injecting an adapter ignores the tensors that say which modules are adapted.",
+        replace(TUNER, "inject_adapter", without_named_tensors),
+        cells=("API-19/*",),
     ),
 )

@@ -27,6 +27,12 @@ def only_the_first(original, trainer, metrics, trial):
     return False if trainer.state.best_metric is not None else original(trainer, metrics, trial)
 
 
+def unchecked(original, arguments):
+    arguments.load_best_model_at_end = False
+    original(arguments)
+    arguments.load_best_model_at_end = True
+
+
 MUTANTS = (
     Mutant(
         "last-instead-of-best",
@@ -57,5 +63,17 @@ MUTANTS = (
         "Loading the best adapter freezes it.",
         replace(PEFT, "load_adapter", left_frozen),
         cells=("BEST-04/plain", "BEST-01/lowest-loss"),
+    ),
+    Mutant(
+        "best-model-unchecked",
+        "load_best_model_at_end has no defaults and no checks.",
+        replace("transformers:TrainingArguments", "__post_init__", unchecked),
+        cells=("BEST-06/*",),
+    ),
+    Mutant(
+        "best-of-two-unsaid",
+        "That only the first of two active adapters is loaded is not said.",
+        replace("transformers.trainer:logger", "warning", nothing),
+        cells=("BEST-05/*",),
     ),
 )

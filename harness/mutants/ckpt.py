@@ -138,6 +138,34 @@ def without_the_shared_vector(original, *args, **options):
     return {name: tensor for name, tensor in original(*args, **options).items() if "unilora_theta" not in name}
 
 
+def saved_and_drawn(original, trainer, *args, **options):
+    import torch
+
+    original(trainer, *args, **options)
+    torch.rand(1)
+
+
+def as_it_was_first(original, model, *args, **options):
+    first = vars(model).setdefault("_first_saved", {})
+    found = original(model, *args, **options)
+    for name, tensor in found.items():
+        first.setdefault(name, tensor.detach().clone())
+    return {name: first[name] for name in found}
+
+
+def first_of_the_active(original, model):
+    return original(model)[:1]
+
+
+def save_not_due(original, control):
+    state = original(control)
+    return {**state, "args": {**state["args"], "should_save": False}}
+
+
+def into_the_first_layers_alone(original, model, tensors, *args, **options):
+    return original(model, {name: one for name, one in tensors.items() if ".1." not in name}, *args, **options)
+
+
 MUTANTS = (
     Mutant(
         "adapter-file-empty",
@@ -283,5 +311,41 @@ MUTANTS = (
         "Loading a cartridge leaves the prefix as it was drawn.",
         replace("peft.tuners.cartridge.model:CartridgeEncoder", "load_prompt_embeddings", nothing),
         cells=("CKPT-21/method/cartridge", "RES-01/method/cartridge"),
+    ),
+    Mutant(
+        "save_model-draws",
+        "save_model() draws a random number.",
+        replace(TRAINER, "save_model", saved_and_drawn),
+        cells=("CKPT-30/plain", "CKPT-30/plain/add_adapter"),
+    ),
+    Mutant(
+        "first-values-saved-again",
+        "Whatever is saved later, a file holds the values of the first save.",
+        replace("peft.peft_model", "get_peft_model_state_dict", as_it_was_first),
+        cells=("CKPT-30/plain", "CKPT-25/plain"),
+    ),
+    Mutant(
+        "evaluated-as-trained",
+        "Evaluation leaves a schedule-free optimizer's weights as they are for training.",
+        replace("accelerate.optimizer:AcceleratedOptimizer", "eval", nothing),
+        cells=("CKPT-31/checkpoints-after-evaluations",),
+    ),
+    Mutant(
+        "several-active-saved-as-one",
+        "Of several active adapters a model names only the first, and that one is saved.",
+        replace("transformers:LlamaForCausalLM", "active_adapters", first_of_the_active),
+        cells=("CKPT-16/*",),
+    ),
+    Mutant(
+        "control-says-no-save",
+        "trainer_state.json says that no save was due.",
+        replace("transformers:TrainerControl", "state", save_not_due),
+        cells=("CKPT-10/*",),
+    ),
+    Mutant(
+        "half-of-the-layers-loaded",
+        "Loading an adapter leaves its second layer as it was made.",
+        replace("peft.peft_model", "set_peft_model_state_dict", into_the_first_layers_alone),
+        cells=("CKPT-29/linear/lora/load/*", "SERVE-01/llama/lora-*", "CKPT-21/option/rank-pattern"),
     ),
 )

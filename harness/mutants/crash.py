@@ -24,6 +24,16 @@ def unheeded(original, trainer, *args, **options):
         return None
 
 
+def older_first(original, trainer, *args, **options):
+    """Delete all older checkpoints before a new one is written."""
+    import shutil
+    from pathlib import Path
+
+    for older in Path(trainer.args.output_dir).glob("checkpoint-*"):
+        shutil.rmtree(older)
+    return original(trainer, *args, **options)
+
+
 MUTANTS = (
     Mutant(
         "torn-state-begins-anew",
@@ -36,5 +46,11 @@ MUTANTS = (
         "Training goes on if a checkpoint cannot be written.",
         replace(TRAINER, "_save_checkpoint", unheeded),
         cells=("CRASH-06/*some-points*",),
+    ),
+    Mutant(
+        "older-checkpoints-deleted-first",
+        "A save deletes all older checkpoints before it writes the new one.",
+        replace(TRAINER, "_save_checkpoint", older_first),
+        cells=("CRASH-05/plain/killed", "CRASH-06/*some-points*"),
     ),
 )

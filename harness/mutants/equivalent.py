@@ -8,7 +8,7 @@ from harness.runs.scenarios import LAUNCHES, PLAIN, SAVING, SCENARIOS, by_route,
 from harness.spec import RunSpec
 
 #: Chapters whose mutants are compared on runs in several processes, too.
-SEVERAL = ("DIST", "FSDP", "DS")
+SEVERAL = ("DIST", "FSDP", "TP", "DS")
 
 
 def table(chapter: str) -> dict[str, RunSpec]:

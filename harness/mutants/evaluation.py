@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from harness.mutants.catalogue import Mutant
-from harness.mutants.patch import ARGUMENTS, TRAINER, replace
+from harness.mutants.patch import ARGUMENTS, TRAINER, nothing, replace
 
 STEP, LOOP = (TRAINER, "prediction_step"), (TRAINER, "evaluation_loop")
 
@@ -70,6 +70,31 @@ def always_the_default_prefix(original, trainer, eval_dataset=None, ignore_keys=
 def no_delay(original, arguments):
     original(arguments)
     arguments.eval_delay = 0
+
+
+def generated_by_the_base(original, trainer, model, inputs, *args, **options):
+    layers = [module for module in trainer.model.modules() if hasattr(module, "_disable_adapters")]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        return original(trainer, model, inputs, *args, **options)
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def a_token_early(original, trainer, model, inputs, prediction_loss_only, ignore_keys=None, **options):
+    loss, tokens, labels = original(trainer, model, inputs, prediction_loss_only, ignore_keys, **options)
+    if tokens is not None:
+        tokens = tokens.clone()
+        tokens[:, 5:] = trainer.model.config.pad_token_id
+    return loss, tokens, labels
+
+
+def prepared_once(original, trainer, *args, **options):
+    result = original(trainer, *args, **options)
+    vars(trainer).pop("model_preparation_time", None)
+    return result
 
 
 MUTANTS = (
@@ -146,5 +171,29 @@ MUTANTS = (
         "Evaluations begin at once, whatever eval_delay is.",
         replace(ARGUMENTS, "__post_init__", no_delay),
         cells=("EVAL-10/delayed-steps", "EVAL-10/delayed-epochs"),
+    ),
+    Mutant(
+        "generated-by-the-base",
+        "Seq2SeqTrainer generates with the adapter disabled.",
+        replace("transformers:Seq2SeqTrainer", "prediction_step", generated_by_the_base),
+        cells=("EVAL-11/plain", "EVAL-11/plain/add_adapter"),
+    ),
+    Mutant(
+        "generation-ends-a-token-early",
+        "Seq2SeqTrainer leaves out the last token of generation_max_length.",
+        replace("transformers:Seq2SeqTrainer", "prediction_step", a_token_early),
+        cells=("EVAL-11/plain",),
+    ),
+    Mutant(
+        "preparation-time-once",
+        "The preparation time of the model is reported once only.",
+        replace(TRAINER, "evaluation_loop", prepared_once),
+        cells=("EVAL-07/*",),
+    ),
+    Mutant(
+        "unreported-metric-passed-over",
+        "A metric_for_best_model that is not reported is no error.",
+        replace(TRAINER, "_determine_best_metric", nothing),
+        cells=("EVAL-08/*",),
     ),
 )

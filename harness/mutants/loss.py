@@ -67,6 +67,10 @@ def fed_its_own_label(original, labels, pad, start):
     return labels.masked_fill(labels == -100, pad)
 
 
+def answers_twice(original, *args):
+    return 2 * original(*args)
+
+
 MUTANTS = (
     Mutant(
         "gradient-divided-by-three",
@@ -153,5 +157,11 @@ MUTANTS = (
         "The decoder of a speech model is fed the token that it is to predict.",
         replace("transformers.models.whisper.modeling_whisper", "shift_tokens_right", fed_its_own_label),
         cells=("LOSS-01/task/speech",),
+    ),
+    Mutant(
+        "multi-label-loss-doubled",
+        "Multi-label classification trains with twice its loss.",
+        replace("torch.nn:BCEWithLogitsLoss", "forward", answers_twice),
+        cells=("LOSS-07/*",),
     ),
 )

@@ -79,6 +79,26 @@ def moments_lost(original, optimizer, state):
     return original(optimizer, {**state, "state": {}})
 
 
+def going_on(original, callback, args, state, control, **options):
+    original(callback, args, state, control, **options)
+    control.should_training_stop = False
+
+
+def still_in_progress(original, manager):
+    from pathlib import Path
+
+    original(manager)
+    step = manager.trainer.state.global_step
+    Path(manager.trainer.args.output_dir, f"checkpoint-{step}", "checkpoint-is-incomplete.txt").touch()
+
+
+def reading_the_argument(original, trainer, resume_from_checkpoint=None, **options):
+    chosen = resume_from_checkpoint or trainer.args.resume_from_checkpoint
+    return original(trainer, resume_from_checkpoint=chosen, **options)
+
+
+_JIT = "transformers.trainer_jit_checkpoint:JITCheckpointCallback"
+
 MUTANTS = (
     Mutant(
         "generators-not-restored",
@@ -208,5 +228,35 @@ MUTANTS = (
         "Resuming takes the learning rate from the arguments, not from the checkpoint.",
         replace("torch.optim.lr_scheduler:LambdaLR", "load_state_dict", rates_of_the_arguments),
         cells=("RES-11/another_learning_rate*",),
+    ),
+    Mutant(
+        "told-to-end-and-going-on",
+        "A run that SIGTERM is sent to saves a checkpoint, and trains on.",
+        replace(_JIT, "on_step_begin", going_on),
+        cells=("RES-27/step_end", "RES-27/evaluate", "RES-27/first-step/step_begin"),
+    ),
+    Mutant(
+        "termination-handler-kept",
+        "After train(), SIGTERM still asks for a checkpoint.",
+        replace(_JIT, "on_train_end", nothing),
+        cells=("RES-27/step_end",),
+    ),
+    Mutant(
+        "marked-as-incomplete-for-good",
+        "The checkpoint of a run that SIGTERM has ended stays marked as incomplete.",
+        replace("transformers.trainer_jit_checkpoint:CheckpointManager", "execute_jit_checkpoint", still_in_progress),
+        cells=("RES-27/step_end",),
+    ),
+    Mutant(
+        "training-argument-read",
+        "train() reads the training argument resume_from_checkpoint.",
+        replace(TRAINER, "train", reading_the_argument),
+        cells=("RES-06/*",),
+    ),
+    Mutant(
+        "checkpoints-batch-size-ignored",
+        "Resuming ignores the batch size of the checkpoint.",
+        without(train_batch_size=4),
+        cells=("RES-20/*",),
     ),
 )

@@ -30,6 +30,7 @@ from typing import Any
 from harness.errors import UsageError
 from harness.paths import ROOT
 from harness.processes import lease
+from harness.user_code import guarded
 
 LOCAL, SLURM, KUBERNETES = "local", "slurm", "kubernetes"
 
@@ -77,6 +78,8 @@ def check(on: str) -> None:
         raise UsageError(f"--on {on}: no such file")
     if on != LOCAL and not has_parsl():
         raise UsageError(f"--on {on}: Parsl is not installed; pip install 'peft-harness[scale]'")
+    if on.endswith(".py"):
+        _own(on)  # before anything else works
     if on == SLURM and (missing := [name for name in ("sbatch", "scancel") if shutil.which(name) is None]):
         raise UsageError(f"--on slurm: {missing[0]} is not on PATH; run it on a login node of the cluster")
     if on == KUBERNETES and importlib.util.find_spec("kubernetes") is None:
@@ -245,10 +248,8 @@ def _own(file: str) -> Any:
     """Return the `config` of a user's file. It is run: the command line named it."""
     from parsl.config import Config
 
-    try:
+    with guarded(f"--on {file}: cannot be run"):
         found = runpy.run_path(file).get("config")
-    except Exception as error:
-        raise UsageError(f"--on {file}: {type(error).__name__}: {error}") from None
     if not isinstance(found, Config):
         raise UsageError(f"--on {file}: has no parsl.Config named config")
     return found

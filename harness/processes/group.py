@@ -31,6 +31,9 @@ LONG_GRACE = 10.0
 #: The exit status that is noted for a rank which was killed because another had failed, or because time was up.
 CUT = -1000
 
+#: What messages call the fork server.
+FORKS = "the process that forks the ranks"
+
 _TICK = 0.05
 
 
@@ -156,17 +159,26 @@ def send(channel: socket.socket, message: Any) -> None:
     channel.sendall(struct.pack("<Q", len(body)) + body)
 
 
-def receive(channel: socket.socket) -> Any:
-    """Return the next message. EOFError if the other end is closed."""
-    (length,) = struct.unpack("<Q", _exactly(channel, 8))
-    return pickle.loads(_exactly(channel, length))  # noqa: S301 - the other end is a process of this command
+def receive(channel: socket.socket, seconds: float | None = None) -> Any:
+    """Return the next message. EOFError if the other end is closed.
+
+    - seconds: how long to wait for all of it; None: as long as the other end is open. TimeoutError if it is not there then.
+    """
+    until = None if seconds is None else time.monotonic() + seconds
+    try:
+        (length,) = struct.unpack("<Q", _exactly(channel, 8, until))
+        return pickle.loads(_exactly(channel, length, until))  # noqa: S301 - the other end is a process of this command
+    finally:
+        channel.settimeout(None)
 
 
-def _exactly(channel: socket.socket, count: int) -> bytes:
-    read = b""
+def _exactly(channel: socket.socket, count: int, until: float | None) -> bytes:
+    read = bytearray()
     while len(read) < count:
+        if until is not None:
+            channel.settimeout(max(0.001, until - time.monotonic()))
         part = channel.recv(count - len(read))
         if not part:
             raise EOFError
         read += part
-    return read
+    return bytes(read)

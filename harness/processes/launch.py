@@ -123,9 +123,12 @@ def settle(launch: LaunchSpec) -> None:
     if launch.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if launch.shimmed:
-        from harness.processes.shims import fsdp_on_cpu
+        from harness.processes import shims
 
-        fsdp_on_cpu()
+        if launch.strategy == "tp":
+            shims.tensor_parallelism_on_cpu()
+        else:
+            shims.fsdp_on_cpu()
     if launch.device == "cpu" and launch.deepspeed:
         # The fork server has imported it, but a rank that torchrun started has not.
         importlib.import_module("harness.processes.deepspeed_ranks")

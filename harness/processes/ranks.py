@@ -29,6 +29,7 @@ from harness.paths import SAFE_PATH
 from harness.processes import fork_server, torchrun
 from harness.processes.group import (
     CUT,
+    FORKS,
     Ended,
     Group,
     RanksFailed,
@@ -40,6 +41,10 @@ from harness.processes.group import (
     stack_file,
 )
 from harness.processes.rank import close_inherited
+
+#: Seconds that the fork server may take in addition to the limit of a group: at first it imports upstream, which takes a
+#: minute on a machine that is busy.
+_START = 120.0
 
 
 @dataclass
@@ -188,10 +193,15 @@ class ForkServer:
         """Run a group, and return how it ended. UsageError if a preloaded module cannot be imported."""
         try:
             send(self._channel, group)
-            answer = receive(self._channel)
+            answer = receive(self._channel, _START + group.limit)
+        except TimeoutError:
+            # It watches its ranks itself, so it is the fork server that hangs. It would not notice a closed channel.
+            self.process.kill()
+            self.end()
+            return Ended({}, error=f"{FORKS} did not answer within {_START + group.limit:g} s")
         except (EOFError, OSError):
             self.end()
-            return Ended({}, error="the process that forks the ranks has died")
+            return Ended({}, error=f"{FORKS} has died")
         except BaseException:
             # After Ctrl-C, or a time limit of the caller's, nobody needs the group any more.
             self.end()

@@ -1,4 +1,4 @@
-"""Let accelerate use FSDP on a CPU. A case that trains under these shims has "/shimmed" in its name.
+"""Let accelerate use FSDP and tensor parallelism on a CPU. A case that trains under these shims has "/shimmed" in its name.
 
 accelerate sets DistributedType.FSDP on GPUs only (accelerate/state.py:AcceleratorState.__init__). On a CPU, a run that asks
 for FSDP becomes a run of DDP without a word. torch itself shards on a CPU as it does on a GPU, through gloo.
@@ -52,3 +52,20 @@ def fsdp_on_cpu() -> None:
         (FullyShardedDataParallel, "state_dict_type", staticmethod(state_dict_type_without_offload)),
     ):
         setattr(owner, name, replacement)
+
+
+def tensor_parallelism_on_cpu() -> None:
+    """Have accelerate accept tensor parallelism on a CPU, for the life of this process.
+
+    accelerate checks that the ranks are GPUs (accelerate/parallelism_config.py:ParallelismConfig._validate_accelerator).
+    What is split is split by transformers and torch, which do it on a CPU as they do on a GPU.
+    """
+    from accelerate import ParallelismConfig
+
+    check = ParallelismConfig._validate_accelerator
+
+    @functools.wraps(check)
+    def accept(self: Any, accelerator: Any) -> None:
+        """Accept any ranks. `__wrapped__` is accelerate's own check."""
+
+    ParallelismConfig._validate_accelerator = accept

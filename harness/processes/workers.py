@@ -3,6 +3,9 @@
 The process that owns workers has imported upstream and trained nothing: a process that has trained cannot be forked. Each
 worker does a number of tasks and is then replaced, so that what upstream leaves behind in a process does not add up. No
 worker outlives its owner (`harness.processes.guard`, `harness.processes.rank.die_with_parent`).
+
+The owner never waits for a worker longer than the limit of its task and `_ANSWER` together. Then it kills the worker and all
+that the worker has started, whatever session or process group that is in: the fork server, its ranks, workers of loaders.
 """
 
 from __future__ import annotations
@@ -45,6 +48,10 @@ def prepare() -> None:
     gc.freeze()
 
 
+#: Seconds that an answer may take from its first byte to its last, and that a killed process may take to end.
+_ANSWER = 5.0
+
+
 @dataclass(frozen=True)
 class Died:
     """What became of a task whose worker hung, died, or raised an error.
@@ -67,6 +74,7 @@ class _Worker:
     done: int = 0
     task: Any = None
     busy: bool = False
+    begun: float = 0.0
     until: float = 0.0
 
 
@@ -91,6 +99,7 @@ class Workers:
         self._work, self._count, self._directory, self._begin, self._tasks = work, count, directory, begin, tasks
         self._workers: list[_Worker] = []
         self._started = 0
+        self._unreaped: set[int] = set()  # process ids of killed workers that had not ended after `_ANSWER`
 
     @property
     def free(self) -> int:
@@ -101,6 +110,11 @@ class Workers:
     def busy(self) -> int:
         """How many tasks are being done."""
         return sum(worker.busy for worker in self._workers)
+
+    @property
+    def longest(self) -> float:
+        """For how many seconds the task that was begun first is being done; 0 if none is."""
+        return max((time.monotonic() - worker.begun for worker in self._workers if worker.busy), default=0.0)
 
     def give(self, task: Any, limit: float, fresh: bool = False) -> None:
         """Begin a task. Only called if `free` is not 0.
@@ -113,7 +127,8 @@ class Workers:
             self._end(worker)
             idle.remove(worker)
         worker = idle[0] if idle else self._start()
-        worker.task, worker.busy, worker.until = task, True, time.monotonic() + limit
+        worker.task, worker.busy, worker.begun = task, True, time.monotonic()
+        worker.until = worker.begun + limit
         with contextlib.suppress(OSError):  # it has died; `ended` will say so
             send(worker.channel, task)
 
@@ -132,7 +147,9 @@ class Workers:
 
     def _answer(self, worker: _Worker) -> Any:
         try:
-            answer = receive(worker.channel)
+            answer = receive(worker.channel, _ANSWER)
+        except TimeoutError:
+            return self._hung(worker)
         except (EOFError, OSError):
             status = self._end(worker, patience=2.0)
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
@@ -211,16 +228,39 @@ class Workers:
         self._workers.remove(worker)
         worker.channel.close()
         until = time.monotonic() + patience
-        ended, status = os.waitpid(worker.pid, os.WNOHANG)
-        while not ended and time.monotonic() < until:
-            time.sleep(0.01)
-            ended, status = os.waitpid(worker.pid, os.WNOHANG)
+        ended, status = _wait(worker.pid, until)
+        started = [] if ended else descendants(worker.pid)
         for kill in (os.killpg, os.kill):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 kill(worker.pid, signal.SIGKILL)
+        for pid in started:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
         if not ended:
-            _, status = os.waitpid(worker.pid, 0)
-        return os.waitstatus_to_exitcode(status)
+            ended, status = _wait(worker.pid, time.monotonic() + _ANSWER)
+        if not ended:  # the kernel does not let it go, as in a call of a driver
+            self._unreaped.add(worker.pid)
+        self._unreaped = {pid for pid in self._unreaped if not _wait(pid, 0.0)[0]}
+        return os.waitstatus_to_exitcode(status) if ended else -signal.SIGKILL
+
+
+def _wait(pid: int, until: float) -> tuple[int, int]:
+    """Wait for the end of a child, at most until then. Return what os.waitpid returns: (0, 0) if it has not ended."""
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    while not ended and time.monotonic() < until:
+        time.sleep(0.01)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    return ended, status
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that these have started. None without /proc."""
+    found = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            children = [int(child) for child in file.read_text().split()]
+            found += [*children, *(each for child in children for each in descendants(child))]
+    return found
 
 
 def _redirect(file: Path) -> None:

@@ -8,7 +8,6 @@ checkpoint-<step>/  adapter_model.safetensors, adapter_config.json   peft/peft_m
 import dataclasses
 import json
 import random
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,32 +36,26 @@ def find(directory: Path) -> list[Path]:
 def save_adapter(directory: Path, model: AdapterModel) -> None:
     """Write adapter_model.safetensors and adapter_config.json as peft reads them. The base's weights are not saved."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.adapter().items()}
-    save_file(tensors, directory / ADAPTER, metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "bias": "none", "inference_mode": True, **dataclasses.asdict(model.config)}
+    save_file({n: t.cpu().contiguous() for n, t in model.adapter().items()}, directory / ADAPTER, {"format": "pt"})
+    config = {"peft_type": "LORA", "inference_mode": True, **dataclasses.asdict(model.config)}
     config["base_model_name_or_path"] = model.base.name_or_path or None
     (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def save(directory: Path, model: AdapterModel, parts: dict[str, Any], state: dict[str, Any], limit: int | None) -> None:
-    """Write a checkpoint. Then delete the oldest ones beside it.
+def save(directory: Path, model: AdapterModel, parts: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write a checkpoint.
 
     - parts: file name -> object of which the state_dict() goes into that file; none: the random state is left out, too
     - state: the content of trainer_state.json
-    - limit: how many checkpoints may remain; None: all
     """
     save_adapter(directory, model)
     for name, part in parts.items():
         torch.save(part.state_dict(), directory / name)
-    generators = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        generators["cuda"] = torch.cuda.get_rng_state()
     if parts:
-        torch.save(generators, directory / RANDOM)
+        generators = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+        on_gpu = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+        torch.save(generators | on_gpu, directory / RANDOM)
     (directory / STATE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if limit:
-        for path in find(directory.parent)[:-limit]:
-            shutil.rmtree(path)
 
 
 def load(directory: Path, model: AdapterModel, parts: dict[str, Any]) -> dict[str, Any]:
@@ -74,20 +67,24 @@ def load(directory: Path, model: AdapterModel, parts: dict[str, Any]) -> dict[st
     for name in (ADAPTER, RANDOM, STATE, *parts):
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory} is no complete checkpoint: it has no {name}")
-    load_part = partial(torch.load, map_location="cpu", weights_only=True)
-    saved = read(directory / ADAPTER, load_file)
     state: dict[str, Any] = read(directory / STATE, lambda path: json.loads(path.read_text(encoding="utf-8")))
+    load_part = partial(torch.load, map_location="cpu", weights_only=True)
     states = {name: read(directory / name, load_part) for name in parts}
-    adapter = model.adapter()
+    load_adapter(directory, model)
+    for name, part in parts.items():
+        part.load_state_dict(states[name])
+    return state
+
+
+def load_adapter(directory: Path, model: AdapterModel) -> None:
+    """Load the adapter of a checkpoint. Raises CheckpointError as `load` does."""
+    saved, adapter = read(directory / ADAPTER, load_file), model.adapter()
     for name in sorted(saved.keys() | adapter.keys()):
         there, here = (tuple(tensors[name].shape) if name in tensors else None for tensors in (saved, adapter))
         if there != here:
             raise CheckpointError(f"{directory}: adapter tensor {name} has shape {there}, and {here} in the model")
     for name, tensor in adapter.items():
         tensor.copy_(saved[name])
-    for name, part in parts.items():
-        part.load_state_dict(states[name])
-    return state
 
 
 def restore_random_state(directory: Path) -> None:

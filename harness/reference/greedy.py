@@ -1,5 +1,6 @@
 """GreedyLR (arXiv 2512.14527): raise the rate while a metric improves, else lower it. optimization.py:GreedyLR."""
 
+import copy
 import math
 from typing import Any
 
@@ -33,20 +34,14 @@ class Greedy:
         reset_start: int = 500,
     ):
         self.optimizer, groups = optimizer, len(optimizer.param_groups)
-        self.settings: dict[str, Any] = {
-            "factor": factor,
-            "patience": patience,
-            "verbose": verbose,
-            "cooldown": cooldown,
-        }
-        self.settings |= {"warmup": warmup, "mode": mode, "threshold": threshold, "threshold_mode": threshold_mode}
-        self.settings |= {"eps": eps, "smooth": smooth, "window_size": window_size, "reset_start_original": reset_start}
-        self.settings["min_lrs"] = list(min_lr) if isinstance(min_lr, (list, tuple)) else [min_lr] * groups
-        self.settings["max_lrs"] = list(max_lr) if isinstance(max_lr, (list, tuple)) else [max_lr] * groups
-        self.settings["_init_lrs"] = self.rates()
-        self.seen: list[float] = []  # the last `window_size` metrics, if they are smoothed
-        self.seen_sum = 0.0
-        self.last_epoch = 0
+        # The names are those of scheduler.pt.
+        self.factor, self.patience, self.cooldown, self.warmup = factor, patience, cooldown, warmup
+        self.mode, self.threshold, self.threshold_mode, self.eps = mode, threshold, threshold_mode, eps
+        self.verbose, self.smooth, self.window_size = verbose, smooth, window_size
+        self.reset_start_original = reset_start
+        limits = (list(given) if isinstance(given, (list, tuple)) else [given] * groups for given in (min_lr, max_lr))
+        self.min_lrs, self.max_lrs = limits
+        self._init_lrs, self.last_epoch = self.rates(), 0
         self.start_again()
 
     def rates(self) -> list[float]:
@@ -54,74 +49,70 @@ class Greedy:
 
     def start_again(self) -> None:
         """Forget all metrics. The first one after this is better than none."""
-        self.best = math.inf if self.settings["mode"] == "min" else -math.inf
-        self.good = self.bad = self.cooling = self.warming = 0
-        self.left = self.settings["reset_start_original"]
-        self.seen, self.seen_sum = [], 0.0
+        self.best = math.inf if self.mode == "min" else -math.inf
+        self.num_good_epochs = self.num_bad_epochs = self.cooldown_counter = self.warmup_counter = 0
+        self.reset_start = self.reset_start_original
+        # The last metrics, if they are smoothed. Their sum is kept, so it has its rounding, too.
+        self._streaming_avg: dict[str, Any] = {"window_size": self.window_size, "values": [], "sum": 0.0}
 
     def step(self, metric: float) -> None:
         """Move on by one metric."""
-        options = self.settings
         metric, self.last_epoch = self.smoothed(float(metric)), self.last_epoch + 1
-        if self.cooling or self.warming:
-            self.cooling, self.warming = (self.cooling - 1, self.warming) if self.cooling else (0, self.warming - 1)
-            self.good = self.bad = 0
+        if self.cooldown_counter or self.warmup_counter:
+            waiting = "cooldown_counter" if self.cooldown_counter else "warmup_counter"
+            setattr(self, waiting, getattr(self, waiting) - 1)
+            self.num_good_epochs = self.num_bad_epochs = 0
             return
         if self.is_better(metric):
-            self.best, self.good, self.bad = metric, self.good + 1, 0
+            self.best, self.num_good_epochs, self.num_bad_epochs = metric, self.num_good_epochs + 1, 0
         else:
-            self.good, self.bad = 0, self.bad + 1
-        if self.good > options["patience"]:
-            self.multiply(1 / options["factor"])
-            self.warming, self.good = options["warmup"], 0
-            self.left = options["reset_start_original"]
-        elif self.bad > options["patience"]:
-            self.multiply(options["factor"])
-            lowest = all(rate <= least for rate, least in zip(self.rates(), options["min_lrs"], strict=True))
-            self.left -= lowest
-            if self.left <= 0 and lowest:
-                for group, rate in zip(self.optimizer.param_groups, options["_init_lrs"], strict=True):
-                    group["lr"] = rate
+            self.num_good_epochs, self.num_bad_epochs = 0, self.num_bad_epochs + 1
+        if self.num_good_epochs > self.patience:
+            self.multiply(1 / self.factor)
+            self.warmup_counter, self.num_good_epochs = self.warmup, 0
+            self.reset_start = self.reset_start_original
+        elif self.num_bad_epochs > self.patience:
+            self.multiply(self.factor)
+            lowest = all(rate <= least for rate, least in zip(self.rates(), self.min_lrs, strict=True))
+            self.reset_start -= lowest
+            if self.reset_start <= 0 and lowest:
+                self.set_rates(self._init_lrs)
                 self.start_again()
-            self.cooling, self.bad = options["cooldown"], 0
+            self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
 
     def smoothed(self, metric: float) -> float:
-        """Return the mean of the last metrics, if they are smoothed. Their sum is kept, so it has its rounding, too."""
-        if not self.settings["smooth"]:
+        """Return the mean of the last metrics, if they are smoothed."""
+        if not self.smooth:
             return metric
-        self.seen.append(metric)
-        self.seen_sum += metric
-        if len(self.seen) > self.settings["window_size"]:
-            self.seen_sum -= self.seen.pop(0)
-        return self.seen_sum / len(self.seen)
+        seen = self._streaming_avg
+        seen["values"].append(metric)
+        seen["sum"] += metric
+        if len(seen["values"]) > self.window_size:
+            seen["sum"] -= seen["values"].pop(0)
+        return float(seen["sum"] / len(seen["values"]))
 
     def is_better(self, metric: float) -> bool:
-        by, sign = self.settings["threshold"], -1.0 if self.settings["mode"] == "min" else 1.0
-        limit = self.best * (1.0 + sign * by) if self.settings["threshold_mode"] == "rel" else self.best + sign * by
-        return bool(metric < limit if sign < 0 else metric > limit)
+        by = -self.threshold if self.mode == "min" else self.threshold
+        limit = self.best * (1.0 + by) if self.threshold_mode == "rel" else self.best + by
+        return bool(metric < limit if self.mode == "min" else metric > limit)
 
     def multiply(self, by: float) -> None:
         """Multiply each group's rate, within its limits. A change of `eps` or less is not made."""
-        lowest, highest, factor = (self.settings[name] for name in ("min_lrs", "max_lrs", "factor"))
-        for group, least, most in zip(self.optimizer.param_groups, lowest, highest, strict=True):
+        for group, least, most in zip(self.optimizer.param_groups, self.min_lrs, self.max_lrs, strict=True):
             old = float(group["lr"])
-            new = max(old * factor, least) if by < 1 else min(old / factor, most)
-            if (old - new if by < 1 else new - old) > self.settings["eps"]:
+            new = max(old * self.factor, least) if by < 1 else min(old / self.factor, most)
+            if (old - new if by < 1 else new - old) > self.eps:
                 group["lr"] = new
 
+    def set_rates(self, rates: list[float]) -> None:
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
     def state_dict(self) -> dict[str, Any]:
-        counters = {"best": self.best, "num_bad_epochs": self.bad, "num_good_epochs": self.good}
-        counters |= {"cooldown_counter": self.cooling, "warmup_counter": self.warming, "reset_start": self.left}
-        state = self.settings | counters | {"last_epoch": self.last_epoch, "_last_lr": self.rates()}
-        window = {"window_size": self.settings["window_size"], "values": list(self.seen), "sum": self.seen_sum}
-        return state | {"_streaming_avg": window} if self.settings["smooth"] else state
+        left_out = {"optimizer"} if self.smooth else {"optimizer", "_streaming_avg"}
+        kept = {name: value for name, value in vars(self).items() if name not in left_out}
+        return copy.deepcopy(kept) | {"_last_lr": self.rates()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.settings = {name: state[name] for name in self.settings}
-        self.best, self.bad, self.good = state["best"], state["num_bad_epochs"], state["num_good_epochs"]
-        self.cooling, self.warming = state["cooldown_counter"], state["warmup_counter"]
-        self.left, self.last_epoch = state["reset_start"], state["last_epoch"]
-        if "_streaming_avg" in state:
-            self.seen, self.seen_sum = list(state["_streaming_avg"]["values"]), state["_streaming_avg"]["sum"]
-        for group, rate in zip(self.optimizer.param_groups, state["_last_lr"], strict=True):
-            group["lr"] = rate
+        vars(self).update(copy.deepcopy({name: state[name] for name in self.state_dict()}))
+        self.set_rates(state["_last_lr"])

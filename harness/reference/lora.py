@@ -17,6 +17,9 @@ from harness.errors import UsageError
 from harness.reference.loss import causal_loss
 from harness.reference.settings import LoraConfig
 
+#: LoraConfig.bias -> ends of the names of biases that are trained and saved, too. peft: _mark_only_adapters_as_trainable.
+BIASES: dict[str, tuple[str, ...]] = {"none": (), "all": (".bias",), "lora_only": (".base_layer.bias",)}
+
 
 def is_linear(layer: nn.Module) -> bool:
     """Return whether the reference can adapt this layer."""
@@ -55,19 +58,15 @@ class LoraLinear(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
         # The adapter has the base's dtype. That of packed weights only says how they are stored, so the dtype that they
         # are unpacked to is used instead.
-        dtype: Any = base_layer.weight.dtype
-        if is_packed(base_layer) and computing:
-            dtype = base_layer.compute_dtype
-        elif not dtype.is_floating_point:
-            dtype = torch.float32
+        dtype: Any = base_layer.compute_dtype if is_packed(base_layer) and computing else base_layer.weight.dtype
+        dtype = dtype if dtype.is_floating_point else torch.float32
         for matrix in (self.lora_A, self.lora_B):
             # Two conversions: in half precision the drawn numbers are rounded before they are widened to float32.
             matrix.to(base_layer.weight.device, dtype).to(torch.float32 if upcast and dtype.itemsize == 2 else dtype)
 
     def added(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the adapter adds for x: (..., in) -> (..., out)."""
-        added: torch.Tensor = self.lora_B(self.lora_A(self.lora_dropout(x))) * self.scaling
-        return added
+        return self.lora_B(self.lora_A(self.lora_dropout(x))) * self.scaling  # type: ignore[no-any-return]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return W x plus what the adapter adds, in the dtype of the frozen layer's output. x: (..., in)."""
@@ -126,6 +125,8 @@ class AdapterModel(nn.Module):
         for name, module in find_targets(base, config.target_modules).items():
             parent, _, attribute = name.rpartition(".")
             setattr(base.get_submodule(parent), attribute, LoraLinear(module, config, upcast, computing))
+        for name, parameter in base.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad or name.endswith(BIASES[config.bias]))
 
     @property
     def base(self) -> Any:
@@ -133,7 +134,7 @@ class AdapterModel(nn.Module):
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """Return the adapter's tensors by name. They share the model's memory."""
-        return {name: tensor for name, tensor in self.state_dict().items() if ".lora_" in name}
+        return {n: t for n, t in self.state_dict().items() if ".lora_" in n or n.endswith(BIASES[self.config.bias])}
 
     def forward(self, labels: Any = None, num_items_in_batch: Any = None, **inputs: torch.Tensor) -> dict[str, Any]:
         """Return "logits" (rows, length, vocabulary) and, if there are labels, the 0-d "loss" (see `loss.causal_loss`)."""

@@ -54,8 +54,7 @@ def make(groups: list[dict[str, Any]], args: Arguments) -> torch.optim.Optimizer
         settings["eps"] = eps
     if family == "ademamix":
         read = {option: float(text) for option, text in given.items()}
-        slow = read.get("beta3", 0.9999)
-        settings["betas"] = (read.get("beta1", betas[0]), read.get("beta2", betas[1]), slow)
+        settings["betas"] = tuple(read.get(f"beta{n}", beta) for n, beta in enumerate((*betas, 0.9999), start=1))
         settings |= {"alpha": read.get("alpha", 5.0), "eps": read.get("eps", eps)}
         settings |= {option: int(given[option]) for option in ("t_alpha", "t_beta3") if option in given}
     return compat.packed_optimizer(PACKED[family])(groups, lr=rate, **settings)  # type: ignore[no-any-return]

@@ -37,8 +37,7 @@ def grouped(lengths: Sequence[int], size: int, generator: torch.Generator | None
 def training(args: Arguments, rows: Any, epoch: int) -> Iterator[int]:
     """Yield the rows of an epoch. By length, they are drawn from the global state when the first one is asked for.
 
-    A shuffle depends on the seed and the epoch's number only, so a resumed run can repeat it. An order by length cannot be
-    repeated in the middle of a later epoch.
+    A shuffle depends on seed and epoch only, so a resumed run can repeat it. An order by length cannot be repeated.
     """
     if args.train_sampling_strategy == "random":
         yield from batches.shuffled(len(rows), epoch + (args.seed if args.data_seed is None else args.data_seed))

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Arguments:
-    """transformers/training_args.py:TrainingArguments. Strategies are "no", "steps" or "epoch".
+    """transformers/training_args.py:TrainingArguments. Strategies are "no", "steps", "epoch", or "best" for saving.
 
     A number of steps below 1 is a share of all steps, rounded up. If eval_steps is None, logging_steps is used.
     """
@@ -53,6 +53,7 @@ class Arguments:
     save_steps: float = 500
     save_total_limit: int | None = None
     save_only_model: bool = False
+    load_best_model_at_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,4 +68,5 @@ class LoraConfig:
     lora_alpha: int = 8
     lora_dropout: float = 0.0
     use_rslora: bool = False
+    bias: str = "none"
     task_type: str | None = None

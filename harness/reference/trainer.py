@@ -138,6 +138,7 @@ class ReferenceTrainer:
         samples = done * (window if args.max_steps > 0 else len(self.rows) / self.steps_per_epoch)
         metrics = speed("train", started, samples, done) | {"total_flos": state.total_flos, "train_loss": loss}
         self.log(metrics)
+        best.finish(args, state, self.model, self.output)
         self.callback("train_end", self)
         return TrainOutput(state.global_step, loss, metrics)
 
@@ -201,8 +202,7 @@ class ReferenceTrainer:
     def loss(self, batch: batches.Batch, labels: torch.Tensor) -> torch.Tensor:
         """Return the 0-d loss of a batch, divided by `labels`. With label smoothing the model does not see the labels."""
         if not self.args.label_smoothing_factor:
-            loss: torch.Tensor = self.model(**batch, num_items_in_batch=labels)["loss"]
-            return loss
+            return self.model(**batch, num_items_in_batch=labels)["loss"]  # type: ignore[no-any-return]
         inputs = {name: column for name, column in batch.items() if name != "labels"}
         logits = self.model(**inputs, num_items_in_batch=labels)["logits"]
         return smoothed_loss(logits, batch["labels"], labels, self.args.label_smoothing_factor)
@@ -247,13 +247,14 @@ class ReferenceTrainer:
             self.log({"loss": loss / steps, "grad_norm": self.grad_norm.item(), "learning_rate": self.learning_rate})
         if control.should_evaluate:
             self.evaluate()
-            best.note(self.args, state, self.metrics, self.schedule)
+            control.should_save |= best.note(self.args, state, self.metrics, self.schedule)
         if control.should_save:
             self.saved = self.output / f"checkpoint-{state.global_step}"
             best.remember_checkpoint(state, self.saved)
             state.stateful_callbacks = {"TrainerControl": {"args": dict(vars(control)), "attributes": {}}}
             parts = {} if self.args.save_only_model else self.parts
-            checkpoint.save(self.saved, self.model, parts, vars(state), self.args.save_total_limit)
+            checkpoint.save(self.saved, self.model, parts, vars(state))
+            best.rotate(self.args, state, self.output)
             control.should_save = False
             self.callback("save", self)
 
@@ -277,8 +278,8 @@ class ReferenceTrainer:
         if losses:  # dataloader_drop_last may have left out the only batch
             every = np.concatenate(losses)
             finite = every[np.isfinite(every)]
-            averaged = finite if finite.size and self.args.logging_nan_inf_filter else every
-            self.metrics["eval_loss"] = averaged.mean().item()
+            filtered = self.args.logging_nan_inf_filter and finite.size
+            self.metrics["eval_loss"] = (finite if filtered else every).mean().item()
         self.metrics |= speed("eval", started, len(rows), math.ceil(len(rows) / size))
         self.log(self.metrics)
         self.control.should_evaluate = False

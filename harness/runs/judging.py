@@ -26,6 +26,7 @@ from harness.laws import universal
 from harness.laws.completion import REFUSALS, incomplete, refused_late
 from harness.laws.plan import never_ends
 from harness.laws.universal import COMPARISONS, Applied
+from harness.processes.group import FORKS
 from harness.runs.cache import Runs
 from harness.spec import RunSpec
 from harness.subjects import Subject
@@ -42,7 +43,7 @@ _IN_WORDS = re.compile(rf"(rank \d+ of \d+: )?({'|'.join(REFUSALS)})\b")
 #: How the error of a run begins if one of its processes, or the memory, and not upstream, was at fault
 #: (`harness.processes.ranks`).
 _DIED = re.compile(
-    r"rank \d+ of \d+ (was killed|ended with)|the \d+ ranks had not ended"
+    rf"rank \d+ of \d+ (was killed|ended with)|the \d+ ranks had not ended|{FORKS}"
     r"|(rank \d+ of \d+: )?(OutOfMemoryError|MemoryError|RuntimeError: .*can't allocate memory)\b"
 )
 

@@ -91,7 +91,8 @@ OPTIONS: dict[str, RunSpec] = {
 #: Field of a LoraConfig -> why no run of the suites sets it.
 NO_OPTION: dict[str, str] = {
     "qalora_group_size": "it belongs to use_qalora",
-    "arrow_config": "it routes between adapters that were trained and saved before, and a spec makes none",
+    "arrow_config": "its router computes with the adapters that it mixes and uses no tensor of its own, so there is nothing "
+    "to train: backward ends with torch's error that no element requires grad",
     "use_qalora": "peft has it for GPTQ layers only, which need a GPU",
     "megatron_config": "Megatron's parallel layers need GPUs and Megatron",
     "megatron_core": "it belongs to megatron_config",
@@ -109,6 +110,7 @@ INITS: dict[str, RunSpec] = {
     "orthogonal": _lora(init_lora_weights="orthogonal"),
     "mica": _lora(init_lora_weights="mica"),
     # Its vectors come from initialize_lora_eva_weights, after the injection, which no spec calls. Until then it is a LoRA.
+    # suites/test_kinds_composed.py calls it.
     "eva": _lora(init_lora_weights="eva", eva_config={"rho": 1.0}),
     "corda": _lora(init_lora_weights="corda", corda_config={}).but(model={"family": "harness.fixtures.prepared:corda"}),
     "lora_ga": _lora(init_lora_weights="lora_ga", lora_ga_config={}).but(
@@ -118,7 +120,9 @@ INITS: dict[str, RunSpec] = {
 
 
 #: Value of LoraConfig.init_lora_weights -> why it has no row.
-NO_INIT: dict[str, str] = {"loftq": "LoftQ quantizes the weights on a GPU only"}
+NO_INIT: dict[str, str] = {
+    "loftq": "LoftQ quantizes the weights on a GPU only (peft/utils/loftq_utils.py names cuda or xpu)"
+}
 
 #: peft's TaskType -> why no rows are made for it.
 NO_TASK: dict[str, str] = {"FEATURE_EXTRACTION": "its models return no loss, so the Trainer cannot train them"}

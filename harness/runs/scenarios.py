@@ -143,12 +143,13 @@ def spread(spec: RunSpec, strategy: str, ranks: int = 2, **launch: Any) -> RunSp
     - ranks: how many processes; the batch sizes of `spec` must be divisible by it.
     - launch: further fields of LaunchSpec.
     """
+    spec = spec.but(launch={"strategy": strategy, "ranks": ranks, **launch})
     sizes: dict[str, Any] = {
-        name: int(spec.arguments[name]) // ranks
+        name: int(spec.arguments[name]) // spec.launch.row_ranks
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size")
         if name in spec.arguments
     }
-    return spec.but(launch={"strategy": strategy, "ranks": ranks, **launch}, **sizes)
+    return spec.but(**sizes)
 
 
 #: A run to train in several processes and in one, and to compare. Its rows are ragged, so that ranks get different
@@ -183,6 +184,9 @@ LAUNCHES: dict[str, RunSpec] = {
     "fsdp1-2-sharded": spread(TOGETHER, "fsdp1", state_dict_type="SHARDED_STATE_DICT"),
     # If the base was sharded while it was loaded, transformers saves no optimizer (FSDP-09).
     "loaded-2": spread(TOGETHER.but(save_only_model=True), "loaded", limit=20.0),
+    # Layers are split while they are loaded, so that no optimizer is saved here either (TP-06).
+    "tp-2": spread(TOGETHER.but(save_only_model=True), "tp", limit=20.0),
+    "tp-2-add_adapter": spread(TOGETHER.but(adapter={"route": ADD}, save_only_model=True), "tp", limit=20.0),
     "zero1-2": spread(TOGETHER, "zero1"),
     "zero2-2": spread(TOGETHER, "zero2"),
     "zero3-2": spread(TOGETHER, "zero3"),

@@ -1,13 +1,16 @@
 """The sweep: configurations of a covering array, each judged, in worker processes, until the time is over.
 
-1. The default run is judged, and each value by itself. Values that are often refused together are trained once.
+1. The default run is judged, and each value by itself. Values that are often refused together are trained once. This takes
+   a third of the time at most, so that a short sweep has rows, too; what is left of it follows the rows.
 2. `harness.runs.pairs` makes a row; `harness.runs.fields` says what its values are. A tenth of the rows has several ranks.
 3. A worker judges it (`harness.runs.trial`).
 4. If it is refused, the fewest fields that are refused together are found, and no further row has them. Its other pairs are
-   owed again.
+   owed again. As long as there are rows, half of the workers' time goes into such searches at most.
 5. If it fails, the fewest fields that fail in the same way are found. That is a cause. A later row that has these fields and
    fails in the same way belongs to it.
 6. A cause is judged once more, in a process that has trained nothing before.
+7. A configuration that has not ended after `LIMIT` seconds is stopped with all of its processes, and is a cause of its own.
+   Its fewest fields are not looked for, since each try would take as long.
 
 Once all pairs are covered, the array begins anew with other rows. Every second one then has only values that the
 independent reference can train, too.
@@ -16,17 +19,21 @@ independent reference can train, too.
 from __future__ import annotations
 
 import itertools
+import random
 import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from harness.errors import OutOfSpace
 from harness.laws.completion import REFUSALS, REFUSED_LATE
 from harness.processes.workers import Died, Workers
+from harness.raised import place_in
 from harness.runs.fewest import cause
 from harness.runs.pairs import Pairs, Row
 from harness.runs.trial import ENDED, FAILS, REFUSED, Finding, Outcome
@@ -42,6 +49,12 @@ LONG_LIMIT = 300.0
 
 #: The share of the time after which no new configuration is begun. The rest is for finding the fewest fields.
 _ROWS_UNTIL = 0.9
+
+#: The share of the time for what comes before the first row.
+_ROWS_FROM = 1 / 3
+
+#: The share of the workers' time for finding what is refused together, as long as there are rows.
+_REFUSED_SHARE = 0.5
 
 #: How often the fewest fields are looked for, for failures of a clause in the same words. Others count as the first cause.
 _SEARCHES = 10
@@ -77,6 +90,7 @@ class Cause:
     - rows: how many configurations have it.
     - smallest: whether `fewest` is what was looked for, and not a whole row for which the time did not suffice.
     - alone: whether it also fails in a process that has trained nothing before; None if that was not tried.
+    - hung: whether it was stopped at a limit, and no fewest fields were looked for.
     """
 
     clauses: dict[str, str]
@@ -85,6 +99,7 @@ class Cause:
     rows: int = 1
     smallest: bool = False
     alone: bool | None = None
+    hung: bool = False
 
 
 #: Exceptions by which upstream refuses what it does not support.
@@ -119,6 +134,9 @@ class Result:
     - seconds: how long it took.
     - over: whether it ended because its time was over.
     - full: why it ended early, if a disk was full; "" otherwise. What came afterwards is not judged.
+    - stopped: how many configurations had not ended at their limit, and were stopped.
+    - longest: for how many seconds the longest task is being done now.
+    - phase: what is being done now, in words.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -134,6 +152,9 @@ class Result:
     seconds: float = 0.0
     over: bool = False
     full: str = ""
+    stopped: int = 0
+    longest: float = 0.0
+    phase: str = ""
 
     @property
     def judged(self) -> int:
@@ -152,6 +173,50 @@ class Result:
         return 3 if self.causes or self.share < ENOUGH else 0
 
 
+class Doer(Protocol):
+    """What does a sweep's tasks (`harness.processes.workers.Workers`)."""
+
+    @property
+    def free(self) -> int: ...
+
+    @property
+    def busy(self) -> int: ...
+
+    @property
+    def longest(self) -> float: ...
+
+    def give(self, task: Any, limit: float, fresh: bool = False) -> None: ...
+
+    def ended(self, seconds: float) -> list[tuple[Any, Any]]: ...
+
+
+def work(trial: Trial, task: tuple[Any, ...]) -> Any:
+    """Do a task, in a worker. Returns OutOfSpace if a disk is full: then a failure says nothing about upstream."""
+    name, *arguments = task
+    try:
+        if name == "confirm":
+            row, clause, words = arguments
+            return cause(trial.found(row, clause)) == cause(words)
+        return getattr(trial, name)(*arguments)
+    except OutOfSpace as error:
+        return error
+
+
+#: What is said of a configuration that was stopped.
+HUNG = f"it had not ended after {LIMIT:g} s, and was stopped with all of its processes"
+
+
+def _hangs(words: str) -> bool:
+    """Return whether a finding is that a worker, or its ranks, had not ended in time (`harness.processes.ranks`)."""
+    return re.search(r"had not ended after|did not answer within", words) is not None
+
+
+def _where(output: str) -> str:
+    """Return in which function of upstream a process was that has printed its stack; "" if that cannot be said."""
+    found = place_in(output)
+    return f"; it was in {found['file']}:{found['function']}" if found else ""
+
+
 class Sweep:
     """Judges rows until the time is over.
 
@@ -163,6 +228,7 @@ class Sweep:
     - suspects: pairs of fields whose values are often refused together.
     - modelled: field -> the values that the independent reference can train, for every second row once all are covered.
     - workers: how many configurations are judged at the same time.
+    - elsewhere: makes what does tasks in place of workers of this process (`harness.runs.sweep_elsewhere`).
     - seconds: how long the sweep may take.
     - rows: how many rows of the array are judged at most; None: as many as the time allows.
     - progress: called with the result so far.
@@ -185,20 +251,30 @@ class Sweep:
         modelled: Mapping[str, Sequence[str]] | None = None,
         begin: Callable[[], Any] = lambda: None,
         progress: Callable[[Result], Any] = lambda result: None,
+        elsewhere: Callable[[], AbstractContextManager[Doer]] | None = None,
     ):
+        self._doers: Callable[[], AbstractContextManager[Doer]] = elsewhere or (
+            lambda: Workers(partial(work, trial), workers, directory, begin)
+        )
         self._trial, self._unsupported, self._changed, self._progress = trial, unsupported, changed, progress
         self._pairs = Pairs(fields, seed)
         self._launch, self._modelled = launch, modelled or {}
         single, *several = fields.get(launch, ("", ""))
         self._single, self._several = {launch: [single]} if launch else {}, {launch: several} if launch else {}
         self._fields, self._suspects = fields, suspects
-        self._directory, self._workers, self._begin = directory, workers, begin
         self._seconds, self._most = seconds, rows
         self.result = Result()
         self._begun = self._ranked = 0
+        self._until = self._rows_until = self._rows_from = 0.0
+        self._draw = random.Random(seed)
         self._again = False
-        #: What workers are asked before further rows: the name of the task, and its arguments.
+        # What workers are asked before further rows: the name of the task, and its arguments.
         self._first: deque[tuple[Any, ...]] = deque()
+        self._refused: deque[tuple[Any, ...]] = (
+            deque()
+        )  # of these, if the searches have not had their share of the time
+        self._begun_at: dict[int, float] = {}  # id of a task that is being done -> when it was begun
+        self._spent: Counter[str] = Counter()  # name of a task -> seconds of workers
         #: What is judged, and what is trained once, before the first row.
         self._begin_with: deque[Row] = deque()
         self._probes: deque[list[Row]] = deque()
@@ -210,22 +286,27 @@ class Sweep:
     def run(self) -> Result:
         """Judge until the time is over, or the rows are done. Return what was found."""
         began = time.monotonic()
-        until, rows_until = began + self._seconds, began + _ROWS_UNTIL * self._seconds
+        self._until = until = began + self._seconds
+        self._rows_until = rows_until = began + _ROWS_UNTIL * self._seconds
+        self._rows_from = began + _ROWS_FROM * self._seconds
         self._suspect()
-        with Workers(self._work, self._workers, self._directory, self._begin) as workers:
+        with self._doers() as workers:
             while time.monotonic() < until and not self.result.full:
                 while workers.free and (task := self._next(time.monotonic() < rows_until)) is not None:
                     name = task[0]
                     workers.give(task, LIMIT if name == "judge" else LONG_LIMIT, fresh=name == "confirm")
+                    self._begun_at[id(task)] = time.monotonic()
                 if not workers.busy:
                     break
                 for task, answer in workers.ended(min(0.5, max(0.0, until - time.monotonic()))):
+                    self._spent[task[0]] += time.monotonic() - self._begun_at.pop(id(task))
                     if isinstance(answer, OutOfSpace):
                         self.result.full = str(answer)
                         break
                     getattr(self, f"_{task[0]}_ended")(*task[1:], answer)
+                self.result.longest = workers.longest
                 self._count(began)
-            self.result.over = bool(workers.busy or self._first) or time.monotonic() >= rows_until
+            self.result.over = bool(workers.busy or self._first or self._refused) or time.monotonic() >= rows_until
         for waiting in self._waiting.values():
             self._add(*waiting[0])
         self._count(began)
@@ -235,36 +316,44 @@ class Sweep:
         result = self.result
         result.covered, result.allowed, result.pairs = self._pairs.counts()
         result.seconds = time.monotonic() - began
+        result.phase = self._phase()
         self._progress(result)
-
-    def _work(self, task: tuple[Any, ...]) -> Any:
-        """Do a task, in a worker. Returns OutOfSpace if a disk is full: then a failure says nothing about upstream."""
-        name, *arguments = task
-        try:
-            if name == "confirm":
-                row, clause, words = arguments
-                return cause(self._trial.found(row, clause)) == cause(words)
-            return getattr(self._trial, name)(*arguments)
-        except OutOfSpace as error:
-            return error
 
     # ---- what is done next ----
 
     def _next(self, rows: bool) -> tuple[Any, ...] | None:
         if self._first:
             return self._first.popleft()
-        if rows and self._begin_with:
+        share = self._spent["forbidden"] / (sum(self._spent.values()) or 1.0)
+        if self._refused and (not rows or share <= _REFUSED_SHARE):
+            return self._refused.popleft()
+        task = self._judged_next() if rows else None
+        return self._refused.popleft() if task is None and self._refused else task
+
+    def _judged_next(self) -> tuple[Any, ...] | None:
+        if time.monotonic() < self._rows_from and (task := self._before_rows()) is not None:
+            return task
+        if (self._most is None or self._begun < self._most) and (row := self._row()) is not None:
+            self._begun += 1
+            return "judge", row
+        return self._before_rows()
+
+    def _phase(self) -> str:
+        """Return what is being done now: values by themselves, suspected pairs of values, or rows."""
+        waiting = f", {len(self._refused)} refusals to look into" if self._refused else ""
+        if time.monotonic() < self._rows_from and self._begin_with:
+            return f"each value by itself, {len(self._begin_with)} left{waiting}"
+        if time.monotonic() < self._rows_from and self._probes:
+            return f"pairs that may be refused, {sum(map(len, self._probes))} left{waiting}"
+        return f"rows of the array, {self._begun} begun{waiting}"
+
+    def _before_rows(self) -> tuple[Any, ...] | None:
+        if self._begin_with:
             return "judge", self._begin_with.popleft()
-        while rows and self._probes:
+        while self._probes:
             if left := [row for row in self._probes.popleft() if not self._is_refused(row)]:
                 return "refusals", left
-        if not rows or (self._most is not None and self._begun >= self._most):
-            return None
-        row = self._row()
-        if row is None:
-            return None
-        self._begun += 1
-        return "judge", row
+        return None
 
     def _row(self) -> Row | None:
         """Return the next row that nothing speaks against. None if there is none."""
@@ -283,7 +372,7 @@ class Sweep:
         return None
 
     def _next_row(self, fixed: Mapping[str, Sequence[str]]) -> Row | None:
-        while (row := self._pairs.next(fixed)) is not None:
+        while time.monotonic() < self._rows_until and (row := self._pairs.next(fixed)) is not None:
             reason = self._unsupported(row)
             if not reason:
                 return row
@@ -293,7 +382,7 @@ class Sweep:
 
     def _suspect(self) -> None:
         """Note what is judged and trained before the first row, and forbid what cannot be trained at all."""
-        trained = []
+        trained, alone = [], []
         for names in [(), *((name,) for name in self._fields), *self._suspects]:
             for values in itertools.product(*(self._fields[name] for name in names)):
                 part = dict(zip(names, values, strict=True))
@@ -303,9 +392,12 @@ class Sweep:
                     self._pairs.forbid(part)
                     self.result.refusals.append(Refusal(part, reason))
                 elif len(part) < 2:
-                    self._begin_with.append({**{name: values[0] for name, values in self._fields.items()}, **part})
+                    alone.append({**{name: values[0] for name, values in self._fields.items()}, **part})
                 else:
                     trained.append(part)
+        first, *others = alone
+        self._draw.shuffle(others)
+        self._begin_with.extend([first, *others])
         self._probes.extend(trained[at : at + _BATCH] for at in range(0, len(trained), _BATCH))
 
     def _is_refused(self, row: Row) -> bool:
@@ -315,7 +407,7 @@ class Sweep:
         # If a probe has ended its process, a row will, too.
         for row, reason in zip(rows, [] if isinstance(answer, Died) else answer, strict=False):
             if reason and not self._is_refused(row):
-                self._first.append(("forbidden", row, reason))
+                self._refused.append(("forbidden", row, reason))
 
     def _forbid(self, fields: Row, sentence: str) -> None:
         if not self._is_refused(fields):
@@ -326,7 +418,8 @@ class Sweep:
 
     def _judge_ended(self, row: Row, answer: Outcome | Died) -> None:
         if isinstance(answer, Died):
-            how = answer.how + (f" ({answer.output.splitlines()[-1]})" if answer.output and not answer.hung else "")
+            how = f"{HUNG}{_where(answer.output)}" if answer.hung else answer.how
+            how += f" ({answer.output.splitlines()[-1]})" if answer.output and not answer.hung else ""
             answer = Outcome(row, ENDED, [(ENDED, "", how)])
         result = self.result
         result.outcomes[answer.kind] += 1
@@ -340,13 +433,18 @@ class Sweep:
                 return  # it was begun before that was known
             if key not in self._looked_for:
                 self._looked_for.add(key)
-                self._first.append(("forbidden", row, answer.refused))
+                self._refused.append(("forbidden", row, answer.refused))
             return
         self._pairs.cover(row)
         result.ranked += self._several_ranks(row)
         result.known.update(answer.known.items())
+        hung = [finding for finding in answer.findings if finding[0] == ENDED and _hangs(finding[2])]
+        result.stopped += bool(hung)
         for finding in answer.findings:
-            self._failed(row, finding)
+            if finding in hung:
+                self._add(row, finding, hung=True)
+            else:
+                self._failed(row, finding)
 
     def _several_ranks(self, row: Row) -> bool:
         return self._launch in row and row[self._launch] not in self._single[self._launch]
@@ -378,15 +476,19 @@ class Sweep:
         for other in others:
             self._failed(*other)
 
-    def _add(self, row: Row, finding: Finding, fewest: Row | None = None) -> None:
-        """Note a cause. One that has the same fewest fields gets another clause."""
+    def _add(self, row: Row, finding: Finding, fewest: Row | None = None, hung: bool = False) -> None:
+        """Note a cause. One that has the same fewest fields gets another clause; what hangs in the same way is one cause."""
         kind, clause, words = finding
+        alike = [one for one in self.result.causes if hung and one.hung and cause(one.clauses[""]) == cause(words)]
+        if alike:
+            alike[0].rows += 1
+            return
         fields = self._changed(row) if fewest is None else fewest
         for one in self.result.causes:
             if one.kind == kind and one.fewest == fields and clause not in one.clauses:
                 one.clauses[clause] = words
                 return
-        self.result.causes.append(Cause({clause: words}, kind, fields, smallest=fewest is not None))
+        self.result.causes.append(Cause({clause: words}, kind, fields, smallest=fewest is not None, hung=hung))
 
     def _confirm_ended(self, row: Row, clause: str, words: str, answer: bool | Died) -> None:
         for one in self.result.causes:

@@ -163,6 +163,7 @@ class Trial:
         - trained: whether training shows it; otherwise `unsupported` does.
         """
         why: Callable[[Row], str] = self.refused if trained else lambda part: unsupported(self._subject, part)
+        why = _once(why)
         found = self._fewest(row, why, sentence)
         whole = fewest.with_defaults(found, lambda part: not why(part), fields.names(), fields.GROUPS)
         # The row may have other values than the defaults that have a part in it. It is refused with those.
@@ -170,6 +171,7 @@ class Trial:
 
     def _fewest(self, row: Row, why: Callable[[Row], str], sentence: str) -> Row:
         same = fewest.cause(sentence)
+        why = _once(why)
         changed: Row = fields.changed(row)
         # Several ranks take ten times as long. If one process fails in the same way, they are left out first.
         alone = {name: value for name, value in changed.items() if name != "launch"}
@@ -190,6 +192,19 @@ class Trial:
             os.environ.clear()
             os.environ.update(before)
             torch.use_deterministic_algorithms(False)  # full_determinism turns it on
+
+
+def _once(why: Callable[[Row], str]) -> Callable[[Row], str]:
+    """Return a function that asks `why` once for the same fields, since each answer is a training run."""
+    known: dict[frozenset[tuple[str, str]], str] = {}
+
+    def asked(row: Row) -> str:
+        key = frozenset(row.items())
+        if key not in known:
+            known[key] = why(row)
+        return known[key]
+
+    return asked
 
 
 def _kind(judged: judging.Judgement) -> tuple[str, list[Finding]]:

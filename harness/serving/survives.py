@@ -1,6 +1,7 @@
 """What is left of a small adapter in bfloat16, by learning rate, rank, alpha, dtypes, steps, and by the way to compute it.
 
     python -m harness.serving.survives --json FILE [--plot FILE] [--model DIR --tokens JSONL] [--rows N] [--steps 1,10,50]
+    python -m harness.serving.survives --json FILE --layers 30 --text FILE --device cuda --compiled --long 4
 
 1. `rows` chooses configurations so that each pair of values of two fields occurs (greedy pairwise cover).
 2. Each is trained twice from the same start by AdamW at a constant rate, without a Trainer: in float32, and under bfloat16
@@ -9,6 +10,10 @@
    share of its effect on the logits is there. The same is asked of the change of the loss.
 4. Gradients: of one batch, at that adapter, under autocast beside float32 (cosine, and ratio of lengths).
 5. Learned: the change of the float32 loss by the adapter that was trained under autocast, as a share of the float32 run's.
+6. The first `--long` configurations go on to 500 steps.
+
+Without `--model` the weights are random. `--layers N` makes them a Llama as wide as SmolLM2-135M, with N layers. `--text`
+takes the bytes of a text as tokens. `--part I/N` measures each N-th configuration only, for N processes side by side.
 """
 
 from __future__ import annotations
@@ -26,12 +31,24 @@ from typing import Any
 
 import torch
 
-from harness.environment import describe
+from harness.environment import check_device, describe
 from harness.files import write_figure, write_whole
 from harness.fixtures import data, models
 from harness.laws import effect_share
 from harness.spec import RunSpec
 from harness.subjects.hf_trainer import inject
+
+#: The width of SmolLM2-135M, with a vocabulary of bytes.
+WIDE: dict[str, Any] = {
+    "vocab_size": 256, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "max_position_embeddings": 512, "tie_word_embeddings": True,
+}  # fmt: skip
+
+#: Rows whose logits are compared.
+HELD = 40
+
+#: Steps at which the first `--long` configurations end, and tokens of a row of `--text`.
+LONG, ROW = 500, 128
 
 #: Field -> values that are tried.
 FIELDS: dict[str, tuple[Any, ...]] = {
@@ -64,19 +81,23 @@ def _pairs(row: dict[str, Any]) -> set[Any]:
 
 
 class Subject:
-    """A configuration: its base with an adapter, made anew for each way."""
+    """A configuration: its base with an adapter, made anew for each way. layers: of a model as wide as SmolLM2; 0: tiny."""
 
-    def __init__(self, row: dict[str, Any], model: Path | None, tokens: list[list[int]]):
-        self.row, self.tokens = row, tokens
+    def __init__(
+        self, row: dict[str, Any], model: Path | None, tokens: list[list[int]], device: str = "cpu", layers: int = 0
+    ):
+        self.row, self.tokens, self.device = row, tokens, device
         quantization = "nf4" if row["base"] == "nf4" else None
         dtype = "bfloat16" if row["base"] == "bfloat16" else "float32"
         changes = {"dtype": dtype, "quantization": quantization, "path": None if model is None else str(model)}
+        if layers:
+            changes["config"] = {**WIDE, "num_hidden_layers": layers}
         lora = {"r": row["r"], "lora_alpha": row["r"] * row["alpha_over_r"], "lora_dropout": 0.0}
         self.spec = RunSpec().but(model=changes, lora=lora)
 
     def build(self, float32: bool = False) -> Any:
         """Return the base with the adapter as it starts. float32: compute in float32, of the same weights."""
-        model = inject(models.build(self.spec.model), self.spec.adapter)
+        model = inject(models.build(self.spec.model).to(self.device), self.spec.adapter)
         model = model.float() if float32 and self.row["base"] != "nf4" else model
         if self.row["adapter"] == "bfloat16" and not float32:
             for name, parameter in model.named_parameters():
@@ -86,7 +107,8 @@ class Subject:
 
     def batch(self, step: int) -> torch.Tensor:
         size = 4
-        return torch.tensor([self.tokens[(step * size + index) % len(self.tokens)] for index in range(size)])
+        chosen = [self.tokens[(step * size + index) % len(self.tokens)] for index in range(size)]
+        return torch.tensor(chosen, device=self.device)
 
     def train(self, steps: list[int], autocast: bool) -> dict[int, dict[str, torch.Tensor]]:
         """Return the adapter after each number of steps."""
@@ -106,12 +128,12 @@ class Subject:
         return kept
 
 
-def _autocast(on: bool) -> Any:
-    return torch.autocast("cpu", torch.bfloat16) if on else contextlib.nullcontext()
+def _autocast(on: bool, device: torch.device) -> Any:
+    return torch.autocast(device.type, torch.bfloat16) if on else contextlib.nullcontext()
 
 
 def loss_of(model: Any, tokens: torch.Tensor, autocast: bool) -> torch.Tensor:
-    with _autocast(autocast):
+    with _autocast(autocast, tokens.device):
         found: torch.Tensor = model(input_ids=tokens, labels=tokens).loss
     return found
 
@@ -151,7 +173,7 @@ def _sum_first(model: Any) -> Any:
 
 
 def _unrounded(layer: Any, x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         whole: torch.Tensor = x.float() @ layer.base_layer.weight.float().T
         for name in layer.active_adapters:
             a, b = (part[name].weight.float() for part in (layer.lora_A, layer.lora_B))
@@ -172,7 +194,7 @@ def _wide(layer: Any, x: torch.Tensor, *args: Any, **options: Any) -> torch.Tens
     result: torch.Tensor = layer.base_layer(x).float()
     for name in layer.active_adapters:
         a, b = (part[name].weight.float() for part in (layer.lora_A, layer.lora_B))
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             result = result + x.float() @ a.T @ b.T * layer.scaling[name]
     return result
 
@@ -188,7 +210,11 @@ def _float32_residual(model: Any, half: bool = True) -> Any:
 
 
 def _compiled(model: Any) -> Any:
-    return torch.compile(model)
+    """Compile each decoder layer. All have the same code, which is compiled once."""
+    for layer in model.modules():
+        if type(layer).__name__.endswith("DecoderLayer"):
+            layer.forward = torch.compile(layer.forward)
+    return model
 
 
 #: Way -> what it does to the model, whether it computes under autocast, and whether it is for packed bases, too.
@@ -205,7 +231,7 @@ WAYS: dict[str, tuple[Callable[[Any], Any], bool, bool]] = {
 
 def computed(model: Any, tokens: torch.Tensor, autocast: bool) -> tuple[torch.Tensor, float]:
     """Return logits (tokens, vocabulary) in float64, and the loss."""
-    with torch.no_grad(), _autocast(autocast):
+    with torch.no_grad(), _autocast(autocast, tokens.device):
         found = model(input_ids=tokens, labels=tokens)
     logits = found.logits.double()
     # The loss in float64: what the logits say, and not how the loss rounds.
@@ -246,13 +272,11 @@ def gradients(subject: Subject, adapter: Any) -> dict[str, Any]:
     }
 
 
-def measure(
-    row: dict[str, Any], steps: list[int], model: Path | None, tokens: list[list[int]], compiled: bool
-) -> Iterator[dict[str, Any]]:
-    """Yield the measurement of a configuration after each number of steps."""
-    subject = Subject(row, model, tokens)
+def measure(subject: Subject, steps: list[int], compiled: bool) -> Iterator[dict[str, Any]]:
+    """Yield the measurement of a configuration after each number of steps. compiled: whether compiled layers are measured."""
+    row = subject.row
     exactly, as_is = (subject.train(steps, autocast) for autocast in (False, True))
-    held = torch.tensor(tokens)
+    held = torch.tensor(subject.tokens[:HELD], device=subject.device)
     for step in steps:
         effect, fall = _change(subject, _plain, False, exactly[step], True, held)
         ways: dict[str, Any] = {}
@@ -314,6 +338,10 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _made(layers: int) -> str:
+    return f"random Llama as wide as SmolLM2-135M, {layers} layers" if layers else "tiny llama of fixtures/models.py"
+
+
 def main() -> None:
     """Measure, and write after each configuration, so that what is interrupted is not lost."""
     from harness.processes.imports import import_upstream
@@ -326,30 +354,43 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--steps", default="1,10,50")
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--layers", type=int, default=0, help="random weights as wide as SmolLM2-135M, with N layers")
+    parser.add_argument("--text", type=Path, help="a text, whose bytes are the tokens")
+    parser.add_argument("--long", type=int, default=0, help=f"the first N configurations go on to {LONG} steps")
+    parser.add_argument("--part", default="0/1", help="I/N: each N-th configuration from the I-th on")
     parser.add_argument("--only", help="values that a configuration must have, as base=bfloat16,adapter=float32")
     given = parser.parse_args()
     import_upstream([])
-    if given.tokens is None:
+    check_device(given.device)
+    if given.text is not None:
+        body = list(given.text.read_bytes())
+        tokens = [body[start : start + ROW] for start in range(0, len(body) - ROW, ROW)]
+    elif given.tokens is None:
         tokens = [row["input_ids"] for row in data.rows(RunSpec().data)[0]]
     else:
         tokens = [json.loads(line)["input_ids"] for line in given.tokens.read_text().splitlines()]
     steps = [int(part) for part in given.steps.split(",")]
     wanted = dict(part.split("=") for part in given.only.split(",")) if given.only else {}
     chosen = [row for row in rows(given.rows) if all(str(row[name]) == value for name, value in wanted.items())]
+    longer = [*steps, *([LONG] if max(steps) < LONG else [])]
+    part, parts = map(int, given.part.split("/"))
     results: list[dict[str, Any]] = []
-    for row in chosen:
-        results += measure(row, steps, given.model, tokens, given.compiled)
+    for index, row in list(enumerate(chosen))[part::parts]:
+        subject = Subject(row, given.model, tokens, given.device, given.layers)
+        made = list(measure(subject, longer if index < given.long else steps, given.compiled))
+        results += made
         body = {
             "schema_version": 1,
             "date": datetime.date.today().isoformat(),
             "machine": f"{platform.machine()}, {describe().get('cpu', '') or platform.processor()}",
-            "environment": describe(),
-            "model": "tiny llama of fixtures/models.py" if given.model is None else given.model.name,
+            "environment": describe(given.device),
+            "model": given.model.name if given.model is not None else _made(given.layers),
             "tokens": f"{len(tokens)} rows",
             "results": results,
         }
         write_whole(given.json, json.dumps(body, indent=1) + "\n")
-        print(table(results[-len(steps) :]).splitlines()[-len(steps) :], flush=True)
+        print(*table(made).splitlines()[2:], sep="\n", flush=True)
     if given.plot is not None:
         write_figure(given.plot, figure(results))
     print(table(results))

@@ -6,10 +6,13 @@ the command that repeats it; then known defects, and what is refused.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from harness.environment import describe
 from harness.errors import OutOfSpace
 from harness.files import write_whole
 from harness.paths import SUITES
-from harness.processes import ranks
+from harness.processes import engine, ranks
 from harness.processes.cuda_free_fork import cuda_untouched
 from harness.processes.imports import import_upstream
 from harness.processes.workers import prepare
@@ -30,11 +33,15 @@ from harness.progress import Progress, screen
 from harness.reports import web_page
 from harness.runs import fields
 from harness.runs.fewest import cause
-from harness.runs.sweep import ENOUGH, Cause, Refusal, Result, Sweep
+from harness.runs.sweep import ENOUGH, LIMIT, Cause, Refusal, Result, Sweep
+from harness.runs.sweep_elsewhere import Elsewhere
 from harness.runs.trial import BROKEN, ENDED, FAILS, OUTCOMES, UNDECIDED, Trial, unsupported
 from harness.words import counted
 
 SCHEMA_VERSION = 1
+
+#: Seconds from which on the progress says how long the longest task is at work.
+_LONG = 30.0
 
 #: What is printed first.
 _ORDER = (FAILS, ENDED, BROKEN, UNDECIDED)
@@ -43,11 +50,12 @@ _ORDER = (FAILS, ENDED, BROKEN, UNDECIDED)
 def sweep(
     minutes: float,
     seed: int,
-    workers: int,
+    workers: int | None,
     directory: Path,
     file: Path | None,
     html: Path | None = None,
     subject_name: str = "hf-trainer",
+    on: str | None = None,
 ) -> int:
     """Judge configurations, print what was found, and return the exit code (`Result.code`).
 
@@ -55,19 +63,27 @@ def sweep(
 
     - minutes: how long the sweep may take.
     - seed: of the draw.
-    - workers: how many configurations are judged at the same time.
+    - workers: how many configurations are judged at the same time; None: one a core, on a cluster what is usual there.
     - directory: where the spec of each cause is written.
     - file: where to write the result as JSON (session/sweep_schema.json); None: nowhere.
     - html: where to write the result as a page; None: nowhere.
     - subject_name: who trains, as for --subject.
+    - on: the engine that judges configurations (`harness.processes.engine`); None: forks of this process.
     """
+    if on is not None:
+        engine.check(on)
     seconds, began = minutes * 60, time.monotonic()
     import_upstream()
-    with cuda_untouched():
-        prepare()
     subject = subjects.load(subject_name)
+    if on is None:
+        with cuda_untouched():
+            prepare()
     # This process forks, so no thread may print.
-    with tempfile.TemporaryDirectory() as root, Progress(what="sweep", forks=True) as progress:
+    with (
+        _engine(on, workers, directory) as running,
+        tempfile.TemporaryDirectory() as root,
+        Progress(what="sweep", forks=True) as progress,
+    ):
         result = Sweep(
             Trial(subject, expectations.load(SUITES / "expectations")),
             fields.names(),
@@ -75,13 +91,14 @@ def sweep(
             fields.changed,
             directory=Path(root),
             seed=seed,
-            workers=workers,
+            workers=workers or len(os.sched_getaffinity(0)),
             seconds=seconds - (time.monotonic() - began),
             launch="launch",
             suspects=fields.SUSPECTS,
             modelled=fields.modelled(),
             begin=lambda: ranks.prepare(pristine=True),
             progress=lambda result: progress.update(result.judged, text=_so_far(result)),
+            elsewhere=None if running is None else partial(Elsewhere, running, subject_name),
         ).run()
     files = spec_files(result, directory)
     show(result, files, screen())
@@ -95,8 +112,13 @@ def sweep(
     return result.code
 
 
+def _engine(on: str | None, places: int, directory: Path) -> contextlib.AbstractContextManager[engine.Engine | None]:
+    return contextlib.nullcontext() if on is None else engine.opened(on, places, directory)
+
+
 def _so_far(result: Result) -> str:
-    return f"{100 * result.share:.1f} % of the pairs, {counted(len(result.causes), 'cause')}"
+    waits = f", the longest at work for {result.longest:.0f} s" if result.longest > _LONG else ""
+    return f"{result.phase}; {100 * result.share:.1f} % of the pairs, {counted(len(result.causes), 'cause')}{waits}"
 
 
 # ---- what is printed ----
@@ -121,6 +143,8 @@ def lines(result: Result, files: list[Path]) -> Iterator[str]:
     )
     for kind, number in result.outcomes.most_common():
         yield f"{number:6,} {kind}: {OUTCOMES[kind]}"
+    if result.stopped:
+        yield f"{result.stopped:6,} of them stopped at a limit (a worker's is {LIMIT:g} s)"
     ordered = sorted(
         zip(result.causes, files, strict=True), key=lambda pair: (_ORDER.index(pair[0].kind), -pair[0].rows)
     )
@@ -159,7 +183,9 @@ def _answer(result: Result) -> str:
 
 def _cause_lines(number: int, one: Cause, file: Path) -> Iterator[str]:
     yield f"{number}. {one.kind}, {counted(one.rows, 'configuration')}: {_words(one.fewest)}"
-    if not one.smallest:
+    if one.hung:
+        yield "   fewest fields: not looked for, since each try would last until its limit"
+    elif not one.smallest:
         yield "   fewest fields: not found within the time"
     if one.alone is False:
         yield "   only in a process that had trained other runs before"
@@ -217,6 +243,7 @@ def to_json(result: Result, files: list[Path], seed: int, minutes: float) -> dic
         "configurations": {kind: result.outcomes[kind] for kind in OUTCOMES},
         "several_ranks": result.ranked,
         "equal_to_the_reference": result.equal,
+        "stopped_at_a_limit": result.stopped,
         "laws": dict(result.laws),
         "pairs": {"all": result.pairs, "not_refused": result.allowed, "covered": result.covered},
         "causes": [

@@ -384,10 +384,11 @@ def torch_random_state() -> contextlib.AbstractContextManager[Any]:
 
 def _base(spec: RunSpec, directory: Path) -> torch.nn.Module:
     base: torch.nn.Module
-    if spec.launch.strategy != "loaded":
+    if spec.launch.strategy not in ("loaded", "tp"):
         base = models.build(spec.model)
     else:
-        base = loaded.sharded(spec.model, spec.launch.ranks, directory / "base" / os.environ["RANK"])
+        config = launch_arguments.distributed_config(spec.launch)
+        base = loaded.sharded(spec.model, config, directory / "base" / os.environ["RANK"])
     return base
 
 

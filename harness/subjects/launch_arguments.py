@@ -17,6 +17,7 @@ STRATEGIES = {
     "fsdp1": "rows, parameters, gradients and optimizer state, in flat parameters",
     "fsdp2": "rows, parameters, gradients and optimizer state, in DTensors",
     "loaded": "rows and the base's parameters, in DTensors, as it is loaded: from_pretrained(distributed_config=...)",
+    "tp": "the base's layers, each split over the ranks as it is loaded: from_pretrained(distributed_config=...)",
     "zero1": "rows and optimizer state",
     "zero2": "rows, gradients and optimizer state",
     "zero3": "rows, parameters, gradients and optimizer state, by DeepSpeed",
@@ -31,13 +32,15 @@ def unsupported(launch: LaunchSpec) -> str | None:
         return None if launch.ranks == 1 else f"strategy 'single' is one process, not {launch.ranks} ranks"
     if launch.deepspeed and version("deepspeed") is None:
         return "deepspeed is not installed (pip install 'peft-harness[deepspeed]')"
-    if launch.strategy == "loaded":
+    if launch.strategy == "tp" and (reason := lacking.tensor_parallelism() or _not_divided(launch)) is not None:
+        return reason
+    if launch.strategy in ("loaded", "tp"):
         import torch
 
         if (reason := lacking.sharded_loading()) is not None:
             return reason
         if launch.device == "cpu" and torch.cuda.is_available():
-            return "a base that is sharded while it loads goes to the GPU that torch finds"
+            return "a base that is sharded or split while it loads goes to the GPU that torch finds"
     if launch.strategy == "fsdp2" and (reason := lacking.fsdp2()) is not None:
         return reason
     if not hasattr(os, "fork"):
@@ -49,6 +52,21 @@ def unsupported(launch: LaunchSpec) -> str | None:
     return too_many(launch.ranks, "ranks") if launch.device == "cpu" else None
 
 
+def _not_divided(launch: LaunchSpec) -> str | None:
+    groups = launch.row_ranks
+    given = launch.options.get("fsdp_size", 1)
+    if given != groups or launch.ranks % groups or launch.ranks == groups:
+        return f"tensor parallelism cannot split layers over {launch.ranks} ranks with fsdp_size {given!r}"
+    return None
+
+
+def distributed_config(launch: LaunchSpec) -> dict[str, Any]:
+    """Return the fields of transformers' DistributedConfig for a base that is split while it is loaded."""
+    if launch.strategy == "loaded":
+        return {"fsdp_size": launch.ranks}
+    return {"tp_size": launch.ranks // launch.row_ranks, **launch.options}
+
+
 def too_many(processes: int, what: str) -> str | None:
     """Return why so many processes cannot run here at once, None if they can: four for each core, and 16 anywhere."""
     cores = os.cpu_count() or 1
@@ -57,7 +75,7 @@ def too_many(processes: int, what: str) -> str | None:
 
 
 def arguments(launch: LaunchSpec) -> dict[str, Any]:
-    """Return the TrainingArguments of a launch, by field name. Empty for "single", "ddp" and "loaded"."""
+    """Return the TrainingArguments of a launch, by field name. Empty for "single", "ddp", "loaded" and "tp"."""
     if launch.strategy in ("fsdp1", "fsdp2"):
         config: dict[str, Any] = {"version": int(launch.strategy[-1])}
         if launch.state_dict_type is not None:

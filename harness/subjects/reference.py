@@ -68,7 +68,6 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...] | None] = {
     "label_names": (["labels"],),
     "length_column_name": None,  # rows have no column of lengths
     "liger_kernel_config": None,
-    "load_best_model_at_end": (False,),
     "local_rank": None,
     "log_level": None,
     "log_level_replica": None,
@@ -105,7 +104,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...] | None] = {
 CHOICES: dict[str, tuple[Any, ...]] = {
     "eval_strategy": ("no", "steps", "epoch"),
     "logging_strategy": ("no", "steps", "epoch"),
-    "save_strategy": ("no", "steps", "epoch"),
+    "save_strategy": ("no", "steps", "epoch", "best"),
     "lr_scheduler_type": (
         *("linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt", "cosine_with_min_lr"),
         *("cosine_warmup_with_min_lr", "warmup_stable_decay", "constant", "constant_with_warmup"),
@@ -122,6 +121,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "include_num_input_tokens_seen": (False, True, "no", "all", "non_padding"),
     "metric_for_best_model": (None, "loss", "eval_loss"),  # no other metric is computed
     "task_type": (None, "CAUSAL_LM"),
+    "bias": ("none", "all", "lora_only"),
 }
 
 #: Older names of TrainingArguments -> the newest ones.
@@ -131,7 +131,7 @@ OLDER_NAMES = {
 }
 
 #: Fields of LoraConfig that the reference accepts with their default only.
-LORA_DEFAULTS = {"bias": "none", "fan_in_fan_out": False, "inference_mode": False, "init_lora_weights": True}
+LORA_DEFAULTS = {"fan_in_fan_out": False, "inference_mode": False, "init_lora_weights": True}
 
 #: Factories of the suites whose models the reference can train.
 FACTORIES = (
@@ -161,6 +161,7 @@ def arguments(given: Mapping[str, Any]) -> Arguments:
     made = Arguments(**values)
     _check_schedule(made)
     _check_optimizer(made)
+    _check_best(made)
     return made
 
 
@@ -171,9 +172,9 @@ def _check_schedule(args: Arguments) -> None:
     from harness.reference.schedules import BY_METRIC, CONSTANT, SHAPES, make_schedule
 
     kind, options = args.lr_scheduler_type, args.lr_scheduler_kwargs or {}
-    # The names of the options come after optimizer, or after step, warmup, total and peak.
+    # The names of the options come after optimizer, or after where the run is.
     parameters = [*inspect.signature(BY_METRIC.get(kind) or SHAPES.get(kind) or SHAPES["linear"]).parameters]
-    unknown = set(options) - set(parameters[1 if kind in BY_METRIC else 4 :])
+    unknown = set(options) - set(parameters[1:])
     if unknown and kind not in CONSTANT:
         raise UsageError(f"lr_scheduler_kwargs[{min(unknown, key=str)!r}]: the schedule {kind!r} has no such option")
     if kind in BY_METRIC and args.eval_strategy == "no":
@@ -185,8 +186,20 @@ def _check_schedule(args: Arguments) -> None:
             schedule.step(*([0.0] if kind in BY_METRIC else []))
     except (TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(f"lr_scheduler_type {kind!r} with lr_scheduler_kwargs {dict(options)}: {error}") from error
-    if args.save_total_limit and (args.metric_for_best_model or kind in BY_METRIC):
-        raise UsageError("the reference does not implement save_total_limit with a metric, which spares the best one")
+
+
+def _check_best(args: Arguments) -> None:
+    """Check what asks for a best checkpoint. Raises UsageError, as upstream does, if a checkpoint would have no metric."""
+    if args.save_strategy == "best" and not (args.metric_for_best_model or args.load_best_model_at_end):
+        raise UsageError("save_strategy 'best' needs a metric_for_best_model")
+    if not args.load_best_model_at_end or args.save_strategy == "best":
+        return
+    each, save = args.eval_steps or args.logging_steps, args.save_steps
+    unlike = args.eval_strategy != args.save_strategy
+    # Shares of the run's steps are compared as upstream does it.
+    multiple = save % each == 0 or (max(each, save) < 1 and (save * 1_000_000) % (each * 1_000_000) == 0)
+    if unlike or (args.eval_strategy == "steps" and not multiple):
+        raise UsageError("load_best_model_at_end needs an evaluation for each checkpoint")
 
 
 def _check_optimizer(args: Arguments) -> None:

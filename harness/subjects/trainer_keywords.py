@@ -19,6 +19,7 @@ from harness.errors import UsageError
 from harness.fixtures import models
 from harness.reading import shown
 from harness.spec import RunSpec
+from harness.user_code import quoted
 
 
 def _early_stopping(**options: Any) -> Any:
@@ -56,7 +57,10 @@ def callbacks(trainer: Mapping[str, Any]) -> list[Any]:
     for item in trainer.get("callbacks", ()):
         name, options = _named(item)
         make = CALLBACKS[name] if name in CALLBACKS else models.load_object(name)
-        made.append(_called(make, f"spec.trainer, callbacks, {shown(name)}", **options))
+        where = f"spec.trainer, callbacks, {shown(name)}"
+        made.append(_called(make, where, **options))
+        if not hasattr(made[-1], "on_train_begin"):
+            raise UsageError(f"{where}: makes {quoted(made[-1])}, which is no TrainerCallback")
     return made
 
 

@@ -37,6 +37,8 @@ def speed(
     json: Path | None,
     plot: Path | None,
     kernels: bool = False,
+    beside: list[str] | None = None,
+    fp8: bool = False,
 ) -> int:
     """Time the subject beside the yardsticks, and print a table.
 
@@ -44,17 +46,20 @@ def speed(
     - seconds: of timing for each pair of subject and yardstick; None for the default.
     - json, plot: files to write.
     - kernels: whether to show which kernels a step runs. Then the plot has their shares.
+    - beside: names of yardsticks (`speed.YARDSTICKS`); None for the usual ones.
+    - fp8: whether the yardstick with a base in FP8 is added.
 
     Returns 0, or 1 if the first losses show that a yardstick does not compute what the Trainer computes. Raises UsageError if
     the subject cannot be timed.
     """
     check_device(device)
     subjects.load(subject)
+    yardsticks = measuring.yardsticks(device, beside or [], fp8)
     with _progress("speed") as progress:
         each = (
             measured
             for shape in shapes
-            for measured in measuring.measure(shape, device, subject, seconds, progress, kernels)
+            for measured in measuring.measure(shape, device, subject, seconds, progress, kernels, yardsticks)
         )
         measured, written = _collect(each, json, lambda so_far: measuring.to_report(so_far, device, subject))
     console = screen()
@@ -107,8 +112,9 @@ def scaling(
     if not 2 <= count <= MOST_RANKS:
         raise UsageError(f"--ranks {count}: expected 2 or more, up to {MOST_RANKS}; one process is timed in any case")
     for name in strategies:
-        if name not in STRATEGIES or name == "single":
-            known = ", ".join(strategy for strategy in STRATEGIES if strategy != "single")
+        # Ranks that split the layers train the same rows, so that their tokens cannot be added.
+        if name not in STRATEGIES or name in ("single", "tp"):
+            known = ", ".join(strategy for strategy in STRATEGIES if strategy not in ("single", "tp"))
             raise UsageError(f"--strategy {name}: known are {known}")
     check_device(device)
     if device == "cuda" and len(gpus()) < count:

@@ -21,6 +21,7 @@ from harness.trace import Trace
 if TYPE_CHECKING:
     import torch
 
+    from harness.reference.lora import AdapterModel
     from harness.reference.trainer import ReferenceTrainer
 
 #: The attribute that transformers sets on a module whose activations are checkpointed.
@@ -31,11 +32,22 @@ class Compiled:
     """A subject that can only be timed. It makes no trace, evaluates nothing and saves nothing.
 
     - capture: whether the step is captured as a CUDA graph.
+    - name: what tables call it; None for the usual name.
+    - arrange: changes the reference's model, in place, before its layers are compiled.
+    - lacks: why a spec cannot be trained after that, None if it can.
+    - options: of torch.compile.
     """
 
-    def __init__(self, capture: bool):
-        self.capture = capture
-        self.name = "reference-captured" if capture else "reference-compiled"
+    def __init__(
+        self,
+        capture: bool,
+        name: str | None = None,
+        arrange: Callable[[AdapterModel], None] | None = None,
+        lacks: Callable[[RunSpec], str | None] = lambda spec: None,
+        options: dict[str, Any] | None = None,
+    ):
+        self.capture, self.arrange, self.lacks, self.options = capture, arrange, lacks, options
+        self.name = name or ("reference-captured" if capture else "reference-compiled")
 
     def unsupported(self, spec: RunSpec) -> str | None:
         if self.capture and spec.launch.device != "cuda":
@@ -47,14 +59,16 @@ class Compiled:
         checkpointing = spec.arguments.get("activation_checkpointing") or spec.model.prepare_for_kbit
         if self.capture and checkpointing and spec.adapter.config.get("lora_dropout"):
             return "a captured step cannot repeat its dropout, which activation checkpointing needs"
-        return refusal(spec)
+        return self.lacks(spec) or refusal(spec)
 
     def train(self, spec: RunSpec, directory: Path) -> Trace:
         raise UsageError(f"subject {self.name} is timed only (`peft-harness speed`); it makes no trace to judge")
 
     def train_steps(self, spec: RunSpec, directory: Path, on_step: OnStep) -> Any:
         trainer = build(spec, directory, lambda event, trainer: None)
-        steps = Steps(trainer, self.capture)
+        if self.arrange is not None:
+            self.arrange(trainer.model)
+        steps = Steps(trainer, self.capture, self.options)
         for number in itertools.count(1):
             if on_step(number, steps.log) or number > steps.total:
                 return trainer
@@ -91,10 +105,11 @@ class Steps:
 
     - trainer: gives the model, the rows and the arguments.
     - capture: whether the step is captured as a CUDA graph.
+    - options: of torch.compile for the layers.
     - log: the mean loss of each `logging_steps` steps, as in the Trainer's log_history.
     """
 
-    def __init__(self, trainer: ReferenceTrainer, capture: bool):
+    def __init__(self, trainer: ReferenceTrainer, capture: bool, options: dict[str, Any] | None = None):
         import torch
 
         from harness.reference.schedules import factor
@@ -136,7 +151,7 @@ class Steps:
         # One layer is compiled, and all use it. The 32 layers of a 7B model together take minutes to compile, and gain only
         # what is fused across layers.
         for layer in base.model.layers:
-            layer.forward = torch.compile(layer.forward)
+            layer.forward = torch.compile(layer.forward, options=options)
         self.head = torch.compile(self._head)
         trainer.model.train()
 

@@ -66,8 +66,16 @@ def _cells(shape: Measured, row: Row) -> list[str]:
         f"{shape.flops / row.seconds / 1e12:,.3f}",
         f"{shape.share(row):.1%}",
         "" if row.loss is None else f"{row.loss:.5f}",
-        "?" if (away := shape.from_float32(row)) is None else f"{away:.2g}" + " (farther)" * shape.farther(row),
+        "?" if (away := shape.from_float32(row)) is None else f"{away:.2g}{_remark(shape, row)}",
     ]
+
+
+def _remark(shape: Measured, row: Row) -> str:
+    """Return what is to be said of a side's distance from float32."""
+    if row.name not in shape.bounds:
+        return " (farther)" * shape.farther(row)
+    bound = shape.bounds[row.name]
+    return " (no bound is known)" if bound is None else f" (at most {bound:.2g})"
 
 
 def kernels(console: Console, measured: list[Measured]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
@@ -28,6 +28,16 @@ REFERENCE, COMPILED, CAPTURED = (
     "harness.throughput.compiled:compiled",
     "harness.throughput.compiled:captured",
 )
+
+#: What the Trainer is compared with, by the name that --beside takes -> the subject.
+YARDSTICKS = {
+    "reference": REFERENCE,
+    "compiled": COMPILED,
+    "captured": CAPTURED,
+    "merged": "harness.throughput.merged:merged",
+    "tuned": "harness.throughput.merged:tuned",
+    "fp8": "harness.throughput.fp8:compiled",
+}
 
 #: Seconds of timing for each pair of Trainer and yardstick.
 BUDGET = 40.0
@@ -69,6 +79,7 @@ class Measured:
     - ceiling: the limits of the device.
     - float32: the mean of the first twelve losses of the same run in float32, by the reference; None if it is not known.
     - float32_refused: why not.
+    - bounds: side's name -> how far its first losses may be from those in float32, for sides that have such a bound.
     """
 
     shape: Shape
@@ -78,6 +89,7 @@ class Measured:
     ceiling: Ceiling | None = None
     float32: float | None = None
     float32_refused: str = ""
+    bounds: dict[str, float | None] = field(default_factory=dict)
 
     def from_float32(self, row: Row) -> float | None:
         """Return how far a side's first losses are from those in float32; None if either is not known."""
@@ -120,6 +132,7 @@ class Measured:
                 "loss": row.loss,
                 "from_float32": self.from_float32(row),
                 "farther_than_trainer": self.farther(row),
+                **({"from_float32_bound": self.bounds[row.name]} if row.name in self.bounds else {}),
                 "trainer_overhead": row.overhead
                 and {name: number(getattr(row.overhead, name)) for name in ("estimate", "low", "high")},
                 **({"step": kernels.to_json(row.kernels)} if row.kernels else {}),
@@ -145,9 +158,19 @@ def number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def yardsticks(device: str) -> list[str]:
-    """Return the subjects that the Trainer is compared with on a device."""
-    return [REFERENCE, COMPILED, *([CAPTURED] if device == "cuda" else [])]
+def yardsticks(device: str, names: Sequence[str] = (), fp8: bool = False) -> list[str]:
+    """Return the subjects that the Trainer is compared with on a device.
+
+    - names: keys of YARDSTICKS; empty for the usual ones.
+    - fp8: whether the one with a base in FP8 is added.
+
+    Raises UsageError for an unknown name.
+    """
+    for name in names:
+        if name not in YARDSTICKS:
+            raise UsageError(f"--beside {name}: known are {', '.join(YARDSTICKS)}")
+    chosen = names or ("reference", "compiled", *(["captured"] if device == "cuda" else []))
+    return [YARDSTICKS[name] for name in dict.fromkeys((*chosen, *(["fp8"] if fp8 else [])))]
 
 
 #: Steps of which kernels are recorded.
@@ -161,12 +184,14 @@ def measure(
     budget: float | None,
     progress: Callable[[str], None] = lambda _: None,
     profile: bool = False,
+    beside: Sequence[str] | None = None,
 ) -> Iterator[Measured]:
     """Time the subject at a shape against each yardstick in turn. Yields the same `Measured`, with one more row each time.
 
     - budget: seconds of timing for each pair; None for BUDGET.
     - progress: called with words about what is done now.
     - profile: whether to record which kernels a step runs.
+    - beside: the yardsticks, as subjects; None for the usual ones.
 
     Raises UsageError if the subject cannot be timed.
     """
@@ -174,7 +199,7 @@ def measure(
     ceiling = measure_ceiling(device, "bfloat16" if shape.bf16 else shape.dtype, spec.launch.threads)
     result = Measured(shape, [Row("trainer")], ceiling=ceiling)
     entrant, times = Entrant("trainer", subject, spec, cost=True), list[float]()
-    others = {name: subjects.load(name) for name in yardsticks(device)}
+    others = {name: subjects.load(name) for name in beside or yardsticks(device)}
     refused = {name: other.unsupported(spec) for name, other in others.items()}
     with ExitStack() as started:
         progress(f"{shape.name}: {subject} starts")
@@ -218,9 +243,23 @@ def measure(
     try:
         with standing(Runner(Entrant("float32", REFERENCE, in_float32(spec)))) as exact:
             result.float32 = exact.first["loss"]
+        if YARDSTICKS["fp8"] in others and result.float32 is not None:
+            result.bounds[others[YARDSTICKS["fp8"]].name] = _fp8_bound(shape, spec, result.float32)
     except UsageError as error:
         result.float32_refused = str(error).removeprefix("float32: ")
     yield result
+
+
+def _fp8_bound(shape: Shape, spec: RunSpec, exact: float) -> float | None:
+    """Return how far the first losses may be from float32's with a base in FP8; None if no bound is known."""
+    from harness.throughput.fp8 import loss_bound
+
+    config = spec.model.config
+    if spec.model.path is not None or not {"vocab_size", "num_hidden_layers"} <= set(config):
+        return None
+    # The first logged loss is the mean over this many steps.
+    tokens = shape.tokens * int(spec.arguments["logging_steps"])
+    return loss_bound(exact, config["vocab_size"], config["num_hidden_layers"], tokens)
 
 
 def in_float32(spec: RunSpec) -> RunSpec:
@@ -249,10 +288,23 @@ def to_report(measured: list[Measured], device: str, subject: str) -> dict[str, 
 
 
 def differing_losses(measured: Measured) -> list[str]:
-    """Return a sentence for each yardstick whose first losses are not the Trainer's: it computes something else."""
+    """Return a sentence for each yardstick whose first losses are not the Trainer's: it computes something else.
+
+    A side that has a bound is held to that, and to float32.
+    """
     expected = measured.rows[0].loss
-    return [
+    beyond = [
+        f"{measured.shape.name}: {row.name} is {away:.2g} from float32, at most {bound:.2g} is rounding"
+        for row in measured.rows
+        if (bound := measured.bounds.get(row.name)) is not None
+        and (away := measured.from_float32(row)) is not None
+        and not away <= bound
+    ]
+    return beyond + [
         f"{measured.shape.name}: {row.name} has loss {row.loss:.6f}, the trainer {expected:.6f}"
         for row in measured.rows[1:]
-        if row.loss is not None and expected is not None and abs(row.loss - expected) > LOSS_NOISE * abs(expected)
+        if row.name not in measured.bounds
+        and row.loss is not None
+        and expected is not None
+        and abs(row.loss - expected) > LOSS_NOISE * abs(expected)
     ]

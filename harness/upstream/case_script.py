@@ -20,6 +20,7 @@ from harness.paths import SUITES
 from harness.reading import read_json, shown, shown_path
 from harness.spec import LIMIT, RunSpec
 from harness.upstream import generator, recipes
+from harness.upstream.pieces import refuse
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def origin(path: Path, clause: str | None = None, trusted: bool = False) -> Orig
     if raw is None:
         named = "" if scenario is None else f", and no known defect names {clause} {shown(scenario)}"
         raise UsageError(f"{where}: has no run (spec){named}")
+    _require_no_reason(clause, scenario, known)
     spec = RunSpec.from_json(raw, where)
     trust.check(spec, where, trusted)
     return of_spec(spec, clause, known)
@@ -81,6 +83,16 @@ def _known(clause: str, scenario: str, spec: Any, known: list[Expectation]) -> O
             if named and (not defect.spec or (drawn and defect.describes(spec))):
                 return Origin(recipes.script_of(one), clause, defect, one.id, one.good)
     return None
+
+
+def _require_no_reason(clause: str, scenario: Any, known: list[Expectation]) -> None:
+    """Raise UsageError with the reason if it is known why no script shows a clause, or a known defect of it."""
+    if generator.has_check(clause):
+        return
+    for one in recipes.without_script():
+        for defect in recipes.defects(one, known):
+            if defect.clause == clause and (not isinstance(scenario, str) or defect.names(scenario)):
+                raise refuse(f"{clause} {one.reason}")
 
 
 def of_spec(spec: RunSpec, clause: str, known: list[Expectation]) -> Origin:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.fixtures import models
+from harness.fixtures.methods import rows_of
 from harness.paths import PACKAGE
 from harness.spec import ADD, GET, RunSpec
 from harness.upstream import pieces
@@ -38,6 +39,7 @@ class Check:
     - arguments: TrainingArguments that it needs, in place of the spec's.
     - one_step: one step of SGD at rate 1 over all rows, without dropout: the adapter moves by its gradient.
     - still: without dropout.
+    - plain: only for adapters that can be merged, on a base that is not packed.
     - says: what must hold, for the first lines of the script; "" for the clause's own statement.
     """
 
@@ -45,6 +47,7 @@ class Check:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     one_step: bool = False
     still: bool = False
+    plain: bool = False
     says: str = ""
 
 
@@ -61,6 +64,8 @@ CHECKS: dict[str, Check] = {
     "adapter_file": Check(("CKPT-25", "EMB-03", "EMB-04", "EMB-05"), {"logging_strategy": "no"}),
     "switched_off": Check(("API-02",), _SILENT),
     "merged": Check(("API-15",), _SILENT, still=True),
+    "served": Check(("SERVE-01",), _SILENT),
+    "merged_elsewhere": Check(("SERVE-02",), _SILENT, still=True, plain=True),
     "both_routes": Check(("API-05",), {"logging_steps": 1}),
     "base_frozen": Check(("FRZ-01", "FRZ-03"), {"logging_strategy": "no"}),
     "bystander": Check(("FRZ-15",), _LOGGED),
@@ -72,6 +77,7 @@ CHECKS: dict[str, Check] = {
     "ranks": Check(("DIST-02", "FSDP-17", "DS-08"), _SILENT, one_step=True),
     "ranks_complete": Check((), {"logging_strategy": "no"}),
     "sharded_completes": Check(still=True),
+    "split_completes": Check(still=True),
     "sharded_saves": Check(still=True),
     "sharded_buffers": Check(still=True),
     "ranks_labels": Check((), _SILENT, one_step=True),
@@ -88,6 +94,8 @@ _MODULES = (
         "logging",
         "math",
         "os",
+        "signal",
+        "threading",
         "pathlib",
         "random",
         "re",
@@ -111,7 +119,10 @@ _MODULES = (
 )
 
 #: What peft has, beside the config classes of its methods.
-_PEFT = ("PeftModel", "get_peft_model", "get_peft_model_state_dict", "prepare_model_for_kbit_training")
+_PEFT = (
+    *("PeftConfig", "PeftModel", "get_peft_model", "get_peft_model_state_dict", "load_peft_weights"),
+    *("prepare_model_for_kbit_training", "set_peft_model_state_dict"),
+)
 
 #: Other names -> the module that has them. What is in no table comes from transformers.
 _FROM = {
@@ -131,6 +142,11 @@ _FROM = {
     "fully_shard": "torch.distributed.fsdp",
     "FullyShardedDataParallelPlugin": "accelerate",
 }
+
+
+def has_check(clause: str) -> bool:
+    """Return whether a check judges a clause."""
+    return any(clause in check.clauses for check in CHECKS.values()) or (CHECKS_DIRECTORY / f"{clause}.py.j2").is_file()
 
 
 def check_for(clause: str) -> str:
@@ -167,6 +183,12 @@ def script(
 def _code(spec: RunSpec, check: str, options: Mapping[str, Any]) -> str:
     """Return the script's code, with its imports."""
     row = CHECKS.get(check, Check())
+    if row.plain and spec.model.quantization is not None:
+        raise pieces.refuse(
+            "the base is packed, and packing it again when an adapter is merged costs more than rounding"
+        )
+    if row.plain and not any(method.mergeable for method in rows_of(spec.adapter.peft_type)):
+        raise pieces.refuse(f"an adapter of {spec.adapter.peft_type} is never merged into its base")
     spec = _steady(spec, row)
     body = _render(check, spec, options)
     parts = [body]
@@ -211,7 +233,7 @@ def _steady(spec: RunSpec, row: Check) -> RunSpec:
     if row.one_step:
         given = spec.arguments
         size = int(given.get("per_device_train_batch_size", 8)) * int(given.get("gradient_accumulation_steps") or 1)
-        size *= spec.launch.ranks
+        size *= spec.launch.row_ranks
         # One step that uses all rows: which rows are drawn does not matter.
         data = {"rows": size, "order": (), "eval_rows": 0}
         keep = ("per_device_train_batch_size", "gradient_accumulation_steps", "label_smoothing_factor", "report_to")
@@ -233,6 +255,7 @@ def _render(check: str, spec: RunSpec, options: Mapping[str, Any]) -> str:
         "window": int(spec.arguments.get("gradient_accumulation_steps") or 1),
         "smoothing": float(spec.arguments.get("label_smoothing_factor") or 0.0),
         "task": spec.data.task,
+        "native": any(row.add_adapter for row in rows_of(spec.adapter.peft_type)),
         "virtual": "num_virtual_tokens" in spec.adapter.config and spec.adapter.peft_type != "PREFIX_TUNING",
         "family": models.family(spec.model),
         "conf": spec.adapter.config,

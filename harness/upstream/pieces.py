@@ -18,6 +18,7 @@ from harness.fixtures.data import IGNORED
 from harness.fixtures.resized_embeddings import FAMILY as RESIZED
 from harness.reading import shown
 from harness.spec import CONFIG_FAMILY, GET, AdapterSpec, DataSpec, LaunchSpec, ModelSpec, RunSpec
+from harness.subjects import launch_arguments
 
 #: Columns of a script.
 WIDTH = 118
@@ -173,8 +174,9 @@ def base(model: ModelSpec, launch: LaunchSpec) -> str:
     elif model.quantization is not None:
         # The directory stays: peft looks into it at each save.
         lines += [f"    {made}.save_pretrained({path})"]
-    if launch.strategy == "loaded":
-        lines += [f"    config = DistributedConfig(fsdp_size={launch.ranks})"]
+    if launch.strategy in ("loaded", "tp"):
+        fields = launch_arguments.distributed_config(launch)
+        lines += [f"    config = {call('DistributedConfig', fields)}"]
         options += ["distributed_config=config"]
     if model.quantization is not None:
         lines += [f"    packed = {_packing(model)}"]
@@ -192,7 +194,7 @@ def base(model: ModelSpec, launch: LaunchSpec) -> str:
 
 def ranks_load(model: ModelSpec, launch: LaunchSpec) -> bool:
     """Return whether ranks load the base from files. save_pretrained writes in the first process alone."""
-    return launch.strategy == "loaded" or (launch.several and model.quantization is not None)
+    return launch.strategy in ("loaded", "tp") or (launch.several and model.quantization is not None)
 
 
 #: Task -> the end of the name of the class that makes its model. Rows of other tasks are not written out.

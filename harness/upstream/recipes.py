@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +22,10 @@ from harness.environment import satisfies
 from harness.errors import UsageError
 from harness.fixtures.models import FAMILIES
 from harness.paths import SUITES
-from harness.reading import read_text
+from harness.reading import parse_toml, read_text, shown_path
 from harness.runs.scenarios import spec_for
 from harness.spec import GET, RunSpec
 from harness.upstream import generator
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DIRECTORY = SUITES / "upstream"
 
@@ -110,10 +104,7 @@ def without_script(directory: Path = DIRECTORY) -> list[Unscripted]:
 
 def _entries(directory: Path, kind: str) -> Iterable[tuple[Path, dict[str, Any]]]:
     for file in sorted(directory.glob("*.toml")):
-        try:
-            body = tomllib.loads(read_text(file))
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"{file}: not TOML ({error})") from None
+        body = parse_toml(read_text(file), shown_path(file))
         for entry in body.get(kind, []):
             yield file, entry
 

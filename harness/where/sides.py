@@ -11,8 +11,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from harness import subjects, trust
 from harness.brought import launching
+from harness.environment import STACK
 from harness.errors import UsageError
 from harness.reading import shown, shown_path
 from harness.spec import RunSpec
@@ -102,9 +105,11 @@ def _changed(spec: RunSpec, setting: re.Match[str], where: str) -> RunSpec:
             f"{where}: {shown(setting[0])} names a part of a spec; a setting names one field, "
             "such as learning_rate=1e-3, lora.r=4 or model.dtype=bfloat16"
         )
+    if part is None and canonicalize_name(name) in STACK:
+        raise UsageError(f"{where}: {shown(setting[0])} is no setting; a release is written {name}=={text}")
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = {"True": True, "False": False, "None": None}.get(text, text)
     body = spec.to_json()
     fields = body["adapter"]["config"] if part == "lora" else body[part or "arguments"]

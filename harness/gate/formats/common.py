@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
 from harness.errors import UsageError
-from harness.reading import shown, shown_path
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from harness.reading import parse_toml, shown, shown_path
 
 
 @dataclass(frozen=True)
@@ -44,10 +38,7 @@ NOTHING = Chosen()
 
 def toml(file: Path, text: str) -> dict[str, Any]:
     """Return the tables of a TOML file. Raises UsageError if it is none."""
-    try:
-        return dict(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{shown_path(file)}: not TOML ({error})") from None
+    return parse_toml(text, shown_path(file))
 
 
 def table(value: Any) -> dict[str, Any]:

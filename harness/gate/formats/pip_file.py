@@ -35,6 +35,11 @@ def read(file: Path, text: str, found: Asked, include: Include, constraints: boo
     - constraints: whether its lines only limit versions.
     """
     for number, line in _lines(text):
+        if line == "@EXPLICIT":
+            raise UsageError(
+                f"{shown_path(file)}, line {number}: is a list of conda packages (@EXPLICIT), which are not installed here; "
+                "name the packages by their names on PyPI"
+            )
         read_line(line, file.parent, f"{shown_path(file)}, line {number}", found, include, constraints)
 
 

@@ -13,6 +13,8 @@
     made.append(...children.filter((child) => child !== null && child !== undefined));
     return made;
   }
+  // A table that scrolls by itself on a narrow screen.
+  const wide = (head, rows) => make("div", { class: "wide", tabindex: "0" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
   const version = (cell, name) => (Object.hasOwn(cell.stack, name) ? cell.stack[name] : "-");
   const numbers = (text) => text.split(/[^0-9]+/).filter(Boolean).map(Number);
   function newer(one, other) {
@@ -38,6 +40,8 @@
   }
   function ofCell(cell) {
     if (cell.state !== "judged") return "unmade";
+    // Its packages refuse each other, perhaps in what was not judged (results_table.of_cell).
+    if (cell.requires.length && !view.clause && !limited()) return "fails";
     const found = new Set(chosen().map((id) => ofClause(cell, id)).filter(Boolean));
     if (found.has("holds")) found.delete("not judged");
     const state = ORDER.find((one) => found.has(one)) || "not judged";
@@ -145,7 +149,7 @@
         make("td", {}, entry.verdict.replaceAll("_", " ")), make("td", {}, entry.seen || ""), make("td", {}, entry.date.slice(0, 10)));
     });
     const head = make("tr", {}, ...["clause", "says", "verdict", "seen", "judged"].map((one) => make("th", { scope: "col" }, one)));
-    if (rows.length) part.append(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
+    if (rows.length) part.append(wide(head, rows));
     const failing = chosen().filter((one) => ofClause(cell, one) === "fails").slice(0, 3);
     const words = `peft-harness check --with "${cell.requirements}"${failing.map((one) => ` --clause ${one}`).join("")}`;
     part.append(make("div", { class: "command" }, make("code", {}, words)));
@@ -167,7 +171,7 @@
     const words = moved.map((name) => `${name} ${version(one, name)} \u2192 ${version(other, name)}`).join(", ");
     at("difference").replaceChildren(
       make("p", {}, `${words || "the same releases"}. ${rows.length} of ${chosen().length} clauses differ.`),
-      ...(rows.length ? [make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))] : []),
+      ...(rows.length ? [wide(head, rows)] : []),
     );
   }
 
