@@ -15,6 +15,7 @@ def mapping(where: str, value: Any, texts: bool = False) -> dict[str, Any]:
     - where: the argument, such as "TrainerSubject: defaults".
     - texts: whether the values must be texts, too.
     """
+    __tracebackhide__ = True
     if value is None:
         return {}
     right = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
@@ -25,6 +26,7 @@ def mapping(where: str, value: Any, texts: bool = False) -> dict[str, Any]:
 
 def lists(where: str, value: Any) -> dict[str, list[str]]:
     """Return a dict of lists of texts; {} for None. UsageError for anything else, such as a text in place of a list."""
+    __tracebackhide__ = True
     found = mapping(where, value)
     for key, ones in found.items():
         if isinstance(ones, str) or not isinstance(ones, Sequence) or not all(isinstance(one, str) for one in ones):
@@ -34,6 +36,7 @@ def lists(where: str, value: Any) -> dict[str, list[str]]:
 
 def function(where: str, value: Any) -> Callable[..., Any] | None:
     """Return what can be called, or None. UsageError for anything else."""
+    __tracebackhide__ = True
     if value is not None and not callable(value):
         raise UsageError(f"{where} is {quoted(value)}, which cannot be called")
     found: Callable[..., Any] | None = value
@@ -42,6 +45,7 @@ def function(where: str, value: Any) -> Callable[..., Any] | None:
 
 def count(where: str, value: Any) -> int:
     """Return a whole number from 1 on. UsageError for anything else."""
+    __tracebackhide__ = True
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UsageError(f"{where} is {quoted(value)}; expected a whole number from 1 on")
     return value
@@ -49,6 +53,7 @@ def count(where: str, value: Any) -> int:
 
 def name(where: str, value: Any) -> str:
     """Return a name that reports and directories of runs can have. UsageError for anything else."""
+    __tracebackhide__ = True
     if not (isinstance(value, str) and 0 < len(value) <= MOST and value.isprintable() and not set("/\\") & set(value)):
         raise UsageError(
             f"{where} is {quoted(value)}; expected a printable text of 1 to {MOST} characters without slashes"
