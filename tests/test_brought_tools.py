@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from harness import brought
+from harness import brought, subjects
 from harness.brought.jsonl_rows import read_rows
 from harness.brought.notes import Notes
 from harness.brought.settings_files import parse_yaml
@@ -203,6 +203,17 @@ ACCELERATE = {
     "distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 2\n  fsdp_offload_params: true": ("fsdp2", 2, {}),
     "distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 3\n  zero3_init_flag: true": ("zero3", 2, {}),
 }
+
+
+def test_flat_parameters_whose_gradients_nobody_sees_are_not_blamed_on_upstream(tmp_path):
+    """A file gets the original parameters, with a word. A spec that asks for flat ones is not trained."""
+    file = tmp_path / "accelerate.yaml"
+    file.write_text("distributed_type: FSDP\nfsdp_config:\n  fsdp_use_orig_params: false\n")
+    read = brought.read(adapter=adapter(tmp_path), launch=str(file), device="cpu")
+    assert read.spec.launch.options["use_orig_params"] is True
+    assert "it is true" in read.not_looked_at["fsdp_config.use_orig_params"]
+    spec = RunSpec().but(launch={"strategy": "fsdp1", "ranks": 2, "options": {"use_orig_params": False}})
+    assert "torch shows nobody the gradients" in (subjects.load("hf-trainer").unsupported(spec) or "")
 
 
 @pytest.mark.parametrize(("text", "wanted"), ACCELERATE.items(), ids=lambda value: str(value)[18:34])

@@ -165,6 +165,7 @@ STATES = ("adafactor", "adamw-8bit", "ademamix-8bit")
 #: Twenty steps in two epochs of ten, with dropout. All checkpoints but one are taken in the middle of an epoch.
 LONG = PLAIN.but(max_steps=20, save_strategy="steps", save_steps=3)
 AT_EPOCH = LONG.but(save_strategy="epoch")
+RESUMED_BIASES = BIASES.but(max_steps=10, save_steps=5)
 RESUMED_BEST = BEST.but(load_best_model_at_end=None, metric_for_best_model="loss", max_steps=4)
 WINDOWS = PLAIN.but(data=RAGGED, gradient_accumulation_steps=3, max_steps=8, save_strategy="steps", save_steps=2)
 
@@ -297,7 +298,7 @@ def test_choices_are_what_the_reference_has():
 
 
 @pytest.mark.parametrize(
-    "spec", [LONG, AT_EPOCH, WINDOWS, BIASES, RESUMED_BEST], ids=["steps", "epoch", "windows", "biases", "best"]
+    "spec", [LONG, AT_EPOCH, WINDOWS, RESUMED_BIASES, RESUMED_BEST], ids=["steps", "epoch", "windows", "biases", "best"]
 )
 @pytest.mark.parametrize(("writer", "reader"), [("hf-trainer", "reference"), ("reference", "hf-trainer")])
 def test_checkpoints_resume_in_each_other(runs, spec, writer, reader):

@@ -21,7 +21,7 @@ from harness.errors import UsageError
 from harness.reading import shown, shown_path
 from harness.spec import LaunchSpec, RunSpec
 from harness.subjects import from_file
-from harness.subjects.launch_arguments import STRATEGIES
+from harness.subjects.launch_arguments import STRATEGIES, flat
 
 #: Ranks of a run of several. Two show whatever is wrong between ranks, and any machine has room for them.
 RANKS = from_file.RANKS
@@ -136,6 +136,11 @@ def _fsdp(given: Mapping[str, Any], where: str, device: str, notes: Notes) -> La
     if launch.cpu_offload and launch.strategy == "fsdp2" and device == "cpu":
         notes.leave_out("fsdp_config.offload_params", "it pins memory, which needs a GPU")
         launch = dataclasses.replace(launch, cpu_offload=False)
+    if launch.strategy == "fsdp1" and flat(launch):
+        notes.leave_out(
+            "fsdp_config.use_orig_params", "torch shows nobody the gradients of flat parameters; it is true"
+        )
+        launch = dataclasses.replace(launch, options={**launch.options, "use_orig_params": True})
     return launch
 
 

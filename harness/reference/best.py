@@ -35,7 +35,7 @@ def note(args: Arguments, state: Any, metrics: dict[str, float], schedule: Any) 
         state.best_metric = metrics[name]
         if args.save_strategy != "no":
             state.best_global_step = state.global_step
-    return better and args.save_strategy == "best"
+    return bool(better) and args.save_strategy == "best"
 
 
 def remember_checkpoint(state: Any, saving: Path) -> None:

@@ -54,7 +54,7 @@ def save(directory: Path, model: AdapterModel, parts: dict[str, Any], state: dic
     if parts:
         generators = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
         on_gpu = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
-        torch.save(generators | on_gpu, directory / RANDOM)
+        torch.save({**generators, **on_gpu}, directory / RANDOM)
     (directory / STATE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -47,9 +47,16 @@ def unsupported(launch: LaunchSpec) -> str | None:
         return "ranks need a system that has fork"
     if launch.device == "cpu" and launch.strategy == "fsdp2" and launch.cpu_offload:
         return "cpu_offload of FSDP2 pins memory, which needs a GPU"
+    if launch.strategy == "fsdp1" and flat(launch):
+        return "torch shows nobody the gradients of FSDP1's flat parameters (use_orig_params: false)"
     if launch.device == "cuda" and (there := len(gpus())) < launch.ranks:
         return f"{launch.ranks} ranks need {launch.ranks} GPUs, there are {there}"
     return too_many(launch.ranks, "ranks") if launch.device == "cpu" else None
+
+
+def flat(launch: LaunchSpec) -> bool:
+    """Return whether FSDP1 is asked to keep its flat parameters to itself, of which gradients cannot be read."""
+    return str(launch.options.get("use_orig_params", True)).lower() == "false"
 
 
 def _not_divided(launch: LaunchSpec) -> str | None:
