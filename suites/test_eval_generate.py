@@ -1,5 +1,7 @@
 """EVAL-11: Seq2SeqTrainer with predict_with_generate."""
 
+from typing import Any
+
 import pytest
 
 from harness.laws import generation
@@ -37,5 +39,6 @@ def test_what_is_predicted_is_what_the_trained_model_generates(spec, upstream, t
     trainer = Generating(generation_max_length=LENGTH).build(spec, tmp_path)
     with recorded_warnings([]):
         trainer.train()
-        output = trainer.predict(trainer.eval_dataset)
+        rows: Any = trainer.eval_dataset
+        output = trainer.predict(rows)
     judge(generation.greedy(trainer, spec, output, LENGTH))

@@ -276,7 +276,10 @@ def test_wrong_arguments_are_one_sentence(arguments, words):
         (lambda: TrainerSubject(somebodys.Plain, defaults={"rate": 1}), "'rate', which TrainingArguments has no field"),
         (lambda: TrainerSubject(somebodys.Plain, extra={"model": None}), "extra has 'model', which the harness gives"),
         (lambda: TrainerSubject(somebodys.Plain, dataset=[]), "dataset is [], which cannot be called"),
-        (lambda: TrainerSubject(somebodys.Plain, not_for={"LOSS-*": 3}), "expected a dict of texts"),
+        (
+            lambda: TrainerSubject(somebodys.Plain, not_for={"LOSS-*": 3}),  # type: ignore[dict-item]
+            "expected a dict of texts",
+        ),
         (lambda: TrainerSubject(somebodys.Plain, sequences=0), "sequences is 0; expected a whole number from 1 on"),
         (lambda: TrainerSubject(somebodys.Plain, name="a/b"), "name is 'a/b'; expected a printable text"),
         (lambda: LoopSubject(3), "3 is no function of Python"),

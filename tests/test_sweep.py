@@ -399,7 +399,7 @@ def places(monkeypatch, tmp_path):
             row = task[1]
             if task[0] in ("judge", "fewest") and trial._has(trial.dies, row):
                 raise ConnectionError("the worker is gone")
-            return sweep_elsewhere.work(trial, task)
+            return sweep_module.work(trial, task)
 
         monkeypatch.setattr(sweep_elsewhere, "done", done)
         return sweep_elsewhere.Elsewhere(Engine(ThreadPoolExecutor(3), 3, tmp_path / "lease", "me", ""), "made-up")

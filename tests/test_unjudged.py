@@ -95,7 +95,7 @@ def test_a_run_that_ends_with_3_names_the_clauses_that_it_was_asked_for():
 
 def test_an_optional_package_that_cannot_be_imported_is_as_good_as_missing(monkeypatch):
     """optuna is installed here, but what it imports is not."""
-    environment.unimportable.cache_clear()
+    environment.import_error.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] in ("optuna", "colorlog")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "colorlog", None)
@@ -106,4 +106,4 @@ def test_an_optional_package_that_cannot_be_imported_is_as_good_as_missing(monke
         assert needing.lacks("cpu") == "optuna"
         assert clause.lacks("cpu") is None
     finally:
-        environment.unimportable.cache_clear()
+        environment.import_error.cache_clear()

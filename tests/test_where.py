@@ -1,6 +1,7 @@
 """Where two runs part: the module or the stage that was changed is named, and rounding is not taken for a change."""
 
 import json
+import os
 import re
 
 import jsonschema
@@ -10,6 +11,7 @@ import torch
 from harness import subjects
 from harness.errors import UsageError
 from harness.paths import PACKAGE
+from harness.processes.cuda_free_fork import _BY_NVML as NVML
 from harness.runs.scenarios import PLAIN
 from harness.subjects.hf_trainer import HFTrainer
 from harness.throughput import speed
@@ -123,6 +125,18 @@ def test_the_report_is_as_its_schema_says(tmp_path):
     schema = json.loads((PACKAGE / "where" / "report_schema.json").read_text())
     jsonschema.validate(json.loads(json.dumps(body)), schema)
     assert body["first"]["values"][0] != body["first"]["values"][1]
+
+
+def test_what_forks_the_sides_starts_no_cuda(monkeypatch, tmp_path):
+    """Asking torch about GPUs starts CUDA, and a fork of a process that has started it cannot train on a GPU."""
+    by_nvml = []
+    monkeypatch.setattr(command, "check_device", lambda device: by_nvml.append(os.environ.get(NVML)))
+    monkeypatch.setattr(command, "import_upstream", lambda **options: by_nvml.append(os.environ.get(NVML)))
+    side = sides.read("", "A", SPEC, "hf-trainer", "cpu", trusted=False)
+    monkeypatch.setattr(command.both_sides, "find", lambda ours, theirs, exact: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        command.where(side, side, False, None, lambda side, directory: command.in_forks(side, directory, 0))
+    assert by_nvml == ["1"] * 4 and NVML not in os.environ
 
 
 def test_a_row_farther_from_float32_than_the_trainer_is_marked():

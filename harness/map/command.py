@@ -314,8 +314,8 @@ def propose(
         more = limited()
     answer = proposing.propose(pins, wanted, cells, chosen, judge, more)
     if chosen:
-        more = f" and {len(chosen) - 8} more" if len(chosen) > 8 else ""
-        console.print(f"must hold: {', '.join(chosen[:8])}{more}")
+        others = f" and {len(chosen) - 8} more" if len(chosen) > 8 else ""
+        console.print(f"must hold: {', '.join(chosen[:8])}{others}")
     elif answer.baseline_judged:
         count = len(answer.clauses)
         console.print(f"must hold: {counted(count, 'clause')} that {'holds' if count == 1 else 'hold'} on the baseline")

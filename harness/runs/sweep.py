@@ -22,7 +22,7 @@ import itertools
 import random
 import re
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -274,7 +274,7 @@ class Sweep:
             deque()
         )  # of these, if the searches have not had their share of the time
         self._begun_at: dict[int, float] = {}  # id of a task that is being done -> when it was begun
-        self._spent: Counter[str] = Counter()  # name of a task -> seconds of workers
+        self._spent: defaultdict[str, float] = defaultdict(float)  # name of a task -> seconds of workers
         #: What is judged, and what is trained once, before the first row.
         self._begin_with: deque[Row] = deque()
         self._probes: deque[list[Row]] = deque()

@@ -89,7 +89,11 @@ class Subject:
         self.row, self.tokens, self.device = row, tokens, device
         quantization = "nf4" if row["base"] == "nf4" else None
         dtype = "bfloat16" if row["base"] == "bfloat16" else "float32"
-        changes = {"dtype": dtype, "quantization": quantization, "path": None if model is None else str(model)}
+        changes: dict[str, Any] = {
+            "dtype": dtype,
+            "quantization": quantization,
+            "path": None if model is None else str(model),
+        }
         if layers:
             changes["config"] = {**WIDE, "num_hidden_layers": layers}
         lora = {"r": row["r"], "lora_alpha": row["r"] * row["alpha_over_r"], "lora_dropout": 0.0}
@@ -380,7 +384,7 @@ def main() -> None:
         subject = Subject(row, given.model, tokens, given.device, given.layers)
         made = list(measure(subject, longer if index < given.long else steps, given.compiled))
         results += made
-        body = {
+        report = {
             "schema_version": 1,
             "date": datetime.date.today().isoformat(),
             "machine": f"{platform.machine()}, {describe().get('cpu', '') or platform.processor()}",
@@ -389,7 +393,7 @@ def main() -> None:
             "tokens": f"{len(tokens)} rows",
             "results": results,
         }
-        write_whole(given.json, json.dumps(body, indent=1) + "\n")
+        write_whole(given.json, json.dumps(report, indent=1) + "\n")
         print(*table(made).splitlines()[2:], sep="\n", flush=True)
     if given.plot is not None:
         write_figure(given.plot, figure(results))

@@ -112,7 +112,9 @@ def sweep(
     return result.code
 
 
-def _engine(on: str | None, places: int, directory: Path) -> contextlib.AbstractContextManager[engine.Engine | None]:
+def _engine(
+    on: str | None, places: int | None, directory: Path
+) -> contextlib.AbstractContextManager[engine.Engine | None]:
     return contextlib.nullcontext() if on is None else engine.opened(on, places, directory)
 
 

@@ -27,7 +27,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from harness.subjects.shipped import tokenizer, words
 
 
-class Adapted(InputModule):
+class Adapted(InputModule):  # type: ignore[misc, unused-ignore]
     """A model with adapters as the first module. Its forward pass gives the last hidden states."""
 
     config_keys: ClassVar[list[str]] = []
@@ -36,8 +36,8 @@ class Adapted(InputModule):
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
-        self.model = model
-        self.tokenizer = tokenizer()
+        self.model: Any = model
+        self.tokenizer: Any = tokenizer()
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
         """Return the tokens of sentences."""
@@ -67,7 +67,7 @@ class Adapted(InputModule):
         return made
 
 
-class AdaptedTrainer(SentenceTransformerTrainer):
+class AdaptedTrainer(SentenceTransformerTrainer):  # type: ignore[misc, unused-ignore]
     """SentenceTransformerTrainer for a model of the harness."""
 
     def __init__(self, model: Any = None, args: Any = None, **options: Any):

@@ -111,8 +111,8 @@ class TrainerSubject(HFTrainer):
             lacking = next((name for name in values if name not in _names(self._config)), None)
             if lacking is not None:
                 return f"{self._config.__name__} has no {lacking}"
-        if self._lacks is not None and (reason := self._lacks(spec)) is not None:
-            return reason
+        if self._lacks is not None and (lack := self._lacks(spec)) is not None:
+            return str(lack)
         if self._dataset is not None and (spec.data.iterable or spec.data.augment):
             return "dataset= makes a dataset of a list of rows: none that streams, and none that draws"
         if self._dataset is not None and "data_collator" in spec.trainer:

@@ -99,7 +99,9 @@ class Fp8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return x @ W.T in bfloat16. x: (..., in_features)."""
         flat = x.reshape(-1, self.in_features)
-        y: torch.Tensor = Fp8Product.apply(flat, self.rows, self.rows_scale, self.columns, self.columns_scale)
+        y: torch.Tensor = Fp8Product.apply(  # type: ignore[no-untyped-call]
+            flat, self.rows, self.rows_scale, self.columns, self.columns_scale
+        )
         return y.reshape(*x.shape[:-1], self.out_features)
 
 

@@ -75,7 +75,7 @@ def merge(model: Any) -> None:
     for decoder in model.base.model.layers:
         for block, names in GROUPS:
             parent = getattr(decoder, block, None)
-            layers = [getattr(parent, name, None) for name in names]
+            layers: list[Any] = [getattr(parent, name, None) for name in names]
             if not all(type(layer).__name__ == "LoraLinear" and not is_packed(layer.base_layer) for layer in layers):
                 continue
             group = Group(layers)

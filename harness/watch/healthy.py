@@ -64,7 +64,8 @@ class WatchedTrainer(HFTrainer):
         class Watched(Trainer):  # type: ignore[misc, unused-ignore]
             def __init__(self, *args: Any, callbacks: Any = None, **options: Any) -> None:
                 subject.watch = Watch(every=1, quiet=True)
-                super().__init__(*args, callbacks=[*(callbacks or ()), subject.watch], **options)
+                options["callbacks"] = [*(callbacks or ()), subject.watch]
+                super().__init__(*args, **options)
 
         super().__init__(Watched, name="watched")
         self.watch: Watch = Watch(quiet=True)

@@ -18,6 +18,7 @@ from harness.environment import check_device
 from harness.errors import UsageError
 from harness.files import write_whole
 from harness.processes import apart, ranks
+from harness.processes.cuda_free_fork import cuda_untouched
 from harness.processes.imports import import_upstream
 from harness.progress import screen
 from harness.spec import RunSpec, changes
@@ -45,8 +46,10 @@ def where(one: Named, other: Named, exact: bool, json_file: Path | None, make: M
 
     Raises UsageError if a side cannot be trained.
     """
-    for side in (one, other):
-        check_device(side.spec.launch.device)
+    # This process forks what trains, so it must not start CUDA itself.
+    with cuda_untouched():
+        for side in (one, other):
+            check_device(side.spec.launch.device)
     with tempfile.TemporaryDirectory() as temporary:
         ours, theirs = [
             Side(side.words or "as it is", side.spec, make(side, Path(temporary, side.where))) for side in (one, other)
@@ -64,7 +67,8 @@ def in_forks(side: Named, directory: Path, steps: int) -> both_sides.Record:
 
     - steps: optimizer steps in which modules are recorded; 0: all.
     """
-    import_upstream(threads=0)
+    with cuda_untouched():
+        import_upstream(threads=0)
     what = f"{side.where}, {side.words!r}"
 
     def record(seed: int | None) -> Run:
