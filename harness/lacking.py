@@ -110,6 +110,13 @@ def packed_masks() -> str | None:
     return None if found else "before transformers 4.53, rows that are packed into one sequence attend to each other"
 
 
+def scaled_product() -> str | None:
+    """Why torch has no product of matrices in 8 bits with scales (torch._scaled_mm): since torch 2.4, and not public."""
+    import torch
+
+    return None if hasattr(torch, "_scaled_mm") else f"torch {torch.__version__} has no _scaled_mm"
+
+
 def attention(name: str | None, device: str) -> str | None:
     """Why an attn_implementation cannot be used on a device: its package is not installed, or torch does not train it."""
     packages = {

@@ -21,6 +21,7 @@ from harness.suites import test_ds as ds
 from harness.suites import test_fsdp as fsdp
 from harness.suites import test_loaded as loaded
 from harness.suites import test_loaders as loaders
+from harness.suites import test_tp as tp
 from harness.tolerance import RANKS
 from harness.verdict import Case
 from tests.faults import assert_fails, assert_seen, each, in_this_process, mutant, replace, verdict_of
@@ -115,6 +116,24 @@ FAULTS = {
         {"trace": loaders.named("")["dealt-2/random/25-rows"].but(max_steps=2)},
         mutant("ranks-in-other-epochs"),
         "rank 1, step 1: epoch",
+    ),
+    "TP-03": (
+        tp.test_a_checkpoint_has_the_whole_adapter,
+        {"trace": tp.SPLIT.but(max_steps=2)},
+        mutant("first-part-saved"),
+        "save_model(): model.layers.0.self_attn.q_proj.lora_B.weight differs by",
+    ),
+    "TP-04": (
+        tp.test_it_resumes_with_the_checkpoints_adapter,
+        {"spec": continued(tp.SPLIT, 3, every=3)},
+        mutant("split-adapter-not-resumed"),
+        "before the first step: model.layers.1.self_attn.v_proj.lora_B.weight differs by",
+    ),
+    "TP-06": (
+        tp.test_a_checkpoint_with_an_optimizer_is_refused,
+        {"spec": tp.SPLIT.but(max_steps=2, save_only_model=None)},
+        mutant("optimizer-of-parts-saved"),
+        "no error: it trained steps 1 to 2",
     ),
     "FSDP-01": (
         fsdp.test_defaults_are_version_2_and_full,

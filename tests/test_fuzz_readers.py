@@ -15,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from harness import reading
 from harness import trace as traces
 from harness.contract import expectations
 from harness.errors import UsageError
 from harness.fixtures import data
 from harness.gate import requirements, scope_file, stored, summary
-from harness.gate.formats import common
 from harness.reading import read_json
 from harness.reports import (
     badge,
@@ -46,7 +46,7 @@ from tests import made_up_reports
 from tests import test_requirement_inputs as inputs
 
 #: What the readers of TOML use.
-tomllib = vars(common)["tomllib"]
+tomllib = vars(reading)["tomllib"]
 
 #: Inputs that each test draws. Sixty take about half a second.
 CHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.large_base_example]

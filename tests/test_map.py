@@ -326,8 +326,11 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
         (lambda body: body["cells"][0].pop("state"), "is damaged (cells[0]: 'state' is a required property"),
         (lambda body: body["cells"][1]["clauses"]["ACC-01"].update(verdict="good"), "has the verdict 'good'"),
         (lambda body: body["cells"][1]["clauses"]["ACC-01"].update(cases=[["a", 1]]), "is damaged"),
-        (lambda body: body["cells"][0]["stack"].update(transformers="abc"), "is damaged (Invalid version: 'abc')"),
-        (lambda body: body["cells"][0].update(requirements="a b"), "is damaged ('a': is no release"),
+        (
+            lambda body: body["cells"][0]["stack"].update(transformers="abc"),
+            "is damaged (cells[0]: Invalid version: 'abc')",
+        ),
+        (lambda body: body["cells"][0].update(requirements="a b"), "is damaged (cells[0]: 'a': is no release"),
         (lambda body: body.update(not_judged=["x"]), "is damaged (not_judged[0]: 'x' is not of type 'object')"),
     ],
 )

@@ -137,7 +137,7 @@ def test_the_compiled_step_computes_what_the_reference_computes(checkpointing, m
     import torch
 
     eager = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: eager(function, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda function, options=None: eager(function, backend="eager"))
     spec = SPEC.but(max_steps=13, gradient_accumulation_steps=2, activation_checkpointing=checkpointing)
     logs = {}
     for name in ("reference", "harness.throughput.compiled:compiled"):
@@ -164,7 +164,7 @@ def test_a_captured_step_reads_nothing_from_the_device(checkpointing, monkeypatc
             return func(*args, **(kwargs or {}))
 
     seen = []
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, options=None: function)
     spec = SPEC.but(activation_checkpointing=checkpointing)
     steps = compiled.Steps(build(spec, tmp_path, lambda event, trainer: None), capture=False)
     steps.run()

@@ -61,7 +61,7 @@ WRONG = {
     ("coverage", "--clause", "ABC-1"): "coverage",
     ("gate", "--baseline", "no.txt", "--candidate", "current"): "no.txt: no such requirements file",
     ("history", "H99"): "history H99: no such entry",
-    ("ask", "transformers>=5"): "'transformers>=5': is no release",
+    ("ask", "transformers>>5"): "'transformers>>5' is not a requirement",
     ("bounds", "--table", "no.json"): "no.json: no such file",
     ("map", "no.toml"): "no.toml: no such file",
     ("map", "--on", "slurn"): "--on slurn: is neither local, slurm, kubernetes nor a FILE.py",

@@ -133,7 +133,7 @@ def test_what_forks_the_sides_starts_no_cuda(monkeypatch, tmp_path):
     monkeypatch.setattr(command, "check_device", lambda device: by_nvml.append(os.environ.get(NVML)))
     monkeypatch.setattr(command, "import_upstream", lambda **options: by_nvml.append(os.environ.get(NVML)))
     side = sides.read("", "A", SPEC, "hf-trainer", "cpu", trusted=False)
-    monkeypatch.setattr(command.both_sides, "find", lambda ours, theirs, exact: 1 / 0)
+    monkeypatch.setattr(both_sides, "find", lambda ours, theirs, exact: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         command.where(side, side, False, None, lambda side, directory: command.in_forks(side, directory, 0))
     assert by_nvml == ["1"] * 4 and os.environ.get(NVML) == before

@@ -313,7 +313,7 @@ MUTANTS = (
         cells=("CKPT-21/method/cartridge", "RES-01/method/cartridge"),
     ),
     Mutant(
-        "save_model-draws",
+        "save-model-draws",
         "save_model() draws a random number.",
         replace(TRAINER, "save_model", saved_and_drawn),
         cells=("CKPT-30/plain", "CKPT-30/plain/add_adapter"),

@@ -317,6 +317,17 @@ def _other_loss(model: ModelSpec) -> str | None:
     return None
 
 
+def _fused_experts(base: Any, target_modules: list[str] | str) -> str:
+    """Return the name of a parameter of fused experts that target_modules name; "" if they name none.
+
+    peft gives it a LoRA of its own, and leaves out other layers of that name
+    (peft/utils/transformers_weight_conversion.py:_convert_peft_config_moe).
+    """
+    ends = ("",) if target_modules == "all-linear" else tuple(f".{end}" for end in target_modules)
+    named = (name for name, parameter in base.named_parameters() if parameter.dim() == 3 and name.endswith(ends))
+    return next(named, "")
+
+
 def build(
     spec: RunSpec, directory: Path, callback: Callable[[str, ReferenceTrainer], None], observer: Observer | None = None
 ) -> ReferenceTrainer:
@@ -337,11 +348,14 @@ def build(
     rows, eval_rows = (data.dataset(part, spec.data) for part in made)
     base = models.build(dataclasses.replace(spec.model, prepare_for_kbit=False))
     data.check_vocabulary(spec.data, [*made[0], *made[1]], base)
+    config = lora(spec.adapter.config)
+    if experts := _fused_experts(base, config.target_modules):
+        raise UsageError(f"{experts} is a parameter of fused experts; the reference adapts nn.Linear only")
     if spec.model.prepare_for_kbit:
         prepare_packed(base)
     torch.manual_seed(spec.adapter.seed)
     upcast = spec.adapter.route != ADD
-    model = AdapterModel(base, lora(spec.adapter.config), upcast, compat.adapts_in_compute_dtype())
+    model = AdapterModel(base, config, upcast, compat.adapts_in_compute_dtype())
     if observer is not None:
         observer.watch_model(model)
     return ReferenceTrainer(model, arguments(spec.arguments), rows, eval_rows, directory, spec.launch.device, callback)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from harness import lacking
 from harness.spec import RunSpec
 from harness.throughput.compiled import Compiled
 
@@ -41,7 +42,7 @@ def missing(device: str) -> str | None:
     capability = torch.cuda.get_device_capability()
     if capability < (8, 9):
         return "FP8 products need a GPU of compute capability 8.9 or newer, this one has {}.{}".format(*capability)
-    return None if hasattr(torch, "_scaled_mm") else f"torch {torch.__version__} has no _scaled_mm"
+    return lacking.scaled_product()
 
 
 def quantize_rows(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -135,7 +135,7 @@ _ASKED = [
     words("ask", "STACK"),
     words("ask ", "name a stack", "an empty stack"),
     words("ask nonsense", "nonsense"),
-    words("ask transformers>=5", "transformers>=5"),
+    words("ask transformers>>5", "transformers>>5"),
     words("ask transformers==nan", "nan"),
     words("ask transformers==5.*", "5.*"),
     words("ask transformers==5.2.0,transformers==5.3.0", "twice"),
