@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness import subjects
 from harness.errors import UsageError
+from harness.fixtures import models
 from harness.laws.equal import differences, distance, equal_runs
 from harness.paths import ROOT
 from harness.processes.imports import import_upstream
@@ -170,6 +171,11 @@ RESUMED_BEST = BEST.but(load_best_model_at_end=None, metric_for_best_model="loss
 WINDOWS = PLAIN.but(data=RAGGED, gradient_accumulation_steps=3, max_steps=8, save_strategy="steps", save_steps=2)
 
 
+#: Files of the Trainer's checkpoints that the reference does not write. After add_adapter, transformers adds the base's
+#: settings for generation.
+UNWRITTEN = {"README.md", "training_args.bin", "generation_config.json"}
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Runs:
     import_upstream()
@@ -216,7 +222,7 @@ def facts(trace: Trace) -> dict[str, object]:
             (each.step, each.siblings, each.tensors, repr(without_times(each.state)).replace(directory, ""))
             for each in trace.checkpoints
         ],
-        "files": [set(each.files) - {"README.md", "training_args.bin"} for each in trace.checkpoints],
+        "files": [set(each.files) - UNWRITTEN for each in trace.checkpoints],
     }
 
 
@@ -559,6 +565,18 @@ def test_the_reference_declares_its_state_in_init():
     declared = assigned.pop("__init__")
     assert len(declared) > 15
     assert set().union(*assigned.values()) <= declared
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], "all-linear"])
+def test_fused_experts_are_refused(targets):
+    """peft adapts their parameter in place of all layers of that name, also of the dense layers."""
+    spec = PLAIN.but(model={"family": "qwen3-moe"}, lora={"target_modules": targets})
+    assert "fused experts" in str(subjects.load("reference").unsupported(spec))
+    assert subjects.load("reference").unsupported(spec.but(lora={"target_modules": ["q_proj"]})) is None
+    base = models.build(spec.model)
+    assert "mlp.experts" in reference._fused_experts(base, targets)
+    assert reference._fused_experts(base, ["down_proj"]) == "model.layers.0.mlp.experts.down_proj"
+    assert reference._fused_experts(base, ["q_proj"]) == ""
 
 
 def test_the_reference_stays_short():

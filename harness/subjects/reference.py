@@ -256,6 +256,11 @@ def _check(given: Mapping[str, Any], kind: type, title: str) -> None:
             raise UsageError(f"{title}.{name} = {value!r}: the reference implements {choices}")
 
 
+#: Fields of a config that count experts, and layers of dense models whose names peft gives to fused experts.
+_COUNTS = {"num_experts", "num_local_experts", "n_routed_experts"}
+_OF_EXPERTS = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+
+
 def refusal(spec: RunSpec) -> str | None:
     """Return why the reference does not train a spec, None if it does."""
     model, adapter, launch = spec.model, spec.adapter, spec.launch
@@ -273,6 +278,9 @@ def refusal(spec: RunSpec) -> str | None:
         return f"the reference adapts nn.Linear in causal language models with the usual loss, not {reason}"
     if adapter.peft_type != "LORA" or adapter.name != "default":
         return f"the reference has one LORA adapter named default, not {adapter.peft_type} named {adapter.name!r}"
+    targets = adapter.config.get("target_modules") or []
+    if _COUNTS & models.config_of(model).keys() and (isinstance(targets, str) or _OF_EXPERTS & {*targets}):
+        return "the reference adapts nn.Linear only, and target_modules name parameters of fused experts"
     if adapter.options or adapter.others:
         return "the reference has neither adapter.options nor adapter.others"
     if spec.data.iterable:
