@@ -7,7 +7,7 @@ import pytest
 from harness.contract import expectations
 from harness.errors import UsageError
 from harness.session.complete import Complete, exit_code, facts
-from harness.session.journal import Journal, read, text
+from harness.session.journal import Journal, read, text, total, unfinished
 from harness.verdict import FAIL, SKIPPED, Case
 from tests.made_up_suite import HOLDS, defect, in_new_process, verdicts
 
@@ -163,6 +163,17 @@ def test_a_journal_goes_on_where_its_last_line_was_cut_off(tmp_path):
     file.write_text(text(["run"], CASES)[:-20])
     assert Journal.open(str(file), ["run"], writes=True).cases == tuple(CASES[:1])
     assert file.read_text() == text(["run"], CASES[:1])
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_what_pytest_deselects_is_not_waited_for(suite, pytester, workers):
+    """`gate` judges what a journal has collected and not ended again. It ended with an error: slow cases are left out."""
+    run = "journal-without-two.jsonl"
+    suite(ONE, "--collect-only")
+    in_new_process(pytester, "--journal", run, "-n", workers, "-k", "one")
+    file = pytester.path / run
+    assert unfinished(file) == set()
+    assert total(file) == len(read(file)[1]) == 2
 
 
 def test_a_journal_that_cannot_be_written_any_more_is_said(suite, monkeypatch):

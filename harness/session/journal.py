@@ -91,6 +91,12 @@ class Journal:
         """Write the cases that are going to be judged."""
         write_whole(_beside(self.file), json.dumps([asdict(case) for case in cases]))
 
+    def deselected(self, nodeids: set[str]) -> None:
+        """Leave these tests out of the collected cases. Those that have ended before are deselected, too, and stay."""
+        ended = {case.nodeid for case in read(self.file)[1]} if self.file.is_file() else set()
+        left = [case for case in _read_collected(self.file) or [] if case["nodeid"] not in nodeids - ended]
+        write_whole(_beside(self.file), json.dumps(left))
+
     def of(self, nodeid: str) -> list[Case]:
         """Return the cases of a test as they were collected."""
         return [Case(**case) for case in _read_collected(self.file) or [] if case["nodeid"] == nodeid]

@@ -21,7 +21,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -334,7 +334,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         tested = {case.clause for case in collected}
         errors += [f"clause {id} has no test in suites/" for id in clauses if id not in tested]
         errors += _stale(state, collected)
-    if not errors and getattr(config, "workerinput", {}).get("workerid", "gw0") == "gw0":
+    if not errors and _writes_the_list(config):
         try:
             state.journal.collected([case for item in [*chosen, *others] for case in item.stash.get(CASES, [])])
         except OSError as error:
@@ -354,6 +354,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if any("runs" in getattr(item, "fixturenames", ()) for item in items):
         with _usage_errors_end_the_session():
             _prepare_training(state)
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Leave what --keyword and markers have deselected out of the list of cases that are going to be judged."""
+    config = items[0].config if items else None
+    if config is not None and STATE in config.stash and _writes_the_list(config):
+        with contextlib.suppress(OSError):  # a full disk: the next case that is written says so
+            config.stash[STATE].journal.deselected({item.nodeid for item in items})
+
+
+def _writes_the_list(config: pytest.Config) -> bool:
+    """Return whether this process writes the list of collected cases: the first worker, or the only process."""
+    return getattr(config, "workerinput", {}).get("workerid", "gw0") == "gw0"
 
 
 def _case(item: pytest.Item, clause: str, state: State) -> Case:
