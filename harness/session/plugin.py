@@ -366,7 +366,7 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
 
 def _writes_the_list(config: pytest.Config) -> bool:
     """Return whether this process writes the list of collected cases: the first worker, or the only process."""
-    return getattr(config, "workerinput", {}).get("workerid", "gw0") == "gw0"
+    return bool(getattr(config, "workerinput", {}).get("workerid", "gw0") == "gw0")
 
 
 def _case(item: pytest.Item, clause: str, state: State) -> Case:
