@@ -84,6 +84,18 @@ def test_cases_are_counted_by_clause_and_kind_of_run():
     ]
 
 
+@pytest.mark.parametrize(
+    ("sentence", "stored"),
+    [
+        ("no checkpoint at /srv/x-1/run/checkpoint-6", "no checkpoint at checkpoint-6"),
+        ("from 'peft.utils' (/srv/.cache/a/site-packages/peft/utils/save.py)", "from 'peft.utils' (save.py)"),
+        ("raised in transformers/integrations/peft.py; 1/2 of https://github.com/a/b", None),
+    ],
+)
+def test_a_table_names_no_directory_of_the_machine(sentence, stored):
+    assert cell._stored(sentence) == (stored or sentence)
+
+
 def test_the_first_result_stays(tmp_path):
     target = tmp_path / "r.json"
     assert cell.publish(b"one", target) and not cell.publish(b"two", target)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -209,16 +210,24 @@ def _has_cause(case: Any) -> bool:
 #: Characters of a sentence that is stored. Causes are in git.
 _MOST = 300
 
+#: An absolute path: its directories, and its last part.
+_PATH = re.compile(r"(?<![\w./>-])(?:/[\w.@+~-]+)+/(?=[\w.@+~-])")
+
+
+def _stored(sentence: str) -> str:
+    """Return a sentence as it is stored: without the directories of absolute paths, which only this machine has."""
+    return _PATH.sub("", sentence)[:_MOST]
+
 
 def _short(cause: Mapping[str, Any]) -> dict[str, Any]:
     """Return a cause without its cases, which are most of its size."""
     return {
-        "sentence": cause["sentence"][:_MOST],
+        "sentence": _stored(cause["sentence"]),
         "cases": cause["cases"],
         "clauses": cause["clauses"],
-        "reaches": cause["reaches"][:_MOST],
+        "reaches": _stored(cause["reaches"]),
         "packages": cause["packages"],
-        "example": cause["example"][:_MOST],
+        "example": _stored(cause["example"]),
     }
 
 
@@ -236,7 +245,7 @@ def by_clause(cases: Sequence[Any]) -> dict[str, Any]:
         kinds = Counter((*kind_of(case.specs), case.verdict) for case in members)
         found[clause] = {
             "verdict": worst.verdict,
-            "seen": "" if worst.verdict == PASS else headline(worst)[:_MOST],
+            "seen": "" if worst.verdict == PASS else _stored(headline(worst)),
             "cases": [[*kind, count] for kind, count in sorted(kinds.items())],
             "seconds": round(sum(case.seconds for case in members), 1),
         }
