@@ -45,8 +45,8 @@ class Elsewhere:
 
     def __init__(self, at: Engine, subject: str):
         self._at, self._subject = at, subject
-        self._ahead: dict[Future[Any], Any] = {}
-        self._given: dict[Future[Any], float] = {}
+        #: What is being done or waits -> the task, and when it was handed over.
+        self._ahead: dict[Future[Any], tuple[Any, float]] = {}
 
     @property
     def busy(self) -> int:
@@ -59,16 +59,16 @@ class Elsewhere:
     @property
     def longest(self) -> float:
         """For how many seconds the task that was handed over first is being done or waits; 0 if there is none."""
-        return max((time.monotonic() - self._given[future] for future in self._ahead), default=0.0)
+        return max((time.monotonic() - begun for _, begun in self._ahead.values()), default=0.0)
 
     def give(self, task: Any, limit: float, fresh: bool = False) -> None:
         future = self._at.executor.submit(done, self._subject, task, limit, fresh)
-        self._ahead[future], self._given[future] = task, time.monotonic()
+        self._ahead[future] = task, time.monotonic()
 
     def ended(self, seconds: float) -> list[tuple[Any, Any]]:
         """Return tasks that have ended, each with its answer. Raises UsageError if a host cannot be started."""
         ended, _ = wait(self._ahead, timeout=seconds, return_when=FIRST_COMPLETED)
-        return [(self._ahead.pop(future), _answer(future)) for future in ended]
+        return [(self._ahead.pop(future)[0], _answer(future)) for future in ended]
 
     def __enter__(self) -> Elsewhere:
         return self
